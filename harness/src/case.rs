@@ -1,0 +1,161 @@
+//! A case: one requirement, what it needs of a gateway, and how it is shown.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::client::Client;
+use crate::database::CaseDatabase;
+use crate::gate::Gates;
+use crate::llm::Stub;
+use crate::spec::Spec;
+use crate::tape::Tape;
+use crate::target::{Capability, Manifest, RunningTarget};
+
+/// The weight of a requirement (RFC 2119).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Level {
+    /// MUST and MUST NOT: a failure fails the run.
+    Must,
+    /// SHOULD: a failure is a warning; it fails the run with `--strict`.
+    Should,
+}
+
+/// The surface that a requirement speaks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// The OpenAI-compatible surface: any gateway.
+    Llm,
+    /// The orchestrator's API.
+    Query,
+    /// Needs the database.
+    Store,
+    /// Process, health, shutdown.
+    Ops,
+}
+
+/// How a failing gateway presented itself to its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Honesty {
+    /// Wrong, but with an error that the user can see.
+    Honest,
+    /// A wrong answer that looks right.
+    Lied,
+    /// No end within the hang guard.
+    Hung,
+}
+
+/// Why a case did not pass.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Failure {
+    /// The gateway broke the requirement.
+    Violated { expected: String, observed: String, honesty: Honesty },
+    /// The gateway could not be brought to the point of the examination, or died there.
+    Target { what: String },
+    /// The harness itself failed: never counted against the gateway, ends the run with code 2.
+    Harness { what: String },
+    /// Something here is missing (a database, a platform's feature): the case is *not run*.
+    NotRun { why: String },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Violated { expected, observed, .. } => write!(f, "expected {expected}; observed {observed}"),
+            Self::Target { what } => write!(f, "the gateway: {what}"),
+            Self::Harness { what } => write!(f, "the harness: {what}"),
+            Self::NotRun { why } => write!(f, "not run: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What a case comes to.
+pub type CaseResult = Result<(), Failure>;
+
+/// The judged outcome of a case in a run.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "verdict")]
+pub enum Verdict {
+    /// The requirement holds.
+    Passed,
+    /// It does not.
+    Failed { failure: Failure },
+    /// The target does not declare the capability.
+    NotSupported { capability: String },
+    /// Something here is missing.
+    NotRun { why: String },
+    /// Failed, then passed on a repeat.
+    Flaky { failure: Failure },
+}
+
+/// What a case is given to work with. Everything is stopped when it is dropped.
+pub struct Ctx {
+    /// The gateway under test, started and ready.
+    pub target: Arc<RunningTarget>,
+    /// What the target declares.
+    pub manifest: Arc<Manifest>,
+    /// The specification it was started with.
+    pub spec: Spec,
+    /// The log of the case.
+    pub tape: Tape,
+    /// The stubs by provider name.
+    pub stubs: IndexMap<String, Stub>,
+    /// A client of the gateway.
+    pub client: Client,
+    /// Gates, rendezvous and interlocks of the case.
+    pub gates: Gates,
+    /// The case's own database, where the specification asked for one.
+    pub database: Option<CaseDatabase>,
+    /// Unique to this run of this case; put into prompts so that requests can be told apart.
+    pub nonce: String,
+}
+
+impl Ctx {
+    /// The stub of that name; the specification of the case names it, so it exists.
+    ///
+    /// # Errors
+    /// A harness failure if the specification has no such provider.
+    pub fn stub(&self, name: &str) -> Result<&Stub, Failure> {
+        self.stubs.get(name).ok_or_else(|| Failure::Harness { what: format!("the case has no provider {name}") })
+    }
+
+    /// The name by which clients ask for the alias of the specification (a target shared by cases prefixes it).
+    pub fn model(&self, alias: &str) -> String {
+        self.target.model(alias)
+    }
+}
+
+/// One requirement of the catalogue with its proof.
+pub struct Case {
+    /// Stable id; never reused.
+    pub id: &'static str,
+    /// Its weight.
+    pub level: Level,
+    /// The surfaces it speaks about.
+    pub profiles: &'static [Profile],
+    /// The catalogue's text.
+    pub requirement: &'static str,
+    /// Why it matters: a real incident, with its link, where there is one.
+    pub why: &'static str,
+    /// How it is shown, in the order of time.
+    pub shown: &'static str,
+    /// What the operator of a failing gateway can do.
+    pub remedy: &'static str,
+    /// What the target has to declare; otherwise the case is *not supported*.
+    pub needs: &'static [Capability],
+    /// What the gateway has to be configured with.
+    pub spec: fn() -> Spec,
+    /// The examination.
+    pub run: for<'a> fn(&'a Ctx) -> BoxFuture<'a, CaseResult>,
+}

@@ -1,0 +1,15 @@
+//! Everything needed to examine an LLM gateway: stubs of the providers with exact faults, a database for each case, targets,
+//! the tape, the runner and the report. Knows no gateway of ours.
+
+pub mod case;
+pub mod client;
+pub mod database;
+pub mod gate;
+pub mod llm;
+pub mod plan;
+pub mod report;
+pub mod runner;
+pub mod spec;
+pub mod tape;
+pub mod target;
+pub mod wire;

@@ -1,0 +1,184 @@
+//! The tape: one ordered log of what client, stubs, gates and database saw during one case.
+//!
+//! Order is one process-wide atomic sequence, never a clock: `a.seq < b.seq` means that a was seen before b.
+//! Times are kept for the picture in the report and for lower bounds only.
+//! A request is in flight at a provider from [`Event::RequestRead`] to just before its last byte is written.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+static SEQUENCE: AtomicU64 = AtomicU64::new(1);
+
+/// Who saw an event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "who", content = "name")]
+pub enum Side {
+    /// The harness's client, by the label of the exchange (`"a"`, `"b"`, …).
+    Client(String),
+    /// A stubbed provider, by its name in the case's specification.
+    Provider(String),
+    /// The database, seen by the wire in front of it or by the harness's own session.
+    Database,
+    /// A gate or a rendezvous, by name.
+    Gate(String),
+    /// The process of the gateway under test.
+    Target,
+}
+
+/// How a peer ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Close {
+    /// An orderly end (FIN).
+    Fin,
+    /// A reset (RST).
+    Reset,
+}
+
+/// What was seen.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum Event {
+    /// Client: the request has been written.
+    ClientSent { method: String, path: String },
+    /// Client: status and headers have come.
+    ClientStatus { status: u16 },
+    /// Client: the n-th event of a stream (from 1) has come; `text` is its content delta.
+    ClientChunk { n: usize, text: String },
+    /// Client: the answer is complete (body read to its end).
+    ClientAnswered { status: u16 },
+    /// Client: the exchange failed in transport.
+    ClientFailed { error: String },
+    /// Client: the client itself closed the connection.
+    ClientLeft,
+    /// Provider: a connection was accepted.
+    Accepted { connection: u64 },
+    /// Provider: a request was read whole.
+    RequestRead { connection: u64, request: u64, method: String, path: String, headers: Vec<(String, String)>, body: String },
+    /// Provider: the answer waits at a gate or a rendezvous.
+    Held { request: u64, gate: String },
+    /// Provider: status and headers were written.
+    HeadSent { request: u64, status: u16 },
+    /// Provider: the n-th event (from 1) of the answer was written.
+    EventSent { request: u64, n: usize },
+    /// Provider: the planned fault happened, by its name.
+    Fault { request: Option<u64>, fault: String },
+    /// Provider: the last byte of the answer was written.
+    AnswerSent { request: u64 },
+    /// Provider: the gateway closed the connection while the request was in flight or idle.
+    PeerClosed { connection: u64, request: Option<u64>, how: Close },
+    /// Provider: a request that nothing in the case answers; always the case's or the gateway's error.
+    Unmatched { request: u64, reason: String },
+    /// Gate: opened by the case.
+    Opened,
+    /// Gate: everybody has come.
+    Met { count: usize },
+    /// Database: a statement, a fault or another fact, in words.
+    Database { what: String },
+    /// Target: started, ready, signalled, exited, or died.
+    Target { what: String },
+    /// A remark of the case itself, for the reader of the report.
+    Note { text: String },
+}
+
+/// One line of the tape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Position in the process-wide order.
+    pub seq: u64,
+    /// Time since the tape was made, in microseconds; for pictures and lower bounds only.
+    pub at_us: u64,
+    /// Who saw it.
+    pub side: Side,
+    /// What was seen.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Entry {
+    /// The time since the tape was made.
+    pub fn at(&self) -> Duration {
+        Duration::from_micros(self.at_us)
+    }
+}
+
+/// A shared, append-only log; clones write to the same log.
+#[derive(Clone, Debug)]
+pub struct Tape {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    start: Instant,
+    entries: Mutex<Vec<Entry>>,
+    length: watch::Sender<usize>,
+}
+
+impl Default for Tape {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tape {
+    /// An empty tape; its clock starts now.
+    pub fn new() -> Self {
+        Self { shared: Arc::new(Shared { start: Instant::now(), entries: Mutex::new(Vec::new()), length: watch::Sender::new(0) }) }
+    }
+
+    /// Appends an event and returns its place in the order.
+    pub fn record(&self, side: Side, event: Event) -> u64 {
+        let length = {
+            let mut entries = self.lock();
+            let seq = SEQUENCE.fetch_add(1, Ordering::SeqCst);
+            let at_us = u64::try_from(self.shared.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            entries.push(Entry { seq, at_us, side, event });
+            (entries.len(), seq)
+        };
+        self.shared.length.send_replace(length.0);
+        length.1
+    }
+
+    /// A copy of everything recorded so far, in order.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.lock().clone()
+    }
+
+    /// The entries that `matching` accepts, in order.
+    pub fn select(&self, mut matching: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+        self.lock().iter().filter(|entry| matching(entry)).cloned().collect()
+    }
+
+    /// The first entry that `matching` accepts, if it has been recorded.
+    pub fn first(&self, mut matching: impl FnMut(&Entry) -> bool) -> Option<Entry> {
+        self.lock().iter().find(|entry| matching(entry)).cloned()
+    }
+
+    /// Waits until `count` entries that `matching` accepts have been recorded, and returns them.
+    ///
+    /// Waits for ever: callers put a hang guard round it. Cancel safe.
+    pub async fn wait_for(&self, count: usize, mut matching: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+        let mut length = self.shared.length.subscribe();
+        loop {
+            length.borrow_and_update();
+            let found = self.select(&mut matching);
+            if found.len() >= count {
+                return found;
+            }
+            if length.changed().await.is_err() {
+                return found;
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
+        self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,211 @@
+//! Every option of the gateway: name, default, unit and bound, in one place.
+//!
+//! One TOML file, each key overridable by environment (`GAUNTLET_SERVER__LISTEN`: section, two underscores, key). Parsed and
+//! validated once; afterwards nothing is re-checked. Durations are milliseconds in the file and [`Duration`] in the types.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use secrecy::SecretString;
+
+/// The whole configuration, valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[[providers]]`, by name.
+    pub providers: IndexMap<String, ProviderConfig>,
+    /// `[[models]]`, by alias.
+    pub models: IndexMap<String, ModelConfig>,
+    /// `[retry]`
+    pub retry: Retry,
+    /// `[breaker]`
+    pub breaker: Breaker,
+    /// `[orchestrator]`
+    pub orchestrator: OrchestratorConfig,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
+}
+
+/// The door.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Largest request body, in bytes.
+    pub body_limit_bytes: u64,
+    /// Requests in flight; more get 503 at once.
+    pub max_in_flight: u32,
+    /// A client that has not sent its headers by then is closed.
+    pub header_timeout: Duration,
+    /// A client that has not sent its body by then gets 408 and is closed.
+    pub body_timeout: Duration,
+    /// How long SIGTERM waits for what is in flight.
+    pub drain: Duration,
+}
+
+/// The database.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// `postgres://…`, `sqlite://path`, `sqlite::memory:`.
+    pub url: SecretString,
+    /// Connections in the pool.
+    pub max_connections: u32,
+    /// Until a connection is had: from the pool, or a new one.
+    pub acquire_timeout: Duration,
+    /// Until a statement has its answer.
+    pub statement_timeout: Duration,
+}
+
+/// Who may ask.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// Whether a key is asked for. Off: everybody is tenant `default`.
+    pub required: bool,
+    /// Keys known from the file, hashed, besides those in the store.
+    pub keys: Vec<ConfiguredKey>,
+}
+
+/// A key in the configuration file.
+#[derive(Clone, Debug)]
+pub struct ConfiguredKey {
+    /// Whose it is.
+    pub tenant: String,
+    /// SHA-256 of the token, hex.
+    pub sha256: String,
+}
+
+/// What a provider speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// OpenAI's chat completions.
+    #[serde(rename = "openai")]
+    OpenAi,
+    /// Ollama's own API.
+    Ollama,
+}
+
+/// A provider.
+#[derive(Clone, Debug)]
+pub struct ProviderConfig {
+    /// Its name.
+    pub name: String,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`.
+    pub base_url: http::Uri,
+    /// Its key, if it wants one.
+    pub api_key: Option<SecretString>,
+    /// Requests at it at once; further ones wait within their time, in a bounded queue.
+    pub max_in_flight: u32,
+}
+
+/// The time-outs of one candidate of one model: model over provider over default, resolved at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Until the connection stands.
+    pub connect: Duration,
+    /// Until the first content of a stream.
+    pub first_token: Duration,
+    /// Between two reads.
+    pub idle: Duration,
+}
+
+/// A model alias.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// What clients ask for.
+    pub alias: String,
+    /// In order.
+    pub candidates: Vec<CandidateConfig>,
+    /// The deadline of a request, over all attempts and candidates.
+    pub total: Duration,
+    /// Kept for each later candidate: candidate i of n must end `reserve * (n-1-i)` before the deadline.
+    pub reserve: Duration,
+}
+
+/// One candidate of an alias.
+#[derive(Clone, Debug)]
+pub struct CandidateConfig {
+    /// A configured provider.
+    pub provider: String,
+    /// The model's name there.
+    pub model: String,
+    /// Its time-outs.
+    pub timeouts: Timeouts,
+}
+
+/// Retries of one candidate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retry {
+    /// Attempts at one candidate, the first included.
+    pub max_attempts: u32,
+    /// First back-off.
+    pub base: Duration,
+    /// Largest back-off.
+    pub max: Duration,
+    /// 0 to 1: how much of a back-off is random (a gap lies in `[backoff * (1 - jitter), backoff]`).
+    pub jitter: f64,
+    /// Retries allowed per request made, over the last ten seconds, per provider …
+    pub budget_ratio: f64,
+    /// … plus this many.
+    pub budget_floor: u32,
+}
+
+/// Circuit breakers, one for each provider and model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Consecutive failures that open it.
+    pub failure_threshold: u32,
+    /// How long it stays open.
+    pub cool_down: Duration,
+    /// Requests that half-open lets through at once.
+    pub half_open_probes: u32,
+}
+
+/// The orchestrator.
+#[derive(Clone, Debug)]
+pub struct OrchestratorConfig {
+    /// The deadline of a query.
+    pub deadline: Duration,
+    /// Upper bound and least useful time of each step, by name (`entities`, `retrieval`, `fact_check`, `synthesis`, `citation`, `review`).
+    pub steps: IndexMap<String, StepConfig>,
+    /// The model alias each agent asks.
+    pub models: IndexMap<String, String>,
+    /// Passages handed to synthesis.
+    pub passages: u32,
+}
+
+/// The bounds of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepConfig {
+    /// It gets no more.
+    pub cap: Duration,
+    /// With less left it is skipped, and says so.
+    pub minimum: Duration,
+}
+
+/// Logs.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// A `tracing` filter: `info`, `gauntlet=debug`.
+    pub log: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}

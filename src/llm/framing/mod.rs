@@ -1,0 +1,1 @@
+//! Bytes to events: total functions for SSE and NDJSON.

@@ -1,0 +1,7 @@
+//! The LLM path: from a neutral request to the candidate that serves it.
+
+pub mod chat;
+pub mod framing;
+pub mod provider;
+pub mod router;
+pub mod transport;

@@ -1,0 +1,1 @@
+//! The query orchestrator: plan → {entity extraction ∥ retrieval} → fact check → synthesis → citation → review → outcome.

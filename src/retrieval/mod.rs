@@ -1,0 +1,1 @@
+//! Retrieval: every lane together, joined by reciprocal-rank fusion. One file a lane.

@@ -1,0 +1,1 @@
+//! The reference gateway, and its defects: one bug at a time.

@@ -1,0 +1,1 @@
+//! Generators, reference models and invariants of the property suites.
