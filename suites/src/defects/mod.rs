@@ -1,1 +1,72 @@
 //! The reference gateway, and its defects: one bug at a time.
+//!
+//! A case that cannot fail proves nothing. So each case is shown two gateways: the [`Reference`], which keeps every requirement
+//! and must pass, and the same gateway with one [`Defect`], which the case must reject. The kill matrix (`tests/kill_matrix.rs`)
+//! holds for all cases. The reference is small, straightforward and shares no code with the bundled gateway.
+
+mod table;
+
+pub use table::Defect;
+
+use async_trait::async_trait;
+use gauntlet_harness::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+
+/// A correct gateway in this process, or the same with one bug.
+#[derive(Debug)]
+pub struct Reference {
+    defect: Option<Defect>,
+    manifest: Manifest,
+}
+
+impl Reference {
+    /// The correct gateway for `None`, the one with that single bug otherwise.
+    pub fn new(defect: Option<Defect>) -> Self {
+        let name = defect.map_or_else(|| "reference".to_owned(), |defect| format!("reference with {defect:?}"));
+        let capabilities = CAPABILITIES.iter().copied().collect();
+        Self { defect, manifest: Manifest { name, version: None, capabilities, fixed_timeouts: None } }
+    }
+}
+
+#[async_trait]
+impl Target for Reference {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    async fn start(&self, _deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        Err(TargetError::NotSupported(format!("{:?} is not implemented", self.defect)))
+    }
+}
+
+const CAPABILITIES: &[Capability] = &[
+    Capability::Chat,
+    Capability::Stream,
+    Capability::Tools,
+    Capability::Models,
+    Capability::Ollama,
+    Capability::Fallback,
+    Capability::Retry,
+    Capability::RetryBudget,
+    Capability::ConnectTimeout,
+    Capability::FirstTokenTimeout,
+    Capability::IdleTimeout,
+    Capability::TotalDeadline,
+    Capability::TimeoutPerModel,
+    Capability::ClientDeadline,
+    Capability::Breaker,
+    Capability::Bulkhead,
+    Capability::Admission,
+    Capability::BodyLimit,
+    Capability::SlowClient,
+    Capability::Keys,
+    Capability::OwnProviderKeys,
+    Capability::RequestId,
+    Capability::ServedBy,
+    Capability::AttemptList,
+    Capability::Query,
+    Capability::Health,
+    Capability::Metrics,
+    Capability::Drain,
+    Capability::Store,
+    Capability::Process,
+];
