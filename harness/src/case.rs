@@ -137,6 +137,7 @@ impl Ctx {
 }
 
 /// One requirement of the catalogue with its proof.
+#[derive(Clone, Copy)]
 pub struct Case {
     /// Stable id; never reused.
     pub id: &'static str,

@@ -1,6 +1,14 @@
 //! The gateway under test: how it is configured, started, found ready, signalled and stopped.
 
+mod command;
+mod file;
+mod process;
+mod render;
+mod shared;
+mod url;
+
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -9,6 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{Spec, Timeouts};
 use crate::tape::Tape;
+
+pub use command::CommandTarget;
+pub use file::{Ready, Start, StartFile, TargetFile};
+pub use process::ChildProcess;
+pub use shared::{merge, share};
+pub use url::UrlTarget;
 
 /// Something a gateway can or cannot do, declared in its manifest. One variant a capability that some real gateway lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,6 +90,13 @@ pub enum Capability {
     Process,
 }
 
+impl Capability {
+    /// Its name in target files.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_string)).unwrap_or_else(|| format!("{self:?}"))
+    }
+}
+
 /// What a target declares about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
@@ -137,6 +158,30 @@ pub trait Target: Send + Sync {
     /// Whether one running gateway serves many cases (slow starters), or each case has its own.
     fn shared(&self) -> bool {
         false
+    }
+
+    /// Where the provider of that name has to listen; `None` takes a free port. A target with fixed addresses is
+    /// examined one case after another.
+    fn listen(&self, _provider: &str) -> Option<SocketAddr> {
+        None
+    }
+
+    /// Whether the cases have to run one after another.
+    fn one_at_a_time(&self) -> bool {
+        false
+    }
+
+    /// Whether the target can be given this specification; a sentence that says what it cannot.
+    ///
+    /// # Errors
+    /// The case is then *not supported*.
+    fn accepts(&self, _spec: &Spec) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Why the target does not declare a capability, in its own words, if it says so.
+    fn why_not(&self, _capability: Capability) -> Option<String> {
+        None
     }
 
     /// Starts a gateway and waits until it is ready.

@@ -1,0 +1,234 @@
+//! A gateway that the harness starts: configuration rendered, process spawned, waited for until it is ready.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::render::Renderer;
+use super::{Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target, TargetError, TargetFile};
+use crate::tape::{Event, Side};
+
+/// The gap between two looks at a target that is not ready yet.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A target with `[start]`.
+#[derive(Debug)]
+pub struct CommandTarget {
+    file: TargetFile,
+    start: Start,
+    manifest: Manifest,
+    gauntlet: PathBuf,
+}
+
+impl CommandTarget {
+    /// The target of that file; asks the program for its version, if the file says how.
+    ///
+    /// # Errors
+    /// [`TargetError::Definition`] when the file has no `[start]` or its version command is a broken template.
+    pub fn new(file: TargetFile, gauntlet: PathBuf) -> Result<Self, TargetError> {
+        let start = file.start.clone().ok_or_else(|| TargetError::Definition(format!("target {}: no [start]", file.name)))?;
+        let mut manifest = file.manifest();
+        if manifest.version.is_none() {
+            manifest.version = version(&file, &gauntlet)?;
+        }
+        Ok(Self { file, start, manifest, gauntlet })
+    }
+
+    fn spawn(&self, deployment: &Deployment, port: u16) -> Result<ChildProcess, TargetError> {
+        let names: Vec<String> = self.start.files.iter().map(|file| file.name.clone()).collect();
+        let renderer = Renderer::new(&self.file.name, &self.gauntlet, deployment, port, &names)?;
+        for file in &self.start.files {
+            let path = deployment.folder.join(&file.name);
+            let text = renderer.render(&format!("the template of {}", file.name), &file.template)?;
+            std::fs::write(&path, text).map_err(|error| TargetError::Start(format!("cannot write {}: {error}", path.display())))?;
+        }
+        let words: Vec<String> = self.start.command.iter().map(|word| renderer.render("start.command", word)).collect::<Result<_, _>>()?;
+        let (program, arguments) =
+            words.split_first().ok_or_else(|| TargetError::Definition(format!("target {}: start.command is empty", self.file.name)))?;
+        let env: Vec<(String, String)> = self
+            .start
+            .env
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), renderer.render(&format!("start.env.{name}"), value)?)))
+            .collect::<Result<_, TargetError>>()?;
+        ChildProcess::spawn(program, arguments, &env, &deployment.folder.join("target.log"), &deployment.tape).map_err(|error| {
+            let hint = if self.start.hint.is_empty() { String::new() } else { format!("; {}", self.start.hint) };
+            TargetError::Start(format!("cannot start {program}: {error}{hint}"))
+        })
+    }
+}
+
+#[async_trait]
+impl Target for CommandTarget {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn shared(&self) -> bool {
+        self.file.shared
+    }
+
+    fn why_not(&self, capability: Capability) -> Option<String> {
+        self.file.not_supported_reason.get(&capability).cloned()
+    }
+
+    async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        let port = free_port()?;
+        let process = self.spawn(&deployment, port)?;
+        let limit = Duration::from_millis(self.file.ready.timeout_ms);
+        let fallback = format!("127.0.0.1:{port}");
+        let address = tokio::select! {
+            address = timeout(limit, ready(&process, &self.file.ready, &fallback)) => address.map_err(|_| self.not_ready(&process))?,
+            how = process.until_ended() => return Err(TargetError::NotReady(format!(
+                "{} has {how} before it was ready; its last lines:\n{}", self.file.name, indented(&process.log_tail())))),
+        };
+        deployment.tape.record(Side::Target, Event::Target { what: format!("ready at {address}") });
+        Ok(RunningTarget {
+            base_url: format!("http://{address}{}", self.file.base_path.trim_end_matches('/')),
+            model_prefix: String::new(),
+            headers: self.file.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            process: Some(Box::new(process)),
+        })
+    }
+}
+
+impl CommandTarget {
+    fn not_ready(&self, process: &ChildProcess) -> TargetError {
+        let Ready { path, status, timeout_ms, announced } = &self.file.ready;
+        let wanted = match announced {
+            Some(words) => format!("did not write \"{words}http://…\" and answer GET {path} with {status}"),
+            None => format!("did not answer GET {path} with {status}"),
+        };
+        TargetError::NotReady(format!(
+            "{} {wanted} within {timeout_ms} ms (ready.timeout_ms); its last lines:\n{}",
+            self.file.name,
+            indented(&process.log_tail())
+        ))
+    }
+}
+
+/// Waits until the target has said where it listens and answers there. For ever: the caller bounds it.
+async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String {
+    loop {
+        let address = match &ready.announced {
+            Some(words) => announced(&process.log(), words),
+            None => Some(fallback.to_string()),
+        };
+        if let Some(address) = address
+            && get_status(&address, &ready.path, Instant::now() + Duration::from_secs(5)).await == Some(ready.status)
+        {
+            return address;
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// `host:port` of the first line that holds `words` followed by a URL.
+fn announced(log: &str, words: &str) -> Option<String> {
+    let complete = &log[..log.rfind('\n')?];
+    let line = complete.lines().find(|line| line.contains(words))?;
+    let url = line.split_once(words)?.1.strip_prefix("http://")?;
+    Some(url.split(|c: char| c == '/' || c.is_whitespace()).next()?.to_string())
+}
+
+/// The status that `address` answers to GET `path`, or nothing.
+pub(super) async fn get_status(address: &str, path: &str, by: Instant) -> Option<u16> {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: */*\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut head = [0_u8; 12];
+        stream.read_exact(&mut head).await.ok()?;
+        std::str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+    };
+    timeout_at(by, ask).await.ok().flatten()
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16, TargetError> {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    free.map(|address| address.port()).map_err(|error| TargetError::Start(format!("no free port on 127.0.0.1: {error}")))
+}
+
+fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<String>, TargetError> {
+    let renderer = Renderer::bare(&file.name, gauntlet);
+    let words: Vec<String> = file.version_command.iter().map(|word| renderer.render("version_command", word)).collect::<Result<_, _>>()?;
+    let Some((program, arguments)) = words.split_first() else { return Ok(None) };
+    let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output();
+    Ok(output.ok().filter(|output| output.status.success()).and_then(|output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_string)
+    }))
+}
+
+fn indented(text: &str) -> String {
+    if text.is_empty() { "  (it wrote nothing)".to_string() } else { text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::spec::Spec;
+    use crate::tape::Tape;
+    use indexmap::IndexMap;
+
+    fn target(command: &str) -> CommandTarget {
+        let text =
+            format!("name = \"t\"\n[start]\ncommand = [\"sh\", \"-c\", '''{command}''']\n[ready]\nannounced = \"listening on \"\ntimeout_ms = 400\n");
+        CommandTarget::new(TargetFile::parse(&text, "t.toml").unwrap(), "gauntlet".into()).unwrap()
+    }
+
+    async fn start(command: &str) -> Result<RunningTarget, TargetError> {
+        let folder = tempfile::tempdir().unwrap();
+        let deployment = Deployment {
+            id: "t".into(),
+            spec: Spec::solo(),
+            endpoints: IndexMap::new(),
+            database_url: None,
+            folder: folder.path().to_path_buf(),
+            tape: Tape::new(),
+        };
+        target(command).start(deployment).await
+    }
+
+    #[tokio::test]
+    async fn a_target_that_dies_says_how_and_with_which_last_lines() {
+        let error = start("echo no such model >&2; exit 3").await.err().unwrap().to_string();
+        assert!(error.contains("exited with code 3") && error.contains("no such model"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_target_that_never_becomes_ready_names_what_was_waited_for() {
+        let error = start("echo starting; exec tail -f /dev/null").await.err().unwrap().to_string();
+        assert!(error.contains("GET /health/live") && error.contains("400 ms") && error.contains("starting"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let file = TargetFile::parse("name = \"t\"\n[start]\ncommand = [\"no-such-gateway\"]\nhint = \"pip install it\"\n", "t.toml").unwrap();
+        let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let deployment = Deployment {
+            id: "t".into(),
+            spec: Spec::solo(),
+            endpoints: IndexMap::new(),
+            database_url: None,
+            folder: folder.path().to_path_buf(),
+            tape: Tape::new(),
+        };
+        let error = target.start(deployment).await.err().unwrap().to_string();
+        assert!(error.contains("no-such-gateway") && error.contains("pip install it"), "{error}");
+    }
+
+    #[test]
+    fn the_address_is_read_from_a_complete_line_only() {
+        assert_eq!(announced("x\nlistening on http://127.0.0.1:80", "listening on "), None);
+        assert_eq!(announced("x\nlistening on http://127.0.0.1:8080/ now\n", "listening on ").as_deref(), Some("127.0.0.1:8080"));
+    }
+}

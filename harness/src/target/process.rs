@@ -1,0 +1,142 @@
+//! A started gateway: its process group, its output, its end.
+//!
+//! The program runs in a process group of its own without standard input; what it writes goes to one file, so that nothing
+//! is lost and nobody has to read a pipe. Dropping [`ChildProcess`] kills the whole group.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::{Process, TargetError};
+use crate::tape::{Event, Side, Tape};
+
+/// Lines of the log that an error message or a report shows.
+const TAIL_LINES: usize = 25;
+
+/// How a process ended; `None` inside when a signal ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ended(Option<i32>);
+
+/// A process that the harness started.
+#[derive(Debug)]
+pub struct ChildProcess {
+    pid: u32,
+    ended: watch::Receiver<Option<Ended>>,
+    log: PathBuf,
+    tape: Tape,
+}
+
+impl ChildProcess {
+    /// Starts `program`; its output goes to `log`.
+    ///
+    /// # Errors
+    /// The operating system's reason; nothing is left running.
+    pub fn spawn(program: &str, arguments: &[String], env: &[(String, String)], log: &Path, tape: &Tape) -> std::io::Result<Self> {
+        let output = File::create(log)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child.id().unwrap_or_default();
+        let note = |what: String| tape.record(Side::Target, Event::Target { what });
+        note(format!("started {program}, process {pid}"));
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(supervise(child, pid, sender, tape.clone()));
+        Ok(Self { pid, ended, log: log.to_path_buf(), tape: tape.clone() })
+    }
+
+    /// Whether it has ended, and how, in words.
+    pub fn ended(&self) -> Option<String> {
+        self.ended.borrow().map(|ended| in_words(ended.0))
+    }
+
+    /// Completes when the process has ended; says how, in words. Cancel safe.
+    pub async fn until_ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => in_words(ended.and_then(|ended| ended.0)),
+            Err(_) => "ended".to_string(),
+        }
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+    }
+}
+
+#[async_trait]
+impl Process for ChildProcess {
+    async fn terminate(&self) -> Result<(), TargetError> {
+        if self.ended.borrow().is_some() {
+            return Err(TargetError::Died(format!(
+                "cannot send SIGTERM: the gateway has {}",
+                in_words(self.ended.borrow().and_then(|ended| ended.0))
+            )));
+        }
+        self.tape.record(Side::Target, Event::Target { what: "SIGTERM".into() });
+        match self.group().map(|pid| kill_process(pid, Signal::TERM)) {
+            Some(Err(error)) => Err(TargetError::Died(format!("cannot send SIGTERM to process {}: {error}", self.pid))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn wait(&self) -> Result<Option<i32>, TargetError> {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => Ok(ended.and_then(|ended| ended.0)),
+            Err(_) => Err(TargetError::Died(format!("process {} is no longer watched", self.pid))),
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    fn id(&self) -> Option<u32> {
+        Some(self.pid)
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        if self.ended.borrow().is_none()
+            && let Some(group) = self.group()
+        {
+            // already gone is as good as killed
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// Waits for the end of the child, then ends what it left in its group. Ends by itself, because dropping the owner kills.
+async fn supervise(mut child: Child, pid: u32, sender: watch::Sender<Option<Ended>>, tape: Tape) {
+    let code = child.wait().await.ok().and_then(|status| status.code());
+    if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    tape.record(Side::Target, Event::Target { what: in_words(code) });
+    sender.send_replace(Some(Ended(code)));
+}
+
+fn in_words(code: Option<i32>) -> String {
+    match code {
+        Some(code) => format!("exited with code {code}"),
+        None => "been ended by a signal".to_string(),
+    }
+}
