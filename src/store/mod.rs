@@ -1,10 +1,20 @@
 //! The store: queries, documents and API keys, on Postgres or embedded SQLite behind one trait. The same calls give the same results.
 
-use std::time::Duration;
+mod error;
+mod migrate;
+mod open;
+mod pool;
+mod postgres;
+mod sqlite;
+mod text;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use open::open;
 
 /// Why a call of the store failed. Never shown as the client's own error, except [`StoreError::Rejected`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +110,16 @@ pub struct Listing {
     pub size: u32,
     /// Only these, if given.
     pub status: Option<String>,
+    /// Only what is older than this query: the way through a listing that grows, on which no record comes twice and none is
+    /// missed. Page numbers alone shift when a query is recorded between two pages.
+    pub before: Option<Uuid>,
+}
+
+impl Listing {
+    /// Records to leave out before the page; a page that no database can reach is an empty one.
+    fn offset(&self) -> i64 {
+        i64::from(self.page.saturating_sub(1)) * i64::from(self.size)
+    }
 }
 
 /// A stored API key; the token itself is never stored.
@@ -152,4 +172,9 @@ pub trait Store: Send + Sync {
     async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRecord>, StoreError>;
     /// Closes the pool.
     async fn close(&self);
+}
+
+/// The wall clock, for records only.
+fn now() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX))
 }

@@ -1,0 +1,105 @@
+//! From what a driver says to why a call failed: one table for Postgres' SQLSTATEs and SQLite's result codes.
+//!
+//! Messages are the server's own words, which name no credentials; a value of a client never gets into them.
+
+use std::time::Duration;
+
+use super::StoreError;
+
+/// What an error means for the connection that it came over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It can be used again.
+    Usable,
+    /// It is dead, or may be in the middle of something: it is thrown away.
+    Lost,
+    /// It works, but what it has prepared no longer fits the schema: it is thrown away.
+    Stale,
+}
+
+/// What the error means for the connection.
+pub(super) fn fate(error: &sqlx::Error) -> Fate {
+    match error {
+        sqlx::Error::Database(database) => match database.code().as_deref() {
+            Some(code) if is_postgres(database.as_ref()) => postgres_fate(code),
+            _ => Fate::Usable,
+        },
+        sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) => Fate::Usable,
+        _ => Fate::Lost,
+    }
+}
+
+/// Why the call failed. `bound` is the time-out that held for it.
+pub(super) fn classify(error: &sqlx::Error, bound: Duration) -> StoreError {
+    match error {
+        sqlx::Error::Database(database) => {
+            let message = database.message().to_owned();
+            match database.code().as_deref() {
+                Some(code) if is_postgres(database.as_ref()) => postgres(code, message, bound),
+                Some(code) => sqlite(code, message, bound),
+                None => StoreError::Failed(message),
+            }
+        }
+        sqlx::Error::Io(error) => StoreError::Unavailable(error.to_string()),
+        sqlx::Error::Tls(error) => StoreError::Unavailable(format!("TLS: {error}")),
+        sqlx::Error::WorkerCrashed => StoreError::Unavailable("the connection's worker ended".into()),
+        // the driver met the end of the connection, or noise, in the middle of a message
+        sqlx::Error::Protocol(message) => StoreError::Unavailable(message.clone()),
+        other => StoreError::Failed(other.to_string()),
+    }
+}
+
+fn is_postgres(error: &(dyn sqlx::error::DatabaseError + 'static)) -> bool {
+    error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some()
+}
+
+/// SQLSTATEs: PostgreSQL documentation, appendix A.
+fn postgres_fate(code: &str) -> Fate {
+    match code {
+        // admin shutdown, crash shutdown, cannot connect now, database dropped, idle session timeout
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => Fate::Lost,
+        // cached plan must not change result type; a prepared statement is gone (a pooler between)
+        "0A000" | "26000" => Fate::Stale,
+        code if code.starts_with("08") => Fate::Lost,
+        _ => Fate::Usable,
+    }
+}
+
+fn postgres(code: &str, message: String, bound: Duration) -> StoreError {
+    match code {
+        "57014" | "55P03" => StoreError::Timeout(bound),
+        // read-only transaction, disk full, insufficient privilege
+        "25006" | "53100" | "42501" => StoreError::NotWritable(message),
+        // not in repertoire, untranslatable character, truncation, program limit, a value that exists already
+        "22021" | "22P05" | "22001" | "54000" | "23505" => StoreError::Rejected(message),
+        // 08 connection, 57P operator, 53 resources (too many connections), 55000 no connections allowed, 3D000 no such database
+        "55000" | "3D000" => StoreError::Unavailable(message),
+        code if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => StoreError::Unavailable(message),
+        // the password or the role is wrong: the operator's matter, never the client's
+        code if code.starts_with("28") => StoreError::Unavailable(message),
+        code => StoreError::Failed(format!("{message} (SQLSTATE {code})")),
+    }
+}
+
+/// Result codes: <https://www.sqlite.org/rescode.html>; the low byte is the primary code.
+fn sqlite(code: &str, message: String, bound: Duration) -> StoreError {
+    match code.parse::<i32>().map(|code| (code & 0xff, code)) {
+        // busy, locked, interrupted
+        Ok((5 | 6 | 9, _)) => StoreError::Timeout(bound),
+        // permission, read-only, full, authorization
+        Ok((3 | 8 | 13 | 23, _)) => StoreError::NotWritable(message),
+        // input/output, cannot open
+        Ok((10 | 14, _)) => StoreError::Unavailable(message),
+        // too big; a primary key or unique constraint
+        Ok((18, _)) | Ok((_, 1555 | 2067)) => StoreError::Rejected(message),
+        _ => StoreError::Failed(format!("{message} (SQLite result code {code})")),
+    }
+}
+
+/// Refuses text with a NUL: Postgres stores none, and both databases have to agree.
+pub(super) fn refuse_nul(what: &str, text: &str) -> Result<(), StoreError> {
+    match text.find('\0') {
+        Some(at) => Err(StoreError::Rejected(format!("{what} has a NUL character at byte {at}: text with NUL characters cannot be stored"))),
+        None => Ok(()),
+    }
+}

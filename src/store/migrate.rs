@@ -1,0 +1,122 @@
+//! The schema: numbered migrations, applied once, in one transaction, under a lock.
+//!
+//! Two replicas that start together wait for each other: on an advisory lock of Postgres, on the write lock of SQLite. A schema
+//! that is up to date is only read, so that a read-only database does. sqlx's own migrator takes no lock on SQLite.
+
+use sha2::{Digest, Sha256};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection};
+
+/// One step of the schema.
+struct Migration {
+    version: i64,
+    name: &'static str,
+    sql: &'static str,
+}
+
+const POSTGRES: &[Migration] =
+    &[Migration { version: 1, name: "documents_queries_keys", sql: include_str!("migrations/postgres/0001_documents_queries_keys.sql") }];
+
+const SQLITE: &[Migration] =
+    &[Migration { version: 1, name: "documents_queries_keys", sql: include_str!("migrations/sqlite/0001_documents_queries_keys.sql") }];
+
+/// Any number, the same in every replica: the key of the advisory lock ("gauntlet" in ASCII).
+const LOCK: i64 = 0x6761_756e_746c_6574;
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MigrateError {
+    /// The database's own error.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// What was applied is not what this program knows.
+    #[error(
+        "migration {version} ({name}) in this database differs from the one in this program: it was made by another version; use a database of its own, or the program that made it"
+    )]
+    Changed { version: i64, name: &'static str },
+}
+
+/// Brings a Postgres database up to date. `lock_wait` bounds the wait for another replica that migrates.
+pub(super) async fn postgres(connection: &mut PgConnection, lock_wait: std::time::Duration) -> Result<(), MigrateError> {
+    let known: bool = sqlx::query_scalar("SELECT to_regclass('schema_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
+    if known && pending(POSTGRES, &postgres_applied(connection).await?)?.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = connection.begin().await?;
+    // a migration may take longer than a request's statement: only the waiting is bounded
+    let bounds = format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {}", lock_wait.as_millis());
+    sqlx::raw_sql(AssertSqlSafe(bounds)).execute(&mut *transaction).await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    sqlx::raw_sql(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (version bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let applied = postgres_applied(&mut transaction).await?;
+    for migration in pending(POSTGRES, &applied)? {
+        sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
+        sqlx::query("INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)")
+            .bind(migration.version)
+            .bind(migration.name)
+            .bind(checksum(migration.sql))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Brings a SQLite database up to date; the connection's busy time-out bounds the wait for another process that migrates.
+pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), MigrateError> {
+    let known: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations')").fetch_one(&mut *connection).await?;
+    if known && pending(SQLITE, &sqlite_applied(connection).await?)?.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::raw_sql(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let applied = sqlite_applied(&mut transaction).await?;
+    for migration in pending(SQLITE, &applied)? {
+        sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
+        sqlx::query("INSERT INTO schema_migrations (version, name, checksum) VALUES (?, ?, ?)")
+            .bind(migration.version)
+            .bind(migration.name)
+            .bind(checksum(migration.sql))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+type Applied = Vec<(i64, String)>;
+
+async fn postgres_applied(connection: &mut PgConnection) -> Result<Applied, sqlx::Error> {
+    let rows = sqlx::query("SELECT version, checksum FROM schema_migrations").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+async fn sqlite_applied(connection: &mut SqliteConnection) -> Result<Applied, sqlx::Error> {
+    let rows = sqlx::query("SELECT version, checksum FROM schema_migrations").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// What is yet to be applied, in order. Versions that this program does not know are a newer replica's, and are left alone.
+fn pending(all: &'static [Migration], applied: &Applied) -> Result<Vec<&'static Migration>, MigrateError> {
+    let mut pending = Vec::new();
+    for migration in all {
+        match applied.iter().find(|(version, _)| *version == migration.version) {
+            None => pending.push(migration),
+            Some((_, sum)) if *sum == checksum(migration.sql) => {}
+            Some(_) => return Err(MigrateError::Changed { version: migration.version, name: migration.name }),
+        }
+    }
+    Ok(pending)
+}
+
+fn checksum(sql: &str) -> String {
+    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
