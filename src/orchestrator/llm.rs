@@ -1,0 +1,120 @@
+//! The seam to the LLM path: one call, said once. Production is the router; tests script it.
+
+use async_trait::async_trait;
+
+use crate::llm::chat::{Answer, CallContext, Cause as LlmCause, ChatRequest, Usage};
+use crate::llm::router::{Router, RouterError};
+use crate::orchestrator::outcome::Cause;
+
+/// What a model said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The content of the first choice; empty if there is none.
+    pub text: String,
+    /// As the provider told it; zero if it told none.
+    pub usage: Usage,
+}
+
+/// Why a call gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallFailure {
+    /// The class that decides what the reader is told.
+    pub cause: Cause,
+    /// For the log: what was tried and how it failed. Holds no secret.
+    pub detail: String,
+}
+
+/// Asks a model. Retries and fallbacks, if any, happen behind this call and within `context.deadline`.
+#[async_trait]
+pub trait Llm: Send + Sync {
+    /// Sends the request to the alias in `request.model`.
+    ///
+    /// Cancel safe: dropping the future ends the call down to the provider's socket.
+    ///
+    /// # Errors
+    /// [`CallFailure`] once nothing more will be tried.
+    async fn complete(&self, request: ChatRequest, context: CallContext) -> Result<Said, CallFailure>;
+}
+
+#[async_trait]
+impl Llm for Router {
+    async fn complete(&self, request: ChatRequest, context: CallContext) -> Result<Said, CallFailure> {
+        let served = self.chat(request, context).await.map_err(failure)?;
+        match served.answer {
+            Answer::Plain(completion) => Ok(Said { text: content(&completion.body), usage: completion.usage.unwrap_or_default() }),
+            Answer::Stream(_) => Err(CallFailure { cause: Cause::Error, detail: "a stream came where a document was asked for".into() }),
+        }
+    }
+}
+
+fn failure(error: RouterError) -> CallFailure {
+    match error {
+        RouterError::UnknownModel(alias) => CallFailure { cause: Cause::Error, detail: format!("no model is configured under the alias {alias:?}") },
+        RouterError::Failed(failure) => {
+            let tried: Vec<_> = failure
+                .attempts
+                .iter()
+                .filter_map(|attempt| attempt.error.as_ref().map(|error| format!("{}: {}", attempt.candidate, error.message)))
+                .collect();
+            CallFailure { cause: class(failure.cause), detail: tried.join("; ") }
+        }
+    }
+}
+
+/// The class of an LLM failure: total, so that a new cause cannot be forgotten.
+fn class(cause: LlmCause) -> Cause {
+    match cause {
+        LlmCause::ConnectTimeout | LlmCause::FirstTokenTimeout | LlmCause::IdleTimeout | LlmCause::DeadlineExceeded => Cause::Timeout,
+        LlmCause::BadResponse => Cause::Nonsense,
+        LlmCause::BreakerOpen => Cause::BreakerOpen,
+        LlmCause::Refused
+        | LlmCause::Reset
+        | LlmCause::RateLimited
+        | LlmCause::QuotaExhausted
+        | LlmCause::Overloaded
+        | LlmCause::ServerError
+        | LlmCause::ProviderAuth
+        | LlmCause::Rejected
+        | LlmCause::Truncated
+        | LlmCause::Oversized
+        | LlmCause::InBand
+        | LlmCause::BulkheadFull
+        | LlmCause::Unsupported => Cause::Error,
+    }
+}
+
+/// The text of the first choice: absent, null or of another type is the same as empty, which no agent accepts.
+fn content(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Document {
+        choices: Vec<Choice>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Choice {
+        message: Message,
+    }
+    #[derive(serde::Deserialize)]
+    struct Message {
+        content: Option<String>,
+    }
+    serde_json::from_slice::<Document>(body)
+        .ok()
+        .and_then(|document| document.choices.into_iter().next())
+        .and_then(|choice| choice.message.content)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_the_first_choice_or_nothing() {
+        assert_eq!(content(br#"{"choices":[{"message":{"content":"Paris"}},{"message":{"content":"Lyon"}}]}"#), "Paris");
+        for nothing in
+            [&br#"{"choices":[]}"#[..], br#"{"choices":[{"message":{"content":null}}]}"#, br#"{"choices":[{"message":{"content":[1]}}]}"#, b"<html>"]
+        {
+            assert_eq!(content(nothing), "");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The outcome of a query: one total function from what the steps did to what the reader is told.
+//!
+//! **Confidence** is a number from 0 to 1, the sum of six parts, each of them 0 when its step failed, was not started, or had nothing
+//! to work on:
+//!
+//! | part | weight | 1 means |
+//! |---|---|---|
+//! | entities | 0.05 | found by a model |
+//! | retrieval | 0.30 | there is a source, and every lane answered (the share of the lanes that did) |
+//! | fact check | 0.20 | the share of claims that are supported |
+//! | synthesis | 0.25 | written from sources (without sources: 0.4) |
+//! | citation | 0.10 | the share of citations that passed the gate |
+//! | review | 0.10 | the mean of its scores (support counts 0 without sources) |
+//!
+//! A failure can therefore never raise it: losing a step counts as the worst that the step could have said. A query without an
+//! answer has confidence 0. After an extractive answer citation and review have nothing to do, and count 0.
+
+use serde::Serialize;
+
+use crate::orchestrator::agents::citation::{self, Attribution, Citation, Dropped, Marked, State};
+use crate::orchestrator::agents::entities::{self, Entity};
+use crate::orchestrator::agents::fact_check::{Claim, Verdict};
+use crate::orchestrator::agents::retrieval::Evidence;
+use crate::orchestrator::agents::review::Scores;
+use crate::orchestrator::agents::{DECLARATIONS, Policy, Source, synthesis};
+use crate::orchestrator::plan::Step;
+
+/// Why a step gave nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// It was asked and failed.
+    Error,
+    /// It did not end in its share of the time.
+    Timeout,
+    /// It answered with what is no answer: not of the schema, empty, out of bounds.
+    Nonsense,
+    /// Every candidate's circuit breaker is open: nothing was sent.
+    BreakerOpen,
+    /// Less time was left than it needs: nothing was sent.
+    Skipped,
+    /// The database cannot be reached, has no free connection, or takes no writes.
+    StoreUnavailable,
+}
+
+impl Cause {
+    /// Its name in documents and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::Nonsense => "nonsense",
+            Self::BreakerOpen => "breaker_open",
+            Self::Skipped => "skipped",
+            Self::StoreUnavailable => "store_unavailable",
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Did<T> {
+    /// It found this.
+    Found(T),
+    /// It failed.
+    Failed(Cause),
+    /// It had nothing to work on: no fault of its own.
+    NothingToDo,
+}
+
+impl<T> Did<T> {
+    /// What it found.
+    pub fn found(&self) -> Option<&T> {
+        match self {
+            Self::Found(found) => Some(found),
+            Self::Failed(_) | Self::NothingToDo => None,
+        }
+    }
+
+    /// Why it failed.
+    pub fn failed(&self) -> Option<Cause> {
+        match self {
+            Self::Failed(cause) => Some(*cause),
+            Self::Found(_) | Self::NothingToDo => None,
+        }
+    }
+}
+
+/// What every step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Results {
+    /// Entity extraction.
+    pub entities: Did<Vec<Entity>>,
+    /// Retrieval.
+    pub retrieval: Did<Evidence>,
+    /// Fact check.
+    pub fact_check: Did<Vec<Claim>>,
+    /// Synthesis.
+    pub synthesis: Did<String>,
+    /// Citation.
+    pub citation: Did<Vec<Attribution>>,
+    /// Review.
+    pub review: Did<Scores>,
+}
+
+/// How a query ended. Later is worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Every step did its part.
+    Complete,
+    /// There is an answer; `degraded` says what it lacks.
+    Degraded,
+    /// There is no answer.
+    Failed,
+    /// The client left before there was one.
+    Cancelled,
+}
+
+impl Status {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Complete, Self::Degraded, Self::Failed, Self::Cancelled];
+
+    /// Its name in documents, listings and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// One thing that an answer lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Degradation {
+    /// The step that failed.
+    pub step: Step,
+    /// Why.
+    pub cause: Cause,
+    /// What it costs the reader.
+    pub effect: String,
+}
+
+/// What the reader is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// How it ended.
+    pub status: Status,
+    /// The answer, bad marks removed.
+    pub answer: Option<String>,
+    /// See the module.
+    pub confidence: f64,
+    /// Fact check found claims, and every one of them is supported.
+    pub verified: bool,
+    /// The passages.
+    pub sources: Vec<Source>,
+    /// The citations that passed the gate.
+    pub citations: Vec<Citation>,
+    /// The citations that did not.
+    pub dropped: Dropped,
+    /// What the question names.
+    pub entities: Vec<Entity>,
+    /// What was checked.
+    pub claims: Vec<Claim>,
+    /// The review's scores.
+    pub review: Option<Scores>,
+    /// What the answer lacks, in the order of the plan.
+    pub degraded: Vec<Degradation>,
+}
+
+/// Builds the outcome. Total: every combination of results has one.
+#[must_use]
+pub fn conclude(question: &str, results: Results) -> Outcome {
+    let sources = results.retrieval.found().map(|evidence| evidence.sources.clone()).unwrap_or_default();
+    let written = Written::of(&results.synthesis, &sources);
+    let degraded = degradations(&results);
+    let (citations, dropped) = citations(&results.citation, &written, &sources);
+    let confidence = if written.answer.is_some() { confidence(&results, &sources, &citations, dropped) } else { 0.0 };
+    let required = DECLARATIONS.iter().filter(|declaration| declaration.policy == Policy::Required);
+    let lacks_required = required.into_iter().any(|declaration| degraded.iter().any(|lost| lost.step == declaration.step));
+    let status = match (&written.answer, degraded.is_empty()) {
+        (None, _) => Status::Failed,
+        _ if lacks_required => Status::Failed,
+        (Some(_), true) => Status::Complete,
+        (Some(_), false) => Status::Degraded,
+    };
+    let claims = results.fact_check.found().cloned().unwrap_or_default();
+    Outcome {
+        status,
+        confidence,
+        verified: !claims.is_empty() && claims.iter().all(|claim| claim.verdict == Verdict::Supported),
+        sources,
+        citations,
+        dropped,
+        entities: entities_or_rules(question, &results.entities),
+        claims,
+        review: results.review.found().copied(),
+        degraded,
+        answer: written.answer,
+    }
+}
+
+/// The entities found by the model, or by rules where it failed.
+#[must_use]
+pub fn entities_or_rules(question: &str, did: &Did<Vec<Entity>>) -> Vec<Entity> {
+    did.found().cloned().unwrap_or_else(|| entities::by_rule(question))
+}
+
+struct Written {
+    answer: Option<String>,
+    marked: Vec<u32>,
+    removed: u32,
+    quotes: Vec<(u32, String)>,
+}
+
+impl Written {
+    fn of(synthesis: &Did<String>, sources: &[Source]) -> Self {
+        if let Some(answer) = synthesis.found() {
+            let Marked { answer, sources: marked, removed } = citation::marks(answer, sources);
+            return Self { answer: Some(answer), marked, removed, quotes: Vec::new() };
+        }
+        let quotes = synthesis::extract(sources);
+        let text: Vec<_> = quotes.iter().map(|(n, quote)| format!("{quote} [{n}]")).collect();
+        Self { answer: (!quotes.is_empty()).then(|| text.join("\n\n")), marked: Vec::new(), removed: 0, quotes }
+    }
+}
+
+fn citations(citation: &Did<Vec<Attribution>>, written: &Written, sources: &[Source]) -> (Vec<Citation>, Dropped) {
+    let (kept, mut dropped) = match citation {
+        Did::Found(attributions) => citation::gate(attributions, sources),
+        Did::Failed(_) | Did::NothingToDo => {
+            let quoted = written.quotes.iter().map(|(source, quote)| Citation { source: *source, quote: Some(quote.clone()), state: State::Found });
+            let marked = written.marked.iter().map(|source| Citation { source: *source, quote: None, state: State::Unchecked });
+            (quoted.chain(marked).collect(), Dropped::default())
+        }
+    };
+    dropped.unknown_source += written.removed;
+    (kept, dropped)
+}
+
+fn degradations(results: &Results) -> Vec<Degradation> {
+    let failed = [
+        (Step::Entities, results.entities.failed()),
+        (Step::Retrieval, results.retrieval.failed()),
+        (Step::FactCheck, results.fact_check.failed()),
+        (Step::Synthesis, results.synthesis.failed()),
+        (Step::Citation, results.citation.failed()),
+        (Step::Review, results.review.failed()),
+    ];
+    let mut degraded: Vec<_> = failed.into_iter().filter_map(|(step, cause)| Some(degradation(step, cause?))).collect();
+    let lost = results.retrieval.found().map(|evidence| evidence.lost.as_slice()).unwrap_or_default();
+    degraded.extend(lost.iter().map(|(lane, cause)| Degradation {
+        step: Step::Retrieval,
+        cause: *cause,
+        effect: format!("The {lane} lane could not be searched: passages that only it would find are missing."),
+    }));
+    degraded.sort_by_key(|degradation| degradation.step);
+    degraded
+}
+
+/// A degradation with the effect that the step declares.
+#[must_use]
+pub fn degradation(step: Step, cause: Cause) -> Degradation {
+    let declared = DECLARATIONS.iter().find(|declaration| declaration.step == step);
+    Degradation { step, cause, effect: declared.map(|declaration| declaration.effect.to_owned()).unwrap_or_default() }
+}
+
+fn confidence(results: &Results, sources: &[Source], citations: &[Citation], dropped: Dropped) -> f64 {
+    let grounded = !sources.is_empty();
+    let entities = if results.entities.found().is_some() { 1.0 } else { 0.0 };
+    let retrieval =
+        results.retrieval.found().filter(|_| grounded).map_or(0.0, |evidence| share(evidence.lanes - evidence.lost.len(), evidence.lanes));
+    let fact_check = results
+        .fact_check
+        .found()
+        .map_or(0.0, |claims| share(claims.iter().filter(|claim| claim.verdict == Verdict::Supported).count(), claims.len()));
+    let synthesis = match results.synthesis {
+        Did::Found(_) if grounded => 1.0,
+        Did::Found(_) => 0.4,
+        Did::Failed(_) | Did::NothingToDo => 0.0,
+    };
+    let citation = results.citation.found().map_or(0.0, |_| share(citations.len(), citations.len() + dropped.total() as usize));
+    let review =
+        results.review.found().map_or(0.0, |scores| (scores.coherence + scores.relevance + if grounded { scores.support } else { 0.0 }) / 3.0);
+    let sum = 0.05 * entities + 0.30 * retrieval + 0.20 * fact_check + 0.25 * synthesis + 0.10 * citation + 0.10 * review;
+    (sum * 1000.0).round() / 1000.0
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of claims and lanes")]
+fn share(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}

@@ -1,0 +1,220 @@
+//! Runs a query: the steps in the order of the plan, each in its window, all inside one future.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::config::{Config, OrchestratorConfig};
+use crate::llm::chat::{CallContext, Usage};
+use crate::orchestrator::agents::retrieval::{self, Evidence};
+use crate::orchestrator::agents::{Agent, Source, citation, entities, fact_check, review, synthesis};
+use crate::orchestrator::budget::{Budget, Window};
+use crate::orchestrator::document::{Accepted, QueryDocument, StepOutcome, StepReport};
+use crate::orchestrator::llm::Llm;
+use crate::orchestrator::outcome::{Cause, Did, Results, conclude, entities_or_rules};
+use crate::orchestrator::plan::{PIPELINE, Step};
+use crate::orchestrator::record::{Ledger, Recorder, Running};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// A question, with all that its run needs to know.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Who asks.
+    pub tenant: String,
+    /// Not empty.
+    pub question: String,
+    /// By when it is answered; see [`Orchestrator::deadline`].
+    pub deadline: Instant,
+    /// Sent on to every provider.
+    pub request_id: String,
+    /// W3C trace context to continue.
+    pub traceparent: Option<HeaderValue>,
+}
+
+/// There is no model to ask.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("queries are not configured: no model alias is configured; add [[models]], and name one per agent in [orchestrator.models]")]
+pub struct NotConfigured;
+
+/// Answers queries. Shared by all requests; keeps nothing between them.
+pub struct Orchestrator {
+    llm: Arc<dyn Llm>,
+    config: OrchestratorConfig,
+    default_alias: Option<String>,
+    recorder: Recorder,
+}
+
+impl Orchestrator {
+    /// An orchestrator over the LLM path and the store. An agent without an alias in `[orchestrator.models]` asks the first one configured.
+    #[must_use]
+    pub fn new(config: &Config, llm: Arc<dyn Llm>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            llm,
+            config: config.orchestrator.clone(),
+            default_alias: config.models.keys().next().cloned(),
+            recorder: Recorder { store, metrics, tasks: TaskTracker::new(), bound: config.store.acquire_timeout + config.store.statement_timeout },
+        }
+    }
+
+    /// Whether every agent has a model to ask.
+    ///
+    /// # Errors
+    /// [`NotConfigured`] if no model is configured at all.
+    pub fn configured(&self) -> Result<(), NotConfigured> {
+        let missing = PIPELINE.steps().filter(|step| *step != Step::Retrieval).any(|step| self.alias(step).is_none());
+        if missing { Err(NotConfigured) } else { Ok(()) }
+    }
+
+    /// The deadline of a query that came in at `arrived`: a client can shorten the configured one, never lengthen it.
+    #[must_use]
+    pub fn deadline(&self, arrived: Instant, client: Option<Duration>) -> Instant {
+        arrived + client.map_or(self.config.deadline, |client| client.min(self.config.deadline))
+    }
+
+    /// Answers and records. Ends by the deadline, plus at most the store's own time-outs for the record.
+    ///
+    /// Dropping the future ends every call in flight and records the query as cancelled.
+    pub async fn answer(&self, ask: Ask) -> QueryDocument {
+        let created_at = jiff::Timestamp::now().as_microsecond();
+        let accepted = Accepted { id: Uuid::now_v7(), tenant: ask.tenant.clone(), question: ask.question.clone(), created_at };
+        let ledger = Ledger::default();
+        let running = Running::new(self.recorder.clone(), accepted.clone(), ledger.clone());
+        let query = Query {
+            orchestrator: self,
+            ask: &ask,
+            id: accepted.id,
+            budget: Budget::new(ask.deadline, PIPELINE, &self.config.steps),
+            ledger: &ledger,
+        };
+        let outcome = conclude(&ask.question, query.run().await);
+        let document = QueryDocument::new(&accepted, outcome, ledger.reports());
+        running.ended();
+        let document = self.recorder.record(&ask.tenant, document, created_at).await;
+        self.recorder.metrics.query(document.status.name());
+        for degradation in &document.degraded {
+            self.recorder.metrics.degraded(degradation.step.name(), degradation.cause.name());
+        }
+        document
+    }
+
+    /// Waits for the records that are being written. Call it once no request is running any more.
+    pub async fn drained(&self) {
+        self.recorder.tasks.close();
+        self.recorder.tasks.wait().await;
+    }
+
+    fn alias(&self, step: Step) -> Option<&str> {
+        self.config.models.get(step.name()).or(self.default_alias.as_ref()).map(String::as_str)
+    }
+}
+
+struct Query<'q> {
+    orchestrator: &'q Orchestrator,
+    ask: &'q Ask,
+    id: Uuid,
+    budget: Budget<'q>,
+    ledger: &'q Ledger,
+}
+
+impl Query<'_> {
+    async fn run(&self) -> Results {
+        let question = self.ask.question.as_str();
+        let (entities, retrieval) = tokio::join!(self.consult::<entities::Entities>(question), self.retrieve());
+        let named = entities_or_rules(question, &entities);
+        let sources: &[Source] = retrieval.found().map(|evidence| evidence.sources.as_slice()).unwrap_or_default();
+        let fact_check = if sources.is_empty() {
+            self.nothing_to_do(Step::FactCheck)
+        } else {
+            self.consult::<fact_check::FactCheck>(fact_check::Input { question, entities: &named, sources }).await
+        };
+        let claims = fact_check.found().map(Vec::as_slice).unwrap_or_default();
+        let synthesis = self.consult::<synthesis::Synthesis>(synthesis::Input { question, entities: &named, sources, claims }).await;
+        let answer = synthesis.found().map(|answer| citation::marks(answer, sources).answer);
+        let citation = match answer.as_deref().filter(|_| !sources.is_empty()) {
+            Some(answer) => self.consult::<citation::Citations>(citation::Input { answer, sources }).await,
+            None => self.nothing_to_do(Step::Citation),
+        };
+        let review = match answer.as_deref() {
+            Some(answer) => self.consult::<review::Review>(review::Input { question, answer, sources }).await,
+            None => self.nothing_to_do(Step::Review),
+        };
+        Results { entities, fact_check, synthesis, citation, review, retrieval }
+    }
+
+    async fn retrieve(&self) -> Did<Evidence> {
+        let started = Instant::now();
+        let orchestrator = self.orchestrator;
+        let did = match self.budget.window(Step::Retrieval, started) {
+            Window::Skip { .. } => Did::Failed(Cause::Skipped),
+            Window::Until(until) => {
+                match retrieval::retrieve(&orchestrator.recorder.store, &self.ask.tenant, &self.ask.question, orchestrator.config.passages, until)
+                    .await
+                {
+                    Ok(evidence) => Did::Found(evidence),
+                    Err((cause, detail)) => {
+                        self.log(Step::Retrieval, cause, &detail);
+                        Did::Failed(cause)
+                    }
+                }
+            }
+        };
+        self.report(Step::Retrieval, &did, started, Usage::default());
+        did
+    }
+
+    async fn consult<A: Agent>(&self, input: A::Input<'_>) -> Did<A::Output> {
+        let started = Instant::now();
+        let mut usage = Usage::default();
+        let did = match self.budget.window(A::STEP, started) {
+            Window::Skip { .. } => Did::Failed(Cause::Skipped),
+            Window::Until(until) => match self.call::<A>(input, until, &mut usage).await {
+                Ok(output) => Did::Found(output),
+                Err((cause, detail)) => {
+                    self.log(A::STEP, cause, &detail);
+                    Did::Failed(cause)
+                }
+            },
+        };
+        self.report(A::STEP, &did, started, usage);
+        did
+    }
+
+    async fn call<A: Agent>(&self, input: A::Input<'_>, until: Instant, usage: &mut Usage) -> Result<A::Output, (Cause, String)> {
+        let alias = self.orchestrator.alias(A::STEP).ok_or_else(|| (Cause::Error, NotConfigured.to_string()))?;
+        let request = A::prompt(input).request(A::STEP, alias).map_err(|error| (Cause::Error, error.to_string()))?;
+        let context = CallContext {
+            request_id: self.ask.request_id.clone(),
+            deadline: Some(until),
+            idempotency_key: format!("{}-{}", self.id, A::STEP.name()),
+            traceparent: self.ask.traceparent.clone(),
+        };
+        let said = timeout_at(until, self.orchestrator.llm.complete(request, context)).await;
+        let said = said.map_err(|_| (Cause::Timeout, "no answer in its share of the deadline".to_owned()))?;
+        let said = said.map_err(|failure| (failure.cause, failure.detail))?;
+        *usage = said.usage;
+        A::read(&said.text, input).map_err(|nonsense| (Cause::Nonsense, nonsense.to_string()))
+    }
+
+    fn nothing_to_do<T>(&self, step: Step) -> Did<T> {
+        self.report(step, &Did::<T>::NothingToDo, Instant::now(), Usage::default());
+        Did::NothingToDo
+    }
+
+    fn report<T>(&self, step: Step, did: &Did<T>, started: Instant, usage: Usage) {
+        let ended = match did {
+            Did::Found(_) => Ok(StepOutcome::Ok),
+            Did::NothingToDo => Ok(StepOutcome::NothingToDo),
+            Did::Failed(cause) => Err(*cause),
+        };
+        self.ledger.add(StepReport::new(step, ended, started.elapsed(), usage));
+    }
+
+    fn log(&self, step: Step, cause: Cause, detail: &str) {
+        tracing::warn!(query = %self.id, request = %self.ask.request_id, step = step.name(), cause = cause.name(), detail, "a step failed");
+    }
+}
