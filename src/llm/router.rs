@@ -1,11 +1,32 @@
 //! The router: an alias becomes ordered candidates, each tried under one deadline, until one is known to be good.
+//!
+//! Candidates one after the other ([`Router::chat`]), attempts at one of them with back-off (`candidate`), one attempt with
+//! its breaker, bulkhead and time-outs (`attempt`), and the stream with its commit point (`stream`). What a failure leads to
+//! is decided in one table (`policy`), and the cause that the client is told in one function (`verdict`).
+//! No task is spawned and nothing is queued: dropping the future, or the stream, ends everything that runs for it.
 
+mod attempt;
+mod candidate;
+mod policy;
+mod stream;
+mod verdict;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::{Config, ProviderConfig};
+use indexmap::IndexMap;
+use tokio::time::Instant;
+
+use self::candidate::{Call, Lane, Next, Provider};
+use crate::config::{Config, ModelConfig, ProviderConfig};
 use crate::llm::chat::{CallContext, Candidate, ChatRequest, LlmFailure, Served};
+use crate::llm::provider::Codec;
 use crate::llm::transport::Transport;
+use crate::resilience::breaker::Breaker;
+use crate::resilience::deadline;
 use crate::telemetry::{BreakerState, Metrics};
+
+pub use self::policy::{Blame, Policy, policy};
 
 /// Why the router gives no answer.
 #[derive(Debug)]
@@ -26,31 +47,130 @@ pub struct CandidateHealth {
 }
 
 /// Routes chat requests. Shared by all requests.
-pub struct Router {}
+pub struct Router {
+    routes: IndexMap<String, Route>,
+    breakers: IndexMap<Candidate, Arc<Breaker>>,
+    metrics: Arc<Metrics>,
+}
+
+/// An alias, ready to be tried.
+struct Route {
+    model: ModelConfig,
+    lanes: Vec<Arc<Lane>>,
+}
 
 impl Router {
     /// A router over the configured aliases; `transport` makes the way to each provider.
-    pub fn new(_config: &Config, _transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>, _metrics: Arc<Metrics>) -> Self {
-        Self {}
+    ///
+    /// Candidates whose provider is not configured are left out: `config` refuses them before.
+    pub fn new(config: &Config, transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>, metrics: Arc<Metrics>) -> Self {
+        Self::with_codecs(config, transport, |_| Arc::new(NoProtocol), metrics)
     }
 
-    /// Serves the request by the first candidate that is known to be good, under one deadline.
+    /// The same with protocols of the caller's own.
+    pub fn with_codecs(
+        config: &Config,
+        transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>,
+        codec: impl Fn(&ProviderConfig) -> Arc<dyn Codec>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let providers: HashMap<&str, Arc<Provider>> = config
+            .providers
+            .values()
+            .map(|provider| (provider.name.as_str(), Arc::new(Provider::new(provider, codec(provider), transport(provider), config.retry))))
+            .collect();
+        let mut breakers: IndexMap<Candidate, Arc<Breaker>> = IndexMap::new();
+        let mut routes = IndexMap::new();
+        for (alias, model) in &config.models {
+            let mut lanes = Vec::with_capacity(model.candidates.len());
+            for (position, configured) in model.candidates.iter().enumerate() {
+                let Some(provider) = providers.get(configured.provider.as_str()) else { continue };
+                let candidate = Candidate { provider: configured.provider.clone(), model: configured.model.clone() };
+                let breaker = breakers.entry(candidate.clone()).or_insert_with(|| observed_breaker(config, &candidate, &metrics));
+                let later = model.candidates.len() - 1 - position;
+                lanes.push(Arc::new(Lane {
+                    least_fair_time: configured.timeouts.first_token.min(deadline::share_of(model.total, model.reserve, later)),
+                    provider: Arc::clone(provider),
+                    breaker: Arc::clone(breaker),
+                    timeouts: configured.timeouts,
+                    retry: config.retry,
+                    metrics: Arc::clone(&metrics),
+                    candidate,
+                }));
+            }
+            routes.insert(alias.clone(), Route { model: model.clone(), lanes });
+        }
+        Self { routes, breakers, metrics }
+    }
+
+    /// Serves the request by the first candidate that is known to be good, under one deadline: a stream is handed out
+    /// at its commit point, when its first real content has come.
     ///
     /// Cancel safe: dropping the future closes the connection to the provider, and starts nothing new.
     ///
     /// # Errors
     /// See [`RouterError`].
-    pub async fn chat(&self, request: ChatRequest, _context: CallContext) -> Result<Served, RouterError> {
-        Err(RouterError::UnknownModel(request.model))
+    pub async fn chat(&self, request: ChatRequest, context: CallContext) -> Result<Served, RouterError> {
+        let Some(route) = self.routes.get(&request.model) else {
+            return Err(RouterError::UnknownModel(request.model));
+        };
+        let deadline = deadline::overall(Instant::now(), route.model.total, context.deadline);
+        let call = Call { request: &request, context: &context, deadline };
+        let mut attempts = Vec::new();
+        for (position, lane) in route.lanes.iter().enumerate() {
+            let now = Instant::now();
+            if now >= deadline {
+                break;
+            }
+            if position > 0 {
+                self.metrics.fallback(&route.model.alias);
+            }
+            let ends = deadline::share(now, deadline, route.model.reserve, route.lanes.len() - 1 - position);
+            match lane.serve(&call, ends, &mut attempts).await {
+                Ok(answer) => return Ok(Served { answer, by: lane.candidate.clone(), attempts }),
+                Err(Next::Candidate) => {}
+                Err(Next::Nobody) => break,
+            }
+        }
+        Err(RouterError::Failed(verdict::failure(attempts)))
     }
 
     /// The configured aliases, in their order.
     pub fn aliases(&self) -> Vec<String> {
-        Vec::new()
+        self.routes.keys().cloned().collect()
     }
 
     /// Every candidate with its breaker's state.
     pub fn health(&self) -> Vec<CandidateHealth> {
-        Vec::new()
+        self.breakers.iter().map(|(candidate, breaker)| CandidateHealth { candidate: candidate.clone(), breaker: breaker.state() }).collect()
+    }
+}
+
+fn observed_breaker(config: &Config, candidate: &Candidate, metrics: &Arc<Metrics>) -> Arc<Breaker> {
+    let (candidate, metrics) = (candidate.clone(), Arc::clone(metrics));
+    Breaker::new(
+        config.breaker,
+        Box::new(move |state| {
+            tracing::info!(provider = candidate.provider, model = candidate.model, ?state, "breaker");
+            metrics.breaker(&candidate, state);
+        }),
+    )
+}
+
+/// Stands in until the protocols have landed: can tell nothing.
+struct NoProtocol;
+
+impl Codec for NoProtocol {
+    fn encode(&self, _: &ChatRequest, _: &str, _: &CallContext) -> Result<crate::llm::transport::UpstreamRequest, crate::llm::chat::AttemptError> {
+        Err(attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned()))
+    }
+    fn completion(&self, _: &http::HeaderMap, _: bytes::Bytes) -> Result<crate::llm::chat::Completion, crate::llm::chat::AttemptError> {
+        Err(attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned()))
+    }
+    fn error(&self, _: http::StatusCode, _: &http::HeaderMap, _: &[u8]) -> crate::llm::chat::AttemptError {
+        attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned())
+    }
+    fn decoder(&self, _: &ChatRequest, _: &http::HeaderMap) -> Result<Box<dyn crate::llm::provider::ChunkDecoder>, crate::llm::chat::AttemptError> {
+        Err(attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned()))
     }
 }

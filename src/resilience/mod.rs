@@ -1,1 +1,8 @@
 //! Resilience mechanisms, one file a mechanism, on tokio's clock only: deadline, retry (back-off and budget), breaker, bulkhead.
+//! They know time, counts and permits, and nothing of HTTP or of models; `llm::router` puts them together.
+
+pub mod backoff;
+pub mod breaker;
+pub mod budget;
+pub mod bulkhead;
+pub mod deadline;

@@ -1,0 +1,238 @@
+//! One attempt: breaker and bulkhead, then one exchange with the provider under its time-outs.
+//!
+//! What an attempt holds (its breaker's pass, its place in the bulkhead) is in [`Admitted`], which goes along with a stream to
+//! its end. Dropped without a verdict, because the client has left, it gives everything back and counts for nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::candidate::{Call, Lane, Turn};
+use super::policy::{Blame, policy};
+use super::stream;
+use crate::llm::chat::{Answer, AttemptError, Cause, ErrorDetail, Mode, Usage};
+use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
+use crate::resilience::breaker::{Pass, Refused};
+use crate::resilience::bulkhead::{NoPlace, Place};
+use crate::resilience::deadline::{self, Elapsed};
+
+/// The largest plain answer.
+pub(super) const LARGEST_BODY: usize = 32 << 20;
+/// As much of an error's body is read, and not more.
+const LARGEST_ERROR: usize = 64 << 10;
+
+/// Asks the candidate once. A plain answer is whole, a stream is past its commit point.
+pub(super) async fn attempt(
+    lane: &Arc<Lane>,
+    call: &Call<'_>,
+    upstream: &UpstreamRequest,
+    ends: Instant,
+    turn: Turn,
+) -> Result<Answer, AttemptError> {
+    let admitted = Admitted::enter(lane, ends, turn).await?;
+    match exchange(lane, call, upstream, ends, admitted.started).await {
+        Ok(Exchanged::Plain(completion)) => {
+            admitted.succeeded(completion.usage);
+            Ok(Answer::Plain(completion))
+        }
+        Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call.deadline))),
+        Err(error) => {
+            admitted.blame(&error);
+            Err(error)
+        }
+    }
+}
+
+/// What an exchange came to.
+enum Exchanged {
+    Plain(crate::llm::chat::Completion),
+    Stream(stream::Opened),
+}
+
+async fn exchange(lane: &Lane, call: &Call<'_>, upstream: &UpstreamRequest, ends: Instant, started: Instant) -> Result<Exchanged, AttemptError> {
+    let head_by = match call.request.mode {
+        Mode::Plain => Limit::deadline(ends),
+        Mode::Stream { .. } => Limit::earlier(started, lane.timeouts.first_token, Cause::FirstTokenTimeout, ends),
+    };
+    let mut upstream = upstream.clone();
+    upstream.connect_timeout = lane.timeouts.connect.min(ends.saturating_duration_since(started));
+    let response = head_by.keep(lane.provider.transport.send(upstream)).await?.map_err(transport_error)?;
+    if !response.status.is_success() {
+        return Err(refusal(lane, response, ends).await);
+    }
+    match call.request.mode {
+        Mode::Plain => {
+            let body = whole(response.body, lane.timeouts.idle, ends).await?;
+            lane.provider.codec.completion(&response.headers, body).map(Exchanged::Plain)
+        }
+        Mode::Stream { .. } => {
+            let decoder = lane.provider.codec.decoder(call.request, &response.headers)?;
+            stream::open(response.body, decoder, head_by, lane.timeouts.idle).await.map(Exchanged::Stream)
+        }
+    }
+}
+
+/// Reads a non-2xx answer: as much of its body as comes in time, and within the bound.
+async fn refusal(lane: &Lane, mut response: UpstreamResponse, ends: Instant) -> AttemptError {
+    let mut body = BytesMut::new();
+    while body.len() < LARGEST_ERROR {
+        let limit = Limit::earlier(Instant::now(), lane.timeouts.idle, Cause::IdleTimeout, ends);
+        match limit.keep(response.body.next()).await {
+            Ok(Some(Ok(bytes))) => body.extend_from_slice(&bytes[..bytes.len().min(LARGEST_ERROR - body.len())]),
+            // the status is what counts: a body that breaks off only says less
+            Ok(Some(Err(_)) | None) | Err(_) => break,
+        }
+    }
+    lane.provider.codec.error(response.status, &response.headers, &body)
+}
+
+/// Reads a whole body, each read within `idle`, all within the bound.
+async fn whole(mut body: UpstreamBody, idle: Duration, ends: Instant) -> Result<Bytes, AttemptError> {
+    let mut first: Option<Bytes> = None;
+    let mut joined = BytesMut::new();
+    loop {
+        let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
+        match limit.keep(body.next()).await? {
+            Some(Ok(bytes)) if joined.len() + first.as_ref().map_or(0, Bytes::len) + bytes.len() > LARGEST_BODY => {
+                return Err(error(Cause::Oversized, format!("the provider's answer is larger than {LARGEST_BODY} bytes")));
+            }
+            // most answers come in one piece: no copy
+            Some(Ok(bytes)) if first.is_none() && joined.is_empty() => first = Some(bytes),
+            Some(Ok(bytes)) => {
+                if let Some(first) = first.take() {
+                    joined.extend_from_slice(&first);
+                }
+                joined.extend_from_slice(&bytes);
+            }
+            Some(Err(broken)) => return Err(transport_error(broken)),
+            None => return Ok(first.unwrap_or_else(|| joined.freeze())),
+        }
+    }
+}
+
+/// A point in time, and what it means when it comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    at: Instant,
+    cause: Cause,
+    allowed: Option<Duration>,
+}
+
+impl Limit {
+    pub(super) fn deadline(ends: Instant) -> Self {
+        Self { at: ends, cause: Cause::DeadlineExceeded, allowed: None }
+    }
+
+    /// `allowed` from `from`, unless the deadline comes first.
+    pub(super) fn earlier(from: Instant, allowed: Duration, cause: Cause, ends: Instant) -> Self {
+        let at = deadline::point(from, allowed);
+        if at < ends { Self { at, cause, allowed: Some(allowed) } } else { Self::deadline(ends) }
+    }
+
+    /// The point in time.
+    pub(super) fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Runs `work` up to the limit; on its passing the work is dropped.
+    pub(super) async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, AttemptError> {
+        deadline::within(self.at, work).await.map_err(|Elapsed| self.passed())
+    }
+
+    /// The error of a limit that has passed.
+    pub(super) fn passed(&self) -> AttemptError {
+        let allowed = self.allowed.unwrap_or_default().as_millis();
+        let message = match self.cause {
+            Cause::FirstTokenTimeout => format!("no content came from the provider within {allowed} ms"),
+            Cause::IdleTimeout => format!("the provider was silent for {allowed} ms in the middle of its answer"),
+            _ => "the time for this request, or this candidate's share of it, is over".to_owned(),
+        };
+        error(self.cause, message)
+    }
+}
+
+/// An attempt that has been let through: its pass and its place, and what its end is counted on.
+pub(super) struct Admitted {
+    lane: Arc<Lane>,
+    pass: Pass,
+    _place: Place,
+    started: Instant,
+}
+
+impl Admitted {
+    /// Breaker, then bulkhead, then the breaker again (it may have opened while this one waited).
+    async fn enter(lane: &Arc<Lane>, ends: Instant, turn: Turn) -> Result<Self, AttemptError> {
+        lane.breaker.check().map_err(breaker_open)?;
+        let place = lane.provider.bulkhead.enter(ends).await.map_err(bulkhead_full)?;
+        let pass = lane.breaker.try_pass().map_err(breaker_open)?;
+        let started = Instant::now();
+        if started >= ends {
+            return Err(Limit::deadline(ends).passed());
+        }
+        lane.starts(turn);
+        Ok(Self { lane: Arc::clone(lane), pass, _place: place, started })
+    }
+
+    /// The provider has served.
+    pub(super) fn succeeded(self, usage: Option<Usage>) {
+        self.lane.metrics.attempt(&self.lane.candidate, None);
+        if let Some(usage) = usage {
+            self.lane.metrics.tokens(&self.lane.candidate, usage);
+        }
+        self.pass.success();
+    }
+
+    /// The stream broke after its commit point: nobody else lists this attempt.
+    pub(super) fn broke(self, error: &AttemptError) {
+        self.lane.metrics.attempt(&self.lane.candidate, Some(error.cause));
+        self.blame(error);
+    }
+
+    fn blame(self, error: &AttemptError) {
+        let providers = match policy(error.cause).blame {
+            Blame::Provider => true,
+            Blame::Nobody => false,
+            Blame::ProviderGivenFairTime => self.started.elapsed() >= self.lane.least_fair_time,
+        };
+        if providers {
+            self.pass.failure(error.retry_after);
+        }
+    }
+}
+
+fn breaker_open(refused: Refused) -> AttemptError {
+    let mut error = error(Cause::BreakerOpen, "the provider has failed repeatedly and is left alone for a while".to_owned());
+    error.retry_after = Some(refused.retry_after);
+    error
+}
+
+fn bulkhead_full(why: NoPlace) -> AttemptError {
+    let message = match why {
+        NoPlace::QueueFull => "too many requests wait for this provider",
+        NoPlace::TimedOut => "no place came free at this provider in time",
+    };
+    let mut error = error(Cause::BulkheadFull, message.to_owned());
+    error.retry_after = Some(Duration::from_secs(1));
+    error
+}
+
+/// The failure of the transport, before or inside an answer.
+pub(super) fn transport_error(broken: TransportError) -> AttemptError {
+    match broken {
+        TransportError::Refused(_) => error(Cause::Refused, "the provider refused the connection".to_owned()),
+        TransportError::ConnectTimeout(after) => {
+            error(Cause::ConnectTimeout, format!("no connection to the provider within {} ms", after.as_millis()))
+        }
+        TransportError::Reset(_) => error(Cause::Reset, "the provider closed the connection before it answered".to_owned()),
+        TransportError::Truncated(_) => error(Cause::Truncated, "the provider's answer ended in the middle".to_owned()),
+        TransportError::Protocol(_) => error(Cause::BadResponse, "the provider's answer is not valid HTTP".to_owned()),
+    }
+}
+
+/// An error made here.
+pub(super) fn error(cause: Cause, message: String) -> AttemptError {
+    AttemptError { cause, message, status: None, retry_after: None, detail: ErrorDetail::default() }
+}

@@ -1,0 +1,99 @@
+//! The deadline of a request, and its split between candidates.
+//!
+//! A deadline is a point in time. It is made once, handed down, and only ever shortened. With `remaining` time left and
+//! `later` candidates behind the present one, the present one may run until
+//!
+//! ```text
+//! now + max(remaining - reserve * later, remaining / (later + 1))
+//! ```
+//!
+//! so each later candidate keeps its `reserve`, and where there is too little for that, all that are left share fairly.
+//! The last candidate always has the whole rest.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Stands for "never": far enough for any request, near enough for the clock.
+const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
+
+/// The point in time `after` from `from`; never overflows.
+pub fn point(from: Instant, after: Duration) -> Instant {
+    from.checked_add(after.min(FOREVER)).unwrap_or(from)
+}
+
+/// The one deadline of a request: `total` from `now`, or the caller's own if that comes first.
+pub fn overall(now: Instant, total: Duration, caller: Option<Instant>) -> Instant {
+    let configured = point(now, total);
+    caller.map_or(configured, |caller| caller.min(configured))
+}
+
+/// Until when a candidate may run that has `later` candidates behind it. See the module's head for the formula.
+pub fn share(now: Instant, deadline: Instant, reserve: Duration, later: usize) -> Instant {
+    point(now, share_of(deadline.saturating_duration_since(now), reserve, later))
+}
+
+/// The same as a length of time: what a candidate gets of `remaining`.
+pub fn share_of(remaining: Duration, reserve: Duration, later: usize) -> Duration {
+    let later = u32::try_from(later).unwrap_or(u32::MAX);
+    let beyond_reserves = remaining.saturating_sub(reserve.saturating_mul(later));
+    let fair = remaining / later.saturating_add(1);
+    beyond_reserves.max(fair)
+}
+
+/// The point in time came first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elapsed;
+
+/// Runs `work` until `until`. Work that is ready at that very moment still counts.
+///
+/// Cancel safe if `work` is; on [`Elapsed`] the work is dropped.
+///
+/// # Errors
+/// [`Elapsed`] if the work was not done by then.
+pub async fn within<T>(until: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    tokio::time::timeout_at(until, work).await.map_err(|_| Elapsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::only_one(10_000, 3_000, 0, 10_000)]
+    #[case::one_reserve_kept(10_000, 3_000, 1, 7_000)]
+    #[case::two_reserves_kept(10_000, 3_000, 2, 4_000)]
+    #[case::too_little_for_two(6_000, 3_000, 2, 2_000)]
+    #[case::fair_when_reserve_exceeds_all(1_000, 3_000, 1, 500)]
+    #[case::no_reserve(1_000, 0, 3, 1_000)]
+    #[case::nothing_left(0, 3_000, 1, 0)]
+    fn a_candidate_leaves_the_reserve_or_shares_fairly(#[case] left: u64, #[case] reserve: u64, #[case] later: usize, #[case] gets: u64) {
+        let got = share_of(Duration::from_millis(left), Duration::from_millis(reserve), later);
+        assert_eq!(got, Duration::from_millis(gets));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_deadline_only_shortens() {
+        let now = Instant::now();
+        let total = Duration::from_secs(10);
+        assert_eq!(overall(now, total, None), now + total);
+        assert_eq!(overall(now, total, Some(now + Duration::from_secs(3))), now + Duration::from_secs(3));
+        assert_eq!(overall(now, total, Some(now + Duration::from_secs(30))), now + total);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_beyond_the_clock_is_not_a_panic() {
+        assert!(point(Instant::now(), Duration::MAX) > Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_dropped_at_its_point_in_time() {
+        let until = point(Instant::now(), Duration::from_millis(50));
+        assert_eq!(within(until, std::future::pending::<()>()).await, Err(Elapsed));
+        assert!(Instant::now() >= until);
+        assert_eq!(within(until, async { 7 }).await, Ok(7));
+    }
+}
