@@ -81,6 +81,26 @@ pub struct Completion {
     pub usage: Option<Usage>,
 }
 
+impl Completion {
+    /// The text of the first choice; `None` where it has none (a tool call, a refusal).
+    pub fn text(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Document {
+            choices: Vec<Choice>,
+        }
+        #[derive(Deserialize)]
+        struct Choice {
+            message: Message,
+        }
+        #[derive(Deserialize)]
+        struct Message {
+            content: Option<String>,
+        }
+        let document: Document = serde_json::from_slice(&self.body).ok()?;
+        document.choices.into_iter().next()?.message.content
+    }
+}
+
 /// The provider and model that served, or were tried.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Candidate {
@@ -153,6 +173,13 @@ pub struct AttemptError {
     pub retry_after: Option<Duration>,
     /// For [`Cause::Rejected`] and [`Cause::InBand`]: the provider's own type, code and param, where it gave them.
     pub detail: ErrorDetail,
+}
+
+impl AttemptError {
+    /// An error that no provider's status, hint or detail came with.
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into(), status: None, retry_after: None, detail: ErrorDetail::default() }
+    }
 }
 
 /// The parts of OpenAI's error envelope that a provider gave.

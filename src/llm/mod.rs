@@ -3,5 +3,7 @@
 pub mod chat;
 pub mod framing;
 pub mod provider;
+mod request;
 pub mod router;
 pub mod transport;
+pub mod transport_http;

@@ -1,12 +1,27 @@
 //! Provider codecs: how the neutral request is told in a provider's protocol, and its answers read back. One file a protocol.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
+use crate::config::{Protocol, ProviderConfig};
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Usage};
 use crate::llm::transport::UpstreamRequest;
+
+mod endpoint;
+mod failure;
+mod ollama;
+mod openai;
+
+/// The codec for a configured provider. A new protocol is one file, and one line here.
+pub fn codec(provider: &ProviderConfig) -> Arc<dyn Codec> {
+    match provider.protocol {
+        Protocol::OpenAi => Arc::new(openai::OpenAi::new(provider)),
+        Protocol::Ollama => Arc::new(ollama::Ollama::new(provider)),
+    }
+}
 
 /// A protocol bound to a configured endpoint and key.
 pub trait Codec: Send + Sync {

@@ -1,0 +1,112 @@
+//! The reading of failures, as tables.
+#![allow(clippy::unwrap_used)]
+
+use rstest::rstest;
+
+use super::*;
+
+fn key() -> SecretString {
+    SecretString::from("canary-5f3a9b")
+}
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap())).collect()
+}
+
+#[rstest]
+#[case::bad_request(400, r#"{"error":{"message":"m","type":"invalid_request_error","param":"messages","code":null}}"#, Cause::Rejected)]
+#[case::our_key(401, r#"{"error":{"message":"m","code":"invalid_api_key"}}"#, Cause::ProviderAuth)]
+#[case::forbidden(403, "", Cause::ProviderAuth)]
+#[case::credits(402, r#"{"error":"m"}"#, Cause::QuotaExhausted)]
+#[case::no_model(404, r#"{"error":"model 'x' not found"}"#, Cause::Rejected)]
+#[case::time(408, "<html>", Cause::ServerError)]
+#[case::conflict(409, "", Cause::ServerError)]
+#[case::large(413, "<html></html>", Cause::Rejected)]
+#[case::unprocessable(422, r#"{"error":"m","error_type":"validation"}"#, Cause::Rejected)]
+#[case::generation(424, r#"{"error":"m","error_type":"generation"}"#, Cause::ServerError)]
+#[case::rate(429, r#"{"error":{"message":"m","type":"requests","code":"rate_limit_exceeded"}}"#, Cause::RateLimited)]
+#[case::rate_without_body(429, "", Cause::RateLimited)]
+#[case::quota_by_code(429, r#"{"error":{"message":"m","type":"x","code":"insufficient_quota"}}"#, Cause::QuotaExhausted)]
+#[case::quota_by_type(429, r#"{"error":{"message":"m","type":"insufficient_quota","code":null}}"#, Cause::QuotaExhausted)]
+#[case::cancelled(499, r#"{"error":"request canceled"}"#, Cause::ServerError)]
+#[case::server(500, "", Cause::ServerError)]
+#[case::gateway(502, "<html>", Cause::ServerError)]
+#[case::overloaded(503, r#"{"error":"server busy"}"#, Cause::Overloaded)]
+#[case::gateway_time(504, "", Cause::ServerError)]
+#[case::anthropic_overloaded(529, "", Cause::Overloaded)]
+#[case::redirect(301, "", Cause::BadResponse)]
+fn causes(#[case] status: u16, #[case] body: &str, #[case] cause: Cause) {
+    let error = from_answer(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), None);
+    assert_eq!((error.cause, error.status), (cause, Some(status)));
+}
+
+#[rstest]
+#[case::envelope(r#"{"error":{"message":"Too long.","type":"t","param":"p","code":"c"}}"#, "Too long.", Some("t"), Some("c"), Some("p"))]
+#[case::without_wrapper(r#"{"code":"c","message":"Not here.","param":null,"type":"t"}"#, "Not here.", Some("t"), Some("c"), None)]
+#[case::text(r#"{"error":"Model not supported"}"#, "Model not supported", None, None, None)]
+#[case::tgi(r#"{"error":"Bad input","error_type":"validation"}"#, "Bad input", Some("validation"), None, None)]
+#[case::number_code(r#"{"error":{"message":"m","code":422}}"#, "m", None, Some("422"), None)]
+#[case::plain("no such thing\r\n", "no such thing", None, None, None)]
+#[case::html("<html><body>secret</body></html>", "The provider answered 400 with an HTML page.", None, None, None)]
+#[case::empty("", "The provider answered 400 with an empty body.", None, None, None)]
+#[case::broken(r#"{"error":"#, "The provider answered 400.", None, None, None)]
+#[case::nothing(r#"{"error":null}"#, "The provider answered 400.", None, None, None)]
+fn words(#[case] body: &str, #[case] message: &str, #[case] kind: Option<&str>, #[case] code: Option<&str>, #[case] param: Option<&str>) {
+    let error = from_answer(StatusCode::BAD_REQUEST, &HeaderMap::new(), body.as_bytes(), None);
+    assert_eq!(error.message, message);
+    assert_eq!((error.detail.kind.as_deref(), error.detail.code.as_deref(), error.detail.param.as_deref()), (kind, code, param));
+}
+
+#[rstest]
+#[case::seconds("retry-after", "2", Some(2_000))]
+#[case::zero("retry-after", "0", Some(0))]
+#[case::fraction("retry-after", "0.5", Some(500))]
+#[case::milliseconds("retry-after-ms", "1500", Some(1_500))]
+#[case::date("retry-after", "Thu, 01 Jan 1970 00:01:05 GMT", Some(5_000))]
+#[case::past("retry-after", "Thu, 01 Jan 1970 00:00:05 GMT", Some(0))]
+#[case::far("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT", Some(86_400_000))]
+#[case::absurd("retry-after", "1e300", Some(86_400_000))]
+#[case::endless("retry-after", "inf", None)]
+#[case::no_number("retry-after", "NaN", None)]
+#[case::negative("retry-after", "-1", None)]
+#[case::nonsense("retry-after", "soon", None)]
+fn waits(#[case] name: &'static str, #[case] value: &str, #[case] milliseconds: Option<u64>) {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+    assert_eq!(retry_after(&headers(&[(name, value)]), now), milliseconds.map(Duration::from_millis));
+}
+
+#[test]
+fn milliseconds_come_before_seconds() {
+    let both = headers(&[("retry-after", "7"), ("retry-after-ms", "20")]);
+    assert_eq!(retry_after(&both, SystemTime::now()), Some(Duration::from_millis(20)));
+    let broken = headers(&[("retry-after", "7"), ("retry-after-ms", "x")]);
+    assert_eq!(retry_after(&broken, SystemTime::now()), Some(Duration::from_secs(7)));
+}
+
+#[rstest]
+#[case::our_key("Incorrect API key provided: canary-5f3a9b.", "Incorrect API key provided: [redacted].")]
+#[case::inside_a_word("key=canary-5f3a9b&x", "key=[redacted]&x")]
+#[case::masked("Incorrect API key provided: sk-abc***wxyz. See https://x.io", "Incorrect API key provided: [redacted]. See https://x.io")]
+#[case::bearer("got 'Authorization: Bearer abc.def'", "got 'Authorization: Bearer [redacted]'")]
+#[case::token_of_a_hub("hf_abcdefgh is bad", "[redacted] is bad")]
+#[case::url("at https://u:p@host/v1 refused", "at https://host/v1 refused")]
+#[case::innocent("a sk- and a task-force, risk-free", "a sk- and a task-force, risk-free")]
+fn secrets(#[case] told: &str, #[case] passed_on: &str) {
+    assert_eq!(redact(told, Some(&key())), passed_on);
+    let error = from_answer(StatusCode::UNAUTHORIZED, &HeaderMap::new(), format!(r#"{{"error":"{told}"}}"#).as_bytes(), Some(&key()));
+    assert_eq!(error.message, format!("The provider answered 401: {passed_on}"));
+    assert!(!format!("{error:?}").contains("canary"));
+}
+
+#[test]
+fn messages_are_bounded_and_on_one_line() {
+    let error = from_answer(StatusCode::BAD_REQUEST, &HeaderMap::new(), format!("a\nb{}", "é".repeat(5_000)).as_bytes(), None);
+    assert_eq!(error.message.chars().count(), MESSAGE_LIMIT + 1);
+    assert!(error.message.starts_with("a b") && error.message.ends_with('…'));
+}
+
+#[test]
+fn a_key_at_the_bound_is_not_cut_open() {
+    let text = format!("{}canary-5f3a9b", "x ".repeat(MESSAGE_LIMIT / 2 - 3));
+    assert!(!clean(&text, Some(&key())).contains("canary"));
+}

@@ -1,0 +1,466 @@
+//! OpenAI's chat completions, and everything that speaks them. The client's fields are sent on as they came, `model` alone
+//! replaced; the provider's documents and events are passed on as they came, read only for errors, content and the end.
+//!
+//! Usage of a stream is asked for only where the client asks for it: `stream_options` is never added, since servers exist that refuse
+//! it. A usage event that comes unasked is read and not passed on: clients read `choices[0]` of every event.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use secrecy::SecretString;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::endpoint::Endpoint;
+use super::failure::{self, bad_response};
+use super::{ChunkDecoder, Codec, Decoded};
+use crate::config::ProviderConfig;
+use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Mode, Usage};
+use crate::llm::framing::DEFAULT_EVENT_LIMIT;
+use crate::llm::framing::sse::{SseDecoder, SseEvent};
+use crate::llm::transport::UpstreamRequest;
+
+/// More choices than any provider gives; a stream beyond it is no answer.
+const MOST_CHOICES: usize = 1024;
+
+/// OpenAI's protocol at one endpoint with one key.
+pub struct OpenAi {
+    endpoint: Endpoint,
+}
+
+impl OpenAi {
+    /// The codec for this provider.
+    pub fn new(provider: &ProviderConfig) -> Self {
+        Self { endpoint: Endpoint::new(provider, "/chat/completions") }
+    }
+}
+
+impl Codec for OpenAi {
+    fn encode(&self, request: &ChatRequest, model: &str, context: &CallContext) -> Result<UpstreamRequest, AttemptError> {
+        self.endpoint.request(request.body_for(model), request.mode, "text/event-stream", context)
+    }
+
+    fn completion(&self, headers: &HeaderMap, body: Bytes) -> Result<Completion, AttemptError> {
+        failure::check_encoding(headers)?;
+        let text = object(&body)?;
+        let document: Document<'_, Answered> =
+            serde_json::from_str(text).map_err(|error| bad_response(format!("The provider's answer is not a chat completion: {error}.")))?;
+        if let Some(error) = document.error() {
+            return Err(failure::in_band(error, self.endpoint.key.as_ref()));
+        }
+        if document.choices.as_ref().is_none_or(|Answered(choices)| *choices == 0) {
+            return Err(bad_response("The provider's answer has no choices."));
+        }
+        let usage = document.usage();
+        Ok(Completion { body, usage })
+    }
+
+    fn error(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> AttemptError {
+        failure::from_answer(status, headers, body, self.endpoint.key.as_ref())
+    }
+
+    fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
+        failure::check_encoding(headers)?;
+        let key = self.endpoint.key.clone();
+        match failure::media_type(headers).as_str() {
+            "text/event-stream" => {
+                let include_usage = request.mode == Mode::Stream { include_usage: true };
+                Ok(Box::new(EventDecoder::new(key, include_usage, request.field("n").unwrap_or(1))))
+            }
+            "application/json" => Ok(Box::new(DocumentDecoder { key, body: Vec::new(), ended: false })),
+            "" => Err(bad_response("The provider answered without a content type where a stream of events was asked for.")),
+            other => Err(bad_response(format!("The provider answered with '{}' where a stream of events was asked for.", clip_type(other)))),
+        }
+    }
+}
+
+fn clip_type(media_type: &str) -> &str {
+    media_type.get(..60).unwrap_or(media_type)
+}
+
+/// The body as text, where it looks like one JSON object.
+fn object(body: &[u8]) -> Result<&str, AttemptError> {
+    let text = std::str::from_utf8(body).map_err(|_| bad_response("The provider's answer is not UTF-8."))?;
+    match text.trim_ascii_start().as_bytes().first() {
+        Some(b'{') => Ok(text),
+        Some(b'<') => Err(bad_response("The provider answered with an HTML page.")),
+        Some(_) => Err(bad_response("The provider's answer is not a JSON object.")),
+        None => Err(bad_response("The provider's answer is empty.")),
+    }
+}
+
+/// The events of one stream.
+struct EventDecoder {
+    events: SseDecoder,
+    key: Option<SecretString>,
+    include_usage: bool,
+    /// Choices that were asked for.
+    wanted: usize,
+    /// The choices seen, and which of them have their finish_reason.
+    choices: Vec<(u64, bool)>,
+    usage: Option<Usage>,
+    ended: bool,
+}
+
+impl EventDecoder {
+    fn new(key: Option<SecretString>, include_usage: bool, wanted: usize) -> Self {
+        Self { events: SseDecoder::new(DEFAULT_EVENT_LIMIT), key, include_usage, wanted, choices: Vec::new(), usage: None, ended: false }
+    }
+
+    fn end(&mut self, with: Decoded, out: &mut VecDeque<Decoded>) {
+        self.ended = true;
+        out.push_back(with);
+    }
+
+    /// Whether every choice that has begun has its finish_reason, and at least one has.
+    fn all_finished(&self) -> bool {
+        !self.choices.is_empty() && self.choices.iter().all(|(_, finished)| *finished)
+    }
+
+    fn event(&mut self, event: SseEvent, out: &mut VecDeque<Decoded>) {
+        let text = event.text().trim_ascii();
+        if text.starts_with("[DONE]") {
+            let end = if self.all_finished() { Decoded::Done(self.usage) } else { Decoded::Failed(failure::truncated()) };
+            return self.end(end, out);
+        }
+        if &event.name[..] == b"error" {
+            let error = in_error_event(text);
+            return self.end(Decoded::Failed(failure::in_band(error, self.key.as_ref())), out);
+        }
+        if text.is_empty() {
+            return;
+        }
+        if !text.starts_with('{') {
+            return self.end(Decoded::Failed(bad_response("The provider's stream holds an event that is not a JSON object.")), out);
+        }
+        let chunk: Document<'_, Deltas> = match serde_json::from_str(text) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                let error = bad_response(format!("The provider's stream holds an event that is not a chat completion chunk: {error}."));
+                return self.end(Decoded::Failed(error), out);
+            }
+        };
+        if let Some(error) = chunk.error() {
+            let error = failure::in_band(error, self.key.as_ref());
+            return self.end(Decoded::Failed(error), out);
+        }
+        let usage = chunk.usage();
+        let Some(deltas) = chunk.choices.or_else(|| usage.map(|_| Deltas::default())) else {
+            return self.end(Decoded::Failed(bad_response("The provider's stream holds an event without choices.")), out);
+        };
+        let only_usage = deltas.is_empty() && usage.is_some();
+        let content = deltas.content;
+        for (index, finished) in deltas.seen() {
+            match self.choices.iter().position(|(known, _)| *known == index) {
+                Some(known) => self.choices[known].1 |= finished,
+                None if self.choices.len() < MOST_CHOICES => self.choices.push((index, finished)),
+                None => return self.end(Decoded::Failed(bad_response("The provider's stream has more choices than any request asks for.")), out),
+            }
+        }
+        self.usage = usage.or(self.usage);
+        if !only_usage || self.include_usage {
+            out.push_back(Decoded::Chunk { data: one_line(event.data), content });
+        }
+    }
+}
+
+impl ChunkDecoder for EventDecoder {
+    fn push(&mut self, bytes: Bytes, out: &mut VecDeque<Decoded>) {
+        if self.ended {
+            return;
+        }
+        self.events.push(bytes);
+        while !self.ended {
+            match self.events.next_event() {
+                Some(Ok(event)) => self.event(event, out),
+                Some(Err(error)) => self.end(Decoded::Failed(failure::frame(error)), out),
+                None => return,
+            }
+        }
+    }
+
+    /// Without `[DONE]` an orderly end is good where every choice that was asked for is finished.
+    fn finish(&mut self, out: &mut VecDeque<Decoded>) {
+        if self.ended {
+            return;
+        }
+        let whole = self.all_finished() && self.choices.len() >= self.wanted;
+        let end = if whole { Decoded::Done(self.usage) } else { Decoded::Failed(failure::truncated()) };
+        self.end(end, out);
+    }
+}
+
+/// The error in an event named `error`: its `error` member, or all of it.
+fn in_error_event(text: &str) -> &str {
+    #[derive(serde::Deserialize)]
+    struct Wrapped<'a> {
+        #[serde(borrow)]
+        error: &'a RawValue,
+    }
+    if !text.starts_with('{') {
+        return text;
+    }
+    serde_json::from_str::<Wrapped<'_>>(text).map_or(text, |wrapped| wrapped.error.get())
+}
+
+/// Data that came in several lines, in one: between JSON tokens a line end is a space, and inside a string none can stand.
+fn one_line(data: Bytes) -> Bytes {
+    if memchr::memchr(b'\n', &data).is_none() {
+        return data;
+    }
+    data.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }).collect()
+}
+
+/// A document where a stream was asked for: an error that came late, or no stream.
+struct DocumentDecoder {
+    key: Option<SecretString>,
+    body: Vec<u8>,
+    ended: bool,
+}
+
+impl DocumentDecoder {
+    /// An error document is small.
+    const LIMIT: usize = 64 * 1024;
+}
+
+impl ChunkDecoder for DocumentDecoder {
+    fn push(&mut self, bytes: Bytes, out: &mut VecDeque<Decoded>) {
+        if self.ended {
+            return;
+        }
+        let room = Self::LIMIT.saturating_sub(self.body.len());
+        self.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        if bytes.len() > room {
+            self.ended = true;
+            out.push_back(Decoded::Failed(bad_response("The provider answered with a document where a stream of events was asked for.")));
+        }
+    }
+
+    fn finish(&mut self, out: &mut VecDeque<Decoded>) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        let text = std::str::from_utf8(&self.body).unwrap_or_default();
+        let document: Option<Document<'_, IgnoredAny>> = text.trim_ascii_start().starts_with('{').then(|| serde_json::from_str(text).ok()).flatten();
+        let error = match document.as_ref().and_then(Document::error) {
+            Some(error) => failure::in_band(error, self.key.as_ref()),
+            None => bad_response("The provider answered with a document where a stream of events was asked for."),
+        };
+        out.push_back(Decoded::Failed(error));
+    }
+}
+
+/// A completion or a chunk, as far as the gateway must know it. `C` says what is read of the choices.
+#[derive(serde::Deserialize)]
+struct Document<'a, C> {
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(default = "none")]
+    choices: Option<C>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+fn none<C>() -> Option<C> {
+    None
+}
+
+impl<C> Document<'_, C> {
+    /// The error, unless it is nothing: `null`, `false`, `""`.
+    fn error(&self) -> Option<&str> {
+        self.error.map(RawValue::get).filter(|error| !matches!(*error, "null" | "false" | "\"\""))
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let mut usage: Usage = serde_json::from_str(self.usage?.get()).ok()?;
+        if usage.total_tokens == 0 {
+            usage.total_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+        }
+        Some(usage)
+    }
+}
+
+/// The number of choices of a completion, each an object with a `message` object.
+struct Answered(usize);
+
+impl<'de> Deserialize<'de> for Answered {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        struct Choice {
+            #[serde(rename = "message")]
+            _message: Object<IgnoredAny>,
+        }
+        let choices: Vec<Object<Choice>> = Deserialize::deserialize(deserializer)?;
+        Ok(Self(choices.len()))
+    }
+}
+
+/// A `T` that is told as an object: derived structs would take an array of their fields as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+/// The choices of a chunk, told in sum; a chunk of one choice needs no memory.
+#[derive(Default)]
+struct Deltas {
+    /// Whether any of them carries content, or a finish_reason.
+    content: bool,
+    first: Option<(u64, bool)>,
+    others: Vec<(u64, bool)>,
+}
+
+impl Deltas {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn seen(self) -> impl Iterator<Item = (u64, bool)> {
+        self.first.into_iter().chain(self.others)
+    }
+}
+
+impl<'de> Deserialize<'de> for Deltas {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct DeltasVisitor;
+
+        impl<'de> Visitor<'de> for DeltasVisitor {
+            type Value = Deltas;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of choices")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Deltas, A::Error> {
+                let mut deltas = Deltas::default();
+                while let Some(Object(choice)) = seq.next_element::<Object<ChoiceView>>()? {
+                    let finished = choice.finish_reason.0;
+                    deltas.content |= finished || choice.delta.is_some_and(|Object(delta)| delta.has_content());
+                    let seen = (choice.index.unwrap_or(0), finished);
+                    if deltas.first.is_none() {
+                        deltas.first = Some(seen);
+                    } else {
+                        deltas.others.push(seen);
+                    }
+                }
+                Ok(deltas)
+            }
+        }
+
+        deserializer.deserialize_seq(DeltasVisitor)
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct ChoiceView {
+    index: Option<u64>,
+    delta: Option<Object<DeltaView>>,
+    #[serde(default)]
+    finish_reason: Something,
+}
+
+/// What of a delta reaches a reader. `reasoning` and `reasoning_content` are what DeepSeek, vLLM and OpenRouter add.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct DeltaView {
+    content: Something,
+    tool_calls: Something,
+    function_call: Something,
+    refusal: Something,
+    reasoning: Something,
+    reasoning_content: Something,
+    audio: Something,
+}
+
+impl DeltaView {
+    fn has_content(&self) -> bool {
+        [&self.content, &self.tool_calls, &self.function_call, &self.refusal, &self.reasoning, &self.reasoning_content, &self.audio]
+            .iter()
+            .any(|part| part.0)
+    }
+}
+
+/// Whether a value says anything: not null, not an empty string, array or object.
+#[derive(Default)]
+struct Something(bool);
+
+impl<'de> Deserialize<'de> for Something {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SomethingVisitor;
+
+        impl<'de> Visitor<'de> for SomethingVisitor {
+            type Value = Something;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Something, E> {
+                Ok(Something(false))
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Something, E> {
+                Ok(Something(true))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Something, E> {
+                Ok(Something(true))
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Something, E> {
+                Ok(Something(true))
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Something, E> {
+                Ok(Something(true))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Something, E> {
+                Ok(Something(!text.is_empty()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Something, A::Error> {
+                let mut any = false;
+                while seq.next_element::<IgnoredAny>()?.is_some() {
+                    any = true;
+                }
+                Ok(Something(any))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Something, A::Error> {
+                let mut any = false;
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    any = true;
+                }
+                Ok(Something(any))
+            }
+        }
+
+        deserializer.deserialize_any(SomethingVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests;

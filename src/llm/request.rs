@@ -1,0 +1,317 @@
+//! A chat request at the door, and one made inside: parsed and checked once, kept as the bytes that came, and told on with
+//! another model's name. The door calls [`ChatRequest::parse`], the orchestrator [`ChatRequest::compose`], codecs
+//! [`ChatRequest::body_for`]. No input panics, and nothing here recurses with the depth of the input.
+
+use std::fmt;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use indexmap::map::Entry;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
+
+use crate::llm::chat::{ChatRequest, InvalidRequest, Mode};
+
+/// Characters of a value that an error shows.
+const SHOWN: usize = 60;
+
+impl ChatRequest {
+    /// Reads a request as a client sent it: a JSON object with a `model`, `messages`, and well-known fields of their type.
+    /// A field that is not known is kept as it came; a field that is given twice is refused, since two readers could
+    /// disagree about it (RFC 8259 section 4).
+    ///
+    /// # Errors
+    /// [`InvalidRequest`] with the field and the value.
+    pub fn parse(body: &[u8]) -> Result<Self, InvalidRequest> {
+        let text = std::str::from_utf8(body).map_err(|error| invalid(None, format!("The request body is not UTF-8: {error}.")))?;
+        if text.trim_ascii().is_empty() {
+            return Err(invalid(None, "The request body is empty: a JSON object with 'model' and 'messages' was expected.".to_owned()));
+        }
+        let Fields { fields, duplicate } =
+            serde_json::from_str(text).map_err(|error| invalid(None, format!("The request body is not a valid JSON object: {error}.")))?;
+        if let Some(name) = duplicate {
+            return Err(invalid(Some(&name), format!("Field '{}' is given more than once.", shown(&name))));
+        }
+        let model = model(&fields)?;
+        messages(&fields)?;
+        for (name, value) in &fields {
+            if let Some(shape) = shape_of(name) {
+                check(name, shape, value.get())?;
+            }
+        }
+        let mode = mode(&fields)?;
+        Ok(Self { model, mode, fields })
+    }
+
+    /// A plain request to `model` with a system and a user message. Further fields are added with [`ChatRequest::with`].
+    pub fn compose(model: &str, system: &str, user: &str) -> Self {
+        let fields = IndexMap::from([
+            ("model".to_owned(), raw(&json!(model))),
+            ("messages".to_owned(), raw(&json!([{"role": "system", "content": system}, {"role": "user", "content": user}]))),
+        ]);
+        Self { model: model.to_owned(), mode: Mode::Plain, fields }
+    }
+
+    /// The request with this field set (`temperature`, `max_tokens`, …). Not for `model` and `stream`, which are told apart
+    /// in their own fields.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &Value) -> Self {
+        self.fields.insert(name.to_owned(), raw(value));
+        self
+    }
+
+    /// The request with `response_format` asking for JSON of this schema.
+    #[must_use]
+    pub fn answering_json(self, name: &str, schema: &Value) -> Self {
+        self.with("response_format", &json!({"type": "json_schema", "json_schema": {"name": name, "strict": true, "schema": schema}}))
+    }
+
+    /// The request's body for `model`: every field as it came and in its order, `model` alone replaced.
+    pub fn body_for(&self, model: &str) -> Bytes {
+        let length: usize = self.fields.iter().map(|(name, value)| name.len() + value.get().len() + 4).sum();
+        let mut body = Vec::with_capacity(length + model.len() + 2);
+        for (name, value) in &self.fields {
+            body.push(if body.is_empty() { b'{' } else { b',' });
+            push_string(&mut body, name);
+            body.push(b':');
+            if name == "model" {
+                push_string(&mut body, model);
+            } else {
+                body.extend_from_slice(value.get().as_bytes());
+            }
+        }
+        body.push(b'}');
+        body.into()
+    }
+
+    /// A well-known boolean, number or whatever else a codec asks for; `None` where it is absent, null or not a `T`.
+    pub(crate) fn field<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Option<T> {
+        self.fields.get(name).and_then(|value| serde_json::from_str(value.get()).ok())
+    }
+}
+
+/// All fields of an object, and the first name that came twice.
+struct Fields {
+    fields: IndexMap<String, Box<RawValue>>,
+    duplicate: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut read = Fields { fields: IndexMap::with_capacity(16), duplicate: None };
+                while let Some(name) = map.next_key::<String>()? {
+                    let value = map.next_value()?;
+                    match read.fields.entry(name) {
+                        Entry::Vacant(place) => {
+                            place.insert(value);
+                        }
+                        Entry::Occupied(place) => {
+                            read.duplicate.get_or_insert_with(|| place.key().clone());
+                        }
+                    }
+                }
+                Ok(read)
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+fn model(fields: &IndexMap<String, Box<RawValue>>) -> Result<String, InvalidRequest> {
+    let value = fields.get("model").ok_or_else(|| missing("model", "the name of a configured model"))?;
+    match serde_json::from_str::<String>(value.get()) {
+        Ok(model) if !model.is_empty() => Ok(model),
+        _ => Err(wrong("model", "a non-empty string", value.get())),
+    }
+}
+
+fn messages(fields: &IndexMap<String, Box<RawValue>>) -> Result<(), InvalidRequest> {
+    /// A message as far as every provider needs it.
+    #[derive(serde::Deserialize)]
+    struct Message<'a> {
+        #[serde(borrow)]
+        role: Option<&'a RawValue>,
+        #[serde(borrow)]
+        content: Option<&'a RawValue>,
+        #[serde(borrow)]
+        tool_calls: Option<&'a RawValue>,
+    }
+
+    let value = fields.get("messages").ok_or_else(|| missing("messages", "a non-empty array of messages"))?;
+    let messages: Vec<&RawValue> = match serde_json::from_str(value.get()) {
+        Ok(messages) => messages,
+        Err(_) => return Err(wrong("messages", "a non-empty array of messages", value.get())),
+    };
+    if messages.is_empty() {
+        return Err(wrong("messages", "a non-empty array of messages", value.get()));
+    }
+    for (index, value) in messages.into_iter().enumerate() {
+        let at = format!("messages[{index}]");
+        if !value.get().starts_with('{') {
+            return Err(wrong(&at, "an object with a role and a content", value.get()));
+        }
+        let message: Message<'_> =
+            serde_json::from_str(value.get()).map_err(|error| invalid(Some(&at), format!("Invalid value for '{at}': {error}.")))?;
+        match message.role.map(|role| (role.get(), serde_json::from_str::<String>(role.get()))) {
+            Some((_, Ok(role))) if !role.is_empty() => {}
+            Some((role, _)) => return Err(wrong(&format!("{at}.role"), "a role such as 'user'", role)),
+            None => return Err(missing(&format!("{at}.role"), "a role such as 'user'")),
+        }
+        if let Some(content) = message.content {
+            check(&format!("{at}.content"), Shape::StringOrObjects, content.get())?;
+        }
+        if let Some(calls) = message.tool_calls {
+            check(&format!("{at}.tool_calls"), Shape::Objects, calls.get())?;
+        }
+    }
+    Ok(())
+}
+
+fn mode(fields: &IndexMap<String, Box<RawValue>>) -> Result<Mode, InvalidRequest> {
+    /// What `stream_options` says about usage.
+    #[derive(Default, serde::Deserialize)]
+    struct StreamOptions<'a> {
+        #[serde(borrow)]
+        include_usage: Option<&'a RawValue>,
+    }
+
+    let options = match fields.get("stream_options") {
+        Some(value) => serde_json::from_str::<Option<StreamOptions<'_>>>(value.get())
+            .map_err(|error| invalid(Some("stream_options"), format!("Invalid value for 'stream_options': {error}.")))?
+            .unwrap_or_default(),
+        None => StreamOptions::default(),
+    };
+    if let Some(value) = options.include_usage {
+        check("stream_options.include_usage", Shape::Boolean, value.get())?;
+    }
+    let include_usage = options.include_usage.is_some_and(|value| value.get() == "true");
+    let stream = fields.get("stream").is_some_and(|value| value.get() == "true");
+    Ok(if stream { Mode::Stream { include_usage } } else { Mode::Plain })
+}
+
+/// What a well-known field must be (or null, which means that it is not there).
+#[derive(Clone, Copy)]
+enum Shape {
+    Boolean,
+    Number,
+    Integer,
+    Positive,
+    String,
+    Object,
+    Objects,
+    Strings,
+    StringOrStrings,
+    StringOrObject,
+    StringOrObjects,
+}
+
+impl Shape {
+    fn expected(self) -> &'static str {
+        match self {
+            Self::Boolean => "true or false",
+            Self::Number => "a finite number",
+            Self::Integer => "an integer",
+            Self::Positive => "an integer of at least 1",
+            Self::String => "a string",
+            Self::Object => "an object",
+            Self::Objects => "an array of objects",
+            Self::Strings => "an array of strings",
+            Self::StringOrStrings => "a string or an array of strings",
+            Self::StringOrObject => "a string or an object",
+            Self::StringOrObjects => "a string or an array of objects",
+        }
+    }
+
+    /// Whether `value`, which is valid JSON without space around it, has this shape.
+    fn fits(self, value: &str) -> bool {
+        let all = |first: char| {
+            value.starts_with('[')
+                && serde_json::from_str::<Vec<&RawValue>>(value).is_ok_and(|all| all.iter().all(|one| one.get().starts_with(first)))
+        };
+        match self {
+            Self::Boolean => value == "true" || value == "false",
+            Self::Number => value.parse::<f64>().is_ok_and(f64::is_finite),
+            Self::Integer => value.parse::<i64>().is_ok() || value.parse::<u64>().is_ok(),
+            Self::Positive => value.parse::<u64>().is_ok_and(|number| number >= 1),
+            Self::String => value.starts_with('"'),
+            Self::Object => value.starts_with('{'),
+            Self::Objects => all('{'),
+            Self::Strings => all('"'),
+            Self::StringOrStrings => value.starts_with('"') || all('"'),
+            Self::StringOrObject => value.starts_with('"') || value.starts_with('{'),
+            Self::StringOrObjects => value.starts_with('"') || all('{'),
+        }
+    }
+}
+
+/// The fields whose type is known, from OpenAI's description of `CreateChatCompletionRequest`.
+fn shape_of(name: &str) -> Option<Shape> {
+    Some(match name {
+        "stream" | "store" | "logprobs" | "parallel_tool_calls" => Shape::Boolean,
+        "temperature" | "top_p" | "presence_penalty" | "frequency_penalty" => Shape::Number,
+        "seed" | "top_logprobs" => Shape::Integer,
+        "n" | "max_tokens" | "max_completion_tokens" => Shape::Positive,
+        "user" | "reasoning_effort" | "service_tier" | "verbosity" | "safety_identifier" | "prompt_cache_key" => Shape::String,
+        "stream_options" | "response_format" | "logit_bias" | "metadata" | "audio" => Shape::Object,
+        "tools" | "functions" => Shape::Objects,
+        "modalities" => Shape::Strings,
+        "stop" => Shape::StringOrStrings,
+        "tool_choice" | "function_call" => Shape::StringOrObject,
+        _ => return None,
+    })
+}
+
+fn check(name: &str, shape: Shape, value: &str) -> Result<(), InvalidRequest> {
+    if value == "null" || shape.fits(value) { Ok(()) } else { Err(wrong(name, shape.expected(), value)) }
+}
+
+fn missing(name: &str, expected: &str) -> InvalidRequest {
+    invalid(Some(name), format!("Missing required field '{name}': {expected} was expected."))
+}
+
+fn wrong(name: &str, expected: &str, value: &str) -> InvalidRequest {
+    invalid(Some(name), format!("Invalid value for '{name}': expected {expected}, got {}.", shown(value)))
+}
+
+fn invalid(param: Option<&str>, message: String) -> InvalidRequest {
+    InvalidRequest { message, param: param.map(shown) }
+}
+
+/// The start of a value of any length, on one line.
+fn shown(value: &str) -> String {
+    let mut chars = value.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut start: String = chars.by_ref().take(SHOWN).collect();
+    if chars.next().is_some() {
+        start.push('…');
+    }
+    start
+}
+
+fn raw(value: &Value) -> Box<RawValue> {
+    // a Value's keys are strings and its numbers are finite, the only two things that serde_json can refuse
+    #[allow(clippy::expect_used)]
+    to_raw_value(value).expect("every JSON value can be written")
+}
+
+/// Appends `text` as a JSON string.
+fn push_string(out: &mut Vec<u8>, text: &str) {
+    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        out.extend_from_slice(Value::from(text).to_string().as_bytes());
+    }
+}
