@@ -315,3 +315,6 @@ fn push_string(out: &mut Vec<u8>, text: &str) {
         out.extend_from_slice(Value::from(text).to_string().as_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,268 @@
+//! What is sent, what counts as an answer, and what each stream becomes.
+#![allow(clippy::unwrap_used)]
 
+use rstest::rstest;
+
+use super::*;
+use crate::config::Protocol;
+use crate::llm::chat::{Cause, ErrorDetail};
+
+fn provider(base_url: &str) -> ProviderConfig {
+    ProviderConfig {
+        name: "main".into(),
+        protocol: Protocol::OpenAi,
+        base_url: base_url.parse().unwrap(),
+        api_key: Some("sk-canary-1".to_owned().into()),
+        max_in_flight: 8,
+    }
+}
+
+fn codec() -> OpenAi {
+    OpenAi::new(&provider("http://127.0.0.1:9/v1"))
+}
+
+fn context() -> CallContext {
+    CallContext {
+        request_id: "req-1".into(),
+        deadline: None,
+        idempotency_key: "idem-1".into(),
+        traceparent: Some(HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+    }
+}
+
+use http::HeaderValue;
+
+fn request(fields: &str) -> ChatRequest {
+    ChatRequest::parse(format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"hi"}}]{fields}}}"#).as_bytes()).unwrap()
+}
+
+fn headers(content_type: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))])
+}
+
+#[test]
+fn fields_are_sent_as_they_came_and_only_the_model_is_replaced() {
+    let sent = r#"{"temperature":1.0,"model":"alias", "x_new": {"a" : [1e2,"\u00e9"]},"messages":[{"role":"user","content":"hi","x":1}]}"#;
+    let request = ChatRequest::parse(sent.as_bytes()).unwrap();
+    let told = codec().encode(&request, "gpt-\"4", &context()).unwrap();
+    let expected = r#"{"temperature":1.0,"model":"gpt-\"4","x_new":{"a" : [1e2,"\u00e9"]},"messages":[{"role":"user","content":"hi","x":1}]}"#;
+    assert_eq!(std::str::from_utf8(&told.body).unwrap(), expected);
+}
+
+#[test]
+fn the_key_and_the_ids_go_with_the_request() {
+    let told = codec().encode(&request(""), "m", &context()).unwrap();
+    assert_eq!(told.url, "http://127.0.0.1:9/v1/chat/completions");
+    let value = |name: &str| told.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    assert_eq!(value("authorization").as_deref(), Some("Bearer sk-canary-1"));
+    assert_eq!(value("x-request-id").as_deref(), Some("req-1"));
+    assert_eq!(value("idempotency-key").as_deref(), Some("idem-1"));
+    assert!(value("traceparent").unwrap().starts_with("00-0af7"));
+    assert_eq!(value("content-type").as_deref(), Some("application/json"));
+    assert!(!format!("{told:?}").contains("canary"), "the key is marked sensitive");
+}
+
+#[rstest]
+#[case("https://api.openai.com/v1", "https://api.openai.com/v1/chat/completions")]
+#[case("https://api.openai.com/v1/", "https://api.openai.com/v1/chat/completions")]
+#[case("http://h", "http://h/chat/completions")]
+#[case("http://h/d/x?api-version=2", "http://h/d/x/chat/completions?api-version=2")]
+fn urls(#[case] base: &str, #[case] expected: &str) {
+    let told = OpenAi::new(&provider(base)).encode(&request(""), "m", &context()).unwrap();
+    assert_eq!(told.url.to_string(), expected);
+}
+
+#[test]
+fn a_key_that_no_header_can_carry_is_an_error_without_the_key() {
+    let provider = ProviderConfig { api_key: Some("canary\nx".to_owned().into()), ..provider("http://h/v1") };
+    let error = OpenAi::new(&provider).encode(&request(""), "m", &context()).unwrap_err();
+    assert_eq!(error.cause, Cause::ProviderAuth);
+    assert!(error.message.contains("'main'") && !format!("{error:?}").contains("canary"));
+}
+
+#[test]
+fn a_completion_is_passed_on_as_it_came() {
+    let body = Bytes::from_static(
+        br#" {"id":"1","choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7},"x":1} "#,
+    );
+    let completion = codec().completion(&headers("application/json"), body.clone()).unwrap();
+    assert_eq!(completion.body, body);
+    assert_eq!(completion.usage, Some(Usage { prompt_tokens: 5, completion_tokens: 2, total_tokens: 7 }));
+    assert_eq!(completion.text().as_deref(), Some("Paris"));
+}
+
+#[rstest]
+#[case::html("<html></html>", Cause::BadResponse)]
+#[case::empty("", Cause::BadResponse)]
+#[case::blank(" \n", Cause::BadResponse)]
+#[case::broken(r#"{"choices":[{"message":{"content":"#, Cause::BadResponse)]
+#[case::trailing(r#"{"choices":[{"message":{}}]} x"#, Cause::BadResponse)]
+#[case::array("[]", Cause::BadResponse)]
+#[case::no_choices(r#"{"id":"1"}"#, Cause::BadResponse)]
+#[case::null_choices(r#"{"choices":null}"#, Cause::BadResponse)]
+#[case::empty_choices(r#"{"choices":[]}"#, Cause::BadResponse)]
+#[case::no_message(r#"{"choices":[{"index":0}]}"#, Cause::BadResponse)]
+#[case::null_message(r#"{"choices":[{"message":null}]}"#, Cause::BadResponse)]
+#[case::array_choice(r#"{"choices":[[{}]]}"#, Cause::BadResponse)]
+#[case::error(r#"{"error":{"message":"no","type":"t"}}"#, Cause::InBand)]
+#[case::error_text(r#"{"error":"no","choices":[{"message":{}}]}"#, Cause::InBand)]
+fn what_is_no_completion(#[case] body: &'static str, #[case] cause: Cause) {
+    assert_eq!(codec().completion(&HeaderMap::new(), Bytes::from_static(body.as_bytes())).unwrap_err().cause, cause);
+}
+
+#[test]
+fn a_body_that_is_not_utf8_or_is_coded_is_no_completion() {
+    let body = Bytes::from_static(b"{\"choices\":[{\"message\":{\"content\":\"\xFF\"}}]}");
+    assert_eq!(codec().completion(&HeaderMap::new(), body).unwrap_err().cause, Cause::BadResponse);
+    let coded = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
+    assert_eq!(codec().completion(&coded, Bytes::from_static(br#"{"choices":[{"message":{}}]}"#)).unwrap_err().cause, Cause::BadResponse);
+    assert_eq!(codec().decoder(&request(r#","stream":true"#), &coded).err().unwrap().cause, Cause::BadResponse);
+}
+
+/// A stream told in short: `+` a chunk with content, `-` one without, then the end.
+fn read(fields: &str, stream: &str) -> (String, Vec<Bytes>, Option<AttemptError>, Option<Usage>) {
+    let mut decoder = codec().decoder(&request(&format!(r#","stream":true{fields}"#)), &headers("text/event-stream; charset=utf-8")).unwrap();
+    let mut out = VecDeque::new();
+    decoder.push(Bytes::copy_from_slice(stream.as_bytes()), &mut out);
+    decoder.finish(&mut out);
+    decoder.push(Bytes::from_static(b"data: {}\n\n"), &mut out);
+    decoder.finish(&mut out);
+    let (mut told, mut chunks, mut failed, mut usage) = (String::new(), Vec::new(), None, None);
+    for item in out {
+        match item {
+            Decoded::Chunk { data, content } => {
+                told.push(if content { '+' } else { '-' });
+                chunks.push(data);
+            }
+            Decoded::Done(told_usage) => {
+                told.push_str(" done");
+                usage = told_usage;
+            }
+            Decoded::Failed(error) => {
+                told.push_str(&format!(" {:?}", error.cause));
+                failed = Some(error);
+            }
+        }
+    }
+    (told, chunks, failed, usage)
+}
+
+const ROLE: &str = r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null}],"usage":null}"#;
+const TEXT: &str = r#"data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}"#;
+const STOP: &str = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+const USAGE: &str = r#"data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#;
+const DONE: &str = "data: [DONE]";
+
+#[rstest]
+#[case::whole(&[ROLE, TEXT, STOP, DONE], "-++ done")]
+#[case::done_twice_and_more(&[TEXT, STOP, DONE, DONE, TEXT], "++ done")]
+#[case::no_done_marker(&[TEXT, STOP], "++ done")]
+#[case::no_finish_reason(&[TEXT, DONE], "+ Truncated")]
+#[case::cut(&[TEXT], "+ Truncated")]
+#[case::nothing(&[], " Truncated")]
+#[case::only_the_marker(&[DONE], " Truncated")]
+#[case::empty_finish_reason_is_none(&[r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":""}]}"#, DONE], "+ Truncated")]
+#[case::comments(&[": keepalive", TEXT, ":", STOP, DONE], "++ done")]
+#[case::empty_data_says_nothing(&["data:", TEXT, STOP, DONE], "++ done")]
+#[case::tool_call(&[r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c"}]}}]}"#, STOP, DONE], "++ done")]
+#[case::no_tool_call(&[r#"data: {"choices":[{"index":0,"delta":{"content":null,"tool_calls":[]}}]}"#, STOP, DONE], "-+ done")]
+#[case::refusal(&[r#"data: {"choices":[{"index":0,"delta":{"refusal":"no"}}]}"#, STOP, DONE], "++ done")]
+#[case::reasoning(&[r#"data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}"#, STOP, DONE], "++ done")]
+#[case::no_delta(&[r#"data: {"choices":[{"index":0}]}"#, STOP, DONE], "-+ done")]
+#[case::broken_json(&[TEXT, r#"data: {"choices":[{"#, STOP, DONE], "+ BadResponse")]
+#[case::not_an_object(&[TEXT, "data: 5", DONE], "+ BadResponse")]
+#[case::no_choices(&[TEXT, "data: {}", DONE], "+ BadResponse")]
+#[case::wrong_choices(&[r#"data: {"choices":{"0":1}}"#], " BadResponse")]
+#[case::in_band(&[TEXT, r#"data: {"error":{"message":"late","type":"server_error","code":"x"}}"#, DONE], "+ InBand")]
+#[case::in_band_text(&[r#"data: {"error":"late","error_type":"generation"}"#], " InBand")]
+#[case::in_band_with_choices(&[r#"data: {"error":{"code":502,"message":"late"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}"#], " InBand")]
+#[case::error_event(&["event: error\ndata: {\"message\":\"late\"}"], " InBand")]
+#[case::no_error(&[r#"data: {"error":null,"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}"#, DONE], "+ done")]
+#[case::other_event_names(&["event: message\ndata: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}", DONE], "+ done")]
+fn streams(#[case] events: &[&str], #[case] expected: &str) {
+    let stream: String = events.iter().map(|event| format!("{event}\n\n")).collect();
+    assert_eq!(read("", &stream).0, expected);
+}
+
+#[test]
+fn events_are_passed_on_as_they_came() {
+    let (_, chunks, ..) = read("", &format!("{TEXT}\n\n{STOP}\n\n{DONE}\n\n"));
+    assert_eq!(chunks, [&TEXT[6..], &STOP[6..]]);
+}
+
+#[test]
+fn data_over_several_lines_becomes_one() {
+    let (told, chunks, ..) =
+        read("", "data: {\"choices\":[\ndata: {\"delta\":{\"content\":\"a\"},\r\ndata: \"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n");
+    assert_eq!(told, "+ done");
+    assert_eq!(chunks, [r#"{"choices":[ {"delta":{"content":"a"}, "finish_reason":"stop"}]}"#]);
+}
+
+#[test]
+fn usage_is_read_always_and_passed_on_where_it_was_asked_for() {
+    let stream = format!("{TEXT}\n\n{STOP}\n\n{USAGE}\n\n{DONE}\n\n");
+    let told = Some(Usage { prompt_tokens: 5, completion_tokens: 2, total_tokens: 7 });
+    let (chunks, .., usage) = read("", &stream);
+    assert_eq!((chunks.as_str(), usage), ("++ done", told));
+    let (chunks, .., usage) = read(r#","stream_options":{"include_usage":true}"#, &stream);
+    assert_eq!((chunks.as_str(), usage), ("++- done", told));
+}
+
+#[test]
+fn every_choice_that_began_must_end() {
+    let choice = |index: u32, finish: &str| {
+        format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"a\"}},\"finish_reason\":{finish}}}]}}\n\n")
+    };
+    let half = format!("{}{}{}", choice(0, "null"), choice(1, "null"), choice(0, "\"stop\""));
+    assert_eq!(read(r#","n":2"#, &format!("{half}{DONE}\n\n")).0, "+++ Truncated");
+    assert_eq!(read(r#","n":2"#, &format!("{half}{}{DONE}\n\n", choice(1, "\"stop\""))).0, "++++ done");
+    let both = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"},{"index":1,"delta":{},"finish_reason":"length"}]}"#;
+    assert_eq!(read(r#","n":2"#, &format!("{half}{both}\n\n{DONE}\n\n")).0, "++++ done");
+    // one answer where two were asked for: with the marker the provider says that this is all, without it something is missing
+    assert_eq!(read(r#","n":2"#, &format!("{}{DONE}\n\n", choice(0, "\"stop\""))).0, "+ done");
+    assert_eq!(read(r#","n":2"#, &choice(0, "\"stop\"")).0, "+ Truncated");
+}
+
+#[test]
+fn an_in_band_error_keeps_its_class_and_loses_our_key() {
+    let event = r#"data: {"error":{"message":"sk-canary-1 is over its limit","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
+    let error = read("", &format!("{event}\n\n")).2.unwrap();
+    assert_eq!(error.message, "[redacted] is over its limit");
+    assert_eq!(error.detail, ErrorDetail { kind: Some("requests".into()), code: Some("rate_limit_exceeded".into()), param: None });
+}
+
+#[test]
+fn too_many_choices_are_no_answer() {
+    let stream: String = (0..2_000).map(|index| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}}}}]}}\n\n")).collect();
+    assert_eq!(read("", &stream).2.unwrap().cause, Cause::BadResponse);
+}
+
+#[test]
+fn an_event_without_end_is_refused_at_the_bound() {
+    let mut decoder = codec().decoder(&request(r#","stream":true"#), &headers("text/event-stream")).unwrap();
+    let mut out = VecDeque::new();
+    let piece = Bytes::from(vec![b'x'; 64 * 1024]);
+    for _ in 0..=DEFAULT_EVENT_LIMIT / piece.len() {
+        decoder.push(piece.clone(), &mut out);
+    }
+    assert!(matches!(&out.make_contiguous()[..], [Decoded::Failed(AttemptError { cause: Cause::Oversized, .. })]));
+}
+
+#[rstest]
+#[case::html("text/html", "<html>", Cause::BadResponse)]
+#[case::none("", "data: {}", Cause::BadResponse)]
+#[case::error("application/json", r#"{"error":{"message":"late"}}"#, Cause::InBand)]
+#[case::document("application/json", r#"{"choices":[{"message":{"content":"a"}}]}"#, Cause::BadResponse)]
+#[case::broken("application/json; charset=utf-8", r#"{"error""#, Cause::BadResponse)]
+#[case::stream_under_a_wrong_name("application/json", "data: {}\n\n", Cause::BadResponse)]
+fn what_is_no_stream(#[case] content_type: &'static str, #[case] body: &'static str, #[case] cause: Cause) {
+    let mut out = VecDeque::new();
+    match codec().decoder(&request(r#","stream":true"#), &headers(content_type)) {
+        Ok(mut decoder) => {
+            decoder.push(Bytes::from_static(body.as_bytes()), &mut out);
+            decoder.finish(&mut out);
+        }
+        Err(error) => out.push_back(Decoded::Failed(error)),
+    }
+    assert!(matches!(&out.make_contiguous()[..], [Decoded::Failed(error)] if error.cause == cause), "{out:?}");
+}
