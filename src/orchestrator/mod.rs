@@ -15,4 +15,4 @@ mod record;
 pub mod run;
 
 pub use document::QueryDocument;
-pub use run::{Ask, NotConfigured, Orchestrator};
+pub use run::{Ask, NotConfigured, Orchestrator, Settings};

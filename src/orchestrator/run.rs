@@ -41,6 +41,29 @@ pub struct Ask {
 #[error("queries are not configured: no model alias is configured; add [[models]], and name one per agent in [orchestrator.models]")]
 pub struct NotConfigured;
 
+/// What the orchestrator needs of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `[orchestrator]`
+    pub orchestrator: OrchestratorConfig,
+    /// What agents ask that have no alias of their own.
+    pub default_alias: Option<String>,
+    /// Until a record is given up, should the store not keep its own time-outs.
+    pub record_bound: Duration,
+}
+
+impl Settings {
+    /// The settings of a configuration. An agent without an alias in `[orchestrator.models]` asks the first one configured.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            orchestrator: config.orchestrator.clone(),
+            default_alias: config.models.keys().next().cloned(),
+            record_bound: config.store.acquire_timeout + config.store.statement_timeout,
+        }
+    }
+}
+
 /// Answers queries. Shared by all requests; keeps nothing between them.
 pub struct Orchestrator {
     llm: Arc<dyn Llm>,
@@ -50,15 +73,11 @@ pub struct Orchestrator {
 }
 
 impl Orchestrator {
-    /// An orchestrator over the LLM path and the store. An agent without an alias in `[orchestrator.models]` asks the first one configured.
+    /// An orchestrator over the LLM path and the store.
     #[must_use]
-    pub fn new(config: &Config, llm: Arc<dyn Llm>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            llm,
-            config: config.orchestrator.clone(),
-            default_alias: config.models.keys().next().cloned(),
-            recorder: Recorder { store, metrics, tasks: TaskTracker::new(), bound: config.store.acquire_timeout + config.store.statement_timeout },
-        }
+    pub fn new(settings: Settings, llm: Arc<dyn Llm>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
+        let recorder = Recorder { store, metrics, tasks: TaskTracker::new(), bound: settings.record_bound };
+        Self { llm, config: settings.orchestrator, default_alias: settings.default_alias, recorder }
     }
 
     /// Whether every agent has a model to ask.
