@@ -12,7 +12,7 @@ use crate::orchestrator::agents::citation::{Citation, Dropped};
 use crate::orchestrator::agents::entities::Entity;
 use crate::orchestrator::agents::fact_check::Claim;
 use crate::orchestrator::agents::review::Scores;
-use crate::orchestrator::outcome::{Cause, Degradation, Outcome, Status, degradation};
+use crate::orchestrator::outcome::{Answered, Cause, Degradation, Outcome, Status, degradation};
 use crate::orchestrator::plan::Step;
 use crate::store::Micros;
 
@@ -205,7 +205,7 @@ impl QueryDocument {
     pub fn unrecorded(mut self, cause: Cause) -> Self {
         self.recorded = false;
         self.status = self.status.max(Status::Degraded);
-        self.degraded.push(degradation(Step::Record, cause));
+        self.degraded.push(degradation(Step::Record, cause, if self.answer.is_some() { Answered::Yes } else { Answered::No }));
         self
     }
 

@@ -177,7 +177,7 @@ pub struct Outcome {
 pub fn conclude(question: &str, results: Results) -> Outcome {
     let sources = results.retrieval.found().map(|evidence| evidence.sources.clone()).unwrap_or_default();
     let written = Written::of(&results.synthesis, &sources);
-    let degraded = degradations(&results);
+    let degraded = degradations(&results, if written.answer.is_some() { Answered::Yes } else { Answered::No });
     let (citations, dropped) = citations(&results.citation, &written, &sources);
     let confidence = if written.answer.is_some() { confidence(&results, &sources, &citations, dropped) } else { 0.0 };
     let required = DECLARATIONS.iter().filter(|declaration| declaration.policy == Policy::Required);
@@ -242,7 +242,7 @@ fn citations(citation: &Did<Vec<Attribution>>, written: &Written, sources: &[Sou
     (kept, dropped)
 }
 
-fn degradations(results: &Results) -> Vec<Degradation> {
+fn degradations(results: &Results, answered: Answered) -> Vec<Degradation> {
     let failed = [
         (Step::Entities, results.entities.failed()),
         (Step::Retrieval, results.retrieval.failed()),
@@ -251,7 +251,7 @@ fn degradations(results: &Results) -> Vec<Degradation> {
         (Step::Citation, results.citation.failed()),
         (Step::Review, results.review.failed()),
     ];
-    let mut degraded: Vec<_> = failed.into_iter().filter_map(|(step, cause)| Some(degradation(step, cause?))).collect();
+    let mut degraded: Vec<_> = failed.into_iter().filter_map(|(step, cause)| Some(degradation(step, cause?, answered))).collect();
     let lost = results.retrieval.found().map(|evidence| evidence.lost.as_slice()).unwrap_or_default();
     degraded.extend(lost.iter().map(|(lane, cause)| Degradation {
         step: Step::Retrieval,
@@ -262,11 +262,24 @@ fn degradations(results: &Results) -> Vec<Degradation> {
     degraded
 }
 
+/// Whether there is an answer that could lack something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// There is one.
+    Yes,
+    /// There is none.
+    No,
+}
+
 /// A degradation with the effect that the step declares.
 #[must_use]
-pub fn degradation(step: Step, cause: Cause) -> Degradation {
+pub fn degradation(step: Step, cause: Cause, answered: Answered) -> Degradation {
     let declared = DECLARATIONS.iter().find(|declaration| declaration.step == step);
-    Degradation { step, cause, effect: declared.map(|declaration| declaration.effect.to_owned()).unwrap_or_default() }
+    let effect = declared.map(|declaration| match answered {
+        Answered::Yes => declaration.effect,
+        Answered::No => declaration.unanswered,
+    });
+    Degradation { step, cause, effect: effect.unwrap_or_default().to_owned() }
 }
 
 fn confidence(results: &Results, sources: &[Source], citations: &[Citation], dropped: Dropped) -> f64 {

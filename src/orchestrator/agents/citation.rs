@@ -12,6 +12,7 @@ pub const DECLARATION: Declaration = Declaration {
     step: Step::Citation,
     policy: Policy::Degrade,
     effect: "Which source bears which sentence was not checked: the marks in the answer are the writing model's own.",
+    unanswered: "There is no answer to cite.",
 };
 
 /// How far a citation can be trusted.

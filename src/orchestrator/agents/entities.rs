@@ -11,6 +11,7 @@ pub const DECLARATION: Declaration = Declaration {
     step: Step::Entities,
     policy: Policy::Fallback,
     effect: "Names in the question were found by rules instead of a model: some may be missing or of the wrong kind.",
+    unanswered: "Names in the question were found by rules instead of a model.",
 };
 
 /// Something that the question names.

@@ -9,8 +9,12 @@ use super::{Agent, Declaration, Nonsense, Policy, Prompt, Source, parse, passage
 use crate::orchestrator::plan::Step;
 
 /// The answer stands, unverified.
-pub const DECLARATION: Declaration =
-    Declaration { step: Step::FactCheck, policy: Policy::Degrade, effect: "No claim was checked against the sources: the answer is unverified." };
+pub const DECLARATION: Declaration = Declaration {
+    step: Step::FactCheck,
+    policy: Policy::Degrade,
+    effect: "No claim was checked against the sources: the answer is unverified.",
+    unanswered: "No claim was checked against the sources.",
+};
 
 /// What the passages say about a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -40,6 +40,8 @@ pub struct Declaration {
     pub policy: Policy,
     /// A sentence for the reader of a degraded answer.
     pub effect: &'static str,
+    /// The same where there is no answer at all.
+    pub unanswered: &'static str,
 }
 
 /// Every step's declaration, in the order of the plan.
@@ -50,8 +52,10 @@ pub const DECLARATIONS: [Declaration; 7] = [
     synthesis::DECLARATION,
     citation::DECLARATION,
     review::DECLARATION,
-    Declaration { step: Step::Record, policy: Policy::Degrade, effect: "The query could not be recorded: it may not be found again under its id." },
+    Declaration { step: Step::Record, policy: Policy::Degrade, effect: NOT_RECORDED, unanswered: NOT_RECORDED },
 ];
+
+const NOT_RECORDED: &str = "The query could not be recorded: it may not be found again under its id.";
 
 /// An agent over a model.
 pub trait Agent {

@@ -16,6 +16,7 @@ pub const DECLARATION: Declaration = Declaration {
     step: Step::Retrieval,
     policy: Policy::Degrade,
     effect: "No documents could be searched: the answer has no sources and rests on what the model knows.",
+    unanswered: "No documents could be searched: there is no passage that could stand in for an answer.",
 };
 
 /// The most characters of a passage that are handed on and shown.

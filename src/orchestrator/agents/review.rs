@@ -11,6 +11,7 @@ pub const DECLARATION: Declaration = Declaration {
     step: Step::Review,
     policy: Policy::Degrade,
     effect: "The answer was not reviewed: nobody scored its coherence, relevance and support.",
+    unanswered: "There is no answer to review.",
 };
 
 /// How good the answer is, each from 0 to 1.

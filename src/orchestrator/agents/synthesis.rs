@@ -14,6 +14,7 @@ pub const DECLARATION: Declaration = Declaration {
     step: Step::Synthesis,
     policy: Policy::Fallback,
     effect: "The answer is quoted from the best passages found, not written for the question.",
+    unanswered: "There is no answer: no model wrote one, and there is no passage to quote instead.",
 };
 
 /// What the agent works on.
