@@ -3,6 +3,7 @@
 //! with `store` and `telemetry` below all.
 
 pub mod config;
+mod gateway;
 pub mod http;
 pub mod llm;
 pub mod orchestrator;
@@ -10,3 +11,5 @@ pub mod resilience;
 pub mod retrieval;
 pub mod store;
 pub mod telemetry;
+
+pub use gateway::{Gateway, Running, StartError};

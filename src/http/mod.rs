@@ -1,1 +1,23 @@
-//! The door: axum router, authentication, admission, resources, and THE table from error to response.
+//! The door: routes, authentication, admission, the table from error to response, and the connections that carry them.
+//! A handler reads as its intent: parsing and checks are extractors and middleware, failures are [`error::ApiError`].
+
+pub mod admission;
+pub mod auth;
+pub mod body;
+mod chat;
+pub mod connection;
+pub mod context;
+mod docs;
+pub mod error;
+mod events;
+mod health;
+mod metrics;
+mod models;
+pub mod probe;
+pub mod router;
+pub mod shutdown;
+pub mod state;
+
+pub use context::RequestContext;
+pub use error::ApiError;
+pub use state::{App, AppState};

@@ -36,9 +36,8 @@ tokio::task_local! {
 
 /// The way to this provider over HTTP. Made once at start; connections are made when they are needed.
 pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
-    let tls = if provider.base_url.scheme() == Some(&http::uri::Scheme::HTTPS) { SYSTEM_ROOTS.clone() } else { NO_ROOTS.clone() };
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
+        .tls_backend_preconfigured(tls_for(&provider.base_url))
         .http1_only()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -52,6 +51,11 @@ pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
     // fails only where reqwest would have to load certificates or a resolver by itself, and it has to load neither
     #[allow(clippy::expect_used)]
     Arc::new(HttpTransport { client: client.expect("a client with preconfigured TLS") })
+}
+
+/// What TLS trusts on the way to `url`.
+pub fn tls_for(url: &http::Uri) -> ClientConfig {
+    if url.scheme() == Some(&http::uri::Scheme::HTTPS) { SYSTEM_ROOTS.clone() } else { NO_ROOTS.clone() }
 }
 
 /// TLS for `https` providers: the system's roots, or Mozilla's where the system has none (a container without certificates).

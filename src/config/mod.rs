@@ -2,12 +2,88 @@
 //!
 //! One TOML file, each key overridable by environment (`GAUNTLET_SERVER__LISTEN`: section, two underscores, key). Parsed and
 //! validated once; afterwards nothing is re-checked. Durations are milliseconds in the file and [`Duration`] in the types.
+//! `options` holds the one table of all keys; `source` places file and environment, `reader` checks values, `resolve` what
+//! spans several keys and `print` shows what is in effect.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use indexmap::IndexMap;
 use secrecy::SecretString;
+
+mod options;
+mod print;
+mod reader;
+mod resolve;
+mod source;
+mod value;
+
+pub use value::redact_url;
+
+/// A valid configuration, and what it is made of.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What holds.
+    pub config: Config,
+    effective: Vec<reader::Effective>,
+}
+
+/// Why a configuration is refused: all that is wrong, one sentence each, with key, value, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct ConfigError {
+    /// One sentence each; never empty.
+    pub problems: Vec<String>,
+}
+
+impl Config {
+    /// Reads a file's text, without any environment.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Loaded::from_text(text, "the configuration", Vec::new()).map(|loaded| loaded.config)
+    }
+}
+
+impl Loaded {
+    /// Reads `file`, with `environment` over it.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn from_file(file: &Path, environment: Vec<(String, String)>) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+            problems: vec![format!("the configuration file {} can't be read ({error}): write the path of a TOML file", file.display())],
+        })?;
+        Self::from_text(&text, &file.display().to_string(), environment)
+    }
+
+    /// Reads `text`, with `environment` over it; `origin` names the text in messages.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn from_text(text: &str, origin: &str, environment: Vec<(String, String)>) -> Result<Self, ConfigError> {
+        let mut table = source::parse(text, origin).map_err(|problem| ConfigError { problems: vec![problem] })?;
+        let mut problems = Vec::new();
+        source::overlay(&mut table, environment.iter().cloned(), &mut problems);
+        let mut reader = reader::Reader::new(&table, problems);
+        let variable = |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let config = resolve::resolve(&mut reader, &variable);
+        let mut problems: Vec<String> = Vec::new();
+        for problem in reader.problems {
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+        if problems.is_empty() { Ok(Self { config, effective: reader.effective }) } else { Err(ConfigError { problems }) }
+    }
+
+    /// Every key with its effective value, default, unit and bound, as a configuration file; secrets are left out.
+    pub fn print(&self) -> String {
+        print::print(&self.effective)
+    }
+}
 
 /// The whole configuration, valid.
 #[derive(Clone, Debug)]
@@ -47,6 +123,10 @@ pub struct Server {
     pub body_timeout: Duration,
     /// How long SIGTERM waits for what is in flight.
     pub drain: Duration,
+    /// What each dependency gets to answer a health probe.
+    pub health_timeout: Duration,
+    /// How long the result of a health probe is told again without a new probe.
+    pub health_cache: Duration,
 }
 
 /// The database.
@@ -69,6 +149,8 @@ pub struct Auth {
     pub required: bool,
     /// Keys known from the file, hashed, besides those in the store.
     pub keys: Vec<ConfiguredKey>,
+    /// How long a key found in the store is remembered.
+    pub cache: Duration,
 }
 
 /// A key in the configuration file.

@@ -1,1 +1,0 @@
-//! The wire in front of Postgres: relays bytes, notes connections and statements on the tape, and injects faults between them.

@@ -1,0 +1,76 @@
+//! The subcommands, one file each. Only this part of the program may know gateway, harness and suites together.
+//!
+//! Exit codes: 0 it worked, 1 what was examined failed, 2 the command itself could not do its work; the reason is on stderr.
+
+mod discover;
+mod keys;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use gauntlet::config::{ConfigError, Loaded};
+
+/// An LLM gateway and query orchestrator, and the conformance suite that proves how it fails.
+#[derive(Debug, Parser)]
+#[command(name = "gauntlet", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One variant a subcommand; its arguments and its work are in the file of that name.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(serve::Args),
+    /// Add, list and revoke API keys
+    Keys(keys::Args),
+}
+
+/// Why a command could not do its work: told on stderr, exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct CommandError(String);
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Keys(args) => keys::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        for line in error.to_string().lines() {
+            eprintln!("error: {line}");
+        }
+        ExitCode::from(2)
+    })
+}
+
+/// The runtime of a command.
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError(format!("the runtime can't be started ({error}): raise the limits of processes and open files")))
+}
+
+/// The whole environment; a variable that is not UTF-8 can't be meant for us.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+/// The configuration of `file` under the environment; without a file, of the environment alone.
+fn configuration(file: Option<&PathBuf>) -> Result<Loaded, CommandError> {
+    Ok(match file {
+        Some(file) => Loaded::from_file(file, environment())?,
+        None => Loaded::from_text("", "the environment", environment())?,
+    })
+}

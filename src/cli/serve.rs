@@ -1,0 +1,116 @@
+//! `gauntlet serve`: the gateway as a process. One line on stdout when it listens; logs on stderr; SIGTERM and SIGINT drain,
+//! a second one ends at once.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use gauntlet::config::{Loaded, LogFormat, Telemetry};
+use gauntlet::{Gateway, Running};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{CommandError, configuration, environment, runtime};
+
+/// The exit code of a second signal: 128 and SIGINT's number, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// Run the gateway.
+///
+/// Without --config: the embedded database, a local Ollama if one answers, and OpenAI if OPENAI_API_KEY is set.
+/// Each key can be overridden by the environment: GAUNTLET_SECTION__KEY.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The configuration file (TOML)
+    #[arg(long, short, env = "GAUNTLET_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen, instead of server.listen
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Show every key with its effective value, default, unit and bound, and exit
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// Serves until a signal.
+pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let runtime = runtime()?;
+    let (mut loaded, findings) = match &args.config {
+        Some(_) => (configuration(args.config.as_ref())?, Vec::new()),
+        None => runtime.block_on(discovered())?,
+    };
+    if let Some(listen) = args.listen {
+        loaded.config.server.listen = listen;
+    }
+    if args.print_config {
+        write!(io::stdout(), "{}", loaded.print()).map_err(|error| CommandError(format!("the configuration can't be printed: {error}")))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    logging(&loaded.config.telemetry);
+    for finding in findings {
+        eprintln!("{finding}");
+    }
+    runtime.block_on(serve(loaded))
+}
+
+/// Nobody wrote a configuration: looks around, and lets the environment override what it found.
+async fn discovered() -> Result<(Loaded, Vec<String>), CommandError> {
+    let environment = environment();
+    let found = super::discover::discover(&environment).await;
+    Ok((Loaded::from_text(&found.toml, "what was found", environment)?, found.findings))
+}
+
+async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
+    let mut signals = Signals::new()?;
+    let running = Gateway::start(loaded.config).await.map_err(|error| CommandError(error.to_string()))?;
+    // whoever started us may not read our output
+    let _ = writeln!(io::stdout(), "listening on http://{}", running.addr).and_then(|()| io::stdout().flush());
+    signals.next().await;
+    drain(running, signals).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn drain(running: Running, mut signals: Signals) {
+    tracing::info!("draining: what is in flight ends, a second signal ends at once");
+    // the drain is dropped on a second signal: that is what the second signal asks for
+    tokio::select! {
+        () = running.drain() => tracing::info!("drained"),
+        () = signals.next() => std::process::exit(INTERRUPTED),
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CommandError> {
+        let listen = |kind| signal(kind).map_err(|error| CommandError(format!("signals can't be received: {error}")));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Logs to stderr. A panic's text may hold what a request held: only its place is logged.
+fn logging(telemetry: &Telemetry) {
+    let filter = EnvFilter::try_new(&telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    // fails only if somebody has set logging up before: then theirs stays
+    let _ = match telemetry.format {
+        LogFormat::Text => subscriber.try_init(),
+        LogFormat::Json => subscriber.json().try_init(),
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a panic: this is a bug");
+    }));
+}

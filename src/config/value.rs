@@ -1,0 +1,117 @@
+//! What a key takes, checked: one total function from a raw value to the value or to what should stand there instead.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use toml::Value;
+
+use super::options::{Fallback, Kind, Opt};
+
+/// Checks a raw value against what its key takes.
+///
+/// # Errors
+/// What to write instead, to be put behind "write".
+pub(super) fn check(kind: Kind, value: &Value) -> Result<(), String> {
+    let fits = match (kind, value) {
+        (Kind::Millis(min, max) | Kind::Bytes(min, max) | Kind::Count(min, max), Value::Integer(n)) => (min..=max).contains(n),
+        (Kind::Ratio(min, max), Value::Float(n)) => (min..=max).contains(n),
+        #[allow(clippy::cast_precision_loss)]
+        (Kind::Ratio(min, max), Value::Integer(n)) => (min..=max).contains(&(*n as f64)),
+        (Kind::Switch, Value::Boolean(_)) => true,
+        (Kind::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
+        (Kind::Name | Kind::Variable, Value::String(text)) => is_name(text),
+        (Kind::Secret, Value::String(text)) => !text.is_empty() && text.bytes().all(|byte| (0x21..0x7f).contains(&byte)),
+        (Kind::BaseUrl, Value::String(text)) => is_base_url(text),
+        (Kind::StoreUrl, Value::String(text)) => {
+            ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| text.len() > scheme.len() && text.starts_with(scheme))
+        }
+        (Kind::Hash, Value::String(text)) => text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        (Kind::Choice(words), Value::String(text)) => words.contains(&text.as_str()),
+        (Kind::Filter, Value::String(text)) => tracing_subscriber::EnvFilter::try_new(text).is_ok(),
+        _ => false,
+    };
+    if fits { Ok(()) } else { Err(wanted(kind)) }
+}
+
+/// What the kind takes, in words, bounds included.
+pub(super) fn wanted(kind: Kind) -> String {
+    match kind {
+        Kind::Address => "an address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"".into(),
+        Kind::Millis(min, max) => format!("whole milliseconds from {min} to {max}"),
+        Kind::Bytes(min, max) => format!("a number of bytes from {min} to {max}"),
+        Kind::Count(min, max) => format!("a whole number from {min} to {max}"),
+        Kind::Ratio(min, max) => format!("a number from {min} to {max}"),
+        Kind::Switch => "true or false".into(),
+        Kind::Name => "a text of 1 to 200 characters, none of them a control character".into(),
+        Kind::Secret => "a text of visible ASCII characters".into(),
+        Kind::Variable => "the name of an environment variable".into(),
+        Kind::BaseUrl => "an address that begins with http:// or https:// and has a host and no query".into(),
+        Kind::StoreUrl => "postgres://user:password@host/name, sqlite://path or sqlite::memory:".into(),
+        Kind::Hash => "64 hex digits".into(),
+        Kind::Choice(words) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or "),
+        Kind::Filter => "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or module=level pairs".into(),
+    }
+}
+
+/// The raw value as the environment gives it: a number where the kind takes one and the text is one, else the text.
+pub(super) fn from_text(kind: Kind, text: &str) -> Value {
+    let parsed = match kind {
+        Kind::Millis(..) | Kind::Bytes(..) | Kind::Count(..) => text.parse().ok().map(Value::Integer),
+        Kind::Ratio(..) => text.parse().ok().map(Value::Float),
+        Kind::Switch => text.parse().ok().map(Value::Boolean),
+        _ => None,
+    };
+    parsed.unwrap_or_else(|| Value::String(text.into()))
+}
+
+/// The default as a raw value; `None` where there is none, or where it follows from other keys.
+pub(super) fn default(option: &Opt) -> Option<Value> {
+    match option.fallback {
+        Fallback::Integer(n) => Some(Value::Integer(n)),
+        Fallback::Float(n) => Some(Value::Float(n)),
+        Fallback::Text(text) => Some(Value::String(text.into())),
+        _ => None,
+    }
+}
+
+/// The value as it may be shown to people: secrets and passwords are left out.
+pub(super) fn shown(kind: Kind, value: &Value) -> String {
+    match (kind, value) {
+        (Kind::Secret, _) => "\"[redacted]\"".into(),
+        (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) => Value::String(redact_url(text)).to_string(),
+        (_, Value::String(text)) if text.len() > 300 => format!("a text of {} bytes", text.len()),
+        (_, Value::Table(_)) => "a table".into(),
+        (_, Value::Array(_)) => "an array".into(),
+        _ => value.to_string(),
+    }
+}
+
+/// A URL without its user, password and query values.
+pub fn redact_url(url: &str) -> String {
+    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
+    let mut safe = match base.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+            match authority.rsplit_once('@') {
+                Some((_, host)) => format!("{scheme}://[redacted]@{host}{path}"),
+                None => base.into(),
+            }
+        }
+        None => base.into(),
+    };
+    if let Some(query) = query {
+        let names: Vec<_> = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default()).collect();
+        let _ = write!(safe, "?{}", names.iter().map(|name| format!("{name}=[redacted]")).collect::<Vec<_>>().join("&"));
+    }
+    safe
+}
+
+fn is_name(text: &str) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= 200 && !text.chars().any(char::is_control)
+}
+
+fn is_base_url(text: &str) -> bool {
+    text.parse::<http::Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
+    })
+}

@@ -1,0 +1,143 @@
+//! A gateway from start to end: the store opened, the listener bound, requests served, drained and stopped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, redact_url};
+use crate::http::shutdown::Shutdown;
+use crate::http::state::{App, AppState};
+use crate::http::{connection, router};
+use crate::llm::provider::codec;
+use crate::llm::router::Router;
+use crate::llm::transport_http::http_transport;
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+
+/// After the cut, connections get this long to take their last bytes.
+const LAST_BYTES: Duration = Duration::from_millis(500);
+
+/// Starts gateways.
+pub struct Gateway;
+
+/// Why a gateway does not start. Each message is one sentence with the value and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nobody can listen there.
+    #[error("server.listen = {address} can't be listened on ({reason}): {remedy}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        reason: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The database is missing.
+    #[error("store.url = {url} can't be opened: {reason}; start that database, or write the URL of one that runs")]
+    Store {
+        /// The URL without credentials.
+        url: String,
+        /// What the store says.
+        reason: StoreError,
+    },
+}
+
+/// A gateway that serves. Dropping it stops it at once; [`Running::drain`] stops it in order.
+pub struct Running {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its two steps of stopping.
+    pub shutdown: Shutdown,
+    app: AppState,
+    accepting: JoinHandle<()>,
+    stop: CancellationToken,
+    finish: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Gateway {
+    /// Opens the store, binds the listener, and serves.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        let listener = bind(config.server.listen).await?;
+        let bound = config.store.acquire_timeout + config.store.statement_timeout;
+        let opened = timeout(bound, crate::store::open(&config.store)).await.unwrap_or(Err(StoreError::Timeout(bound)));
+        let store = opened.map_err(|reason| StartError::Store { url: redact_url(config.store.url.expose_secret()), reason })?;
+        Self::serve(config, store, listener)
+    }
+
+    /// The same over a store that is open already.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running, StartError> {
+        let listener = bind(config.server.listen).await?;
+        Self::serve(config, store, listener)
+    }
+
+    fn serve(config: Config, store: Arc<dyn Store>, listener: TcpListener) -> Result<Running, StartError> {
+        let addr =
+            listener.local_addr().map_err(|reason| StartError::Listen { address: config.server.listen, reason, remedy: "write another address" })?;
+        let config = Arc::new(config);
+        let metrics = Arc::new(Metrics::default());
+        let router = Router::with_codecs(&config, http_transport, codec, metrics.clone());
+        let app = App::new(config.clone(), Arc::new(router), store, metrics);
+        let (stop, finish, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let accepting =
+            connection::accept(listener, router::routes(app.clone()), config.server.header_timeout, stop.clone(), finish.clone(), tasks.clone());
+        let accepting = tokio::spawn(accepting);
+        Ok(Running { addr, shutdown: app.shutdown.clone(), app, accepting, stop, finish, tasks })
+    }
+}
+
+impl Running {
+    /// Stops in order: readiness turns, new work is refused, what is in flight ends. What is left at the drain deadline is
+    /// cut with an error that says so. Health is told to the end.
+    pub async fn drain(mut self) {
+        self.shutdown.drain();
+        if timeout(self.app.config.server.drain, self.app.admission.idle()).await.is_err() {
+            tracing::warn!(in_flight = self.app.admission.in_flight(), "the drain deadline is over: cutting what is left");
+            self.shutdown.cut();
+        }
+        self.stop.cancel();
+        // the listener is closed when its task has ended
+        let _ = (&mut self.accepting).await;
+        self.finish.cancel();
+        self.tasks.close();
+        // a client that takes no bytes does not hold the end up
+        let _ = timeout(LAST_BYTES, self.tasks.wait()).await;
+        self.app.store.close().await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.cut();
+        self.stop.cancel();
+        self.finish.cancel();
+        self.accepting.abort();
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|reason| {
+        let remedy = match reason.kind() {
+            io::ErrorKind::AddrInUse => "stop what listens there, or write another port (0 takes a free one)",
+            io::ErrorKind::PermissionDenied => "write a port above 1023, or grant the right to bind this one",
+            io::ErrorKind::AddrNotAvailable => "write an address of this machine",
+            _ => "write another address",
+        };
+        StartError::Listen { address, reason, remedy }
+    })
+}

@@ -1,0 +1,44 @@
+//! The API's description: OpenAPI as JSON, and a page that shows it without asking anything of any other host.
+
+use axum::Json;
+use axum::response::{Html, IntoResponse, Response};
+use utoipa::OpenApi;
+
+/// The whole API.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Gauntlet", description = "An LLM gateway and query orchestrator. Every error has OpenAI's envelope."),
+    paths(
+        super::chat::create,
+        super::models::list,
+        super::models::one,
+        super::health::all,
+        super::health::live,
+        super::health::ready,
+        super::metrics::text,
+    ),
+    tags(
+        (name = "llm", description = "OpenAI's API over the configured models"),
+        (name = "query", description = "Questions that several agents answer together, and the documents they look into"),
+        (name = "operation", description = "Health and metrics"),
+    )
+)]
+struct Api;
+
+const PAGE: &str = include_str!("docs.html");
+
+/// The page.
+pub(super) async fn page() -> Response {
+    Html(PAGE).into_response()
+}
+
+/// The document.
+pub(super) async fn document() -> Response {
+    Json(Api::openapi()).into_response()
+}
+
+/// The document, for a snapshot.
+#[cfg(test)]
+pub(super) fn openapi() -> utoipa::openapi::OpenApi {
+    Api::openapi()
+}

@@ -1,0 +1,51 @@
+//! What handlers share.
+
+use std::sync::Arc;
+
+use super::admission::Admission;
+use super::auth::Keys;
+use super::health::Health;
+use super::shutdown::Shutdown;
+use crate::config::Config;
+use crate::llm::router::Router;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// One gateway, as its handlers see it.
+pub struct App {
+    /// What was configured.
+    pub config: Arc<Config>,
+    /// The LLM path.
+    pub router: Arc<Router>,
+    /// Queries, documents and keys.
+    pub store: Arc<dyn Store>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Who may ask.
+    pub keys: Keys,
+    /// How many at once.
+    pub admission: Admission,
+    /// What the dependencies do.
+    pub health: Health,
+    /// Whether the gateway drains, or cuts.
+    pub shutdown: Shutdown,
+}
+
+/// The state of every handler.
+pub type AppState = Arc<App>;
+
+impl App {
+    /// Puts a gateway together; nothing is started.
+    pub fn new(config: Arc<Config>, router: Arc<Router>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> AppState {
+        Arc::new(Self {
+            keys: Keys::new(&config.auth, store.clone()),
+            admission: Admission::new(config.server.max_in_flight),
+            health: Health::new(&config, store.clone()),
+            shutdown: Shutdown::default(),
+            config,
+            router,
+            store,
+            metrics,
+        })
+    }
+}
