@@ -9,6 +9,7 @@ pub mod llm;
 pub mod plan;
 pub mod report;
 pub mod runner;
+pub mod schedule;
 pub mod spec;
 pub mod tape;
 pub mod target;

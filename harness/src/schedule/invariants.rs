@@ -1,0 +1,419 @@
+//! What must hold of every schedule, whoever the gateway is: PROP-01 of the catalogue.
+//!
+//! Judges what was seen from outside: the client's side and the calls at each provider. Shared by the suites on the paused
+//! clock and the replay over real sockets.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Action, Leave, Schedule};
+use crate::plan::Listen;
+
+/// Everything that was seen while a schedule was played.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// By request of the schedule, in order.
+    pub exchanges: Vec<Exchange>,
+    /// Calls that were still open at a provider after everything had ended.
+    pub left_open: usize,
+    /// How much later than the deadline an end may be seen: the clock's grain, or the machine's noise.
+    pub grace_ms: u64,
+}
+
+/// One request as it was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The text that reached the client.
+    pub text: String,
+    /// How it ended for the client: one end, or none where the client left.
+    pub ends: Vec<End>,
+    /// From asking to the end, or to the client's leaving.
+    pub elapsed_ms: u64,
+    /// Calls at providers on behalf of this request, in order.
+    pub calls: Vec<Call>,
+    /// How many of the calls began after the client had left.
+    pub calls_after_leaving: usize,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// A whole answer: a document with 200, or a stream up to `[DONE]`.
+    Complete,
+    /// An error instead of an answer.
+    Error,
+    /// A stream that told an error, after it had begun.
+    Broken,
+}
+
+/// A call that reached a provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Which, from 0.
+    pub candidate: usize,
+    /// Its how-manieth at this candidate in the whole schedule, from 0.
+    pub call: usize,
+    /// When, since the start of the schedule.
+    pub at_ms: u64,
+}
+
+/// One thing that must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Invariant {
+    /// Every request has one end; only a client that left has none.
+    OneEnd,
+    /// The end comes by the deadline.
+    WithinDeadline,
+    /// No candidate is asked more often for one request than the attempts allow.
+    WithinAttempts,
+    /// Candidates are asked in their order, and none again after the next one.
+    InOrder,
+    /// The text is the beginning of what one call sent: nothing twice, nothing mixed, nothing made up.
+    OneText,
+    /// After the call whose text reached the client there is no other.
+    NothingAfterCommit,
+    /// A success is a whole answer of a provider that ended well.
+    HonestSuccess,
+    /// A whole answer, given at once, is served.
+    GoodAnswerServed,
+    /// 400, 401, 403, 404, 413 and 422 are not tried again at the same candidate.
+    NoUselessRetry,
+    /// What a provider rejects as wrong (400, 404, 413, 422) goes nowhere else.
+    NoFallbackOfRejected,
+    /// As long as there is time, every candidate is asked before an error is told.
+    NobodyForgotten,
+    /// Between two calls at the same candidate lies its Retry-After, and the back-off.
+    Waits,
+    /// Nothing starts after the client has left.
+    NothingAfterLeaving,
+    /// After the end nothing is open at any provider.
+    NothingLeftOpen,
+    /// A candidate that failed so many times in a row is left alone for the cool-down.
+    BreakerRests,
+    /// Retries stay within the budget.
+    WithinBudget,
+}
+
+/// An invariant that does not hold, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// Which.
+    pub invariant: Invariant,
+    /// In which request (from 0), if it is one's.
+    pub request: Option<usize>,
+    /// What was seen.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.request {
+            Some(request) => write!(f, "{:?} does not hold for request {}: {}", self.invariant, request + 1, self.what),
+            None => write!(f, "{:?} does not hold: {}", self.invariant, self.what),
+        }
+    }
+}
+
+impl std::error::Error for Violation {}
+
+impl Invariant {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::OneEnd,
+        Self::WithinDeadline,
+        Self::WithinAttempts,
+        Self::InOrder,
+        Self::OneText,
+        Self::NothingAfterCommit,
+        Self::HonestSuccess,
+        Self::GoodAnswerServed,
+        Self::NoUselessRetry,
+        Self::NoFallbackOfRejected,
+        Self::NobodyForgotten,
+        Self::Waits,
+        Self::NothingAfterLeaving,
+        Self::NothingLeftOpen,
+        Self::BreakerRests,
+        Self::WithinBudget,
+    ];
+}
+
+/// Checks all invariants.
+///
+/// # Errors
+/// The first that does not hold.
+pub fn check(schedule: &Schedule, seen: &Observation) -> Result<(), Violation> {
+    check_only(&Invariant::ALL, schedule, seen)
+}
+
+/// Checks some: a gateway without a breaker is not asked for a breaker's rest.
+///
+/// # Errors
+/// The first that does not hold.
+pub fn check_only(invariants: &[Invariant], schedule: &Schedule, seen: &Observation) -> Result<(), Violation> {
+    if seen.exchanges.len() != schedule.requests.len() {
+        let what = format!("{} requests were asked, {} were seen", schedule.requests.len(), seen.exchanges.len());
+        return Err(Violation { invariant: Invariant::OneEnd, request: None, what });
+    }
+    for invariant in invariants {
+        match invariant {
+            Invariant::NothingLeftOpen if seen.left_open > 0 => {
+                let what = format!("{} calls are still open at providers", seen.left_open);
+                return Err(Violation { invariant: *invariant, request: None, what });
+            }
+            Invariant::BreakerRests => breaker_rests(schedule, seen).map_err(|what| Violation { invariant: *invariant, request: None, what })?,
+            Invariant::WithinBudget => within_budget(schedule, seen).map_err(|what| Violation { invariant: *invariant, request: None, what })?,
+            _ => {}
+        }
+        for (request, exchange) in seen.exchanges.iter().enumerate() {
+            let view = View { schedule, seen, request, exchange };
+            view.holds(*invariant).map_err(|what| Violation { invariant: *invariant, request: Some(request), what })?;
+        }
+    }
+    Ok(())
+}
+
+/// One exchange with what belongs to it.
+struct View<'a> {
+    schedule: &'a Schedule,
+    seen: &'a Observation,
+    request: usize,
+    exchange: &'a Exchange,
+}
+
+impl View<'_> {
+    fn holds(&self, invariant: Invariant) -> Result<(), String> {
+        match invariant {
+            Invariant::OneEnd => self.one_end(),
+            Invariant::WithinDeadline => self.within_deadline(),
+            Invariant::WithinAttempts => self.within_attempts(),
+            Invariant::InOrder => self.in_order(),
+            Invariant::OneText => self.one_text(),
+            Invariant::NothingAfterCommit => self.nothing_after_commit(),
+            Invariant::HonestSuccess => self.honest_success(),
+            Invariant::GoodAnswerServed => self.good_answer_served(),
+            Invariant::NoUselessRetry => self.no_useless_retry(),
+            Invariant::NoFallbackOfRejected => self.no_fallback_of_rejected(),
+            Invariant::NobodyForgotten => self.nobody_forgotten(),
+            Invariant::Waits => self.waits(),
+            Invariant::NothingAfterLeaving => match self.exchange.calls_after_leaving {
+                0 => Ok(()),
+                late => Err(format!("{late} calls began after the client had left")),
+            },
+            // these are about all exchanges together
+            Invariant::NothingLeftOpen | Invariant::BreakerRests | Invariant::WithinBudget => Ok(()),
+        }
+    }
+
+    fn one_end(&self) -> Result<(), String> {
+        let leaves = self.schedule.requests[self.request].leaves;
+        match (self.exchange.ends.len(), leaves) {
+            (1, _) => Ok(()),
+            (0, Some(Leave::AfterMs(ms))) if self.exchange.elapsed_ms >= ms => Ok(()),
+            (0, Some(Leave::AfterWords(words))) if self.exchange.text.split_whitespace().count() >= words => Ok(()),
+            (0, _) => Err("the client stayed, and the exchange had no end".to_owned()),
+            _ => Err(format!("it ended more than once: {:?}", self.exchange.ends)),
+        }
+    }
+
+    fn within_deadline(&self) -> Result<(), String> {
+        let allowed = self.schedule.settings.total_ms + self.seen.grace_ms;
+        if self.exchange.elapsed_ms > allowed {
+            return Err(format!("it ended after {} ms, with a deadline of {} ms", self.exchange.elapsed_ms, self.schedule.settings.total_ms));
+        }
+        Ok(())
+    }
+
+    fn within_attempts(&self) -> Result<(), String> {
+        for candidate in 0..self.schedule.candidates.len() {
+            let calls = self.exchange.calls.iter().filter(|call| call.candidate == candidate).count();
+            if calls > self.schedule.settings.max_attempts as usize {
+                return Err(format!("p{} was asked {calls} times, {} are allowed", candidate + 1, self.schedule.settings.max_attempts));
+            }
+        }
+        Ok(())
+    }
+
+    fn in_order(&self) -> Result<(), String> {
+        let order: Vec<usize> = self.exchange.calls.iter().map(|call| call.candidate).collect();
+        if order.is_sorted() && order.iter().all(|candidate| *candidate < self.schedule.candidates.len()) {
+            return Ok(());
+        }
+        Err(format!("candidates were asked in the order {order:?}"))
+    }
+
+    fn one_text(&self) -> Result<(), String> {
+        let text = &self.exchange.text;
+        if text.is_empty() || self.source().is_some() {
+            return Ok(());
+        }
+        Err(format!("the client was told {text:?}, which no single call sent so"))
+    }
+
+    fn nothing_after_commit(&self) -> Result<(), String> {
+        let (false, Some(source)) = (self.exchange.text.is_empty(), self.source()) else { return Ok(()) };
+        if self.exchange.calls.last() == Some(&source) {
+            return Ok(());
+        }
+        Err(format!("p{}'s text had reached the client, and others were asked afterwards", source.candidate + 1))
+    }
+
+    fn honest_success(&self) -> Result<(), String> {
+        if !self.exchange.ends.contains(&End::Complete) {
+            return Ok(());
+        }
+        let Some(last) = self.exchange.calls.last() else { return Err("a success without any call".to_owned()) };
+        let action = self.action(last);
+        if !action.ends_well() {
+            return Err(format!("told as a success: p{} did {action:?}", last.candidate + 1));
+        }
+        let whole = super::full_text(last.candidate, last.call);
+        if self.exchange.text != whole {
+            return Err(format!("told as a success: {:?} of {whole:?}", self.exchange.text));
+        }
+        Ok(())
+    }
+
+    fn good_answer_served(&self) -> Result<(), String> {
+        let Some(last) = self.exchange.calls.last() else { return Ok(()) };
+        if self.action(last).is_good_at_once() && self.exchange.ends.iter().any(|end| *end != End::Complete) {
+            return Err(format!("p{} answered well and at once, and the client was told {:?}", last.candidate + 1, self.exchange.ends));
+        }
+        Ok(())
+    }
+
+    fn no_useless_retry(&self) -> Result<(), String> {
+        for (earlier, later) in self.pairs() {
+            if let Action::Status { status: status @ (400 | 401 | 403 | 404 | 413 | 422), .. } = self.action(earlier)
+                && earlier.candidate == later.candidate
+            {
+                return Err(format!("p{} said {status} and was asked again", earlier.candidate + 1));
+            }
+        }
+        Ok(())
+    }
+
+    fn no_fallback_of_rejected(&self) -> Result<(), String> {
+        for (earlier, later) in self.pairs() {
+            if is_rejection(self.action(earlier)) && later.candidate != earlier.candidate {
+                return Err(format!("p{} rejected the request, and p{} was asked", earlier.candidate + 1, later.candidate + 1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Only the first request is sure to find all breakers closed and the budget unspent.
+    fn nobody_forgotten(&self) -> Result<(), String> {
+        let in_time = self.exchange.elapsed_ms < self.schedule.settings.total_ms;
+        let rejected = self.exchange.calls.last().is_some_and(|last| is_rejection(self.action(last)));
+        if self.request > 0 || !self.exchange.ends.contains(&End::Error) || rejected || !in_time {
+            return Ok(());
+        }
+        for candidate in 0..self.schedule.candidates.len() {
+            let reachable = self.schedule.listen(candidate) == Listen::Serve;
+            if reachable && !self.exchange.calls.iter().any(|call| call.candidate == candidate) {
+                return Err(format!("an error was told after {} ms, and p{} had not been asked", self.exchange.elapsed_ms, candidate + 1));
+            }
+        }
+        Ok(())
+    }
+
+    fn waits(&self) -> Result<(), String> {
+        let settings = &self.schedule.settings;
+        let mut back_off = settings.base_ms.min(settings.max_ms);
+        for (earlier, later) in self.pairs() {
+            if earlier.candidate != later.candidate {
+                back_off = settings.base_ms.min(settings.max_ms);
+                continue;
+            }
+            let asked = match self.action(earlier) {
+                Action::Status { retry_after_s: Some(seconds), .. } => seconds.saturating_mul(1_000),
+                _ => 0,
+            };
+            let least = (back_off * u64::from(100 - settings.jitter_percent.min(100)) / 100).max(asked);
+            let gap = later.at_ms - earlier.at_ms;
+            // a millisecond for rounding
+            if gap + 1 < least {
+                return Err(format!("p{} was asked again after {gap} ms, {least} ms were due", later.candidate + 1));
+            }
+            back_off = (back_off * 2).min(settings.max_ms);
+        }
+        Ok(())
+    }
+
+    /// The call whose text begins with what the client was told.
+    fn source(&self) -> Option<Call> {
+        let stream = self.schedule.requests[self.request].stream;
+        self.exchange.calls.iter().copied().find(|call| match self.action(call) {
+            // the same word for ever: any number of times
+            Action::DripForever { .. } if stream => {
+                let word = super::word(call.candidate, call.call, 0);
+                self.exchange.text.len() % word.len() == 0 && self.exchange.text == word.repeat(self.exchange.text.len() / word.len())
+            }
+            _ => self.schedule.text_sent(call.candidate, call.call, stream).starts_with(&self.exchange.text),
+        })
+    }
+
+    fn action(&self, call: &Call) -> Action {
+        self.schedule.action(call.candidate, call.call)
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&Call, &Call)> {
+        self.exchange.calls.iter().zip(self.exchange.calls.iter().skip(1))
+    }
+}
+
+fn is_rejection(action: Action) -> bool {
+    matches!(action, Action::Status { status: 400 | 404 | 413 | 422, .. })
+}
+
+/// What every gateway holds for the provider's failure, at once and beyond doubt.
+fn is_clear_failure(action: Action) -> bool {
+    matches!(action, Action::Status { status: 500..=599, .. } | Action::Refuse | Action::Reset)
+}
+
+fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
+    for candidate in 0..schedule.candidates.len() {
+        let (mut in_a_row, mut rests_until) = (0, 0);
+        for call in seen.exchanges.iter().flat_map(|exchange| &exchange.calls).filter(|call| call.candidate == candidate) {
+            // a millisecond for rounding
+            if call.at_ms + 1 < rests_until {
+                return Err(format!("p{} was asked at {} ms, its breaker was open until {rests_until} ms", candidate + 1, call.at_ms));
+            }
+            in_a_row = if is_clear_failure(schedule.action(candidate, call.call)) { in_a_row + 1 } else { 0 };
+            if in_a_row >= schedule.settings.failure_threshold {
+                rests_until = call.at_ms + schedule.settings.cool_down_ms;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Retries that were decided and made within nine seconds are surely counted together; requests of the ten seconds before
+/// these may allow them.
+fn within_budget(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
+    let settings = &schedule.settings;
+    for candidate in 0..schedule.candidates.len() {
+        let mut requests = Vec::new();
+        // a retry is decided between the call before it and itself
+        let mut retries: Vec<(u64, u64)> = Vec::new();
+        for exchange in &seen.exchanges {
+            let calls: Vec<u64> = exchange.calls.iter().filter(|call| call.candidate == candidate).map(|call| call.at_ms).collect();
+            requests.extend(calls.first().copied());
+            retries.extend(calls.windows(2).map(|pair| (pair[0], pair[1])));
+        }
+        for (from, _) in &retries {
+            let until = from + 9_000;
+            let counted = retries.iter().filter(|(decided, made)| decided >= from && *made < until).count();
+            let allowing = requests.iter().filter(|at| **at + 11_000 > *from && **at < until).count();
+            let allowed = allowing as f64 * f64::from(settings.budget_percent) / 100.0 + f64::from(settings.budget_floor);
+            if counted as f64 > allowed {
+                return Err(format!("p{}: {counted} retries within nine seconds, the budget allows {allowed}", candidate + 1));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The breaker's reference model for PROP-02: written from its description alone, as slowly and plainly as it can be.
+//!
+//! Time is whole milliseconds. Everything that ever happened is kept in a list, and each question is answered by reading it.
+
+use proptest::prelude::*;
+
+/// The settings under which both breakers run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Failures in a row that open it.
+    pub failure_threshold: u32,
+    /// How long it stays open.
+    pub cool_down_ms: u64,
+    /// Probes at once.
+    pub half_open_probes: u32,
+}
+
+/// One step of a run.
+#[derive(Clone, Copy, Debug)]
+pub enum Action {
+    /// Somebody asks leave for an attempt.
+    Ask,
+    /// The n-th (modulo) of those under way ends well.
+    Succeed(usize),
+    /// The n-th (modulo) of those under way fails; the provider may ask to be left alone.
+    Fail(usize, Option<u64>),
+    /// The n-th (modulo) of those under way is dropped by its client.
+    Leave(usize),
+    /// Time passes.
+    Advance(u64),
+}
+
+/// The state as it is seen from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Everything passes.
+    Closed,
+    /// Nothing passes.
+    Open,
+    /// Probes pass.
+    HalfOpen,
+}
+
+/// A period between two changes of state.
+#[derive(Clone, Debug)]
+enum Period {
+    /// Verdicts of passes given in it, in order: true is success.
+    Closed { verdicts: Vec<bool> },
+    /// When it ends.
+    Open { until_ms: u64 },
+    /// Passes given in it that have neither a verdict nor left.
+    HalfOpen { probing: u32 },
+}
+
+/// The model.
+#[derive(Debug)]
+pub struct Model {
+    settings: Settings,
+    longest_asked_ms: u64,
+    now_ms: u64,
+    periods: Vec<Period>,
+    /// In which period each attempt under way was let through.
+    under_way: Vec<usize>,
+}
+
+impl Model {
+    /// A closed breaker; no Retry-After counts for more than `longest_asked_ms`.
+    pub fn new(settings: Settings, longest_asked_ms: u64) -> Self {
+        Self { settings, longest_asked_ms, now_ms: 0, periods: vec![Period::Closed { verdicts: Vec::new() }], under_way: Vec::new() }
+    }
+
+    /// How many attempts are under way.
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// The state now.
+    pub fn state(&self) -> Seen {
+        match self.periods.last() {
+            Some(Period::Open { until_ms }) if *until_ms > self.now_ms => Seen::Open,
+            Some(Period::Open { .. } | Period::HalfOpen { .. }) => Seen::HalfOpen,
+            Some(Period::Closed { .. }) | None => Seen::Closed,
+        }
+    }
+
+    /// For how long nothing will pass, if it is open.
+    pub fn rests_for_ms(&self) -> Option<u64> {
+        match self.periods.last() {
+            Some(Period::Open { until_ms }) if *until_ms > self.now_ms => Some(until_ms - self.now_ms),
+            _ => None,
+        }
+    }
+
+    /// Asks leave for an attempt; true if it is let through.
+    pub fn ask(&mut self) -> bool {
+        if let Some(Period::Open { until_ms }) = self.periods.last() {
+            if *until_ms > self.now_ms {
+                return false;
+            }
+            self.periods.push(Period::HalfOpen { probing: 0 });
+        }
+        if let Some(Period::HalfOpen { probing }) = self.periods.last_mut() {
+            if *probing == self.settings.half_open_probes {
+                return false;
+            }
+            *probing += 1;
+        }
+        self.under_way.push(self.periods.len() - 1);
+        true
+    }
+
+    /// The attempt at that place ends well.
+    pub fn succeed(&mut self, at: usize) {
+        let period = self.under_way.remove(at);
+        if period + 1 != self.periods.len() {
+            return;
+        }
+        match self.periods.last_mut() {
+            Some(Period::Closed { verdicts }) => verdicts.push(true),
+            Some(Period::HalfOpen { .. }) => self.periods.push(Period::Closed { verdicts: Vec::new() }),
+            Some(Period::Open { .. }) | None => {}
+        }
+    }
+
+    /// The attempt at that place fails.
+    pub fn fail(&mut self, at: usize, asked_ms: Option<u64>) {
+        let period = self.under_way.remove(at);
+        let asked_until = asked_ms.map(|asked| self.now_ms + asked.min(self.longest_asked_ms));
+        let opens_until = (self.now_ms + self.settings.cool_down_ms).max(asked_until.unwrap_or(0));
+        let current = period + 1 == self.periods.len();
+        match self.periods.last_mut() {
+            Some(Period::Open { until_ms }) => *until_ms = (*until_ms).max(asked_until.unwrap_or(0)),
+            Some(Period::Closed { verdicts }) if current => {
+                verdicts.push(false);
+                let in_a_row = verdicts.iter().rev().take_while(|good| !**good).count();
+                if in_a_row >= self.settings.failure_threshold as usize {
+                    self.periods.push(Period::Open { until_ms: opens_until });
+                }
+            }
+            Some(Period::HalfOpen { .. }) if current => self.periods.push(Period::Open { until_ms: opens_until }),
+            Some(Period::Closed { .. } | Period::HalfOpen { .. }) | None => {}
+        }
+    }
+
+    /// The attempt at that place is dropped by its client: counts for nothing.
+    pub fn leave(&mut self, at: usize) {
+        let period = self.under_way.remove(at);
+        if period + 1 == self.periods.len()
+            && let Some(Period::HalfOpen { probing }) = self.periods.last_mut()
+        {
+            *probing -= 1;
+        }
+    }
+
+    /// Time passes.
+    pub fn advance(&mut self, ms: u64) {
+        self.now_ms += ms;
+    }
+}
+
+/// Settings small enough that runs get through all states many times.
+pub fn settings() -> impl Strategy<Value = Settings> {
+    (1..4u32, prop_oneof![Just(1_000u64), Just(30_000), 1..500u64], 1..4u32)
+        .prop_map(|(failure_threshold, cool_down_ms, half_open_probes)| Settings { failure_threshold, cool_down_ms, half_open_probes })
+}
+
+/// Runs of up to 120 steps; time passes in steps that end before, at and after a cool-down.
+pub fn actions(settings: Settings) -> impl Strategy<Value = Vec<Action>> {
+    let cool_down = settings.cool_down_ms;
+    let asked = prop_oneof![3 => Just(None), 1 => (0..3 * cool_down).prop_map(Some), 1 => Just(Some(u64::MAX / 4))];
+    let time = prop_oneof![Just(cool_down), Just(cool_down - 1), Just(1u64), 0..2 * cool_down, Just(700_000u64)];
+    let action = prop_oneof![
+        6 => Just(Action::Ask),
+        2 => any::<usize>().prop_map(Action::Succeed),
+        4 => (any::<usize>(), asked).prop_map(|(at, asked)| Action::Fail(at, asked)),
+        2 => any::<usize>().prop_map(Action::Leave),
+        3 => time.prop_map(Action::Advance),
+    ];
+    proptest::collection::vec(action, 1..120)
+}
