@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::candidate::{Call, Lane, Next, Provider};
 use crate::config::{Config, ModelConfig, ProviderConfig};
 use crate::llm::chat::{CallContext, Candidate, ChatRequest, LlmFailure, Served};
-use crate::llm::provider::Codec;
+use crate::llm::provider::{self, Codec};
 use crate::llm::transport::Transport;
 use crate::resilience::breaker::Breaker;
 use crate::resilience::deadline;
@@ -64,7 +64,7 @@ impl Router {
     ///
     /// Candidates whose provider is not configured are left out: `config` refuses them before.
     pub fn new(config: &Config, transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>, metrics: Arc<Metrics>) -> Self {
-        Self::with_codecs(config, transport, |_| Arc::new(NoProtocol), metrics)
+        Self::with_codecs(config, transport, provider::codec, metrics)
     }
 
     /// The same with protocols of the caller's own.
@@ -155,22 +155,4 @@ fn observed_breaker(config: &Config, candidate: &Candidate, metrics: &Arc<Metric
             metrics.breaker(&candidate, state);
         }),
     )
-}
-
-/// Stands in until the protocols have landed: can tell nothing.
-struct NoProtocol;
-
-impl Codec for NoProtocol {
-    fn encode(&self, _: &ChatRequest, _: &str, _: &CallContext) -> Result<crate::llm::transport::UpstreamRequest, crate::llm::chat::AttemptError> {
-        Err(attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned()))
-    }
-    fn completion(&self, _: &http::HeaderMap, _: bytes::Bytes) -> Result<crate::llm::chat::Completion, crate::llm::chat::AttemptError> {
-        Err(attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned()))
-    }
-    fn error(&self, _: http::StatusCode, _: &http::HeaderMap, _: &[u8]) -> crate::llm::chat::AttemptError {
-        attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned())
-    }
-    fn decoder(&self, _: &ChatRequest, _: &http::HeaderMap) -> Result<Box<dyn crate::llm::provider::ChunkDecoder>, crate::llm::chat::AttemptError> {
-        Err(attempt::error(crate::llm::chat::Cause::Unsupported, "no protocol is built in yet".to_owned()))
-    }
 }

@@ -351,7 +351,7 @@ impl View<'_> {
             // the same word for ever: any number of times
             Action::DripForever { .. } if stream => {
                 let word = super::word(call.candidate, call.call, 0);
-                self.exchange.text.len() % word.len() == 0 && self.exchange.text == word.repeat(self.exchange.text.len() / word.len())
+                self.exchange.text.len().is_multiple_of(word.len()) && self.exchange.text == word.repeat(self.exchange.text.len() / word.len())
             }
             _ => self.schedule.text_sent(call.candidate, call.call, stream).starts_with(&self.exchange.text),
         })

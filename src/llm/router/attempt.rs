@@ -13,16 +13,18 @@ use tokio::time::Instant;
 use super::candidate::{Call, Lane, Turn};
 use super::policy::{Blame, policy};
 use super::stream;
-use crate::llm::chat::{Answer, AttemptError, Cause, ErrorDetail, Mode, Usage};
+use crate::llm::chat::{Answer, AttemptError, Cause, Completion, Mode, Usage};
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
 use crate::resilience::breaker::{Pass, Refused};
 use crate::resilience::bulkhead::{NoPlace, Place};
 use crate::resilience::deadline::{self, Elapsed};
 
 /// The largest plain answer.
-pub(super) const LARGEST_BODY: usize = 32 << 20;
+const LARGEST_BODY: usize = 32 << 20;
 /// As much of an error's body is read, and not more.
 const LARGEST_ERROR: usize = 64 << 10;
+/// What is told to those who find no place: how soon one comes free is not known.
+const WORTH_ASKING_AGAIN: Duration = Duration::from_secs(1);
 
 /// Asks the candidate once. A plain answer is whole, a stream is past its commit point.
 pub(super) async fn attempt(
@@ -48,7 +50,7 @@ pub(super) async fn attempt(
 
 /// What an exchange came to.
 enum Exchanged {
-    Plain(crate::llm::chat::Completion),
+    Plain(Completion),
     Stream(stream::Opened),
 }
 
@@ -97,7 +99,7 @@ async fn whole(mut body: UpstreamBody, idle: Duration, ends: Instant) -> Result<
         let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
         match limit.keep(body.next()).await? {
             Some(Ok(bytes)) if joined.len() + first.as_ref().map_or(0, Bytes::len) + bytes.len() > LARGEST_BODY => {
-                return Err(error(Cause::Oversized, format!("the provider's answer is larger than {LARGEST_BODY} bytes")));
+                return Err(AttemptError::new(Cause::Oversized, format!("The provider's answer is larger than {LARGEST_BODY} bytes.")));
             }
             // most answers come in one piece: no copy
             Some(Ok(bytes)) if first.is_none() && joined.is_empty() => first = Some(bytes),
@@ -146,11 +148,11 @@ impl Limit {
     pub(super) fn passed(&self) -> AttemptError {
         let allowed = self.allowed.unwrap_or_default().as_millis();
         let message = match self.cause {
-            Cause::FirstTokenTimeout => format!("no content came from the provider within {allowed} ms"),
-            Cause::IdleTimeout => format!("the provider was silent for {allowed} ms in the middle of its answer"),
-            _ => "the time for this request, or this candidate's share of it, is over".to_owned(),
+            Cause::FirstTokenTimeout => format!("No content came from the provider within {allowed} ms."),
+            Cause::IdleTimeout => format!("The provider was silent for {allowed} ms in the middle of its answer."),
+            _ => "The time for this request, or this candidate's share of it, is over.".to_owned(),
         };
-        error(self.cause, message)
+        AttemptError::new(self.cause, message)
     }
 }
 
@@ -204,35 +206,27 @@ impl Admitted {
 }
 
 fn breaker_open(refused: Refused) -> AttemptError {
-    let mut error = error(Cause::BreakerOpen, "the provider has failed repeatedly and is left alone for a while".to_owned());
-    error.retry_after = Some(refused.retry_after);
-    error
+    let message = "The provider has failed repeatedly and is left alone for a while.";
+    AttemptError { retry_after: Some(refused.retry_after), ..AttemptError::new(Cause::BreakerOpen, message) }
 }
 
 fn bulkhead_full(why: NoPlace) -> AttemptError {
     let message = match why {
-        NoPlace::QueueFull => "too many requests wait for this provider",
-        NoPlace::TimedOut => "no place came free at this provider in time",
+        NoPlace::QueueFull => "Too many requests wait for this provider.",
+        NoPlace::TimedOut => "No place came free at this provider in time.",
     };
-    let mut error = error(Cause::BulkheadFull, message.to_owned());
-    error.retry_after = Some(Duration::from_secs(1));
-    error
+    AttemptError { retry_after: Some(WORTH_ASKING_AGAIN), ..AttemptError::new(Cause::BulkheadFull, message) }
 }
 
 /// The failure of the transport, before or inside an answer.
 pub(super) fn transport_error(broken: TransportError) -> AttemptError {
     match broken {
-        TransportError::Refused(_) => error(Cause::Refused, "the provider refused the connection".to_owned()),
+        TransportError::Refused(_) => AttemptError::new(Cause::Refused, "The provider refused the connection."),
         TransportError::ConnectTimeout(after) => {
-            error(Cause::ConnectTimeout, format!("no connection to the provider within {} ms", after.as_millis()))
+            AttemptError::new(Cause::ConnectTimeout, format!("No connection to the provider stood within {} ms.", after.as_millis()))
         }
-        TransportError::Reset(_) => error(Cause::Reset, "the provider closed the connection before it answered".to_owned()),
-        TransportError::Truncated(_) => error(Cause::Truncated, "the provider's answer ended in the middle".to_owned()),
-        TransportError::Protocol(_) => error(Cause::BadResponse, "the provider's answer is not valid HTTP".to_owned()),
+        TransportError::Reset(_) => AttemptError::new(Cause::Reset, "The provider closed the connection before it answered."),
+        TransportError::Truncated(_) => AttemptError::new(Cause::Truncated, "The provider's answer ended in the middle."),
+        TransportError::Protocol(_) => AttemptError::new(Cause::BadResponse, "The provider's answer is not valid HTTP."),
     }
-}
-
-/// An error made here.
-pub(super) fn error(cause: Cause, message: String) -> AttemptError {
-    AttemptError { cause, message, status: None, retry_after: None, detail: ErrorDetail::default() }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep};
 
-use super::attempt::{Admitted, Limit, error, transport_error};
+use super::attempt::{Admitted, Limit, transport_error};
 use crate::llm::chat::{AttemptError, Cause, ChatStream, StreamItem, Usage};
 use crate::llm::provider::{ChunkDecoder, Decoded};
 use crate::llm::transport::{TransportError, UpstreamBody};
@@ -45,11 +45,11 @@ pub(super) async fn open(mut body: UpstreamBody, mut decoder: Box<dyn ChunkDecod
                 Decoded::Chunk { content: true, .. } => return Ok(Opened { body, decoder, held, idle }),
                 Decoded::Chunk { content: false, .. } => seen += 1,
                 Decoded::Failed(error) => return Err(error.clone()),
-                Decoded::Done(_) => return Err(error(Cause::BadResponse, "the provider's stream ended without any content".to_owned())),
+                Decoded::Done(_) => return Err(AttemptError::new(Cause::BadResponse, "The provider's stream ended without any content.")),
             }
         }
         if read > LARGEST_START || seen > MOST_HELD_CHUNKS {
-            return Err(error(Cause::Oversized, format!("no content in the first {read} bytes of the provider's stream")));
+            return Err(AttemptError::new(Cause::Oversized, format!("No content came in the first {read} bytes of the provider's stream.")));
         }
         match by.keep(body.next()).await? {
             Some(Ok(bytes)) => {
@@ -183,5 +183,5 @@ impl Committed {
 }
 
 fn truncated() -> AttemptError {
-    error(Cause::Truncated, "the provider's stream ended in the middle".to_owned())
+    AttemptError::new(Cause::Truncated, "The provider's stream ended in the middle.")
 }
