@@ -1,0 +1,255 @@
+//! A Postgres server of a run: its administrator, the role that gateways log in as, and the databases made in it.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use super::DatabaseError;
+use super::docker::Container;
+use super::local::Cluster;
+use super::url::ServerUrl;
+
+/// One connection or statement of the harness's own.
+const ADMIN: Duration = Duration::from_secs(30);
+/// Between two looks at a server that starts.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the harness started, and has to stop.
+pub(super) enum Owned {
+    Container(Container),
+    Cluster(Cluster),
+}
+
+/// A Postgres server.
+pub(super) struct Postgres {
+    url: ServerUrl,
+    /// Begins the name of everything that this run makes in the server.
+    prefix: String,
+    /// `role:password` that gateways use: no superuser, so that a missing right is felt.
+    role: String,
+    own_role: bool,
+    /// Whether the harness started it.
+    ours: bool,
+    version: String,
+    databases: Mutex<BTreeSet<String>>,
+    owned: tokio::sync::Mutex<Option<Owned>>,
+}
+
+impl Postgres {
+    /// A server that somebody else runs.
+    pub async fn at(url: ServerUrl) -> Result<Self, DatabaseError> {
+        Self::prepare(url, None).await
+    }
+
+    /// A server that the harness started; it is stopped when it is of no use.
+    pub async fn owned(url: ServerUrl, owned: Owned) -> Result<Self, DatabaseError> {
+        Self::prepare(url, Some(owned)).await
+    }
+
+    async fn prepare(url: ServerUrl, owned: Option<Owned>) -> Result<Self, DatabaseError> {
+        let prepared = async {
+            let mut admin = connect(&url.admin(&url.database), "log in to the database server").await?;
+            let version: String = bounded("ask for the version", sqlx::query_scalar("SHOW server_version").fetch_one(&mut admin)).await?;
+            let run = Uuid::new_v4().simple().to_string();
+            let prefix = format!("gauntlet_{}", &run[..10]);
+            let password = Uuid::new_v4().simple().to_string();
+            let create = format!("CREATE ROLE {prefix} LOGIN PASSWORD '{password}'; GRANT {prefix} TO CURRENT_USER");
+            let own_role = execute(&mut admin, "make a role", create).await.is_ok();
+            let role = if own_role { format!("{prefix}:{password}") } else { url.login.clone() };
+            let _ = timeout(ADMIN, admin.close()).await;
+            Ok((version, prefix, role, own_role))
+        };
+        let (version, prefix, role, own_role) = match prepared.await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                stop(owned).await;
+                return Err(error);
+            }
+        };
+        // "15.13 (Debian 15.13-0+deb12u1)"
+        let version = version.split(' ').next().unwrap_or_default().to_owned();
+        let (ours, owned) = (owned.is_some(), tokio::sync::Mutex::new(owned));
+        Ok(Self { url, prefix, role, own_role, ours, version, databases: Mutex::default(), owned })
+    }
+
+    /// The server's version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        self.url.to_string()
+    }
+
+    /// The host and port of the server.
+    pub fn address(&self) -> (&str, u16) {
+        (&self.url.host, self.url.port)
+    }
+
+    /// The role that gateways log in as, by name.
+    pub fn role(&self) -> &str {
+        if self.own_role { &self.prefix } else { self.url.user() }
+    }
+
+    /// The URL of a database for a gateway, at the server or at something in front of it.
+    pub fn url(&self, database: &str, host: &str, port: u16) -> String {
+        self.url.render(&self.role, host, port, database)
+    }
+
+    /// Makes a database with the template's schema; see [`super::Database::template`].
+    pub async fn template<M>(&self, hash: &str, migrate: M) -> Result<String, DatabaseError>
+    where
+        M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
+    {
+        let name = format!("{}_t{hash}", self.prefix);
+        self.create(&name, None).await?;
+        let (host, port) = self.address();
+        let migrated = migrate(self.url(&name, host, port)).await;
+        if let Err(reason) = migrated {
+            self.drop_database(&name).await?;
+            return Err(DatabaseError::Migration(reason));
+        }
+        // a template with a connection cannot be cloned: stragglers of the migration are sent away and nobody comes again
+        let mut admin = self.admin().await?;
+        execute(&mut admin, "close the template", format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await?;
+        self.terminate(&name).await?;
+        Ok(name)
+    }
+
+    /// Makes a database for the role, under 100 ms on a template of some tables.
+    pub async fn create(&self, name: &str, template: Option<&str>) -> Result<(), DatabaseError> {
+        // a copy of files needs a checkpoint, cheap where nothing is flushed: 15 ms in place of 200; others' servers log the copy
+        let copies_files = self.ours && self.version.split('.').next().and_then(|major| major.parse::<u32>().ok()) >= Some(15);
+        let strategy = if copies_files { " STRATEGY file_copy" } else { "" };
+        let template = template.map_or(String::new(), |template| format!(" TEMPLATE {template}")) + strategy;
+        let mut admin = self.admin().await?;
+        execute(&mut admin, "make a database", format!("CREATE DATABASE {name} OWNER {}{template}", quoted(self.role()))).await?;
+        self.databases().insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Drops a database, whoever is connected.
+    pub async fn drop_database(&self, name: &str) -> Result<(), DatabaseError> {
+        let mut admin = self.admin().await?;
+        execute(&mut admin, "drop a database", format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await?;
+        self.databases().remove(name);
+        Ok(())
+    }
+
+    /// A kept database outlives the run, where its server does.
+    pub fn keep(&self, name: &str) {
+        self.databases().remove(name);
+    }
+
+    /// A name for a case's database: letters, digits and underscores, 63 bytes at most.
+    pub fn name(&self, case: &str) -> String {
+        let unique = Uuid::new_v4().simple().to_string();
+        let slug: String = case.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).take(30).collect();
+        format!("{}_{slug}_{}", self.prefix, &unique[..8])
+    }
+
+    /// An administrator's connection to the server's own database, from which others can be forbidden, cut and dropped.
+    pub async fn admin(&self) -> Result<PgConnection, DatabaseError> {
+        connect(&self.url.admin(&self.url.database), "log in to the database server").await
+    }
+
+    /// An administrator's connection to a database.
+    pub async fn admin_of(&self, database: &str) -> Result<PgConnection, DatabaseError> {
+        connect(&self.url.admin(database), "log in to the case's database").await
+    }
+
+    /// Ends all other sessions of a database; how many.
+    pub async fn terminate(&self, database: &str) -> Result<u64, DatabaseError> {
+        let mut admin = self.admin().await?;
+        let ended = sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()")
+            .bind(database)
+            .execute(&mut admin);
+        Ok(bounded("end the sessions of the database", ended).await?.rows_affected())
+    }
+
+    /// Drops what is left and stops what was started.
+    pub async fn stop(&self) {
+        let owned = self.owned.lock().await.take();
+        if owned.is_some() {
+            return stop(owned).await;
+        }
+        let left: Vec<String> = self.databases().iter().cloned().collect();
+        for name in left {
+            if let Err(error) = self.drop_database(&name).await {
+                tracing::warn!(%error, name, "a database of the run is left behind");
+            }
+        }
+        if self.own_role {
+            let dropped = async { execute(&mut self.admin().await?, "drop the role", format!("DROP ROLE IF EXISTS {}", self.prefix)).await };
+            if let Err(error) = dropped.await {
+                tracing::warn!(%error, role = self.prefix, "the role of the run is left behind");
+            }
+        }
+    }
+
+    fn databases(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.databases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn stop(owned: Option<Owned>) {
+    match owned {
+        Some(Owned::Container(container)) => container.stop().await,
+        Some(Owned::Cluster(cluster)) => cluster.stop().await,
+        None => {}
+    }
+}
+
+/// Waits until the server answers a statement; `dead` tells early that it never will. The error is the reason, for people.
+pub(super) async fn ready(url: &ServerUrl, bound: Duration, dead: impl Fn() -> Option<String>) -> Result<(), String> {
+    let by = Instant::now() + bound;
+    loop {
+        let last = match connect(&url.admin("postgres"), "log in").await {
+            Ok(_) => return Ok(()),
+            Err(error) => error.to_string(),
+        };
+        if let Some(reason) = dead() {
+            return Err(reason);
+        }
+        if Instant::now() >= by {
+            return Err(format!("the server did not answer within {bound:?} ({last})"));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Runs statements of the harness's own; `sql` holds names that the harness made and nothing from outside.
+pub(super) async fn execute(connection: &mut PgConnection, what: &str, sql: String) -> Result<(), DatabaseError> {
+    // one by one: CREATE DATABASE and its like do not run in the transaction that several statements would be
+    for statement in sql.split("; ") {
+        bounded(what, sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection)).await?;
+    }
+    Ok(())
+}
+
+/// Waits for a statement of the harness's own, but not for ever.
+pub(super) async fn bounded<T>(what: &str, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, DatabaseError> {
+    match timeout(ADMIN, statement).await {
+        Ok(result) => result.map_err(|error| DatabaseError::Sql { what: format!("cannot {what}"), reason: error.to_string() }),
+        Err(_) => Err(DatabaseError::Hung(format!("cannot {what}: the database did not answer within {ADMIN:?}"))),
+    }
+}
+
+/// An identifier, quoted.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+async fn connect(url: &str, what: &str) -> Result<PgConnection, DatabaseError> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|_| DatabaseError::Url("the URL of the database is not understood: postgres://user:password@host:port/database".into()))?;
+    bounded(what, options.application_name("gauntlet-harness").connect()).await
+}

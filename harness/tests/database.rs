@@ -1,0 +1,138 @@
+//! The databases of cases: each way to one is tried, each fault is seen by a client that is not the harness.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use gauntlet_harness::database::{CaseDatabase, Choice, Database, DatabaseError, End, Kind, Require, Resolved};
+use rstest::rstest;
+use sqlx::{Connection, PgConnection};
+
+/// `None`, with the reason printed, where there is none on this machine.
+async fn resolve(choice: Choice) -> Option<Resolved> {
+    let required = Require::from_env().unwrap();
+    match Database::resolve(&choice, Require::Nothing).await {
+        Ok(resolved) => {
+            println!("{resolved}");
+            Some(resolved)
+        }
+        Err(error @ DatabaseError::Missing { .. }) if required != Require::Docker || choice == Choice::Local => {
+            println!("not run: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+async fn schema(url: String) -> Result<(), String> {
+    let sql = "CREATE TABLE things (id integer PRIMARY KEY); INSERT INTO things VALUES (7)";
+    if url.starts_with("sqlite") {
+        let mut connection = sqlx::SqliteConnection::connect(&format!("{url}?mode=rwc")).await.map_err(|e| e.to_string())?;
+        sqlx::raw_sql(sql).execute(&mut connection).await.map_err(|e| e.to_string())?;
+        return connection.close().await.map_err(|e| e.to_string());
+    }
+    let mut connection = PgConnection::connect(&url).await.map_err(|e| e.to_string())?;
+    sqlx::raw_sql(sql).execute(&mut connection).await.map_err(|e| e.to_string())?;
+    // stays open on purpose: the template must be had all the same
+    std::mem::forget(connection);
+    Ok(())
+}
+
+#[rstest]
+#[case::docker(Choice::Docker)]
+#[case::local(Choice::Local)]
+#[case::sqlite(Choice::Sqlite)]
+#[tokio::test]
+async fn cases_get_databases_of_their_own_from_one_template(#[case] choice: Choice) {
+    let Some(resolved) = resolve(choice).await else { return };
+    let database = resolved.database;
+    let (one, other) =
+        tokio::join!(database.template("schema 1", |url| Box::pin(schema(url))), database.template("schema 1", |url| Box::pin(schema(url))));
+    let (template, _) = (one.unwrap(), other.unwrap());
+    let first = database.case_database("DATA-01", Some(&template)).await.unwrap();
+    let start = tokio::time::Instant::now();
+    let second = database.case_database("DATA-01", Some(&template)).await.unwrap();
+    // a fact for people, not an assertion: machines differ
+    println!("a clone took {:?}", start.elapsed());
+    assert_ne!(first.url(), second.url());
+    for case in [&first, &second] {
+        assert_eq!(case.scalar("SELECT max(id) FROM things").await.unwrap(), 7);
+        assert_eq!(case.count("things").await.unwrap(), 1);
+    }
+    assert_eq!(first.texts("SELECT CAST(id AS text) FROM things").await.unwrap(), ["7"]);
+    let empty = database.case_database("empty", None).await.unwrap();
+    assert!(matches!(empty.count("things").await, Err(DatabaseError::Sql { .. })));
+    let failed = database.template("wrong", |_| Box::pin(async { Err("no".to_owned()) })).await;
+    assert_eq!(failed.unwrap_err(), DatabaseError::Migration("no".into()));
+    assert_eq!(first.finish(End::Drop).await.unwrap(), None);
+    assert!(second.finish(End::Keep).await.unwrap().is_some());
+    if database.kind() == Kind::Sqlite {
+        assert!(matches!(empty.lock("things").await, Err(DatabaseError::NotPostgres(_))));
+    } else {
+        faults(&database.case_database("faults", Some(&template)).await.unwrap()).await;
+    }
+    database.stop().await;
+}
+
+async fn faults(case: &CaseDatabase) {
+    let url = case.url().to_owned();
+    let mut client = PgConnection::connect(&url).await.unwrap();
+    assert_eq!(case.backends().await.unwrap(), 1);
+
+    case.revoke_insert().await.unwrap();
+    assert_eq!(insert(&mut client).await, "42501");
+    case.grant_insert().await.unwrap();
+    case.disk_full().await.unwrap();
+    assert_eq!(insert(&mut client).await, "53100");
+    case.disk_free().await.unwrap();
+    assert_eq!(insert(&mut client).await, "");
+
+    let held = case.lock("things").await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let answer = insert(&mut client).await;
+        (client, answer)
+    });
+    case.until_waiting(1).await.unwrap();
+    held.release().await.unwrap();
+    let (mut client, answer) = waiting.await.unwrap();
+    assert_eq!(answer, "");
+
+    assert_eq!(case.terminate_backends().await.unwrap(), 1);
+    assert_eq!(insert(&mut client).await, "57P01");
+    case.forbid_connections().await.unwrap();
+    assert_eq!(refusal(&url).await, "55000");
+    case.allow_connections().await.unwrap();
+    case.limit_connections(0).await.unwrap();
+    assert_eq!(refusal(&url).await, "53300");
+    case.limit_connections(-1).await.unwrap();
+    case.read_only().await.unwrap();
+    let mut client = PgConnection::connect(&url).await.unwrap();
+    assert_eq!(insert(&mut client).await, "25006");
+    case.read_write().await.unwrap();
+    let mut client = PgConnection::connect(&url).await.unwrap();
+    assert_eq!(insert(&mut client).await, "");
+}
+
+/// The SQLSTATE of an insert; empty when it succeeds.
+async fn insert(client: &mut PgConnection) -> String {
+    code(sqlx::query("INSERT INTO things SELECT max(id) + 1 FROM things").execute(client).await.err())
+}
+
+async fn refusal(url: &str) -> String {
+    code(PgConnection::connect(url).await.err())
+}
+
+fn code(error: Option<sqlx::Error>) -> String {
+    match error {
+        None => String::new(),
+        Some(sqlx::Error::Database(error)) => error.code().unwrap_or_default().into_owned(),
+        Some(other) => format!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_required_and_missing_is_an_error() {
+    let error = Database::resolve(&Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()), Require::Docker).await.err().unwrap();
+    assert!(matches!(&error, DatabaseError::Missing { .. }), "{error}");
+    let error = Database::resolve(&Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()), Require::Nothing).await.err().unwrap();
+    assert!(!error.to_string().contains("secret"), "{error}");
+    assert!("mysql".parse::<Choice>().is_err());
+}
