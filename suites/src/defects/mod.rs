@@ -4,7 +4,21 @@
 //! and must pass, and the same gateway with one [`Defect`], which the case must reject. The kill matrix (`tests/kill_matrix.rs`)
 //! holds for all cases. The reference is small, straightforward and shares no code with the bundled gateway.
 
+mod agents;
+mod breaker;
+mod chat;
+mod decode;
+mod door;
+mod failure;
+mod gateway;
+mod ops;
+mod protocol;
+mod query;
+mod route;
+mod store;
+mod stream;
 mod table;
+mod upstream;
 
 pub use table::Defect;
 
@@ -33,8 +47,8 @@ impl Target for Reference {
         &self.manifest
     }
 
-    async fn start(&self, _deployment: Deployment) -> Result<RunningTarget, TargetError> {
-        Err(TargetError::NotSupported(format!("{:?} is not implemented", self.defect)))
+    async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        gateway::start(deployment, self.defect).await
     }
 }
 

@@ -1,0 +1,188 @@
+//! For operators: liveness, readiness, health of every dependency, and counters.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use gauntlet_harness::spec::Protocol;
+use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http_body_util::{BodyExt as _, Full};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::Defect;
+use super::door::{Body, json_response};
+use super::failure::Cause;
+use super::gateway::Gateway;
+use super::protocol::Usage;
+use super::route::{Lane, Provider};
+use super::upstream::{self, Question};
+
+/// How long a dependency may take to show that it lives.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// Counters by name and labels.
+#[derive(Debug, Default)]
+pub(super) struct Metrics(Mutex<BTreeMap<String, u64>>);
+
+impl Metrics {
+    /// Adds to the counter `name{labels}`.
+    pub(super) fn add(&self, name: &str, labels: &[(&str, &str)], by: u64) {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(format!("{name}{{{}}}", labels.join(","))).or_default() += by;
+    }
+
+    /// A request has been answered.
+    pub(super) fn request(&self, path: &str, status: u16) {
+        let route = match path.trim_matches('/').split('/').collect::<Vec<_>>().as_slice() {
+            ["api", "v1", kind @ ("queries" | "documents"), _] => format!("/api/v1/{kind}/{{id}}"),
+            ["v1", "models", _] => "/v1/models/{id}".to_owned(),
+            _ => path.to_owned(),
+        };
+        self.add("gauntlet_requests_total", &[("route", &route), ("status", &status.to_string())], 1);
+    }
+
+    /// An attempt has ended.
+    pub(super) fn attempt(&self, lane: &Lane, cause: Option<Cause>) {
+        let result = cause.map_or("ok", Cause::name);
+        self.add("gauntlet_attempts_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model), ("result", result)], 1);
+    }
+
+    /// A provider told its usage.
+    pub(super) fn tokens(&self, lane: &Lane, usage: Option<Usage>) {
+        let Some(usage) = usage else { return };
+        for (kind, count) in [("prompt", usage.prompt), ("completion", usage.completion)] {
+            self.add("gauntlet_tokens_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model), ("kind", kind)], count);
+        }
+    }
+}
+
+/// `GET /metrics`.
+pub(super) fn metrics(gateway: &Gateway) -> Response<Body> {
+    let mut text = String::new();
+    for (name, value) in gateway.metrics.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        writeln!(text, "{name} {value}").ok();
+    }
+    if !gateway.has(Defect::HidesBreakers) {
+        for (provider, model, breaker) in &gateway.routes.breakers {
+            let state = match breaker.state() {
+                "closed" => 0,
+                "half_open" => 1,
+                _ => 2,
+            };
+            writeln!(text, "gauntlet_breaker_state{{provider={provider:?},model={model:?}}} {state}").ok();
+        }
+    }
+    let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
+    response
+}
+
+/// `GET /health/live`: the process lives, whatever its dependencies do (HLTH-01).
+pub(super) async fn live(gateway: &Gateway) -> Response<Body> {
+    quiet(gateway).await;
+    if gateway.has(Defect::LivenessAsksStore)
+        && let Err(reason) = store_state(gateway).await
+    {
+        return json_response(503, &json!({ "status": "dead", "reason": reason }));
+    }
+    json_response(200, &json!({ "status": "live" }))
+}
+
+/// `GET /health/ready`: 503 while the gateway drains, and while its store is gone (HLTH-02).
+pub(super) async fn ready(gateway: &Gateway) -> Response<Body> {
+    quiet(gateway).await;
+    if gateway.draining.load(Ordering::SeqCst) && !gateway.has(Defect::ReadyWhileDraining) {
+        return json_response(503, &json!({ "status": "not_ready", "reason": "shutting down" }));
+    }
+    match store_state(gateway).await {
+        Err(reason) if !gateway.has(Defect::AlwaysReady) => {
+            json_response(503, &json!({ "status": "not_ready", "reason": format!("store: {reason}") }))
+        }
+        _ => json_response(200, &json!({ "status": "ready" })),
+    }
+}
+
+/// `GET /health`: every dependency is probed at once, each with its own time-out (HLTH-03).
+pub(super) async fn health(gateway: &Arc<Gateway>) -> Response<Body> {
+    quiet(gateway).await;
+    let store = async {
+        let kind = gateway.store.as_ref().map_or("none", |store| store.kind());
+        finding("store", kind, store_state(gateway).await)
+    };
+    let providers: Vec<_> = gateway.routes.providers.iter().map(|provider| provider_state(provider)).collect();
+    let (store, providers) = if gateway.has(Defect::ProbesInTurn) {
+        let mut found = Vec::new();
+        for provider in providers {
+            found.push(provider.await);
+        }
+        (store.await, found)
+    } else {
+        tokio::join!(store, join_all(providers))
+    };
+    let breakers: Vec<Value> = gateway
+        .routes
+        .breakers
+        .iter()
+        .filter(|_| !gateway.has(Defect::HidesBreakers))
+        .map(|(provider, model, breaker)| json!({ "provider": provider, "model": model, "state": breaker.state() }))
+        .collect();
+    let draining = gateway.draining.load(Ordering::SeqCst);
+    let whole = providers.iter().all(|finding| finding["up"] == true) && breakers.iter().all(|breaker| breaker["state"] == "closed");
+    let (code, status) = match (draining || store["up"] != true, whole) {
+        (true, _) => (503, "unavailable"),
+        (false, true) => (200, "ok"),
+        (false, false) => (200, "degraded"),
+    };
+    let dependencies: Vec<Value> = std::iter::once(store).chain(providers).collect();
+    let in_flight = *gateway.in_flight.borrow();
+    let document = json!({ "status": status, "draining": draining, "in_flight": in_flight, "dependencies": dependencies, "breakers": breakers });
+    json_response(code, &document)
+}
+
+async fn store_state(gateway: &Gateway) -> Result<(), String> {
+    match &gateway.store {
+        None => Ok(()),
+        Some(store) => store.ping().await.map_err(|error| error.reason().to_owned()),
+    }
+}
+
+/// Asks a provider what costs nothing: its list of models, or its version.
+async fn provider_state(provider: &Provider) -> Value {
+    let base = provider.base_url.trim_end_matches('/');
+    let (kind, url) = match provider.spec.protocol {
+        Protocol::OpenAi => ("openai", format!("{base}/models")),
+        Protocol::Ollama => ("ollama", format!("{base}/api/version")),
+    };
+    let mut headers = HeaderMap::new();
+    if let Ok(key) = HeaderValue::from_str(&format!("Bearer {}", provider.spec.api_key)) {
+        headers.insert(header::AUTHORIZATION, key);
+    }
+    let question = Question { method: Method::GET, url, headers, body: Bytes::new(), connect: PROBE, silence: PROBE };
+    let state = match timeout(PROBE, upstream::send(question, None)).await {
+        Err(_) => Err(format!("no answer within {PROBE:?}")),
+        Ok(Err(error)) => Err(error.message),
+        Ok(Ok(answer)) if answer.status.is_success() => Ok(()),
+        Ok(Ok(answer)) => Err(format!("status {}", answer.status.as_u16())),
+    };
+    finding(&provider.spec.name, kind, state)
+}
+
+fn finding(name: &str, kind: &str, state: Result<(), String>) -> Value {
+    let mut finding = json!({ "name": name, "kind": kind, "up": state.is_ok() });
+    if let Err(error) = state {
+        finding["error"] = error.into();
+    }
+    finding
+}
+
+/// [`Defect::HealthWaitsForRequests`].
+async fn quiet(gateway: &Gateway) {
+    if gateway.has(Defect::HealthWaitsForRequests) {
+        gateway.in_flight.subscribe().wait_for(|taken| *taken == 0).await.ok();
+    }
+}
