@@ -1,5 +1,323 @@
 //! Gates, rendezvous, interlocks and the hang guard: how a suite proves order without a clock.
+//!
+//! This is the only module of harness, suites and tests that owns time. Noise can only make things later, so a suite asserts
+//! orders of events and lower bounds ([`at_least`]); the one upper bound is the hang guard, which is far away and never the
+//! thing asserted. Everything that a case waits for goes through [`guard`].
 
-/// The gates of one case, by name.
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::case::{CaseResult, Failure, Honesty};
+use crate::tape::{Entry, Event, Side, Tape};
+
+/// How long anything may take before it counts as hung, unless `GAUNTLET_HANG_GUARD_MS` says otherwise.
+const HANG_GUARD: Duration = Duration::from_secs(20);
+
+/// The slack of a lower bound: timers and the tape round by about this much.
+const TICK: Duration = Duration::from_millis(2);
+
+/// The bound after which a wait counts as hung: 20 s, or `GAUNTLET_HANG_GUARD_MS`.
+pub fn hang_guard() -> Duration {
+    std::env::var("GAUNTLET_HANG_GUARD_MS").ok().and_then(|ms| ms.parse().ok()).map_or(HANG_GUARD, Duration::from_millis)
+}
+
+/// Waits for `future`; `what` says what is waited for, in the words of the requirement ("the client's answer").
+///
+/// # Errors
+/// After the hang guard: the requirement is violated by a hang, and `future` is dropped.
+pub async fn guard<T>(what: &str, future: impl Future<Output = T>) -> Result<T, Failure> {
+    guard_with(what, future, || "nothing came".to_string()).await
+}
+
+/// The same; `observed` is asked, when the guard fires, what has been seen until then ("saw 2 of 4").
+///
+/// # Errors
+/// As [`guard`].
+pub async fn guard_with<T>(what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
+    let bound = hang_guard();
+    match tokio::time::timeout(bound, future).await {
+        Ok(value) => Ok(value),
+        Err(_) => Err(Failure::Violated {
+            expected: what.to_string(),
+            observed: format!("{} within the hang guard of {} ms", observed(), bound.as_millis()),
+            honesty: Honesty::Hung,
+        }),
+    }
+}
+
+/// The time between two entries of a tape; zero if `later` is the earlier one.
+pub fn gap(earlier: &Entry, later: &Entry) -> Duration {
+    later.at().saturating_sub(earlier.at())
+}
+
+/// A lower bound: `gap` is at least `bound`, but for the rounding of timers.
+///
+/// Safe under any load if the gap begins at a cause and ends at its effect: [`Event::ClientSent`] and [`Event::AnswerSent`] are
+/// recorded before the bytes are written, [`Event::ClientAnswered`], [`Event::RequestRead`] and [`Event::PeerClosed`] after they came.
+///
+/// # Errors
+/// A violation that names both values.
+pub fn at_least(what: &str, gap: Duration, bound: Duration) -> CaseResult {
+    if gap + TICK >= bound {
+        return Ok(());
+    }
+    Err(Failure::Violated {
+        expected: format!("{what} after {} ms at the earliest", bound.as_millis()),
+        observed: format!("{:.1} ms", gap.as_secs_f64() * 1_000.0),
+        honesty: Honesty::Honest,
+    })
+}
+
+/// Lets `every` pass: the pace of a plan, a dribbling client, a slow reader. Never a way to wait for something. Cancel safe.
+pub async fn pace(every: Duration) {
+    tokio::time::sleep(every).await;
+}
+
+/// Asks again and again, a few milliseconds apart, until `probe` has a value; for facts of the system that notify nobody
+/// (a socket's queue). Waits for ever: callers put a guard or a bound round it. Cancel safe.
+pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
+/// Waits for `future` no longer than `bound`; for the harness's own clean-up only, whose failure is not a verdict.
+pub(crate) async fn bounded<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(bound, future).await.ok()
+}
+
+/// The gates of one case, by name. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Gates {}
+pub struct Gates {
+    shared: Arc<Registry>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    tape: Tape,
+    gates: Mutex<HashMap<String, Gate>>,
+    rendezvous: Mutex<HashMap<String, Rendezvous>>,
+    interlocks: Mutex<HashMap<String, Interlock>>,
+}
+
+impl Gates {
+    /// No gates yet; openings and meetings are recorded on `tape`.
+    pub fn new(tape: Tape) -> Self {
+        Self { shared: Arc::new(Registry { tape, ..Registry::default() }) }
+    }
+
+    /// The gate of that name, made closed when it is first named (by the case or by a plan).
+    pub fn gate(&self, name: &str) -> Gate {
+        let mut gates = lock(&self.shared.gates);
+        gates
+            .entry(name.to_string())
+            .or_insert_with(|| Gate { name: name.into(), tape: self.shared.tape.clone(), open: Arc::new(watch::Sender::new(false)) })
+            .clone()
+    }
+
+    /// The rendezvous of that name. The count is the one first named.
+    pub fn rendezvous(&self, name: &str, count: usize) -> Rendezvous {
+        let mut all = lock(&self.shared.rendezvous);
+        all.entry(name.to_string())
+            .or_insert_with(|| Rendezvous {
+                name: name.into(),
+                count,
+                tape: self.shared.tape.clone(),
+                muster: Arc::new(watch::Sender::new(Muster::default())),
+            })
+            .clone()
+    }
+
+    /// The interlock of that name.
+    pub fn interlock(&self, name: &str) -> Interlock {
+        let mut all = lock(&self.shared.interlocks);
+        all.entry(name.to_string()).or_insert_with(|| Interlock { acknowledged: Arc::new(watch::Sender::new(0)) }).clone()
+    }
+
+    /// Opens every gate, releases every interlock: what a case does before it waits for the end of everything.
+    pub fn open_all(&self) {
+        let gates: Vec<Gate> = lock(&self.shared.gates).values().cloned().collect();
+        gates.iter().for_each(Gate::open);
+        let interlocks: Vec<Interlock> = lock(&self.shared.interlocks).values().cloned().collect();
+        interlocks.iter().for_each(Interlock::release);
+    }
+}
+
+/// Holds whoever waits until it is opened; stays open until it is closed again.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    name: Arc<str>,
+    tape: Tape,
+    open: Arc<watch::Sender<bool>>,
+}
+
+impl Gate {
+    /// Opens it. The tape has the opening before anything that it lets go.
+    pub fn open(&self) {
+        if !self.is_open() {
+            self.tape.record(Side::Gate(self.name.to_string()), Event::Opened);
+        }
+        self.open.send_replace(true);
+    }
+
+    /// Closes it for those who come from now on.
+    pub fn close(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// Whether it is open.
+    pub fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    /// Waits until it is open. Cancel safe.
+    pub async fn wait(&self) {
+        // the sender lives as long as self, so the only way out is an open gate
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+    }
+}
+
+/// Lets nobody go until `count` are there together: the proof of "in parallel" on any machine.
+///
+/// In two phases, because a participant may have left without having been noticed yet: when `count` have come, each looks
+/// whether it is still wanted and only then witnesses; all meet when `count` have witnessed the same gathering. So all of
+/// them were there at one moment. Whoever is dropped while waiting is not counted any more.
+#[derive(Clone, Debug)]
+pub struct Rendezvous {
+    name: Arc<str>,
+    count: usize,
+    tape: Tape,
+    muster: Arc<watch::Sender<Muster>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Muster {
+    waiting: usize,
+    most: usize,
+    /// Changes whenever somebody comes or goes: a witness counts for its own gathering only.
+    gathering: u64,
+    witnesses: usize,
+    met: bool,
+}
+
+/// A place at a rendezvous; leaving it (drop) before the meeting takes the participant out of the count.
+struct Place<'a>(&'a Rendezvous);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.muster.send_modify(|muster| {
+            muster.waiting = muster.waiting.saturating_sub(1);
+            muster.gathering += 1;
+            muster.witnesses = 0;
+        });
+    }
+}
+
+impl Rendezvous {
+    /// Comes, and waits until everybody is there. Cancel safe: a dropped wait leaves.
+    pub async fn arrive(&self) {
+        self.arrive_while(|| true).await;
+    }
+
+    /// The same; `still_there` is asked when all have come, and whoever says no waits on without being counted.
+    pub(crate) async fn arrive_while(&self, still_there: impl Fn() -> bool) {
+        let mut muster = self.muster.subscribe();
+        let place = Place(self);
+        self.muster.send_modify(|muster| {
+            muster.waiting += 1;
+            muster.most = muster.most.max(muster.waiting);
+            muster.gathering += 1;
+            muster.witnesses = 0;
+        });
+        let mut witnessed = None;
+        loop {
+            let seen = *muster.borrow_and_update();
+            if seen.met {
+                return;
+            }
+            if seen.waiting >= self.count && witnessed != Some(seen.gathering) {
+                if !still_there() {
+                    drop(place);
+                    return std::future::pending().await;
+                }
+                witnessed = Some(seen.gathering);
+                self.witness(seen.gathering);
+                continue;
+            }
+            if muster.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn witness(&self, gathering: u64) {
+        self.muster.send_modify(|muster| {
+            if muster.gathering == gathering && !muster.met {
+                muster.witnesses += 1;
+                if muster.witnesses >= self.count {
+                    muster.met = true;
+                    self.tape.record(Side::Gate(self.name.to_string()), Event::Met { count: muster.witnesses });
+                }
+            }
+        });
+    }
+
+    /// Waits until everybody has met.
+    ///
+    /// # Errors
+    /// After the hang guard: a violation that says how many were ever there together.
+    pub async fn met(&self) -> CaseResult {
+        let mut muster = self.muster.subscribe();
+        let all = async {
+            let _ = muster.wait_for(|muster| muster.met).await;
+        };
+        let expected = format!("{} together at the rendezvous {}", self.count, self.name);
+        guard_with(&expected, all, || format!("saw {} of {} together", self.most(), self.count)).await
+    }
+
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.muster.borrow().waiting
+    }
+
+    /// The most that ever waited together.
+    pub fn most(&self) -> usize {
+        self.muster.borrow().most
+    }
+}
+
+/// Lets the sender send event n + 1 only after the case acknowledged event n.
+#[derive(Clone, Debug)]
+pub struct Interlock {
+    acknowledged: Arc<watch::Sender<usize>>,
+}
+
+impl Interlock {
+    /// Acknowledges the events up to the n-th of the answer (from 1, as [`Event::EventSent`] counts them).
+    pub fn ack(&self, n: usize) {
+        self.acknowledged.send_modify(|acknowledged| *acknowledged = n.max(*acknowledged));
+    }
+
+    /// Acknowledges everything to come.
+    pub fn release(&self) {
+        self.ack(usize::MAX);
+    }
+
+    /// Waits until event n has been acknowledged. Cancel safe.
+    pub async fn acknowledged(&self, n: usize) {
+        let _ = self.acknowledged.subscribe().wait_for(|acknowledged| *acknowledged >= n).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

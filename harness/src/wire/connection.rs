@@ -1,0 +1,271 @@
+//! A connection's life: request after request, each answered as planned, the peer watched all the while.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::watch;
+
+use super::drain::{self, Drained};
+use super::play::{self, Ended};
+use super::{Request, Shared, http1};
+use crate::gate;
+use crate::tape::{Close, Event};
+
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
+
+/// Bytes that a peer may send while its request is being answered before they are left in the socket.
+const MOST_AHEAD: usize = 1 << 20;
+
+/// How long a peer may take to close after we did.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Counts the connection as open while it exists.
+struct Open<'a>(&'a Shared);
+
+impl<'a> Open<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.load.send_modify(|load| load.open += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.load.send_modify(|load| load.open -= 1);
+    }
+}
+
+/// Counts the request as in flight until [`InFlight::end`], or until it is dropped.
+pub(super) struct InFlight<'a> {
+    shared: &'a Shared,
+    counts: bool,
+    ended: bool,
+}
+
+impl<'a> InFlight<'a> {
+    fn new(shared: &'a Shared, counts: bool) -> Self {
+        shared.load.send_modify(|load| {
+            load.busy += 1;
+            if counts {
+                load.in_flight += 1;
+                load.high_water = load.high_water.max(load.in_flight);
+            }
+        });
+        Self { shared, counts, ended: false }
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended
+    }
+
+    /// The last byte is about to be written.
+    pub(super) fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.shared.load.send_modify(|load| {
+                load.busy -= 1;
+                load.in_flight -= usize::from(self.counts);
+            });
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Whether the connection goes on after an answer.
+enum Next {
+    KeepAlive,
+    Close,
+    Gone,
+    Reset,
+}
+
+/// What came instead of a request.
+enum NoRequest {
+    Left(Close),
+    Malformed(http1::Malformed),
+}
+
+/// Serves the connection to its end.
+pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
+    let open = Open::new(&shared);
+    let mut turn_out = shared.turn_out.subscribe();
+    let turn = *turn_out.borrow_and_update();
+    let _ = stream.set_nodelay(true);
+    let mut buffer = BytesMut::with_capacity(8 * 1024);
+    let next = loop {
+        let (mut read, mut write) = stream.split();
+        // a half-read request is dropped with the connection, which is what turning out means
+        let request = tokio::select! {
+            biased;
+            () = turned(&mut turn_out, turn) => break Next::Close,
+            request = read_request(&mut read, &mut write, &mut buffer, id) => request,
+        };
+        match request {
+            Err(NoRequest::Left(how)) => {
+                shared.record(Event::PeerClosed { connection: id, request: None, how });
+                break Next::Gone;
+            }
+            Err(NoRequest::Malformed(error)) => {
+                shared.record(Event::Fault { request: None, fault: format!("the peer's bytes are {error}") });
+                break Next::Close;
+            }
+            Ok(request) => match exchange(&shared, read, write, &mut buffer, &request).await {
+                Next::KeepAlive => {}
+                next => break next,
+            },
+        }
+    };
+    match next {
+        Next::Close => farewell(&shared, &mut stream, id).await,
+        Next::Reset => {
+            let _ = stream.set_zero_linger();
+        }
+        Next::KeepAlive | Next::Gone => {}
+    }
+    drop(stream);
+    drop(open);
+}
+
+/// Waits until idle connections have to go. Cancel safe.
+async fn turned(turn_out: &mut watch::Receiver<u64>, turn: u64) {
+    let _ = turn_out.wait_for(|now| *now != turn).await;
+}
+
+/// Ends in order: our FIN, then the peer's within a bound, so that no unread byte turns the end into a reset.
+async fn farewell(shared: &Shared, stream: &mut TcpStream, id: u64) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let (mut read, _write) = stream.split();
+    let mut rest = BytesMut::new();
+    if let Some(how) = gate::bounded(FAREWELL, peer_left(&mut read, &mut rest)).await {
+        shared.record(Event::PeerClosed { connection: id, request: None, how });
+    }
+}
+
+async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer: &mut BytesMut, connection: u64) -> Result<Request, NoRequest> {
+    let head = loop {
+        if let Some(head) = http1::take_request(buffer).map_err(NoRequest::Malformed)? {
+            break head;
+        }
+        fill(read, buffer).await?;
+    };
+    let mut body = http1::Body::of_request(&head.headers).map_err(NoRequest::Malformed)?;
+    if !body.is_done() && http1::header(&head.headers, "expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
+        // a peer that left meanwhile is met by the next read
+        let _ = write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+    }
+    let mut whole = BytesMut::new();
+    loop {
+        whole.extend_from_slice(&body.take(buffer).map_err(NoRequest::Malformed)?);
+        if body.is_done() {
+            break;
+        }
+        fill(read, buffer).await?;
+    }
+    let id = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    Ok(Request { connection, id, method: head.method, path: head.target, headers: head.headers, body: whole.freeze() })
+}
+
+async fn fill(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Result<(), NoRequest> {
+    match read.read_buf(buffer).await {
+        Ok(0) => Err(NoRequest::Left(Close::Fin)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(NoRequest::Left(how(&error))),
+    }
+}
+
+async fn exchange(shared: &Shared, mut read: ReadHalf<'_>, mut write: WriteHalf<'_>, buffer: &mut BytesMut, request: &Request) -> Next {
+    let mut flight = InFlight::new(shared, shared.source.counts(request));
+    shared.record(Event::RequestRead {
+        connection: request.connection,
+        request: request.id,
+        method: request.method.clone(),
+        path: request.path.clone(),
+        headers: request.headers.clone(),
+        body: String::from_utf8_lossy(&request.body).into_owned(),
+    });
+    let answering = async {
+        let answer = shared.source.answer(request).await;
+        if let Some(reason) = &answer.unmatched {
+            shared.record(Event::Unmatched { request: request.id, reason: reason.clone() });
+        }
+        let ended = play::play(shared, request, &answer, &mut write, &mut flight).await;
+        if matches!(ended, Ended::Reset) {
+            let name = match drain::drain(write.as_ref()).await {
+                Drained::Read => "reset",
+                Drained::Unseen => "reset (not faithful here: whether the peer has read everything can't be seen)",
+            };
+            shared.record(Event::Fault { request: Some(request.id), fault: name.into() });
+        }
+        ended
+    };
+    // either may be dropped: an answer nobody waits for is not sent on, and a watch that saw nothing has only moved early
+    // bytes of a next request into the buffer
+    let ended = tokio::select! {
+        biased;
+        how = peer_left(&mut read, buffer) => Err(how),
+        ended = answering => Ok(ended),
+    };
+    let gone = |how| {
+        shared.record(Event::PeerClosed { connection: request.connection, request: Some(request.id), how });
+        Next::Gone
+    };
+    match ended {
+        Err(how) => gone(how),
+        Ok(Ended::Broken(error)) => gone(how(&error)),
+        Ok(Ended::Reset) => Next::Reset,
+        Ok(Ended::Cut) => Next::Close,
+        Ok(Ended::Complete) if wants_close(request) => Next::Close,
+        Ok(Ended::Complete) => Next::KeepAlive,
+    }
+}
+
+pub(super) fn wants_close(request: &Request) -> bool {
+    request.header("connection").is_some_and(|value| value.to_ascii_lowercase().contains("close"))
+}
+
+/// Waits until the peer has closed; what it sends meanwhile is kept for the next request. Cancel safe.
+async fn peer_left(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Close {
+    loop {
+        if buffer.len() >= MOST_AHEAD {
+            return std::future::pending().await;
+        }
+        match read.read_buf(buffer).await {
+            Ok(0) => return Close::Fin,
+            Ok(_) => {}
+            Err(error) => return how(&error),
+        }
+    }
+}
+
+/// Whether the peer is still there, asked of the system itself: a close that no task has noticed yet counts.
+pub(super) fn still_there(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::<u8>::uninit()];
+    match SockRef::from(stream).peek(&mut byte) {
+        Ok(0) => false,
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+fn how(error: &io::Error) -> Close {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset => Close::Reset,
+        // a write after the peer's FIN was answered by its RST
+        _ => Close::Fin,
+    }
+}

@@ -1,0 +1,69 @@
+//! The drain barrier: waits until the peer has read everything that was sent, so that a reset destroys nothing unread.
+//!
+//! Rests on Linux's `/proc/net/tcp`: our send queue is empty (all acknowledged), and after that the peer's receive queue is.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpStream;
+
+use crate::gate;
+
+/// What the barrier can promise here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// The peer has read everything.
+    Read,
+    /// The peer's system has everything; whether the peer has read it can't be seen from here.
+    Unseen,
+}
+
+/// Waits until the peer has read what was sent. Waits for ever on a peer that does not read; cancel safe.
+pub(super) async fn drain(stream: &TcpStream) -> Drained {
+    let (Ok(ours), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return Drained::Unseen };
+    let acknowledged = gate::poll_until(|| match queues(ours, peer) {
+        Some((0, _)) => Some(true),
+        Some(_) => None,
+        None => Some(false),
+    });
+    if !acknowledged.await {
+        return Drained::Unseen;
+    }
+    // the peer's row is looked at only after ours was empty: the table is no snapshot
+    gate::poll_until(|| match queues(peer, ours) {
+        Some((_, 0)) => Some(Drained::Read),
+        Some(_) => None,
+        None => Some(Drained::Unseen),
+    })
+    .await
+}
+
+/// Send and receive queue of the socket with these addresses, if the system shows it.
+fn queues(local: SocketAddr, remote: SocketAddr) -> Option<(u64, u64)> {
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        let rows = std::fs::read_to_string(table).ok()?;
+        rows.lines().skip(1).find_map(|row| row_queues(row, local.port(), remote.port()))
+    })
+}
+
+/// `sl local_address rem_address st tx_queue:rx_queue …`; on one machine the two ports tell the connection.
+fn row_queues(row: &str, local: u16, remote: u16) -> Option<(u64, u64)> {
+    let mut fields = row.split_ascii_whitespace().skip(1);
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    if port(fields.next()?)? != local || port(fields.next()?)? != remote {
+        return None;
+    }
+    let (send, receive) = fields.nth(1)?.split_once(':')?;
+    Some((u64::from_str_radix(send, 16).ok()?, u64::from_str_radix(receive, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_queues;
+
+    #[test]
+    fn a_row_is_read() {
+        let row = "   3: 0100007F:1F90 0100007F:D2F4 01 00000010:0000000A 00:00000000 00000000  1000        0 12345 1 0 20 4 30 10 -1";
+        assert_eq!(row_queues(row, 0x1F90, 0xD2F4), Some((16, 10)));
+        assert_eq!(row_queues(row, 0x1F90, 1), None);
+    }
+}

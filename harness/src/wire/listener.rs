@@ -1,0 +1,157 @@
+//! The port of a wire and what happens there before anything is read: serve, refuse, never accept, silence.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::{Shared, connection};
+use crate::gate;
+use crate::plan::Listen;
+use crate::tape::{Close, Event};
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1_024;
+
+/// A port that nobody else gets: a socket that is bound to it and never listens.
+pub(super) struct Port {
+    _reserved: TcpSocket,
+    addr: SocketAddr,
+}
+
+/// What stands at the port.
+pub(super) enum Door {
+    /// Nobody listens.
+    Shut,
+    /// Connections are accepted and served.
+    Serving(TcpListener),
+    /// Connections are accepted and left alone.
+    Silent(TcpListener),
+    /// The accept queue is full: connections never stand.
+    Full { _listener: TcpListener, _fillers: Vec<TcpStream> },
+}
+
+impl Port {
+    /// Takes the address; port 0 means any free port.
+    pub(super) fn reserve(addr: SocketAddr) -> io::Result<Self> {
+        let socket = socket(addr)?;
+        socket.bind(addr)?;
+        let addr = socket.local_addr()?;
+        Ok(Self { _reserved: socket, addr })
+    }
+
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Opens the door; whatever stood there before must have been dropped.
+    pub(super) async fn open(&self, listen: Listen) -> io::Result<Door> {
+        Ok(match listen {
+            Listen::Serve => Door::Serving(self.listener(BACKLOG)?),
+            Listen::Silence => Door::Silent(self.listener(BACKLOG)?),
+            Listen::Refuse => Door::Shut,
+            Listen::NeverAccept => {
+                // Linux lets one more connection stand than the backlog says, and drops the SYNs of the others
+                let listener = self.listener(0)?;
+                let filler = TcpStream::connect(self.addr).await?;
+                Door::Full { _listener: listener, _fillers: vec![filler] }
+            }
+        })
+    }
+
+    fn listener(&self, backlog: u32) -> io::Result<TcpListener> {
+        let socket = socket(self.addr)?;
+        socket.bind(self.addr)?;
+        socket.listen(backlog)
+    }
+}
+
+/// With SO_REUSEPORT, so that a listener can be put beside the reservation.
+fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    #[cfg(unix)]
+    socket.set_reuseport(true)?;
+    socket.set_reuseaddr(true)?;
+    Ok(socket)
+}
+
+/// Accepts until it is aborted; owns every connection, so that they end with it.
+pub(super) async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut commands: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>) {
+    let mut connections = JoinSet::new();
+    loop {
+        // accept and recv are cancel safe: what one branch drops is still there the next time
+        tokio::select! {
+            biased;
+            command = commands.recv() => {
+                let Some((listen, done)) = command else { return };
+                // two listeners at one port would share the connections: the old one goes first
+                drop(std::mem::replace(&mut door, Door::Shut));
+                shared.turn_out.send_modify(|turn| *turn += 1);
+                let opened = port.open(listen).await.map(|opened| door = opened);
+                let _ = done.send(opened);
+            }
+            stream = accept(&door) => {
+                let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+                shared.record(Event::Accepted { connection: id });
+                if matches!(door, Door::Silent(_)) {
+                    connections.spawn(leave_alone(Arc::clone(&shared), stream, id));
+                } else {
+                    connections.spawn(connection::serve(Arc::clone(&shared), stream, id));
+                }
+            }
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                if let Err(error) = ended {
+                    shared.record(Event::Fault { request: None, fault: format!("the wire itself failed: {error}") });
+                }
+            }
+        }
+    }
+}
+
+async fn accept(door: &Door) -> TcpStream {
+    let (Door::Serving(listener) | Door::Silent(listener)) = door else { return std::future::pending().await };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // out of file descriptors, or a peer that left before it was accepted: the next one may do
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                gate::pace(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+/// Neither reads nor writes; ends when the peer leaves or the behaviour changes.
+async fn leave_alone(shared: Arc<Shared>, stream: TcpStream, id: u64) {
+    let mut turn_out = shared.turn_out.subscribe();
+    let how = tokio::select! {
+        how = left(&stream) => how,
+        _ = turn_out.changed() => return,
+    };
+    shared.record(Event::PeerClosed { connection: id, request: None, how });
+}
+
+/// Waits until the peer has closed, without reading: the system's readiness tells.
+async fn left(stream: &TcpStream) -> Close {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if ready.is_read_closed() => break,
+            Ok(_) => gate::pace(Duration::from_millis(5)).await,
+            Err(_) => return Close::Reset,
+        }
+    }
+    match SockRef::from(stream).take_error() {
+        Ok(None) => Close::Fin,
+        _ => Close::Reset,
+    }
+}

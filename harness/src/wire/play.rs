@@ -1,0 +1,416 @@
+//! Obeys a plan: turns an answer into bytes, step by step.
+//!
+//! Bytes are gathered and written at the next point where the plan waits or ends; what is recorded on the tape is recorded
+//! before its bytes are written.
+
+use std::io;
+use std::ops::Range;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::WriteHalf;
+
+use super::connection::{InFlight, still_there, wants_close};
+use super::{Answer, Request, Shared, http1};
+use crate::gate;
+use crate::plan::{Framing, Step};
+use crate::tape::Event;
+
+/// How playing ended.
+pub(super) enum Ended {
+    /// The answer is complete; the connection may serve another request.
+    Complete,
+    /// The connection has to be closed in order.
+    Cut,
+    /// The connection has to be reset.
+    Reset,
+    /// The peer is gone.
+    Broken(io::Error),
+}
+
+/// Gathered bytes are written at the latest when there are so many.
+const MOST_GATHERED: usize = 64 * 1024;
+
+/// How the body is laid on the wire.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Chunked,
+    Length,
+    WrongLength,
+    UntilClose,
+    /// The answer has no body, whatever its headers say.
+    Bodyless,
+}
+
+struct Player<'a, 'w, 'f> {
+    shared: &'a Shared,
+    request: &'a Request,
+    answer: &'a Answer,
+    layout: Layout,
+    /// Where each event of the body ends.
+    ends: Vec<usize>,
+    /// How much of the body has been gathered.
+    at: usize,
+    /// How many events of the body have been gathered whole.
+    events: usize,
+    head_sent: bool,
+    complete: bool,
+    pending: Vec<u8>,
+    write: &'a mut WriteHalf<'w>,
+    flight: &'a mut InFlight<'f>,
+}
+
+/// Plays the answer. Dropped when the peer leaves.
+pub(super) async fn play(shared: &Shared, request: &Request, answer: &Answer, write: &mut WriteHalf<'_>, flight: &mut InFlight<'_>) -> Ended {
+    let stream_body = is_stream(answer);
+    let layout = match answer.plan.framing {
+        _ if request.method == "HEAD" || matches!(answer.status, 204 | 304) => Layout::Bodyless,
+        Framing::Natural if stream_body => Layout::Chunked,
+        Framing::Natural => Layout::Length,
+        Framing::WrongLength(_) => Layout::WrongLength,
+        Framing::UntilClose => Layout::UntilClose,
+    };
+    let player = Player {
+        shared,
+        request,
+        answer,
+        layout,
+        ends: event_ends(answer),
+        at: 0,
+        events: 0,
+        head_sent: false,
+        complete: false,
+        pending: Vec::with_capacity(answer.body.len().min(MOST_GATHERED) + 512),
+        write,
+        flight,
+    };
+    match player.run().await {
+        Ok(ended) => ended,
+        Err(error) => Ended::Broken(error),
+    }
+}
+
+impl Player<'_, '_, '_> {
+    async fn run(mut self) -> io::Result<Ended> {
+        if self.answer.plan.framing != Framing::Natural {
+            self.fault(match self.answer.plan.framing {
+                Framing::WrongLength(_) => "wrong content-length",
+                _ => "no length, the end of the connection is the end of the body",
+            });
+        }
+        let answer = self.answer;
+        for step in &answer.plan.steps {
+            match step {
+                Step::Hold(name) => self.hold(name).await?,
+                Step::Meet { name, count } => self.meet(name, *count).await?,
+                Step::Pause { ms } => {
+                    self.flush().await?;
+                    gate::pace(Duration::from_millis(*ms)).await;
+                }
+                Step::Head => self.head(),
+                Step::DripHead { every_ms, finish } => self.drip_head(*every_ms, *finish).await?,
+                Step::Events(n) => {
+                    let to = self.end_of_event(self.events.saturating_add(*n));
+                    self.advance(to).await?;
+                }
+                Step::Interlock(name) => self.interlock(name).await?,
+                Step::Bytes(n) => {
+                    let to = self.at.saturating_add(*n).min(answer.body.len());
+                    self.advance(to).await?;
+                }
+                Step::Drip { bytes, every_ms } => self.drip(*bytes, *every_ms).await?,
+                Step::RepeatForever { every_ms } => self.repeat(*every_ms).await?,
+                Step::Rest => {
+                    self.advance(answer.body.len()).await?;
+                    self.finish();
+                }
+                Step::Garbage(bytes) => {
+                    self.fault("garbage");
+                    self.pending.extend_from_slice(bytes);
+                }
+                Step::Stall => {
+                    self.flush().await?;
+                    self.fault("stall");
+                    return std::future::pending().await;
+                }
+                Step::Cut => {
+                    self.fault("cut");
+                    self.flush().await?;
+                    self.flight.end();
+                    return Ok(Ended::Cut);
+                }
+                Step::Reset => {
+                    self.flush().await?;
+                    self.flight.end();
+                    return Ok(Ended::Reset);
+                }
+            }
+        }
+        self.end().await
+    }
+
+    /// After the last step a complete answer keeps the connection, an incomplete one is cut.
+    async fn end(mut self) -> io::Result<Ended> {
+        if self.head_sent && self.at == self.answer.body.len() {
+            self.finish();
+        } else {
+            self.fault("cut");
+        }
+        self.flush().await?;
+        self.flight.end();
+        let keep = self.complete && matches!(self.layout, Layout::Chunked | Layout::Length | Layout::Bodyless);
+        Ok(if keep { Ended::Complete } else { Ended::Cut })
+    }
+
+    async fn hold(&mut self, name: &str) -> io::Result<()> {
+        self.flush().await?;
+        let gate = self.shared.gates.gate(name);
+        if !gate.is_open() {
+            self.shared.record(Event::Held { request: self.request.id, gate: name.into() });
+            gate.wait().await;
+        }
+        Ok(())
+    }
+
+    async fn meet(&mut self, name: &str, count: usize) -> io::Result<()> {
+        self.flush().await?;
+        self.shared.record(Event::Held { request: self.request.id, gate: name.into() });
+        let stream = self.write.as_ref();
+        self.shared.gates.rendezvous(name, count).arrive_while(|| still_there(stream)).await;
+        Ok(())
+    }
+
+    fn head(&mut self) {
+        self.shared.record(Event::HeadSent { request: self.request.id, status: self.answer.status });
+        let text = self.head_text();
+        self.pending.extend_from_slice(text.as_bytes());
+        self.head_sent = true;
+        if self.layout == Layout::Bodyless {
+            self.at = self.answer.body.len();
+            self.finish();
+        }
+    }
+
+    async fn drip_head(&mut self, every_ms: u64, finish: bool) -> io::Result<()> {
+        let every = Duration::from_millis(every_ms);
+        let text = self.head_text();
+        self.fault("drip head");
+        let whole = if finish { text.as_str() } else { text.strip_suffix("\r\n").unwrap_or(&text) };
+        for (at, byte) in whole.bytes().enumerate() {
+            if at > 0 {
+                gate::pace(every).await;
+            }
+            self.pending.push(byte);
+            if finish && at + 1 == whole.len() {
+                break;
+            }
+            self.flush().await?;
+        }
+        if finish {
+            self.shared.record(Event::HeadSent { request: self.request.id, status: self.answer.status });
+            self.head_sent = true;
+            return self.flush().await;
+        }
+        // one header without end
+        for byte in b"x-drip: ".iter().chain(std::iter::repeat(&b'.')) {
+            gate::pace(every).await;
+            self.pending.push(*byte);
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn interlock(&mut self, name: &str) -> io::Result<()> {
+        let interlock = self.shared.gates.interlock(name);
+        while self.at < self.answer.body.len() {
+            if self.events > 0 {
+                self.flush().await?;
+                interlock.acknowledged(self.events).await;
+            }
+            let to = self.end_of_event(self.events + 1);
+            self.advance(to).await?;
+        }
+        Ok(())
+    }
+
+    async fn drip(&mut self, bytes: usize, every_ms: u64) -> io::Result<()> {
+        while self.at < self.answer.body.len() {
+            let to = self.at.saturating_add(bytes.max(1)).min(self.answer.body.len());
+            self.advance(to).await?;
+            self.flush().await?;
+            if self.at < self.answer.body.len() {
+                gate::pace(Duration::from_millis(every_ms)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn repeat(&mut self, every_ms: u64) -> io::Result<()> {
+        let last = match self.events {
+            0 => 0..self.at,
+            1 => 0..self.ends[0],
+            n => self.ends[n - 2]..self.ends[n - 1],
+        };
+        self.fault("repeat for ever");
+        let mut n = self.events;
+        loop {
+            self.flush().await?;
+            gate::pace(Duration::from_millis(every_ms)).await;
+            n += 1;
+            self.shared.record(Event::EventSent { request: self.request.id, n });
+            self.lay(last.clone());
+        }
+    }
+
+    /// Gathers the body up to there, one chunk an event.
+    async fn advance(&mut self, to: usize) -> io::Result<()> {
+        if self.layout == Layout::Bodyless {
+            return Ok(());
+        }
+        while self.at < to {
+            let end = self.ends.get(self.events).copied().unwrap_or(self.answer.body.len()).min(to);
+            let piece = self.at..end;
+            self.at = end;
+            if self.ends.get(self.events) == Some(&end) {
+                self.events += 1;
+                self.shared.record(Event::EventSent { request: self.request.id, n: self.events });
+            }
+            if self.at == self.answer.body.len() && self.head_sent && self.layout != Layout::Chunked {
+                self.finish();
+            }
+            self.lay(piece);
+            if self.pending.len() >= MOST_GATHERED && self.at < to {
+                self.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lay(&mut self, piece: Range<usize>) {
+        let bytes = &self.answer.body[piece];
+        if bytes.is_empty() {
+            return;
+        }
+        if self.layout == Layout::Chunked {
+            self.pending.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+            self.pending.extend_from_slice(bytes);
+            self.pending.extend_from_slice(b"\r\n");
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
+    }
+
+    /// The last byte is in what is gathered.
+    fn finish(&mut self) {
+        if std::mem::replace(&mut self.complete, true) {
+            return;
+        }
+        if self.layout == Layout::Chunked {
+            self.pending.extend_from_slice(b"0\r\n\r\n");
+        }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.pending);
+        if !self.complete || self.flight.is_over() {
+            return self.write.write_all(&bytes).await;
+        }
+        // the last byte: everything before it first, for a slow reader is still being answered
+        let (before, last) = bytes.split_at(bytes.len().saturating_sub(MOST_GATHERED));
+        self.write.write_all(before).await?;
+        self.shared.record(Event::AnswerSent { request: self.request.id });
+        self.flight.end();
+        self.write.write_all(last).await
+    }
+
+    fn fault(&self, name: &str) {
+        self.shared.record(Event::Fault { request: Some(self.request.id), fault: name.into() });
+    }
+
+    fn end_of_event(&self, n: usize) -> usize {
+        match n {
+            0 => 0,
+            n => self.ends.get(n - 1).copied().unwrap_or(self.answer.body.len()),
+        }
+    }
+
+    fn head_text(&self) -> String {
+        let reason = http::StatusCode::from_u16(self.answer.status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown");
+        let mut text = format!("HTTP/1.1 {} {reason}\r\n", self.answer.status);
+        for (name, value) in &self.answer.headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let length = self.answer.body.len() as i64;
+        match (self.layout, self.answer.plan.framing) {
+            (Layout::Chunked, _) => text.push_str("transfer-encoding: chunked\r\n"),
+            (_, Framing::WrongLength(off)) => text.push_str(&format!("content-length: {}\r\n", (length + off).max(0))),
+            (Layout::UntilClose, _) => {}
+            (Layout::Bodyless, _) if self.answer.status == 204 => {}
+            _ => text.push_str(&format!("content-length: {length}\r\n")),
+        }
+        let closes = wants_close(self.request) || matches!(self.layout, Layout::UntilClose);
+        if closes {
+            text.push_str("connection: close\r\n");
+        }
+        text.push_str("\r\n");
+        text
+    }
+}
+
+fn content_type(answer: &Answer) -> String {
+    http1::header(&answer.headers, "content-type").unwrap_or_default().to_ascii_lowercase()
+}
+
+fn is_stream(answer: &Answer) -> bool {
+    let kind = content_type(answer);
+    kind.starts_with("text/event-stream") || kind.starts_with("application/x-ndjson")
+}
+
+/// Where the events of the body end: after each blank line for SSE, after each line for NDJSON, else at the end.
+fn event_ends(answer: &Answer) -> Vec<usize> {
+    let kind = content_type(answer);
+    let body = &answer.body[..];
+    let mut ends = Vec::new();
+    if kind.starts_with("text/event-stream") {
+        let mut line = 0;
+        let mut at = 0;
+        while at < body.len() {
+            let end = match body[at] {
+                b'\r' if body.get(at + 1) == Some(&b'\n') => at + 2,
+                b'\r' | b'\n' => at + 1,
+                _ => {
+                    at += 1;
+                    continue;
+                }
+            };
+            if at == line {
+                ends.push(end);
+            }
+            line = end;
+            at = end;
+        }
+    } else if kind.starts_with("application/x-ndjson") {
+        ends.extend(body.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1));
+    }
+    if !body.is_empty() && ends.last() != Some(&body.len()) {
+        ends.push(body.len());
+    }
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(kind: &str, body: &str) -> Vec<usize> {
+        event_ends(&Answer::new(200, kind, body.to_string()))
+    }
+
+    #[test]
+    fn events_end_where_their_format_says() {
+        assert_eq!(ends("text/event-stream", "data: a\n\ndata: b\r\n\r\ndata: c\r\rdata: d"), [9, 20, 29, 36]);
+        assert_eq!(ends("application/x-ndjson", "{}\n{}\n{"), [3, 6, 7]);
+        assert_eq!(ends("application/json", "{\n\n}"), [4]);
+        assert_eq!(ends("application/json", ""), Vec::<usize>::new());
+    }
+}
