@@ -154,7 +154,12 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 /// The innermost I/O error's kind.
 fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
-    chain(error).filter_map(|source| source.downcast_ref::<io::Error>()).last().map(io::Error::kind)
+    let mut io = chain(error).filter_map(|source| source.downcast_ref::<io::Error>()).last()?;
+    // an I/O error inside another is not its source, which is the inner one's
+    while let Some(inner) = io.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()) {
+        io = inner;
+    }
+    Some(io.kind())
 }
 
 /// The innermost cause: the outer ones repeat the URL, or say only that something failed.

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use secrecy::SecretString;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -24,7 +25,7 @@ pub(super) fn completion(body: &[u8], key: Option<&SecretString>) -> Result<Comp
     if text.trim_ascii().is_empty() {
         return Err(bad_response("The provider's answer is empty."));
     }
-    let record = Record::read(text.trim_ascii(), key).map_err(|(error, _)| error)?;
+    let record = Record::read(text.trim_ascii(), key)?;
     if !record.done {
         return Err(bad_response("The provider's answer is not finished."));
     }
@@ -92,8 +93,8 @@ impl RecordDecoder {
         let text = std::str::from_utf8(record).unwrap_or_default();
         let record = match Record::read(text, self.key.as_ref()) {
             Ok(record) => record,
-            Err((_, Cut::Yes)) if last => return self.end(Decoded::Failed(failure::truncated()), out),
-            Err((error, _)) => return self.end(Decoded::Failed(error), out),
+            Err(_) if last && is_cut(text) => return self.end(Decoded::Failed(failure::truncated()), out),
+            Err(error) => return self.end(Decoded::Failed(error), out),
         };
         if record.message.is_none() && !record.done {
             return self.end(Decoded::Failed(bad_response("The provider's stream holds a record without a message.")), out);
@@ -164,10 +165,9 @@ impl ChunkDecoder for RecordDecoder {
     }
 }
 
-/// Whether a record that cannot be read ends too early, rather than being wrong.
-enum Cut {
-    Yes,
-    No,
+/// Whether a record ends too early, rather than being wrong.
+fn is_cut(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_err_and(|error| error.is_eof())
 }
 
 /// One line of a stream, or a whole answer.
@@ -221,20 +221,18 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Record<'a> {
     /// Reads a record; an error inside one is an error.
-    fn read(text: &'a str, key: Option<&SecretString>) -> Result<Self, (AttemptError, Cut)> {
+    fn read(text: &'a str, key: Option<&SecretString>) -> Result<Self, AttemptError> {
         if text.starts_with('<') {
-            return Err((bad_response("The provider answered with an HTML page."), Cut::No));
+            return Err(bad_response("The provider answered with an HTML page."));
         }
         if !text.starts_with('{') {
-            return Err((bad_response("The provider's answer is not a JSON object."), Cut::No));
+            return Err(bad_response("The provider's answer is not a JSON object."));
         }
-        let record: Self = serde_json::from_str(text).map_err(|error| {
-            let cut = if error.is_eof() { Cut::Yes } else { Cut::No };
-            (bad_response(format!("The provider's answer is not one of Ollama's: {error}.")), cut)
-        })?;
+        let record: Self =
+            serde_json::from_str(text).map_err(|error| bad_response(format!("The provider's answer is not one of Ollama's: {error}.")))?;
         match record.error.map(RawValue::get) {
             None | Some("null" | "false" | "\"\"") => Ok(record),
-            Some(error) => Err((failure::in_band(error, key), Cut::No)),
+            Some(error) => Err(failure::in_band(error, key)),
         }
     }
 
