@@ -43,6 +43,10 @@ pub(super) enum Door {
 impl Port {
     /// Takes the address; port 0 means any free port.
     pub(super) fn reserve(addr: SocketAddr) -> io::Result<Self> {
+        if addr.port() != 0 {
+            // two of us would share a port by SO_REUSEPORT: whoever comes second has to be told
+            drop(std::net::TcpListener::bind(addr)?);
+        }
         let socket = socket(addr)?;
         socket.bind(addr)?;
         let addr = socket.local_addr()?;
@@ -75,12 +79,11 @@ impl Port {
     }
 }
 
-/// With SO_REUSEPORT, so that a listener can be put beside the reservation.
+/// With SO_REUSEPORT, so that a listener can be put beside the reservation; without SO_REUSEADDR, which would let others in.
 fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     #[cfg(unix)]
     socket.set_reuseport(true)?;
-    socket.set_reuseaddr(true)?;
     Ok(socket)
 }
 
@@ -117,7 +120,7 @@ pub(super) async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut com
     }
 }
 
-async fn accept(door: &Door) -> TcpStream {
+pub(super) async fn accept(door: &Door) -> TcpStream {
     let (Door::Serving(listener) | Door::Silent(listener)) = door else { return std::future::pending().await };
     loop {
         match listener.accept().await {

@@ -1,0 +1,172 @@
+//! The wire in front of a database, against a server that answers every message with its length: each fault is really there.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::ErrorKind;
+
+use gauntlet_harness::gate::{Gates, guard};
+use gauntlet_harness::tape::{Event, Tape};
+use gauntlet_harness::wire::postgres::{AtStatement, DatabaseWire};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+struct Bench {
+    wire: DatabaseWire,
+    tape: Tape,
+    gates: Gates,
+    _server: JoinSet<()>,
+}
+
+/// A server that answers whatever it reads with as many `r`.
+async fn bench() -> Bench {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap().to_string();
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            connections.spawn(async move {
+                let mut bytes = [0; 4096];
+                while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                    if stream.write_all(&vec![b'r'; n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let tape = Tape::new();
+    let gates = Gates::new(tape.clone());
+    let wire = DatabaseWire::bind(&upstream, tape.clone(), gates.clone()).await.unwrap();
+    Bench { wire, tape, gates, _server: server }
+}
+
+fn query(text: &str) -> Vec<u8> {
+    let mut bytes = vec![b'Q'];
+    bytes.extend_from_slice(&(text.len() as u32 + 5).to_be_bytes());
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.push(0);
+    bytes
+}
+
+impl Bench {
+    /// A connection that has been started.
+    async fn connect(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(self.wire.addr()).await.unwrap();
+        stream.write_all(&[0, 0, 0, 9, 0, 3, 0, 0, 0]).await.unwrap();
+        replies(&mut stream, 9).await;
+        stream
+    }
+
+    async fn ask(&self, stream: &mut TcpStream, text: &str) {
+        let bytes = query(text);
+        stream.write_all(&bytes).await.unwrap();
+        replies(stream, bytes.len()).await;
+    }
+
+    fn noted(&self, text: &str) -> bool {
+        self.tape.first(|entry| matches!(&entry.event, Event::Database { what } if what.contains(text))).is_some()
+    }
+}
+
+async fn replies(stream: &mut TcpStream, count: usize) {
+    let mut bytes = vec![0; count];
+    guard("the reply", stream.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert!(bytes.iter().all(|byte| *byte == b'r'));
+}
+
+/// How many bytes came until the end, and whether the end was a reset.
+async fn end(stream: &mut TcpStream) -> (usize, Option<ErrorKind>) {
+    let mut bytes = Vec::new();
+    let end = guard("the end of the connection", stream.read_to_end(&mut bytes)).await.unwrap();
+    (bytes.len(), end.err().map(|error| error.kind()))
+}
+
+#[tokio::test]
+async fn statements_are_relayed_and_noted() {
+    let bench = bench().await;
+    let mut stream = bench.connect().await;
+    bench.ask(&mut stream, "SELECT 1").await;
+    assert_eq!(bench.wire.statements("select", 1).await.unwrap().len(), 1);
+    assert_eq!(bench.wire.connections(), 1);
+}
+
+#[tokio::test]
+async fn refused_reset_and_back() {
+    let bench = bench().await;
+    let mut stream = bench.connect().await;
+    bench.wire.refuse().await.unwrap();
+    assert_eq!(TcpStream::connect(bench.wire.addr()).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    bench.ask(&mut stream, "SELECT 1").await;
+    bench.wire.reset().await.unwrap();
+    assert_eq!(end(&mut stream).await, (0, Some(ErrorKind::ConnectionReset)));
+    bench.wire.resume().await.unwrap();
+    let mut stream = bench.connect().await;
+    bench.wire.gone().await.unwrap();
+    assert_eq!(end(&mut stream).await, (0, Some(ErrorKind::ConnectionReset)));
+    assert_eq!(bench.wire.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_stall_keeps_everything_until_it_is_over() {
+    let bench = bench().await;
+    let mut stream = bench.connect().await;
+    bench.wire.stall();
+    stream.write_all(&query("SELECT 1")).await.unwrap();
+    let mut fresh = TcpStream::connect(bench.wire.addr()).await.unwrap();
+    fresh.write_all(&[0, 0, 0, 9, 0, 3, 0, 0, 0]).await.unwrap();
+    guard("two connections", bench.tape.wait_for(2, |entry| matches!(&entry.event, Event::Database { what } if what.contains("accepted"))))
+        .await
+        .unwrap();
+    assert_eq!(stream.try_read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(!bench.noted("statement"));
+    bench.wire.resume().await.unwrap();
+    replies(&mut stream, query("SELECT 1").len()).await;
+    replies(&mut fresh, 9).await;
+}
+
+#[tokio::test]
+async fn cut_after_so_many_bytes() {
+    let bench = bench().await;
+    let mut stream = bench.connect().await;
+    bench.wire.cut_after(5);
+    stream.write_all(&query("SELECT 1")).await.unwrap();
+    assert_eq!(end(&mut stream).await, (5, None));
+    let mut stream = bench.connect().await;
+    bench.ask(&mut stream, "once only").await;
+}
+
+#[tokio::test]
+async fn a_statement_is_held_and_the_others_go_on() {
+    let bench = bench().await;
+    let mut held = bench.connect().await;
+    let mut other = bench.connect().await;
+    bench.wire.at_statement("INSERT into", AtStatement::Hold("g".into()));
+    held.write_all(&query("insert INTO t")).await.unwrap();
+    bench.wire.statements("insert", 1).await.unwrap();
+    bench.ask(&mut other, "INSERT INTO t").await;
+    assert_eq!(held.try_read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    bench.gates.gate("g").open();
+    replies(&mut held, query("insert INTO t").len()).await;
+}
+
+#[tokio::test]
+async fn a_statement_is_cut_reset_or_its_reply_lost() {
+    let bench = bench().await;
+    for (fault, expected) in
+        [(AtStatement::Cut, None), (AtStatement::Reset, Some(ErrorKind::ConnectionReset)), (AtStatement::LoseReply, Some(ErrorKind::ConnectionReset))]
+    {
+        let mut stream = bench.connect().await;
+        bench.ask(&mut stream, "BEGIN").await;
+        bench.wire.at_statement("commit", fault);
+        stream.write_all(&query("COMMIT")).await.unwrap();
+        assert_eq!(end(&mut stream).await, (0, expected));
+    }
+    let mut stream = bench.connect().await;
+    bench.wire.at_statement("select", AtStatement::Stall);
+    stream.write_all(&query("SELECT 1")).await.unwrap();
+    guard("the stall", bench.tape.wait_for(1, |entry| matches!(&entry.event, Event::Database { what } if what == "stalled"))).await.unwrap();
+    bench.wire.resume().await.unwrap();
+    replies(&mut stream, query("SELECT 1").len()).await;
+}
