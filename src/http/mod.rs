@@ -8,6 +8,7 @@ mod chat;
 pub mod connection;
 pub mod context;
 mod docs;
+mod documents;
 pub mod error;
 mod events;
 mod health;

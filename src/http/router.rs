@@ -8,7 +8,7 @@ use axum::routing::{get, post};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{chat, context, docs, health, metrics, models};
+use super::{chat, context, docs, documents, health, metrics, models};
 
 /// Every path, as metrics name it.
 pub(super) const ROUTES: [&str; 13] = [
@@ -29,7 +29,11 @@ pub(super) const ROUTES: [&str; 13] = [
 
 /// The whole service.
 pub fn routes(app: AppState) -> Router {
-    let work = Router::new().route("/v1/chat/completions", post(chat::create)).layer(from_fn_with_state(app.clone(), admit));
+    let work = Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/api/v1/documents", post(documents::create))
+        .route("/api/v1/documents/{id}", get(documents::one).delete(documents::delete))
+        .layer(from_fn_with_state(app.clone(), admit));
     let reading = Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))

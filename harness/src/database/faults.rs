@@ -8,9 +8,8 @@ use tokio::time::{Instant, sleep};
 use super::DatabaseError;
 use super::case::{CaseDatabase, Place};
 use super::postgres::{Postgres, bounded, execute, quoted};
+use crate::gate::hang_guard;
 
-/// A fact of the database that has not come by then never will.
-const HANG: Duration = Duration::from_secs(30);
 /// Between two looks at the database.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -169,7 +168,7 @@ impl CaseDatabase {
     /// # Errors
     /// [`DatabaseError::Hung`] when they never do.
     pub async fn until_waiting(&self, count: i64) -> Result<(), DatabaseError> {
-        let by = Instant::now() + HANG;
+        let by = Instant::now() + hang_guard();
         loop {
             let waiting = self.waiting().await?;
             if waiting >= count {
@@ -177,7 +176,7 @@ impl CaseDatabase {
                 return Ok(());
             }
             if Instant::now() >= by {
-                return Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock, not {count}, after {HANG:?}")));
+                return Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock, not {count}, after {:?}", hang_guard())));
             }
             sleep(LOOK).await;
         }

@@ -1,14 +1,13 @@
 //! Retrieval: asks every lane together for the raw question. A lane that fails costs its own passages only.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::future::join_all;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{Declaration, Policy, Source};
 use crate::orchestrator::outcome::Cause;
 use crate::orchestrator::plan::Step;
+use crate::retrieval::{Answer, LaneError, Search, fuse, lanes, search};
 use crate::store::{Passage, Store, StoreError};
 
 /// The answer stands without sources.
@@ -33,32 +32,31 @@ pub struct Evidence {
     pub lost: Vec<(&'static str, Cause)>,
 }
 
-/// Asks the keyword lane until `until`.
+/// Asks every lane until `until`, and joins what they found.
 ///
 /// Cancel safe: dropping the future drops every lane's call.
 ///
 /// # Errors
 /// The cause of the first lane in their order, if every lane failed.
 pub async fn retrieve(store: &Arc<dyn Store>, tenant: &str, question: &str, limit: u32, until: Instant) -> Result<Evidence, (Cause, String)> {
-    let names = ["keyword"];
-    let asked = join_all(names.iter().map(|_| timeout_at(until, store.search(tenant, question, limit)))).await;
-    let mut evidence = Evidence { lanes: names.len(), ..Evidence::default() };
+    let lanes = lanes::all(store);
+    let answers = search(&lanes, Search { tenant, text: question, limit }, until).await;
+    let mut evidence = Evidence { lanes: lanes.len(), ..Evidence::default() };
     let mut first_failure = None;
-    let mut found = Vec::new();
-    for (lane, answer) in names.into_iter().zip(asked) {
-        match answer.unwrap_or(Err(StoreError::Timeout(Duration::ZERO))) {
-            Ok(passages) => found.extend(passages),
-            Err(error) => {
-                let cause = cause(&error);
-                evidence.lost.push((lane, cause));
-                first_failure.get_or_insert_with(|| (cause, format!("{lane}: {error}")));
-            }
+    for Answer { lane, found } in &answers {
+        if let Err(error) = found {
+            let cause = match error {
+                LaneError::Store(error) => cause(error),
+                LaneError::TimedOut => Cause::Timeout,
+            };
+            evidence.lost.push((lane, cause));
+            first_failure.get_or_insert_with(|| (cause, format!("{lane}: {error}")));
         }
     }
     match first_failure {
         Some(failure) if evidence.lost.len() == evidence.lanes => Err(failure),
         _ => {
-            evidence.sources = number(found, limit);
+            evidence.sources = number(fuse(answers.iter().filter_map(|answer| answer.found.as_deref().ok()), limit), limit);
             Ok(evidence)
         }
     }
