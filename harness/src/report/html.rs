@@ -1,0 +1,138 @@
+//! The page: one file, no network, readable by somebody who knows the gateway and not us.
+
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, Value};
+use serde::Serialize;
+
+use super::RunRecord;
+use super::timeline::timeline;
+use crate::case::{Failure, Honesty};
+use crate::runner::Outcome;
+
+const TEMPLATE: &str = include_str!("page.html");
+
+/// What the template sees of one case.
+#[derive(Serialize)]
+struct Row<'a> {
+    id: &'a str,
+    area: &'a str,
+    level: &'static str,
+    word: &'static str,
+    verdict: String,
+    requirement: &'a str,
+    why: &'a str,
+    shown: &'a str,
+    remedy: &'a str,
+    reason: String,
+    expected: Option<&'a str>,
+    observed: Option<&'a str>,
+    honesty: Option<&'static str>,
+    duration: String,
+    attempts: u32,
+    replay: String,
+    log_tail: &'a str,
+    timeline: String,
+    entries: usize,
+}
+
+#[derive(Serialize)]
+struct Area<'a> {
+    name: &'a str,
+    rows: Vec<Row<'a>>,
+}
+
+/// The run as one HTML page.
+pub(super) fn render(record: &RunRecord) -> Result<String, String> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    let mut areas: Vec<Area<'_>> = Vec::new();
+    for outcome in &record.outcomes {
+        let row = row(record, outcome);
+        match areas.iter_mut().find(|area| area.name == outcome.area()) {
+            Some(area) => area.rows.push(row),
+            None => areas.push(Area { name: outcome.area(), rows: vec![row] }),
+        }
+    }
+    let context = Value::from_pairs([
+        ("run", Value::from(Serde(record_without_tapes(record)))),
+        ("summary", Value::from(Serde(record.summary()))),
+        ("headline", Value::from(record.headline())),
+        ("exit_code", Value::from(record.exit_code())),
+        ("duration", Value::from(seconds(record.duration_ms))),
+        ("started", Value::from(record.started_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())),
+        ("areas", Value::from(Serde(areas))),
+    ]);
+    environment.render_named_str("page.html", TEMPLATE, context).map_err(|error| format!("cannot render the report page: {error:#}"))
+}
+
+/// The head of the record alone: the tapes are drawn, not printed.
+fn record_without_tapes(record: &RunRecord) -> RunRecord {
+    RunRecord {
+        outcomes: Vec::new(),
+        target: record.target.clone(),
+        database: record.database.clone(),
+        command: record.command.clone(),
+        broken: record.broken.clone(),
+        gauntlet: record.gauntlet.clone(),
+        ..*record
+    }
+}
+
+fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
+    let violated = match outcome.failure() {
+        Some(Failure::Violated { expected, observed, honesty }) => Some((expected.as_str(), observed.as_str(), *honesty)),
+        _ => None,
+    };
+    let level = match outcome.level {
+        crate::case::Level::Must => "MUST",
+        crate::case::Level::Should => "SHOULD",
+    };
+    Row {
+        id: &outcome.id,
+        area: outcome.area(),
+        level,
+        word: outcome.word(),
+        verdict: outcome.word().replace('-', " "),
+        requirement: &outcome.requirement,
+        why: &outcome.why,
+        shown: &outcome.shown,
+        remedy: &outcome.remedy,
+        reason: outcome.reason(),
+        expected: violated.map(|(expected, _, _)| expected),
+        observed: violated.map(|(_, observed, _)| observed),
+        honesty: violated.map(|(_, _, honesty)| match honesty {
+            Honesty::Honest => "The client could see that something was wrong.",
+            Honesty::Lied => "The client was told something wrong that looks right.",
+            Honesty::Hung => "The client was left waiting without an end.",
+        }),
+        duration: if outcome.attempts == 0 { String::new() } else { seconds(outcome.duration_ms) },
+        attempts: outcome.attempts,
+        replay: format!("{} {}", record.command, outcome.id),
+        log_tail: &outcome.log_tail,
+        timeline: timeline(&outcome.tape),
+        entries: outcome.tape.len(),
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    if ms < 1_000 { format!("{ms} ms") } else { format!("{:.1} s", std::time::Duration::from_millis(ms).as_secs_f64()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::tests::{outcome, record, violated};
+    use crate::case::{Level, Verdict};
+
+    #[test]
+    fn the_page_is_self_contained_and_escapes_what_it_shows() {
+        let page =
+            super::render(&record(vec![outcome("TIME-02", Level::Must, violated()), outcome("TIME-03", Level::Must, Verdict::Passed)])).unwrap();
+        assert!(page.contains("504 &amp; &lt;timeout&gt;"), "escaped");
+        assert!(page.contains("<svg class=\"tape\""), "the picture");
+        assert!(page.contains("gauntlet run --target bundled TIME-02"), "the replay command");
+        for outside in ["src=\"http", "href=\"http", "@import", "url("] {
+            assert!(!page.contains(outside), "the page loads {outside}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! JUnit XML: one suite an area of the catalogue; flaky reruns as CI systems know them.
+
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestRerun, TestSuite};
+
+use super::RunRecord;
+
+/// The run as JUnit XML.
+pub(super) fn render(record: &RunRecord) -> Result<String, String> {
+    let mut report = Report::new(format!("gauntlet {}", record.target.name));
+    report.set_time(Duration::from_millis(record.duration_ms));
+    let mut suites: IndexMap<String, TestSuite> = IndexMap::new();
+    for outcome in &record.outcomes {
+        let mut status = match outcome.word() {
+            "passed" | "flaky" => TestCaseStatus::success(),
+            "failed" => TestCaseStatus::non_success(NonSuccessKind::Failure),
+            "warned" if record.strict => TestCaseStatus::non_success(NonSuccessKind::Failure),
+            "harness" => TestCaseStatus::non_success(NonSuccessKind::Error),
+            _ => TestCaseStatus::skipped(),
+        };
+        if outcome.word() == "flaky" {
+            let mut rerun = TestRerun::new(NonSuccessKind::Failure);
+            rerun.set_message(outcome.reason());
+            status.add_rerun(rerun);
+        } else if outcome.word() != "passed" {
+            let warning = if outcome.word() == "warned" { "SHOULD: " } else { "" };
+            status.set_message(format!("{warning}{}", outcome.reason()));
+        }
+        let mut case = TestCase::new(format!("{}: {}", outcome.id, outcome.requirement), status);
+        case.set_classname(format!("gauntlet.{}", outcome.area()));
+        case.set_time(Duration::from_millis(outcome.duration_ms));
+        if !outcome.log_tail.is_empty() && outcome.word() != "passed" {
+            case.set_system_out(&outcome.log_tail);
+        }
+        suites.entry(outcome.area().to_string()).or_insert_with(|| TestSuite::new(outcome.area())).add_test_case(case);
+    }
+    report.add_test_suites(suites.into_values());
+    report.to_string().map_err(|error| format!("cannot write JUnit XML: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::tests::{outcome, record, violated};
+    use crate::case::{Level, Verdict};
+
+    #[test]
+    fn a_warning_is_no_failure_unless_strict() {
+        let mut run = record(vec![outcome("A-01", Level::Must, Verdict::Passed), outcome("A-02", Level::Should, violated())]);
+        assert!(super::render(&run).unwrap().contains("failures=\"0\""));
+        run.strict = true;
+        assert!(super::render(&run).unwrap().contains("failures=\"1\""));
+    }
+}
