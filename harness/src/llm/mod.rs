@@ -43,6 +43,7 @@ pub mod openai;
 mod responder;
 mod source;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -69,7 +70,8 @@ pub struct Stub {
 struct Inner {
     name: String,
     protocol: Protocol,
-    namespace: String,
+    /// None at a fixed address.
+    namespace: Option<String>,
     tape: Tape,
     voice: Voice,
     wire: Wire,
@@ -130,6 +132,19 @@ impl Stub {
         Self::behind_the_wire(Voice::Wiremock(Arc::new(source)), provider, namespace, tape, gates).await
     }
 
+    /// The same at a fixed address and without a namespace, for a gateway that somebody else has pointed there.
+    ///
+    /// # Errors
+    /// A harness failure if the address is not free.
+    pub async fn start_at(addr: SocketAddr, provider: &ProviderSpec, tape: Tape, gates: Gates) -> Result<Self, Failure> {
+        let source = WiremockSource::start(provider.protocol).await.map_err(|error| no_port(&provider.name, &error))?;
+        let voice = Voice::Wiremock(Arc::new(source));
+        let namespaced: Arc<dyn Source> = Arc::new(Namespaced { prefix: "/".into(), voice: voice.clone() });
+        let wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates, namespaced, Listen::Serve).await.map_err(|error| no_port(&provider.name, &error))?;
+        let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: None, tape, voice, wire };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
     /// The same without a server behind the wire: answers in process, keeps nothing. For load, soaks and properties.
     ///
     /// # Errors
@@ -142,7 +157,7 @@ impl Stub {
     async fn behind_the_wire(voice: Voice, provider: &ProviderSpec, namespace: &str, tape: Tape, gates: Gates) -> Result<Self, Failure> {
         let source: Arc<dyn Source> = Arc::new(Namespaced { prefix: format!("/t/{namespace}/"), voice: voice.clone() });
         let wire = Wire::bind(&provider.name, tape.clone(), gates, source, Listen::Serve).await.map_err(|error| no_port(&provider.name, &error))?;
-        let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: namespace.to_string(), tape, voice, wire };
+        let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: Some(namespace.to_string()), tape, voice, wire };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -153,7 +168,10 @@ impl Stub {
 
     /// The base URL as the protocol wants it: `…/t/CASE/v1` for OpenAI, `…/t/CASE` for Ollama.
     pub fn base_url(&self) -> String {
-        let root = format!("{}/t/{}", self.inner.wire.root_url(), self.inner.namespace);
+        let root = match &self.inner.namespace {
+            Some(namespace) => format!("{}/t/{namespace}", self.inner.wire.root_url()),
+            None => self.inner.wire.root_url(),
+        };
         match self.inner.protocol {
             Protocol::OpenAi => format!("{root}/v1"),
             Protocol::Ollama => root,

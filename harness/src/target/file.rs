@@ -167,6 +167,18 @@ impl TargetFile {
         }
     }
 
+    /// Reads a file that describes the gateway at `url`; the URL given here wins over the file's.
+    ///
+    /// # Errors
+    /// As [`TargetFile::load`].
+    pub fn load_for_url(path: &Path, url: &str) -> Result<Self, TargetError> {
+        let origin = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| TargetError::Definition(format!("cannot read the manifest {origin}: {error}")))?;
+        let mut table: toml::Table = text.parse().map_err(|error| TargetError::Definition(format!("manifest {origin}: {error}")))?;
+        table.insert("url".into(), url.into());
+        Self::parse(&table.to_string(), &origin)
+    }
+
     /// A gateway that answers at `url` and declares the plain surface only; providers `p1`, `p2`, `p3` listen on 9101 to 9103.
     pub fn for_url(url: &str) -> Self {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));

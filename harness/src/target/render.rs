@@ -130,4 +130,38 @@ mod tests {
     fn sha256_is_the_hash_of_the_text() {
         assert_eq!(renderer().render("x", "{{ 'abc' | sha256 }}").unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
+
+    fn rendered(target_file: &str, name: &str, spec: Spec) -> String {
+        let file = super::super::TargetFile::parse(target_file, name).unwrap();
+        let endpoints = spec.providers.iter().map(|provider| (provider.name.clone(), format!("http://127.0.0.1:1/{}", provider.name))).collect();
+        let deployment = Deployment { id: "t".into(), spec, endpoints, database_url: None, folder: "/tmp/x".into(), tape: Tape::new() };
+        let renderer = Renderer::new(name, Path::new("gauntlet"), &deployment, 4000, &[]).unwrap();
+        renderer.render("configuration", &file.start.unwrap().files[0].template).unwrap()
+    }
+
+    #[test]
+    fn the_bundled_gateway_is_given_toml() {
+        let mut spec = Spec::query();
+        spec.keys.push(crate::spec::KeySpec { tenant: "a".into(), token: "abc".into() });
+        spec.models[0].timeouts.total_ms = Some(77);
+        let text = rendered(include_str!("../../../fixtures/targets/bundled.toml"), "bundled", spec);
+        let table: toml::Table = text.parse().unwrap();
+        assert_eq!(table["providers"].as_array().unwrap().len(), 5, "{text}");
+        assert_eq!(table["models"][0]["timeouts"]["total_ms"].as_integer(), Some(77), "{text}");
+        assert_eq!(table["auth"]["keys"][0]["sha256"].as_str().unwrap().len(), 64, "{text}");
+        assert_eq!(table["orchestrator"]["models"]["review"].as_str(), Some("review"), "{text}");
+    }
+
+    #[test]
+    fn litellm_is_given_yaml_with_fallbacks_in_order() {
+        let spec = Spec::pair().provider("p3", crate::spec::Protocol::Ollama).model("trio", &["p1", "p2", "p3"]);
+        let text = rendered(include_str!("../../../fixtures/targets/litellm.toml"), "litellm", spec);
+        let config: serde_json::Value = yaml_serde::from_str(&text).unwrap();
+        assert_eq!(config["model_list"].as_array().unwrap().len(), 5, "{text}");
+        assert_eq!(config["model_list"][4]["litellm_params"]["model"], "ollama_chat/m-p3", "{text}");
+        assert_eq!(config["router_settings"]["fallbacks"][1], serde_json::json!({"trio": ["trio--2", "trio--3"]}), "{text}");
+        let alone = rendered(include_str!("../../../fixtures/targets/litellm.toml"), "litellm", Spec::solo());
+        let config: serde_json::Value = yaml_serde::from_str(&alone).unwrap();
+        assert_eq!(config["router_settings"]["fallbacks"], serde_json::json!([]), "{alone}");
+    }
 }

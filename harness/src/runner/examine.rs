@@ -1,0 +1,266 @@
+//! The examination of one case: set-up, the case itself, what is looked at afterwards, the end of everything.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use indexmap::IndexMap;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::Outcome;
+use crate::case::{Case, Ctx, Failure, Honesty, Verdict};
+use crate::client::Client;
+use crate::database::{CaseDatabase, Database, End, Kind};
+use crate::gate::{Gates, bounded, hang_guard};
+use crate::llm::Stub;
+use crate::spec::{DatabaseNeed, Spec};
+use crate::tape::{Event, Tape};
+use crate::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+
+/// Examines one case once: everything is set up for it alone, and stopped afterwards.
+///
+/// Never fails: what goes wrong is the outcome. Dropping it stops everything.
+pub async fn examine(target: &Arc<dyn Target>, case: &Case, database: Option<&Database>) -> Outcome {
+    if let Some(verdict) = excused(target.as_ref(), case, database) {
+        return Outcome::without_run(case, verdict);
+    }
+    let began = Instant::now();
+    let mut setting = match Setting::prepare(target, case, database).await {
+        Ok(setting) => setting,
+        Err(failure) => return failed(case, failure, began, &Tape::new(), String::new()),
+    };
+    let folder = match folder() {
+        Ok(folder) => folder,
+        Err(failure) => return failed(case, failure, began, &setting.tape, String::new()),
+    };
+    let deployment = Deployment {
+        id: setting.id.clone(),
+        spec: setting.spec.clone(),
+        endpoints: setting.endpoints(""),
+        database_url: setting.database_url.clone(),
+        folder: folder.path().to_path_buf(),
+        tape: setting.tape.clone(),
+    };
+    let outcome = match target.start(deployment).await {
+        Ok(running) => run(&mut setting, case, target.manifest(), running, began).await,
+        Err(error) => Outcome { attempts: 1, ..failed(case, of_target(error), began, &setting.tape, String::new()) },
+    };
+    setting.close().await;
+    outcome
+}
+
+/// Why a case is not examined at all, if so.
+pub(super) fn excused(target: &dyn Target, case: &Case, database: Option<&Database>) -> Option<Verdict> {
+    let manifest = target.manifest();
+    if let Some(missing) = case.needs.iter().find(|need| !manifest.capabilities.contains(need)) {
+        let why = target.why_not(*missing).map(|why| format!(": {why}")).unwrap_or_default();
+        return Some(Verdict::NotSupported { capability: format!("{}{why}", missing.name()) });
+    }
+    let spec = (case.spec)();
+    if let Err(why) = target.accepts(&spec) {
+        return Some(Verdict::NotSupported { capability: why });
+    }
+    match (spec.database, database) {
+        (DatabaseNeed::None, _) => None,
+        (_, None) => Some(Verdict::NotRun { why: "needs a database, and the run has none".into() }),
+        (DatabaseNeed::Any, Some(_)) => None,
+        (DatabaseNeed::Postgres, Some(database)) if database.kind() == Kind::Postgres => None,
+        (DatabaseNeed::Postgres, Some(_)) => Some(Verdict::NotRun { why: "needs Postgres; the run has SQLite".into() }),
+    }
+}
+
+/// What a case has around it before the gateway starts.
+pub(super) struct Setting {
+    pub(super) id: String,
+    pub(super) spec: Spec,
+    pub(super) tape: Tape,
+    gates: Gates,
+    stubs: IndexMap<String, Stub>,
+    pub(super) database: Option<CaseDatabase>,
+    pub(super) database_url: Option<String>,
+    nonce: String,
+}
+
+impl Setting {
+    /// Binds the stubs, makes the database.
+    pub(super) async fn prepare(target: &Arc<dyn Target>, case: &Case, database: Option<&Database>) -> Result<Self, Failure> {
+        let nonce = uuid::Uuid::new_v4().simple().to_string()[..12].to_string();
+        let id = format!("{}-{nonce}", case.id.to_lowercase());
+        let spec = (case.spec)();
+        let tape = Tape::new();
+        let gates = Gates::new(tape.clone());
+        let mut stubs = IndexMap::new();
+        for provider in &spec.providers {
+            let stub = match target.listen(&provider.name) {
+                Some(at) => Stub::start_at(at, provider, tape.clone(), gates.clone()).await.map_err(|error| occupied(at, error))?,
+                None => Stub::start(provider, &id, tape.clone(), gates.clone()).await?,
+            };
+            stubs.insert(provider.name.clone(), stub);
+        }
+        let database = match (spec.database, database) {
+            (DatabaseNeed::None, _) | (_, None) => None,
+            (_, Some(database)) => Some(clone_of_template(target, database, &id).await?.recorded(tape.clone())),
+        };
+        let database_url = database.as_ref().map(|database| database.url().to_string());
+        Ok(Self { id, spec, tape, gates, stubs, database, database_url, nonce })
+    }
+
+    /// Where the providers listen, their names under `prefix`.
+    pub(super) fn endpoints(&self, prefix: &str) -> IndexMap<String, String> {
+        self.stubs.iter().map(|(name, stub)| (format!("{prefix}{name}"), stub.base_url())).collect()
+    }
+
+    /// Ends what must not outlive the case.
+    pub(super) async fn close(self) {
+        self.gates.open_all();
+        if let Some(database) = self.database {
+            // what cannot be dropped goes with the run's database
+            let _ = database.finish(End::Drop).await;
+        }
+    }
+}
+
+/// Runs the case on a gateway that is ready, and looks at what it left behind.
+pub(super) async fn run(setting: &mut Setting, case: &Case, manifest: &Manifest, running: RunningTarget, began: Instant) -> Outcome {
+    let tape = setting.tape.clone();
+    let target = Arc::new(running);
+    let ctx = Ctx {
+        client: Client::new(&target, tape.clone()),
+        target: Arc::clone(&target),
+        manifest: Arc::new(manifest.clone()),
+        spec: setting.spec.clone(),
+        tape: tape.clone(),
+        stubs: std::mem::take(&mut setting.stubs),
+        gates: setting.gates.clone(),
+        database: setting.database.take(),
+        nonce: setting.nonce.clone(),
+    };
+    // every wait in a case has the hang guard; this one is for a case that forgot it
+    let bound = hang_guard() * 4;
+    let result = bounded(bound, AssertUnwindSafe((case.run)(&ctx)).catch_unwind()).await;
+    let mut verdict = match result {
+        Some(Ok(Ok(()))) => Verdict::Passed,
+        Some(Ok(Err(Failure::NotRun { why }))) => Verdict::NotRun { why },
+        Some(Ok(Err(failure))) => Verdict::Failed { failure },
+        Some(Err(panic)) => Verdict::Failed { failure: Failure::Harness { what: format!("the case panicked: {}", message(panic.as_ref())) } },
+        None => Verdict::Failed { failure: Failure::Harness { what: format!("the case did not end within {} s, and none of its waits had a guard", bound.as_secs()) } },
+    };
+    let log_tail = target.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
+    verdict = with_unmatched(verdict, &tape);
+    if let Some(what) = died(&target, case, &tape).await {
+        verdict = Verdict::Failed { failure: Failure::Target { what: format!("{what}; its last lines:\n{log_tail}") } };
+    }
+    ctx.gates.open_all();
+    let Ctx { database, stubs, client, target: handle, .. } = ctx;
+    drop((client, handle, target));
+    setting.database = database;
+    drop(stubs);
+    let outcome = Outcome::without_run(case, verdict);
+    Outcome { duration_ms: milliseconds(began), attempts: 1, tape: tape.entries(), log_tail, ..outcome }
+}
+
+/// A request that no stub answers is the gateway's error or the case's, never to be passed over.
+fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
+    let unmatched = tape.entries().into_iter().find_map(|entry| match entry.event {
+        Event::Unmatched { reason, .. } => Some(reason),
+        _ => None,
+    });
+    match (verdict, unmatched) {
+        (Verdict::Passed, Some(reason)) => Verdict::Failed {
+            failure: Failure::Violated {
+                expected: "only requests that the case's providers answer".into(),
+                observed: format!("a request without an answer: {reason}"),
+                honesty: Honesty::Honest,
+            },
+        },
+        (Verdict::Failed { failure: Failure::Violated { expected, observed, honesty } }, Some(reason)) => {
+            Verdict::Failed { failure: Failure::Violated { expected, observed: format!("{observed}; a provider was asked what it has no answer for: {reason}"), honesty } }
+        }
+        (verdict, _) => verdict,
+    }
+}
+
+/// How the gateway ended, if it did and the case did not end it.
+pub(super) async fn died(target: &RunningTarget, case: &Case, tape: &Tape) -> Option<String> {
+    if case.needs.contains(&Capability::Process) || case.needs.contains(&Capability::Drain) {
+        return None;
+    }
+    let process = target.process.as_ref()?;
+    // the end is known at once or not at all; a moment is given to a process that is dying
+    let waited = bounded(Duration::from_millis(1), process.wait()).await?;
+    let signalled = tape.first(|entry| matches!(&entry.event, Event::Target { what } if what == "SIGTERM")).is_some();
+    match waited {
+        _ if signalled => None,
+        Ok(Some(code)) => Some(format!("it exited with code {code} in the middle of {}", case.id)),
+        Ok(None) => Some(format!("a signal ended it in the middle of {}", case.id)),
+        Err(_) => None,
+    }
+}
+
+/// An outcome of a case that could not be examined.
+pub(super) fn failed(case: &Case, failure: Failure, began: Instant, tape: &Tape, log_tail: String) -> Outcome {
+    let verdict = match failure {
+        Failure::NotRun { why } => Verdict::NotRun { why },
+        failure => Verdict::Failed { failure },
+    };
+    Outcome { duration_ms: milliseconds(began), tape: tape.entries(), log_tail, ..Outcome::without_run(case, verdict) }
+}
+
+/// What an error of the target means for the case.
+pub(super) fn of_target(error: TargetError) -> Failure {
+    match error {
+        TargetError::NotSupported(why) => Failure::NotRun { why },
+        error => Failure::Target { what: error.to_string() },
+    }
+}
+
+/// An empty folder that is removed when it is dropped.
+pub(super) fn folder() -> Result<TempDir, Failure> {
+    tempfile::Builder::new().prefix("gauntlet-").tempdir().map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })
+}
+
+fn occupied(at: SocketAddr, failure: Failure) -> Failure {
+    match failure {
+        Failure::Harness { what } => Failure::Target { what: format!("{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file") },
+        other => other,
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+fn milliseconds(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A database that the target has migrated once in this run, cloned; an empty one for targets that are no process.
+async fn clone_of_template(target: &Arc<dyn Target>, database: &Database, id: &str) -> Result<CaseDatabase, Failure> {
+    let manifest = target.manifest();
+    if !manifest.capabilities.contains(&Capability::Process) {
+        return Ok(database.case_database(id, None).await?);
+    }
+    let label = format!("{} {}", manifest.name, manifest.version.as_deref().unwrap_or_default());
+    let migrator = Arc::clone(target);
+    let template = database.template(&label, |url| async move { migrate(migrator.as_ref(), url).await }.boxed()).await?;
+    Ok(database.case_database(id, Some(&template)).await?)
+}
+
+/// Starts the target once on an empty database, and ends it in order: whatever it makes of its database is the template.
+async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
+    let folder = folder().map_err(|failure| failure.to_string())?;
+    let spec = Spec { database: DatabaseNeed::Any, ..Spec::query() };
+    let endpoints = spec.providers.iter().map(|provider| (provider.name.clone(), "http://127.0.0.1:9/v1".to_string())).collect();
+    let deployment = Deployment { id: "template".into(), spec, endpoints, database_url: Some(url), folder: folder.path().to_path_buf(), tape: Tape::new() };
+    let running = target.start(deployment).await.map_err(|error| error.to_string())?;
+    let Some(process) = &running.process else { return Ok(()) };
+    process.terminate().await.map_err(|error| error.to_string())?;
+    match bounded(hang_guard(), process.wait()).await {
+        Some(ended) => ended.map(|_| ()).map_err(|error| error.to_string()),
+        None => Err(format!("{} did not end within {} s of SIGTERM", target.manifest().name, hang_guard().as_secs())),
+    }
+}

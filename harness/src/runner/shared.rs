@@ -1,0 +1,115 @@
+//! Targets that start slowly: one gateway for all cases whose settings are equal.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream;
+use indexmap::IndexMap;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::examine::{Setting, failed, folder, of_target, run};
+use super::{Board, Outcome, Progress, Run, judged};
+use crate::case::{Case, Failure};
+use crate::spec::{DatabaseNeed, Spec};
+use crate::tape::Tape;
+use crate::target::{Deployment, Process, RunningTarget, TargetError, merge, share};
+
+/// Examines the cases in groups of equal settings; what fails is examined once more, on a fresh gateway for all of them.
+pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: &Board<'_>) {
+    for group in groups(waiting) {
+        let mut attempts: IndexMap<usize, Vec<Outcome>> = group.iter().map(|(index, _)| (*index, Vec::new())).collect();
+        loop {
+            let again: Vec<(usize, Case)> = group.iter().filter(|(index, _)| attempts.get(index).is_some_and(|attempts| run.wants_another(attempts))).copied().collect();
+            if again.is_empty() {
+                break;
+            }
+            examine_group(run, &again, board, &mut attempts).await;
+        }
+    }
+}
+
+/// The cases by equal settings, in the order of their first one; a case with a database of its own stands alone.
+fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
+    let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
+    for (index, case) in waiting {
+        let settings = Spec { providers: Vec::new(), models: Vec::new(), ..(case.spec)() };
+        match groups.iter_mut().find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None) {
+            Some((_, group)) => group.push((*index, *case)),
+            None => groups.push((settings, vec![(*index, *case)])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// One gateway, several cases. An outcome that will not be repeated goes to the board at once.
+async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, attempts: &mut IndexMap<usize, Vec<Outcome>>) {
+    let began = Instant::now();
+    let attempts = Mutex::new(attempts);
+    let done = async |index: usize, outcome: Outcome| {
+        let mut attempts = attempts.lock().await;
+        let Some(of_case) = attempts.get_mut(&index) else { return };
+        of_case.push(outcome);
+        if !run.wants_another(of_case)
+            && let Some(outcome) = judged(std::mem::take(of_case))
+        {
+            board.judge(index, outcome);
+            attempts.shift_remove(&index);
+        }
+    };
+    let mut prepared = Vec::new();
+    for (index, case) in group {
+        match Setting::prepare(&run.target, case, run.database.as_deref()).await {
+            Ok(setting) => prepared.push((*index, *case, setting)),
+            Err(failure) => done(*index, failed(case, failure, began, &Tape::new(), String::new())).await,
+        }
+    }
+    let gateway = match start(run, &prepared).await {
+        Ok(gateway) => gateway,
+        Err(failure) => {
+            for (index, case, setting) in prepared {
+                done(index, failed(&case, failure.clone(), began, &setting.tape, String::new())).await;
+                setting.close().await;
+            }
+            return;
+        }
+    };
+    stream::iter(prepared)
+        .map(|(index, case, mut setting)| {
+            let (gateway, done) = (&gateway, &done);
+            async move {
+                (board.observer)(Progress::Started(case.id));
+                let handle = share(&gateway.base_url, &gateway.headers, gateway.process.as_ref(), &prefix(&case));
+                let outcome = super::examine::run(&mut setting, &case, run.target.manifest(), handle, Instant::now()).await;
+                setting.close().await;
+                done(index, outcome).await;
+            }
+        })
+        .buffer_unordered(run.parallelism.max(1))
+        .collect::<()>()
+        .await;
+}
+
+/// A started gateway that several cases use.
+struct Gateway {
+    base_url: String,
+    headers: Vec<(String, String)>,
+    process: Option<Arc<dyn Process>>,
+    _folder: tempfile::TempDir,
+}
+
+async fn start(run: &Run, prepared: &[(usize, Case, Setting)]) -> Result<Gateway, Failure> {
+    let folder = folder()?;
+    let prefixes: Vec<String> = prepared.iter().map(|(_, case, _)| prefix(case)).collect();
+    let spec = merge(prefixes.iter().map(String::as_str).zip(prepared.iter().map(|(_, _, setting)| &setting.spec)));
+    let endpoints = prefixes.iter().zip(prepared).flat_map(|(prefix, (_, _, setting))| setting.endpoints(prefix)).collect();
+    let database_url = prepared.iter().find_map(|(_, _, setting)| setting.database_url.clone());
+    let id = prepared.first().map_or_else(|| "shared".to_string(), |(_, _, setting)| format!("shared-{}", setting.id));
+    let deployment = Deployment { id, spec, endpoints, database_url, folder: folder.path().to_path_buf(), tape: Tape::new() };
+    let RunningTarget { base_url, headers, process, .. } = run.target.start(deployment).await.map_err(|error: TargetError| of_target(error))?;
+    Ok(Gateway { base_url, headers, process: process.map(Arc::from), _folder: folder })
+}
+
+fn prefix(case: &Case) -> String {
+    format!("{}-", case.id.to_lowercase())
+}

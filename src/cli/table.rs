@@ -1,0 +1,149 @@
+//! The live table of a run: a header, one line a finished case, a summary. Plain lines where no terminal reads.
+
+use std::path::Path;
+use std::time::Duration;
+
+use console::{Style, style};
+use gauntlet_harness::case::Level;
+use gauntlet_harness::report::{DatabaseRecord, RunRecord, TargetRecord};
+use gauntlet_harness::runner::{Outcome, Progress};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::run::duration;
+
+/// Where a run is shown.
+pub struct Table {
+    bar: ProgressBar,
+    is_terminal: bool,
+    width: usize,
+    running: std::sync::Mutex<Vec<&'static str>>,
+}
+
+impl Table {
+    /// Prints the header and starts the line of progress.
+    pub fn new(target: &TargetRecord, database: &DatabaseRecord, cases: usize, jobs: usize) -> Self {
+        if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+            console::set_colors_enabled(false);
+        }
+        let term = console::Term::stdout();
+        let is_terminal = term.is_term();
+        let width = if is_terminal { usize::from(term.size().1).max(60) } else { 160 };
+        let version = target.version.as_deref().map(|version| format!(" ({version})")).unwrap_or_default();
+        let dim = Style::new().dim();
+        println!("{} {}", style("Gauntlet").bold(), env!("CARGO_PKG_VERSION"));
+        println!("  {}    {}{version}", dim.apply_to("target"), target.name);
+        println!("  {}  {}, {}", dim.apply_to("database"), database.kind, database.why);
+        println!("  {}     on 127.0.0.1, for each case its own, faults by the wire", dim.apply_to("stubs"));
+        println!("  {}     {cases}, {jobs} at once\n", dim.apply_to("cases"));
+        let bar = ProgressBar::with_draw_target(Some(u64::try_from(cases).unwrap_or(u64::MAX)), if is_terminal { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() });
+        if let Ok(look) = ProgressStyle::with_template("  {spinner} {pos}/{len} {bar:24} {elapsed}  {wide_msg}") {
+            bar.set_style(look.progress_chars("━╸─"));
+        }
+        if is_terminal {
+            bar.enable_steady_tick(Duration::from_millis(120));
+        }
+        Self { bar, is_terminal, width, running: std::sync::Mutex::default() }
+    }
+
+    /// Shows what has happened.
+    pub fn show(&self, progress: Progress<'_>) {
+        let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match progress {
+            Progress::Started(id) => running.push(id),
+            Progress::Finished(outcome) => {
+                running.retain(|id| *id != outcome.id);
+                self.line(&self.row(outcome));
+                self.bar.inc(1);
+            }
+        }
+        self.bar.set_message(running.join(" "));
+    }
+
+    /// Prints the summary; `page` is the report, if it could be written.
+    pub fn finish(&self, record: &RunRecord, page: Option<&Path>) {
+        self.bar.finish_and_clear();
+        let summary = record.summary();
+        let counts = [
+            (summary.passed, "passed", "passed"),
+            (summary.failed, "failed", "failed"),
+            (summary.harness, "harness", "failed in the harness"),
+            (summary.warned, "warned", "warnings (SHOULD)"),
+            (summary.flaky, "flaky", "flaky"),
+            (summary.not_supported, "not-supported", "not supported"),
+            (summary.not_run, "not-run", "not run"),
+        ];
+        let counts: Vec<String> = counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string()).collect();
+        println!("\n{} cases in {}: {}", summary.total, duration(record.duration_ms), counts.join(", "));
+        self.group(record, "Failed", &["failed", "harness"]);
+        self.group(record, "Warnings", &["warned"]);
+        self.group(record, "Flaky", &["flaky"]);
+        self.group(record, "Not run", &["not-run"]);
+        if let Some(broken) = &record.broken {
+            println!("\n{} {broken}", style("The run did not come to its end:").red().bold());
+        }
+        if let Some(page) = page {
+            println!("\nReport: {}", page.display());
+        }
+        let (meaning, colour) = match record.exit_code() {
+            0 => ("every MUST that was examined holds", Style::new().green()),
+            1 => (if summary.failed > 0 { "a MUST does not hold" } else { "strict: a SHOULD does not hold, or a case is flaky" }, Style::new().red()),
+            _ => ("the run itself failed", Style::new().red()),
+        };
+        println!("Exit code {}: {}", record.exit_code(), colour.apply_to(meaning));
+    }
+
+    fn group(&self, record: &RunRecord, title: &str, words: &[&str]) {
+        let chosen: Vec<&Outcome> = record.outcomes.iter().filter(|outcome| words.contains(&outcome.word())).collect();
+        if chosen.is_empty() {
+            return;
+        }
+        println!("\n{}", style(title).bold());
+        for outcome in chosen {
+            println!("  {:<9} {}", outcome.id, first_line(&outcome.reason()));
+        }
+    }
+
+    fn row(&self, outcome: &Outcome) -> String {
+        let (look, sign) = look(outcome.word());
+        let level = if outcome.level == Level::Must { "MUST  " } else { "SHOULD" };
+        let took = if outcome.attempts == 0 { String::new() } else { duration(outcome.duration_ms) };
+        let room = self.width.saturating_sub(2 + 16 + 10 + 8 + 9);
+        let verdict = format!("{sign} {}", outcome.word().replace('-', " "));
+        let mut row = format!("  {} {:<9} {level}  {:<room$} {took:>8}", look.apply_to(format!("{verdict:<15}")), outcome.id, clip(&outcome.requirement, room));
+        let reason = outcome.reason();
+        if !reason.is_empty() {
+            let reason = first_line(&reason);
+            let reason = if self.is_terminal { clip(reason, self.width.saturating_sub(20)) } else { reason.to_string() };
+            row.push_str(&format!("\n                    {}", Style::new().dim().apply_to(reason)));
+        }
+        row
+    }
+
+    fn line(&self, text: &str) {
+        if self.is_terminal {
+            self.bar.println(text);
+        } else {
+            println!("{text}");
+        }
+    }
+}
+
+/// How a verdict looks.
+fn look(word: &str) -> (Style, &'static str) {
+    match word {
+        "passed" => (Style::new().green(), "✓"),
+        "failed" => (Style::new().red().bold(), "✗"),
+        "warned" => (Style::new().yellow(), "!"),
+        "flaky" => (Style::new().magenta(), "~"),
+        "harness" => (Style::new().magenta().bold(), "✗"),
+        _ => (Style::new().dim(), "-"),
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+fn clip(text: &str, most: usize) -> String {
+    console::truncate_str(text, most, "…").into_owned()
+}
