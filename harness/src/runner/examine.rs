@@ -127,9 +127,13 @@ impl Setting {
 /// Runs the case on a gateway that is ready, and looks at what it left behind.
 pub(super) async fn run(setting: &mut Setting, case: &Case, manifest: &Manifest, running: RunningTarget, began: Instant) -> Outcome {
     let tape = setting.tape.clone();
+    let client = match Client::of(&running, tape.clone()) {
+        Ok(client) => client,
+        Err(failure) => return failed(case, failure, began, &tape, String::new()),
+    };
     let target = Arc::new(running);
     let ctx = Ctx {
-        client: Client::new(&target, tape.clone()),
+        client,
         target: Arc::clone(&target),
         manifest: Arc::new(manifest.clone()),
         spec: setting.spec.clone(),

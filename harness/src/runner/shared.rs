@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::examine::{Setting, failed, folder, of_target, run};
+use super::examine::{Setting, failed, folder, of_target};
 use super::{Board, Outcome, Progress, Run, judged};
 use crate::case::{Case, Failure};
 use crate::spec::{DatabaseNeed, Spec};
