@@ -130,9 +130,49 @@ impl Ctx {
         self.stubs.get(name).ok_or_else(|| Failure::Harness { what: format!("the case has no provider {name}") })
     }
 
+    /// A chat request for the alias: one user message that holds `text` and the case's nonce.
+    pub fn prompt(&self, alias: &str, text: &str) -> serde_json::Value {
+        serde_json::json!({ "model": self.model(alias), "messages": [{ "role": "user", "content": format!("{text} [{}]", self.nonce) }] })
+    }
+
     /// The name by which clients ask for the alias of the specification (a target shared by cases prefixes it).
     pub fn model(&self, alias: &str) -> String {
         self.target.model(alias)
+    }
+}
+
+/// A fact that has to hold, in words: what was expected, and what was seen instead.
+///
+/// # Errors
+/// A violation that the user of the gateway could see; see [`lied`].
+pub fn holds(fact: bool, expected: impl Into<String>, observed: impl fmt::Display) -> CaseResult {
+    if fact {
+        return Ok(());
+    }
+    Err(Failure::Violated { expected: expected.into(), observed: observed.to_string(), honesty: Honesty::Honest })
+}
+
+/// Two values that have to be equal; `what` names them.
+///
+/// # Errors
+/// As [`holds`].
+pub fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, observed: T) -> CaseResult {
+    holds(expected == observed, format!("{what} {expected:?}"), format_args!("{what} {observed:?}"))
+}
+
+/// Two places on the tape, of which the first has to come before the second; each with its name.
+///
+/// # Errors
+/// As [`holds`].
+pub fn in_order(first: (&str, u64), second: (&str, u64)) -> CaseResult {
+    holds(first.1 < second.1, format!("{} before {}", first.0, second.0), format_args!("{} before {}", second.0, first.0))
+}
+
+/// The same violation, of a gateway whose wrong answer looks right: `equal(…).map_err(lied)?`.
+pub fn lied(failure: Failure) -> Failure {
+    match failure {
+        Failure::Violated { expected, observed, honesty: Honesty::Honest } => Failure::Violated { expected, observed, honesty: Honesty::Lied },
+        other => other,
     }
 }
 

@@ -140,7 +140,9 @@ impl Stub {
         let source = WiremockSource::start(provider.protocol).await.map_err(|error| no_port(&provider.name, &error))?;
         let voice = Voice::Wiremock(Arc::new(source));
         let namespaced: Arc<dyn Source> = Arc::new(Namespaced { prefix: "/".into(), voice: voice.clone() });
-        let wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates, namespaced, Listen::Serve).await.map_err(|error| no_port(&provider.name, &error))?;
+        let wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates, namespaced, Listen::Serve)
+            .await
+            .map_err(|error| no_port(&provider.name, &error))?;
         let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: None, tape, voice, wire };
         Ok(Self { inner: Arc::new(inner) })
     }

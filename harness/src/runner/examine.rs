@@ -151,7 +151,9 @@ pub(super) async fn run(setting: &mut Setting, case: &Case, manifest: &Manifest,
         Some(Ok(Err(Failure::NotRun { why }))) => Verdict::NotRun { why },
         Some(Ok(Err(failure))) => Verdict::Failed { failure },
         Some(Err(panic)) => Verdict::Failed { failure: Failure::Harness { what: format!("the case panicked: {}", message(panic.as_ref())) } },
-        None => Verdict::Failed { failure: Failure::Harness { what: format!("the case did not end within {} s, and none of its waits had a guard", bound.as_secs()) } },
+        None => Verdict::Failed {
+            failure: Failure::Harness { what: format!("the case did not end within {} s, and none of its waits had a guard", bound.as_secs()) },
+        },
     };
     let log_tail = target.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
     verdict = with_unmatched(verdict, &tape);
@@ -181,9 +183,13 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
                 honesty: Honesty::Honest,
             },
         },
-        (Verdict::Failed { failure: Failure::Violated { expected, observed, honesty } }, Some(reason)) => {
-            Verdict::Failed { failure: Failure::Violated { expected, observed: format!("{observed}; a provider was asked what it has no answer for: {reason}"), honesty } }
-        }
+        (Verdict::Failed { failure: Failure::Violated { expected, observed, honesty } }, Some(reason)) => Verdict::Failed {
+            failure: Failure::Violated {
+                expected,
+                observed: format!("{observed}; a provider was asked what it has no answer for: {reason}"),
+                honesty,
+            },
+        },
         (verdict, _) => verdict,
     }
 }
@@ -224,12 +230,17 @@ pub(super) fn of_target(error: TargetError) -> Failure {
 
 /// An empty folder that is removed when it is dropped.
 pub(super) fn folder() -> Result<TempDir, Failure> {
-    tempfile::Builder::new().prefix("gauntlet-").tempdir().map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })
+    tempfile::Builder::new()
+        .prefix("gauntlet-")
+        .tempdir()
+        .map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })
 }
 
 fn occupied(at: SocketAddr, failure: Failure) -> Failure {
     match failure {
-        Failure::Harness { what } => Failure::Target { what: format!("{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file") },
+        Failure::Harness { what } => Failure::Target {
+            what: format!("{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file"),
+        },
         other => other,
     }
 }
@@ -259,7 +270,8 @@ async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
     let folder = folder().map_err(|failure| failure.to_string())?;
     let spec = Spec { database: DatabaseNeed::Any, ..Spec::query() };
     let endpoints = spec.providers.iter().map(|provider| (provider.name.clone(), "http://127.0.0.1:9/v1".to_string())).collect();
-    let deployment = Deployment { id: "template".into(), spec, endpoints, database_url: Some(url), folder: folder.path().to_path_buf(), tape: Tape::new() };
+    let deployment =
+        Deployment { id: "template".into(), spec, endpoints, database_url: Some(url), folder: folder.path().to_path_buf(), tape: Tape::new() };
     let running = target.start(deployment).await.map_err(|error| error.to_string())?;
     let Some(process) = &running.process else { return Ok(()) };
     process.terminate().await.map_err(|error| error.to_string())?;

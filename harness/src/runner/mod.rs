@@ -61,7 +61,13 @@ pub type Observer<'a> = &'a (dyn Fn(Progress<'_>) + Send + Sync);
 impl Run {
     /// Examines the cases until all are judged, `stop` is cancelled, or the run breaks. Dropping it stops everything.
     pub async fn execute(&self, observer: Observer<'_>, stop: &CancellationToken) -> RunResult {
-        let board = Board { judged: Mutex::new(BTreeMap::new()), ended: CancellationToken::new(), why: Mutex::new(None), observer, fail_fast: self.fail_fast };
+        let board = Board {
+            judged: Mutex::new(BTreeMap::new()),
+            ended: CancellationToken::new(),
+            why: Mutex::new(None),
+            observer,
+            fail_fast: self.fail_fast,
+        };
         let mut waiting = Vec::new();
         for (index, case) in self.cases.iter().enumerate() {
             match examine::excused(self.target.as_ref(), case, self.database.as_deref()) {
@@ -160,7 +166,11 @@ impl Board<'_> {
         let outcomes = cases
             .iter()
             .enumerate()
-            .map(|(index, case)| judged.remove(&index).unwrap_or_else(|| Outcome::without_run(case, Verdict::NotRun { why: format!("the run ended before it: {reason}") })))
+            .map(|(index, case)| {
+                judged
+                    .remove(&index)
+                    .unwrap_or_else(|| Outcome::without_run(case, Verdict::NotRun { why: format!("the run ended before it: {reason}") }))
+            })
             .collect();
         RunResult { outcomes, broken: why.and_then(|(why, breaks)| breaks.then_some(why)) }
     }

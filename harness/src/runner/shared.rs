@@ -20,7 +20,8 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
     for group in groups(waiting) {
         let mut attempts: IndexMap<usize, Vec<Outcome>> = group.iter().map(|(index, _)| (*index, Vec::new())).collect();
         loop {
-            let again: Vec<(usize, Case)> = group.iter().filter(|(index, _)| attempts.get(index).is_some_and(|attempts| run.wants_another(attempts))).copied().collect();
+            let again: Vec<(usize, Case)> =
+                group.iter().filter(|(index, _)| attempts.get(index).is_some_and(|attempts| run.wants_another(attempts))).copied().collect();
             if again.is_empty() {
                 break;
             }
