@@ -3,30 +3,30 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Args;
 use gauntlet_harness::case::{Case, Level};
 use gauntlet_suites::defects::Defect;
 
+use super::CommandError;
 use super::select::unknown;
 
 /// Options of `gauntlet explain`.
-#[derive(Args, Debug)]
-pub struct ExplainArgs {
+#[derive(Debug, clap::Args)]
+pub struct Args {
     /// The id of a requirement: TIME-02
     #[arg(value_name = "ID")]
     id: String,
 }
 
 /// Prints what is known of one requirement.
-pub fn explain(args: &ExplainArgs) -> ExitCode {
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let all = gauntlet_suites::cases::all();
     match all.iter().find(|case| case.id.eq_ignore_ascii_case(&args.id)) {
         Some(case) => {
             // a reader that has gone wants no more lines
             let _ = std::io::stdout().lock().write_all(text(case).as_bytes());
-            ExitCode::SUCCESS
+            Ok(ExitCode::SUCCESS)
         }
-        None => super::refuse(&unknown(&all, &args.id)),
+        None => Err(CommandError(unknown(&all, &args.id))),
     }
 }
 

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Args;
 use gauntlet_harness::case::Level;
 
+use super::CommandError;
 use super::select::{ProfileArg, select};
 
 /// Options of `gauntlet list`.
-#[derive(Args, Debug)]
-pub struct ListArgs {
+#[derive(Debug, clap::Args)]
+pub struct Args {
     /// Only cases of this surface
     #[arg(long, value_enum)]
     profile: Option<ProfileArg>,
@@ -20,11 +20,8 @@ pub struct ListArgs {
 }
 
 /// Prints one line a case.
-pub fn list(args: &ListArgs) -> ExitCode {
-    let cases = match select(gauntlet_suites::cases::all(), &args.cases, args.profile.map(Into::into), None) {
-        Ok(cases) => cases,
-        Err(why) => return super::refuse(&why),
-    };
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let cases = select(gauntlet_suites::cases::all(), &args.cases, args.profile.map(Into::into), None).map_err(CommandError)?;
     let mut out = std::io::stdout().lock();
     for case in &cases {
         let level = if case.level == Level::Must { "MUST  " } else { "SHOULD" };
@@ -33,5 +30,5 @@ pub fn list(args: &ListArgs) -> ExitCode {
             break;
         }
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,8 +3,20 @@
 //! Exit codes: 0 it worked, 1 what was examined failed, 2 the command itself could not do its work; the reason is on stderr.
 
 mod discover;
+#[cfg(feature = "examiner")]
+mod explain;
 mod keys;
+#[cfg(feature = "examiner")]
+mod list;
+#[cfg(feature = "examiner")]
+mod report;
+#[cfg(feature = "examiner")]
+mod run;
+#[cfg(feature = "examiner")]
+mod select;
 mod serve;
+#[cfg(feature = "examiner")]
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +35,18 @@ struct Cli {
 /// One variant a subcommand; its arguments and its work are in the file of that name.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Examine a gateway: start database, stubs and target, run the cases, write a report
+    #[cfg(feature = "examiner")]
+    Run(run::Args),
+    /// List the catalogue of requirements
+    #[cfg(feature = "examiner")]
+    List(list::Args),
+    /// Tell one requirement: why, how it is shown, what fails it, what to do
+    #[cfg(feature = "examiner")]
+    Explain(explain::Args),
+    /// Make the report of a run again from its record
+    #[cfg(feature = "examiner")]
+    Report(report::Args),
     /// Run the gateway
     Serve(serve::Args),
     /// Add, list and revoke API keys
@@ -43,6 +67,14 @@ impl From<ConfigError> for CommandError {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        #[cfg(feature = "examiner")]
+        Command::Run(args) => run::run(args),
+        #[cfg(feature = "examiner")]
+        Command::List(args) => list::run(&args),
+        #[cfg(feature = "examiner")]
+        Command::Explain(args) => explain::run(&args),
+        #[cfg(feature = "examiner")]
+        Command::Report(args) => report::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Keys(args) => keys::run(&args),
     };

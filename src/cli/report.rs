@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
 use gauntlet_harness::report::RunRecord;
 
+use super::CommandError;
+
 /// Options of `gauntlet report`.
-#[derive(Args, Debug)]
-pub struct ReportArgs {
+#[derive(Debug, clap::Args)]
+pub struct Args {
     /// The record of a run
     #[arg(value_name = "RECORD", default_value = "report/report.json")]
     record: PathBuf,
@@ -18,13 +19,10 @@ pub struct ReportArgs {
 }
 
 /// Writes the report and says where it is. The exit code tells whether it could be written, not what it says.
-pub fn report(args: &ReportArgs) -> ExitCode {
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let folder = args.out.clone().or_else(|| args.record.parent().map(PathBuf::from)).unwrap_or_default();
-    match RunRecord::read(&args.record).and_then(|record| record.write(&folder).map(|page| (record, page))) {
-        Ok((record, page)) => {
-            println!("{}: {}", page.display(), record.headline());
-            ExitCode::SUCCESS
-        }
-        Err(why) => super::refuse(&why),
-    }
+    let record = RunRecord::read(&args.record).map_err(CommandError)?;
+    let page = record.write(&folder).map_err(CommandError)?;
+    println!("{}: {}", page.display(), record.headline());
+    Ok(ExitCode::SUCCESS)
 }

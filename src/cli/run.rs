@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use gauntlet_harness::case::Case;
 use gauntlet_harness::database::{Choice, Database, Require, Resolved};
 use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
@@ -15,6 +14,7 @@ use gauntlet_harness::target::{Target, TargetFile};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::CommandError;
 use super::select::{ProfileArg, Shard, select};
 use super::table::Table;
 
@@ -37,9 +37,9 @@ the same, then `m-p2` at http://127.0.0.1:9102/v1. Set the time-outs to 500 ms (
 (total), no retries; or say in a --manifest what they are.";
 
 /// Options of `gauntlet run`.
-#[derive(Args, Debug)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
-pub struct RunArgs {
+pub struct Args {
     /// The gateway: bundled, litellm, a target file, or the URL of one that runs
     #[arg(long, value_name = "TARGET", default_value = "bundled")]
     target: String,
@@ -79,11 +79,8 @@ pub struct RunArgs {
 }
 
 /// Runs, and says by the exit code how it went.
-pub async fn run(args: RunArgs) -> ExitCode {
-    match prepared(&args).await {
-        Ok(prepared) => prepared.run(args).await,
-        Err(why) => super::refuse(&why),
-    }
+pub fn run(args: Args) -> Result<ExitCode, CommandError> {
+    super::runtime()?.block_on(async { prepared(&args).await.map_err(CommandError)?.run(args).await })
 }
 
 /// Everything that can be refused before anything is examined.
@@ -93,7 +90,7 @@ struct Prepared {
     database: Option<Resolved>,
 }
 
-async fn prepared(args: &RunArgs) -> Result<Prepared, String> {
+async fn prepared(args: &Args) -> Result<Prepared, String> {
     let cases = select(gauntlet_suites::cases::all(), &args.cases, args.profile.map(Into::into), args.shard)?;
     if cases.is_empty() {
         return Err("no case is left to run; `gauntlet list` shows all".into());
@@ -106,7 +103,9 @@ async fn prepared(args: &RunArgs) -> Result<Prepared, String> {
     let target = target(args)?;
     let needed = cases.iter().any(|case| {
         let spec = (case.spec)();
-        spec.database != DatabaseNeed::None && case.needs.iter().all(|need| target.manifest().capabilities.contains(need)) && target.accepts(&spec).is_ok()
+        spec.database != DatabaseNeed::None
+            && case.needs.iter().all(|need| target.manifest().capabilities.contains(need))
+            && target.accepts(&spec).is_ok()
     });
     let database = match needed || require != Require::Nothing {
         true => Some(Database::resolve(&choice, require).await.map_err(|error| error.to_string())?),
@@ -115,7 +114,7 @@ async fn prepared(args: &RunArgs) -> Result<Prepared, String> {
     Ok(Prepared { target, cases, database })
 }
 
-fn target(args: &RunArgs) -> Result<Arc<dyn Target>, String> {
+fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
     let gauntlet = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let is_url = args.target.contains("://");
     if args.manifest.is_some() && !is_url {
@@ -132,7 +131,7 @@ fn target(args: &RunArgs) -> Result<Arc<dyn Target>, String> {
 }
 
 impl Prepared {
-    async fn run(self, args: RunArgs) -> ExitCode {
+    async fn run(self, args: Args) -> Result<ExitCode, CommandError> {
         let began = Instant::now();
         let started_at = jiff::Timestamp::now();
         let jobs = args.jobs.and_then(|jobs| usize::try_from(jobs).ok()).unwrap_or_else(default_jobs);
@@ -140,7 +139,8 @@ impl Prepared {
         let database = described(self.database.as_ref());
         let table = Table::new(&target, &database, self.cases.len(), jobs);
         let held = self.database.as_ref().map(|resolved| Arc::clone(&resolved.database));
-        let run = Run { target: self.target, cases: self.cases, database: held.clone(), parallelism: jobs, repeat: args.repeat, fail_fast: args.fail_fast };
+        let run =
+            Run { target: self.target, cases: self.cases, database: held.clone(), parallelism: jobs, repeat: args.repeat, fail_fast: args.fail_fast };
         let stop = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(stop.clone()));
         let result = run.execute(&|progress| table.show(progress), &stop).await;
@@ -163,10 +163,8 @@ impl Prepared {
         };
         let written = record.write(&args.report);
         table.finish(&record, written.as_deref().ok());
-        match written {
-            Ok(_) => ExitCode::from(record.exit_code()),
-            Err(why) => super::refuse(&why),
-        }
+        written.map_err(CommandError)?;
+        Ok(ExitCode::from(record.exit_code()))
     }
 }
 
@@ -196,7 +194,8 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
     let Some(resolved) = database else {
         return DatabaseRecord { kind: "none".into(), why: "no case of this run needs one".into() };
     };
-    let mut why = if resolved.passed_over.is_empty() { "the first choice".to_string() } else { format!("because {}", resolved.passed_over.join("; ")) };
+    let mut why =
+        if resolved.passed_over.is_empty() { "the first choice".to_string() } else { format!("because {}", resolved.passed_over.join("; ")) };
     if let Some(not_run) = resolved.not_run {
         why.push_str(&format!("; not run: {not_run}"));
     }
@@ -204,7 +203,7 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
 }
 
 /// The command that runs it again; never with a password.
-fn command(args: &RunArgs) -> String {
+fn command(args: &Args) -> String {
     let mut words = vec!["gauntlet run".to_string(), format!("--target {}", args.target)];
     if let Some(manifest) = &args.manifest {
         words.push(format!("--manifest {}", manifest.display()));

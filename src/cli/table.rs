@@ -35,7 +35,10 @@ impl Table {
         println!("  {}  {}, {}", dim.apply_to("database"), database.kind, database.why);
         println!("  {}     on 127.0.0.1, for each case its own, faults by the wire", dim.apply_to("stubs"));
         println!("  {}     {cases}, {jobs} at once\n", dim.apply_to("cases"));
-        let bar = ProgressBar::with_draw_target(Some(u64::try_from(cases).unwrap_or(u64::MAX)), if is_terminal { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() });
+        let bar = ProgressBar::with_draw_target(
+            Some(u64::try_from(cases).unwrap_or(u64::MAX)),
+            if is_terminal { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() },
+        );
         if let Ok(look) = ProgressStyle::with_template("  {spinner} {pos}/{len} {bar:24} {elapsed}  {wide_msg}") {
             bar.set_style(look.progress_chars("━╸─"));
         }
@@ -72,7 +75,8 @@ impl Table {
             (summary.not_supported, "not-supported", "not supported"),
             (summary.not_run, "not-run", "not run"),
         ];
-        let counts: Vec<String> = counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string()).collect();
+        let counts: Vec<String> =
+            counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string()).collect();
         println!("\n{} cases in {}: {}", summary.total, duration(record.duration_ms), counts.join(", "));
         self.group(record, "Failed", &["failed", "harness"]);
         self.group(record, "Warnings", &["warned"]);
@@ -109,7 +113,8 @@ impl Table {
         let took = if outcome.attempts == 0 { String::new() } else { duration(outcome.duration_ms) };
         let room = self.width.saturating_sub(2 + 16 + 10 + 8 + 9);
         let verdict = format!("{sign} {}", outcome.word().replace('-', " "));
-        let mut row = format!("  {} {:<9} {level}  {:<room$} {took:>8}", look.apply_to(format!("{verdict:<15}")), outcome.id, clip(&outcome.requirement, room));
+        let mut row =
+            format!("  {} {:<9} {level}  {:<room$} {took:>8}", look.apply_to(format!("{verdict:<15}")), outcome.id, clip(&outcome.requirement, room));
         let reason = outcome.reason();
         if !reason.is_empty() {
             let reason = first_line(&reason);
