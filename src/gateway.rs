@@ -117,6 +117,8 @@ impl Running {
         self.tasks.close();
         // a client that takes no bytes does not hold the end up
         let _ = timeout(LAST_BYTES, self.tasks.wait()).await;
+        // the records of queries that were cancelled just now are still being written; each is bounded by the store's time-outs
+        self.app.orchestrator.drained().await;
         self.app.store.close().await;
     }
 }

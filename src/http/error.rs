@@ -73,6 +73,10 @@ pub enum ApiError {
         /// The id asked for.
         id: String,
     },
+    /// Queries need a model, and none is configured: what to write.
+    NotConfigured(String),
+    /// A query has no answer: the steps that failed, with their causes.
+    NoAnswer(String),
     /// A bug: a panic was caught.
     Internal,
 }
@@ -185,6 +189,8 @@ impl ApiError {
                 format!("{} does not take {method}: the header Allow lists what it takes", shortened(path)),
             ),
             Self::Missing { what, id } => Problem::new(404, INVALID, &format!("{what}_not_found"), format!("there is no {what} {}", quoted(id))),
+            Self::NotConfigured(what) => Problem::new(503, UNAVAILABLE, "not_configured", what.clone()),
+            Self::NoAnswer(lost) => Problem::new(503, UNAVAILABLE, "no_answer", format!("there is no answer, because these steps failed: {lost}")),
             Self::Internal => {
                 Problem::new(500, "server_error", "internal_error", "the gateway failed: this is a bug; tell its operator the request id")
             }

@@ -15,6 +15,7 @@ mod health;
 mod metrics;
 mod models;
 pub mod probe;
+mod queries;
 pub mod router;
 pub mod shutdown;
 pub mod state;

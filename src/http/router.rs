@@ -8,7 +8,7 @@ use axum::routing::{get, post};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{chat, context, docs, documents, health, metrics, models};
+use super::{chat, context, docs, documents, health, metrics, models, queries};
 
 /// Every path, as metrics name it.
 pub(super) const ROUTES: [&str; 13] = [
@@ -33,10 +33,13 @@ pub fn routes(app: AppState) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/api/v1/documents", post(documents::create))
         .route("/api/v1/documents/{id}", get(documents::one).delete(documents::delete))
+        .route("/api/v1/queries", post(queries::create))
         .layer(from_fn_with_state(app.clone(), admit));
     let reading = Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/api/v1/queries", get(queries::list))
+        .route("/api/v1/queries/{id}", get(queries::one))
         .layer(from_fn_with_state(app.clone(), authenticate));
     let operation = Router::new()
         .route("/health", get(health::all))

@@ -8,6 +8,7 @@ use super::health::Health;
 use super::shutdown::Shutdown;
 use crate::config::Config;
 use crate::llm::router::Router;
+use crate::orchestrator::{Orchestrator, Settings};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -17,6 +18,8 @@ pub struct App {
     pub config: Arc<Config>,
     /// The LLM path.
     pub router: Arc<Router>,
+    /// Answers queries over the two.
+    pub orchestrator: Orchestrator,
     /// Queries, documents and keys.
     pub store: Arc<dyn Store>,
     /// Counters.
@@ -40,6 +43,7 @@ impl App {
         Arc::new(Self {
             keys: Keys::new(&config.auth, store.clone()),
             admission: Admission::new(config.server.max_in_flight),
+            orchestrator: Orchestrator::new(Settings::of(&config), router.clone(), store.clone(), metrics.clone()),
             health: Health::new(&config, store.clone()),
             shutdown: Shutdown::default(),
             config,

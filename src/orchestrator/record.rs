@@ -93,7 +93,7 @@ impl Drop for Running {
         let document = QueryDocument::cancelled(&accepted, self.ledger.reports());
         let record = record_of(&accepted.tenant, &document, accepted.created_at);
         self.recorder.metrics.query(Status::Cancelled.name());
-        tracing::info!(query = %accepted.id, "the client left: the query is cancelled");
+        tracing::info!(query = %accepted.id, "cancelled: the client left, or the gateway stops");
         let recorder = self.recorder.clone();
         self.recorder.tasks.spawn_on(
             async move {
