@@ -92,6 +92,8 @@ impl Gateway {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let router = Router::with_codecs(&config, http_transport, codec, metrics.clone());
+        router.health().iter().for_each(|known| metrics.known_candidate(&known.candidate));
+        router.aliases().iter().for_each(|alias| metrics.known_alias(alias));
         let app = App::new(config.clone(), Arc::new(router), store, metrics);
         let (stop, finish, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let accepting =

@@ -93,6 +93,19 @@ impl Metrics {
         self.requests.get_or_create(&RouteStatus { route, status }).inc();
     }
 
+    /// A configured candidate: its counters are there from the start, and its breaker is closed.
+    pub fn known_candidate(&self, candidate: &Candidate) {
+        self.breaker(candidate, BreakerState::Closed);
+        self.tokens(candidate, Usage::default());
+        drop(self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome("success"))));
+        drop(self.retries.get_or_create(&CandidateLabels::new(candidate)));
+    }
+
+    /// A configured alias: its counters are there from the start.
+    pub fn known_alias(&self, alias: &str) {
+        drop(self.fallbacks.get_or_create(&Alias { model: alias.to_owned() }));
+    }
+
     /// As many requests are in flight now.
     pub fn in_flight(&self, number: u64) {
         self.in_flight.set(number);

@@ -11,7 +11,7 @@ use super::value::{default, shown, wanted};
 /// keys are shown as comments.
 pub(super) fn print(effective: &[Effective]) -> String {
     let mut out = String::from(
-        "# Every key with its effective value; behind it the default, what it takes, and the variable that overrides it.\n# Secrets are not shown.\n",
+        "# Every key with its effective value; above it what it is for, its default, what it takes, and the variable that overrides it.\n# A key behind a # is not written: it holds nothing, or what it inherits. Secrets are not shown.\n",
     );
     let mut roots: Vec<&str> = Vec::new();
     for option in OPTIONS {
@@ -32,7 +32,7 @@ pub(super) fn print(effective: &[Effective]) -> String {
         for section in sections_without_values(wanted_root, effective) {
             let _ = write!(out, "\n# {}\n", header(section));
             for option in OPTIONS.iter().filter(|option| option.section == section) {
-                let _ = writeln!(out, "# {} = …  # {}", option.key, facts(option, None));
+                let _ = writeln!(out, "# {}\n# {} = …", facts(option, None), option.key);
             }
         }
     }
@@ -60,13 +60,14 @@ fn lines(out: &mut String, values: &[&Effective]) {
             section = Some(&value.section);
             let _ = write!(out, "\n{}\n", header(&value.pattern));
         }
-        let facts = facts(value.option, Some(&value.section));
-        let written = value.value.as_deref().filter(|text| *text != "\"[redacted]\"");
-        match (written, value.value.is_some()) {
-            (Some(text), _) => drop(writeln!(out, "{} = {text}  # {facts}", value.option.key)),
-            (None, true) => drop(writeln!(out, "# {} = [redacted]  # {facts}", value.option.key)),
-            (None, false) => drop(writeln!(out, "# {} is not set  # {facts}", value.option.key)),
-        }
+        let _ = writeln!(out, "# {}", facts(value.option, Some(&value.section)));
+        let key = value.option.key;
+        let _ = match (value.value.as_deref(), value.inherited.as_deref()) {
+            (Some("\"[redacted]\""), _) => writeln!(out, "# {key} = [redacted]"),
+            (Some(text), _) => writeln!(out, "{key} = {text}"),
+            (None, Some(inherited)) => writeln!(out, "# {key} = {inherited}"),
+            (None, None) => writeln!(out, "# {key} is not set"),
+        };
     }
 }
 
@@ -82,7 +83,7 @@ fn facts(option: &Opt, section: Option<&str>) -> String {
     };
     let path = section.unwrap_or(option.section);
     let variable: Vec<String> = path.split('.').chain([option.key]).map(|part| as_variable(part).to_ascii_uppercase()).collect();
-    format!("{} {fallback}; {}; GAUNTLET_{}", option.help, wanted(option.kind), variable.join("__").replace("____", "__NAME__"))
+    format!("{} Takes {}; {fallback}. GAUNTLET_{}", option.help, wanted(option.kind), variable.join("__").replace("____", "__NAME__"))
 }
 
 /// `server` → `[server]`, `providers[].timeouts` → `[providers.timeouts]`, `models[].candidates[]` → `[[models.candidates]]`.

@@ -30,6 +30,8 @@ pub(super) struct Effective {
     pub(super) option: &'static Opt,
     /// The value, as it may be shown; `None` if it is unset.
     pub(super) value: Option<String>,
+    /// Where it is unset: the value that holds instead, and where it is from.
+    pub(super) inherited: Option<String>,
 }
 
 /// Collects problems and effective values while sections are read.
@@ -182,6 +184,15 @@ impl<'a> Reader<'a> {
         value.and_then(|value| value.as_str().map(Into::into))
     }
 
+    /// Tells what holds where a key of a section is not written.
+    pub(super) fn inherits(&mut self, label: &str, key: &str, value: &str) {
+        for effective in
+            self.effective.iter_mut().filter(|effective| effective.section == label && effective.option.key == key && effective.value.is_none())
+        {
+            effective.inherited = Some(value.to_owned());
+        }
+    }
+
     /// Notes a problem with a written value.
     pub(super) fn wrong(&mut self, problem: impl Into<String>) {
         self.problems.push(problem.into());
@@ -207,7 +218,7 @@ impl<'a> Reader<'a> {
 
     fn keep(&mut self, section: &Section<'a>, option: &'static Opt, value: Option<&Value>) {
         let value = value.map(|value| shown(option.kind, value));
-        self.effective.push(Effective { section: section.label.clone(), pattern: section.pattern.clone(), option, value });
+        self.effective.push(Effective { section: section.label.clone(), pattern: section.pattern.clone(), option, value, inherited: None });
     }
 
     /// Names what stands in a section and is not known there.

@@ -28,7 +28,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>, variable: &dyn Fn(&str) -> Option
     let server = server(reader);
     let defaults = Defaults::read(reader);
     let auth = auth(reader);
-    let (providers, levels) = providers(reader, variable);
+    let (providers, levels) = providers(reader, &defaults, variable);
     let models = models(reader, &defaults, &providers, &levels);
     let retry = retry(reader);
     let breaker = breaker(reader);
@@ -90,7 +90,11 @@ fn auth(reader: &mut Reader<'_>) -> Auth {
     Auth { required, keys, cache: reader.millis(&section, "cache_ms") }
 }
 
-fn providers(reader: &mut Reader<'_>, variable: &dyn Fn(&str) -> Option<String>) -> (IndexMap<String, ProviderConfig>, IndexMap<String, Level>) {
+fn providers(
+    reader: &mut Reader<'_>,
+    defaults: &Defaults,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> (IndexMap<String, ProviderConfig>, IndexMap<String, Level>) {
     let (mut providers, mut levels) = (IndexMap::new(), IndexMap::new());
     for element in reader.elements(None, "providers") {
         let name = reader.text(&element, "name");
@@ -99,6 +103,7 @@ fn providers(reader: &mut Reader<'_>, variable: &dyn Fn(&str) -> Option<String>)
         let api_key = api_key(reader, &element, variable);
         let max_in_flight = reader.count(&element, "max_in_flight");
         let level = level(reader, &element);
+        tell_defaults(reader, &format!("{}.timeouts", element.label), defaults);
         let (Some(name), Some(protocol), Some(base_url)) = (name, protocol, base_url) else { continue };
         if providers.contains_key(&name) {
             reader.wrong(format!("providers.name = {name:?} stands twice: give each provider a name of its own"));
@@ -107,6 +112,28 @@ fn providers(reader: &mut Reader<'_>, variable: &dyn Fn(&str) -> Option<String>)
         providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, max_in_flight });
     }
     (providers, levels)
+}
+
+fn tell_defaults(reader: &mut Reader<'_>, label: &str, defaults: &Defaults) {
+    let Timeouts { connect, first_token, idle } = defaults.timeouts;
+    for (key, value) in [("connect_ms", connect), ("first_token_ms", first_token), ("idle_ms", idle), ("total_ms", defaults.total)] {
+        reader.inherits(label, key, &format!("{} (from [timeouts])", value.as_millis()));
+    }
+}
+
+/// What a model does not write itself, as its candidates have it.
+fn tell_inherited(reader: &mut Reader<'_>, label: &str, candidates: &[CandidateConfig], total: Duration, reserve: Duration) {
+    let mut by_candidate = |key, of: fn(&Timeouts) -> Duration| {
+        let values: Vec<String> = candidates.iter().map(|candidate| of(&candidate.timeouts).as_millis().to_string()).collect();
+        let same = values.windows(2).all(|pair| pair[0] == pair[1]);
+        let told = if same { values.first().cloned().unwrap_or_default() } else { format!("{} (candidate by candidate)", values.join(", ")) };
+        reader.inherits(label, key, &told);
+    };
+    by_candidate("connect_ms", |timeouts| timeouts.connect);
+    by_candidate("first_token_ms", |timeouts| timeouts.first_token);
+    by_candidate("idle_ms", |timeouts| timeouts.idle);
+    reader.inherits(label, "total_ms", &total.as_millis().to_string());
+    reader.inherits(label, "reserve_ms", &reserve.as_millis().to_string());
 }
 
 fn api_key<'a>(reader: &mut Reader<'a>, element: &Section<'a>, variable: &dyn Fn(&str) -> Option<String>) -> Option<SecretString> {
@@ -186,6 +213,7 @@ fn models(
                 total.as_millis() / u128::from(later.max(1))
             ));
         }
+        tell_inherited(reader, &section.label, &candidates, total, reserve);
         if models.contains_key(&alias) {
             reader.wrong(format!("models.alias = {alias:?} stands twice: give each model an alias of its own"));
         }

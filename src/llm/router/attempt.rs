@@ -162,6 +162,21 @@ pub(super) struct Admitted {
     pass: Pass,
     _place: Place,
     started: Instant,
+    count: Count,
+}
+
+/// Counts an attempt as cancelled if it is dropped before its outcome is known.
+struct Count {
+    lane: Arc<Lane>,
+    outcome_is_known: bool,
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        if !self.outcome_is_known {
+            self.lane.metrics.attempt_cancelled(&self.lane.candidate);
+        }
+    }
 }
 
 impl Admitted {
@@ -175,11 +190,13 @@ impl Admitted {
             return Err(Limit::deadline(ends).passed());
         }
         lane.starts(turn);
-        Ok(Self { lane: Arc::clone(lane), pass, _place: place, started })
+        let count = Count { lane: Arc::clone(lane), outcome_is_known: false };
+        Ok(Self { lane: Arc::clone(lane), pass, _place: place, started, count })
     }
 
     /// The provider has served.
-    pub(super) fn succeeded(self, usage: Option<Usage>) {
+    pub(super) fn succeeded(mut self, usage: Option<Usage>) {
+        self.count.outcome_is_known = true;
         self.lane.metrics.attempt(&self.lane.candidate, None);
         if let Some(usage) = usage {
             self.lane.metrics.tokens(&self.lane.candidate, usage);
@@ -193,7 +210,8 @@ impl Admitted {
         self.blame(error);
     }
 
-    fn blame(self, error: &AttemptError) {
+    fn blame(mut self, error: &AttemptError) {
+        self.count.outcome_is_known = true;
         let providers = match policy(error.cause).blame {
             Blame::Provider => true,
             Blame::Nobody => false,
