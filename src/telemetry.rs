@@ -77,6 +77,9 @@ impl Default for Metrics {
         registry.register("tokens", "Tokens as the providers counted them", metrics.tokens.clone());
         registry.register("degraded_steps", "Steps of queries that degraded, by cause", metrics.degraded.clone());
         registry.register("queries", "Queries ended, by status", metrics.queries.clone());
+        for status in ["complete", "degraded", "failed", "cancelled"] {
+            drop(metrics.queries.get_or_create(&QueryStatus { status }));
+        }
         Self { registry: Mutex::new(registry), ..metrics }
     }
 }
@@ -99,6 +102,10 @@ impl Metrics {
         self.tokens(candidate, Usage::default());
         drop(self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome("success"))));
         drop(self.retries.get_or_create(&CandidateLabels::new(candidate)));
+        drop(self.not_sent.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(Cause::BreakerOpen)))));
+        for cause in TIMEOUTS {
+            drop(self.timeouts.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))));
+        }
     }
 
     /// A configured alias: its counters are there from the start.
@@ -120,7 +127,7 @@ impl Metrics {
             }
             Some(cause) => {
                 self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome(cause_name(cause)))).inc();
-                if matches!(cause, Cause::ConnectTimeout | Cause::FirstTokenTimeout | Cause::IdleTimeout | Cause::DeadlineExceeded) {
+                if TIMEOUTS.contains(&cause) {
                     self.timeouts.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))).inc();
                 }
             }
@@ -179,6 +186,9 @@ impl Metrics {
         text
     }
 }
+
+/// The causes that are time-outs.
+const TIMEOUTS: [Cause; 4] = [Cause::ConnectTimeout, Cause::FirstTokenTimeout, Cause::IdleTimeout, Cause::DeadlineExceeded];
 
 /// A cause's name in metrics, the same as in documents.
 fn cause_name(cause: Cause) -> &'static str {

@@ -333,7 +333,12 @@ fn cause(cause: Cause, provider_status: Option<u16>, detail: &ErrorDetail, messa
         Cause::Overloaded => named(503, UNAVAILABLE, "provider_overloaded").wait(SOON),
         Cause::ServerError => named(502, UPSTREAM, "provider_error"),
         Cause::ProviderAuth => named(502, UPSTREAM, "provider_auth"),
-        Cause::Rejected => theirs(named(passed_on(provider_status), INVALID, "rejected"), detail),
+        // a provider's 4xx is the client's own, but for those that speak of the gateway's key or connection
+        Cause::Rejected => match provider_status {
+            Some(401 | 403 | 407) => named(502, UPSTREAM, "provider_auth"),
+            Some(status @ 400..=499) => theirs(named(status, INVALID, "rejected"), detail),
+            _ => theirs(named(400, INVALID, "rejected"), detail),
+        },
         Cause::BadResponse => named(502, UPSTREAM, "bad_response"),
         Cause::Truncated => named(502, UPSTREAM, "truncated"),
         Cause::Oversized => named(502, UPSTREAM, "oversized"),
@@ -355,15 +360,6 @@ fn theirs(mut problem: Problem, detail: &ErrorDetail) -> Problem {
     }
     error.param.clone_from(&detail.param);
     problem
-}
-
-/// A provider's 4xx is the client's own, but for those that speak of the gateway's key or connection.
-fn passed_on(status: Option<u16>) -> u16 {
-    match status {
-        Some(401 | 403 | 407) => 502,
-        Some(status @ 400..=499) => status,
-        _ => 400,
-    }
 }
 
 fn store(error: &StoreError) -> Problem {

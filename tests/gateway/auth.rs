@@ -1,0 +1,80 @@
+//! Keys: refused before any provider is asked, known without the database, and never passed on.
+
+use std::sync::atomic::Ordering;
+
+use super::client::{Client, get, question};
+use super::gateway::{start, start_over};
+use super::memory::MemoryStore;
+use super::provider::COMPLETION;
+
+async fn ask_with(address: std::net::SocketAddr, key: &str) -> Client {
+    let mut client = Client::connect(address).await;
+    let header = if key.is_empty() { String::new() } else { format!("authorization: {key}\r\n") };
+    client.post("/v1/chat/completions", &header, &question("plain")).await;
+    client
+}
+
+fn configured(token: &str) -> String {
+    format!("[[auth.keys]]\ntenant = \"acme\"\nsha256 = \"{}\"\n", gauntlet::http::auth::token_hash(token))
+}
+
+#[tokio::test]
+async fn without_a_known_key_nothing_reaches_a_provider() {
+    let gateway = start(&configured("gk-right")).await;
+    for (key, code) in
+        [("", "missing_api_key"), ("Bearer gk-wrong", "invalid_api_key"), ("Basic Z2s6", "missing_api_key"), ("Bearer ", "missing_api_key")]
+    {
+        let response = ask_with(gateway.address, key).await.response().await;
+        assert_eq!((response.status, response.code().as_str()), (401, code));
+        assert_eq!(response.header("www-authenticate"), Some("bearer realm=\"gauntlet\""));
+    }
+    assert_eq!(get(gateway.address, "/v1/models").await.status, 401);
+    assert_eq!(get(gateway.address, "/health/live").await.status, 200);
+    // the first request that the provider sees is the one with the right key; the client's key is not sent on, the provider's not back
+    let mut client = ask_with(gateway.address, "bearer gk-right").await;
+    let exchange = gateway.provider.next().await;
+    assert!(exchange.head.contains("authorization: bearer sk-canary-provider") && !exchange.head.contains("gk-right"), "{}", exchange.head);
+    exchange.json(200, COMPLETION).await;
+    let response = client.response().await;
+    assert_eq!(response.status, 200);
+    assert!(!response.head.contains("canary"));
+}
+
+#[tokio::test]
+async fn a_key_of_the_store_is_asked_for_once() {
+    let gateway = start_over("[auth]\nrequired = true\ncache_ms = 60000\n", MemoryStore::default().with_key("acme", "gk-stored")).await;
+    for _ in 0..3 {
+        let mut client = ask_with(gateway.address, "Bearer gk-stored").await;
+        gateway.provider.next().await.json(200, COMPLETION).await;
+        assert_eq!(client.response().await.status, 200);
+    }
+    assert_eq!(gateway.store.lookups.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn without_the_store_a_key_is_never_called_invalid() {
+    let gateway = start_over("[auth]\nrequired = true\ncache_ms = 0\n", MemoryStore::default().with_key("acme", "gk-stored")).await;
+    let mut client = ask_with(gateway.address, "Bearer gk-stored").await;
+    gateway.provider.next().await.json(200, COMPLETION).await;
+    assert_eq!(client.response().await.status, 200);
+
+    gateway.store.gone(true);
+    let unknown = ask_with(gateway.address, "Bearer gk-never-seen").await.response().await;
+    assert_eq!((unknown.status, unknown.code().as_str(), unknown.header("retry-after")), (503, "store_unavailable", Some("1")));
+    assert!(!unknown.body.contains("canary"));
+    let mut known = ask_with(gateway.address, "Bearer gk-stored").await;
+    gateway.provider.next().await.json(200, COMPLETION).await;
+    assert_eq!(known.response().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_unknown() {
+    use gauntlet::store::Store;
+    let gateway = start_over("[auth]\nrequired = true\ncache_ms = 0\n", MemoryStore::default().with_key("acme", "gk-stored")).await;
+    let mut client = ask_with(gateway.address, "Bearer gk-stored").await;
+    gateway.provider.next().await.json(200, COMPLETION).await;
+    assert_eq!(client.response().await.status, 200);
+    let id = gateway.store.keys().await.unwrap()[0].id;
+    assert!(gateway.store.revoke_key(id, 2).await.unwrap());
+    assert_eq!(ask_with(gateway.address, "Bearer gk-stored").await.response().await.status, 401);
+}

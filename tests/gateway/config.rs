@@ -1,0 +1,129 @@
+//! Configuration: what is refused and what is said, what the environment overrides, how time-outs are handed down.
+
+use std::time::Duration;
+
+use gauntlet::config::{Config, Loaded, Timeouts};
+
+use super::snapshots::settings;
+
+const P1: &str = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n";
+const SOLO: &str = "[[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]\n";
+
+fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    Loaded::from_text(text, "gauntlet.toml", environment).map(|_| Vec::new()).unwrap_or_else(|error| error.problems)
+}
+
+#[test]
+fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
+    let cases = [
+        "[server]\nlissten = \"127.0.0.1:1\"",
+        "[servers]",
+        "[server]\nlisten = \"localhost\"",
+        "[server]\nbody_limit_bytes = 1",
+        "[server]\ndrain_ms = \"30s\"",
+        "[server]\ndrain_ms = -1",
+        "server = 5",
+        "[server\n",
+        "[store]\nurl = \"mysql://root:canary@db/x\"",
+        "[store]\nacquire_timeout_ms = 90000",
+        "[auth]\nrequired = \"yes\"",
+        "[[auth.keys]]\ntenant = \"a\"\nsha256 = \"abc\"",
+        "[[providers]]\nname = \"p1\"\nprotocol = \"openapi\"\nbase_url = \"api.openai.com\"",
+        "[[providers]]\nname = \"p1\"",
+        "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key = \"canary\\n\"",
+        "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key_env = \"NOT_SET\"",
+        "providers = 1",
+        "[timeouts]\ntotal_ms = 1000\nidle_ms = 2000",
+        "[retry]\nbase_ms = 100\nmax_ms = 50",
+        "[retry]\njitter = 1.5",
+        "[orchestrator]\ndeadline_ms = 1000\n[orchestrator.steps.synthesis]\ncap_ms = 2000",
+        "[orchestrator.steps.review]\ncap_ms = 100\nminimum_ms = 200",
+        "[orchestrator.models]\nsynthesis = \"none\"",
+        "[telemetry]\nlog = \"gauntlet=loud\"",
+    ];
+    let mut told: Vec<(String, Vec<String>)> = cases.iter().map(|case| (case.to_string(), problems(case, &[]))).collect();
+    let with_models = [
+        format!("{P1}{P1}{SOLO}"),
+        format!("{P1}{SOLO}{SOLO}"),
+        format!("{P1}{}", SOLO.replace("provider = \"p1\"", "provider = \"p2\"")),
+        format!("{P1}[[models]]\nalias = \"solo\"\n"),
+        format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 1000\nfirst_token_ms = 1500\n"),
+        format!("{P1}[providers.timeouts]\nidle_ms = 5000\n{SOLO}[models.timeouts]\ntotal_ms = 1000\n"),
+        format!(
+            "{P1}{}[models.timeouts]\ntotal_ms = 1000\nreserve_ms = 500\n",
+            SOLO.replace("}]", "}, { provider = \"p1\", model = \"b\" }, { provider = \"p1\", model = \"c\" }]")
+        ),
+        format!("{P1}{SOLO}[orchestrator.models]\nreview = \"sola\"\n"),
+    ];
+    told.extend(with_models.into_iter().map(|case| (case.clone(), problems(&case, &[]))));
+    for (variable, value) in [
+        ("GAUNTLET_SERVER__LISTN", "x"),
+        ("GAUNTLET_SERVER__DRAIN_MS", "soon"),
+        ("GAUNTLET_SERVR__DRAIN_MS", "1"),
+        ("GAUNTLET_PROVIDERS__P9__API_KEY", "k"),
+        ("GAUNTLET_PROVIDERS__API_KEY", "k"),
+        ("GAUNTLET_SERVER__DRAIN_MS__MORE", "1"),
+    ] {
+        told.push((format!("{variable}={value}"), problems(&format!("{P1}{SOLO}"), &[(variable, value)])));
+    }
+    let text: Vec<String> = told
+        .iter()
+        .map(|(case, problems)| {
+            assert!(!problems.is_empty(), "accepted: {case}");
+            assert!(!problems.join("").contains("canary"), "{problems:?}");
+            let problems: Vec<String> = problems.iter().map(|problem| format!("    {problem}")).collect();
+            format!("{}\n{}", case.trim().replace(['\n'], " ⏎ "), problems.join("\n"))
+        })
+        .collect();
+    settings().bind(|| insta::assert_snapshot!("SNAP-01__config_problems", text.join("\n")));
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    assert_eq!(problems("[server]\nlisten = 1\ndrain_ms = -1\n[nothing]\n", &[]).len(), 3);
+}
+
+#[test]
+fn the_environment_overrides_by_name_and_by_index() {
+    let environment = [
+        ("GAUNTLET_SERVER__DRAIN_MS", "7"),
+        ("GAUNTLET_PROVIDERS__P1__API_KEY", "key"),
+        ("GAUNTLET_MODELS__0__CANDIDATES__0__MODEL", "other"),
+        ("GAUNTLET_MODELS__SOLO__TIMEOUTS__TOTAL_MS", "900"),
+        ("GAUNTLET_RETRY__JITTER", "0"),
+        ("GAUNTLET_POSTGRES_IMAGE", "not configuration"),
+    ];
+    let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let config = Loaded::from_text(&format!("{P1}{SOLO}"), "gauntlet.toml", environment).unwrap().config;
+    assert_eq!(config.server.drain, Duration::from_millis(7));
+    assert!(config.providers["p1"].api_key.is_some());
+    assert_eq!(config.models["solo"].candidates[0].model, "other");
+    assert_eq!(config.models["solo"].total, Duration::from_millis(900));
+    assert_eq!(config.retry.jitter.to_bits(), 0.0_f64.to_bits());
+}
+
+#[test]
+fn model_goes_over_provider_and_provider_over_default() {
+    let text = format!(
+        "[timeouts]\nconnect_ms = 1\nfirst_token_ms = 2\nidle_ms = 3\ntotal_ms = 100\n{P1}[providers.timeouts]\nfirst_token_ms = 20\nidle_ms = 30\n{SOLO}[models.timeouts]\nidle_ms = 40\n"
+    );
+    let model = &Config::from_toml(&text).unwrap().models["solo"];
+    let ms = Duration::from_millis;
+    assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(1), first_token: ms(20), idle: ms(40) });
+    assert_eq!(model.total, ms(100));
+}
+
+#[test]
+fn a_default_gives_way_to_a_models_shorter_deadline() {
+    let model = &Config::from_toml(&format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 80\n")).unwrap().models["solo"];
+    let ms = Duration::from_millis;
+    assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(80), first_token: ms(80), idle: ms(80) });
+}
+
+#[test]
+fn keys_in_the_file_mean_that_a_key_is_asked_for() {
+    let keys = format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", "0".repeat(64));
+    assert!(Config::from_toml(&keys).unwrap().auth.required);
+    assert!(!Config::from_toml("").unwrap().auth.required);
+}
