@@ -2,6 +2,7 @@
 //! the response has been taken, or the client has left.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -12,16 +13,29 @@ use super::error::ApiError;
 pub struct Admission {
     permits: Arc<Semaphore>,
     limit: u32,
+    in_flight: Arc<AtomicU64>,
 }
 
 /// One request in flight, until it is dropped; clones are the same request.
 #[derive(Clone, Debug)]
-pub struct InFlight(#[allow(dead_code)] Arc<OwnedSemaphorePermit>);
+pub struct InFlight(#[allow(dead_code)] Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    in_flight: Arc<AtomicU64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Admission {
     /// `limit` permits.
     pub fn new(limit: u32) -> Self {
-        Self { permits: Arc::new(Semaphore::new(limit as usize)), limit }
+        Self { permits: Arc::new(Semaphore::new(limit as usize)), limit, in_flight: Arc::default() }
     }
 
     /// Takes a permit, or refuses at once.
@@ -29,12 +43,14 @@ impl Admission {
     /// # Errors
     /// [`ApiError::Busy`]
     pub fn enter(&self) -> Result<InFlight, ApiError> {
-        self.permits.clone().try_acquire_owned().map(|permit| InFlight(Arc::new(permit))).map_err(|_| ApiError::Busy { limit: self.limit })
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| ApiError::Busy { limit: self.limit })?;
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Ok(InFlight(Arc::new(Held { in_flight: self.in_flight.clone(), _permit: permit })))
     }
 
     /// Requests in flight now.
     pub fn in_flight(&self) -> u64 {
-        u64::from(self.limit).saturating_sub(self.permits.available_permits() as u64)
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Resolves when nothing is in flight. Only meaningful once nothing new is let in; later entries are refused. Cancel safe.

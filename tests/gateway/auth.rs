@@ -78,3 +78,16 @@ async fn a_revoked_key_is_unknown() {
     assert!(gateway.store.revoke_key(id, 2).await.unwrap());
     assert_eq!(ask_with(gateway.address, "Bearer gk-stored").await.response().await.status, 401);
 }
+
+#[tokio::test]
+async fn a_panic_is_a_500_in_the_envelope_without_its_text() {
+    let gateway = start_over("[auth]\nrequired = true\n", MemoryStore::default().with_key("acme", "gk-stored")).await;
+    gateway.store.panics.store(true, Ordering::SeqCst);
+    let response = ask_with(gateway.address, "Bearer gk-stored").await.response().await;
+    assert_eq!((response.status, response.code().as_str()), (500, "internal_error"));
+    assert!(response.header("x-request-id").is_some() && !response.body.contains("canary"));
+    gateway.store.panics.store(false, Ordering::SeqCst);
+    let mut client = ask_with(gateway.address, "Bearer gk-stored").await;
+    gateway.provider.next().await.json(200, COMPLETION).await;
+    assert_eq!(client.response().await.status, 200);
+}

@@ -10,6 +10,8 @@ use uuid::Uuid;
 #[derive(Default)]
 pub struct MemoryStore {
     gone: AtomicBool,
+    /// A bug in the gateway: looking a key up panics.
+    pub panics: AtomicBool,
     pub pings: AtomicUsize,
     pub lookups: AtomicUsize,
     keys: Mutex<Vec<KeyRecord>>,
@@ -76,6 +78,7 @@ impl Store for MemoryStore {
     }
     async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRecord>, StoreError> {
         self.lookups.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics.load(Ordering::SeqCst), "canary-panic-text");
         self.here()?;
         Ok(self.keys.lock().unwrap().iter().find(|key| key.hash == hash && key.revoked_at.is_none()).cloned())
     }
