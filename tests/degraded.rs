@@ -12,7 +12,7 @@ use gauntlet::orchestrator::outcome::Cause;
 use gauntlet::orchestrator::plan::{PIPELINE, Step};
 use gauntlet::store::StoreError;
 use rstest::rstest;
-use scripted::{Act, StoreAct, World};
+use scripted::{Act, FakeLane, Pace, StoreAct, World};
 
 async fn snapshot(name: &str, world: World) {
     let world = world.start();
@@ -78,6 +78,14 @@ async fn retrieval_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnav
     let mut world = World::default();
     world.search.1 = store_act(cause);
     snapshot(&format!("DEGR-03__retrieval__{}", cause.name()), world).await;
+}
+
+#[rstest]
+#[tokio::test(start_paused = true)]
+async fn one_lane_of_two_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause) {
+    let mut world = World::default();
+    world.lanes = vec![FakeLane { name: "scripted", passages: Vec::new(), search: (Pace::AtOnce, store_act(cause)) }];
+    snapshot(&format!("DEGR-02__lane__{}", cause.name()), world).await;
 }
 
 #[rstest]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use gauntlet::orchestrator::outcome::{Cause, Status};
 use gauntlet::orchestrator::plan::{PIPELINE, Step};
 use rstest::rstest;
-use scripted::{Act, Event, Pace, QUESTION, StoreAct, World, passage};
+use scripted::{Act, Event, FakeLane, Pace, QUESTION, StoreAct, World, passage};
 use serde_json::json;
 use tokio::sync::{Barrier, Notify};
 
@@ -22,6 +22,29 @@ async fn para_04_entity_extraction_and_retrieval_are_in_flight_together() {
     let world = world.start();
     let document = world.orchestrator.answer(world.ask()).await;
     assert_eq!(document.status, Status::Complete, "neither went on before the other had come: {:?}", document.degraded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn para_04_entity_extraction_and_every_lane_are_in_flight_together() {
+    let all = Arc::new(Barrier::new(3));
+    let mut world = World::default().paced(Step::Entities, Pace::Rendezvous(all.clone()));
+    world.search.0 = Pace::Rendezvous(all.clone());
+    world.lanes = vec![FakeLane { name: "scripted", passages: Vec::new(), search: (Pace::Rendezvous(all), StoreAct::Works) }];
+    let world = world.start();
+    assert_eq!(world.orchestrator.answer(world.ask()).await.status, Status::Complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn degr_02_a_lost_lane_costs_its_share_of_the_confidence_and_not_the_others_evidence() {
+    let lane = |act| vec![FakeLane { name: "scripted", passages: vec![passage(3, "Third", "Radium glows.")], search: (Pace::AtOnce, act) }];
+    let sound = World { lanes: lane(StoreAct::Works), ..World::default() }.start();
+    let sound = sound.orchestrator.answer(sound.ask()).await;
+    let lost = World { lanes: lane(StoreAct::Never), ..World::default() }.start();
+    let lost = lost.orchestrator.answer(lost.ask()).await;
+    assert_eq!((sound.sources.len(), lost.sources.len()), (3, 2));
+    assert_eq!((sound.status, lost.status), (Status::Complete, Status::Degraded));
+    assert!(lost.confidence < sound.confidence);
+    assert!(lost.degraded[0].effect.contains("scripted"), "{:?}", lost.degraded);
 }
 
 #[tokio::test(start_paused = true)]

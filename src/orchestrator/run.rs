@@ -18,6 +18,7 @@ use crate::orchestrator::llm::Llm;
 use crate::orchestrator::outcome::{Cause, Did, Results, conclude, entities_or_rules};
 use crate::orchestrator::plan::{PIPELINE, Step};
 use crate::orchestrator::record::{Ledger, Recorder, Running};
+use crate::retrieval::{Lane, Search, lanes};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -67,17 +68,25 @@ impl Settings {
 /// Answers queries. Shared by all requests; keeps nothing between them.
 pub struct Orchestrator {
     llm: Arc<dyn Llm>,
+    lanes: Vec<Box<dyn Lane>>,
     config: OrchestratorConfig,
     default_alias: Option<String>,
     recorder: Recorder,
 }
 
 impl Orchestrator {
-    /// An orchestrator over the LLM path and the store.
+    /// An orchestrator over the LLM path and the store, with every lane.
     #[must_use]
     pub fn new(settings: Settings, llm: Arc<dyn Llm>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
+        let lanes = lanes::all(&store);
         let recorder = Recorder { store, metrics, tasks: TaskTracker::new(), bound: settings.record_bound };
-        Self { llm, config: settings.orchestrator, default_alias: settings.default_alias, recorder }
+        Self { llm, lanes, config: settings.orchestrator, default_alias: settings.default_alias, recorder }
+    }
+
+    /// The same over other lanes, in their declared order.
+    #[must_use]
+    pub fn with_lanes(self, lanes: Vec<Box<dyn Lane>>) -> Self {
+        Self { lanes, ..self }
     }
 
     /// Whether every agent has a model to ask.
@@ -171,9 +180,8 @@ impl Query<'_> {
         let did = match self.budget.window(Step::Retrieval, started) {
             Window::Skip { .. } => Did::Failed(Cause::Skipped),
             Window::Until(until) => {
-                match retrieval::retrieve(&orchestrator.recorder.store, &self.ask.tenant, &self.ask.question, orchestrator.config.passages, until)
-                    .await
-                {
+                let search = Search { tenant: &self.ask.tenant, text: &self.ask.question, limit: orchestrator.config.passages };
+                match retrieval::retrieve(&orchestrator.lanes, search, until).await {
                     Ok(evidence) => Did::Found(evidence),
                     Err((cause, detail)) => {
                         self.log(Step::Retrieval, cause, &detail);

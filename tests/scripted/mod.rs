@@ -22,6 +22,7 @@ use gauntlet::orchestrator::llm::{CallFailure, Llm, Said};
 use gauntlet::orchestrator::outcome::Cause;
 use gauntlet::orchestrator::plan::{PIPELINE, Step};
 use gauntlet::orchestrator::{Ask, Orchestrator, Settings};
+use gauntlet::retrieval::{Lane, LaneError, Search, lanes};
 use gauntlet::store::{Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store, StoreError};
 use gauntlet::telemetry::Metrics;
 use tokio::sync::{Barrier, Notify};
@@ -222,12 +223,31 @@ fn unscripted<T>() -> Result<T, StoreError> {
     panic!("a query asks the store for passages and writes its record, nothing else")
 }
 
+/// A further lane.
+pub struct FakeLane {
+    pub name: &'static str,
+    pub passages: Vec<Passage>,
+    pub search: (Pace, StoreAct),
+}
+
+#[async_trait]
+impl Lane for FakeLane {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    async fn search(&self, _: Search<'_>) -> Result<Vec<Passage>, LaneError> {
+        Ok(self.search.1.act(&self.search.0, || self.passages.clone()).await?)
+    }
+}
+
 /// A world in which everything works, to be broken before it is run.
 pub struct World {
     pub acts: BTreeMap<Step, (Pace, Act)>,
     pub passages: Vec<Passage>,
     pub search: (Pace, StoreAct),
     pub record: (Pace, StoreAct),
+    /// Lanes besides the keyword lane.
+    pub lanes: Vec<FakeLane>,
     pub steps: BTreeMap<Step, StepConfig>,
     pub deadline: Duration,
 }
@@ -258,6 +278,7 @@ impl Default for World {
             ],
             search: (Pace::AtOnce, StoreAct::Works),
             record: (Pace::AtOnce, StoreAct::Works),
+            lanes: Vec::new(),
             steps: BTreeMap::new(),
             deadline: Duration::from_secs(60),
         }
@@ -291,7 +312,11 @@ impl World {
             passages: 5,
         };
         let settings = Settings { orchestrator: config, default_alias: None, record_bound: RECORD_BOUND };
-        let orchestrator = Arc::new(Orchestrator::new(settings, script.clone(), store.clone(), Arc::new(Metrics::default())));
+        let dyn_store: Arc<dyn Store> = store.clone();
+        let mut lanes = lanes::all(&dyn_store);
+        lanes.extend(self.lanes.into_iter().map(|lane| Box::new(lane) as Box<dyn Lane>));
+        let orchestrator = Orchestrator::new(settings, script.clone(), dyn_store, Arc::new(Metrics::default())).with_lanes(lanes);
+        let orchestrator = Arc::new(orchestrator);
         Running { orchestrator, script, store, log }
     }
 }

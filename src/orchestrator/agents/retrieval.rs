@@ -1,14 +1,12 @@
 //! Retrieval: asks every lane together for the raw question. A lane that fails costs its own passages only.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::{Declaration, Policy, Source};
 use crate::orchestrator::outcome::Cause;
 use crate::orchestrator::plan::Step;
-use crate::retrieval::{Answer, LaneError, Search, fuse, lanes, search};
-use crate::store::{Passage, Store, StoreError};
+use crate::retrieval::{self, Lane, LaneError, Search};
+use crate::store::{Passage, StoreError};
 
 /// The answer stands without sources.
 pub const DECLARATION: Declaration = Declaration {
@@ -32,38 +30,32 @@ pub struct Evidence {
     pub lost: Vec<(&'static str, Cause)>,
 }
 
-/// Asks every lane until `until`, and joins what they found.
+/// Asks every lane together until `until`, and joins what they found.
 ///
 /// Cancel safe: dropping the future drops every lane's call.
 ///
 /// # Errors
 /// The cause of the first lane in their order, if every lane failed.
-pub async fn retrieve(store: &Arc<dyn Store>, tenant: &str, question: &str, limit: u32, until: Instant) -> Result<Evidence, (Cause, String)> {
-    let lanes = lanes::all(store);
-    let answers = search(&lanes, Search { tenant, text: question, limit }, until).await;
-    let mut evidence = Evidence { lanes: lanes.len(), ..Evidence::default() };
-    let mut first_failure = None;
-    for Answer { lane, found } in &answers {
-        if let Err(error) = found {
-            let cause = match error {
-                LaneError::Store(error) => cause(error),
-                LaneError::TimedOut => Cause::Timeout,
-            };
-            evidence.lost.push((lane, cause));
-            first_failure.get_or_insert_with(|| (cause, format!("{lane}: {error}")));
-        }
+pub async fn retrieve(lanes: &[Box<dyn Lane>], search: Search<'_>, until: Instant) -> Result<Evidence, (Cause, String)> {
+    let answers = retrieval::search(lanes, search, until).await;
+    let failed: Vec<_> = answers.iter().filter_map(|answer| answer.found.as_ref().err().map(|error| (answer.lane, error))).collect();
+    if let Some((lane, error)) = failed.first().filter(|_| failed.len() == answers.len()) {
+        return Err((class(error), format!("{lane}: {error}")));
     }
-    match first_failure {
-        Some(failure) if evidence.lost.len() == evidence.lanes => Err(failure),
-        _ => {
-            evidence.sources = number(fuse(answers.iter().filter_map(|answer| answer.found.as_deref().ok()), limit), limit);
-            Ok(evidence)
-        }
+    let fused = retrieval::fuse(answers.iter().filter_map(|answer| answer.found.as_deref().ok()), search.limit);
+    let lost = failed.into_iter().map(|(lane, error)| (lane, class(error))).collect();
+    Ok(Evidence { sources: number(fused), lanes: answers.len(), lost })
+}
+
+fn class(error: &LaneError) -> Cause {
+    match error {
+        LaneError::Store(error) => cause(error),
+        LaneError::TimedOut => Cause::Timeout,
     }
 }
 
-fn number(passages: Vec<Passage>, limit: u32) -> Vec<Source> {
-    (1..=limit).zip(passages).map(|(n, passage)| Source { n, passage: Passage { text: shorten(passage.text), ..passage } }).collect()
+fn number(passages: Vec<Passage>) -> Vec<Source> {
+    (1..).zip(passages).map(|(n, passage)| Source { n, passage: Passage { text: shorten(passage.text), ..passage } }).collect()
 }
 
 fn shorten(mut text: String) -> String {
