@@ -14,7 +14,7 @@ use super::Defect;
 use super::breaker::Admitted;
 use super::failure::{Attempt, AttemptError, Cause, Failure};
 use super::gateway::Gateway;
-use super::protocol::{self, Completion};
+use super::protocol::{self, Completion, Usage};
 use super::route::{Lane, Route};
 use super::stream::Committed;
 use super::upstream::{self, Answer as Head, Question};
@@ -56,20 +56,46 @@ pub(super) enum Answer {
 /// What an attempt holds while it runs, and a stream until its end. Dropped, everything is given back.
 pub(super) struct Hold {
     pub admitted: Option<Admitted>,
+    gateway: Arc<Gateway>,
+    lane: Arc<Lane>,
     _place: Option<OwnedSemaphorePermit>,
     _line: Option<OwnedSemaphorePermit>,
+}
+
+impl Hold {
+    /// The provider has served.
+    pub(super) fn succeeded(mut self, usage: Option<Usage>) {
+        if let Some(admitted) = self.admitted.take() {
+            admitted.succeeded();
+        }
+        self.gateway.attempted(&self.lane, Ok("success"));
+        self.gateway.metrics.tokens(&self.lane, usage);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.admitted.is_some() {
+            self.gateway.attempted(&self.lane, Ok("cancelled"));
+        }
+    }
 }
 
 /// Asks the candidates from the `first` on until one answers. Dropping the future ends the attempt that runs and starts nothing new.
 pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, first: usize) -> Result<Served, Failure> {
     let deadline = deadline(gateway, route, call);
     let mut attempts = Vec::new();
+    if gateway.has(Defect::CountsRequestsAsAttempts)
+        && let Some(lane) = route.lanes.first()
+    {
+        gateway.metrics.attempt(lane, Ok("success"));
+    }
     for (position, lane) in route.lanes.iter().enumerate().skip(first) {
         if position > first {
             if Instant::now() >= deadline && !gateway.has(Defect::DeadlinePerCandidate) {
                 break;
             }
-            gateway.metrics.add("gauntlet_fallbacks_total", &[("alias", &route.alias)], 1);
+            gateway.metrics.add("gauntlet_fallbacks_total", &[("model", &route.alias)], 1);
         }
         let deadline = if gateway.has(Defect::DeadlinePerCandidate) { Instant::now() + route.total } else { deadline };
         let until = share(deadline, route.reserve, route.lanes.len() - 1 - position, gateway);
@@ -81,11 +107,6 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, firs
         if clients || gateway.has(Defect::NoFallback) {
             break;
         }
-    }
-    if gateway.has(Defect::CountsRequestsAsAttempts)
-        && let Some(lane) = route.lanes.first()
-    {
-        gateway.metrics.attempt(lane, None);
     }
     Err(Failure::of(attempts))
 }
@@ -129,6 +150,10 @@ async fn candidate(
             Ok(answer) => return Some(answer),
             Err(error) => error,
         };
+        if n > 1 && !error.cause.was_sent() {
+            // what the provider said last stands
+            return None;
+        }
         gateway.log(&format!("attempt request_id={} provider={} cause={}", call.request_id, lane.provider.spec.name, error.cause.name()));
         lane.provider.gone.store(true, Ordering::SeqCst);
         let again = error.cause.is_passing() || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
@@ -143,8 +168,8 @@ async fn candidate(
         if !gateway.has(Defect::NoRetryBudget) && !lane.provider.budget.take() {
             return None;
         }
-        gateway.metrics.add("gauntlet_retries_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model)], 1);
         sleep(wait).await;
+        gateway.metrics.add("gauntlet_retries_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model)], 1);
         backoff = (backoff * 2).min(Duration::from_millis(retry.max_ms));
     }
     None
@@ -152,25 +177,26 @@ async fn candidate(
 
 /// One attempt: a place at the provider, leave of the breaker, the exchange within its time.
 async fn attempt(gateway: &Arc<Gateway>, lane: &Arc<Lane>, call: &Call, until: Instant, deadline: Instant) -> Result<Answer, AttemptError> {
+    let refused = |error: AttemptError| {
+        gateway.attempted(lane, Err(error.cause));
+        error
+    };
     let full = |()| AttemptError {
         retry_after: Some(Duration::from_secs(1)),
         ..AttemptError::new(Cause::BulkheadFull, "the provider takes no more requests at once")
     };
     let line = if gateway.has(Defect::HeadOfLine) { gateway.line.clone().acquire_owned().await.ok() } else { None };
-    let place = lane.provider.bulkhead.enter(until).await.map_err(full)?;
-    let admitted = lane.breaker.admit().map_err(|wait| AttemptError {
-        retry_after: Some(wait),
-        ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures")
-    })?;
+    let place = lane.provider.bulkhead.enter(until).await.map_err(full).map_err(refused)?;
+    let admitted = lane
+        .breaker
+        .admit()
+        .map_err(|wait| AttemptError { retry_after: Some(wait), ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures") })
+        .map_err(refused)?;
     if gateway.has(Defect::NeverForgives) && lane.provider.gone.load(Ordering::SeqCst) {
         return Err(AttemptError::new(Cause::ServerError, "the provider failed before"));
     }
-    let hold = Hold { admitted: Some(admitted), _place: place, _line: line };
-    let result = exchange(gateway, lane, call, until, deadline, hold).await;
-    if !gateway.has(Defect::CountsRequestsAsAttempts) {
-        gateway.metrics.attempt(lane, result.as_ref().err().map(|error| error.cause));
-    }
-    result
+    let hold = Hold { admitted: Some(admitted), gateway: gateway.clone(), lane: lane.clone(), _place: place, _line: line };
+    exchange(gateway, lane, call, until, deadline, hold).await
 }
 
 /// The exchange with its verdict for the breaker.
@@ -206,10 +232,7 @@ async fn exchange(
     };
     match result {
         Ok(Answer::Plain(completion)) => {
-            if let Some(admitted) = hold.admitted.take() {
-                admitted.succeeded();
-            }
-            gateway.metrics.tokens(lane, completion.usage);
+            hold.succeeded(completion.usage);
             Ok(Answer::Plain(completion))
         }
         Ok(Answer::Stream(mut stream)) => {
@@ -222,7 +245,7 @@ async fn exchange(
             Ok(Answer::Plain(Completion { bytes: document.to_string().into(), usage: None, document }))
         }
         Err(mut error) => {
-            judge(gateway, call, deadline, &error, &mut hold);
+            judge(call, deadline, &error, &mut hold);
             if gateway.has(Defect::TellsKey) {
                 error.message = format!("{} (sent: authorization: Bearer {})", error.message, lane.provider.spec.api_key);
             }
@@ -232,10 +255,11 @@ async fn exchange(
 }
 
 /// Whether the failure counts against the provider: not if the request was wrong, nor if the caller's own deadline was short.
-pub(super) fn judge(gateway: &Gateway, call: &Call, deadline: Instant, error: &AttemptError, hold: &mut Hold) {
+pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: &mut Hold) {
     let Some(admitted) = hold.admitted.take() else { return };
+    hold.gateway.attempted(&hold.lane, Err(error.cause));
     let hurried = error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
-    let clients = error.cause.is_clients() && !gateway.has(Defect::RejectedOpensBreaker);
+    let clients = error.cause.is_clients() && !hold.gateway.has(Defect::RejectedOpensBreaker);
     if clients || hurried || error.cause == Cause::Unsupported {
         admitted.says_nothing();
     } else {

@@ -34,6 +34,7 @@ pub(super) struct Visit {
 pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let request_id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut counted = Counted { gateway: &gateway, path: &path, status: 499 };
     let mut response = match dispatch(&gateway, request, request_id.clone()).await {
         Ok(response) => response,
         Err(told) => tell(&gateway, &told),
@@ -48,8 +49,22 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
     }
     let status = response.status().as_u16();
     gateway.log(&format!("request request_id={request_id} method={method} path={path} status={status}"));
-    gateway.metrics.request(&path, status);
+    counted.status = status;
+    drop(counted);
     Ok(response)
+}
+
+/// Counts a request once: by its status, or as one whose client left.
+struct Counted<'r> {
+    gateway: &'r Gateway,
+    path: &'r str,
+    status: u16,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.gateway.metrics.request(self.path, self.status);
+    }
 }
 
 async fn dispatch(gateway: &Arc<Gateway>, request: Request<Incoming>, request_id: String) -> Result<Response<Body>, Told> {

@@ -21,8 +21,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Defect;
 use super::door;
+use super::failure::Cause;
 use super::ops::Metrics;
-use super::route::Routes;
+use super::route::{Lane, Routes};
 use super::store::Store;
 
 /// What all requests share.
@@ -62,6 +63,13 @@ impl Gateway {
         let mut lines = self.lines();
         lines.push_str(line);
         lines.push('\n');
+    }
+
+    /// Counts an attempt that has ended.
+    pub(super) fn attempted(&self, lane: &Lane, outcome: Result<&str, Cause>) {
+        if !self.has(Defect::CountsRequestsAsAttempts) {
+            self.metrics.attempt(lane, outcome);
+        }
     }
 
     /// A place, or nothing where the limit is reached (LOAD-01).
@@ -158,6 +166,9 @@ async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Re
         while connections.join_next().await.is_some() {}
         gateway.tasks.close();
         gateway.tasks.wait().await;
+        if let Some(store) = &gateway.store {
+            store.close().await;
+        }
     };
     timeout(Duration::from_secs(2), ended).await.ok();
     exit.send_replace(Some(0));

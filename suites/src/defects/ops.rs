@@ -23,7 +23,7 @@ use super::route::{Lane, Provider};
 use super::upstream::{self, Question};
 
 /// How long a dependency may take to show that it lives.
-const PROBE: Duration = Duration::from_secs(2);
+const PROBE: Duration = Duration::from_millis(1_000);
 
 /// Counters by name and labels.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl Metrics {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(format!("{name}{{{}}}", labels.join(","))).or_default() += by;
     }
 
-    /// A request has been answered.
+    /// A request has been answered, or left by its client (499).
     pub(super) fn request(&self, path: &str, status: u16) {
         let route = match path.trim_matches('/').split('/').collect::<Vec<_>>().as_slice() {
             ["api", "v1", kind @ ("queries" | "documents"), _] => format!("/api/v1/{kind}/{{id}}"),
@@ -46,10 +46,21 @@ impl Metrics {
         self.add("gauntlet_requests_total", &[("route", &route), ("status", &status.to_string())], 1);
     }
 
-    /// An attempt has ended.
-    pub(super) fn attempt(&self, lane: &Lane, cause: Option<Cause>) {
-        let result = cause.map_or("ok", Cause::name);
-        self.add("gauntlet_attempts_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model), ("result", result)], 1);
+    /// An attempt has ended: `success`, `cancelled`, or the cause of its failure. One that was refused before anything was sent is
+    /// counted apart, so that attempts are what the provider saw (OBS-01).
+    pub(super) fn attempt(&self, lane: &Lane, outcome: Result<&str, Cause>) {
+        let candidate = [("provider", lane.provider.spec.name.as_str()), ("model", lane.model.as_str())];
+        let count = |name: &str, label: (&str, &str)| self.add(name, &[candidate[0], candidate[1], label], 1);
+        match outcome {
+            Err(cause) if !cause.was_sent() => count("gauntlet_attempts_not_sent_total", ("cause", cause.name())),
+            Err(cause) => {
+                count("gauntlet_attempts_total", ("outcome", cause.name()));
+                if cause.is_timeout() {
+                    count("gauntlet_timeouts_total", ("cause", cause.name()));
+                }
+            }
+            Ok(outcome) => count("gauntlet_attempts_total", ("outcome", outcome)),
+        }
     }
 
     /// A provider told its usage.
@@ -67,6 +78,7 @@ pub(super) fn metrics(gateway: &Gateway) -> Response<Body> {
     for (name, value) in gateway.metrics.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         writeln!(text, "{name} {value}").ok();
     }
+    writeln!(text, "gauntlet_requests_in_flight {}", *gateway.in_flight.borrow()).ok();
     if !gateway.has(Defect::HidesBreakers) {
         for (provider, model, breaker) in &gateway.routes.breakers {
             let state = match breaker.state() {

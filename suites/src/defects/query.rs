@@ -241,7 +241,7 @@ impl Query {
         let mut report = json!({ "step": step, "outcome": outcome, "duration_ms": duration, "usage": usage.unwrap_or_default().document() });
         if let Some(cause) = cause {
             report["cause"] = cause.into();
-            self.gateway.metrics.add("gauntlet_degraded_total", &[("step", step), ("cause", cause)], 1);
+            self.gateway.metrics.add("gauntlet_degraded_steps_total", &[("step", step), ("cause", cause)], 1);
         }
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(report);
     }

@@ -239,6 +239,14 @@ impl Store {
         })
     }
 
+    /// Closes every connection.
+    pub(super) async fn close(&self) {
+        match &self.database {
+            Database::Postgres(pool) => pool.close().await,
+            Database::Sqlite(pool) => pool.close().await,
+        }
+    }
+
     fn any_tenant(&self) -> &'static str {
         if self.defect == Some(Defect::ForgetsTenant) { "$2 = $2" } else { "tenant = $2" }
     }

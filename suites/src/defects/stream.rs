@@ -111,13 +111,8 @@ impl Committed {
             Item::Done(_) | Item::Failed(_) => self.hold.take(),
         };
         match (&item, hold) {
-            (Item::Done(usage), hold) => {
-                self.gateway.metrics.tokens(&self.lane, *usage);
-                if let Some(admitted) = hold.and_then(|mut hold| hold.admitted.take()) {
-                    admitted.succeeded();
-                }
-            }
-            (Item::Failed(error), Some(mut hold)) => chat::judge(&self.gateway, &self.call, self.deadline, error, &mut hold),
+            (Item::Done(usage), Some(hold)) => hold.succeeded(*usage),
+            (Item::Failed(error), Some(mut hold)) => chat::judge(&self.call, self.deadline, error, &mut hold),
             _ => {}
         }
         if !self.gateway.has(Defect::ReadsPastDone) {
