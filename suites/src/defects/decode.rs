@@ -42,6 +42,8 @@ pub(super) struct Decoder {
     usage: Option<Usage>,
     text: String,
     held: Option<Item>,
+    /// Id and time of creation of the chunks that we make ourselves: the same on all.
+    made: Value,
 }
 
 impl Decoder {
@@ -62,7 +64,15 @@ impl Decoder {
             usage: None,
             text: String::new(),
             held: None,
+            made: protocol::envelope("chat.completion.chunk", "", &json!([])),
         }
+    }
+
+    fn chunk(&self, model: &str, choices: Value) -> Value {
+        let mut chunk = self.made.clone();
+        chunk["model"] = model.into();
+        chunk["choices"] = choices;
+        chunk
     }
 
     fn has(&self, defect: Defect) -> bool {
@@ -117,7 +127,7 @@ impl Decoder {
             self.done(out);
         } else if self.has(Defect::InventsFinish) && self.started {
             let choices = json!([{ "index": 0, "delta": {}, "finish_reason": "stop" }]);
-            out.push_back(Item::Chunk { data: protocol::envelope("chat.completion.chunk", "", &choices).to_string(), content: true });
+            out.push_back(Item::Chunk { data: self.chunk("", choices).to_string(), content: true });
             self.done(out);
         } else {
             self.fail(AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"), out);
@@ -228,8 +238,9 @@ impl Decoder {
         let done = record["done"] == true;
         let finish = if done { protocol::finish_reason(&record, self.tools > 0, self.defect).into() } else { Value::Null };
         let choices = json!([{ "index": 0, "delta": delta, "finish_reason": finish }]);
-        let chunk = protocol::envelope("chat.completion.chunk", model, &choices);
-        self.emit(chunk.to_string(), is_content(&choices[0]), &chunk, out);
+        let content = is_content(&choices[0]);
+        let chunk = self.chunk(model, choices);
+        self.emit(chunk.to_string(), content, &chunk, out);
         if done {
             self.finished = true;
             if self.has(Defect::CopiesOllamaFields) {
@@ -238,7 +249,7 @@ impl Decoder {
             let usage = Usage::of_ollama(&record);
             self.usage = Some(if self.has(Defect::GuessesUsage) { protocol::guess(&self.text) } else { usage });
             if self.include_usage && !self.has(Defect::DropsUsageChunk) {
-                let mut chunk = protocol::envelope("chat.completion.chunk", model, &json!([]));
+                let mut chunk = self.chunk(model, json!([]));
                 chunk["usage"] = self.usage.unwrap_or_default().document();
                 out.push_back(Item::Chunk { data: chunk.to_string(), content: false });
             }

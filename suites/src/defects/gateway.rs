@@ -44,9 +44,12 @@ pub(super) struct Gateway {
     /// One at a time: for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
     pub line: Arc<Semaphore>,
     /// The requests in flight by alias: for [`Defect::SharesPrompts`].
-    pub prompts: Mutex<HashMap<String, Vec<(String, Map<String, Value>)>>>,
+    pub prompts: Mutex<HashMap<String, Vec<Prompt>>>,
     lines: Mutex<String>,
 }
+
+/// A request's id and fields.
+type Prompt = (String, Map<String, Value>);
 
 /// A place among the requests in flight; given back when it is dropped.
 pub(super) struct Place {

@@ -129,11 +129,12 @@ pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], secr
         400..500 => Cause::Rejected,
         _ => Cause::BadResponse,
     };
-    let status = Some(status.as_u16());
+    let code = status.as_u16();
+    let status = Some(code);
     let retry_after = retry_after(headers);
     match cause {
         Cause::Rejected => AttemptError { status, retry_after, ..told },
-        _ => AttemptError { status, retry_after, ..AttemptError::new(cause, format!("the provider answered {}", status.unwrap_or_default())) },
+        _ => AttemptError { status, retry_after, ..AttemptError::new(cause, format!("the provider answered {code}")) },
     }
 }
 
