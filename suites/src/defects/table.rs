@@ -37,7 +37,7 @@ impl Defect {
 }
 
 defects! {
-    /// Rebuilds the answer from its text alone: tool calls are lost, finish_reason is always `stop`, usage is zero.
+    /// Rebuilds the answer from its text alone: tool calls are lost, finish_reason is always `stop`, usage is lost.
     KeepsOnlyText = "WIRE-01",
     /// Collects the whole stream before it sends the first chunk.
     BuffersStream = "WIRE-02",
