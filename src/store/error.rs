@@ -95,11 +95,3 @@ fn sqlite(code: &str, message: String, bound: Duration) -> StoreError {
         _ => StoreError::Failed(format!("{message} (SQLite result code {code})")),
     }
 }
-
-/// Refuses text with a NUL: Postgres stores none, and both databases have to agree.
-pub(super) fn refuse_nul(what: &str, text: &str) -> Result<(), StoreError> {
-    match text.find('\0') {
-        Some(at) => Err(StoreError::Rejected(format!("{what} has a NUL character at byte {at}: text with NUL characters cannot be stored"))),
-        None => Ok(()),
-    }
-}

@@ -1,5 +1,6 @@
 //! The store: queries, documents and API keys, on Postgres or embedded SQLite behind one trait. The same calls give the same results.
 
+mod checked;
 mod error;
 mod migrate;
 mod open;
@@ -118,7 +119,7 @@ pub struct Listing {
 impl Listing {
     /// Records to leave out before the page; a page that no database can reach is an empty one.
     fn offset(&self) -> i64 {
-        i64::from(self.page.saturating_sub(1)) * i64::from(self.size)
+        i64::from(self.page.saturating_sub(1)).saturating_mul(i64::from(self.size))
     }
 }
 

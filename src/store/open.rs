@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
+use super::checked::Checked;
 use super::postgres::PostgresStore;
 use super::sqlite::SqliteStore;
 use super::{Store, StoreError};
@@ -17,8 +18,8 @@ use crate::config::StoreConfig;
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     let url = config.url.expose_secret();
     match url.split_once(':').map(|(scheme, _)| scheme) {
-        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresStore::open(config).await?)),
-        Some("sqlite") => Ok(Arc::new(SqliteStore::open(config).await?)),
+        Some("postgres" | "postgresql") => Ok(Arc::new(Checked(PostgresStore::open(config).await?))),
+        Some("sqlite") => Ok(Arc::new(Checked(SqliteStore::open(config).await?))),
         scheme => Err(StoreError::Failed(format!(
             "store.url begins with `{}`: use postgres://user@host/database, sqlite://path or sqlite::memory:",
             scheme.unwrap_or("no scheme")

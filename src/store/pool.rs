@@ -3,7 +3,7 @@
 //! sqlx's own pool answers a refused connection with its acquire time-out, waits for a stalled server when a connection comes
 //! back, and hands out idle connections that died: none of which a gateway can do. Here a call has one bound for the
 //! connection and one for the statement; a connection comes back only after a call that ended well, and is otherwise closed
-//! at once (the server rolls back). A connection that died while it was idle is replaced within the call.
+//! at once (the server rolls back). A connection that died, idle or under a call that may be repeated, is replaced within the call.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ const LONGEST_IDLE: Duration = Duration::from_secs(300);
 /// Whether a call may be made twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// A second call changes nothing and answers the same: it is repeated when an idle connection turns out dead.
+    /// A second call changes nothing and answers the same: it is repeated when its connection turns out dead, or breaks.
     Harmless,
     /// It is made once: an idle connection is asked for a sign of life before.
     Never,
@@ -85,6 +85,7 @@ impl<C: Connection> Pool<C> {
         let acquire_by = Instant::now() + self.bounds.acquire;
         let mut leased = self.lease(acquire_by).await?;
         let answer_by = Instant::now() + self.bounds.statement;
+        let mut repeated = false;
         loop {
             if repeat == Repeat::Never && leased.reused && !alive(&mut leased.connection, answer_by).await {
                 leased = self.replace(leased, acquire_by.max(answer_by)).await?;
@@ -104,8 +105,10 @@ impl<C: Connection> Pool<C> {
                     self.give_back(leased);
                     return Err(classify(&error, self.bounds.statement));
                 }
-                Fate::Lost | Fate::Stale if leased.reused && repeat == Repeat::Harmless => {
-                    tracing::debug!(%error, store = self.target, "an idle connection was dead; the call is made on a new one");
+                // an idle connection that was dead costs no try; one that broke under the call costs the second and last one
+                Fate::Lost | Fate::Stale if repeat == Repeat::Harmless && (leased.reused || !repeated) => {
+                    tracing::debug!(%error, store = self.target, "a connection was lost; the call is made on a new one");
+                    repeated |= !leased.reused;
                     leased = self.replace(leased, answer_by).await?;
                 }
                 Fate::Lost | Fate::Stale => return Err(classify(&error, self.bounds.statement)),

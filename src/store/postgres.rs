@@ -9,7 +9,6 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
-use super::error::refuse_nul;
 use super::migrate::{self, MigrateError};
 use super::pool::{Bounds, Pool, Repeat};
 use super::text::{CANDIDATES, Found, pieces, query_words, rank};
@@ -62,8 +61,6 @@ impl Store for PostgresStore {
     }
 
     async fn add_document(&self, tenant: &str, document: NewDocument) -> Result<Document, StoreError> {
-        refuse_nul("the title", &document.title)?;
-        refuse_nul("the text", &document.text)?;
         let pieces = pieces(&document.title, &document.text);
         let (texts, terms): (Vec<String>, Vec<String>) = pieces.into_iter().map(|piece| (piece.text, piece.terms)).unzip();
         let document = Document { id: Uuid::now_v7(), title: document.title, text: document.text, created_at: now() };
@@ -238,7 +235,6 @@ impl Store for PostgresStore {
     }
 
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
-        refuse_nul("the tenant", &key.tenant)?;
         let key = &key;
         self.pool
             .call(Repeat::Harmless, |connection, _| {

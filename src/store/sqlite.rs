@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::error::{classify, refuse_nul};
+use super::error::classify;
 use super::migrate::{self, MigrateError};
 use super::pool::{Bounds, Pool, Repeat};
 use super::text::{CANDIDATES, Found, pieces, query_words, rank};
@@ -78,8 +78,6 @@ impl Store for SqliteStore {
     }
 
     async fn add_document(&self, tenant: &str, document: NewDocument) -> Result<Document, StoreError> {
-        refuse_nul("the title", &document.title)?;
-        refuse_nul("the text", &document.text)?;
         let pieces: Vec<[String; 2]> = pieces(&document.title, &document.text).into_iter().map(|piece| [piece.text, piece.terms]).collect();
         let pieces = &serde_json::Value::from(pieces.into_iter().map(|piece| piece.to_vec()).collect::<Vec<_>>()).to_string();
         let document = Document { id: Uuid::now_v7(), title: document.title, text: document.text, created_at: now() };
@@ -263,7 +261,6 @@ impl Store for SqliteStore {
     }
 
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
-        refuse_nul("the tenant", &key.tenant)?;
         let key = &key;
         let _writer = self.write().await?;
         self.pool
