@@ -51,7 +51,10 @@ pub async fn guard<T>(what: &str, future: impl Future<Output = T>) -> Result<T, 
 /// # Errors
 /// As [`guard`].
 pub async fn guard_with<T>(what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
-    let bound = hang_guard();
+    guard_for(hang_guard(), what, future, observed).await
+}
+
+async fn guard_for<T>(bound: Duration, what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
     match tokio::time::timeout(bound, future).await {
         Ok(value) => Ok(value),
         Err(_) => Err(Failure::Violated {
@@ -333,4 +336,104 @@ impl Interlock {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    fn gates() -> (Gates, Tape) {
+        let tape = Tape::new();
+        (Gates::new(tape.clone()), tape)
+    }
+
+    #[tokio::test]
+    async fn the_guard_says_what_was_awaited_and_what_was_seen() {
+        let hung = guard_for(Duration::from_millis(1), "four requests", std::future::pending::<()>(), || "saw 2 of 4".into()).await;
+        let Err(Failure::Violated { expected, observed, honesty }) = hung else { unreachable!("{hung:?}") };
+        assert_eq!((expected.as_str(), honesty), ("four requests", Honesty::Hung));
+        assert_eq!(observed, "saw 2 of 4 within the hang guard of 1 ms");
+    }
+
+    #[test]
+    fn a_lower_bound_allows_for_the_rounding_of_timers_only() {
+        let ms = Duration::from_millis;
+        assert!(at_least("the retry", ms(99), ms(100)).is_ok());
+        assert!(at_least("the retry", ms(500), ms(100)).is_ok());
+        let early = at_least("the retry", ms(90), ms(100)).unwrap_err();
+        assert_eq!(early.to_string(), "expected the retry after 100 ms at the earliest; observed 90.0 ms");
+    }
+
+    #[tokio::test]
+    async fn the_opening_is_on_the_tape_before_what_it_lets_go_and_once() {
+        let (gates, tape) = gates();
+        let gate = gates.gate("g");
+        let ((), ()) = tokio::join!(
+            async {
+                gates.gate("g").wait().await;
+                tape.record(Side::Target, Event::Note { text: "went".into() });
+            },
+            async { gate.open() }
+        );
+        gate.open();
+        let events: Vec<Event> = tape.entries().into_iter().map(|entry| entry.event).collect();
+        assert_eq!(events, [Event::Opened, Event::Note { text: "went".into() }]);
+        gate.close();
+        assert!(!gates.gate("g").is_open());
+    }
+
+    #[tokio::test]
+    async fn all_meet_at_once_and_latecomers_pass() {
+        let (gates, tape) = gates();
+        let rendezvous = gates.rendezvous("all", 3);
+        tokio::join!(rendezvous.arrive(), rendezvous.arrive(), rendezvous.arrive(), async { rendezvous.met().await.unwrap() });
+        rendezvous.arrive().await;
+        assert_eq!(tape.select(|entry| entry.event == Event::Met { count: 3 }).len(), 1);
+        assert_eq!(rendezvous.most(), 3);
+    }
+
+    #[tokio::test]
+    async fn whoever_left_unnoticed_is_no_witness() {
+        let (gates, tape) = gates();
+        let rendezvous = gates.rendezvous("all", 2);
+        let there = AtomicBool::new(true);
+        let mut first = Box::pin(rendezvous.arrive_while(|| there.load(Ordering::SeqCst)));
+        assert!(futures::poll!(&mut first).is_pending());
+        // its peer closes, and nobody has noticed when the second comes
+        there.store(false, Ordering::SeqCst);
+        let mut second = Box::pin(rendezvous.arrive());
+        for _ in 0..3 {
+            assert!(futures::poll!(&mut second).is_pending());
+            assert!(futures::poll!(&mut first).is_pending());
+        }
+        assert_eq!((tape.entries().len(), rendezvous.waiting()), (0, 1));
+        tokio::join!(second, rendezvous.arrive());
+        assert_eq!(tape.entries()[0].event, Event::Met { count: 2 });
+    }
+
+    #[tokio::test]
+    async fn who_is_dropped_while_waiting_does_not_count() {
+        let (gates, _) = gates();
+        let rendezvous = gates.rendezvous("all", 2);
+        for _ in 0..5 {
+            let mut serial = Box::pin(rendezvous.arrive());
+            assert!(futures::poll!(&mut serial).is_pending());
+        }
+        assert_eq!((rendezvous.waiting(), rendezvous.most()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn an_interlock_is_cumulative() {
+        let (gates, _) = gates();
+        let interlock = gates.interlock("i");
+        interlock.ack(3);
+        interlock.ack(1);
+        interlock.acknowledged(3).await;
+        assert!(futures::poll!(Box::pin(interlock.acknowledged(4))).is_pending());
+        gates.open_all();
+        interlock.acknowledged(1_000).await;
+    }
 }

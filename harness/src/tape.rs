@@ -4,6 +4,7 @@
 //! Times are kept for the picture in the report and for lower bounds only.
 //! A request is in flight at a provider from [`Event::RequestRead`] to just before its last byte is written.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -117,8 +118,16 @@ pub struct Tape {
 #[derive(Debug)]
 struct Shared {
     start: Instant,
-    entries: Mutex<Vec<Entry>>,
+    most: usize,
+    log: Mutex<Log>,
     length: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    entries: VecDeque<Entry>,
+    /// How many have been dropped from the front.
+    forgotten: usize,
 }
 
 impl Default for Tape {
@@ -128,37 +137,54 @@ impl Default for Tape {
 }
 
 impl Tape {
-    /// An empty tape; its clock starts now.
+    /// An empty tape that keeps everything; its clock starts now.
     pub fn new() -> Self {
-        Self { shared: Arc::new(Shared { start: Instant::now(), entries: Mutex::new(Vec::new()), length: watch::Sender::new(0) }) }
+        Self::keeping(usize::MAX)
+    }
+
+    /// An empty tape that keeps the last `most` entries, for stubs that stay up; with 0 it keeps nothing.
+    pub fn keeping(most: usize) -> Self {
+        Self { shared: Arc::new(Shared { start: Instant::now(), most, log: Mutex::default(), length: watch::Sender::new(0) }) }
+    }
+
+    /// Whether it keeps nothing, so that nobody needs to put entries together.
+    pub fn is_off(&self) -> bool {
+        self.shared.most == 0
     }
 
     /// Appends an event and returns its place in the order.
     pub fn record(&self, side: Side, event: Event) -> u64 {
-        let length = {
-            let mut entries = self.lock();
+        if self.is_off() {
+            return SEQUENCE.fetch_add(1, Ordering::SeqCst);
+        }
+        let (length, seq) = {
+            let mut log = self.lock();
             let seq = SEQUENCE.fetch_add(1, Ordering::SeqCst);
             let at_us = u64::try_from(self.shared.start.elapsed().as_micros()).unwrap_or(u64::MAX);
-            entries.push(Entry { seq, at_us, side, event });
-            (entries.len(), seq)
+            if log.entries.len() >= self.shared.most {
+                log.entries.pop_front();
+                log.forgotten += 1;
+            }
+            log.entries.push_back(Entry { seq, at_us, side, event });
+            (log.forgotten + log.entries.len(), seq)
         };
-        self.shared.length.send_replace(length.0);
-        length.1
+        self.shared.length.send_replace(length);
+        seq
     }
 
     /// A copy of everything recorded so far, in order.
     pub fn entries(&self) -> Vec<Entry> {
-        self.lock().clone()
+        self.select(|_| true)
     }
 
     /// The entries that `matching` accepts, in order.
     pub fn select(&self, mut matching: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
-        self.lock().iter().filter(|entry| matching(entry)).cloned().collect()
+        self.lock().entries.iter().filter(|entry| matching(entry)).cloned().collect()
     }
 
     /// The first entry that `matching` accepts, if it has been recorded.
     pub fn first(&self, mut matching: impl FnMut(&Entry) -> bool) -> Option<Entry> {
-        self.lock().iter().find(|entry| matching(entry)).cloned()
+        self.lock().entries.iter().find(|entry| matching(entry)).cloned()
     }
 
     /// Waits until `count` entries that `matching` accepts have been recorded, and returns them.
@@ -166,19 +192,61 @@ impl Tape {
     /// Waits for ever: callers put a hang guard round it. Cancel safe.
     pub async fn wait_for(&self, count: usize, mut matching: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let mut length = self.shared.length.subscribe();
+        let mut found = Vec::new();
+        let mut next = 0;
         loop {
             length.borrow_and_update();
-            let found = self.select(&mut matching);
-            if found.len() >= count {
-                return found;
-            }
-            if length.changed().await.is_err() {
+            self.collect_from(&mut next, &mut found, &mut matching);
+            if found.len() >= count || length.changed().await.is_err() {
                 return found;
             }
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
-        self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Adds the matching entries from the `next`-th on, and moves `next` behind the last one there is.
+    fn collect_from(&self, next: &mut usize, found: &mut Vec<Entry>, matching: &mut impl FnMut(&Entry) -> bool) {
+        let log = self.lock();
+        let from = next.saturating_sub(log.forgotten);
+        found.extend(log.entries.iter().skip(from).filter(|entry| matching(entry)).cloned());
+        *next = log.forgotten + log.entries.len();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.shared.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(n: usize) -> Event {
+        Event::Note { text: n.to_string() }
+    }
+
+    #[tokio::test]
+    async fn waiting_finds_what_was_there_and_what_comes_once_each() {
+        let tape = Tape::new();
+        tape.record(Side::Target, note(1));
+        let (found, ()) = tokio::join!(tape.wait_for(3, |_| true), async {
+            tape.record(Side::Target, note(2));
+            tokio::task::yield_now().await;
+            tape.record(Side::Target, note(3));
+        });
+        assert_eq!(found, tape.entries());
+        assert!(found.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+    }
+
+    #[tokio::test]
+    async fn a_tape_that_forgets_keeps_the_last() {
+        let tape = Tape::keeping(2);
+        for n in 0..5 {
+            tape.record(Side::Target, note(n));
+        }
+        assert_eq!(tape.entries().iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(), [note(3), note(4)]);
+        assert_eq!(tape.wait_for(2, |_| true).await.len(), 2);
+        let off = Tape::keeping(0);
+        off.record(Side::Target, note(0));
+        assert!(off.is_off() && off.entries().is_empty());
     }
 }

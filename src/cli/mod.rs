@@ -16,6 +16,8 @@ mod run;
 mod select;
 mod serve;
 #[cfg(feature = "examiner")]
+mod stub;
+#[cfg(feature = "examiner")]
 mod table;
 
 use std::path::PathBuf;
@@ -47,6 +49,9 @@ enum Command {
     /// Make the report of a run again from its record
     #[cfg(feature = "examiner")]
     Report(report::Args),
+    /// Stand in for OpenAI and Ollama on a port, from files with rules
+    #[cfg(feature = "examiner")]
+    Stub(stub::Args),
     /// Run the gateway
     Serve(serve::Args),
     /// Add, list and revoke API keys
@@ -75,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         #[cfg(feature = "examiner")]
         Command::Report(args) => report::run(&args),
+        #[cfg(feature = "examiner")]
+        Command::Stub(args) => stub::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Keys(args) => keys::run(&args),
     };

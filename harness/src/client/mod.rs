@@ -241,6 +241,19 @@ impl Client {
         self.send_chat(body).await
     }
 
+    /// [`Client::stream`], with a transport that failed before the head as a value.
+    ///
+    /// # Errors
+    /// A violation by a hang only.
+    pub async fn try_stream(&self, mut body: Value) -> Result<Result<StreamReply, Transport>, Failure> {
+        body["stream"] = true.into();
+        let bytes = body.to_string();
+        match self.open_and_write("POST", "/v1/chat/completions", &[("content-type", "application/json")], bytes.as_bytes()).await? {
+            Ok(exchange) => exchange.try_stream().await,
+            Err(transport) => Ok(Err(transport)),
+        }
+    }
+
     /// `GET`, read to its end.
     ///
     /// # Errors
@@ -334,7 +347,11 @@ impl Client {
             exchange.write(&bytes).await;
             Ok(exchange)
         };
-        gate::guard("the gateway to take the request", opening).await
+        let opened: Result<Exchange, Transport> = gate::guard("the gateway to take the request", opening).await?;
+        if let Err(error) = &opened {
+            self.tape.record(Side::Client(self.next_label()), Event::ClientFailed { error: error.to_string() });
+        }
+        Ok(opened)
     }
 
     async fn connect(&self) -> std::io::Result<TcpStream> {
@@ -358,8 +375,14 @@ impl Client {
     }
 
     fn exchange(&self, stream: TcpStream, method: &str) -> Exchange {
-        let label = self.label.clone().unwrap_or_else(|| letters(self.asked.fetch_add(1, Ordering::Relaxed)));
+        let label = self.next_label();
         Exchange { tape: self.tape.clone(), label, method: method.to_string(), stream: Some(stream), buffer: BytesMut::new(), finished: false }
+    }
+}
+
+impl Client {
+    fn next_label(&self) -> String {
+        self.label.clone().unwrap_or_else(|| letters(self.asked.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
@@ -430,15 +453,23 @@ impl Exchange {
     ///
     /// # Errors
     /// A violation if there is no answer, or none within the hang guard.
-    pub async fn stream(mut self) -> Result<StreamReply, Failure> {
+    pub async fn stream(self) -> Result<StreamReply, Failure> {
+        Ok(self.try_stream().await??)
+    }
+
+    /// The same, with a failed transport as a value.
+    ///
+    /// # Errors
+    /// A violation by a hang only.
+    pub async fn try_stream(mut self) -> Result<Result<StreamReply, Transport>, Failure> {
         let what = format!("the head of the answer to client {}", self.label);
-        match gate::guard(&what, self.read_head()).await? {
+        Ok(match gate::guard(&what, self.read_head()).await? {
             Ok((head, body)) => Ok(StreamReply::new(self, head, body)),
             Err(error) => {
                 self.fail(&error);
-                Err(error.into())
+                Err(error)
             }
-        }
+        })
     }
 
     async fn read_reply(&mut self) -> Result<Reply, Transport> {

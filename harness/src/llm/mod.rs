@@ -37,6 +37,7 @@
 //! ```
 
 mod asked;
+pub mod fixture;
 mod matcher;
 pub mod ollama;
 pub mod openai;
@@ -184,7 +185,7 @@ impl Stub {
     pub fn answers(&self, responder: Responder) {
         match &self.inner.voice {
             Voice::Wiremock(source) => source.fallback().answers(responder),
-            Voice::Script(source) => source.fallback().answers(responder),
+            Voice::Script(source) => source.answers(responder),
         }
     }
 

@@ -39,7 +39,7 @@ impl Fallback {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).push(matcher);
     }
 
-    pub(super) fn answer(&self, asked: &Asked, protocol: Protocol) -> Answer {
+    pub(super) fn answer(&self, asked: &Asked, protocol: Option<Protocol>) -> Answer {
         let default = self.default.read().unwrap_or_else(PoisonError::into_inner).clone();
         match default {
             Some(responder) if chat().accepts(asked) => return responder.render(asked),
@@ -60,13 +60,14 @@ impl Fallback {
 }
 
 /// Gateways look at these for health and discovery.
-fn around(asked: &Asked, protocol: Protocol) -> Option<Answer> {
+fn around(asked: &Asked, protocol: Option<Protocol>) -> Option<Answer> {
     let path = asked.path.as_str();
     let looks = matches!(asked.method.as_str(), "GET" | "HEAD");
     match protocol {
         _ if looks && path.ends_with("/models") => Some(openai::model_list()),
-        Protocol::Ollama if looks && path == "/" => Some(Answer::new(200, "text/plain; charset=utf-8", "Ollama is running")),
-        Protocol::Ollama if looks || path == "/api/show" => ollama::around(path),
+        Some(Protocol::OpenAi) => None,
+        _ if looks && path == "/" => Some(Answer::new(200, "text/plain; charset=utf-8", "Ollama is running")),
+        _ if looks || path == "/api/show" => ollama::around(path),
         _ => None,
     }
 }
@@ -87,7 +88,7 @@ struct CatchAll {
 impl Respond for CatchAll {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
         let asked = Asked::of_wiremock(request);
-        template(self.fallback.answer(&asked, self.protocol), asked.by_the_wire)
+        template(self.fallback.answer(&asked, Some(self.protocol)), asked.by_the_wire)
     }
 }
 
@@ -161,23 +162,29 @@ impl Source for WiremockSource {
 pub struct ScriptSource {
     rules: RwLock<Vec<(Matcher, Responder)>>,
     fallback: Fallback,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
 }
 
 impl ScriptSource {
     /// No rules yet.
     pub fn new(protocol: Protocol) -> Self {
-        Self { rules: RwLock::new(Vec::new()), fallback: Fallback::default(), protocol }
+        Self { rules: RwLock::new(Vec::new()), fallback: Fallback::default(), protocol: Some(protocol) }
+    }
+
+    /// No rules yet; speaks every protocol on its one port.
+    pub fn of_every_protocol() -> Self {
+        Self { rules: RwLock::new(Vec::new()), fallback: Fallback::default(), protocol: None }
+    }
+
+    /// What is answered to every chat request that no rule matches; replaces the answer given before.
+    pub fn answers(&self, responder: Responder) {
+        self.fallback.answers(responder);
     }
 
     /// Adds a rule; the first one that matches answers.
     pub fn rule(&self, matcher: Matcher, responder: Responder) {
         self.fallback.remember(matcher.clone());
         self.rules.write().unwrap_or_else(PoisonError::into_inner).push((matcher, responder));
-    }
-
-    pub(super) fn fallback(&self) -> &Fallback {
-        &self.fallback
     }
 
     /// The answer to a request.

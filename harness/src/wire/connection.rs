@@ -190,14 +190,16 @@ async fn fill(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Result<(), NoRe
 
 async fn exchange(shared: &Shared, mut read: ReadHalf<'_>, mut write: WriteHalf<'_>, buffer: &mut BytesMut, request: &Request) -> Next {
     let mut flight = InFlight::new(shared, shared.source.counts(request));
-    shared.record(Event::RequestRead {
-        connection: request.connection,
-        request: request.id,
-        method: request.method.clone(),
-        path: request.path.clone(),
-        headers: request.headers.clone(),
-        body: String::from_utf8_lossy(&request.body).into_owned(),
-    });
+    if !shared.tape.is_off() {
+        shared.record(Event::RequestRead {
+            connection: request.connection,
+            request: request.id,
+            method: request.method.clone(),
+            path: request.path.clone(),
+            headers: request.headers.clone(),
+            body: String::from_utf8_lossy(&request.body).into_owned(),
+        });
+    }
     let answering = async {
         let answer = shared.source.answer(request).await;
         if let Some(reason) = &answer.unmatched {

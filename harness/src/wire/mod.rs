@@ -9,6 +9,7 @@
 //! [`Listen::NeverAccept`] rests on Linux's accept queue.
 
 mod connection;
+pub mod control;
 mod drain;
 pub mod http1;
 mod listener;

@@ -1,0 +1,75 @@
+//! Control routes of a stub that stays up, so that tests in any language can open gates and read the tape.
+//!
+//! | route | what it does |
+//! |---|---|
+//! | `GET /_gauntlet/tape` | the last entries of the tape, a JSON array |
+//! | `GET /_gauntlet/requests` | the last requests that were read, a JSON array |
+//! | `POST /_gauntlet/gates/NAME/open`, `…/close` | opens or closes a gate |
+//! | `POST /_gauntlet/interlocks/NAME/ack/N` | acknowledges the events up to the n-th |
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::json;
+
+use super::{Answer, Request, Source};
+use crate::gate::Gates;
+use crate::tape::{Event, Tape};
+
+const PREFIX: &str = "/_gauntlet/";
+
+/// A source with the control routes in front of it.
+pub struct Controlled {
+    source: Arc<dyn Source>,
+    tape: Tape,
+    gates: Gates,
+}
+
+impl Controlled {
+    /// Controls these gates and shows this tape; everything else is answered by `source`.
+    pub fn new(source: Arc<dyn Source>, tape: Tape, gates: Gates) -> Self {
+        Self { source, tape, gates }
+    }
+
+    fn control(&self, method: &str, route: &str) -> Answer {
+        let parts: Vec<&str> = route.split('/').collect();
+        let json = |value: serde_json::Value| Answer::new(200, "application/json", value.to_string());
+        match (method, &parts[..]) {
+            ("GET", ["tape"]) => json(json!(self.tape.entries())),
+            ("GET", ["requests"]) => {
+                let control = |path: &str| path.starts_with(PREFIX);
+                json(json!(self.tape.select(|entry| matches!(&entry.event, Event::RequestRead { path, .. } if !control(path)))))
+            }
+            ("POST", ["gates", name, "open"]) => {
+                self.gates.gate(name).open();
+                json(json!({"gate": name, "open": true}))
+            }
+            ("POST", ["gates", name, "close"]) => {
+                self.gates.gate(name).close();
+                json(json!({"gate": name, "open": false}))
+            }
+            ("POST", ["interlocks", name, "ack", n]) => match n.parse() {
+                Ok(n) => {
+                    self.gates.interlock(name).ack(n);
+                    json(json!({"interlock": name, "acknowledged": n}))
+                }
+                Err(_) => Answer::new(400, "text/plain", format!("{n:?} is no number of an event; give 1, 2, …\n")),
+            },
+            _ => Answer::new(404, "text/plain", format!("no control route {method} {PREFIX}{route}\n")),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for Controlled {
+    async fn answer(&self, request: &Request) -> Answer {
+        match request.path.strip_prefix(PREFIX) {
+            Some(route) => self.control(&request.method, route),
+            None => self.source.answer(request).await,
+        }
+    }
+
+    fn counts(&self, request: &Request) -> bool {
+        !request.path.starts_with(PREFIX) && self.source.counts(request)
+    }
+}
