@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, redact_url};
+use crate::http::connection::{self, Patience};
+use crate::http::router;
 use crate::http::shutdown::Shutdown;
 use crate::http::state::{App, AppState};
-use crate::http::{connection, router};
 use crate::llm::provider::codec;
 use crate::llm::router::Router;
 use crate::llm::transport_http::http_transport;
@@ -96,8 +97,8 @@ impl Gateway {
         router.aliases().iter().for_each(|alias| metrics.known_alias(alias));
         let app = App::new(config.clone(), Arc::new(router), store, metrics);
         let (stop, finish, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let accepting =
-            connection::accept(listener, router::routes(app.clone()), config.server.header_timeout, stop.clone(), finish.clone(), tasks.clone());
+        let patience = Patience { headers: config.server.header_timeout, writes: config.server.write_timeout };
+        let accepting = connection::accept(listener, router::routes(app.clone()), patience, stop.clone(), finish.clone(), tasks.clone());
         let accepting = tokio::spawn(accepting);
         Ok(Running { addr, shutdown: app.shutdown.clone(), app, accepting, stop, finish, tasks })
     }

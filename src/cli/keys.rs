@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::{CommandError, configuration, runtime};
+use super::{CommandError, configuration, environment, runtime};
 
 /// Characters of a token that are kept, so that people can tell keys apart.
 const PREFIX: usize = 11;
@@ -47,7 +47,7 @@ enum Action {
 
 /// Does one thing with the keys.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let loaded = configuration(args.config.as_ref())?;
+    let loaded = configuration(args.config.as_ref(), environment())?;
     runtime()?.block_on(async {
         let config = &loaded.config.store;
         let store = store::open(config)

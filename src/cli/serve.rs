@@ -15,6 +15,8 @@ use super::{CommandError, configuration, environment, runtime};
 
 /// The exit code of a second signal: 128 and SIGINT's number, as shells have it.
 const INTERRUPTED: i32 = 130;
+/// The variable that `--listen` stands for.
+const LISTEN: &str = "GAUNTLET_SERVER__LISTEN";
 
 /// Run the gateway.
 ///
@@ -36,13 +38,16 @@ pub(super) struct Args {
 /// Serves until a signal.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let runtime = runtime()?;
-    let (mut loaded, findings) = match &args.config {
-        Some(_) => (configuration(args.config.as_ref())?, Vec::new()),
-        None => runtime.block_on(discovered())?,
-    };
+    let mut environment = environment();
     if let Some(listen) = args.listen {
-        loaded.config.server.listen = listen;
+        // the command line goes over the environment, and the environment over the file
+        environment.retain(|(name, _)| !name.eq_ignore_ascii_case(LISTEN));
+        environment.push((LISTEN.to_owned(), listen.to_string()));
     }
+    let (loaded, findings) = match &args.config {
+        Some(_) => (configuration(args.config.as_ref(), environment)?, Vec::new()),
+        None => runtime.block_on(discovered(environment))?,
+    };
     if args.print_config {
         write!(io::stdout(), "{}", loaded.print()).map_err(|error| CommandError(format!("the configuration can't be printed: {error}")))?;
         return Ok(ExitCode::SUCCESS);
@@ -55,8 +60,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
 }
 
 /// Nobody wrote a configuration: looks around, and lets the environment override what it found.
-async fn discovered() -> Result<(Loaded, Vec<String>), CommandError> {
-    let environment = environment();
+async fn discovered(environment: Vec<(String, String)>) -> Result<(Loaded, Vec<String>), CommandError> {
     let found = super::discover::discover(&environment).await;
     Ok((Loaded::from_text(&found.toml, "what was found", environment)?, found.findings))
 }

@@ -121,6 +121,8 @@ pub struct Server {
     pub header_timeout: Duration,
     /// A client that has not sent its body by then gets 408 and is closed.
     pub body_timeout: Duration,
+    /// A client that takes no bytes of its answer for so long is closed.
+    pub write_timeout: Duration,
     /// How long SIGTERM waits for what is in flight.
     pub drain: Duration,
     /// What each dependency gets to answer a health probe.

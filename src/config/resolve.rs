@@ -46,6 +46,7 @@ fn server(reader: &mut Reader<'_>) -> Server {
         max_in_flight: reader.count(&section, "max_in_flight"),
         header_timeout: reader.millis(&section, "header_timeout_ms"),
         body_timeout: reader.millis(&section, "body_timeout_ms"),
+        write_timeout: reader.millis(&section, "write_timeout_ms"),
         drain: reader.millis(&section, "drain_ms"),
         health_timeout: reader.millis(&section, "health_timeout_ms"),
         health_cache: reader.millis(&section, "health_cache_ms"),

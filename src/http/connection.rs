@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::stall::Unstalled;
+
 /// After an accept that failed for want of file descriptors, others may be closed meanwhile.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// What is still read, and for how long, of a body that was refused: closing on unread bytes would reset the connection, and
@@ -27,11 +29,20 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 const LINGER_BYTES: u64 = 1 << 20;
 const LINGER: Duration = Duration::from_secs(2);
 
+/// What a slow client is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until its next headers are whole.
+    pub headers: Duration,
+    /// Without taking a byte of its answer.
+    pub writes: Duration,
+}
+
 /// Accepts connections until `stop`, each as a task of `tasks`; `finish` then lets each end after the response it is at.
 pub async fn accept(
     listener: TcpListener,
     service: Router,
-    header_timeout: Duration,
+    patience: Patience,
     stop: CancellationToken,
     finish: CancellationToken,
     tasks: TaskTracker,
@@ -43,7 +54,7 @@ pub async fn accept(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) => drop(tasks.spawn(serve(stream, peer, service.clone(), header_timeout, finish.clone()))),
+            Ok((stream, peer)) => drop(tasks.spawn(serve(stream, peer, service.clone(), patience, finish.clone()))),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "no connection can be accepted: trying again");
@@ -53,17 +64,17 @@ pub async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, service: Router, header_timeout: Duration, finish: CancellationToken) {
+async fn serve(stream: TcpStream, peer: SocketAddr, service: Router, patience: Patience, finish: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY is not taken");
     }
-    let mut io = TokioIo::new(stream);
+    let mut io = TokioIo::new(Unstalled::new(stream, patience.writes));
     let answered = {
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
             let service = service.clone();
             async move { Ok::<Response, Infallible>(service.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {})) }
         });
-        let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(header_timeout).serve_connection(&mut io, service);
+        let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(patience.headers).serve_connection(&mut io, service);
         let mut connection = pin!(connection);
         let (mut finishing, mut finished) = (pin!(finish.cancelled()), false);
         poll_fn(|context| {
@@ -76,7 +87,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, service: Router, header_time
         .await
     };
     match answered {
-        Ok(()) => linger(io.into_inner()).await,
+        Ok(()) => linger(io.into_inner().into_inner()).await,
         Err(error) => tracing::debug!(%peer, %error, "connection ended"),
     }
 }

@@ -42,9 +42,3 @@ pub(super) async fn page() -> Response {
 pub(super) async fn document() -> Response {
     Json(Api::openapi()).into_response()
 }
-
-/// The document, for a snapshot.
-#[cfg(test)]
-pub(super) fn openapi() -> utoipa::openapi::OpenApi {
-    Api::openapi()
-}

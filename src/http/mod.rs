@@ -18,6 +18,7 @@ pub mod probe;
 mod queries;
 pub mod router;
 pub mod shutdown;
+mod stall;
 pub mod state;
 
 pub use context::RequestContext;

@@ -76,6 +76,25 @@ async fn headers_that_do_not_come_whole_close_the_connection() {
 }
 
 #[tokio::test]
+async fn a_client_that_stops_reading_stops_the_provider_and_is_given_up() {
+    let gateway = start("[server]\nwrite_timeout_ms = 100\nmax_in_flight = 1\n").await;
+    let client = ask(gateway.address, "stream").await;
+    let mut exchange = gateway.provider.next().await;
+    exchange.stream().await;
+    let text = "x".repeat(64 << 10);
+    let mut sent = 0;
+    // ends when the gateway has closed the provider's connection
+    while exchange.try_says(&text).await.is_ok() {
+        sent += text.len();
+        assert!(sent < 256 << 20, "the gateway takes without bound from the provider what its client does not read");
+    }
+    drop(client);
+    let mut next = ask(gateway.address, "plain").await;
+    gateway.provider.next().await.json(200, COMPLETION).await;
+    assert_eq!(next.response().await.status, 200);
+}
+
+#[tokio::test]
 async fn what_is_no_request_gets_the_right_4xx_in_the_same_envelope() {
     let gateway = start("").await;
     let post = |path: &'static str, kind: &'static str, body: String| {

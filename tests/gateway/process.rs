@@ -1,6 +1,6 @@
 //! `gauntlet` as a process: what it says, and its exit codes.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use super::snapshots::settings;
@@ -81,6 +81,37 @@ fn sigterm_ends_it_with_0_and_keys_made_meanwhile_are_listed() {
 }
 
 #[test]
+fn a_second_signal_ends_it_at_once() {
+    let provider = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let base_url = format!("http://{}/v1", provider.local_addr().unwrap());
+    let (folder, path) = file(&super::gateway::toml(&[("p1", &base_url)], "[server]\nlisten = \"127.0.0.1:0\"\n"));
+    let mut serving =
+        gauntlet(&["serve", "--config", &path]).current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(serving.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let address = said.trim().strip_prefix("listening on http://").unwrap().to_owned();
+    let signal = |serving: &std::process::Child| assert!(Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap().success());
+
+    let mut client = std::net::TcpStream::connect(&address).unwrap();
+    let body = super::client::question("plain");
+    write!(client, "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .unwrap();
+    let _held = provider.accept().unwrap();
+    signal(&serving);
+    let ready = || {
+        let mut client = std::net::TcpStream::connect(&address).unwrap();
+        client.write_all(b"GET /health/ready HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n").unwrap();
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        said.starts_with("HTTP/1.1 200")
+    };
+    while ready() {}
+    assert!(serving.try_wait().unwrap().is_none(), "it ended although a request is in flight");
+    signal(&serving);
+    assert_eq!(serving.wait().unwrap().code(), Some(130));
+}
+
+#[test]
 fn the_printed_configuration_can_be_started_from_and_shows_no_secret() {
     let text = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://user:canary@127.0.0.1:1/v1\"\napi_key = \"canary\"\n[[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]\n[models.timeouts]\ntotal_ms = 1000\n";
     let (_folder, path) = file(text);
@@ -93,7 +124,8 @@ fn the_printed_configuration_can_be_started_from_and_shows_no_secret() {
 #[test]
 fn help() {
     for (name, args) in [
-        ("SNAP-01__help_serve", &["serve", "--help"][..]),
+        ("SNAP-01__help", &["--help"][..]),
+        ("SNAP-01__help_serve", &["serve", "--help"]),
         ("SNAP-01__help_keys", &["keys", "--help"]),
         ("SNAP-01__help_keys_add", &["keys", "add", "--help"]),
     ] {

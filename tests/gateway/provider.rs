@@ -58,6 +58,10 @@ impl Exchange {
         self.send(&format!("data: {}\n\n", chunk(text))).await;
     }
 
+    pub async fn try_says(&mut self, text: &str) -> std::io::Result<()> {
+        self.stream.write_all(format!("data: {}\n\n", chunk(text)).as_bytes()).await
+    }
+
     pub async fn ends(mut self) {
         self.send(&format!(
             "data: {}\n\ndata: [DONE]\n\n",
