@@ -17,6 +17,7 @@ use super::chat::{self, Answer, Call};
 use super::failure::{Failure, Told};
 use super::gateway::{Gateway, Place, set};
 use super::query::{self, Asked};
+use super::records;
 use super::route::Route;
 use super::{Defect, ops, stream};
 
@@ -120,11 +121,11 @@ async fn dispatch(gateway: &Arc<Gateway>, request: Request<Incoming>, request_id
                 let fields = read(gateway, &visit.headers, body).await?;
                 query::ask(gateway, &visit, Asked::read(&fields)?).await
             }
-            (Method::POST, _) => query::add_document(gateway, &visit, read(gateway, &visit.headers, body).await?).await,
-            (Method::GET, ["api", "v1", "queries"]) => query::list(gateway, &visit, &query).await,
-            (Method::GET, ["api", "v1", "queries", id]) => query::one(gateway, &visit, id).await,
-            (Method::DELETE, [.., id]) => query::delete_document(gateway, &visit, id).await,
-            (_, [.., id]) => query::document(gateway, &visit, id).await,
+            (Method::POST, _) => records::add_document(gateway, &visit, read(gateway, &visit.headers, body).await?).await,
+            (Method::GET, ["api", "v1", "queries"]) => records::list(gateway, &visit, &query).await,
+            (Method::GET, ["api", "v1", "queries", id]) => records::one(gateway, &visit, id).await,
+            (Method::DELETE, [.., id]) => records::delete_document(gateway, &visit, id).await,
+            (_, [.., id]) => records::document(gateway, &visit, id).await,
             (_, []) => Err(Told::new(404, "invalid_request_error", "route_not_found", "there is nothing here")),
         }
     };

@@ -16,6 +16,7 @@ mod gateway;
 mod ops;
 mod protocol;
 mod query;
+mod records;
 mod route;
 mod store;
 mod stream;

@@ -1,11 +1,11 @@
-//! `/api/v1/queries` and `/api/v1/documents`: entity extraction beside retrieval, then fact check, synthesis, citation and review, each
+//! `POST /api/v1/queries`: entity extraction beside retrieval, then fact check, synthesis, citation and review, each
 //! within its share of one deadline; the outcome is recorded as it was sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use gauntlet_harness::spec::QuerySpec;
-use http::{Response, StatusCode};
+use http::Response;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -16,17 +16,31 @@ use super::door::{Body, Visit, json_response, own_deadline};
 use super::failure::{Cause, Failure, Told};
 use super::gateway::Gateway;
 use super::protocol::Usage;
-use super::store::{Document, Passage, Store, StoreError};
+use super::records::{invalid, now, rfc3339, text};
+use super::store::{Passage, StoreError};
 
 /// What a client asks.
 pub(super) struct Asked {
     question: String,
+    deadline: Option<Duration>,
 }
 
 impl Asked {
     pub(super) fn read(fields: &Map<String, Value>) -> Result<Self, Told> {
+        if let Some(name) = fields.keys().find(|name| !matches!(name.as_str(), "question" | "deadline_ms")) {
+            return Err(invalid(name, format!("there is no field {name:?} here")));
+        }
         let question = text(fields, "question")?;
-        Ok(Self { question })
+        if question.contains('\0') || question.chars().count() > 8_192 {
+            return Err(invalid("question", "question holds a NUL character, or more than 8192".into()));
+        }
+        let deadline = match fields.get("deadline_ms") {
+            None | Some(Value::Null) => None,
+            Some(ms) => {
+                Some(ms.as_u64().filter(|ms| *ms > 0).ok_or_else(|| invalid("deadline_ms", "deadline_ms takes milliseconds, 1 or more".into()))?)
+            }
+        };
+        Ok(Self { question, deadline: deadline.map(Duration::from_millis) })
     }
 }
 
@@ -49,7 +63,8 @@ struct Query {
 pub(super) async fn ask(gateway: &Arc<Gateway>, visit: &Visit, asked: Asked) -> Result<Response<Body>, Told> {
     let spec =
         gateway.spec.query.clone().ok_or_else(|| Told::new(503, "service_unavailable_error", "not_configured", "queries are not configured"))?;
-    let configured = Instant::now() + Duration::from_millis(spec.deadline_ms);
+    let most = Duration::from_millis(spec.deadline_ms);
+    let configured = Instant::now() + asked.deadline.map_or(most, |own| own.min(most));
     let deadline = own_deadline(&visit.headers)?.map_or(configured, |own| own.min(configured));
     let query = Query {
         gateway: gateway.clone(),
@@ -101,8 +116,14 @@ impl Query {
         }
         let status = document["status"].as_str().unwrap_or_default().to_owned();
         gateway.metrics.add("gauntlet_queries_total", &[("status", &status)], 1);
-        let code = if status == "failed" && !gateway.has(Defect::FailedIs200) { 503 } else { 200 };
-        Ok(json_response(code, &document))
+        if status != "failed" || gateway.has(Defect::FailedIs200) {
+            return Ok(json_response(200, &document));
+        }
+        let mut told =
+            Told::new(503, "service_unavailable_error", "no_answer", "there is no answer, because every step failed that could have given one")
+                .document();
+        told["query"] = document;
+        Ok(json_response(503, &told))
     }
 
     /// The steps: what does not depend on each other runs together, the rest one after the other (PARA-04, PARA-05, PARA-06).
@@ -298,79 +319,6 @@ impl Drop for Query {
     }
 }
 
-/// `GET /api/v1/queries/{id}`: as it was sent; another tenant's is not there (AUTH-02).
-pub(super) async fn one(gateway: &Gateway, visit: &Visit, id: &str) -> Result<Response<Body>, Told> {
-    let missing = || Told::new(404, "invalid_request_error", "query_not_found", format!("there is no query {id:?}"));
-    let id = uuid::Uuid::parse_str(id).map_err(|_| missing())?.to_string();
-    let text = store(gateway)?.query(&visit.tenant, &id).await.map_err(|error| store_told(gateway, &error))?.ok_or_else(missing)?;
-    Ok(json_response(200, &serde_json::from_str(&text).unwrap_or_default()))
-}
-
-/// `GET /api/v1/queries?page&size&status`.
-pub(super) async fn list(gateway: &Gateway, visit: &Visit, query: &str) -> Result<Response<Body>, Told> {
-    let given = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value);
-    let number = |name: &str, default: i64, most: i64| match given(name).map(str::parse) {
-        None => Ok(default),
-        Some(Ok(number)) if (1..=most).contains(&number) => Ok(number),
-        Some(_) => {
-            Err(Told { param: Some(name.into()), ..Told::new(400, "invalid_request_error", "invalid_request", format!("{name} takes 1 to {most}")) })
-        }
-    };
-    let (page, size) = (number("page", 1, 1_000_000)?, number("size", 20, 100)?);
-    let found = store(gateway)?.queries(&visit.tenant, given("status"), page, size).await.map_err(|error| store_told(gateway, &error))?;
-    let documents: Vec<Value> = found.0.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
-    Ok(json_response(200, &json!({ "queries": documents, "page": page, "size": size, "total": found.1 })))
-}
-
-/// `POST /api/v1/documents`.
-pub(super) async fn add_document(gateway: &Gateway, visit: &Visit, fields: Map<String, Value>) -> Result<Response<Body>, Told> {
-    let document = Document { id: uuid::Uuid::now_v7().to_string(), title: text(&fields, "title")?, text: text(&fields, "text")?, created_at: now() };
-    store(gateway)?.add_document(&visit.tenant, &document).await.map_err(|error| store_told(gateway, &error))?;
-    Ok(json_response(201, &shown(&document)))
-}
-
-/// `GET /api/v1/documents/{id}`.
-pub(super) async fn document(gateway: &Gateway, visit: &Visit, id: &str) -> Result<Response<Body>, Told> {
-    let missing = || Told::new(404, "invalid_request_error", "document_not_found", format!("there is no document {id:?}"));
-    let id = uuid::Uuid::parse_str(id).map_err(|_| missing())?.to_string();
-    let found = store(gateway)?.document(&visit.tenant, &id).await.map_err(|error| store_told(gateway, &error))?;
-    found.map(|document| json_response(200, &shown(&document))).ok_or_else(missing)
-}
-
-/// `DELETE /api/v1/documents/{id}`.
-pub(super) async fn delete_document(gateway: &Gateway, visit: &Visit, id: &str) -> Result<Response<Body>, Told> {
-    let missing = || Told::new(404, "invalid_request_error", "document_not_found", format!("there is no document {id:?}"));
-    let id = uuid::Uuid::parse_str(id).map_err(|_| missing())?.to_string();
-    if !store(gateway)?.delete_document(&visit.tenant, &id).await.map_err(|error| store_told(gateway, &error))? {
-        return Err(missing());
-    }
-    let mut response = Response::new(Body::default());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    Ok(response)
-}
-
-fn store(gateway: &Gateway) -> Result<&Store, Told> {
-    gateway.store.as_ref().ok_or_else(|| Told::new(503, "service_unavailable_error", "store_unavailable", "there is no database"))
-}
-
-/// A database's failure is never the client's own, unless the value cannot be stored (DATA-10).
-fn store_told(gateway: &Gateway, error: &StoreError) -> Told {
-    gateway.log(&format!("store: {error}"));
-    if gateway.has(Defect::StoreFailureIs401) {
-        return Told::new(401, "authentication_error", "invalid_api_key", "the key is not known");
-    }
-    let code = match error {
-        StoreError::Rejected(message) => return Told::new(400, "invalid_request_error", "invalid_request", message.clone()),
-        StoreError::Unavailable(_) => "store_unavailable",
-        StoreError::Busy => "store_busy",
-        StoreError::Timeout => "store_timeout",
-        StoreError::NotWritable(_) => "store_not_writable",
-        StoreError::Failed(_) => "store_failed",
-    };
-    let told = Told::new(503, "service_unavailable_error", code, format!("the database: {}", error.reason()));
-    Told { retry_after: Some(Duration::from_secs(1)), ..told }
-}
-
 fn store_cause(error: &StoreError) -> &'static str {
     match error {
         StoreError::Unavailable(_) | StoreError::Busy | StoreError::NotWritable(_) => "store_unavailable",
@@ -391,26 +339,4 @@ fn unrecorded(document: &mut Value, cause: &str) {
 
 fn told(sources: &[Passage]) -> Value {
     sources.iter().zip(1_u32..).map(|(passage, n)| json!({ "n": n, "title": passage.title, "text": passage.text })).collect()
-}
-
-fn shown(document: &Document) -> Value {
-    json!({ "id": document.id, "title": document.title, "text": document.text, "created_at": rfc3339(document.created_at) })
-}
-
-fn text(fields: &Map<String, Value>, name: &str) -> Result<String, Told> {
-    let given = fields.get(name).and_then(Value::as_str).filter(|text| !text.trim().is_empty());
-    let wrong = || Told {
-        param: Some(name.into()),
-        ..Told::new(400, "invalid_request_error", "invalid_request", format!("{name} is missing, empty, or no text"))
-    };
-    given.map(str::to_owned).ok_or_else(wrong)
-}
-
-fn now() -> i64 {
-    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    i64::try_from(micros).unwrap_or(i64::MAX)
-}
-
-fn rfc3339(micros: i64) -> String {
-    jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }

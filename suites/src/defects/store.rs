@@ -60,6 +60,17 @@ pub(super) struct Passage {
     pub score: f64,
 }
 
+/// What a listing asks for; empty text is no wish.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Listing {
+    /// From 1.
+    pub page: i64,
+    pub size: i64,
+    pub status: String,
+    /// Only what is older than this query.
+    pub before: String,
+}
+
 /// The store.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -224,17 +235,17 @@ impl Store {
         })
     }
 
-    /// A page of the tenant's queries, newest first, and how many there are.
-    pub(super) async fn queries(&self, tenant: &str, status: Option<&str>, page: i64, size: i64) -> Result<(Vec<String>, i64), StoreError> {
+    /// A page of the tenant's queries, newest first, and how many there are. Ids are made in the order of time.
+    pub(super) async fn queries(&self, tenant: &str, listing: &Listing) -> Result<(Vec<String>, i64), StoreError> {
+        let Listing { page, size, status, before } = listing;
         let any = self.any_tenant().replace("$2", "$1");
-        let filter = format!("{any} AND ($2 = '' OR status = $2)");
-        let order = if self.defect == Some(Defect::ListsOutOfOrder) { "document::text" } else { "created_at DESC, id DESC" };
-        let list = self.sql(&format!("SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $3 OFFSET $4"));
+        let filter = format!("{any} AND ($2 = '' OR status = $2) AND ($3 = '' OR id::text < $3)");
+        let order = if self.defect == Some(Defect::ListsOutOfOrder) { "document::text" } else { "id DESC" };
+        let list = self.sql(&format!("SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $4 OFFSET $5"));
         let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {filter}"));
-        let status = status.unwrap_or_default();
         on!(self, pool => async {
-            let rows = sqlx::query(AssertSqlSafe(list)).bind(tenant).bind(status).bind(size).bind((page - 1) * size).fetch_all(pool).await?;
-            let total = sqlx::query(AssertSqlSafe(count)).bind(tenant).bind(status).fetch_one(pool).await?.try_get(0)?;
+            let rows = sqlx::query(AssertSqlSafe(list)).bind(tenant).bind(status).bind(before).bind(size).bind((page - 1) * size).fetch_all(pool).await?;
+            let total = sqlx::query(AssertSqlSafe(count)).bind(tenant).bind(status).bind(before).fetch_one(pool).await?.try_get(0)?;
             Ok((rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?, total))
         })
     }
