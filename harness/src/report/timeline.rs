@@ -165,9 +165,9 @@ fn rows(entries: &[Entry]) -> Vec<f64> {
     rows
 }
 
-/// Whether an entry is one of a crowd: the kind and lane of one of the four before it.
+/// Whether an entry is one of a crowd: its kind and lane stood at least twice among the eight before it.
 fn repeats(entries: &[Entry], i: usize) -> bool {
-    i >= 2 && (i.saturating_sub(4)..i).filter(|&j| kind(&entries[j]) == kind(&entries[i])).count() >= 2
+    i >= 2 && (i.saturating_sub(8)..i).filter(|&j| kind(&entries[j]) == kind(&entries[i])).count() >= 2
 }
 
 fn kind(entry: &Entry) -> (std::mem::Discriminant<Event>, String) {
@@ -194,7 +194,7 @@ fn bars(entries: &[Entry], rows: &[f64], lanes: &Lanes, foot: f64) -> Vec<Bar> {
                 bars.push(bar);
             }
             (_, Event::RequestRead { request, method, path, .. }) => {
-                let bar = begin(&bars, &open, lane, y, foot, format!("request {request}: {method} {path}"));
+                let bar = begin(&bars, &open, lane, y, foot, format!("request {request}: {method} {}", without_namespace(path)));
                 open.insert(key(request), bars.len());
                 bars.push(bar);
             }
@@ -307,7 +307,7 @@ fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], lanes: &Lanes) {
         let text = words(entry);
         let crowd = (i + 1..entries.len()).take_while(|&j| repeats(entries, j)).filter(|&j| kind(&entries[j]) == kind(entry)).count();
         if !repeats(entries, i) || y - last_label >= ROW {
-            let more = if crowd > 1 { format!("  (and {crowd} like it)") } else { String::new() };
+            let more = if crowd > 1 && !repeats(entries, i) { format!("  (and {crowd} like it)") } else { String::new() };
             let class = if is_trouble(&entry.event) { "words trouble" } else { "words" };
             let _ = write!(
                 svg,
@@ -348,6 +348,7 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, lanes: &Lanes) {
         Event::ClientSent { .. } => arrow(own, gateway, "ask"),
         Event::RequestRead { .. } => arrow(gateway, own, "ask"),
         Event::ClientStatus { status } => arrow(gateway, own, if *status < 400 { "answer" } else { "trouble" }),
+        Event::ClientAnswered { status } if *status >= 400 => arrow(gateway, own, "trouble"),
         Event::ClientChunk { .. } | Event::ClientAnswered { .. } => arrow(gateway, own, "answer"),
         Event::HeadSent { status, .. } => arrow(own, gateway, if *status < 400 { "answer" } else { "trouble" }),
         Event::EventSent { .. } | Event::AnswerSent { .. } => arrow(own, gateway, "answer"),
@@ -409,7 +410,7 @@ fn words(entry: &Entry) -> String {
         Event::ClientFailed { error } => format!("fails: {error}"),
         Event::ClientLeft => "leaves".into(),
         Event::Accepted { connection } => format!("accepts connection {connection}"),
-        Event::RequestRead { request, method, path, .. } => format!("has read request {request}: {method} {path}"),
+        Event::RequestRead { request, method, path, .. } => format!("has read request {request}: {method} {}", without_namespace(path)),
         Event::Held { request, gate } => format!("holds the answer to {request} at {gate}"),
         Event::HeadSent { request, status } => format!("sends status {status} to {request}"),
         Event::EventSent { request, n } => format!("sends event {n} to {request}"),
@@ -433,6 +434,14 @@ fn words(entry: &Entry) -> String {
         Event::Note { text } => format!("note: {text}"),
     };
     format!("{who} {what}")
+}
+
+/// The path without what keeps the cases apart.
+fn without_namespace(path: &str) -> &str {
+    match path.strip_prefix("/t/").and_then(|rest| rest.find('/').map(|slash| &rest[slash..])) {
+        Some(rest) => rest,
+        None => path,
+    }
 }
 
 /// More of an entry, for who points at it.

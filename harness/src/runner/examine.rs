@@ -47,7 +47,7 @@ pub async fn examine(target: &Arc<dyn Target>, case: &Case, database: Option<&Da
     };
     let outcome = match target.start(deployment).await {
         Ok(running) => run(&mut setting, case, target.manifest(), running, began).await,
-        Err(error) => Outcome { attempts: 1, ..failed(case, of_target(error), began, &setting.tape, String::new()) },
+        Err(error) => failed(case, of_target(error), began, &setting.tape, String::new()),
     };
     setting.close().await;
     outcome

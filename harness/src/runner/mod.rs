@@ -141,11 +141,16 @@ struct Board<'a> {
 }
 
 impl Board<'_> {
-    fn judge(&self, index: usize, outcome: Outcome) {
-        (self.observer)(Progress::Finished(&outcome));
+    fn judge(&self, index: usize, mut outcome: Outcome) {
         if let Verdict::Failed { failure: Failure::Target { what } } = &outcome.verdict {
-            self.end(&format!("{}: {what}", outcome.id), true);
-        } else if self.fail_fast && outcome.level == Level::Must && outcome.failed() {
+            self.end(what, true);
+            if outcome.attempts == 0 {
+                // nothing was examined: that is no verdict on the requirement
+                outcome.verdict = Verdict::NotRun { why: what.lines().next().unwrap_or_default().to_string() };
+            }
+        }
+        (self.observer)(Progress::Finished(&outcome));
+        if self.fail_fast && outcome.level == Level::Must && outcome.failed() {
             self.end(&format!("--fail-fast: {} failed", outcome.id), false);
         }
         self.judged.lock().unwrap_or_else(PoisonError::into_inner).insert(index, outcome);

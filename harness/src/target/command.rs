@@ -56,7 +56,7 @@ impl CommandTarget {
             .iter()
             .map(|(name, value)| Ok((name.clone(), renderer.render(&format!("start.env.{name}"), value)?)))
             .collect::<Result<_, TargetError>>()?;
-        ChildProcess::spawn(program, arguments, &env, &deployment.folder.join("target.log"), &deployment.tape).map_err(|error| {
+        ChildProcess::spawn(program, arguments, &env, &self.start.unset, &deployment.folder.join("target.log"), &deployment.tape).map_err(|error| {
             let hint = if self.start.hint.is_empty() { String::new() } else { format!("; {}", self.start.hint) };
             TargetError::Start(format!("cannot start {program}: {error}{hint}"))
         })

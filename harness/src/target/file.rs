@@ -99,6 +99,9 @@ pub struct Start {
     /// Added to the environment.
     #[serde(default)]
     pub env: IndexMap<String, String>,
+    /// Taken out of the environment.
+    #[serde(default)]
+    pub unset: Vec<String>,
     /// Files that are written before.
     #[serde(default)]
     pub files: Vec<StartFile>,

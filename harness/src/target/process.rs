@@ -32,13 +32,17 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Starts `program`; its output goes to `log`.
+    /// Starts `program` with `env` added to the environment and `unset` taken out of it; its output goes to `log`.
     ///
     /// # Errors
     /// The operating system's reason; nothing is left running.
-    pub fn spawn(program: &str, arguments: &[String], env: &[(String, String)], log: &Path, tape: &Tape) -> std::io::Result<Self> {
+    pub fn spawn(program: &str, arguments: &[String], env: &[(String, String)], unset: &[String], log: &Path, tape: &Tape) -> std::io::Result<Self> {
         let output = File::create(log)?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        for name in unset {
+            command.env_remove(name);
+        }
+        let child = command
             .args(arguments)
             .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -49,7 +53,8 @@ impl ChildProcess {
             .spawn()?;
         let pid = child.id().unwrap_or_default();
         let note = |what: String| tape.record(Side::Target, Event::Target { what });
-        note(format!("started {program}, process {pid}"));
+        let name = Path::new(program).file_name().map_or_else(|| program.into(), |name| name.to_string_lossy());
+        note(format!("started {name}, process {pid}"));
         let (sender, ended) = watch::channel(None);
         tokio::spawn(supervise(child, pid, sender, tape.clone()));
         Ok(Self { pid, ended, log: log.to_path_buf(), tape: tape.clone() })
@@ -99,7 +104,7 @@ impl Process for ChildProcess {
     }
 
     fn log_tail(&self) -> String {
-        let log = self.log();
+        let log = without_colours(&self.log());
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
@@ -134,9 +139,35 @@ async fn supervise(mut child: Child, pid: u32, sender: watch::Sender<Option<Ende
     sender.send_replace(Some(Ended(code)));
 }
 
+/// Text without the escape sequences of terminals (ECMA-48 CSI), which no report can show.
+fn without_colours(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c != '\u{1b}' {
+            plain.push(c);
+        } else if rest.as_str().starts_with('[') {
+            // parameters, then one final byte
+            rest.by_ref().skip(1).find(|c| ('@'..='~').contains(c));
+        }
+    }
+    plain
+}
+
 fn in_words(code: Option<i32>) -> String {
     match code {
         Some(code) => format!("exited with code {code}"),
         None => "been ended by a signal".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_colours;
+
+    #[test]
+    fn escape_sequences_are_taken_out() {
+        assert_eq!(without_colours("\u{1b}[1;31mred\u{1b}[0m and [plain]"), "red and [plain]");
+        assert_eq!(without_colours("cut \u{1b}["), "cut ");
     }
 }
