@@ -4,6 +4,7 @@
 //! and below it one function a case, of at most 30 lines. Adding one is an entry in its area's table and a function.
 
 mod para;
+mod strm;
 mod time;
 mod wire;
 
@@ -11,7 +12,7 @@ use gauntlet_harness::case::Case;
 
 /// Every case, in the order of the catalogue.
 pub fn all() -> Vec<Case> {
-    [wire::CASES, time::CASES, para::CASES].concat()
+    [wire::CASES, time::CASES, para::CASES, strm::CASES].concat()
 }
 
 #[cfg(test)]
