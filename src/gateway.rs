@@ -17,7 +17,6 @@ use crate::http::connection::{self, Patience};
 use crate::http::router;
 use crate::http::shutdown::Shutdown;
 use crate::http::state::{App, AppState};
-use crate::llm::provider::codec;
 use crate::llm::router::Router;
 use crate::llm::transport_http::http_transport;
 use crate::store::{Store, StoreError};
@@ -92,7 +91,7 @@ impl Gateway {
             listener.local_addr().map_err(|reason| StartError::Listen { address: config.server.listen, reason, remedy: "write another address" })?;
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
-        let router = Router::with_codecs(&config, http_transport, codec, metrics.clone());
+        let router = Router::new(&config, http_transport, metrics.clone());
         router.health().iter().for_each(|known| metrics.known_candidate(&known.candidate));
         router.aliases().iter().for_each(|alias| metrics.known_alias(alias));
         let app = App::new(config.clone(), Arc::new(router), store, metrics);

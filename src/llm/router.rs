@@ -22,6 +22,7 @@ use crate::config::{Config, ModelConfig, ProviderConfig};
 use crate::llm::chat::{CallContext, Candidate, ChatRequest, LlmFailure, Served};
 use crate::llm::provider::{self, Codec};
 use crate::llm::transport::Transport;
+use crate::resilience::backoff::Random;
 use crate::resilience::breaker::Breaker;
 use crate::resilience::deadline;
 use crate::telemetry::{BreakerState, Metrics};
@@ -64,14 +65,15 @@ impl Router {
     ///
     /// Candidates whose provider is not configured are left out: `config` refuses them before.
     pub fn new(config: &Config, transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>, metrics: Arc<Metrics>) -> Self {
-        Self::with_codecs(config, transport, provider::codec, metrics)
+        Self::with_parts(config, transport, provider::codec, rand::random, metrics)
     }
 
-    /// The same with protocols of the caller's own.
-    pub fn with_codecs(
+    /// The same with protocols and randomness (of the back-off's jitter) of the caller's own: a test that can be repeated needs both.
+    pub fn with_parts(
         config: &Config,
         transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>,
         codec: impl Fn(&ProviderConfig) -> Arc<dyn Codec>,
+        random: Random,
         metrics: Arc<Metrics>,
     ) -> Self {
         let providers: HashMap<&str, Arc<Provider>> = config
@@ -94,6 +96,7 @@ impl Router {
                     breaker: Arc::clone(breaker),
                     timeouts: configured.timeouts,
                     retry: config.retry,
+                    random,
                     metrics: Arc::clone(&metrics),
                     candidate,
                 }));

@@ -120,8 +120,9 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl Invariant {
-    /// All of them.
+    /// All of them; first those without which the others mean little.
     pub const ALL: [Self; 16] = [
+        Self::NothingAfterLeaving,
         Self::OneEnd,
         Self::WithinDeadline,
         Self::WithinAttempts,
@@ -134,7 +135,6 @@ impl Invariant {
         Self::NoFallbackOfRejected,
         Self::NobodyForgotten,
         Self::Waits,
-        Self::NothingAfterLeaving,
         Self::NothingLeftOpen,
         Self::BreakerRests,
         Self::WithinBudget,

@@ -159,24 +159,10 @@ impl Limit {
 /// An attempt that has been let through: its pass and its place, and what its end is counted on.
 pub(super) struct Admitted {
     lane: Arc<Lane>,
-    pass: Pass,
+    /// `None` once there is a verdict.
+    pass: Option<Pass>,
     _place: Place,
     started: Instant,
-    count: Count,
-}
-
-/// Counts an attempt as cancelled if it is dropped before its outcome is known.
-struct Count {
-    lane: Arc<Lane>,
-    outcome_is_known: bool,
-}
-
-impl Drop for Count {
-    fn drop(&mut self) {
-        if !self.outcome_is_known {
-            self.lane.metrics.attempt_cancelled(&self.lane.candidate);
-        }
-    }
 }
 
 impl Admitted {
@@ -190,18 +176,18 @@ impl Admitted {
             return Err(Limit::deadline(ends).passed());
         }
         lane.starts(turn);
-        let count = Count { lane: Arc::clone(lane), outcome_is_known: false };
-        Ok(Self { lane: Arc::clone(lane), pass, _place: place, started, count })
+        Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started })
     }
 
     /// The provider has served.
     pub(super) fn succeeded(mut self, usage: Option<Usage>) {
-        self.count.outcome_is_known = true;
         self.lane.metrics.attempt(&self.lane.candidate, None);
         if let Some(usage) = usage {
             self.lane.metrics.tokens(&self.lane.candidate, usage);
         }
-        self.pass.success();
+        if let Some(pass) = self.pass.take() {
+            pass.success();
+        }
     }
 
     /// The stream broke after its commit point: nobody else lists this attempt.
@@ -210,15 +196,24 @@ impl Admitted {
         self.blame(error);
     }
 
+    /// Counts the failure against whom it concerns.
     fn blame(mut self, error: &AttemptError) {
-        self.count.outcome_is_known = true;
         let providers = match policy(error.cause).blame {
             Blame::Provider => true,
             Blame::Nobody => false,
             Blame::ProviderGivenFairTime => self.started.elapsed() >= self.lane.least_fair_time,
         };
-        if providers {
-            self.pass.failure(error.retry_after);
+        match self.pass.take() {
+            Some(pass) if providers => pass.failure(error.retry_after),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if self.pass.is_some() {
+            self.lane.metrics.attempt_cancelled(&self.lane.candidate);
         }
     }
 }

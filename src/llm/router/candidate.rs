@@ -11,7 +11,7 @@ use crate::config::{ProviderConfig, Retry, Timeouts};
 use crate::llm::chat::{Answer, Attempt, AttemptError, CallContext, Candidate, ChatRequest};
 use crate::llm::provider::Codec;
 use crate::llm::transport::Transport;
-use crate::resilience::backoff::Backoff;
+use crate::resilience::backoff::{Backoff, Random};
 use crate::resilience::breaker::Breaker;
 use crate::resilience::budget::RetryBudget;
 use crate::resilience::bulkhead::Bulkhead;
@@ -38,6 +38,7 @@ pub(super) struct Lane {
     pub(super) breaker: Arc<Breaker>,
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
+    pub(super) random: Random,
     /// An attempt that had less than this when the deadline came says nothing about the provider.
     pub(super) least_fair_time: Duration,
     pub(super) metrics: Arc<Metrics>,
@@ -74,7 +75,7 @@ impl Lane {
             Ok(upstream) => upstream,
             Err(error) => return Err(self.list(error, attempts)),
         };
-        let mut backoff = Backoff::new(self.retry.base, self.retry.max, self.retry.jitter);
+        let mut backoff = Backoff::new(self.retry.base, self.retry.max, self.retry.jitter, self.random);
         let mut next = Next::Candidate;
         for tried in 0..self.retry.max_attempts.max(1) {
             let turn = if tried == 0 { Turn::First } else { Turn::Again };

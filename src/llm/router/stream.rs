@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::Fuse;
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep};
 
@@ -29,14 +30,16 @@ const MOST_HELD_CHUNKS: usize = 1_024;
 
 /// A stream at its commit point: known to be good so far, nothing of it handed out.
 pub(super) struct Opened {
-    body: UpstreamBody,
+    body: Fuse<UpstreamBody>,
     decoder: Box<dyn ChunkDecoder>,
     held: VecDeque<Decoded>,
     idle: Duration,
 }
 
 /// Reads up to the first real content. Comments, pings and chunks that only name a role do not count, and extend no time-out.
-pub(super) async fn open(mut body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>, by: Limit, idle: Duration) -> Result<Opened, AttemptError> {
+pub(super) async fn open(body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>, by: Limit, idle: Duration) -> Result<Opened, AttemptError> {
+    // a provider may end its stream without an end marker: the body is then over before its last chunk is handed out
+    let mut body = body.fuse();
     let mut held = VecDeque::new();
     let (mut read, mut seen) = (0, 0);
     loop {
@@ -91,7 +94,7 @@ struct Committed {
     /// `None` once the last item has been handed out.
     running: Option<Running>,
     /// A body whose stream is done: asked once more for its end, so that the connection can be used again.
-    ended: Option<UpstreamBody>,
+    ended: Option<Fuse<UpstreamBody>>,
     queue: VecDeque<Decoded>,
     idle: Duration,
     deadline: Instant,
@@ -101,7 +104,7 @@ struct Committed {
 }
 
 struct Running {
-    body: UpstreamBody,
+    body: Fuse<UpstreamBody>,
     decoder: Box<dyn ChunkDecoder>,
     admitted: Admitted,
 }

@@ -171,9 +171,9 @@ pub fn actions(settings: Settings) -> impl Strategy<Value = Vec<Action>> {
     let time = prop_oneof![Just(cool_down), Just(cool_down - 1), Just(1u64), 0..2 * cool_down, Just(700_000u64)];
     let action = prop_oneof![
         6 => Just(Action::Ask),
-        2 => any::<usize>().prop_map(Action::Succeed),
-        4 => (any::<usize>(), asked).prop_map(|(at, asked)| Action::Fail(at, asked)),
-        2 => any::<usize>().prop_map(Action::Leave),
+        2 => (0usize..6).prop_map(Action::Succeed),
+        4 => (0usize..6, asked).prop_map(|(at, asked)| Action::Fail(at, asked)),
+        2 => (0usize..6).prop_map(Action::Leave),
         3 => time.prop_map(Action::Advance),
     ];
     proptest::collection::vec(action, 1..120)

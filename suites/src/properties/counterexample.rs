@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use gauntlet_harness::schedule::Schedule;
 use proptest::strategy::Strategy;
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner};
 
 /// A configuration for a property in `tests/`: `cases` of them unless `PROPTEST_CASES` says otherwise; seeds of failures are kept
 /// in `regressions` (proptest's default looks for a library beside the test and warns).
@@ -14,9 +14,14 @@ pub fn config(cases: u32, regressions: &'static str) -> Config {
     Config {
         cases: asked.unwrap_or(cases),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
-        max_shrink_iters: 20_000,
+        max_shrink_iters: 10_000,
         ..Config::default()
     }
+}
+
+/// The same, always with the same cases, and nothing kept: for showing that a property finds a defect.
+pub fn fixed(cases: u32) -> Config {
+    Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(7), max_shrink_iters: 1_500, ..Config::default() }
 }
 
 /// Looks for a case that fails. `None` if none was found.

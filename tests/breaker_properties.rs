@@ -1,0 +1,185 @@
+//! PROP-02: the breaker behaves as its reference model for any sequence of outcomes and times.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gauntlet::config;
+use gauntlet::resilience::breaker::{Breaker, LONGEST_ASKED, Pass};
+use gauntlet::telemetry::BreakerState;
+use gauntlet_suites::properties::breaker_model::{Action, Model, Seen, Settings, actions, settings};
+use gauntlet_suites::properties::counterexample;
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+const REGRESSIONS: &str = "tests/regressions/breaker.txt";
+
+/// What a breaker is asked, as far as the model knows it. A defective one stands in to show that the property can fail.
+trait Subject {
+    fn ask(&mut self) -> bool;
+    fn end(&mut self, at: usize, how: Ending);
+    fn state(&self) -> Seen;
+    fn rests_for(&self) -> Option<Duration>;
+}
+
+#[derive(Clone, Copy)]
+enum Ending {
+    Success,
+    Failure(Option<Duration>),
+    Left,
+}
+
+struct Real {
+    breaker: Arc<Breaker>,
+    under_way: Vec<Pass>,
+    /// Whether a client that leaves keeps its probe's place: the defect.
+    leaks: bool,
+    leaked: Vec<Pass>,
+}
+
+impl Real {
+    fn new(settings: Settings, leaks: bool) -> Self {
+        let settings = config::Breaker {
+            failure_threshold: settings.failure_threshold,
+            cool_down: Duration::from_millis(settings.cool_down_ms),
+            half_open_probes: settings.half_open_probes,
+        };
+        Self { breaker: Breaker::new(settings, Box::new(|_| {})), under_way: Vec::new(), leaks, leaked: Vec::new() }
+    }
+}
+
+impl Subject for Real {
+    fn ask(&mut self) -> bool {
+        let checked = self.breaker.check().is_ok();
+        let passed = self.breaker.try_pass().map(|pass| self.under_way.push(pass)).is_ok();
+        assert_eq!(checked, passed, "check and try_pass disagree");
+        passed
+    }
+
+    fn end(&mut self, at: usize, how: Ending) {
+        let pass = self.under_way.remove(at);
+        match how {
+            Ending::Success => pass.success(),
+            Ending::Failure(asked) => pass.failure(asked),
+            Ending::Left if self.leaks => self.leaked.push(pass),
+            Ending::Left => drop(pass),
+        }
+    }
+
+    fn state(&self) -> Seen {
+        match self.breaker.state() {
+            BreakerState::Closed => Seen::Closed,
+            BreakerState::Open => Seen::Open,
+            BreakerState::HalfOpen => Seen::HalfOpen,
+        }
+    }
+
+    fn rests_for(&self) -> Option<Duration> {
+        (self.state() == Seen::Open).then(|| self.breaker.check().expect_err("open lets nothing through").retry_after)
+    }
+}
+
+/// Runs both side by side; a sentence where they differ.
+async fn agrees(settings: Settings, steps: &[Action], subject: &mut impl Subject) -> Result<(), String> {
+    let mut model = Model::new(settings, u64::try_from(LONGEST_ASKED.as_millis()).unwrap());
+    for (step, action) in steps.iter().enumerate() {
+        let wrong = |what: &str| format!("step {step}, {action:?}: {what}");
+        let under_way = model.under_way();
+        match *action {
+            Action::Ask => {
+                let (is, should) = (subject.ask(), model.ask());
+                if is != should {
+                    return Err(wrong(&format!("let through: {is}, the model: {should}")));
+                }
+            }
+            Action::Advance(ms) => {
+                tokio::time::advance(Duration::from_millis(ms)).await;
+                model.advance(ms);
+            }
+            // nothing is under way that could end
+            _ if under_way == 0 => continue,
+            Action::Succeed(at) => {
+                subject.end(at % under_way, Ending::Success);
+                model.succeed(at % under_way);
+            }
+            Action::Fail(at, asked) => {
+                subject.end(at % under_way, Ending::Failure(asked.map(Duration::from_millis)));
+                model.fail(at % under_way, asked);
+            }
+            Action::Leave(at) => {
+                subject.end(at % under_way, Ending::Left);
+                model.leave(at % under_way);
+            }
+        }
+        if subject.state() != model.state() {
+            return Err(wrong(&format!("{:?}, the model: {:?}", subject.state(), model.state())));
+        }
+        let (is, should) = (subject.rests_for(), model.rests_for_ms().map(Duration::from_millis));
+        if is != should {
+            return Err(wrong(&format!("rests for {is:?}, the model: {should:?}")));
+        }
+    }
+    Ok(())
+}
+
+fn paused<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(work)
+}
+
+fn runs() -> impl Strategy<Value = (Settings, Vec<Action>)> {
+    settings().prop_flat_map(|settings| (Just(settings), actions(settings)))
+}
+
+#[test]
+fn the_breaker_is_its_model() {
+    let property = |(settings, steps): &(Settings, Vec<Action>)| paused(async { agrees(*settings, steps, &mut Real::new(*settings, false)).await });
+    let found = counterexample::find(counterexample::config(3_000, REGRESSIONS), &runs(), property).unwrap();
+    assert!(found.is_none(), "the breaker differs from its model: {found:#?}");
+}
+
+/// The property can fail: a breaker whose probes keep their place when the client leaves is told from the model, in few steps.
+#[test]
+fn a_breaker_that_can_be_wedged_is_found() {
+    let property = |(settings, steps): &(Settings, Vec<Action>)| paused(async { agrees(*settings, steps, &mut Real::new(*settings, true)).await });
+    let ((_, steps), why) = counterexample::find(counterexample::fixed(3_000), &runs(), property).unwrap().expect("the defect must be found");
+    assert!(steps.len() <= 20, "shrunk to {} steps: {steps:?}", steps.len());
+    assert!(why.contains("let through: false, the model: true"), "{why}");
+}
+
+/// The runs reach what they are made for.
+#[test]
+fn the_runs_reach_every_state() {
+    let reached = std::cell::RefCell::new(std::collections::HashMap::<String, usize>::new());
+    let property = |(settings, steps): &(Settings, Vec<Action>)| {
+        let mut model = Model::new(*settings, 600_000);
+        for action in steps {
+            let under_way = model.under_way();
+            let before = model.state();
+            match *action {
+                Action::Ask => drop(model.ask()),
+                Action::Advance(ms) => model.advance(ms),
+                _ if under_way == 0 => {}
+                Action::Succeed(at) => model.succeed(at % under_way),
+                Action::Fail(at, asked) => model.fail(at % under_way, asked),
+                Action::Leave(at) => model.leave(at % under_way),
+            }
+            *reached.borrow_mut().entry(format!("{before:?} to {:?}", model.state())).or_default() += 1;
+        }
+        Ok(())
+    };
+    counterexample::find(counterexample::fixed(300), &runs(), property).unwrap();
+    for change in ["Closed to Open", "Open to HalfOpen", "HalfOpen to Closed", "HalfOpen to Open", "Open to Open"] {
+        assert!(reached.borrow().get(change).is_some_and(|times| *times > 50), "{change} is hardly reached: {reached:?}");
+    }
+}
+
+/// The clock of a run is the test's: no run waits for real.
+#[test]
+fn time_is_paused() {
+    paused(async {
+        let start = Instant::now();
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(3_600));
+    });
+}
