@@ -243,16 +243,16 @@ async fn attempts_are_spaced_and_alike() {
 
 /// Retry-After is waited for where it fits, else the next candidate is asked at once, else the client is told at once.
 #[rstest]
-#[case::fits(&[&[limited(3)]], &[(1, 0), (1, 3_000)], None)]
-#[case::shorter_than_the_back_off(&[&[limited(0)]], &[(1, 0), (1, 100)], None)]
-#[case::too_long_but_another_is_there(&[&[limited(47)], &[]], &[(1, 0), (2, 0)], None)]
-#[case::too_long_for_the_share(&[&[limited(9)], &[]], &[(1, 0), (2, 0)], None)]
-#[case::too_long_and_nobody_else(&[&[limited(47)]], &[(1, 0)], Some(47))]
-#[case::the_soonest_of_two(&[&[limited(47)], &[limited(30)]], &[(1, 0), (2, 0)], Some(30))]
-#[case::absurd(&[&[limited(u64::MAX / 2)]], &[(1, 0)], Some(86_400))]
+#[case::fits(vec![vec![limited(3)]], &[(1, 0), (1, 3_000)], None)]
+#[case::shorter_than_the_back_off(vec![vec![limited(0)]], &[(1, 0), (1, 100)], None)]
+#[case::too_long_but_another_is_there(vec![vec![limited(47)], vec![]], &[(1, 0), (2, 0)], None)]
+#[case::too_long_for_the_share(vec![vec![limited(9)], vec![]], &[(1, 0), (2, 0)], None)]
+#[case::too_long_and_nobody_else(vec![vec![limited(47)]], &[(1, 0)], Some(47))]
+#[case::the_soonest_of_two(vec![vec![limited(47)], vec![limited(30)]], &[(1, 0), (2, 0)], Some(30))]
+#[case::absurd(vec![vec![limited(u64::MAX / 2)]], &[(1, 0)], Some(86_400))]
 #[tokio::test(start_paused = true)]
-async fn retry_after(#[case] script: &[&[Action]], #[case] calls: &[(usize, u128)], #[case] told: Option<u64>) {
-    let schedule = doing(script);
+async fn retry_after(#[case] script: Vec<Vec<Action>>, #[case] calls: &[(usize, u128)], #[case] told: Option<u64>) {
+    let schedule = doing(&script.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let world = world(&schedule);
     let result = world.router(&config_of(&schedule)).chat(request(false), context(None)).await;
     let seen: Vec<(usize, u128)> = world.calls().iter().map(|call| (call.candidate + 1, ms(call.at))).collect();
