@@ -127,7 +127,7 @@ async fn what_a_failure_leads_to(#[case] action: Action, #[case] cause: Cause, #
 async fn a_stream_that_fails_before_its_first_token_falls_back(#[case] action: Action) {
     let schedule = doing(&[&[action; 9], &[]]);
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.ok().expect("the second serves");
+    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("the second serves"));
     assert_eq!(served.by.provider, "p2");
     let told = read(served).await;
     assert_eq!((told.text, told.done, told.failed.len()), (full_text(1, 0), 1, 0));
@@ -147,7 +147,7 @@ async fn a_stream_that_fails_before_its_first_token_falls_back(#[case] action: A
 async fn a_stream_that_breaks_after_its_first_token_says_so(#[case] action: Action, #[case] cause: Cause) {
     let schedule = doing(&[&[action; 9], &[]]);
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.ok().expect("committed");
+    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
     let told = read(served).await;
     assert_eq!(told.text, [word(0, 0, 0), word(0, 0, 1)].concat());
     assert_eq!((told.done, told.failed.len()), (0, 1));
@@ -182,7 +182,7 @@ async fn a_slow_answer_is_not_cut(#[values(true, false)] stream: bool) {
     let mut schedule = doing(&[&[Action::Drip { every_ms: 1_400 }]]);
     schedule.settings.total_ms = 30_000;
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(stream), context(None)).await.ok().expect("it comes in time");
+    let served = world.router(&config_of(&schedule)).chat(request(stream), context(None)).await.unwrap_or_else(|_| panic!("it comes in time"));
     let told = read(served).await;
     assert_eq!((told.text, told.done), (full_text(0, 0), 1));
 }
@@ -341,7 +341,7 @@ async fn a_probe_that_streams(#[case] action: Action, #[case] items: usize, #[ca
     let router = world.router(&config_of(&schedule));
     failure(router.chat(request(false), context(None)).await);
     tokio::time::advance(30 * SECOND).await;
-    let served = router.chat(request(true), context(None)).await.ok().expect("the probe is let through");
+    let served = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("the probe is let through"));
     assert_eq!(failure(router.chat(request(true), context(None)).await).cause, Cause::BreakerOpen, "the probe's place is taken while it streams");
     let Answer::Stream(stream) = served.answer else { panic!("a stream was asked for") };
     let _read: Vec<StreamItem> = stream.take(items).collect().await;
@@ -360,12 +360,12 @@ async fn a_stream_keeps_its_place_to_its_end() {
     config.providers["p1"].max_in_flight = 1;
     let world = world(&schedule);
     let router = world.router(&config);
-    let first = router.chat(request(true), context(None)).await.ok().expect("committed");
-    let second = router.chat(request(false), context(None)).await.ok().expect("served by the other");
+    let first = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
+    let second = router.chat(request(false), context(None)).await.unwrap_or_else(|_| panic!("served by the other"));
     assert_eq!(second.by.provider, "p2");
     assert_eq!(second.attempts[0].error.as_ref().map(|error| error.cause), Some(Cause::BulkheadFull));
     drop(first);
-    let third = router.chat(request(false), context(None)).await.ok().expect("the place is free");
+    let third = router.chat(request(false), context(None)).await.unwrap_or_else(|_| panic!("the place is free"));
     assert_eq!(third.by.provider, "p1");
 }
 
@@ -429,7 +429,7 @@ async fn a_slow_client_holds_the_provider_back() {
         let whole = doing(&[&[]]).play(0, 0, true).response;
         Played::flowing(whole, Plan::of(std::iter::once(Step::Head).chain((0..7).map(|_| Step::Events(1)))))
     });
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.ok().expect("committed");
+    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
     let Answer::Stream(mut stream) = served.answer else { panic!("a stream was asked for") };
     let mut text = String::new();
     loop {
