@@ -106,6 +106,20 @@ pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Waits until `probe` has given the same value for a third of a second, and returns it: for "takes no more". Safe where more load
+/// can only make the value smaller, as with bytes taken. Cancel safe.
+pub async fn settled<T: PartialEq>(mut probe: impl FnMut() -> T) -> T {
+    let mut value = probe();
+    let mut same = 0;
+    while same < 33 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let now = probe();
+        same = if now == value { same + 1 } else { 0 };
+        value = now;
+    }
+    value
+}
+
 /// Waits for `future` no longer than `bound`; for the harness's own clean-up only, whose failure is not a verdict.
 pub(crate) async fn bounded<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(bound, future).await.ok()

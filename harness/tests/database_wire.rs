@@ -170,3 +170,15 @@ async fn a_statement_is_cut_reset_or_its_reply_lost() {
     bench.wire.resume().await.unwrap();
     replies(&mut stream, query("SELECT 1").len()).await;
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_held_statement_with_it() {
+    let bench = bench().await;
+    let mut held = bench.connect().await;
+    bench.wire.at_statement("insert", AtStatement::Hold("g".into()));
+    held.write_all(&query("INSERT INTO t")).await.unwrap();
+    bench.wire.statements("insert", 1).await.unwrap();
+    drop(held);
+    let left = |entry: &gauntlet_harness::tape::Entry| matches!(&entry.event, Event::Database { what } if what.contains("left while"));
+    guard("the end of the statement", bench.tape.wait_for(1, left)).await.unwrap();
+}

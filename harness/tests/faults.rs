@@ -302,8 +302,7 @@ async fn stall_keeps_the_connection_until_the_peer_leaves_in_order_or_by_reset()
 #[tokio::test]
 async fn wrong_lengths_are_told_and_the_connection_ends() {
     for (off, told) in [(5, 9), (-1, 3)] {
-        let mut plan = Plan::default();
-        plan.framing = Framing::WrongLength(off);
+        let plan = Plan { framing: Framing::WrongLength(off), ..Plan::default() };
         let bench = says(Answer::new(200, "text/plain", "body").with_plan(plan)).await;
         let (text, end) = read_all(&mut bench.ask().await).await;
         assert_eq!(text, format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {told}\r\n\r\nbody"));
@@ -313,8 +312,7 @@ async fn wrong_lengths_are_told_and_the_connection_ends() {
 
 #[tokio::test]
 async fn until_close_tells_no_length() {
-    let mut plan = Plan::default();
-    plan.framing = Framing::UntilClose;
+    let plan = Plan { framing: Framing::UntilClose, ..Plan::default() };
     let bench = says(Answer::new(200, "text/event-stream", EVENTS).with_plan(plan)).await;
     let (text, end) = read_all(&mut bench.ask().await).await;
     assert_eq!(text, format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{EVENTS}"));
@@ -415,4 +413,19 @@ async fn dropping_the_wire_ends_its_connections_and_frees_the_port() {
     drop(bench.wire);
     let _ = read_all(&mut stream).await;
     assert!(TcpStream::connect(addr).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_peer_does_not_read_is_not_counted_as_taken() {
+    const BODY: usize = 64 << 20;
+    let bench = says(Answer::new(200, "text/plain", vec![b'x'; BODY])).await;
+    let mut stream = bench.ask().await;
+    let taken = bench.wire.sent_settles().await.unwrap();
+    assert!(taken < BODY as u64, "the system's buffers are smaller than that");
+    assert!(!bench.has(|event| matches!(event, Event::AnswerSent { .. })));
+    assert_eq!(bench.wire.in_flight(), 1);
+    let mut rest = vec![0; BODY];
+    guard("the whole body", stream.read_exact(&mut rest)).await.unwrap().unwrap();
+    bench.wire.in_flight_is(0).await.unwrap();
+    assert!(bench.wire.sent_bytes() > BODY as u64);
 }

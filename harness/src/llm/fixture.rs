@@ -248,6 +248,9 @@ impl Script {
     }
 }
 
+/// A text that may be given, and what it changes.
+type Change<'a, T> = (&'a Option<String>, fn(T, &str) -> T);
+
 impl Conditions {
     fn matcher(&self) -> Matcher {
         let mut matcher = match self.protocol {
@@ -255,7 +258,7 @@ impl Conditions {
             Some(Spoken::OpenAi) => openai::chat(),
             Some(Spoken::Ollama) => ollama::chat(),
         };
-        let texts: [(&Option<String>, fn(Matcher, &str) -> Matcher); 4] = [
+        let texts: [Change<'_, Matcher>; 4] = [
             (&self.model, Matcher::model),
             (&self.user_says, Matcher::user_says),
             (&self.body_contains, Matcher::body_contains),
@@ -311,8 +314,7 @@ impl Answers {
             (None, None) if self.echo => echo(),
             (None, None) => self.model_reply(),
         };
-        let texts: [(&Option<String>, fn(Responder, &str) -> Responder); 3] =
-            [(&self.code, Responder::code), (&self.kind, Responder::kind), (&self.message, Responder::message)];
+        let texts: [Change<'_, Responder>; 3] = [(&self.code, Responder::code), (&self.kind, Responder::kind), (&self.message, Responder::message)];
         for (text, change) in texts {
             responder = text.iter().fold(responder, |responder, text| change(responder, text));
         }

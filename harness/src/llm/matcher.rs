@@ -112,7 +112,7 @@ impl Condition {
             Self::ToolNamed(name) => tool_names(asked).any(|tool| tool == name),
             Self::At(path, value) => asked.at(path) == Some(value),
             Self::Header(name, value) => asked.header(name) == Some(value),
-            Self::Contains(text) => asked.json.to_string().contains(&Value::from(text.as_str()).to_string()[1..].trim_end_matches('"')),
+            Self::Contains(text) => asked.json.to_string().contains(within_json(text).as_str()),
         }
     }
 
@@ -128,6 +128,12 @@ impl Condition {
             Self::Contains(_) => "a body without it".into(),
         }
     }
+}
+
+/// The text as it stands within a JSON string.
+fn within_json(text: &str) -> String {
+    let quoted = Value::from(text).to_string();
+    quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(&quoted).to_string()
 }
 
 fn tool_names(asked: &Asked) -> impl Iterator<Item = &str> {
@@ -159,5 +165,16 @@ impl fmt::Display for Matcher {
 impl Match for Matcher {
     fn matches(&self, request: &wiremock::Request) -> bool {
         self.accepts(&Asked::of_wiremock(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within_json;
+
+    #[test]
+    fn text_is_looked_for_as_json_writes_it() {
+        assert_eq!(within_json("say \"hi\""), "say \\\"hi\\\"");
+        assert_eq!(within_json("plain"), "plain");
     }
 }

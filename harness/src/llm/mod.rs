@@ -269,6 +269,15 @@ impl Stub {
         self.inner.wire.high_water()
     }
 
+    /// Waits until the gateway takes no more of what is answered (all is out, or it stopped reading), and returns how many bytes
+    /// have gone out so far; see [`Wire::sent_bytes`].
+    ///
+    /// # Errors
+    /// A violation by a hang if it never stops.
+    pub async fn sent_settles(&self) -> Result<u64, Failure> {
+        self.inner.wire.sent_settles().await
+    }
+
     /// Waits until exactly `count` calls are in flight.
     ///
     /// # Errors

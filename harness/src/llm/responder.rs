@@ -346,7 +346,7 @@ fn words(text: &str) -> Vec<String> {
     let mut blank = true;
     for c in text.chars() {
         match words.last_mut() {
-            Some(word) if !(c.is_whitespace() && !blank) => word.push(c),
+            Some(word) if blank || !c.is_whitespace() => word.push(c),
             _ => words.push(c.to_string()),
         }
         blank = c.is_whitespace();

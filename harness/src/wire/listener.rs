@@ -145,7 +145,7 @@ async fn leave_alone(shared: Arc<Shared>, stream: TcpStream, id: u64) {
 }
 
 /// Waits until the peer has closed, without reading: the system's readiness tells.
-async fn left(stream: &TcpStream) -> Close {
+pub(super) async fn left(stream: &TcpStream) -> Close {
     loop {
         match stream.ready(Interest::READABLE).await {
             Ok(ready) if ready.is_read_closed() => break,

@@ -18,6 +18,7 @@ pub mod postgres;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -136,6 +137,8 @@ struct Shared {
     load: watch::Sender<Load>,
     /// Counts up when idle connections have to go.
     turn_out: watch::Sender<u64>,
+    /// Bytes of answers that the system has taken.
+    sent: AtomicU64,
 }
 
 impl Shared {
@@ -185,6 +188,7 @@ impl Wire {
             source,
             load: watch::Sender::new(Load::default()),
             turn_out: watch::Sender::new(0),
+            sent: AtomicU64::new(0),
         });
         let port = listener::Port::reserve(addr)?;
         let addr = port.addr();
@@ -209,8 +213,11 @@ impl Wire {
     /// closes.
     ///
     /// # Errors
-    /// A harness failure if the port can't be listened on again.
+    /// A harness failure if the port can't be listened on again; *not run* where the platform can't behave so.
     pub async fn listen(&self, listen: Listen) -> CaseResult {
+        if listen == Listen::NeverAccept && !cfg!(target_os = "linux") {
+            return Err(Failure::NotRun { why: "a port whose connections never stand rests on Linux's accept queue".into() });
+        }
         let serving = listen == Listen::Serve;
         let (done, switched) = oneshot::channel();
         let gone = || Failure::Harness { what: format!("the listener of {} is gone", self.shared.name) };
@@ -236,6 +243,21 @@ impl Wire {
     /// The most calls that were ever in flight together, exactly.
     pub fn high_water(&self) -> usize {
         self.shared.load.borrow().high_water
+    }
+
+    /// Bytes of answers, heads and framing included, that have gone out so far. Up to some MiB of them may lie in the system's
+    /// buffers on both sides: bounds on what a gateway takes need room for that.
+    pub fn sent_bytes(&self) -> u64 {
+        self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    /// Waits until [`Wire::sent_bytes`] has stopped growing, and returns it: the answer is out, or the gateway takes no more.
+    ///
+    /// # Errors
+    /// A violation by a hang if it never stops.
+    pub async fn sent_settles(&self) -> Result<u64, Failure> {
+        let expected = format!("the gateway takes no more from {}", self.shared.name);
+        gate::guard(&expected, gate::settled(|| self.sent_bytes())).await
     }
 
     /// Connections that stand now.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -30,6 +31,9 @@ pub(super) enum Ended {
 
 /// Gathered bytes are written at the latest when there are so many.
 const MOST_GATHERED: usize = 64 * 1024;
+
+/// Larger events go out in several chunks.
+const MOST_AT_ONCE: usize = 1 << 20;
 
 /// How the body is laid on the wire.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -268,7 +272,8 @@ impl Player<'_, '_, '_> {
             return Ok(());
         }
         while self.at < to {
-            let end = self.ends.get(self.events).copied().unwrap_or(self.answer.body.len()).min(to);
+            // one chunk an event, but for events so large that gathering them whole would only cost memory
+            let end = self.ends.get(self.events).copied().unwrap_or(self.answer.body.len()).min(to).min(self.at + MOST_AT_ONCE);
             let piece = self.at..end;
             self.at = end;
             if self.ends.get(self.events) == Some(&end) {
@@ -313,14 +318,26 @@ impl Player<'_, '_, '_> {
     async fn flush(&mut self) -> io::Result<()> {
         let bytes = std::mem::take(&mut self.pending);
         if !self.complete || self.flight.is_over() {
-            return self.write.write_all(&bytes).await;
+            return self.send(&bytes).await;
         }
         // the last byte: everything before it first, for a slow reader is still being answered
         let (before, last) = bytes.split_at(bytes.len().saturating_sub(MOST_GATHERED));
-        self.write.write_all(before).await?;
+        self.send(before).await?;
         self.shared.record(Event::AnswerSent { request: self.request.id });
         self.flight.end();
-        self.write.write_all(last).await
+        self.send(last).await
+    }
+
+    async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.write.write(bytes).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.shared.sent.fetch_add(written as u64, Ordering::Relaxed);
+            bytes = &bytes[written..];
+        }
+        Ok(())
     }
 
     fn fault(&self, name: &str) {

@@ -342,7 +342,15 @@ async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut
                     None => {}
                     Some(AtStatement::Hold(name)) => {
                         shared.note(format!("the statement is held at {name}"));
-                        shared.gates.gate(&name).wait().await;
+                        let gate = shared.gates.gate(&name);
+                        // bytes that come meanwhile stay in the socket
+                        tokio::select! {
+                            () = gate.wait() => {}
+                            () = closed(from.as_ref()) => {
+                                shared.note("the client left while its statement was held");
+                                return Ended::Closed;
+                            }
+                        }
                     }
                     Some(AtStatement::Stall) => {
                         shared.note("stalled");
@@ -359,6 +367,11 @@ async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut
             }
         }
     }
+}
+
+/// Waits until the client has closed, without reading.
+async fn closed(stream: &TcpStream) {
+    super::listener::left(stream).await;
 }
 
 async fn to_the_client(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
