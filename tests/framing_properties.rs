@@ -1,7 +1,9 @@
 //! PROP-03 (MUST): SSE and NDJSON decoders, alone and inside the codecs: any bytes never panic, and the result does not depend on
 //! how the bytes were split.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use gauntlet::config::{Protocol, ProviderConfig};
@@ -9,7 +11,7 @@ use gauntlet::llm::chat::ChatRequest;
 use gauntlet::llm::framing::FrameError;
 use gauntlet::llm::framing::ndjson::NdjsonDecoder;
 use gauntlet::llm::framing::sse::{SseDecoder, SseEvent};
-use gauntlet::llm::provider::{Codec, Decoded, codec};
+use gauntlet::llm::provider::{ChunkDecoder, Codec, Decoded, codec};
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
@@ -80,30 +82,29 @@ fn lines(mut bytes: &[u8]) -> Vec<&[u8]> {
     lines
 }
 
-fn openai() -> (Box<dyn Fn() -> Box<dyn gauntlet::llm::provider::ChunkDecoder>>, &'static str) {
-    (Box::new(decoder(Protocol::OpenAi, "text/event-stream")), "openai")
+/// A decoder of a stream that `protocol` answers with.
+fn decoder(protocol: Protocol) -> Box<dyn ChunkDecoder> {
+    let content_type = match protocol {
+        Protocol::OpenAi => "text/event-stream",
+        Protocol::Ollama => "application/x-ndjson",
+    };
+    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+    let request = br#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user"}]}"#;
+    codec_of(protocol).decoder(&ChatRequest::parse(request).unwrap(), &headers).unwrap()
 }
 
-fn ollama() -> (Box<dyn Fn() -> Box<dyn gauntlet::llm::provider::ChunkDecoder>>, &'static str) {
-    (Box::new(decoder(Protocol::Ollama, "application/x-ndjson")), "ollama")
-}
-
-fn decoder(protocol: Protocol, content_type: &'static str) -> impl Fn() -> Box<dyn gauntlet::llm::provider::ChunkDecoder> {
-    let codec: std::sync::Arc<dyn Codec> = codec(&ProviderConfig {
+fn codec_of(protocol: Protocol) -> Arc<dyn Codec> {
+    codec(&ProviderConfig {
         name: "p".into(),
         protocol,
         base_url: http::Uri::from_static("http://127.0.0.1:1"),
-        api_key: None,
+        api_key: Some("secret".to_owned().into()),
         max_in_flight: 1,
-    });
-    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
-    let request = br#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user"}]}"#;
-    let request = ChatRequest::parse(request).expect("a good request");
-    move || codec.decoder(&request, &headers).expect("a stream by its content type")
+    })
 }
 
 /// What a decoder makes of the pieces, without what is random (ids) or of the moment (created).
-fn chunks(mut decoder: Box<dyn gauntlet::llm::provider::ChunkDecoder>, pieces: &[&[u8]]) -> Vec<String> {
+fn chunks(mut decoder: Box<dyn ChunkDecoder>, pieces: &[&[u8]]) -> Vec<String> {
     let mut out = VecDeque::new();
     for piece in pieces {
         decoder.push(Bytes::copy_from_slice(piece), &mut out);
@@ -113,7 +114,7 @@ fn chunks(mut decoder: Box<dyn gauntlet::llm::provider::ChunkDecoder>, pieces: &
         .into_iter()
         .map(|item| match item {
             Decoded::Chunk { data, content } => {
-                let mut chunk: serde_json::Value = serde_json::from_slice(&data).expect("a chunk is JSON");
+                let mut chunk: serde_json::Value = serde_json::from_slice(&data).unwrap();
                 assert!(!data.contains(&b'\n') && !data.contains(&b'\r'), "a chunk is one line");
                 scrub(&mut chunk);
                 format!("{content} {chunk}")
@@ -263,10 +264,12 @@ proptest! {
         noise in prop::collection::vec(any::<u8>(), 0..200),
         cuts in cuts(),
     ) {
-        for ((decoder, name), bytes) in [(openai(), &openai_bytes), (ollama(), &ollama_bytes), (openai(), &noise), (ollama(), &noise)] {
-            let whole = chunks(decoder(), &[bytes]);
-            prop_assert_eq!(&chunks(decoder(), &split(bytes, &cuts)), &whole, "{}", name);
-            prop_assert_eq!(&chunks(decoder(), &each_byte(bytes)), &whole, "{}", name);
+        for (protocol, bytes) in
+            [(Protocol::OpenAi, &openai_bytes), (Protocol::Ollama, &ollama_bytes), (Protocol::OpenAi, &noise), (Protocol::Ollama, &noise)]
+        {
+            let whole = chunks(decoder(protocol), &[bytes]);
+            prop_assert_eq!(&chunks(decoder(protocol), &split(bytes, &cuts)), &whole, "{:?}", protocol);
+            prop_assert_eq!(&chunks(decoder(protocol), &each_byte(bytes)), &whole, "{:?}", protocol);
         }
     }
 
@@ -280,13 +283,7 @@ proptest! {
             prop_assert!(ChatRequest::parse(&told).is_ok());
         }
         for protocol in [Protocol::OpenAi, Protocol::Ollama] {
-            let codec = codec(&ProviderConfig {
-                name: "p".into(),
-                protocol,
-                base_url: http::Uri::from_static("http://127.0.0.1:1"),
-                api_key: Some("secret".to_owned().into()),
-                max_in_flight: 1,
-            });
+            let codec = codec_of(protocol);
             let _ = codec.completion(&HeaderMap::new(), Bytes::copy_from_slice(&bytes));
             let error = codec.error(http::StatusCode::BAD_REQUEST, &HeaderMap::new(), &bytes);
             prop_assert_eq!(error.status, Some(400));
