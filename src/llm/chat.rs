@@ -244,3 +244,19 @@ pub enum StreamItem {
 
 /// A committed stream. Dropping it closes the connection to the provider.
 pub type ChatStream = Pin<Box<dyn Stream<Item = StreamItem> + Send>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_the_first_choices_or_none() {
+        let text = |body: &'static [u8]| Completion { body: Bytes::from_static(body), usage: None }.text();
+        assert_eq!(text(br#"{"choices":[{"message":{"content":"Paris"}},{"message":{"content":"Lyon"}}]}"#).as_deref(), Some("Paris"));
+        for nothing in
+            [&br#"{"choices":[]}"#[..], br#"{"choices":[{"message":{"content":null}}]}"#, br#"{"choices":[{"message":{"content":[1]}}]}"#, b"<html>"]
+        {
+            assert_eq!(text(nothing), None);
+        }
+    }
+}

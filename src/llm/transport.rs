@@ -10,8 +10,6 @@ use bytes::Bytes;
 use futures::Stream;
 use http::{HeaderMap, StatusCode};
 
-use crate::llm::chat::{AttemptError, Cause};
-
 /// One request to a provider. Always a POST.
 #[derive(Clone, Debug)]
 pub struct UpstreamRequest {
@@ -56,19 +54,6 @@ pub enum TransportError {
     /// Anything else that is not HTTP.
     #[error("not an HTTP answer: {0}")]
     Protocol(String),
-}
-
-impl From<TransportError> for AttemptError {
-    fn from(error: TransportError) -> Self {
-        let cause = match error {
-            TransportError::Refused(_) => Cause::Refused,
-            TransportError::ConnectTimeout(_) => Cause::ConnectTimeout,
-            TransportError::Reset(_) => Cause::Reset,
-            TransportError::Truncated(_) => Cause::Truncated,
-            TransportError::Protocol(_) => Cause::BadResponse,
-        };
-        Self::new(cause, format!("The provider failed: {error}."))
-    }
 }
 
 /// Sends requests to one provider.

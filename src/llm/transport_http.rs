@@ -50,7 +50,8 @@ pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
         .build();
     // fails only where reqwest would have to load certificates or a resolver by itself, and it has to load neither
     #[allow(clippy::expect_used)]
-    Arc::new(HttpTransport { client: client.expect("a client with preconfigured TLS") })
+    let client = client.expect("a client with preconfigured TLS");
+    Arc::new(HttpTransport { provider: provider.name.clone(), client })
 }
 
 /// What TLS trusts on the way to `url`.
@@ -87,6 +88,7 @@ fn tls_config(roots: RootCertStore) -> ClientConfig {
 }
 
 struct HttpTransport {
+    provider: String,
     client: reqwest::Client,
 }
 
@@ -99,7 +101,12 @@ impl Transport for HttpTransport {
         *head.headers_mut() = request.headers;
         let outgoing = reqwest::Request::try_from(head).map_err(|error| TransportError::Protocol(reason(&error)))?;
         let answer = CONNECT_TIMEOUT.scope(request.connect_timeout, self.client.execute(outgoing)).await;
-        let answer = answer.map_err(|error| before_the_answer(&error, request.connect_timeout))?;
+        let answer = answer.map_err(|error| {
+            let error = before_the_answer(&error, request.connect_timeout);
+            // what clients are told leaves the reason out: a name that does not resolve, a certificate that is not trusted
+            tracing::debug!(provider = self.provider, %error, "no answer");
+            error
+        })?;
         let status = answer.status();
         let answer: http::Response<reqwest::Body> = answer.into();
         let (parts, body) = answer.into_parts();

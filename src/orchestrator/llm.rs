@@ -41,7 +41,7 @@ impl Llm for Router {
     async fn complete(&self, request: ChatRequest, context: CallContext) -> Result<Said, CallFailure> {
         let served = self.chat(request, context).await.map_err(failure)?;
         match served.answer {
-            Answer::Plain(completion) => Ok(Said { text: content(&completion.body), usage: completion.usage.unwrap_or_default() }),
+            Answer::Plain(completion) => Ok(Said { text: completion.text().unwrap_or_default(), usage: completion.usage.unwrap_or_default() }),
             Answer::Stream(_) => Err(CallFailure { cause: Cause::Error, detail: "a stream came where a document was asked for".into() }),
         }
     }
@@ -80,41 +80,5 @@ fn class(cause: LlmCause) -> Cause {
         | LlmCause::InBand
         | LlmCause::BulkheadFull
         | LlmCause::Unsupported => Cause::Error,
-    }
-}
-
-/// The text of the first choice: absent, null or of another type is the same as empty, which no agent accepts.
-fn content(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Document {
-        choices: Vec<Choice>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Choice {
-        message: Message,
-    }
-    #[derive(serde::Deserialize)]
-    struct Message {
-        content: Option<String>,
-    }
-    serde_json::from_slice::<Document>(body)
-        .ok()
-        .and_then(|document| document.choices.into_iter().next())
-        .and_then(|choice| choice.message.content)
-        .unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_is_the_first_choice_or_nothing() {
-        assert_eq!(content(br#"{"choices":[{"message":{"content":"Paris"}},{"message":{"content":"Lyon"}}]}"#), "Paris");
-        for nothing in
-            [&br#"{"choices":[]}"#[..], br#"{"choices":[{"message":{"content":null}}]}"#, br#"{"choices":[{"message":{"content":[1]}}]}"#, b"<html>"]
-        {
-            assert_eq!(content(nothing), "");
-        }
     }
 }

@@ -213,7 +213,7 @@ impl Query<'_> {
 
     async fn call<A: Agent>(&self, input: A::Input<'_>, until: Instant, usage: &mut Usage) -> Result<A::Output, (Cause, String)> {
         let alias = self.orchestrator.alias(A::STEP).ok_or_else(|| (Cause::Error, NotConfigured.to_string()))?;
-        let request = A::prompt(input).request(A::STEP, alias).map_err(|error| (Cause::Error, error.to_string()))?;
+        let request = A::prompt(input).request(A::STEP, alias);
         let context = CallContext {
             request_id: self.ask.request_id.clone(),
             deadline: Some(until),
