@@ -35,7 +35,7 @@ pub(super) struct ChatCompletionRequest {
 }
 
 /// Answers by the first candidate that is known to be good.
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "llm", request_body = ChatCompletionRequest,
+#[utoipa::path(post, path = "/v1/chat/completions", operation_id = "createChatCompletion", tag = "llm", request_body = ChatCompletionRequest,
     params(
         ("x-request-id" = Option<String>, Header, description = "Your id for the request, at most 128 visible ASCII characters; returned, logged and sent on"),
         ("x-request-timeout-ms" = Option<u64>, Header, description = "Your deadline; it can only shorten the configured one"),

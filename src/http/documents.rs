@@ -42,7 +42,7 @@ pub(super) struct Document {
 }
 
 /// Keeps a document, so that queries find it from now on.
-#[utoipa::path(post, path = "/api/v1/documents", tag = "query", request_body = Submission,
+#[utoipa::path(post, path = "/api/v1/documents", operation_id = "createDocument", tag = "query", request_body = Submission,
     responses((status = 201, body = Document), (status = 400, body = Envelope), (status = 401, body = Envelope),
         (status = 413, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn create(
@@ -61,7 +61,7 @@ pub(super) async fn create(
 }
 
 /// Tells a document.
-#[utoipa::path(get, path = "/api/v1/documents/{id}", tag = "query", params(("id" = String, Path, description = "The document's id")),
+#[utoipa::path(get, path = "/api/v1/documents/{id}", operation_id = "getDocument", tag = "query", params(("id" = String, Path, description = "The document's id")),
     responses((status = 200, body = Document), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn one(
     State(app): State<AppState>,
@@ -75,7 +75,7 @@ pub(super) async fn one(
 }
 
 /// Forgets a document: queries find it no more; records of earlier queries keep what they cited.
-#[utoipa::path(delete, path = "/api/v1/documents/{id}", tag = "query", params(("id" = String, Path, description = "The document's id")),
+#[utoipa::path(delete, path = "/api/v1/documents/{id}", operation_id = "deleteDocument", tag = "query", params(("id" = String, Path, description = "The document's id")),
     responses((status = 204), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn delete(
     State(app): State<AppState>,

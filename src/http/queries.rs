@@ -61,7 +61,7 @@ pub(super) struct QueryPage {
 
 /// Asks a question: several agents answer it together, by the deadline. 200 whenever there is an answer; what it lacks is in
 /// `degraded`. 503 with the query beside the error if there is none.
-#[utoipa::path(post, path = "/api/v1/queries", tag = "query", request_body = Question,
+#[utoipa::path(post, path = "/api/v1/queries", operation_id = "createQuery", tag = "query", request_body = Question,
     params(
         ("x-request-id" = Option<String>, Header, description = "Your id for the request, at most 128 visible ASCII characters; returned, logged and sent on"),
         ("x-request-timeout-ms" = Option<u64>, Header, description = "Your deadline; it can only shorten the configured one"),
@@ -90,7 +90,7 @@ pub(super) async fn create(
 }
 
 /// Reads a query again: the document that was sent.
-#[utoipa::path(get, path = "/api/v1/queries/{id}", tag = "query", params(("id" = String, Path, description = "The id of a query")),
+#[utoipa::path(get, path = "/api/v1/queries/{id}", operation_id = "getQuery", tag = "query", params(("id" = String, Path, description = "The id of a query")),
     responses((status = 200, body = QueryDocument), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn one(State(app): State<AppState>, Extension(tenant): Extension<Tenant>, Path(id): Path<String>) -> Result<Response, ApiError> {
     let found = match Uuid::parse_str(&id) {
@@ -101,7 +101,7 @@ pub(super) async fn one(State(app): State<AppState>, Extension(tenant): Extensio
 }
 
 /// Lists queries, newest first.
-#[utoipa::path(get, path = "/api/v1/queries", tag = "query",
+#[utoipa::path(get, path = "/api/v1/queries", operation_id = "listQueries", tag = "query",
     params(
         ("page" = Option<u32>, Query, description = "From 1; 1 if not given", minimum = 1),
         ("size" = Option<u32>, Query, description = "Queries a page, 1 to 100; 20 if not given", minimum = 1, maximum = 100),

@@ -13,4 +13,5 @@ mod limits;
 mod memory;
 mod process;
 mod provider;
+mod queries;
 mod snapshots;
