@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -72,9 +73,9 @@ fn start(choice: &Choice) -> Server {
     runtime.block_on(async {
         let require = if *choice == Choice::Sqlite { Require::Nothing } else { Require::from_env().expect("GAUNTLET_REQUIRE") };
         let resolved = Database::resolve(choice, require).await.unwrap_or_else(|error| panic!("{error}"));
-        eprintln!("the store's tests run on {resolved}");
+        say(&format!("the store's tests run on {resolved}"));
         if resolved.database.kind() == Kind::Sqlite && *choice != Choice::Sqlite {
-            eprintln!("NOT RUN: the half of the store's tests that needs Postgres");
+            say("NOT RUN: the half of the store's tests that needs Postgres");
             return None;
         }
         let template = resolved.database.template("store", |url| {
@@ -87,4 +88,9 @@ fn start(choice: &Choice) -> Server {
         let template = template.await.expect("the template is migrated");
         Some((resolved.database, template))
     })
+}
+
+/// Past the test runner's capture, which shows the output of failing tests alone.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
