@@ -226,6 +226,7 @@ async fn a_stuck_statement_ends_in_time_and_writes_nothing_later() {
     let error = guard("the call ends by its time-out", impatient.record_query(record())).await.unwrap().unwrap_err();
     assert_eq!(error, StoreError::Timeout(Duration::from_millis(600)));
     impatient.ping().await.unwrap();
+    bed.case.until_none_waits().await.unwrap();
     lock.release().await.unwrap();
     impatient.record_query(record()).await.unwrap();
     assert_eq!(bed.case.count("queries").await.unwrap(), 1, "what was given up is not there");

@@ -4,12 +4,13 @@
 //! waited for by SQLite's own busy time-out.
 
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use secrecy::ExposeSecret;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{Connection, Row, SqliteConnection};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ use crate::config::StoreConfig;
 pub(super) struct SqliteStore {
     pool: Pool<SqliteConnection>,
     /// Held by the one call that writes.
-    writer: Mutex<()>,
+    writer: Semaphore,
     bounds: Bounds,
     /// Keeps a database in memory alive while the pool has no connection.
     keeper: Mutex<Option<SqliteConnection>>,
@@ -58,12 +59,21 @@ impl SqliteStore {
             Err(MigrateError::Sql(error)) => return Err(classify(&error, bounds.statement)),
             Err(error) => return Err(StoreError::Failed(error.to_string())),
         }
-        Ok(Self { pool: Pool::new(options, target, bounds), writer: Mutex::new(()), bounds, keeper: Mutex::new(Some(keeper)) })
+        let keeper = if in_memory {
+            Some(keeper)
+        } else {
+            let _ = timeout(bounds.statement, keeper.close()).await;
+            None
+        };
+        Ok(Self { pool: Pool::new(options, target, bounds), writer: Semaphore::new(1), bounds, keeper: Mutex::new(keeper) })
     }
 
     /// Waits until no other call of this process writes.
-    async fn write(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
-        timeout(self.bounds.acquire, self.writer.lock()).await.map_err(|_| StoreError::PoolExhausted(self.bounds.acquire))
+    async fn write(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        match timeout(self.bounds.acquire, self.writer.acquire()).await {
+            Ok(permit) => permit.map_err(|_| StoreError::Unavailable("the store is closed".into())),
+            Err(_) => Err(StoreError::PoolExhausted(self.bounds.acquire)),
+        }
     }
 }
 
@@ -331,7 +341,8 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.pool.close().await;
-        if let Some(keeper) = self.keeper.lock().await.take() {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
             let _ = timeout(self.bounds.statement, keeper.close()).await;
         }
     }

@@ -95,7 +95,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         .map_err(|error| format!("the container does not start ({error})"))?;
     let container = Container { container, guard };
     match connect(&container.container, &password).await {
-        Ok(url) => match Postgres::owned(url, Owned::Container(container)).await {
+        Ok(url) => match Postgres::owned(url, Owned::Container(Box::new(container))).await {
             Ok(server) => Ok((server, image)),
             Err(error) => Err(error.to_string()),
         },

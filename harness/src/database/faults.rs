@@ -168,15 +168,27 @@ impl CaseDatabase {
     /// # Errors
     /// [`DatabaseError::Hung`] when they never do.
     pub async fn until_waiting(&self, count: i64) -> Result<(), DatabaseError> {
+        self.until(&format!("{count} sessions wait for a lock"), |waiting| waiting >= count).await
+    }
+
+    /// Waits until no session waits for a lock: every statement was answered, or given up by the server.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Hung`] when one always does.
+    pub async fn until_none_waits(&self) -> Result<(), DatabaseError> {
+        self.until("no session waits for a lock", |waiting| waiting == 0).await
+    }
+
+    async fn until(&self, wanted: &str, holds: impl Fn(i64) -> bool) -> Result<(), DatabaseError> {
         let by = Instant::now() + hang_guard();
         loop {
             let waiting = self.waiting().await?;
-            if waiting >= count {
-                self.note(format!("{waiting} sessions wait for a lock"));
+            if holds(waiting) {
+                self.note(wanted);
                 return Ok(());
             }
             if Instant::now() >= by {
-                return Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock, not {count}, after {:?}", hang_guard())));
+                return Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock after {:?}; wanted: {wanted}", hang_guard())));
             }
             sleep(LOOK).await;
         }

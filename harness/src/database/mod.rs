@@ -15,11 +15,11 @@ mod url;
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 pub use case::{CaseDatabase, End};
 pub use faults::Held;
@@ -181,7 +181,7 @@ impl fmt::Display for Resolved {
 /// The database of a run: a server or a folder, with the templates that cases are cloned from.
 pub struct Database {
     server: Server,
-    templates: Mutex<HashMap<String, Template>>,
+    templates: Mutex<HashMap<String, Arc<OnceCell<Template>>>>,
 }
 
 enum Server {
@@ -265,18 +265,20 @@ impl Database {
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
     {
-        let mut templates = self.templates.lock().await;
-        if let Some(template) = templates.get(label) {
-            return Ok(template.clone());
-        }
+        let cell = Arc::clone(self.templates.lock().unwrap_or_else(PoisonError::into_inner).entry(label.to_owned()).or_default());
+        cell.get_or_try_init(|| self.make_template(label, migrate)).await.cloned()
+    }
+
+    async fn make_template<M>(&self, label: &str, migrate: M) -> Result<Template, DatabaseError>
+    where
+        M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
+    {
         let hash: String = Sha256::digest(label.as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let name = match &self.server {
             Server::Postgres(server) => server.template(&hash, migrate).await?,
             Server::Sqlite(folder) => folder.template(&hash, migrate).await?,
         };
-        let template = Template { name };
-        templates.insert(label.to_owned(), template.clone());
-        Ok(template)
+        Ok(Template { name })
     }
 
     /// A database for one case: a clone of the template, or an empty one.

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// What the harness started, and has to stop.
 pub(super) enum Owned {
-    Container(Container),
+    Container(Box<Container>),
     Cluster(Cluster),
 }
 
