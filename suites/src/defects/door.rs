@@ -99,11 +99,7 @@ async fn dispatch(gateway: &Arc<Gateway>, request: Request<Incoming>, request_id
         return models(gateway, rest.first().copied());
     }
     if gateway.draining.load(Ordering::SeqCst) {
-        let told = Told {
-            retry_after: Some(Duration::from_secs(1)),
-            ..Told::new(503, "service_unavailable_error", "shutting_down", "the gateway is shutting down")
-        };
-        return Err(refuse(gateway, body, told));
+        return Err(refuse(gateway, body, Told::shutting_down()));
     }
     let Some(place) = gateway.enter().await else {
         let told = Told {
@@ -131,7 +127,7 @@ async fn dispatch(gateway: &Arc<Gateway>, request: Request<Incoming>, request_id
     };
     tokio::select! {
         response = work => known_tenant.and(response),
-        () = set(&mut cut) => Err(Told::new(503, "service_unavailable_error", "shutting_down", "the gateway is shutting down")),
+        () = set(&mut cut) => Err(Told::shutting_down()),
     }
 }
 

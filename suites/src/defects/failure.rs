@@ -161,6 +161,12 @@ impl Told {
         Self { status, kind: kind.into(), code: code.into(), message: message.into(), param: None, retry_after: None, attempts: Vec::new() }
     }
 
+    /// What a gateway says that has been told to end.
+    pub(super) fn shutting_down() -> Self {
+        let retry_after = Some(Duration::from_secs(1));
+        Self { retry_after, ..Self::new(503, "service_unavailable_error", "shutting_down", "the gateway is shutting down") }
+    }
+
     /// The table: what each cause is for the client.
     pub(super) fn from_attempt(error: &AttemptError, defect: Option<Defect>) -> Self {
         let upstream = |code| (502, "upstream_error", code);

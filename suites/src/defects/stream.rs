@@ -172,7 +172,7 @@ pub(super) fn events(stream: Committed, place: Place) -> impl Stream<Item = Byte
                 }
                 Item::Failed(error) if gateway.has(Defect::ResetEndsSilently) && error.cause == Cause::Truncated => None,
                 Item::Failed(error) => {
-                    let told = Told::from_attempt(&error, gateway.defect);
+                    let told = if *cut.borrow() { Told::shutting_down() } else { Told::from_attempt(&error, gateway.defect) };
                     Some((format!("data: {}\n\n", told.document()).into(), None))
                 }
             }
