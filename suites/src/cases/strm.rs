@@ -227,7 +227,9 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
     // then
     broken(&stream)?;
-    p1.peer_closed(1).await.map(|_| ())
+    p1.peer_closed(1).await?;
+    let taken = p1.sent_settles().await?;
+    holds(taken < (ENDLESS / 2) as u64, "the event refused at a bound, long before all of it has been taken", format!("{taken} bytes taken"))
 }
 
 /// STRM-09 (MUST): a cut in transit is never the client's own error.

@@ -91,23 +91,25 @@ impl Decoder {
         if self.has(Defect::ReadsSseByPrefix) && self.protocol == Protocol::OpenAi {
             return self.push_by_prefix(bytes, out);
         }
-        for &byte in bytes {
-            if self.over {
-                return;
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.over {
+            if mem::take(&mut self.after_cr) && rest[0] == b'\n' {
+                rest = &rest[1..];
+                continue;
             }
-            match byte {
-                b'\n' if mem::take(&mut self.after_cr) => {}
-                b'\n' | b'\r' => {
-                    self.after_cr = byte == b'\r';
-                    let line = mem::take(&mut self.buffer);
-                    self.line(&line, out);
-                }
-                _ => {
-                    self.after_cr = false;
-                    self.buffer.push(byte);
-                }
+            let (piece, end) = match rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+                Some(at) => (&rest[..at], Some(rest[at])),
+                None => (rest, None),
+            };
+            self.buffer.extend_from_slice(piece);
+            rest = &rest[piece.len() + usize::from(end.is_some())..];
+            if let Some(end) = end {
+                self.after_cr = end == b'\r';
+                let line = mem::take(&mut self.buffer);
+                self.line(&line, out);
             }
-            if self.buffer.len() + self.data.as_ref().map_or(0, String::len) > EVENT_BOUND && !self.has(Defect::UnboundedEvent) {
+            let held = self.buffer.len() + self.data.as_ref().map_or(0, String::len);
+            if held > EVENT_BOUND && !self.over && !self.has(Defect::UnboundedEvent) {
                 self.fail(AttemptError::new(Cause::Oversized, "an event of the stream is too large"), out);
             }
         }
