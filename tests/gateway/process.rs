@@ -76,7 +76,7 @@ fn sigterm_ends_it_with_0_and_keys_made_meanwhile_are_listed() {
     assert_eq!(keys(&["revoke", id]).0, Some(0));
     assert_eq!(keys(&["revoke", id]).0, Some(2));
 
-    assert!(Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", serving.id())]).status().unwrap().success());
     assert_eq!(serving.wait().unwrap().code(), Some(0));
 }
 
@@ -90,7 +90,8 @@ fn a_second_signal_ends_it_at_once() {
     let mut said = String::new();
     BufReader::new(serving.stdout.take().unwrap()).read_line(&mut said).unwrap();
     let address = said.trim().strip_prefix("listening on http://").unwrap().to_owned();
-    let signal = |serving: &std::process::Child| assert!(Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap().success());
+    let signal =
+        |serving: &std::process::Child| assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", serving.id())]).status().unwrap().success());
 
     let mut client = std::net::TcpStream::connect(&address).unwrap();
     let body = super::client::question("plain");
@@ -148,7 +149,7 @@ fn without_a_configuration_it_says_what_it_found() {
     BufReader::new(serving.stdout.take().unwrap()).read_line(&mut said).unwrap();
     assert!(said.starts_with("listening on"), "{said}");
     assert!(folder.path().join("gauntlet.db").exists());
-    assert!(Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", serving.id())]).status().unwrap().success());
     assert_eq!(serving.wait().unwrap().code(), Some(0));
     let mut logged = String::new();
     serving.stderr.take().unwrap().read_to_string(&mut logged).unwrap();
