@@ -8,17 +8,22 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::DatabaseError;
+use super::guard::Guard;
 
 /// The folder with the files of a run.
 pub(super) struct Sqlite {
     folder: Mutex<Option<TempDir>>,
+    /// Removes the folder when the run is killed.
+    guard: Mutex<Option<Guard>>,
 }
 
 impl Sqlite {
     /// An empty folder.
     pub fn new() -> Result<Self, DatabaseError> {
         let folder = tempfile::Builder::new().prefix("gauntlet-sqlite-").tempdir().map_err(|error| system("make a temporary folder", &error))?;
-        Ok(Self { folder: Mutex::new(Some(folder)) })
+        let path = folder.path().display().to_string();
+        let guard = Guard::start("cat >/dev/null; rm -rf -- \"$1\"", &[path], &[]).ok();
+        Ok(Self { folder: Mutex::new(Some(folder)), guard: Mutex::new(guard) })
     }
 
     /// See [`super::Database::template`].
@@ -59,6 +64,10 @@ impl Sqlite {
         let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Err(error)) = folder.map(TempDir::close) {
             tracing::warn!(%error, "the folder of the SQLite databases is left behind");
+        }
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(guard) = guard {
+            guard.stop().await;
         }
     }
 
