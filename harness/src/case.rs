@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::future::BoxFuture;
 use indexmap::IndexMap;
@@ -13,7 +14,8 @@ use crate::gate::Gates;
 use crate::llm::Stub;
 use crate::spec::Spec;
 use crate::tape::Tape;
-use crate::target::{Capability, Manifest, RunningTarget};
+use crate::target::{Capability, Deployment, Manifest, Process, RunningTarget, Target};
+use crate::wire::postgres::DatabaseWire;
 
 /// The weight of a requirement (RFC 2119).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,11 +119,73 @@ pub struct Ctx {
     pub gates: Gates,
     /// The case's own database, where the specification asked for one.
     pub database: Option<CaseDatabase>,
+    /// The wire in front of that database, where the specification asked for Postgres.
+    pub database_wire: Option<DatabaseWire>,
+    /// Starts further gateways like the one under test.
+    pub(crate) starter: Option<Starter>,
     /// Unique to this run of this case; put into prompts so that requests can be told apart.
     pub nonce: String,
 }
 
+/// What it takes to start another gateway like the one under test.
+pub(crate) struct Starter {
+    pub(crate) target: Arc<dyn Target>,
+    pub(crate) deployment: Deployment,
+    pub(crate) started: AtomicU32,
+}
+
+/// Another gateway of the case. Dropping it ends it.
+pub struct Replica {
+    /// The gateway, ready.
+    pub target: Arc<RunningTarget>,
+    /// A client of it, on the case's tape.
+    pub client: Client,
+}
+
 impl Ctx {
+    /// Starts another gateway with the same configuration, stubs and database: a replica, or a restart after the end of the
+    /// first one. The case declares [`Capability::Process`].
+    ///
+    /// # Errors
+    /// A failure of the target if it does not become ready; *not run* where the gateway is shared by cases.
+    pub async fn start_another(&self) -> Result<Replica, Failure> {
+        let Some(starter) = &self.starter else {
+            return Err(Failure::NotRun { why: "the gateway serves many cases; a case cannot start another".into() });
+        };
+        let n = starter.started.fetch_add(1, Ordering::Relaxed) + 2;
+        let mut deployment = starter.deployment.clone();
+        deployment.id = format!("{}-{n}", deployment.id);
+        deployment.folder = deployment.folder.join(format!("gateway-{n}"));
+        std::fs::create_dir_all(&deployment.folder)
+            .map_err(|error| Failure::Harness { what: format!("cannot make {}: {error}", deployment.folder.display()) })?;
+        let running = starter.target.start(deployment).await.map_err(|error| Failure::Target { what: error.to_string() })?;
+        Ok(Replica { client: Client::of(&running, self.tape.clone())?, target: Arc::new(running) })
+    }
+
+    /// The case's own database; the specification of the case asks for one, so it is there.
+    ///
+    /// # Errors
+    /// A harness failure if the specification asks for none.
+    pub fn database(&self) -> Result<&CaseDatabase, Failure> {
+        self.database.as_ref().ok_or_else(|| Failure::Harness { what: "the specification of the case asks for no database".into() })
+    }
+
+    /// The wire in front of the database; the specification of the case asks for Postgres, so it is there.
+    ///
+    /// # Errors
+    /// A harness failure if the specification does not ask for Postgres.
+    pub fn database_wire(&self) -> Result<&DatabaseWire, Failure> {
+        self.database_wire.as_ref().ok_or_else(|| Failure::Harness { what: "the specification of the case does not ask for Postgres".into() })
+    }
+
+    /// The process of the gateway; the case declares [`Capability::Process`] or [`Capability::Drain`], so it is there.
+    ///
+    /// # Errors
+    /// *Not run* where the harness did not start the gateway.
+    pub fn process(&self) -> Result<&dyn Process, Failure> {
+        self.target.process.as_deref().ok_or_else(|| Failure::NotRun { why: "the harness did not start this gateway, and cannot signal it".into() })
+    }
+
     /// The stub of that name; the specification of the case names it, so it exists.
     ///
     /// # Errors

@@ -9,6 +9,8 @@ mod keys;
 #[cfg(feature = "examiner")]
 mod list;
 #[cfg(feature = "examiner")]
+mod replay;
+#[cfg(feature = "examiner")]
 mod report;
 #[cfg(feature = "examiner")]
 mod run;

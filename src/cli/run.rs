@@ -73,6 +73,9 @@ pub struct Args {
     /// End the run at the first MUST that does not hold
     #[arg(long)]
     fail_fast: bool,
+    /// Instead of cases: a fault schedule (JSON), as the property suites print it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "profile", "shard", "repeat", "fail_fast"])]
+    plan: Option<PathBuf>,
     /// Only these cases: an id (TIME-02) or an area (TIME)
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
@@ -80,7 +83,37 @@ pub struct Args {
 
 /// Runs, and says by the exit code how it went.
 pub fn run(args: Args) -> Result<ExitCode, CommandError> {
-    super::runtime()?.block_on(async { prepared(&args).await.map_err(CommandError)?.run(args).await })
+    super::runtime()?.block_on(async {
+        match args.plan.clone() {
+            Some(plan) => play(args, &plan).await,
+            None => prepared(&args).await.map_err(CommandError)?.run(args).await,
+        }
+    })
+}
+
+/// Plays one fault schedule; Ctrl-C ends it and everything that was started.
+async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
+    let (began, started_at) = (Instant::now(), jiff::Timestamp::now());
+    let target = target(&args).map_err(CommandError)?;
+    let replay = tokio::select! {
+        replay = super::replay::play(&target, plan) => replay?,
+        () = interrupted() => return Err(CommandError("interrupted; everything that was started is ended".into())),
+    };
+    let record = RunRecord {
+        schema: SCHEMA,
+        gauntlet: env!("CARGO_PKG_VERSION").into(),
+        started_at,
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        target: TargetRecord { name: target.manifest().name.clone(), version: target.manifest().version.clone() },
+        database: described(None),
+        command: format!("{} --plan {}", command(&args), plan.display()),
+        strict: args.strict,
+        broken: None,
+        outcomes: vec![replay.outcome],
+    };
+    let page = record.write(&args.report).map_err(CommandError)?;
+    println!("\nReport: {}", page.display());
+    Ok(ExitCode::from(record.exit_code()))
 }
 
 /// Everything that can be refused before anything is examined.

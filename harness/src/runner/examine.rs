@@ -1,25 +1,23 @@
 //! The examination of one case: set-up, the case itself, what is looked at afterwards, the end of everything.
 
 use std::any::Any;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use futures::FutureExt;
-use indexmap::IndexMap;
-use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::Outcome;
-use crate::case::{Case, Ctx, Failure, Honesty, Verdict};
+use super::setting::Setting;
+use crate::case::{Case, Ctx, Failure, Honesty, Starter, Verdict};
 use crate::client::Client;
-use crate::database::{CaseDatabase, Database, End, Kind};
-use crate::gate::{Gates, bounded, hang_guard};
-use crate::llm::Stub;
-use crate::spec::{DatabaseNeed, Spec};
+use crate::database::{Database, Kind};
+use crate::gate::{bounded, hang_guard};
+use crate::spec::DatabaseNeed;
 use crate::tape::{Event, Tape};
-use crate::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+use crate::target::{Capability, Manifest, RunningTarget, Target, TargetError};
 
 /// Examines one case once: everything is set up for it alone, and stopped afterwards.
 ///
@@ -29,24 +27,16 @@ pub async fn examine(target: &Arc<dyn Target>, case: &Case, database: Option<&Da
         return Outcome::without_run(case, verdict);
     }
     let began = Instant::now();
-    let mut setting = match Setting::prepare(target, case, database).await {
+    let mut setting = match Setting::prepare(target, case.id, (case.spec)(), database).await {
         Ok(setting) => setting,
         Err(failure) => return failed(case, failure, began, &Tape::new(), String::new()),
     };
-    let folder = match folder() {
-        Ok(folder) => folder,
-        Err(failure) => return failed(case, failure, began, &setting.tape, String::new()),
-    };
-    let deployment = Deployment {
-        id: setting.id.clone(),
-        spec: setting.spec.clone(),
-        endpoints: setting.endpoints(""),
-        database_url: setting.database_url.clone(),
-        folder: folder.path().to_path_buf(),
-        tape: setting.tape.clone(),
-    };
-    let outcome = match target.start(deployment).await {
-        Ok(running) => run(&mut setting, case, target.manifest(), running, began).await,
+    let deployment = setting.deployment();
+    let outcome = match target.start(deployment.clone()).await {
+        Ok(running) => {
+            let starter = Starter { target: Arc::clone(target), deployment, started: AtomicU32::new(0) };
+            run(&mut setting, case, target.manifest(), running, Some(starter), began).await
+        }
         Err(error) => failed(case, of_target(error), began, &setting.tape, String::new()),
     };
     setting.close().await;
@@ -73,59 +63,15 @@ pub(super) fn excused(target: &dyn Target, case: &Case, database: Option<&Databa
     }
 }
 
-/// What a case has around it before the gateway starts.
-pub(super) struct Setting {
-    pub(super) id: String,
-    pub(super) spec: Spec,
-    pub(super) tape: Tape,
-    gates: Gates,
-    stubs: IndexMap<String, Stub>,
-    pub(super) database: Option<CaseDatabase>,
-    pub(super) database_url: Option<String>,
-    nonce: String,
-}
-
-impl Setting {
-    /// Binds the stubs, makes the database.
-    pub(super) async fn prepare(target: &Arc<dyn Target>, case: &Case, database: Option<&Database>) -> Result<Self, Failure> {
-        let nonce = uuid::Uuid::new_v4().simple().to_string()[..12].to_string();
-        let id = format!("{}-{nonce}", case.id.to_lowercase());
-        let spec = (case.spec)();
-        let tape = Tape::new();
-        let gates = Gates::new(tape.clone());
-        let mut stubs = IndexMap::new();
-        for provider in &spec.providers {
-            let stub = match target.listen(&provider.name) {
-                Some(at) => Stub::start_at(at, provider, tape.clone(), gates.clone()).await.map_err(|error| occupied(at, error))?,
-                None => Stub::start(provider, &id, tape.clone(), gates.clone()).await?,
-            };
-            stubs.insert(provider.name.clone(), stub);
-        }
-        let database = match (spec.database, database) {
-            (DatabaseNeed::None, _) | (_, None) => None,
-            (_, Some(database)) => Some(clone_of_template(target, database, &id).await?.recorded(tape.clone())),
-        };
-        let database_url = database.as_ref().map(|database| database.url().to_string());
-        Ok(Self { id, spec, tape, gates, stubs, database, database_url, nonce })
-    }
-
-    /// Where the providers listen, their names under `prefix`.
-    pub(super) fn endpoints(&self, prefix: &str) -> IndexMap<String, String> {
-        self.stubs.iter().map(|(name, stub)| (format!("{prefix}{name}"), stub.base_url())).collect()
-    }
-
-    /// Ends what must not outlive the case.
-    pub(super) async fn close(self) {
-        self.gates.open_all();
-        if let Some(database) = self.database {
-            // what cannot be dropped goes with the run's database
-            let _ = database.finish(End::Drop).await;
-        }
-    }
-}
-
 /// Runs the case on a gateway that is ready, and looks at what it left behind.
-pub(super) async fn run(setting: &mut Setting, case: &Case, manifest: &Manifest, running: RunningTarget, began: Instant) -> Outcome {
+pub(super) async fn run(
+    setting: &mut Setting,
+    case: &Case,
+    manifest: &Manifest,
+    running: RunningTarget,
+    starter: Option<Starter>,
+    began: Instant,
+) -> Outcome {
     let tape = setting.tape.clone();
     let client = match Client::of(&running, tape.clone()) {
         Ok(client) => client,
@@ -141,6 +87,8 @@ pub(super) async fn run(setting: &mut Setting, case: &Case, manifest: &Manifest,
         stubs: std::mem::take(&mut setting.stubs),
         gates: setting.gates.clone(),
         database: setting.database.take(),
+        database_wire: setting.wire.take(),
+        starter,
         nonce: setting.nonce.clone(),
     };
     // every wait in a case has the hang guard; this one is for a case that forgot it
@@ -228,55 +176,10 @@ pub(super) fn of_target(error: TargetError) -> Failure {
     }
 }
 
-/// An empty folder that is removed when it is dropped.
-pub(super) fn folder() -> Result<TempDir, Failure> {
-    tempfile::Builder::new()
-        .prefix("gauntlet-")
-        .tempdir()
-        .map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })
-}
-
-fn occupied(at: SocketAddr, failure: Failure) -> Failure {
-    match failure {
-        Failure::Harness { what } => Failure::Target {
-            what: format!("{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file"),
-        },
-        other => other,
-    }
-}
-
 fn message(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 fn milliseconds(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A database that the target has migrated once in this run, cloned; an empty one for targets that are no process.
-async fn clone_of_template(target: &Arc<dyn Target>, database: &Database, id: &str) -> Result<CaseDatabase, Failure> {
-    let manifest = target.manifest();
-    if !manifest.capabilities.contains(&Capability::Process) {
-        return Ok(database.case_database(id, None).await?);
-    }
-    let label = format!("{} {}", manifest.name, manifest.version.as_deref().unwrap_or_default());
-    let migrator = Arc::clone(target);
-    let template = database.template(&label, |url| async move { migrate(migrator.as_ref(), url).await }.boxed()).await?;
-    Ok(database.case_database(id, Some(&template)).await?)
-}
-
-/// Starts the target once on an empty database, and ends it in order: whatever it makes of its database is the template.
-async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
-    let folder = folder().map_err(|failure| failure.to_string())?;
-    let spec = Spec { database: DatabaseNeed::Any, ..Spec::query() };
-    let endpoints = spec.providers.iter().map(|provider| (provider.name.clone(), "http://127.0.0.1:9/v1".to_string())).collect();
-    let deployment =
-        Deployment { id: "template".into(), spec, endpoints, database_url: Some(url), folder: folder.path().to_path_buf(), tape: Tape::new() };
-    let running = target.start(deployment).await.map_err(|error| error.to_string())?;
-    let Some(process) = &running.process else { return Ok(()) };
-    process.terminate().await.map_err(|error| error.to_string())?;
-    match bounded(hang_guard(), process.wait()).await {
-        Some(ended) => ended.map(|_| ()).map_err(|error| error.to_string()),
-        None => Err(format!("{} did not end within {} s of SIGTERM", target.manifest().name, hang_guard().as_secs())),
-    }
 }

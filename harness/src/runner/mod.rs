@@ -5,6 +5,8 @@
 
 mod examine;
 mod outcome;
+mod replay;
+mod setting;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use crate::target::Target;
 
 pub use examine::examine;
 pub use outcome::Outcome;
+pub use replay::{Replay, replay};
 
 /// A run: which cases, against what, how.
 pub struct Run {

@@ -8,7 +8,8 @@ use indexmap::IndexMap;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::examine::{Setting, failed, folder, of_target};
+use super::examine::{failed, of_target};
+use super::setting::Setting;
 use super::{Board, Outcome, Progress, Run, judged};
 use crate::case::{Case, Failure};
 use crate::spec::{DatabaseNeed, Spec};
@@ -60,7 +61,7 @@ async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, at
     };
     let mut prepared = Vec::new();
     for (index, case) in group {
-        match Setting::prepare(&run.target, case, run.database.as_deref()).await {
+        match Setting::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref()).await {
             Ok(setting) => prepared.push((*index, *case, setting)),
             Err(failure) => done(*index, failed(case, failure, began, &Tape::new(), String::new())).await,
         }
@@ -81,7 +82,7 @@ async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, at
             async move {
                 (board.observer)(Progress::Started(case.id));
                 let handle = share(&gateway.base_url, &gateway.headers, gateway.process.as_ref(), &prefix(&case));
-                let outcome = super::examine::run(&mut setting, &case, run.target.manifest(), handle, Instant::now()).await;
+                let outcome = super::examine::run(&mut setting, &case, run.target.manifest(), handle, None, Instant::now()).await;
                 setting.close().await;
                 done(index, outcome).await;
             }
@@ -100,7 +101,8 @@ struct Gateway {
 }
 
 async fn start(run: &Run, prepared: &[(usize, Case, Setting)]) -> Result<Gateway, Failure> {
-    let folder = folder()?;
+    let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
+    let folder = folder.map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })?;
     let prefixes: Vec<String> = prepared.iter().map(|(_, case, _)| prefix(case)).collect();
     let spec = merge(prefixes.iter().map(String::as_str).zip(prepared.iter().map(|(_, _, setting)| &setting.spec)));
     let endpoints = prefixes.iter().zip(prepared).flat_map(|(prefix, (_, _, setting))| setting.endpoints(prefix)).collect();

@@ -196,6 +196,10 @@ pub trait Target: Send + Sync {
 pub trait Process: Send + Sync {
     /// Sends SIGTERM.
     async fn terminate(&self) -> Result<(), TargetError>;
+    /// Kills it at once (SIGKILL), as a crash or an out-of-memory killer would, and waits until it is gone.
+    async fn kill(&self) -> Result<(), TargetError> {
+        Err(TargetError::NotSupported("this target is no process that can be killed".into()))
+    }
     /// Waits for the end; the exit code, or `None` when a signal ended it.
     async fn wait(&self) -> Result<Option<i32>, TargetError>;
     /// The last lines that it wrote, for reports.

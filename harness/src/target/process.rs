@@ -95,6 +95,15 @@ impl Process for ChildProcess {
         }
     }
 
+    async fn kill(&self) -> Result<(), TargetError> {
+        self.tape.record(Side::Target, Event::Target { what: "SIGKILL".into() });
+        if let Some(group) = self.group() {
+            // already gone is as good as killed
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.wait().await.map(|_| ())
+    }
+
     async fn wait(&self) -> Result<Option<i32>, TargetError> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {

@@ -52,6 +52,10 @@ impl Process for Shared {
         self.0.terminate().await
     }
 
+    async fn kill(&self) -> Result<(), TargetError> {
+        self.0.kill().await
+    }
+
     async fn wait(&self) -> Result<Option<i32>, TargetError> {
         self.0.wait().await
     }

@@ -1,0 +1,235 @@
+//! Plays a fault schedule over real sockets against any gateway, and judges what was seen by the schedule's invariants.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Outcome;
+use super::setting::Setting;
+use crate::case::{Failure, Honesty, Level, Profile, Verdict};
+use crate::client::{Client, StreamReply};
+use crate::gate::{bounded, hang_guard, pace};
+use crate::llm::{Responder, raw, with};
+use crate::schedule::invariants::{Call, End, Exchange, Invariant, Observation, Violation, check_only};
+use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
+use crate::tape::{Entry, Event, Side};
+use crate::target::{Capability, Manifest, RunningTarget, Target};
+
+/// How much later than the deadline an end may be seen on a machine that has other things to do.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What a schedule came to.
+#[derive(Debug)]
+pub struct Replay {
+    /// As a case, for the report.
+    pub outcome: Outcome,
+    /// What was seen.
+    pub observation: Observation,
+    /// Each invariant that the target can be asked for, and how it does not hold.
+    pub verdicts: Vec<(Invariant, Option<Violation>)>,
+    /// Invariants that were not looked at, since the target does not declare the capability.
+    pub not_supported: Vec<(Invariant, Capability)>,
+}
+
+/// Plays `schedule` against the target; `name` is told in the report.
+///
+/// # Errors
+/// What kept it from being played: the target does not start, or cannot be configured like this.
+pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -> Result<Replay, Failure> {
+    let began = Instant::now();
+    let spec = schedule.spec();
+    target.accepts(&spec).map_err(|why| Failure::NotRun { why })?;
+    let mut setting = Setting::prepare(target, "plan", spec, None).await?;
+    for (candidate, stub) in setting.stubs.values().enumerate() {
+        stub.answers(script(schedule, candidate));
+        stub.listen(schedule.listen(candidate)).await?;
+    }
+    let running = target.start(setting.deployment()).await.map_err(|error| Failure::Target { what: error.to_string() })?;
+    let mut exchanges = Vec::new();
+    for (n, request) in schedule.requests.iter().enumerate() {
+        pace(Duration::from_millis(request.after_ms)).await;
+        exchanges.push(ask(&setting, &running, *request, n).await?);
+    }
+    let left_open = left_open(&setting).await;
+    add_calls(&setting, &mut exchanges);
+    let grace_ms = u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX);
+    let observation = Observation { exchanges, left_open, grace_ms };
+    let (verdicts, not_supported) = judge(target.manifest(), schedule, &observation);
+    let log_tail = running.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
+    let outcome = outcome(name, &verdicts, &setting, began, log_tail);
+    setting.stubs.clear();
+    drop(running);
+    setting.close().await;
+    Ok(Replay { outcome, observation, verdicts, not_supported })
+}
+
+/// What the provider says, call after call.
+fn script(schedule: &Schedule, candidate: usize) -> Responder {
+    let schedule = schedule.clone();
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    with(move |asked| {
+        let call = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let Played { response, plan, .. } = schedule.play(candidate, call, asked.streams());
+        let said = raw(response.status, &response.content_type, response.body);
+        response.headers.iter().fold(said, |said, (name, value)| said.header(name, value)).plan(plan)
+    })
+}
+
+/// One request of the schedule, until its end or until the client leaves.
+async fn ask(setting: &Setting, running: &RunningTarget, request: Request, n: usize) -> Result<Exchange, Failure> {
+    let client = Client::of(running, setting.tape.clone())?.labelled(&label(n));
+    let body = serde_json::json!({
+        "model": running.model(ALIAS), "stream": request.stream,
+        "messages": [{ "role": "user", "content": format!("request {}", marker(setting, n)) }],
+    });
+    let began = Instant::now();
+    let mut exchange = Exchange::default();
+    let seen = see(&client, body, request, &mut exchange);
+    match request.leaves {
+        Some(Leave::AfterMs(ms)) => {
+            // dropping the exchange is how a client leaves
+            if let Some(seen) = bounded(Duration::from_millis(ms), seen).await {
+                seen?;
+            }
+        }
+        _ => seen.await?,
+    }
+    exchange.elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(exchange)
+}
+
+async fn see(client: &Client, body: serde_json::Value, request: Request, exchange: &mut Exchange) -> Result<(), Failure> {
+    if !request.stream {
+        match client.send_chat(body).await?.try_reply().await? {
+            Ok(reply) if reply.status == 200 => {
+                exchange.text = reply.content();
+                exchange.ends.push(End::Complete);
+            }
+            Ok(_) => exchange.ends.push(End::Error),
+            // no end that a client could understand
+            Err(_) => {}
+        }
+        return Ok(());
+    }
+    match client.send_chat(body).await?.try_stream().await? {
+        Ok(stream) => read(stream, request, exchange).await,
+        Err(_) => Ok(()),
+    }
+}
+
+async fn read(mut stream: StreamReply, request: Request, exchange: &mut Exchange) -> Result<(), Failure> {
+    if stream.status != 200 {
+        exchange.ends.push(End::Error);
+        return stream.collect().await.map(|_| ());
+    }
+    let mut words = 0;
+    while let Some(event) = stream.next().await? {
+        exchange.text.push_str(&event.delta_text);
+        words += usize::from(!event.delta_text.is_empty());
+        if event.error().is_some() {
+            exchange.ends.push(End::Broken);
+        } else if event.is_done() {
+            exchange.ends.push(End::Complete);
+        }
+        if matches!(request.leaves, Some(Leave::AfterWords(most)) if words >= most) && exchange.ends.is_empty() {
+            stream.leave();
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Calls that a gateway still holds open after everything has ended.
+async fn left_open(setting: &Setting) -> usize {
+    let all_ended = async {
+        for stub in setting.stubs.values() {
+            let _ = stub.in_flight_is(0).await;
+        }
+    };
+    bounded(hang_guard(), all_ended).await;
+    setting.stubs.values().map(crate::llm::Stub::in_flight).sum()
+}
+
+/// The calls at the providers, from the tape, with the request each belongs to.
+fn add_calls(setting: &Setting, exchanges: &mut [Exchange]) {
+    let entries = setting.tape.entries();
+    let start = entries.iter().find(|entry| matches!(entry.event, Event::ClientSent { .. })).map_or(0, |entry| entry.at_us);
+    let at: HashMap<u64, u64> = entries.iter().map(|entry| (entry.seq, entry.at_us.saturating_sub(start) / 1_000)).collect();
+    for (n, exchange) in exchanges.iter_mut().enumerate() {
+        let left = entries.iter().find(|entry| has_left(entry, &label(n))).map(|entry| entry.seq);
+        let mut calls = Vec::new();
+        for (candidate, stub) in setting.stubs.values().enumerate() {
+            for (call, received) in stub.requests().iter().enumerate() {
+                if received.body.contains(&marker(setting, n)) {
+                    calls.push((received.seq, Call { candidate, call, at_ms: at.get(&received.seq).copied().unwrap_or_default() }));
+                }
+            }
+        }
+        calls.sort_by_key(|(seq, _)| *seq);
+        exchange.calls_after_leaving = left.map_or(0, |left| calls.iter().filter(|(seq, _)| *seq > left).count());
+        exchange.calls = calls.into_iter().map(|(_, call)| call).collect();
+    }
+}
+
+fn has_left(entry: &Entry, label: &str) -> bool {
+    matches!(&entry.side, Side::Client(name) if name == label) && entry.event == Event::ClientLeft
+}
+
+type Verdicts = (Vec<(Invariant, Option<Violation>)>, Vec<(Invariant, Capability)>);
+
+fn judge(manifest: &Manifest, schedule: &Schedule, seen: &Observation) -> Verdicts {
+    let (mut verdicts, mut not_supported) = (Vec::new(), Vec::new());
+    for invariant in Invariant::ALL {
+        match needs(invariant) {
+            Some(need) if !manifest.capabilities.contains(&need) => not_supported.push((invariant, need)),
+            _ => verdicts.push((invariant, check_only(&[invariant], schedule, seen).err())),
+        }
+    }
+    (verdicts, not_supported)
+}
+
+/// What a target has to declare before it is asked for an invariant.
+fn needs(invariant: Invariant) -> Option<Capability> {
+    match invariant {
+        Invariant::WithinDeadline => Some(Capability::TotalDeadline),
+        Invariant::BreakerRests => Some(Capability::Breaker),
+        Invariant::WithinBudget => Some(Capability::RetryBudget),
+        Invariant::NobodyForgotten | Invariant::GoodAnswerServed => Some(Capability::Fallback),
+        _ => None,
+    }
+}
+
+fn outcome(name: &str, verdicts: &[(Invariant, Option<Violation>)], setting: &Setting, began: Instant, log_tail: String) -> Outcome {
+    let violations: Vec<String> = verdicts.iter().filter_map(|(_, violation)| violation.as_ref()).map(ToString::to_string).collect();
+    let verdict = if violations.is_empty() {
+        Verdict::Passed
+    } else {
+        let expected = "every invariant of PROP-01 to hold".to_string();
+        Verdict::Failed { failure: Failure::Violated { expected, observed: violations.join("\n"), honesty: Honesty::Honest } }
+    };
+    Outcome {
+        id: "PROP-01".into(),
+        level: Level::Must,
+        profiles: vec![Profile::Llm],
+        requirement: format!("the fault schedule {name}: one end for each request, in time, within the attempts, and of one provider's text"),
+        why: "A schedule that was found by chance once has to hold from then on.".into(),
+        shown: "The schedule's faults are played over real sockets; the client's side and the calls at each provider are compared.".into(),
+        remedy: "Follow the tape from the first request whose end is wrong.".into(),
+        verdict,
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        attempts: 1,
+        tape: setting.tape.entries(),
+        log_tail,
+    }
+}
+
+fn label(n: usize) -> String {
+    format!("{}", n + 1)
+}
+
+/// In the prompt of request n, and in no other.
+fn marker(setting: &Setting, n: usize) -> String {
+    format!("[{}-{}]", setting.nonce, n + 1)
+}
