@@ -141,7 +141,9 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
             && target.accepts(&spec).is_ok()
     });
     let database = match needed || require != Require::Nothing {
-        true => Some(Database::resolve(&choice, require).await.map_err(|error| error.to_string())?),
+        true => {
+            Some(Database::resolve(&choice, require).await.map_err(|error| format!("{error}; correct --database or --require, or leave them out"))?)
+        }
         false => None,
     };
     Ok(Prepared { target, cases, database })

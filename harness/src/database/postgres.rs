@@ -55,7 +55,7 @@ impl Postgres {
 
     async fn prepare(url: ServerUrl, owned: Option<Owned>) -> Result<Self, DatabaseError> {
         let prepared = async {
-            let mut admin = connect(&url.admin(&url.database), "log in to the database server").await?;
+            let mut admin = connect(&url.admin(&url.database), &format!("log in to the database server at {url}")).await?;
             let version: String = bounded("ask for the version", sqlx::query_scalar("SHOW server_version").fetch_one(&mut admin)).await?;
             let run = Uuid::new_v4().simple().to_string();
             let prefix = format!("gauntlet_{}", &run[..10]);
@@ -158,7 +158,7 @@ impl Postgres {
 
     /// An administrator's connection to the server's own database, from which others can be forbidden, cut and dropped.
     pub async fn admin(&self) -> Result<PgConnection, DatabaseError> {
-        connect(&self.url.admin(&self.url.database), "log in to the database server").await
+        connect(&self.url.admin(&self.url.database), &format!("log in to the database server at {}", self.url)).await
     }
 
     /// An administrator's connection to a database.

@@ -119,7 +119,8 @@ impl Run {
 
 /// One outcome of all attempts: the last if they agree, *flaky* with the first failure if they do not.
 fn judged(mut attempts: Vec<Outcome>) -> Option<Outcome> {
-    let count = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
+    // an attempt whose gateway never started examined nothing
+    let count = attempts.iter().map(|outcome| outcome.attempts).sum();
     let passed = attempts.iter().any(|outcome| outcome.verdict == Verdict::Passed);
     let failed = attempts.iter().position(Outcome::failed);
     let mut outcome = match failed {

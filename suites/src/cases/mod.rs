@@ -12,7 +12,14 @@ use gauntlet_harness::case::Case;
 
 /// Every case, in the order of the catalogue.
 pub fn all() -> Vec<Case> {
-    [wire::CASES, time::CASES, para::CASES, strm::CASES].concat()
+    #[rustfmt::skip] // one line an area
+    let areas = [
+        wire::CASES,
+        time::CASES,
+        para::CASES,
+        strm::CASES,
+    ];
+    areas.concat()
 }
 
 #[cfg(test)]
