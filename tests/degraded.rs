@@ -83,8 +83,8 @@ async fn retrieval_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnav
 #[rstest]
 #[tokio::test(start_paused = true)]
 async fn one_lane_of_two_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause) {
-    let mut world = World::default();
-    world.lanes = vec![FakeLane { name: "scripted", passages: Vec::new(), search: (Pace::AtOnce, store_act(cause)) }];
+    let world =
+        World { lanes: vec![FakeLane { name: "scripted", passages: Vec::new(), search: (Pace::AtOnce, store_act(cause)) }], ..World::default() };
     snapshot(&format!("DEGR-02__lane__{}", cause.name()), world).await;
 }
 

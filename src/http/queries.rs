@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use http::Uri;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -92,12 +94,17 @@ pub(super) async fn create(
 /// Reads a query again: the document that was sent.
 #[utoipa::path(get, path = "/api/v1/queries/{id}", operation_id = "getQuery", tag = "query", params(("id" = String, Path, description = "The id of a query")),
     responses((status = 200, body = QueryDocument), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
-pub(super) async fn one(State(app): State<AppState>, Extension(tenant): Extension<Tenant>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let found = match Uuid::parse_str(&id) {
-        Ok(id) => app.store.query(&tenant.0, id).await?,
-        Err(_) => None,
-    };
-    found.map(|record| Json(record.document).into_response()).ok_or(ApiError::Missing { what: "query", id })
+pub(super) async fn one(
+    State(app): State<AppState>,
+    Extension(tenant): Extension<Tenant>,
+    uri: Uri,
+    id: Result<Path<Uuid>, PathRejection>,
+) -> Result<Response, ApiError> {
+    // what is no id at all is missing just the same
+    let missing = || ApiError::Missing { what: "query", id: uri.path().rsplit('/').next().unwrap_or_default().to_owned() };
+    let Ok(Path(id)) = id else { return Err(missing()) };
+    let record = app.store.query(&tenant.0, id).await?.ok_or_else(missing)?;
+    Ok(Json(record.document).into_response())
 }
 
 /// Lists queries, newest first.
@@ -112,8 +119,9 @@ pub(super) async fn one(State(app): State<AppState>, Extension(tenant): Extensio
 pub(super) async fn list(
     State(app): State<AppState>,
     Extension(tenant): Extension<Tenant>,
-    Query(parameters): Query<Vec<(String, String)>>,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(parameters) = parameters.map_err(|error| invalid(None, format!("the query string can't be read: {}", error.body_text())))?;
     let listing = listing(&parameters)?;
     let (page, size) = (listing.page, listing.size);
     let found = app.store.queries(&tenant.0, listing).await?;

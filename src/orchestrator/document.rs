@@ -1,5 +1,6 @@
 //! The response document of a query: what the client gets, what is recorded, what is read again. The same value in all three.
 
+use std::iter::Sum;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -83,12 +84,19 @@ pub struct UsageDocument {
     pub total_tokens: u64,
 }
 
-impl UsageDocument {
-    /// Adds what one call used.
-    pub fn add(&mut self, usage: Usage) {
-        self.prompt_tokens = self.prompt_tokens.saturating_add(usage.prompt_tokens);
-        self.completion_tokens = self.completion_tokens.saturating_add(usage.completion_tokens);
-        self.total_tokens = self.total_tokens.saturating_add(usage.total_tokens);
+impl From<Usage> for UsageDocument {
+    fn from(usage: Usage) -> Self {
+        Self { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, total_tokens: usage.total_tokens }
+    }
+}
+
+impl Sum for UsageDocument {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            prompt_tokens: sum.prompt_tokens.saturating_add(part.prompt_tokens),
+            completion_tokens: sum.completion_tokens.saturating_add(part.completion_tokens),
+            total_tokens: sum.total_tokens.saturating_add(part.total_tokens),
+        })
     }
 }
 
@@ -131,9 +139,7 @@ impl StepReport {
             Err(Cause::Skipped) => (StepOutcome::Skipped, Some(Cause::Skipped)),
             Err(cause) => (StepOutcome::Failed, Some(cause)),
         };
-        let mut told = UsageDocument::default();
-        told.add(usage);
-        Self { step, outcome, cause, duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX), usage: told }
+        Self { step, outcome, cause, duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX), usage: usage.into() }
     }
 }
 
@@ -173,12 +179,6 @@ impl QueryDocument {
     /// The document of a query whose client left; `steps` are those that had ended.
     #[must_use]
     pub fn cancelled(accepted: &Accepted, steps: Vec<StepReport>) -> Self {
-        let mut usage = UsageDocument::default();
-        for step in &steps {
-            usage.prompt_tokens = usage.prompt_tokens.saturating_add(step.usage.prompt_tokens);
-            usage.completion_tokens = usage.completion_tokens.saturating_add(step.usage.completion_tokens);
-            usage.total_tokens = usage.total_tokens.saturating_add(step.usage.total_tokens);
-        }
         Self {
             id: accepted.id,
             status: Status::Cancelled,
@@ -193,8 +193,8 @@ impl QueryDocument {
             claims: Vec::new(),
             review: None,
             degraded: Vec::new(),
+            usage: steps.iter().map(|step| step.usage).sum(),
             steps,
-            usage,
             recorded: true,
             created_at: rfc3339(accepted.created_at),
         }

@@ -307,3 +307,64 @@ fn confidence(results: &Results, sources: &[Source], citations: &[Citation], dro
 fn share(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::Passage;
+
+    /// Every combination of what six steps can have done: found something, failed, had nothing to do.
+    fn all_results() -> impl Iterator<Item = [u8; 6]> {
+        (0..729_u32).map(|number| std::array::from_fn(|step| u8::try_from(number / 3_u32.pow(u32::try_from(step).unwrap_or(0)) % 3).unwrap_or(0)))
+    }
+
+    fn did<T>(kind: u8, found: T) -> Did<T> {
+        match kind {
+            0 => Did::Found(found),
+            1 => Did::Failed(Cause::Error),
+            _ => Did::NothingToDo,
+        }
+    }
+
+    fn results(kinds: [u8; 6]) -> Results {
+        let passage = Passage { document: Uuid::nil(), title: "t".into(), text: "Radium glows.".into(), score: 1.0 };
+        let claim = |verdict| Claim { claim: "c".into(), source: 1, verdict, quote: "Radium".into() };
+        let attribution = |source| Attribution { sentence: 1, source, quote: "Radium glows.".into() };
+        Results {
+            entities: did(kinds[0], Vec::new()),
+            retrieval: did(kinds[1], Evidence { sources: vec![Source { n: 1, passage }], lanes: 1, lost: Vec::new() }),
+            fact_check: did(kinds[2], vec![claim(Verdict::Supported), claim(Verdict::Unclear)]),
+            synthesis: did(kinds[3], "It glows [1][4].".to_owned()),
+            citation: did(kinds[4], vec![attribution(1), attribution(2)]),
+            review: did(kinds[5], Scores { coherence: 0.5, relevance: 0.5, support: 0.5 }),
+        }
+    }
+
+    #[test]
+    fn every_combination_has_an_honest_outcome() {
+        for kinds in all_results() {
+            let outcome = conclude("What glows?", results(kinds));
+            assert_eq!(outcome.status == Status::Failed, outcome.answer.is_none(), "{kinds:?}");
+            assert_eq!(outcome.status == Status::Complete, outcome.answer.is_some() && outcome.degraded.is_empty(), "{kinds:?}");
+            assert_eq!(outcome.degraded.len(), kinds.iter().filter(|kind| **kind == 1).count(), "each failure is told once: {kinds:?}");
+            assert!((0.0..=1.0).contains(&outcome.confidence), "{kinds:?}");
+            assert!(outcome.citations.iter().all(|citation| outcome.sources.iter().any(|source| source.n == citation.source)), "{kinds:?}");
+            assert!(!outcome.verified, "one claim is unclear: {kinds:?}");
+        }
+    }
+
+    #[test]
+    fn degr_09_losing_any_step_of_any_combination_improves_nothing() {
+        for kinds in all_results() {
+            let before = conclude("What glows?", results(kinds));
+            for step in 0..6 {
+                let mut lost = kinds;
+                lost[step] = 1;
+                let after = conclude("What glows?", results(lost));
+                assert!(after.status >= before.status && after.confidence <= before.confidence, "{kinds:?} without {step}");
+            }
+        }
+    }
+}

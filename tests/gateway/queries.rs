@@ -213,7 +213,7 @@ async fn bad_questions_and_listings_are_refused_with_the_field_before_anybody_is
     {
         refused(&get(gateway.address, &format!("/api/v1/queries?{query}")).await, &json!(param));
     }
-    for id in ["7", "01890a5d-ac96-774b-bcce-b302099a8057", "%00"] {
+    for id in ["7", "01890a5d-ac96-774b-bcce-b302099a8057", "%00", "%ff"] {
         let response = get(gateway.address, &format!("/api/v1/queries/{id}")).await;
         assert_eq!((response.status, response.code().as_str()), (404, "query_not_found"), "{id}");
     }
