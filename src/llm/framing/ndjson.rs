@@ -144,6 +144,18 @@ mod tests {
         assert_eq!(read(bytes.as_bytes(), step, 4), [Ok("1".to_owned()), Err(FrameError::Oversized { limit: 4 })]);
     }
 
+    #[test]
+    fn a_record_without_end_is_refused_at_the_bound_and_not_kept() {
+        let mut decoder = NdjsonDecoder::new(4);
+        for piece in ["12", "34"] {
+            decoder.push(Bytes::from_static(piece.as_bytes()));
+            assert!(decoder.next_record().is_none());
+        }
+        decoder.push(Bytes::from_static(b"5"));
+        assert_eq!(decoder.next_record(), Some(Err(FrameError::Oversized { limit: 4 })));
+        assert!(decoder.open.capacity() == 0 && decoder.finish().is_none());
+    }
+
     #[rstest]
     fn what_is_not_utf8_is_an_error_and_the_last(#[values(1, 3, 1000)] step: usize) {
         assert_eq!(read(b"1\n\xFF\n2\n", step, 64), [Ok("1".to_owned()), Err(FrameError::InvalidUtf8)]);
