@@ -184,6 +184,7 @@ pub struct Database {
     templates: Mutex<HashMap<String, Arc<OnceCell<Template>>>>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one in a run")]
 enum Server {
     Postgres(Arc<Postgres>),
     Sqlite(Sqlite),

@@ -22,6 +22,7 @@ const ADMIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the harness started, and has to stop.
+#[allow(clippy::large_enum_variant, reason = "there is one in a run")]
 pub(super) enum Owned {
     Container(Box<Container>),
     Cluster(Cluster),
