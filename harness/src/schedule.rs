@@ -173,6 +173,37 @@ pub enum Action {
 }
 
 impl Schedule {
+    /// Reads a schedule as it is written by a failing property, or by hand.
+    ///
+    /// # Errors
+    /// A sentence with what is wrong and where.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let schedule: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let s = &schedule.settings;
+        let longest = |name: &str, inner: u64| match inner {
+            0 => Err(format!("settings.{name} is 0: write at least 1")),
+            inner if inner > s.total_ms => Err(format!("settings.{name} is {inner}, longer than settings.total_ms, {}", s.total_ms)),
+            _ => Ok(()),
+        };
+        longest("connect_ms", s.connect_ms)?;
+        longest("first_token_ms", s.first_token_ms)?;
+        longest("idle_ms", s.idle_ms)?;
+        if schedule.candidates.is_empty() {
+            return Err("candidates is empty: write one script at least, [] for a provider that always answers well".into());
+        }
+        if schedule.requests.is_empty() {
+            return Err("requests is empty: write at least one".into());
+        }
+        let statuses = schedule.candidates.iter().flat_map(|script| &script.calls).filter_map(|action| match action {
+            Action::Status { status, .. } => Some(*status),
+            _ => None,
+        });
+        match statuses.into_iter().find(|status| !(400..=599).contains(status)) {
+            Some(status) => Err(format!("status {status} is no failure: write 400 to 599, or another action")),
+            None => Ok(schedule),
+        }
+    }
+
     /// What candidate `candidate` does on its call `call` (both from 0).
     pub fn action(&self, candidate: usize, call: usize) -> Action {
         self.candidates.get(candidate).and_then(|script| script.calls.get(call)).copied().unwrap_or(Action::Answer)
@@ -267,4 +298,41 @@ pub fn word(candidate: usize, call: usize, n: usize) -> String {
 /// The whole text of a call.
 pub fn full_text(candidate: usize, call: usize) -> String {
     (0..WORDS).map(|n| word(candidate, call, n)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PLAN: &str = r#"{
+        "settings": {"connect_ms": 1000, "first_token_ms": 1000, "idle_ms": 1000, "total_ms": 4000, "reserve_ms": 500, "max_attempts": 2,
+            "base_ms": 10, "max_ms": 100, "jitter_percent": 50, "budget_percent": 100, "budget_floor": 10, "failure_threshold": 3,
+            "cool_down_ms": 1000, "half_open_probes": 1},
+        "candidates": [["refuse", "refuse"], [{"cut": {"events": 3}}, {"status": {"status": 429, "retry_after_s": 1}}, "answer"]],
+        "requests": [{"after_ms": 0, "stream": true, "leaves": {"after_words": 2}}]
+    }"#;
+
+    #[test]
+    fn a_plan_written_by_hand_is_read() {
+        let schedule = Schedule::from_json(PLAN).unwrap();
+        assert_eq!(schedule.action(1, 1), Action::Status { status: 429, retry_after_s: Some(1) });
+        assert_eq!(schedule.action(1, 3), Action::Answer, "what is not said is answered well");
+        assert_eq!((schedule.listen(0), schedule.listen(1)), (Listen::Refuse, Listen::Serve));
+        assert_eq!(Schedule::from_json(&serde_json::to_string(&schedule).unwrap()).unwrap(), schedule);
+    }
+
+    #[test]
+    fn a_wrong_plan_is_refused_with_what_is_wrong() {
+        for (from, to, says) in [
+            ("\"idle_ms\": 1000", "\"idle_ms\": 5000", "settings.idle_ms is 5000"),
+            ("\"connect_ms\": 1000", "\"connect_ms\": 0", "settings.connect_ms is 0"),
+            ("\"status\": 429", "\"status\": 200", "status 200 is no failure"),
+            ("\"answer\"", "\"answers\"", "unknown variant `answers`"),
+            ("\"stream\"", "\"streams\"", "unknown field `streams`"),
+        ] {
+            let error = Schedule::from_json(&PLAN.replace(from, to)).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
 }

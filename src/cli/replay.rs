@@ -43,5 +43,5 @@ pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, Comma
 fn read(path: &Path) -> Result<Schedule, CommandError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| CommandError(format!("cannot read the plan {}: {error}; give a fault schedule as JSON", path.display())))?;
-    serde_json::from_str(&text).map_err(|error| CommandError(format!("the plan {} is not a fault schedule: {error}", path.display())))
+    Schedule::from_json(&text).map_err(|error| CommandError(format!("the plan {} is not a fault schedule: {error}", path.display())))
 }

@@ -10,7 +10,7 @@ use super::Outcome;
 use super::setting::Setting;
 use crate::case::{Failure, Honesty, Level, Profile, Verdict};
 use crate::client::{Client, StreamReply};
-use crate::gate::{bounded, hang_guard, pace};
+use crate::gate::{bounded, hang_guard, pace, with_hang_guard};
 use crate::llm::{Responder, raw, with};
 use crate::schedule::invariants::{Call, End, Exchange, Invariant, Observation, Violation, check_only};
 use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
@@ -47,10 +47,12 @@ pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -
         stub.listen(schedule.listen(candidate)).await?;
     }
     let running = target.start(setting.deployment()).await.map_err(|error| Failure::Target { what: error.to_string() })?;
+    // an answer may take as long as the schedule's deadline: that alone is no hang
+    let bound = hang_guard().max(Duration::from_millis(schedule.settings.total_ms) + 2 * GRACE);
     let mut exchanges = Vec::new();
     for (n, request) in schedule.requests.iter().enumerate() {
         pace(Duration::from_millis(request.after_ms)).await;
-        exchanges.push(ask(&setting, &running, *request, n).await?);
+        exchanges.push(with_hang_guard(bound, ask(&setting, &running, *request, n)).await?);
     }
     let left_open = left_open(&setting).await;
     add_calls(&setting, &mut exchanges);
@@ -158,7 +160,9 @@ fn add_calls(setting: &Setting, exchanges: &mut [Exchange]) {
     let start = entries.iter().find(|entry| matches!(entry.event, Event::ClientSent { .. })).map_or(0, |entry| entry.at_us);
     let at: HashMap<u64, u64> = entries.iter().map(|entry| (entry.seq, entry.at_us.saturating_sub(start) / 1_000)).collect();
     for (n, exchange) in exchanges.iter_mut().enumerate() {
-        let left = entries.iter().find(|entry| has_left(entry, &label(n))).map(|entry| entry.seq);
+        // a call may be on its way when the client leaves, and the gateway has to hear of it first
+        let left = entries.iter().find(|entry| has_left(entry, &label(n))).map(|entry| entry.at() + GRACE);
+        let late = |seq: u64| left.is_some_and(|left| entries.iter().any(|entry| entry.seq == seq && entry.at() > left));
         let mut calls = Vec::new();
         for (candidate, stub) in setting.stubs.values().enumerate() {
             for (call, received) in stub.requests().iter().enumerate() {
@@ -168,7 +172,7 @@ fn add_calls(setting: &Setting, exchanges: &mut [Exchange]) {
             }
         }
         calls.sort_by_key(|(seq, _)| *seq);
-        exchange.calls_after_leaving = left.map_or(0, |left| calls.iter().filter(|(seq, _)| *seq > left).count());
+        exchange.calls_after_leaving = calls.iter().filter(|(seq, _)| late(*seq)).count();
         exchange.calls = calls.into_iter().map(|(_, call)| call).collect();
     }
 }
@@ -180,11 +184,14 @@ fn has_left(entry: &Entry, label: &str) -> bool {
 type Verdicts = (Vec<(Invariant, Option<Violation>)>, Vec<(Invariant, Capability)>);
 
 fn judge(manifest: &Manifest, schedule: &Schedule, seen: &Observation) -> Verdicts {
+    // how much of a back-off is random is not told to every gateway: all of it may be
+    let mut schedule = schedule.clone();
+    schedule.settings.jitter_percent = 100;
     let (mut verdicts, mut not_supported) = (Vec::new(), Vec::new());
     for invariant in Invariant::ALL {
         match needs(invariant) {
             Some(need) if !manifest.capabilities.contains(&need) => not_supported.push((invariant, need)),
-            _ => verdicts.push((invariant, check_only(&[invariant], schedule, seen).err())),
+            _ => verdicts.push((invariant, check_only(&[invariant], &schedule, seen).err())),
         }
     }
     (verdicts, not_supported)
