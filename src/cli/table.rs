@@ -7,6 +7,7 @@ use console::{Style, style};
 use gauntlet_harness::case::Level;
 use gauntlet_harness::report::{DatabaseRecord, RunRecord, TargetRecord};
 use gauntlet_harness::runner::{Outcome, Progress};
+use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::run::duration;
@@ -102,8 +103,12 @@ impl Table {
             return;
         }
         println!("\n{}", style(title).bold());
+        let mut by_reason: IndexMap<String, Vec<&str>> = IndexMap::new();
         for outcome in chosen {
-            println!("  {:<9} {}", outcome.id, first_line(&outcome.reason()));
+            by_reason.entry(first_line(&outcome.reason()).to_string()).or_default().push(&outcome.id);
+        }
+        for (reason, ids) in by_reason {
+            println!("  {:<9} {reason}", ids.join(" "));
         }
     }
 

@@ -46,6 +46,7 @@ mod source;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -61,6 +62,10 @@ use crate::plan::Listen;
 use crate::spec::{Protocol, ProviderSpec};
 use crate::tape::{Entry, Event, Side, Tape};
 use crate::wire::{Answer, Request, Source, Wire, http1};
+
+/// How often, and how long between, a fixed address is asked for again before it counts as taken.
+const RELEASE_TRIES: u32 = 100;
+const RELEASE_GAP: Duration = Duration::from_millis(10);
 
 /// A stubbed provider: what it says, behind the wire. Clones are the same stub; the last one dropped closes the port.
 #[derive(Clone)]
@@ -141,9 +146,16 @@ impl Stub {
         let source = WiremockSource::start(provider.protocol).await.map_err(|error| no_port(&provider.name, &error))?;
         let voice = Voice::Wiremock(Arc::new(source));
         let namespaced: Arc<dyn Source> = Arc::new(Namespaced { prefix: "/".into(), voice: voice.clone() });
-        let wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates, namespaced, Listen::Serve)
-            .await
-            .map_err(|error| no_port(&provider.name, &error))?;
+        // the case before may still be letting go of the port
+        let mut wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates.clone(), Arc::clone(&namespaced), Listen::Serve).await;
+        for _ in 0..RELEASE_TRIES {
+            if !matches!(&wire, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse) {
+                break;
+            }
+            gate::pace(RELEASE_GAP).await;
+            wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates.clone(), Arc::clone(&namespaced), Listen::Serve).await;
+        }
+        let wire = wire.map_err(|error| no_port(&provider.name, &error))?;
         let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: None, tape, voice, wire };
         Ok(Self { inner: Arc::new(inner) })
     }

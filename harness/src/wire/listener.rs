@@ -26,6 +26,8 @@ const BACKLOG: u32 = 1_024;
 pub(super) struct Port {
     _reserved: TcpSocket,
     addr: SocketAddr,
+    /// Asked for by its number: whoever asks for it next must not be kept waiting by connections that have ended.
+    fixed: bool,
 }
 
 /// What stands at the port.
@@ -47,10 +49,11 @@ impl Port {
             // two of us would share a port by SO_REUSEPORT: whoever comes second has to be told
             drop(std::net::TcpListener::bind(addr)?);
         }
-        let socket = socket(addr)?;
+        let fixed = addr.port() != 0;
+        let socket = socket(addr, fixed)?;
         socket.bind(addr)?;
         let addr = socket.local_addr()?;
-        Ok(Self { _reserved: socket, addr })
+        Ok(Self { _reserved: socket, addr, fixed })
     }
 
     pub(super) fn addr(&self) -> SocketAddr {
@@ -73,17 +76,19 @@ impl Port {
     }
 
     fn listener(&self, backlog: u32) -> io::Result<TcpListener> {
-        let socket = socket(self.addr)?;
+        let socket = socket(self.addr, self.fixed)?;
         socket.bind(self.addr)?;
         socket.listen(backlog)
     }
 }
 
-/// With SO_REUSEPORT, so that a listener can be put beside the reservation; without SO_REUSEADDR, which would let others in.
-fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
+/// With SO_REUSEPORT, so that a listener can be put beside the reservation; without SO_REUSEADDR, which would let others in,
+/// unless the port is a fixed one.
+fn socket(addr: SocketAddr, fixed: bool) -> io::Result<TcpSocket> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     #[cfg(unix)]
     socket.set_reuseport(true)?;
+    socket.set_reuseaddr(fixed)?;
     Ok(socket)
 }
 
