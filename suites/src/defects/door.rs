@@ -268,7 +268,7 @@ async fn read(gateway: &Arc<Gateway>, headers: &HeaderMap, mut body: Incoming) -
 /// Refuses a request whose body has not been read. What still comes is read away for a moment: a connection that is closed over unread
 /// bytes is reset, and the client might lose the answer.
 fn refuse(gateway: &Gateway, mut body: Incoming, told: Told) -> Told {
-    gateway.tasks.spawn(timeout(Duration::from_millis(500), async move { while let Some(Ok(_)) = body.frame().await {} }));
+    drop(gateway.outlive(timeout(Duration::from_millis(500), async move { while let Some(Ok(_)) = body.frame().await {} })));
     told
 }
 

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -34,7 +34,9 @@ pub(super) struct Gateway {
     pub metrics: Metrics,
     pub store: Option<Store>,
     /// Work that must end before the process does: records of queries whose client left, bodies that are read away.
-    pub tasks: TaskTracker,
+    tasks: TaskTracker,
+    /// Set by a kill: everything stops where it is.
+    killed: watch::Sender<bool>,
     /// Set by SIGTERM: readiness tells, and new work is refused.
     pub draining: AtomicBool,
     /// Set when the drain deadline is over: what is left ends now.
@@ -66,6 +68,17 @@ impl Gateway {
         let mut lines = self.lines();
         lines.push_str(line);
         lines.push('\n');
+    }
+
+    /// Runs work that outlives its request: it is waited for at the end, and only a kill ends it.
+    pub(super) fn outlive<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<Option<T>> {
+        let mut killed = self.killed.subscribe();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                done = work => Some(done),
+                () = set(&mut killed) => None,
+            }
+        })
     }
 
     /// Counts an attempt that has ended.
@@ -135,6 +148,7 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
         metrics: Metrics::default(),
         store,
         tasks: TaskTracker::new(),
+        killed: watch::Sender::new(false),
         draining: AtomicBool::new(false),
         cut: watch::Sender::new(false),
         in_flight: watch::Sender::new(0),
@@ -151,7 +165,7 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
 }
 
 /// Accepts until told to stop; then lets every connection end its exchange, and exits with 0.
-async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>, exit: watch::Sender<Option<i32>>) {
+async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>, exit: watch::Sender<Option<End>>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -174,7 +188,7 @@ async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Re
         }
     };
     timeout(Duration::from_secs(2), ended).await.ok();
-    exit.send_replace(Some(0));
+    exit.send_replace(Some(End::Exited(0)));
 }
 
 async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
@@ -203,8 +217,15 @@ struct InProcess {
     server: AbortHandle,
     drain: Mutex<Option<AbortHandle>>,
     stop: watch::Sender<bool>,
-    exit: watch::Sender<Option<i32>>,
+    exit: watch::Sender<Option<End>>,
     tape: Tape,
+}
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Exited(i32),
+    Killed,
 }
 
 #[async_trait]
@@ -213,7 +234,7 @@ impl Process for InProcess {
         self.tape.record(Side::Target, Event::Target { what: "SIGTERM".into() });
         if self.gateway.has(Defect::DropsOnTerm) {
             self.server.abort();
-            self.exit.send_replace(Some(0));
+            self.exit.send_replace(Some(End::Exited(0)));
             return Ok(());
         }
         self.gateway.draining.store(true, Ordering::SeqCst);
@@ -222,10 +243,21 @@ impl Process for InProcess {
         Ok(())
     }
 
+    async fn kill(&self) -> Result<(), TargetError> {
+        self.tape.record(Side::Target, Event::Target { what: "SIGKILL".into() });
+        self.gateway.killed.send_replace(true);
+        self.server.abort();
+        self.exit.send_replace(Some(End::Killed));
+        Ok(())
+    }
+
     async fn wait(&self) -> Result<Option<i32>, TargetError> {
         let mut exit = self.exit.subscribe();
-        let code = exit.wait_for(Option::is_some).await.map_err(|_| TargetError::Died("the gateway is gone".into()))?;
-        Ok(*code)
+        let end = *exit.wait_for(Option::is_some).await.map_err(|_| TargetError::Died("the gateway is gone".into()))?;
+        Ok(match end {
+            Some(End::Exited(code)) => Some(code),
+            Some(End::Killed) | None => None,
+        })
     }
 
     fn log_tail(&self) -> String {

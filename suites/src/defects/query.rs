@@ -80,11 +80,8 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, visit: &Visit, asked: Asked) -> 
         over: false,
     };
     if gateway.has(Defect::FinishesLeftQuery) {
-        return gateway
-            .tasks
-            .spawn(query.answer())
-            .await
-            .unwrap_or_else(|_| Err(Told::new(500, "server_error", "internal_error", "the query broke")));
+        let ended = gateway.outlive(query.answer()).await;
+        return ended.ok().flatten().unwrap_or_else(|| Err(Told::new(500, "server_error", "internal_error", "the query broke")));
     }
     query.answer().await
 }
@@ -288,12 +285,13 @@ impl Query {
     async fn record(&self, id: &str, document: Value) -> Result<(), StoreError> {
         let gateway = self.gateway.clone();
         let (id, tenant, created_at) = (id.to_owned(), self.tenant.clone(), self.created_at);
-        let task = gateway.tasks.clone().spawn(async move {
+        let this = self.gateway.clone();
+        let task = this.outlive(async move {
             let store = gateway.store.as_ref().ok_or_else(|| StoreError::Unavailable("there is none".into()))?;
             let status = document["status"].as_str().unwrap_or_default().to_owned();
             store.record(&id, &tenant, &status, created_at, &document.to_string()).await
         });
-        task.await.unwrap_or_else(|_| Err(StoreError::Failed("the record broke".into())))
+        task.await.ok().flatten().unwrap_or_else(|| Err(StoreError::Failed("the record broke".into())))
     }
 }
 
@@ -309,13 +307,14 @@ impl Drop for Query {
         });
         let document = self.document(nothing).to_string();
         let (gateway, id, tenant, created_at) = (self.gateway.clone(), self.id.clone(), self.tenant.clone(), self.created_at);
-        self.gateway.tasks.spawn(async move {
+        let record = async move {
             if let Some(store) = &gateway.store
                 && let Err(error) = store.record(&id, &tenant, "cancelled", created_at, &document).await
             {
                 gateway.log(&format!("query id={id} unrecorded: {error}"));
             }
-        });
+        };
+        drop(self.gateway.outlive(record));
     }
 }
 
