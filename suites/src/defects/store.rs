@@ -108,7 +108,11 @@ impl Store {
         let wrong = |error: sqlx::Error| StoreError::Failed(format!("the database URL is wrong: {error}"));
         let fresh = defect != Some(Defect::KeepsDeadConnection);
         let database = if url.starts_with("postgres") {
-            let options = PgConnectOptions::from_str(url).map_err(wrong)?;
+            let mut options = PgConnectOptions::from_str(url).map_err(wrong)?;
+            if !endless {
+                // the server gives up first: what was told as not written is not written later
+                options = options.options([("statement_timeout", (bound * 4 / 5).as_millis().to_string())]);
+            }
             Database::Postgres(
                 PgPoolOptions::new().max_connections(most).test_before_acquire(fresh).acquire_timeout(acquire).connect_lazy_with(options),
             )
