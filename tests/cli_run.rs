@@ -105,6 +105,21 @@ fn a_target_that_dies_before_it_is_ready_ends_the_run_and_is_reported() {
 }
 
 #[test]
+fn a_target_that_dies_in_the_middle_ends_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    // a gateway that is killed as soon as it has said that it was asked whether it lives
+    let fragile = r#"command = ["sh", "-c", """ "$0" serve --config "$1" 2>&1 | while read -r line; do echo "$line"; case "$line" in *health/live*) kill -KILL $$;; esac; done""", "{{ gauntlet }}", "{{ file['gateway.toml'] }}"]"#;
+    let bundled = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/targets/bundled.toml")).unwrap();
+    let text: Vec<&str> = bundled.lines().map(|line| if line.starts_with("command = ") { fragile } else { line }).collect();
+    let target = file(&folder, "fragile.toml", &text.join("\n"));
+    let said = gauntlet(folder.path(), &["run", "--target", &target, "--jobs", "1", "TIME-02", "PARA-01"]);
+    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
+    assert!(said.out.contains("a signal"), "{}", said.out);
+    assert!(said.out.contains("the run ended before it"), "the rest is not run: {}", said.out);
+    assert!(folder.path().join("report/report.json").is_file(), "what was measured is reported");
+}
+
+#[test]
 fn a_program_that_is_not_installed_is_told_with_the_hint() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = command(folder.path(), &["run", "--target", "litellm", "TIME-02"]);

@@ -5,7 +5,7 @@ use minijinja::{AutoEscape, Environment, Value};
 use serde::Serialize;
 
 use super::RunRecord;
-use super::timeline::timeline;
+use super::timeline::{escape, timeline};
 use crate::case::{Failure, Honesty};
 use crate::runner::Outcome;
 
@@ -45,6 +45,7 @@ struct Area<'a> {
 pub(super) fn render(record: &RunRecord) -> Result<String, String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.add_filter("linked", |text: &str| Value::from_safe_string(linked(text)));
     let mut areas: Vec<Area<'_>> = Vec::new();
     for outcome in &record.outcomes {
         let row = row(record, outcome);
@@ -114,6 +115,21 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
     }
 }
 
+/// Escaped text whose web addresses can be followed.
+fn linked(text: &str) -> String {
+    text.split_inclusive(|c: char| c.is_whitespace() || "()<>\"',;".contains(c))
+        .map(|word| {
+            let address = word.trim_end_matches(|c: char| c.is_whitespace() || "()<>\"',;.".contains(c));
+            let (address, rest) = (escape(address), escape(&word[address.len()..]));
+            if address.starts_with("https://") {
+                format!("<a href=\"{address}\" rel=\"noreferrer\">{address}</a>{rest}")
+            } else {
+                format!("{address}{rest}")
+            }
+        })
+        .collect()
+}
+
 fn seconds(ms: u64) -> String {
     if ms < 1_000 { format!("{ms} ms") } else { format!("{:.1} s", std::time::Duration::from_millis(ms).as_secs_f64()) }
 }
@@ -131,8 +147,14 @@ mod tests {
         assert!(page.contains("504 &amp; &lt;timeout&gt;"), "escaped");
         assert!(page.contains("<svg class=\"tape\""), "the picture");
         assert!(page.contains("gauntlet run --target bundled TIME-02"), "the replay command");
-        for outside in ["src=\"http", "href=\"http", "@import", "url("] {
+        for outside in ["src=", "<link", "@import", "url("] {
             assert!(!page.contains(outside), "the page loads {outside}");
         }
+    }
+
+    #[test]
+    fn addresses_become_links_and_markup_does_not() {
+        let text = super::linked("lost (https://example.com/a?b=1&c=2). <b>");
+        assert_eq!(text, "lost (<a href=\"https://example.com/a?b=1&amp;c=2\" rel=\"noreferrer\">https://example.com/a?b=1&amp;c=2</a>). &lt;b&gt;");
     }
 }

@@ -25,7 +25,7 @@ pub fn timeline(entries: &[Entry]) -> String {
     if entries.is_empty() {
         return String::new();
     }
-    let shown = &entries[..entries.len().min(MOST_ROWS)];
+    let shown = &numbered(&entries[..entries.len().min(MOST_ROWS)]);
     let lanes = Lanes::of(shown);
     let rows = rows(shown);
     let foot = rows.last().copied().unwrap_or(HEAD) + ROW;
@@ -53,6 +53,40 @@ pub fn timeline(entries: &[Entry]) -> String {
     }
     svg.push_str("</svg>");
     svg
+}
+
+/// The entries with requests and connections counted from 1 in this tape: their own numbers are those of the process.
+fn numbered(entries: &[Entry]) -> Vec<Entry> {
+    let (mut requests, mut connections) = (Numbers::default(), Numbers::default());
+    let mut entries = entries.to_vec();
+    for entry in &mut entries {
+        match &mut entry.event {
+            Event::Accepted { connection } | Event::PeerClosed { connection, request: None, .. } => connections.number(connection),
+            Event::RequestRead { connection, request, .. } | Event::PeerClosed { connection, request: Some(request), .. } => {
+                connections.number(connection);
+                requests.number(request);
+            }
+            Event::Held { request, .. }
+            | Event::HeadSent { request, .. }
+            | Event::EventSent { request, .. }
+            | Event::AnswerSent { request }
+            | Event::Unmatched { request, .. }
+            | Event::Fault { request: Some(request), .. } => requests.number(request),
+            _ => {}
+        }
+    }
+    entries
+}
+
+/// Numbers in the order of their first appearance.
+#[derive(Default)]
+struct Numbers(BTreeMap<u64, u64>);
+
+impl Numbers {
+    fn number(&mut self, number: &mut u64) {
+        let next = u64::try_from(self.0.len()).unwrap_or(u64::MAX).saturating_add(1);
+        *number = *self.0.entry(*number).or_insert(next);
+    }
 }
 
 /// What a row is about: a lane.

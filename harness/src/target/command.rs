@@ -160,10 +160,14 @@ fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<Strin
     let words: Vec<String> = file.version_command.iter().map(|word| renderer.render("version_command", word)).collect::<Result<_, _>>()?;
     let Some((program, arguments)) = words.split_first() else { return Ok(None) };
     let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output();
-    Ok(output.ok().filter(|output| output.status.success()).and_then(|output| {
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_string)
-    }))
+    Ok(output.ok().filter(|output| output.status.success()).and_then(|output| version_in(&String::from_utf8_lossy(&output.stdout))))
+}
+
+/// The version in what a program says about itself: the first word of its first line that begins with a digit, or the line.
+fn version_in(text: &str) -> Option<String> {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+    let number = line.split_whitespace().find(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()));
+    Some(number.unwrap_or(line).to_string())
 }
 
 fn indented(text: &str) -> String {
@@ -224,6 +228,14 @@ mod tests {
         };
         let error = target.start(deployment).await.err().unwrap().to_string();
         assert!(error.contains("no-such-gateway") && error.contains("pip install it"), "{error}");
+    }
+
+    #[test]
+    fn a_version_is_found_in_what_programs_say() {
+        assert_eq!(version_in("gauntlet 0.1.0\n").as_deref(), Some("0.1.0"));
+        assert_eq!(version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(), Some("1.106.2"));
+        assert_eq!(version_in("nightly\n").as_deref(), Some("nightly"));
+        assert_eq!(version_in(""), None);
     }
 
     #[test]
