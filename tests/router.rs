@@ -369,6 +369,63 @@ async fn a_stream_keeps_its_place_to_its_end() {
     assert_eq!(third.by.provider, "p1");
 }
 
+/// Under load the limit is reached and never exceeded, and whoever finds room in the queue is served.
+#[tokio::test(start_paused = true)]
+async fn the_concurrency_limit_is_reached_and_never_exceeded() {
+    let schedule = doing(&[&[]]);
+    let mut config = config_of(&schedule);
+    config.providers["p1"].max_in_flight = 4;
+    let world = World::new(|_, call, stream| {
+        let whole = doing(&[&[]]).play(0, call, stream).response;
+        Played::flowing(whole, Plan::of([Step::Pause { ms: 100 }, Step::Head, Step::Rest]))
+    });
+    let router = world.router(&config);
+    let served = futures::future::join_all((0..12).map(|_| router.chat(request(false), context(None)))).await;
+    assert!(served.iter().all(Result::is_ok), "four at once, eight in the queue");
+    assert_eq!((world.most_open(), world.calls().len(), ms(world.now())), (4, 12, 300));
+}
+
+/// Half-open lets through its probes and no more, whoever else comes at that moment.
+#[rstest]
+#[case(1)]
+#[case(3)]
+#[tokio::test(start_paused = true)]
+async fn half_open_under_a_herd(#[case] probes: u32) {
+    let mut schedule = doing(&[&[]]);
+    (schedule.settings.failure_threshold, schedule.settings.max_attempts, schedule.settings.half_open_probes) = (1, 1, probes);
+    let world = World::new(|_, call, stream| {
+        let script = doing(&[&[status(500)]]);
+        match call {
+            0 => script.play(0, 0, stream),
+            _ => Played::flowing(script.play(0, call, stream).response, Plan::of([Step::Pause { ms: 100 }, Step::Head, Step::Rest])),
+        }
+    });
+    let router = world.router(&config_of(&schedule));
+    failure(router.chat(request(false), context(None)).await);
+    tokio::time::advance(30 * SECOND).await;
+    let herd = futures::future::join_all((0..64).map(|_| router.chat(request(false), context(None)))).await;
+    let served = herd.iter().filter(|result| result.is_ok()).count();
+    assert_eq!((served, world.calls().len()), (probes as usize, 1 + probes as usize));
+    assert!(herd.into_iter().filter(Result::is_err).all(|result| failure(result).cause == Cause::BreakerOpen));
+    assert_eq!(router.health()[0].breaker, BreakerState::Closed);
+}
+
+/// Breakers are of a provider and a model: a neighbour is not affected.
+#[tokio::test(start_paused = true)]
+async fn a_breaker_is_its_candidates_own() {
+    let mut schedule = doing(&[&[status(500)], &[]]);
+    (schedule.settings.failure_threshold, schedule.settings.max_attempts) = (1, 1);
+    let world = world(&schedule);
+    let router = world.router(&config_of(&schedule));
+    for _ in 0..3 {
+        let served = router.chat(request(false), context(None)).await.unwrap_or_else(|_| panic!("the neighbour serves"));
+        assert_eq!(served.by.provider, "p2");
+    }
+    assert_eq!(world.order(), [1, 2, 2, 2]);
+    let states: Vec<BreakerState> = router.health().iter().map(|health| health.breaker).collect();
+    assert_eq!(states, [BreakerState::Open, BreakerState::Closed]);
+}
+
 /// A full queue is refused at once, with a hint when to come again.
 #[tokio::test(start_paused = true)]
 async fn a_full_bulkhead_says_so() {

@@ -50,6 +50,7 @@ pub struct World {
     start: Instant,
     calls: Mutex<Vec<Seen>>,
     open: AtomicUsize,
+    most_open: AtomicUsize,
     pub metrics: Arc<Metrics>,
 }
 
@@ -70,6 +71,7 @@ impl World {
             start: Instant::now(),
             calls: Mutex::default(),
             open: AtomicUsize::new(0),
+            most_open: AtomicUsize::new(0),
             metrics: Arc::default(),
         })
     }
@@ -87,6 +89,11 @@ impl World {
     /// Calls that the gateway has not let go of.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
+    }
+
+    /// The most calls that were ever open together.
+    pub fn most_open(&self) -> usize {
+        self.most_open.load(Ordering::SeqCst)
     }
 
     /// The time since the start of the world.
@@ -115,7 +122,8 @@ struct Open(Arc<World>);
 
 impl Open {
     fn new(world: &Arc<World>) -> Self {
-        world.open.fetch_add(1, Ordering::SeqCst);
+        let open = world.open.fetch_add(1, Ordering::SeqCst) + 1;
+        world.most_open.fetch_max(open, Ordering::SeqCst);
         Self(Arc::clone(world))
     }
 }

@@ -192,6 +192,7 @@ impl Admitted {
 
     /// The stream broke after its commit point: nobody else lists this attempt.
     pub(super) fn broke(self, error: &AttemptError) {
+        tracing::info!(provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
         self.lane.metrics.attempt(&self.lane.candidate, Some(error.cause));
         self.blame(error);
     }

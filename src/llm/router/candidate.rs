@@ -110,7 +110,14 @@ impl Lane {
 
     fn list(&self, error: AttemptError, attempts: &mut Vec<Attempt>) -> Next {
         let next = if policy(error.cause).fall_back { Next::Candidate } else { Next::Nobody };
-        tracing::debug!(provider = self.candidate.provider, model = self.candidate.model, cause = ?error.cause, "attempt failed");
+        tracing::info!(
+            provider = self.candidate.provider,
+            model = self.candidate.model,
+            cause = ?error.cause,
+            status = error.status,
+            retry_after_ms = error.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+            "attempt failed"
+        );
         self.metrics.attempt(&self.candidate, Some(error.cause));
         attempts.push(Attempt { candidate: self.candidate.clone(), error: Some(error) });
         next
