@@ -29,6 +29,11 @@ pub struct Timeouts {
     pub total_ms: Option<u64>,
 }
 
+impl Timeouts {
+    /// A minute for each, far behind any hang guard: what ends a wait within the guard is not one of them.
+    pub const PATIENT: Self = Self { connect_ms: None, first_token_ms: Some(60_000), idle_ms: Some(60_000), total_ms: Some(60_000) };
+}
+
 /// One stubbed provider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProviderSpec {
@@ -222,6 +227,20 @@ impl Spec {
     pub fn model(mut self, alias: &str, providers: &[&str]) -> Self {
         let candidates = providers.iter().map(|provider| CandidateSpec { provider: provider.to_string(), model: format!("m-{provider}") }).collect();
         self.models.push(ModelSpec { alias: alias.into(), candidates, timeouts: Timeouts::default() });
+        self
+    }
+
+    /// Gives the alias time-outs of its own.
+    #[must_use]
+    pub fn model_timeouts(mut self, alias: &str, timeouts: Timeouts) -> Self {
+        self.models.iter_mut().filter(|model| model.alias == alias).for_each(|model| model.timeouts = timeouts);
+        self
+    }
+
+    /// Gives the provider time-outs of its own.
+    #[must_use]
+    pub fn provider_timeouts(mut self, name: &str, timeouts: Timeouts) -> Self {
+        self.providers.iter_mut().filter(|provider| provider.name == name).for_each(|provider| provider.timeouts = timeouts);
         self
     }
 }

@@ -3,6 +3,8 @@
 //! A case reads given, when, then, in the order of time; facts last. Each file has a table `CASES` in the order of the catalogue,
 //! and below it one function a case, of at most 30 lines. Adding one is an entry in its area's table and a function.
 
+mod canc;
+mod load;
 mod para;
 mod strm;
 mod time;
@@ -18,6 +20,8 @@ pub fn all() -> Vec<Case> {
         time::CASES,
         para::CASES,
         strm::CASES,
+        canc::CASES,
+        load::CASES,
     ];
     areas.concat()
 }

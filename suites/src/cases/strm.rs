@@ -255,10 +255,10 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
     broken(&late)
 }
 
-const DONE: &str = "data: [DONE]\n\n";
+pub(super) const DONE: &str = "data: [DONE]\n\n";
 
 /// One event of OpenAI's stream, by hand.
-fn chunk(text: &str, finish: Option<&str>) -> String {
+pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
     let delta = if text.is_empty() { serde_json::json!({}) } else { serde_json::json!({"content": text}) };
     let chunk = serde_json::json!({
         "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
@@ -268,7 +268,7 @@ fn chunk(text: &str, finish: Option<&str>) -> String {
 }
 
 /// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
-fn broken(stream: &Transcript) -> Result<(), Failure> {
+pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
     holds(stream.done_count == 0, "no [DONE] after a broken stream", format_args!("[DONE] came {} times", stream.done_count)).map_err(lied)?;
     equal("finish reasons", &Vec::<String>::new(), &stream.finish_reasons).map_err(lied)?;
     holds(stream.error.is_some(), "an error event", format_args!("no error; the stream ended: {:?}", stream.end))

@@ -1,24 +1,187 @@
 //! TIME: every wait has an end, and an end that is the gateway's own.
+//!
+//! That something ended by its own time-out and not by another one is shown in two ways: the others are a minute, far behind the
+//! hang guard; or a request under the longer time-out was asked before and is still held.
+
+use std::time::Duration;
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal};
-use gauntlet_harness::llm::reply;
-use gauntlet_harness::plan::Plan;
-use gauntlet_harness::spec::Spec;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::client::{Exchange, Transcript};
+use gauntlet_harness::gate::{at_least, gap, guard};
+use gauntlet_harness::llm::{Stub, reply};
+use gauntlet_harness::plan::{Listen, Plan, Step};
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
+use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 
-pub(super) const CASES: &[Case] = &[Case {
-    id: "TIME-02",
-    level: Level::Must,
-    profiles: &[Profile::Llm],
-    requirement: "a provider that accepts and never answers: 504 while the stub still holds the request",
-    why: "A provider that hangs must not hang its callers: their own time-outs are longer, and their users have left by then.",
-    shown: "The provider holds its answer at a gate that is opened only after the client has had its own.",
-    remedy: "Give each attempt a time-out until its first byte, and answer 504 when it passes.",
-    needs: &[Capability::Chat],
-    spec: Spec::solo,
-    run: |ctx| time_02(ctx).boxed(),
-}];
+use super::strm::broken;
+
+/// The short time-out of a path that has to time out.
+const SHORT: Option<u64> = Some(300);
+/// The default idle time-out.
+const IDLE: Duration = Duration::from_millis(1_000);
+
+const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "TIME-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a provider that never accepts the connection: error or fallback by the connect time-out",
+        why: "A host that swallows connections holds a caller for two minutes: that is the system's own time-out.",
+        shown: "The provider's port never completes a connection, and every other time-out is a minute.",
+        remedy: "Give the connection a time-out of its own, of a second or a few.",
+        needs: &[Capability::Chat, Capability::ConnectTimeout],
+        spec: || Spec::pair().model("solo", &["p1"]).model_timeouts("solo", Timeouts::PATIENT).model_timeouts("pair", Timeouts::PATIENT),
+        run: |ctx| time_01(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a provider that accepts and never answers: 504 while the stub still holds the request",
+        why: "A provider that hangs must not hang its callers: their own time-outs are longer, and their users have left by then.",
+        shown: "The provider holds its answer at a gate that is opened only after the client has had its own.",
+        remedy: "Give each attempt a time-out until its first byte, and answer 504 when it passes.",
+        needs: &[Capability::Chat],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
+        run: |ctx| time_02(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "headers dripped a byte at a time do not extend the first-byte time-out",
+        why: "A timer that each read starts anew never fires at a peer that sends a byte a second.",
+        shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
+        remedy: "Start the timer once, when the request is sent; let no read restart it.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::FirstTokenTimeout],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { first_token_ms: SHORT, ..Timeouts::PATIENT }),
+        run: |ctx| time_03(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream that stalls after n chunks: in-band error, no [DONE], within the idle time-out",
+        why: "Streams that stalled after their first token were held for a quarter of an hour, until the pool was empty (https://github.com/tensorzero/tensorzero/issues/6328).",
+        shown: "The provider sends two pieces of text and nothing more; every time-out but the idle one is a minute.",
+        remedy: "Time the gap between two events, and end the stream with an error event when it passes.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::IdleTimeout],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { idle_ms: SHORT, ..Timeouts::PATIENT }),
+        run: |ctx| time_04(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream that always drips but never ends is cut at the total deadline",
+        why: "A model in a loop streams for ever; each token keeps an idle timer happy and somebody pays for it.",
+        shown: "The provider repeats its last event for ever; the stream must end with an error although nothing was ever late.",
+        remedy: "Keep a deadline over the whole request that no event moves.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::TotalDeadline],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: Some(400), ..Timeouts::default() }),
+        run: |ctx| time_05(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-06",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "the deadline spans all attempts and fallbacks: it is not multiplied by them",
+        why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were configured (failoverbench, S06).",
+        shown: "Eight candidates never answer. The error must come before the end of a request asked earlier whose limit is six times as long.",
+        remedy: "Compute one deadline when the request comes, and give each attempt what is left of it.",
+        needs: &[Capability::Chat, Capability::Fallback, Capability::TotalDeadline],
+        spec: chain_of_eight,
+        run: |ctx| time_06(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a model's or provider's own time-outs override the default",
+        why: "One limit for a small model and for a reasoning one is wrong for both; a limit that is read and not used is worse.",
+        shown: "Two silent providers, one with a short limit of its own, one behind a model with one; both end before a request asked earlier under the default.",
+        remedy: "Resolve each time-out from the model, then the provider, then the default.",
+        needs: &[Capability::Chat, Capability::TimeoutPerModel],
+        spec: || {
+            let short = Timeouts { total_ms: SHORT, ..Timeouts::default() };
+            clocked(Spec::pair().model("of-model", &["p1"]).model("of-provider", &["p2"]))
+                .model_timeouts("of-model", short)
+                .provider_timeouts("p2", short)
+        },
+        run: |ctx| time_07(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-08",
+        level: Level::Should,
+        profiles: &[Profile::Llm],
+        requirement: "a client's shorter deadline (header) is honoured and can't lengthen the configured one",
+        why: "Who has a second left for an answer gains nothing from one that comes later, and the provider is paid for it.",
+        shown: "A client asks with a deadline of 300 ms, another with a minute where 300 ms are configured; both end before a request asked earlier under the default.",
+        remedy: "Take the smaller of the client's deadline and the configured one.",
+        needs: &[Capability::Chat, Capability::ClientDeadline],
+        spec: || clocked(Spec::solo().model("quick", &["p1"])).model_timeouts("quick", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
+        run: |ctx| time_08(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-09",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a timed-out attempt closes its connection to the provider",
+        why: "Attempts that are given up and left running hold the provider's capacity, and are billed (https://github.com/BerriAI/litellm/issues/31499).",
+        shown: "The provider holds a plain and a streamed answer; after the client's errors it must see both connections close.",
+        remedy: "Drop the call with its connection when its time is over; do not leave it to a task of its own.",
+        needs: STREAM,
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
+        run: |ctx| time_09(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-11",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an answer that comes within its time-out is never cut (lower bound), and each chunk restarts the idle timer",
+        why: "A client library's read time-out over the whole body killed healthy streams (https://github.com/maximhq/bifrost/issues/1157).",
+        shown: "The provider drips a stream and a plain body for longer than the idle time-out, with gaps of a third of it; both arrive whole.",
+        remedy: "Start the idle timer anew with each read; leave whole-body time-outs of client libraries off.",
+        needs: STREAM,
+        spec: || Spec::solo().provider("p2", Protocol::OpenAi).model("plain", &["p2"]),
+        run: |ctx| time_11(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-12",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "200 and headers at once, then silence before the first event: the first-token time-out ends it, and the next candidate answers",
+        why: "A timer that ends with the headers waits for ever on a provider that sends them first and thinks later (https://github.com/maximhq/bifrost/issues/7034).",
+        shown: "The first provider sends its headers and nothing more; the client reads one clean stream, from the second.",
+        remedy: "Let the first-token time-out run until the first content, and send the client nothing before it.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::FirstTokenTimeout, Capability::Fallback],
+        spec: || {
+            let total = Timeouts { total_ms: Some(60_000), ..Timeouts::default() };
+            Spec::pair().provider_timeouts("p1", Timeouts { first_token_ms: SHORT, idle_ms: Some(60_000), ..total }).model_timeouts("pair", total)
+        },
+        run: |ctx| time_12(ctx).boxed(),
+    },
+];
+
+/// TIME-01 (MUST): a provider that never accepts is given up by the connect time-out.
+async fn time_01(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.listen(Listen::NeverAccept).await?;
+    ctx.stub("p2")?.answers(reply("Paris"));
+    // when
+    let (alone, pair) = futures::try_join!(ctx.client.chat(ctx.prompt("solo", "hello")), ctx.client.chat(ctx.prompt("pair", "hello")))?;
+    // then
+    holds(alone.status >= 500, "a status of 500 or more", alone.status)?;
+    if ctx.manifest.capabilities.contains(&Capability::Fallback) {
+        equal("status with a second candidate", 200, pair.status)?;
+        equal("its text", "Paris", pair.content().as_str())?;
+    }
+    Ok(())
+}
 
 /// TIME-02 (MUST): a provider that accepts and never answers is given up while it still holds the request.
 async fn time_02(ctx: &Ctx) -> CaseResult {
@@ -32,4 +195,179 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     ctx.gates.gate("late").open();
     equal("requests at the provider", 1, held.len())?;
     equal("status", 504, answer.status)
+}
+
+/// TIME-03 (MUST): dripped headers do not extend the first-byte time-out.
+async fn time_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("never").plan(Plan::of([Step::DripHead { every_ms: 20, finish: false }])));
+    // when
+    let stream = ctx.client.stream(ctx.prompt("solo", "hello")).await?;
+    // then
+    holds(stream.status >= 500, "a status of 500 or more", stream.status)?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// TIME-04 (MUST): a stream that stalls is ended with an error by the idle time-out.
+async fn time_04(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("").tokens(["Par", "is", "!"]).plan(Plan::events_then(3, Step::Stall)));
+    // when
+    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    // then
+    equal("text", "Paris", stream.text.as_str())?;
+    broken(&stream)?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// TIME-05 (MUST): a stream that never ends is cut at the deadline.
+async fn time_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("").tokens(["and "; 3]).plan(Plan::of([Step::Head, Step::Events(3), Step::RepeatForever { every_ms: 20 }])));
+    // when
+    let stream = ctx.client.stream(ctx.prompt("solo", "go on")).await?;
+    let transcript: Transcript = guard("the end of a stream whose provider never ends it", stream.collect()).await??;
+    // then
+    broken(&transcript)?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// TIME-06 (MUST): the deadline spans all candidates.
+async fn time_06(ctx: &Ctx) -> CaseResult {
+    // given
+    for n in 1..=8 {
+        ctx.stub(&format!("p{n}"))?.answers(reply("never").plan(Plan::held("late")));
+    }
+    let clock = asked_under_the_default(ctx).await?;
+    // when
+    let answer = ctx.client.chat(ctx.prompt("chain", "hello")).await?;
+    // then
+    still_held(ctx, "the chain's answer")?;
+    clock.leave();
+    ctx.stub("p1")?.seen(1).await?;
+    holds(answer.status >= 500, "a status of 500 or more", answer.status)
+}
+
+/// TIME-07 (MUST): time-outs of a model and of a provider override the default.
+async fn time_07(ctx: &Ctx) -> CaseResult {
+    // given
+    for name in ["p1", "p2"] {
+        ctx.stub(name)?.answers(reply("never").plan(Plan::held("late")));
+    }
+    let clock = asked_under_the_default(ctx).await?;
+    for alias in ["of-model", "of-provider"] {
+        // when
+        let answer = ctx.client.chat(ctx.prompt(alias, "hello")).await?;
+        // then
+        still_held(ctx, &format!("the answer of {alias}"))?;
+        holds(answer.status >= 500, format!("a status of 500 or more from {alias}"), answer.status)?;
+    }
+    clock.leave();
+    Ok(())
+}
+
+/// TIME-08 (SHOULD): the shorter of the client's deadline and the configured one holds.
+async fn time_08(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(reply("never").plan(Plan::held("late")));
+    let clock = asked_under_the_default(ctx).await?;
+    for (alias, deadline) in [("solo", "300"), ("quick", "60000")] {
+        // when
+        let answer = ctx.client.with_header("x-request-timeout-ms", deadline).chat(ctx.prompt(alias, "hello")).await?;
+        // then
+        still_held(ctx, &format!("the answer of {alias} to a client with a deadline of {deadline} ms"))?;
+        equal("status", 504, answer.status)?;
+    }
+    clock.leave();
+    Ok(())
+}
+
+/// TIME-09 (MUST): a timed-out attempt closes its connection.
+async fn time_09(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("never").plan(Plan::held("late")));
+    // when
+    let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
+    let streamed = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+    // then
+    holds(plain.status >= 500, "a status of 500 or more", plain.status)?;
+    holds(streamed.status >= 500, "a status of 500 or more for the stream", streamed.status)?;
+    p1.peer_closed(2).await.map(|_| ())
+}
+
+/// TIME-11 (MUST): what comes within its time-outs is never cut, however long it takes as a whole.
+async fn time_11(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let slow = Plan::of([Step::Head, Step::Events(2), Step::Drip { bytes: 300, every_ms: 330 }]);
+    p1.answers(reply("").tokens(["Par", "is", " is", " big", "."]).plan(slow));
+    let plain = ctx.stub("p2")?;
+    plain.answers(reply("Paris is big.").plan(Plan::of([Step::Head, Step::Drip { bytes: 90, every_ms: 330 }])));
+    // when
+    let streaming = async { ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await };
+    let (stream, answer) = futures::try_join!(streaming, ctx.client.chat(ctx.prompt("plain", "capital")))?;
+    // then
+    for stub in [p1, plain] {
+        at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| Failure::Harness { what: early.to_string() })?;
+    }
+    equal("the stream's text", "Paris is big.", stream.text.as_str())?;
+    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))?;
+    equal("status", 200, answer.status)?;
+    equal("text", "Paris is big.", answer.content().as_str()).map_err(lied)
+}
+
+/// TIME-12 (MUST): headers do not end the first-token time-out, and the next candidate answers.
+async fn time_12(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("never").plan(Plan::of([Step::Head, Step::Stall])));
+    ctx.stub("p2")?.answers(reply("").tokens(["Par", "is"]));
+    // when
+    let stream = ctx.client.stream(ctx.prompt("pair", "capital")).await?.collect().await?;
+    // then
+    equal("status", 200, stream.status)?;
+    equal("text", "Paris", stream.text.as_str())?;
+    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// Eight providers behind one alias with a total of 700 ms: a deadline for each of them would come to more than the default.
+fn chain_of_eight() -> Spec {
+    let names: Vec<String> = (1..=8).map(|n| format!("p{n}")).collect();
+    let spec = names.iter().fold(Spec::default(), |spec, name| spec.provider(name, Protocol::OpenAi));
+    let candidates: Vec<&str> = names.iter().map(String::as_str).collect();
+    clocked(spec.model("chain", &candidates)).model_timeouts("chain", Timeouts { total_ms: Some(700), ..Timeouts::default() })
+}
+
+/// With a provider of its own for the request that runs under the default time-outs.
+fn clocked(spec: Spec) -> Spec {
+    spec.provider("clock", Protocol::OpenAi).model("clock", &["clock"])
+}
+
+/// Asks a request that its provider holds until the default total is over: the clock of what is asked later.
+async fn asked_under_the_default(ctx: &Ctx) -> Result<Exchange, Failure> {
+    let provider = ctx.stub("clock")?;
+    provider.answers(reply("never").plan(Plan::held("clock")));
+    let asked = ctx.client.labelled("clock").send_chat(ctx.prompt("clock", "hello")).await?;
+    provider.held(1).await?;
+    Ok(asked)
+}
+
+/// The request under the default has not timed out yet.
+fn still_held(ctx: &Ctx, what: &str) -> CaseResult {
+    let running = ctx.stub("clock")?.in_flight() == 1;
+    holds(running, format!("{what} before the end of a request asked earlier under the default time-out"), "it came after")
+}
+
+/// From the head of the stub's answer to its last byte.
+fn sending(stub: &Stub) -> Duration {
+    let tape = stub.tape();
+    let head = tape.iter().find(|entry| matches!(entry.event, Event::HeadSent { .. }));
+    let last = tape.iter().find(|entry| matches!(entry.event, Event::AnswerSent { .. }));
+    // an answer that the gateway cut was under way for too short a time, and the facts say so
+    head.zip(last).map_or(IDLE, |(head, last)| gap(head, last))
 }

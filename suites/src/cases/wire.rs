@@ -1,24 +1,152 @@
 //! WIRE: what passes through a gateway arrives as it was sent.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, lied};
-use gauntlet_harness::llm::{chat, reply, tool_call};
-use gauntlet_harness::spec::Spec;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::client::{End, Reply, Transcript};
+use gauntlet_harness::llm::{chat, raw, reply, tool_call};
+use gauntlet_harness::plan::{Plan, Step};
+use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::target::Capability;
-use serde_json::json;
+use serde_json::{Value, json};
 
-pub(super) const CASES: &[Case] = &[Case {
-    id: "WIRE-01",
-    level: Level::Must,
-    profiles: &[Profile::Llm],
-    requirement: "a completion: content, finish_reason, tool calls and usage arrive as the provider sent them",
-    why: "What a gateway rebuilds from parts it can lose: tool calls that vanish, a usage of zero that nobody bills.",
-    shown: "The provider answers one prompt with text and one with a tool call; the client compares every field with what was sent.",
-    remedy: "Forward the provider's answer instead of building a new one, or map every field of it.",
-    needs: &[Capability::Chat, Capability::Tools],
-    spec: Spec::solo,
-    run: |ctx| wire_01(ctx).boxed(),
-}];
+use super::strm::{DONE, chunk};
+
+const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "WIRE-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a completion: content, finish_reason, tool calls and usage arrive as the provider sent them",
+        why: "What a gateway rebuilds from parts it can lose: tool calls that vanish, a usage of zero that nobody bills.",
+        shown: "The provider answers one prompt with text and one with a tool call; the client compares every field with what was sent.",
+        remedy: "Forward the provider's answer instead of building a new one, or map every field of it.",
+        needs: &[Capability::Chat, Capability::Tools],
+        spec: Spec::solo,
+        run: |ctx| wire_01(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream: each chunk reaches the client before the provider sends the next (interlock)",
+        why: "Streams with usage and tool calls arrived in one burst at the end (https://github.com/BerriAI/litellm/issues/38926).",
+        shown: "The provider sends the next event only after the client has read the text of the one before.",
+        remedy: "Write each event to the client as it comes, and flush; no buffer that waits to be full, no compression over a stream.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| wire_02(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream ends with one finish_reason and exactly one data: [DONE]",
+        why: "Clients stop at the first terminator: a second one is read as the start of the next answer, a missing one as a cut.",
+        shown: "The provider streams one answer that stops and one that reaches its length; the client counts what ends each.",
+        remedy: "Write the terminator in one place, after the provider's own has come.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| wire_03(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-04",
+        level: Level::Should,
+        profiles: &[Profile::Llm],
+        requirement: "stream_options.include_usage gives one usage chunk, equal to the provider's",
+        why: "The usage chunk has no choices; a loop over choices loses it, and with it the bill.",
+        shown: "The client asks for usage in a stream and compares the chunk's counts with what the provider sent.",
+        remedy: "Forward chunks whose choices are empty.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| wire_04(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "streamed tool-call argument fragments join to the same JSON",
+        why: "Fragments of parallel calls were mixed up or lost (https://github.com/BerriAI/litellm/issues/39796).",
+        shown: "The provider streams two tool calls in fragments of five characters; the client joins them by index.",
+        remedy: "Forward fragments as they are, with their index; never parse one by itself.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
+        spec: Spec::solo,
+        run: |ctx| wire_05(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-06",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a multi-byte character split between two TCP segments arrives whole",
+        why: "Decoding each read by itself turns a split character into two replacement characters; only users of other scripts see it.",
+        shown: "The provider sends the first byte of a character, and from there on byte by byte.",
+        remedy: "Decode at the end of a line or an event, never at the end of a read.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| wire_06(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "SSE comments, CRLF, data: without a space, multi-line data are read as the SSE standard says",
+        why: "Keep-alive comments and other servers' line ends are legal, and a parser made for one provider loses text at the next.",
+        shown: "The provider writes the events of one answer in five forms that the standard allows, comments between them.",
+        remedy: "Read SSE by the standard's rules (WHATWG HTML, 9.2.6), not by a prefix and a pair of line feeds.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| wire_07(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-08",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "unknown request fields are forwarded or refused with 400, never dropped in silence",
+        why: "A field that is dropped changes the answer, and nobody is told: the caller believes in a seed or a bias that never left.",
+        shown: "The client sends a field that no gateway can know, and two that few know; each is at the provider, or the answer is 400.",
+        remedy: "Keep the request as a document and change only what you must, or refuse what you do not know.",
+        needs: &[Capability::Chat],
+        spec: Spec::solo,
+        run: |ctx| wire_08(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-09",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "GET /v1/models lists the configured models in OpenAI's shape",
+        why: "Clients and editors fill their lists of models from this route, and fail on another shape.",
+        shown: "Two aliases are configured; the client finds both in the list.",
+        remedy: "Answer {\"object\": \"list\", \"data\": [{\"id\", \"object\": \"model\", \"created\", \"owned_by\"}]}.",
+        needs: &[Capability::Models],
+        spec: || Spec::solo().model("other", &["p1"]),
+        run: |ctx| wire_09(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-12",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an Ollama (NDJSON) provider behind the same OpenAI request gives the same semantics: text, finish_reason, usage, tool calls",
+        why: "Ollama's tool calls came through with their arguments as an object and \"stop\" as their end (https://github.com/BerriAI/litellm/issues/37792).",
+        shown: "An OpenAI and an Ollama provider say the same three things, streamed and not; the client reads the same from both.",
+        remedy: "Translate every field: arguments as text, tool_calls as finish_reason, the eval counts as usage.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Tools, Capability::Ollama],
+        spec: || Spec::solo().provider("p2", Protocol::Ollama).model("local", &["p2"]),
+        run: |ctx| wire_12(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-13",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "the same script streamed and not streamed gives equal text, tool calls, finish_reason and usage",
+        why: "Streaming is a second code path in most gateways, and what is lost in it is seen by no test of the first.",
+        shown: "The provider says the same twice, once streamed, once not; the client compares what it understood.",
+        remedy: "Derive both forms from one reading of the provider's answer, or forward both untouched.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
+        spec: Spec::solo,
+        run: |ctx| wire_13(ctx).boxed(),
+    },
+];
 
 /// WIRE-01 (MUST): content, finish_reason, tool calls and usage of a completion arrive as the provider sent them.
 async fn wire_01(ctx: &Ctx) -> CaseResult {
@@ -29,9 +157,7 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().user_says("weather"), tool_call("weather", arguments.clone()).usage(21, 9)).await;
     // when
     let text = ctx.client.chat(ctx.prompt("solo", "capital")).await?;
-    let mut asks_tool = ctx.prompt("solo", "weather");
-    asks_tool["tools"] = json!([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]);
-    let tool = ctx.client.chat(asks_tool).await?;
+    let tool = ctx.client.chat(with_tools(ctx.prompt("solo", "weather"))).await?;
     // then
     equal("status", 200, text.status)?;
     equal("content", "Paris, 東京 and \"Bern\".", &text.content()).map_err(lied)?;
@@ -43,6 +169,272 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
     equal("finish_reason", &json!("tool_calls"), &choice["finish_reason"]).map_err(lied)?;
     let call = &choice["message"]["tool_calls"][0]["function"];
     equal("the tool's name", &json!("weather"), &call["name"]).map_err(lied)?;
-    let received = serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
-    equal("the tool's arguments", &arguments, &received).map_err(lied)
+    equal("the tool's arguments", &arguments, &parsed(&call["arguments"])).map_err(lied)
+}
+
+/// WIRE-02 (MUST): each chunk of a stream reaches the client before the provider sends the next.
+async fn wire_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let tokens = ["Par", "is", " is", " big"];
+    let plan = Plan::of([Step::Head, Step::Interlock("read".into())]);
+    ctx.stub("p1")?.answers(reply("").tokens(tokens).plan(plan));
+    let read = ctx.gates.interlock("read");
+    // the first event has no text, and a gateway may wait for text
+    read.ack(1);
+    // when
+    let mut stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
+    for (token, event) in tokens.into_iter().zip(2..) {
+        let come = stream.text_of(token.len()).await?;
+        equal("the text while the provider holds the next event", token, come.as_str())?;
+        read.ack(event);
+    }
+    read.release();
+    // then
+    equal("[DONE]", 1, stream.collect().await?.done_count)
+}
+
+/// WIRE-03 (MUST): a stream ends with one finish_reason and exactly one `[DONE]`.
+async fn wire_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.mount(chat().user_says("short"), reply("Paris is big.")).await;
+    p1.mount(chat().user_says("long"), reply("Paris is").finish("length")).await;
+    // when
+    for (prompt, finish) in [("short", "stop"), ("long", "length")] {
+        let stream = ctx.client.stream(ctx.prompt("solo", prompt)).await?.collect().await?;
+        // then
+        equal("status", 200, stream.status)?;
+        equal("finish reasons", &vec![finish.to_string()], &stream.finish_reasons).map_err(lied)?;
+        equal("how often [DONE] came", 1, stream.done_count)?;
+        equal("events after [DONE]", 0, stream.after_done)?;
+        equal("the end of the body", &End::Orderly, &stream.end)?;
+        stream.strict().or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
+    }
+    Ok(())
+}
+
+/// WIRE-04 (SHOULD): `include_usage` gives one usage chunk, equal to the provider's.
+async fn wire_04(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(reply("Paris is big.").usage(12, 7));
+    // when
+    let stream = ctx.client.stream(with_usage(ctx.prompt("solo", "capital"))).await?.collect().await?;
+    // then
+    let told: Vec<&Value> =
+        stream.events.iter().filter_map(|event| event.json.as_ref()).map(|json| &json["usage"]).filter(|usage| usage.is_object()).collect();
+    equal("usage chunks", 1, told.len())?;
+    for (key, count) in [("prompt_tokens", 12), ("completion_tokens", 7), ("total_tokens", 19)] {
+        equal(&format!("usage.{key}"), &json!(count), &told[0][key]).map_err(lied)?;
+    }
+    Ok(())
+}
+
+/// WIRE-05 (MUST): streamed tool-call argument fragments join to the same JSON.
+async fn wire_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let weather = json!({"city": "Zürich", "days": 3, "units": {"temperature": "°C"}});
+    let time = json!({"zone": "Europe/Zurich"});
+    ctx.stub("p1")?.answers(tool_call("weather", weather.clone()).tool_call("time", time.clone()));
+    // when
+    let stream = ctx.client.stream(with_tools(ctx.prompt("solo", "weather"))).await?.collect().await?;
+    // then
+    let calls: Vec<(String, Value)> = stream.tool_calls.iter().map(|call| (call.name.clone(), parsed(&json!(call.arguments)))).collect();
+    equal("tool calls", &vec![("weather".to_string(), weather), ("time".to_string(), time)], &calls).map_err(lied)?;
+    let ids: Vec<&str> = stream.tool_calls.iter().map(|call| call.id.as_str()).collect();
+    holds(!ids[0].is_empty() && !ids[1].is_empty() && ids[0] != ids[1], "an id of its own for each call", format_args!("{ids:?}"))?;
+    equal("finish reasons", &vec!["tool_calls".to_string()], &stream.finish_reasons).map_err(lied)
+}
+
+/// WIRE-06 (MUST): a character split between two TCP segments arrives whole.
+async fn wire_06(ctx: &Ctx) -> CaseResult {
+    // given
+    let said = "é東🦀ß";
+    let body = [&chunk(said, None), &chunk("", Some("stop")), DONE].concat();
+    let inside = body.find(said).unwrap_or_default() + 1;
+    let split = Plan::of([Step::Head, Step::Bytes(inside), Step::Drip { bytes: 1, every_ms: 1 }]);
+    ctx.stub("p1")?.answers(raw(200, "text/event-stream", body).plan(split));
+    // when
+    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    // then
+    equal("text", said, stream.text.as_str()).map_err(lied)?;
+    equal("[DONE]", 1, stream.done_count)
+}
+
+/// WIRE-07 (MUST): events are read as the SSE standard says.
+async fn wire_07(ctx: &Ctx) -> CaseResult {
+    // given
+    let body = [
+        ": a comment\n\n".to_string(),
+        format!("event: message\nid: 1\nretry: 10\n{}", chunk("Par", None)),
+        chunk("is", None).replace('\n', "\r\n"),
+        ": another one, within an event\n".to_string(),
+        chunk(" is", None).replacen("data: ", "data:", 1),
+        chunk(" big", None).replacen('{', "{\ndata: ", 1),
+        chunk(".", None).replace("\n\n", "\r\n\n"),
+        chunk("", Some("stop")),
+        DONE.replacen("data: ", "data:", 1),
+    ];
+    ctx.stub("p1")?.answers(raw(200, "text/event-stream", body.concat()));
+    // when
+    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    // then
+    equal("status", 200, stream.status)?;
+    equal("text", "Paris is big.", stream.text.as_str()).map_err(lied)?;
+    equal("finish reasons", &vec!["stop".to_string()], &stream.finish_reasons)?;
+    equal("[DONE]", 1, stream.done_count)?;
+    stream.strict().or_else(|why| holds(false, "chunks of OpenAI's shape", why))
+}
+
+/// WIRE-08 (MUST): unknown request fields are forwarded or refused, never dropped in silence.
+async fn wire_08(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("Paris"));
+    let fields =
+        [("x_nobody_knows", json!({"nested": [1, "two", null]})), ("logit_bias", json!({"50256": -100})), ("metadata", json!({"team": "blue"}))];
+    // when
+    for (name, value) in fields {
+        let mut body = ctx.prompt("solo", "capital");
+        body[name] = value.clone();
+        let answer = ctx.client.chat(body).await?;
+        // then
+        if answer.status == 200 {
+            let sent = p1.requests().pop().map(|request| request.json()).unwrap_or_default();
+            equal(&format!("{name} at the provider"), &value, &sent[name]).map_err(lied)?;
+        } else {
+            equal(&format!("status for the field {name}, if it is not forwarded:"), 400, answer.status)?;
+        }
+    }
+    Ok(())
+}
+
+/// WIRE-09 (MUST): `GET /v1/models` lists the configured models in OpenAI's shape.
+async fn wire_09(ctx: &Ctx) -> CaseResult {
+    // when
+    let answer = ctx.client.get("/v1/models").await?;
+    // then
+    equal("status", 200, answer.status)?;
+    let list = answer.json();
+    equal("object", &json!("list"), &list["object"])?;
+    let models = list["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for alias in ["solo", "other"] {
+        let id = ctx.model(alias);
+        let model = models.iter().find(|model| model["id"] == json!(id));
+        holds(model.is_some(), format!("the model {id} in the list"), &list)?;
+        let model = model.unwrap_or(&Value::Null);
+        holds(
+            model["object"] == "model" && model["created"].is_u64() && model["owned_by"].is_string(),
+            "object \"model\", created and owned_by",
+            model,
+        )?;
+    }
+    Ok(())
+}
+
+/// WIRE-12 (MUST): an Ollama provider behind the same OpenAI request gives the same semantics.
+async fn wire_12(ctx: &Ctx) -> CaseResult {
+    // given
+    let arguments = json!({"city": "Zürich", "days": 3});
+    for name in ["p1", "p2"] {
+        let provider = ctx.stub(name)?;
+        provider.mount(chat().user_says("capital"), reply("Paris is big.").usage(12, 7)).await;
+        provider.mount(chat().user_says("long"), reply("Paris is").finish("length").usage(12, 2)).await;
+        provider.mount(chat().tool_named("weather"), tool_call("weather", arguments.clone()).usage(21, 9)).await;
+    }
+    let expected = [
+        ("capital", Meaning::new("Paris is big.", &[], "stop", [12, 7])),
+        ("long", Meaning::new("Paris is", &[], "length", [12, 2])),
+        ("weather", Meaning::new("", &[("weather", arguments)], "tool_calls", [21, 9])),
+    ];
+    // when
+    for (prompt, expected) in expected {
+        for alias in ["solo", "local"] {
+            let asked = if prompt == "weather" { with_tools(ctx.prompt(alias, prompt)) } else { ctx.prompt(alias, prompt) };
+            let plain = ctx.client.chat(asked.clone()).await?;
+            let streamed = ctx.client.stream(with_usage(asked)).await?.collect().await?;
+            // then
+            equal(&format!("the answer to {prompt} of {alias}:"), &expected, &Meaning::of_reply(&plain)).map_err(lied)?;
+            equal(&format!("the streamed answer to {prompt} of {alias}:"), &expected, &Meaning::of_stream(&streamed)).map_err(lied)?;
+        }
+    }
+    Ok(())
+}
+
+/// WIRE-13 (MUST): streamed and not streamed, the same script means the same.
+async fn wire_13(ctx: &Ctx) -> CaseResult {
+    // given
+    let arguments = json!({"city": "Zürich", "days": 3});
+    let p1 = ctx.stub("p1")?;
+    p1.mount(chat().user_says("capital"), reply("Paris, 東京 and \"Bern\".").usage(12, 7)).await;
+    p1.mount(chat().user_says("weather"), reply("I look it up.").tool_call("weather", arguments).usage(21, 9)).await;
+    // when
+    for asked in [ctx.prompt("solo", "capital"), with_tools(ctx.prompt("solo", "weather"))] {
+        let plain = ctx.client.chat(asked.clone()).await?;
+        let streamed = ctx.client.stream(with_usage(asked)).await?.collect().await?;
+        // then
+        equal("status", 200, plain.status)?;
+        holds(streamed.looks_complete(), "a complete stream", format_args!("status {}, error {:?}", streamed.status, streamed.error))?;
+        equal("the answer, not streamed and streamed:", &Meaning::of_reply(&plain), &Meaning::of_stream(&streamed)).map_err(lied)?;
+    }
+    Ok(())
+}
+
+/// What a client understands of an answer, streamed or not, whoever gave it.
+#[derive(Debug, PartialEq)]
+struct Meaning {
+    text: String,
+    tools: Vec<(String, Value)>,
+    finish: Vec<String>,
+    /// Prompt and completion tokens.
+    usage: [Value; 2],
+}
+
+impl Meaning {
+    fn new(text: &str, tools: &[(&str, Value)], finish: &str, usage: [u64; 2]) -> Self {
+        let tools = tools.iter().map(|(name, arguments)| (name.to_string(), arguments.clone())).collect();
+        Self { text: text.into(), tools, finish: vec![finish.into()], usage: usage.map(Value::from) }
+    }
+
+    fn of_reply(reply: &Reply) -> Self {
+        let json = reply.json();
+        let choice = &json["choices"][0];
+        let calls = choice["message"]["tool_calls"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let tools = calls.iter().map(|call| &call["function"]);
+        Self {
+            text: reply.content(),
+            tools: tools.map(|tool| (tool["name"].as_str().unwrap_or_default().to_string(), parsed(&tool["arguments"]))).collect(),
+            finish: choice["finish_reason"].as_str().map(str::to_string).into_iter().collect(),
+            usage: tokens(&json["usage"]),
+        }
+    }
+
+    fn of_stream(stream: &Transcript) -> Self {
+        Self {
+            text: stream.text.clone(),
+            tools: stream.tool_calls.iter().map(|call| (call.name.clone(), parsed(&json!(call.arguments)))).collect(),
+            finish: stream.finish_reasons.clone(),
+            usage: tokens(stream.usage.as_ref().unwrap_or(&Value::Null)),
+        }
+    }
+}
+
+fn tokens(usage: &Value) -> [Value; 2] {
+    [usage["prompt_tokens"].clone(), usage["completion_tokens"].clone()]
+}
+
+/// Arguments as clients read them: JSON in a text. Anything else is shown as it is.
+fn parsed(arguments: &Value) -> Value {
+    let unread = || json!({ "not JSON in a text": arguments });
+    arguments.as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_else(unread)
+}
+
+fn with_usage(mut body: Value) -> Value {
+    body["stream_options"] = json!({"include_usage": true});
+    body
+}
+
+fn with_tools(mut body: Value) -> Value {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    body["tools"] = json!([tool("weather"), tool("time")]);
+    body
 }

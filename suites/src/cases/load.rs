@@ -1,0 +1,212 @@
+//! LOAD: more than it can bear is refused at once, and forgotten afterwards.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::try_join_all;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds};
+use gauntlet_harness::client::{Exchange, Reply, Transport};
+use gauntlet_harness::gate::guard;
+use gauntlet_harness::llm::{raw, reply};
+use gauntlet_harness::plan::Plan;
+use gauntlet_harness::spec::{LimitSpec, Spec, Timeouts};
+use gauntlet_harness::target::Capability;
+
+use super::para::{answers, large_stream, statuses};
+
+/// The limit of requests in flight.
+const LIMIT: usize = 4;
+/// The limit of a body.
+const BODY: usize = 64 << 10;
+/// The default bound on what is taken from a provider for a client that does not read.
+const AHEAD: u64 = 8 << 20;
+/// What may lie in the system's buffers on both sides.
+const IN_BUFFERS: u64 = 16 << 20;
+
+const ADMISSION: &[Capability] = &[Capability::Chat, Capability::Admission];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "LOAD-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "beyond the limit of requests in flight: 503 or 429 at once with Retry-After, no unbounded queue",
+        why: "A queue without bound turns overload into time-outs for everybody: what is answered has been given up by its client.",
+        shown: "Four requests are held, which is the limit; the next ones are refused while they still are.",
+        remedy: "Count requests in flight at the door, and refuse with Retry-After beyond the limit.",
+        needs: ADMISSION,
+        spec: limited,
+        run: |ctx| load_01(ctx).boxed(),
+    },
+    Case {
+        id: "LOAD-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "after a burst the next requests all succeed",
+        why: "Places that were not given back refused healthy requests for up to an hour (https://github.com/BerriAI/litellm/issues/27955).",
+        shown: "Four requests are held and sixteen refused; when the four are answered, the next ones must be served again.",
+        remedy: "Tie the place of a request to its task, so that every way out of it gives the place back.",
+        needs: ADMISSION,
+        spec: limited,
+        run: |ctx| load_02(ctx).boxed(),
+    },
+    Case {
+        id: "LOAD-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a body over the limit: 413 before it is read whole",
+        why: "A gateway that reads before it measures can be filled up by anybody who can connect.",
+        shown: "A client tells a length of 64 MiB and sends 100 bytes; another sends 128 KiB in chunks and does not end. Both have 413 and keep the rest.",
+        remedy: "Look at Content-Length before reading, count while reading, and answer 413 at the limit.",
+        needs: &[Capability::Chat, Capability::BodyLimit],
+        spec: || Spec { limits: LimitSpec { body_bytes: BODY as u64, body_ms: 60_000, ..Spec::default().limits }, ..Spec::solo() },
+        run: |ctx| load_04(ctx).boxed(),
+    },
+    Case {
+        id: "LOAD-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a client that dribbles its headers or body is closed by a time-out",
+        why: "A few hundred clients that send a byte a second hold every connection of a server that waits for them (Slowloris).",
+        shown: "One client sends its headers byte by byte, one its body in small pieces; both are answered with an error or closed before they end.",
+        remedy: "Bound the time of the headers and of the body as a whole; a timer between two reads does not help.",
+        needs: &[Capability::Chat, Capability::SlowClient],
+        spec: || Spec { limits: LimitSpec { header_ms: 400, body_ms: 400, ..Spec::default().limits }, ..Spec::solo() },
+        run: |ctx| load_05(ctx).boxed(),
+    },
+    Case {
+        id: "LOAD-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a client that stops reading: the gateway takes no more from the provider than a bound (default 8 MiB)",
+        why: "Streams that are read ahead into memory need one client that pauses, and a long answer, to end the process.",
+        shown: "The client of a stream of 48 MiB stops reading; the provider counts what the gateway takes until it takes no more.",
+        remedy: "Read the provider's next bytes when the client has taken the last ones; bound every buffer between the two.",
+        needs: &[Capability::Chat, Capability::Stream],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        run: |ctx| load_07(ctx).boxed(),
+    },
+];
+
+fn limited() -> Spec {
+    let limits = LimitSpec { max_in_flight: LIMIT as u32, ..Spec::default().limits };
+    Spec { limits, ..Spec::solo().model_timeouts("solo", Timeouts::PATIENT) }
+}
+
+/// LOAD-01 (MUST): what is beyond the limit is refused at once.
+async fn load_01(ctx: &Ctx) -> CaseResult {
+    // given
+    let full = filled(ctx).await?;
+    // when
+    let refused = try_join_all((0..LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many")))).await?;
+    // then
+    let p1 = ctx.stub("p1")?;
+    equal("requests still in flight", LIMIT, p1.in_flight())?;
+    for answer in &refused {
+        holds(matches!(answer.status, 429 | 503), "status 429 or 503", answer.status)?;
+        holds(answer.header("retry-after").is_some(), "a Retry-After header", "none")?;
+    }
+    ctx.gates.gate("full").open();
+    equal("statuses of the requests within the limit", vec![200; LIMIT], statuses(&answers(full).await?))?;
+    equal("requests at the provider", LIMIT, p1.requests().len())
+}
+
+/// LOAD-02 (MUST): after a burst everything is as before.
+async fn load_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let full = filled(ctx).await?;
+    let refused = try_join_all((0..4 * LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many")))).await?;
+    holds(refused.iter().all(|answer| answer.status >= 400), "refusals beyond the limit", format_args!("{:?}", statuses(&refused)))?;
+    ctx.gates.gate("full").open();
+    equal("statuses of the requests within the limit", vec![200; LIMIT], statuses(&answers(full).await?))?;
+    // when
+    // a place may be given back a moment after its client has read the last byte
+    guard("a request to be served after the burst", served_again(ctx)).await??;
+    let mut after = Vec::new();
+    for _ in 0..2 * LIMIT {
+        after.push(ctx.client.chat(ctx.prompt("solo", "after")).await?);
+    }
+    // then
+    equal("statuses after the burst", vec![200; 2 * LIMIT], statuses(&after))
+}
+
+/// LOAD-04 (MUST): a body over the limit is refused before it is read whole.
+async fn load_04(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("Paris"));
+    let json = ("content-type", "application/json");
+    let part = ctx.prompt("solo", "hello").to_string();
+    let mut chunk = format!("{:x}\r\n{{\"x\": \"", 4 * BODY).into_bytes();
+    chunk.resize(2 * BODY, b'x');
+    // when
+    let told = ctx.client.send("POST", "/v1/chat/completions", &[json, ("content-length", "67108864")], part.as_bytes()).await?;
+    let told = told.reply().await?;
+    let chunked = ctx.client.send("POST", "/v1/chat/completions", &[json, ("transfer-encoding", "chunked")], &chunk).await?;
+    let chunked = chunked.reply().await?;
+    // then
+    equal("status for a length over the limit", 413, told.status)?;
+    equal("status for chunks over the limit", 413, chunked.status)?;
+    equal("requests at the provider", 0, p1.requests().len())?;
+    equal("status of a small body afterwards", 200, ctx.client.chat(ctx.prompt("solo", "hello")).await?.status)
+}
+
+/// LOAD-05 (MUST): a client that dribbles is closed.
+async fn load_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("Paris"));
+    let json = [("content-type", "application/json")];
+    let body = ctx.prompt("solo", &"hello ".repeat(8_000)).to_string();
+    let request = ctx.client.request_bytes("POST", "/v1/chat/completions", &json, body.as_bytes());
+    let head = request.len() - body.len();
+    // when
+    let headers = ctx.client.dribble(&request, 1, Duration::from_millis(50));
+    let body = ctx.client.dribble(&request, head, Duration::from_millis(50));
+    let (headers, body) = futures::try_join!(headers, body)?;
+    // then
+    refused_or_closed("headers", &headers)?;
+    refused_or_closed("body", &body)?;
+    equal("requests at the provider", 0, p1.requests().len())
+}
+
+/// LOAD-07 (MUST): for a client that stops reading, no more than a bound is taken from the provider.
+async fn load_07(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let (large, length) = large_stream();
+    p1.answers(raw(200, "text/event-stream", large));
+    let mut stream = ctx.client.with_receive_buffer(8 << 10).stream(ctx.prompt("solo", "much")).await?;
+    // when
+    stream.next().await?;
+    let taken = p1.sent_settles().await?;
+    // then
+    let expected = format!("at most {AHEAD} of {length} bytes taken ahead, and {IN_BUFFERS} more in the system's buffers");
+    holds(taken <= AHEAD + IN_BUFFERS, expected, format_args!("{taken} bytes"))?;
+    equal("answers that the provider is still sending", 1, p1.in_flight())?;
+    stream.leave();
+    Ok(())
+}
+
+/// As many requests as the limit allows, held at the provider by the gate `full`.
+async fn filled(ctx: &Ctx) -> Result<Vec<Exchange>, Failure> {
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("Paris").plan(Plan::held("full")));
+    let asked = try_join_all((0..LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
+    p1.in_flight_is(LIMIT).await?;
+    Ok(asked)
+}
+
+async fn served_again(ctx: &Ctx) -> CaseResult {
+    while ctx.client.chat(ctx.prompt("solo", "again")).await?.status != 200 {}
+    Ok(())
+}
+
+/// An error, or no answer at all.
+fn refused_or_closed(what: &str, end: &Result<Reply, Transport>) -> CaseResult {
+    let (fair, seen) = match end {
+        Ok(answer) => (answer.status >= 400, format!("status {}", answer.status)),
+        Err(transport) => (true, transport.to_string()),
+    };
+    holds(fair, format!("an error or a closed connection for dribbled {what}"), seen)
+}
