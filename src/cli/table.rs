@@ -90,6 +90,7 @@ impl Table {
             println!("\nReport: {}", page.display());
         }
         let (meaning, colour) = match record.exit_code() {
+            0 if summary.passed + summary.warned + summary.flaky == 0 => ("nothing was examined", Style::new().yellow()),
             0 => ("every MUST that was examined holds", Style::new().green()),
             1 => (if summary.failed > 0 { "a MUST does not hold" } else { "strict: a SHOULD does not hold, or a case is flaky" }, Style::new().red()),
             _ => ("the run itself failed", Style::new().red()),

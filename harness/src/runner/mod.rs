@@ -93,6 +93,9 @@ impl Run {
         let parallelism = if self.target.one_at_a_time() { 1 } else { self.parallelism.max(1) };
         stream::iter(waiting)
             .map(|(index, case)| async move {
+                if board.ended.is_cancelled() {
+                    return;
+                }
                 (board.observer)(Progress::Started(case.id));
                 let mut attempts = Vec::new();
                 while self.wants_another(&attempts) {

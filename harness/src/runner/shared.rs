@@ -23,7 +23,7 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
         loop {
             let again: Vec<(usize, Case)> =
                 group.iter().filter(|(index, _)| attempts.get(index).is_some_and(|attempts| run.wants_another(attempts))).copied().collect();
-            if again.is_empty() {
+            if again.is_empty() || board.ended.is_cancelled() {
                 break;
             }
             examine_group(run, &again, board, &mut attempts).await;
@@ -80,6 +80,9 @@ async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, at
         .map(|(index, case, mut setting)| {
             let (gateway, done) = (&gateway, &done);
             async move {
+                if board.ended.is_cancelled() {
+                    return setting.close().await;
+                }
                 (board.observer)(Progress::Started(case.id));
                 let handle = share(&gateway.base_url, &gateway.headers, gateway.process.as_ref(), &prefix(&case));
                 let outcome = super::examine::run(&mut setting, &case, run.target.manifest(), handle, None, Instant::now()).await;

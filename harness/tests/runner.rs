@@ -1,0 +1,213 @@
+//! The runner judges: what each way of ending comes to, what is repeated, what ends a run.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, Verdict, holds};
+use gauntlet_harness::client::Client;
+use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
+use gauntlet_harness::spec::{DatabaseNeed, Spec};
+use gauntlet_harness::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+use tokio_util::sync::CancellationToken;
+
+/// A target that starts nothing and remembers what it was given.
+struct Remembering {
+    manifest: Manifest,
+    shared: bool,
+    starts: bool,
+    deployments: Mutex<Vec<Deployment>>,
+}
+
+impl Remembering {
+    fn new() -> Self {
+        let manifest = Manifest { name: "t".into(), version: None, capabilities: BTreeSet::from([Capability::Chat]), fixed_timeouts: None };
+        Self { manifest, shared: false, starts: true, deployments: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Target for Remembering {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn shared(&self) -> bool {
+        self.shared
+    }
+
+    fn why_not(&self, capability: Capability) -> Option<String> {
+        (capability == Capability::Tools).then(|| "it has no hands".to_string())
+    }
+
+    async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        self.deployments.lock().unwrap().push(deployment);
+        if !self.starts {
+            return Err(TargetError::NotReady("it sleeps".into()));
+        }
+        Ok(RunningTarget { base_url: "http://127.0.0.1:9".into(), model_prefix: String::new(), headers: Vec::new(), process: None })
+    }
+}
+
+fn case(id: &'static str, run: for<'a> fn(&'a Ctx) -> BoxFuture<'a, CaseResult>) -> Case {
+    Case {
+        id,
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "r",
+        why: "w",
+        shown: "s",
+        remedy: "d",
+        needs: &[Capability::Chat],
+        spec: Spec::solo,
+        run,
+    }
+}
+
+fn passes(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+    async { Ok(()) }.boxed()
+}
+
+fn fails(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+    async { holds(false, "this", "that") }.boxed()
+}
+
+async fn run_on(target: &Arc<Remembering>, cases: Vec<Case>, change: impl FnOnce(&mut Run)) -> RunResult {
+    let target: Arc<dyn Target> = Arc::<Remembering>::clone(target);
+    let mut run = Run { target, cases, database: None, parallelism: 1, repeat: 1, fail_fast: false };
+    change(&mut run);
+    run.execute(&|_| {}, &CancellationToken::new()).await
+}
+
+async fn one(case: Case) -> Outcome {
+    let mut result = run_on(&Arc::new(Remembering::new()), vec![case], |_| {}).await;
+    result.outcomes.pop().unwrap()
+}
+
+#[tokio::test]
+async fn a_case_that_passes_is_examined_once_and_one_that_fails_twice() {
+    let passed = one(case("A-01", passes)).await;
+    assert_eq!((passed.verdict, passed.attempts), (Verdict::Passed, 1));
+    let failed = one(case("A-01", fails)).await;
+    assert!(matches!(failed.verdict, Verdict::Failed { failure: Failure::Violated { .. } }));
+    assert_eq!(failed.attempts, 2);
+}
+
+#[tokio::test]
+async fn a_case_that_fails_and_then_passes_is_flaky_with_the_first_failure() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    fn at_first(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async { holds(ASKED.fetch_add(1, Ordering::SeqCst) > 0, "calm", "nerves") }.boxed()
+    }
+    let outcome = one(case("A-01", at_first)).await;
+    assert!(matches!(&outcome.verdict, Verdict::Flaky { failure: Failure::Violated { observed, .. } } if observed == "nerves"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_panic_is_the_harness_and_is_not_repeated() {
+    fn panics(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async { panic!("a hole in the case") }.boxed()
+    }
+    let outcome = one(case("A-01", panics)).await;
+    assert!(matches!(&outcome.verdict, Verdict::Failed { failure: Failure::Harness { what } } if what.contains("a hole in the case")), "{outcome:?}");
+    assert_eq!(outcome.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_no_stub_answers_fails_a_case_that_passed() {
+    fn strays(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            let provider = Client::new(&ctx.stub("p1")?.wire().root_url(), Vec::new(), ctx.tape.clone())?;
+            provider.get("/nobody/asked").await.map(|_| ())
+        }
+        .boxed()
+    }
+    let outcome = one(case("A-01", strays)).await;
+    assert!(
+        matches!(&outcome.verdict, Verdict::Failed { failure: Failure::Violated { observed, .. } } if observed.contains("/nobody/asked")),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named_and_never_passed() {
+    let without_tools = one(Case { needs: &[Capability::Chat, Capability::Tools], ..case("A-01", passes) }).await;
+    assert_eq!(without_tools.verdict, Verdict::NotSupported { capability: "tools: it has no hands".into() });
+    let without_database = one(Case { spec: || Spec { database: DatabaseNeed::Postgres, ..Spec::solo() }, ..case("A-01", passes) }).await;
+    assert!(matches!(without_database.verdict, Verdict::NotRun { .. }));
+}
+
+#[tokio::test]
+async fn a_target_that_does_not_start_breaks_the_run_and_judges_nobody() {
+    let target = Arc::new(Remembering { starts: false, ..Remembering::new() });
+    let result = run_on(&target, vec![case("A-01", passes), case("A-02", passes)], |_| {}).await;
+    assert!(result.broken.unwrap().contains("it sleeps"));
+    assert!(result.outcomes.iter().all(|outcome| matches!(outcome.verdict, Verdict::NotRun { .. })), "{:?}", result.outcomes);
+}
+
+#[tokio::test]
+async fn fail_fast_leaves_the_rest_and_does_not_break_the_run() {
+    let cases = vec![case("A-01", fails), case("A-02", passes)];
+    let result = run_on(&Arc::new(Remembering::new()), cases, |run| run.fail_fast = true).await;
+    assert_eq!(result.broken, None);
+    assert!(matches!(&result.outcomes[1].verdict, Verdict::NotRun { why } if why.contains("A-01")), "{:?}", result.outcomes[1]);
+}
+
+#[tokio::test]
+async fn an_interrupted_run_keeps_what_was_measured() {
+    fn waits(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+        std::future::pending().boxed()
+    }
+    let stop = CancellationToken::new();
+    let target: Arc<dyn Target> = Arc::new(Remembering::new());
+    let run = Run { target, cases: vec![case("A-01", passes), case("A-02", waits)], database: None, parallelism: 1, repeat: 1, fail_fast: false };
+    let started = |progress: Progress<'_>| {
+        if matches!(progress, Progress::Started("A-02")) {
+            stop.cancel();
+        }
+    };
+    let result = run.execute(&started, &stop).await;
+    assert_eq!(result.broken.as_deref(), Some("interrupted"));
+    assert_eq!(result.outcomes[0].verdict, Verdict::Passed);
+    assert!(matches!(result.outcomes[1].verdict, Verdict::NotRun { .. }));
+}
+
+#[tokio::test]
+async fn every_repeat_counts() {
+    let mut result = run_on(&Arc::new(Remembering::new()), vec![case("A-01", passes)], |run| run.repeat = 3).await;
+    assert_eq!(result.outcomes.pop().unwrap().attempts, 3);
+}
+
+#[tokio::test]
+async fn a_shared_target_serves_cases_of_equal_settings_from_one_process() {
+    fn prefixed(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async { holds(ctx.model("solo").ends_with("-solo"), "a prefix", ctx.model("solo")) }.boxed()
+    }
+    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
+    let other = Case {
+        spec: || Spec { keys: vec![gauntlet_harness::spec::KeySpec { tenant: "t".into(), token: "k".into() }], ..Spec::solo() },
+        ..case("A-03", prefixed)
+    };
+    let result = run_on(&target, vec![case("A-01", prefixed), case("A-02", prefixed), other], |run| run.parallelism = 2).await;
+    assert!(result.outcomes.iter().all(|outcome| outcome.verdict == Verdict::Passed), "{:?}", result.outcomes);
+    let deployments = target.deployments.lock().unwrap();
+    let aliases: Vec<Vec<&str>> =
+        deployments.iter().map(|deployment| deployment.spec.models.iter().map(|model| model.alias.as_str()).collect()).collect();
+    assert_eq!(aliases, [vec!["a-01-solo", "a-02-solo"], vec!["a-03-solo"]]);
+    assert!(deployments[0].endpoints.contains_key("a-02-p1"));
+}
+
+#[tokio::test]
+async fn what_fails_on_a_shared_target_is_repeated_on_a_fresh_one() {
+    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
+    let result = run_on(&target, vec![case("A-01", passes), case("A-02", fails)], |_| {}).await;
+    assert_eq!(result.outcomes[0].attempts, 1);
+    assert_eq!(result.outcomes[1].attempts, 2);
+    let deployments = target.deployments.lock().unwrap();
+    assert_eq!(deployments.len(), 2);
+    assert_eq!(deployments[1].spec.models.len(), 1, "only the failed one is repeated");
+}
