@@ -5,7 +5,8 @@ use minijinja::{AutoEscape, Environment, Value};
 use serde::Serialize;
 
 use super::RunRecord;
-use super::timeline::{escape, timeline};
+use super::timeline::timeline;
+use super::words::escape;
 use crate::case::{Failure, Honesty};
 use crate::runner::Outcome;
 

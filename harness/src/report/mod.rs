@@ -6,6 +6,7 @@ mod html;
 mod junit;
 mod markdown;
 mod timeline;
+mod words;
 
 use std::path::{Path, PathBuf};
 
