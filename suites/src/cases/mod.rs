@@ -3,9 +3,14 @@
 //! A case reads given, when, then, in the order of time; facts last. Each file has a table `CASES` in the order of the catalogue,
 //! and below it one function a case, of at most 30 lines. Adding one is an entry in its area's table and a function.
 
+mod auth;
+mod brkr;
 mod canc;
+mod err;
+mod fall;
 mod load;
 mod para;
+mod retry;
 mod strm;
 mod time;
 mod wire;
@@ -19,9 +24,14 @@ pub fn all() -> Vec<Case> {
         wire::CASES,
         time::CASES,
         para::CASES,
+        retry::CASES,
+        fall::CASES,
+        brkr::CASES,
         strm::CASES,
         canc::CASES,
         load::CASES,
+        err::CASES,
+        auth::CASES,
     ];
     areas.concat()
 }

@@ -1,0 +1,183 @@
+//! AUTH: who may ask, and that nobody's credentials go where they do not belong.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::llm::{chat, error, reply, with};
+use gauntlet_harness::spec::{KeySpec, Protocol, Spec};
+use gauntlet_harness::tape::Event;
+use gauntlet_harness::target::Capability;
+use serde_json::{Value, json};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "AUTH-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "no key, wrong key: 401 with WWW-Authenticate, before any provider call",
+        why: "A key that is looked at too late spends the operator's money on strangers.",
+        shown: "Requests without a key, with an unknown one, with part of one and with another scheme must be answered 401 with WWW-Authenticate; one with the key \
+                follows, and must be all that the provider saw.",
+        remedy: "Check the key before the body is read; answer 401 with the challenge of RFC 6750.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Keys],
+        spec: || with_a_key(Spec::solo()),
+        run: |ctx| auth_01(ctx).boxed(),
+    },
+    Case {
+        id: "AUTH-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "the client's credentials are not sent to the provider, the provider's never to the client",
+        why: "A proxy that passes headers on hands its users' keys and cookies to third parties, and theirs to its users.",
+        shown: "The client sends its key, cookies and other credentials; the provider must be sent its own key alone. The provider gives its key back in \
+                headers; nothing that the client receives may hold it.",
+        remedy: "Build the provider's request anew with the headers that are meant for it; pass on no header of its answer that is not known.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::OwnProviderKeys],
+        spec: || with_a_key(Spec::solo()),
+        run: |ctx| auth_03(ctx).boxed(),
+    },
+    Case {
+        id: "AUTH-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "nothing in a request can steer where the gateway connects (SSRF), or split a header",
+        why: "A request's api_base made a gateway send its provider's key to an address of the client's choice (https://github.com/BerriAI/litellm/issues/24952).",
+        shown: "Fields, headers, a model's name and an image's address name another host, which the harness listens on; others hold line breaks. After a further \
+                exchange that host must have seen no connection, and the provider no header that was smuggled in.",
+        remedy: "Connect to configured addresses alone; refuse line breaks in what becomes a header.",
+        needs: &[Capability::Chat],
+        spec: || Spec::solo().provider("p2", Protocol::OpenAi).model("other", &["p2"]),
+        run: |ctx| auth_04(ctx).boxed(),
+    },
+];
+
+/// The one key that clients have.
+const KEY: &str = "sk-canary-client-b-51d7c2e80a964fb3";
+
+fn with_a_key(mut spec: Spec) -> Spec {
+    spec.keys.push(KeySpec { tenant: "b".into(), token: KEY.into() });
+    spec
+}
+
+/// AUTH-01 (MUST): without a known key 401, before any call of a provider.
+async fn auth_01(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("Paris"));
+    let nobody = ctx.client.without_header("authorization");
+    let strangers = [
+        ("no key", nobody.clone()),
+        ("an unknown key", nobody.with_bearer("sk-canary-nobody-0c6e")),
+        ("part of a key", nobody.with_bearer(&KEY[..KEY.len() - 1])),
+        ("an empty key", nobody.with_header("authorization", "Bearer ")),
+        ("another scheme", nobody.with_header("authorization", &format!("Basic {KEY}"))),
+    ];
+    // when
+    for (what, client) in &strangers {
+        let plain = client.chat(ctx.prompt("solo", what)).await?;
+        let stream = client.stream(ctx.prompt("solo", what)).await?.collect().await?;
+        let models = client.get("/v1/models").await?;
+        equal(&format!("statuses of chat, stream and list of models with {what}"), [401; 3], [plain.status, stream.status, models.status])?;
+        let challenged = plain.header("www-authenticate").is_some() && stream.header("www-authenticate").is_some();
+        holds(challenged, format!("WWW-Authenticate with {what}"), "none")?;
+        holds(plain.error_type().is_some(), format!("OpenAI's error envelope with {what}"), plain.text())?;
+    }
+    let known = nobody.with_bearer(KEY).chat(ctx.prompt("solo", "known")).await?;
+    // then
+    equal("status with the key", 200, known.status)?;
+    equal("requests at the provider", 1, p1.requests().len()).map_err(lied)
+}
+
+/// AUTH-03 (MUST): the client's credentials stay here, the provider's stay there.
+async fn auth_03(ctx: &Ctx) -> CaseResult {
+    // given
+    const OTHERS: [(&str, &str); 4] = [
+        ("cookie", "session=canary-cookie-4f1b"),
+        ("x-api-key", "canary-x-api-key-9d2e"),
+        ("api-key", "canary-api-key-7a3c"),
+        ("proxy-authorization", "Basic canary-proxy-6e5d"),
+    ];
+    let p1 = ctx.stub("p1")?;
+    let key = ctx.spec.providers[0].api_key.clone();
+    let told = |responder: gauntlet_harness::llm::Responder| responder.header("x-api-key", &key).header("set-cookie", &format!("key={key}"));
+    p1.mount(chat().user_says("served"), told(reply("Paris"))).await;
+    p1.mount(chat().user_says("fails"), told(error(400).message(&format!("wrong key {key}")))).await;
+    let keyed = ctx.manifest.capabilities.contains(&Capability::Keys);
+    let client = if keyed { ctx.client.with_bearer(KEY) } else { ctx.client.clone() };
+    let client = OTHERS.iter().fold(client, |client, (name, value)| client.with_header(name, value));
+    // when
+    for what in ["served", "fails"] {
+        let plain = client.chat(ctx.prompt("solo", what)).await?;
+        let stream = client.stream(ctx.prompt("solo", what)).await?.collect().await?;
+        // then
+        let came = format!("{:?} {} {:?} {}", plain.headers, plain.text(), stream.headers, String::from_utf8_lossy(&stream.body));
+        holds(!came.contains(&key), format!("nothing of the provider's key at the client ({what})"), "the key")?;
+    }
+    equal("requests at the provider", 4, p1.requests().len())?;
+    for request in p1.requests() {
+        equal("authorization at the provider", Some(format!("Bearer {key}").as_str()), request.header("authorization"))?;
+        let all = format!("{:?} {}", request.headers, request.body);
+        let leaked = OTHERS.iter().map(|(_, value)| *value).chain([KEY]).find(|value| all.contains(value));
+        holds(leaked.is_none(), "nothing of the client's credentials at the provider", leaked.unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// AUTH-04 (MUST): nothing in a request steers where the gateway connects, or splits a header.
+async fn auth_04(ctx: &Ctx) -> CaseResult {
+    // given
+    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    p1.answers(reply("fine"));
+    p2.answers(with(|_| reply("whatever the client wants")));
+    let host = p2.wire().addr().to_string();
+    // when
+    for body in steering(ctx, &p2.base_url(), &host) {
+        ctx.client.chat(body).await?;
+    }
+    for name in ["x-portkey-custom-host", "x-base-url", "x-upstream", "x-forwarded-host", "x-original-url", "forwarded"] {
+        ctx.client.with_header(name, &p2.base_url()).chat(ctx.prompt("solo", name)).await?;
+    }
+    for (path, head) in [
+        ("/v1/chat/completions?api_base=http%3A%2F%2F", "x-plain: 1"),
+        ("/v1/chat/completions?a=%0d%0ax-smuggled:%201", "x-request-id: a%0d%0ax-smuggled: 1"),
+    ] {
+        let (name, value) = head.split_once(": ").unwrap_or_default();
+        let told = ctx.prompt("solo", "in the path").to_string();
+        ctx.client.try_request("POST", path, &[("content-type", "application/json"), (name, value)], told.as_bytes()).await?.ok();
+    }
+    // a line break that is written as such, folded into a header that is sent on (RFC 9112 section 5.2)
+    let folded = [("content-type", "application/json"), ("x-request-id", "a\r\n x-smuggled: 1"), ("idempotency-key", "b\n x-smuggled: 1")];
+    ctx.client.try_request("POST", "/v1/chat/completions", &folded, ctx.prompt("solo", "folded").to_string().as_bytes()).await?.ok();
+    let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
+    // then
+    equal("status of a plain request afterwards", 200, afterwards.status)?;
+    let reached = p2.tape().iter().any(|entry| matches!(entry.event, Event::Accepted { .. } | Event::RequestRead { .. }));
+    holds(!reached, "no connection to the host that requests named", format_args!("a connection to {host}")).map_err(lied)?;
+    let smuggled = p1.all_requests().into_iter().find(|request| request.header("x-smuggled").is_some());
+    holds(smuggled.is_none(), "no header smuggled into a provider's request", "x-smuggled at the provider").map_err(lied)
+}
+
+/// Requests that name another host wherever a gateway might look for one, and line breaks wherever they might reach a header.
+fn steering(ctx: &Ctx, url: &str, host: &str) -> Vec<Value> {
+    let with_field = |name: &str, value: Value| {
+        let mut body = ctx.prompt("solo", name);
+        body[name] = value;
+        body
+    };
+    let image = json!([{"role": "user", "content": [
+        {"type": "text", "text": format!("what is this [{}]", ctx.nonce)},
+        {"type": "image_url", "image_url": {"url": format!("{url}/image.png")}},
+    ]}]);
+    vec![
+        with_field("api_base", url.into()),
+        with_field("base_url", url.into()),
+        with_field("custom_host", host.into()),
+        with_field("api_key", "sk-chosen-by-the-client".into()),
+        with_field("extra_headers", json!({"host": host, "x-smuggled": "1"})),
+        with_field("metadata", json!({"api_base": url})),
+        with_field("user", "me\r\nx-smuggled: 1".into()),
+        with_field("model", url.into()),
+        with_field("model", format!("{}\r\nx-smuggled: 1", ctx.model("solo")).into()),
+        with_field("model", format!("openai/../../{host}").into()),
+        with_field("messages", image),
+    ]
+}

@@ -1,0 +1,326 @@
+//! RETRY: what may pass is tried again, within bounds, and nothing else is.
+
+use std::time::{Duration, SystemTime};
+
+use futures::FutureExt;
+use futures::future::try_join_all;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::gate::{at_least, gap};
+use gauntlet_harness::llm::{Responder, Stub, chat, error, reply, sequence, with};
+use gauntlet_harness::plan::{Listen, Plan, Step};
+use gauntlet_harness::spec::Spec;
+use gauntlet_harness::tape::{Entry, Event};
+use gauntlet_harness::target::Capability;
+
+const RETRY: &[Capability] = &[Capability::Chat, Capability::Retry];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "RETRY-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "429, 500, 502, 503, 504, refused and reset connections are tried again up to the configured attempts",
+        why: "A provider's second of overload is the users' error where a gateway asks once; one that asks without end makes it an outage.",
+        shown: "For each failure the provider fails twice and answers the third attempt; another request fails for ever and must cost three attempts. \
+                Refused connections nobody sees: there the attempts that the error lists are counted, where the gateway lists them.",
+        remedy: "Retry 429, 500, 502, 503, 504 and broken connections before the first token, and count the attempts of a request.",
+        needs: RETRY,
+        spec: || attempts(3),
+        run: |ctx| retry_01(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "400, 401, 403, 404, 413, 422 are not tried again",
+        why: "A request that is wrong stays wrong; asking again costs the user's time and the provider's patience (https://github.com/Portkey-AI/gateway/issues/855).",
+        shown: "The provider refuses with each status; after a further exchange it must have seen each request once.",
+        remedy: "Decide by the status whether a failure may pass by itself.",
+        needs: RETRY,
+        spec: || attempts(3),
+        run: |ctx| retry_02(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "Retry-After (seconds and HTTP date) is waited for, or the request fails at once where it exceeds the deadline",
+        why: "A gateway that asks earlier is limited for longer (https://github.com/BerriAI/litellm/issues/7669); \
+              one that waits whatever is asked holds its users (https://github.com/BerriAI/litellm/issues/3274).",
+        shown: "The second attempt must not come before the time that was asked for. An hour's wait lies beyond the deadline of two minutes: \
+                the client must be told long before either, with one attempt made.",
+        remedy: "Take Retry-After as the least back-off; where it does not fit into the deadline, end the attempts of this candidate.",
+        needs: RETRY,
+        spec: || {
+            let mut spec = attempts(2);
+            spec.timeouts.total_ms = Some(120_000);
+            spec
+        },
+        run: |ctx| retry_03(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "gaps grow exponentially with jitter (lower bounds only)",
+        why: "Clients that ask again at once, or all at the same moment, keep a recovering provider down.",
+        shown: "32 requests fail for ever. The mean of their n-th gaps must reach a quarter of the n-th back-off, so that a back-off which is \
+                all jitter passes too. That there is jitter cannot be shown by lower bounds.",
+        remedy: "Double the back-off with each attempt, up to its bound, and make a part of it random.",
+        needs: RETRY,
+        spec: || {
+            let mut spec = attempts(4);
+            (spec.retry.base_ms, spec.retry.max_ms) = (200, 2_000);
+            spec
+        },
+        run: |ctx| retry_04(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "nothing is tried again once a token has reached the client",
+        why: "A stream that was begun anew gave its beginning twice (https://github.com/BerriAI/litellm/pull/32835).",
+        shown: "The provider resets a stream after its first text. The client must have that text once, and after a further exchange the \
+                provider must have seen the request once.",
+        remedy: "Commit to an attempt with its first token; afterwards a failure is told in band.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Retry],
+        spec: || attempts(3),
+        run: |ctx| retry_05(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-06",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a retry budget: a dead provider under N requests sees at most N·(1+ratio)+floor attempts",
+        why: "Retries multiply the load of a provider exactly when it cannot bear it (https://github.com/BerriAI/litellm/issues/26015).",
+        shown: "40 requests with up to four attempts each meet a provider that is down; with a ratio of 0.25 and a floor of 5 it may see 55.",
+        remedy: "Give each provider a budget of retries as a share of its requests.",
+        needs: &[Capability::Chat, Capability::Retry, Capability::RetryBudget],
+        spec: || {
+            let mut spec = attempts(4);
+            (spec.retry.budget_ratio, spec.retry.budget_floor) = (0.25, 5);
+            spec
+        },
+        run: |ctx| retry_06(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "every attempt carries the same body and the same idempotency key",
+        why: "A provider that knows the key answers a repeated request once and bills it once; a new key for each attempt pays twice.",
+        shown: "The provider fails twice; the three attempts that it sees must be equal in body and Idempotency-Key.",
+        remedy: "Make the key when the request comes (or take the client's), not when an attempt is sent; encode the body once.",
+        needs: RETRY,
+        spec: || attempts(3),
+        run: |ctx| retry_07(ctx).boxed(),
+    },
+    Case {
+        id: "RETRY-08",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "no attempt starts after the client has gone",
+        why: "Work for clients that had left held a proxy's places for half an hour (https://github.com/BerriAI/litellm/issues/13774).",
+        shown: "The client leaves while the provider holds the first attempt, which then fails. Another request runs through two back-offs, which \
+                must take longer than one; afterwards the first request must have been seen once.",
+        remedy: "Tie the attempts of a request to its client's connection: dropping one ends the other.",
+        needs: RETRY,
+        spec: || {
+            let mut spec = attempts(3);
+            (spec.retry.base_ms, spec.retry.max_ms) = (300, 2_000);
+            spec
+        },
+        run: |ctx| retry_08(ctx).boxed(),
+    },
+];
+
+/// One provider, so many attempts at it, and time enough for all of them on a busy machine.
+fn attempts(most: u32) -> Spec {
+    let mut spec = Spec::solo();
+    spec.retry.max_attempts = most;
+    spec.timeouts.total_ms = Some(15_000);
+    spec
+}
+
+/// RETRY-01 (MUST): what may pass is tried again, up to the configured attempts.
+async fn retry_01(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let twice = |failure: Responder| sequence([failure.clone(), failure, reply("Paris")]);
+    for status in [429, 500, 502, 503, 504] {
+        p1.mount(chat().user_says(&format!("status {status}")), twice(error(status))).await;
+    }
+    p1.mount(chat().user_says("reset"), twice(reply("lost").plan(Plan::of([Step::Reset])))).await;
+    p1.mount(chat().user_says("for ever"), error(503)).await;
+    // when
+    let prompts = ["status 429", "status 500", "status 502", "status 503", "status 504", "reset"];
+    let answers = try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
+    let hopeless = ctx.client.chat(ctx.prompt("solo", "for ever")).await?;
+    // then
+    for (prompt, answer) in prompts.iter().zip(&answers) {
+        equal(&format!("status after two failures ({prompt})"), 200, answer.status)?;
+        equal(&format!("attempts ({prompt})"), 3, p1.calls(prompt).len())?;
+    }
+    holds(hopeless.status >= 500, "an error once the attempts are used up", hopeless.status)?;
+    equal("attempts at a provider that fails for ever", 3, p1.calls("for ever").len())?;
+    if ctx.manifest.capabilities.contains(&Capability::AttemptList) {
+        p1.listen(Listen::Refuse).await?;
+        let refused = ctx.client.chat(ctx.prompt("solo", "refused")).await?;
+        let listed = refused.json()["error"]["attempts"].as_array().map_or(0, Vec::len);
+        equal("attempts listed by the error of a provider that refuses connections", 3, listed)?;
+    }
+    Ok(())
+}
+
+/// RETRY-02 (MUST NOT): a refused request is not tried again.
+async fn retry_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    const REFUSALS: [u16; 6] = [400, 401, 403, 404, 413, 422];
+    for status in REFUSALS {
+        p1.mount(chat().user_says(&format!("status {status}")), error(status)).await;
+    }
+    p1.mount(chat().user_says("afterwards"), reply("fine")).await;
+    // when
+    let mut statuses = Vec::new();
+    for status in REFUSALS {
+        statuses.push(ctx.client.chat(ctx.prompt("solo", &format!("status {status}"))).await?.status);
+    }
+    let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
+    // then
+    holds(statuses.iter().all(|status| *status >= 400), "an error for each refusal", format!("{statuses:?}")).map_err(lied)?;
+    equal("status of a request afterwards", 200, afterwards.status)?;
+    for status in REFUSALS {
+        equal(&format!("attempts after {status}"), 1, p1.calls(&format!("status {status}")).len())?;
+    }
+    Ok(())
+}
+
+/// RETRY-03 (MUST): Retry-After is waited for, or the request fails at once where it exceeds the deadline.
+async fn retry_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    // a date has whole seconds: two from now, rounded down, is more than one away
+    let dated = with(|_| error(429).retry_after(httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2))));
+    p1.mount(chat().user_says("in a second"), sequence([error(429).retry_after(1), reply("Paris")])).await;
+    p1.mount(chat().user_says("at a time"), sequence([dated, reply("Paris")])).await;
+    p1.mount(chat().user_says("in an hour"), error(429).retry_after(3_600)).await;
+    // when
+    let prompts = ["in a second", "at a time", "in an hour"];
+    let answers = try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
+    // then
+    for (prompt, answer) in prompts.iter().zip(&answers).take(2) {
+        equal(&format!("status when the wait that was asked for ({prompt}) fits into the deadline"), 200, answer.status)?;
+        if let [first, second] = arrivals(p1, prompt).as_slice() {
+            at_least(&format!("the attempt that was asked to come {prompt}"), gap(first, second), Duration::from_secs(1))?;
+        } else {
+            equal(&format!("attempts ({prompt})"), 2, arrivals(p1, prompt).len())?;
+        }
+    }
+    holds(answers[2].status >= 400, "an error where the wait does not fit into the deadline", answers[2].status).map_err(lied)?;
+    equal("attempts where the wait does not fit into the deadline", 1, p1.calls("in an hour").len())
+}
+
+/// RETRY-04 (MUST): gaps grow exponentially.
+async fn retry_04(ctx: &Ctx) -> CaseResult {
+    // given
+    const REQUESTS: usize = 32;
+    let p1 = ctx.stub("p1")?;
+    p1.answers(error(503));
+    // when
+    let prompts: Vec<String> = (0..REQUESTS).map(|n| format!("request <{n}>")).collect();
+    try_join_all(prompts.iter().map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
+    // then
+    let attempts: Vec<Vec<Entry>> = prompts.iter().map(|prompt| arrivals(p1, prompt)).collect();
+    for of_one in &attempts {
+        equal("attempts of a request", 4, of_one.len())?;
+    }
+    for (n, back_off) in [200, 400, 800].into_iter().enumerate() {
+        let all: Duration = attempts.iter().map(|of_one| gap(&of_one[n], &of_one[n + 1])).sum();
+        let quarter = Duration::from_millis(back_off / 4);
+        at_least(&format!("retry {} of {REQUESTS} requests, on average,", n + 1), all / REQUESTS as u32, quarter)?;
+    }
+    Ok(())
+}
+
+/// RETRY-05 (MUST NOT): nothing is tried again once a token has reached the client.
+async fn retry_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let broken = reply("").tokens(["Par", "is"]).plan(Plan::events_then(2, Step::Reset));
+    p1.mount(chat().user_says("capital"), sequence([broken, reply("").tokens(["Par", "is"])])).await;
+    p1.mount(chat().user_says("afterwards"), reply("fine")).await;
+    // when
+    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let afterwards = ctx.client.stream(ctx.prompt("solo", "afterwards")).await?.collect().await?;
+    // then
+    equal("text", "Par", stream.text.as_str()).map_err(lied)?;
+    holds(!stream.looks_complete(), "a stream that does not look finished", "a finished one").map_err(lied)?;
+    equal("text of a stream afterwards", "fine", afterwards.text.as_str())?;
+    equal("attempts", 1, p1.calls("capital").len())
+}
+
+/// RETRY-06 (MUST): a dead provider sees no more attempts than the budget allows.
+async fn retry_06(ctx: &Ctx) -> CaseResult {
+    // given
+    const REQUESTS: usize = 40;
+    const MOST: usize = REQUESTS + REQUESTS / 4 + 5;
+    let p1 = ctx.stub("p1")?;
+    p1.answers(error(503));
+    // when
+    let asked = (0..REQUESTS).map(|n| ctx.client.chat(ctx.prompt("solo", &format!("request <{n}>"))));
+    let answers = try_join_all(asked).await?;
+    // then
+    holds(answers.iter().all(|answer| answer.status >= 500), "an error for each request", "an answer from a dead provider").map_err(lied)?;
+    let seen = p1.requests().len();
+    holds(seen <= MOST, format!("at most {MOST} attempts for {REQUESTS} requests"), format_args!("{seen} attempts"))
+}
+
+/// RETRY-07 (MUST): every attempt carries the same body and the same idempotency key.
+async fn retry_07(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(sequence([error(503), error(500), reply("Paris")]));
+    // when
+    let own = ctx.client.with_header("idempotency-key", &format!("key-{}", ctx.nonce));
+    for (client, prompt) in [(&ctx.client, "without a key"), (&own, "with a key")] {
+        equal("status", 200, client.chat(ctx.prompt("solo", prompt)).await?.status)?;
+    }
+    // then
+    for prompt in ["without a key", "with a key"] {
+        let attempts = p1.calls(prompt);
+        equal("attempts", 3, attempts.len())?;
+        let key = attempts[0].header("idempotency-key");
+        holds(key.is_some_and(|key| !key.is_empty()), format!("an idempotency key ({prompt} of the client's)"), "none")?;
+        for attempt in &attempts {
+            equal("body", attempts[0].body.as_str(), attempt.body.as_str())?;
+            equal("idempotency key", key, attempt.header("idempotency-key"))?;
+        }
+    }
+    Ok(())
+}
+
+/// RETRY-08 (MUST NOT): no attempt starts after the client has gone.
+async fn retry_08(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let held = error(503).plan(Plan::held("until the client has gone"));
+    p1.mount(chat().user_says("left"), sequence([held, reply("for nobody")])).await;
+    p1.mount(chat().user_says("stayed"), sequence([error(503), error(503), reply("fine")])).await;
+    // when
+    let leaving = ctx.client.send_chat(ctx.prompt("solo", "left")).await?;
+    p1.held(1).await?;
+    leaving.leave();
+    ctx.gates.gate("until the client has gone").open();
+    let stayed = ctx.client.chat(ctx.prompt("solo", "stayed")).await?;
+    // then
+    equal("status of the one who stayed", 200, stayed.status)?;
+    equal("attempts for the one who left", 1, p1.calls("left").len())
+}
+
+/// When the attempts of the request that says `text` had been read.
+fn arrivals(stub: &Stub, text: &str) -> Vec<Entry> {
+    let said = |entry: &Entry| matches!(&entry.event, Event::RequestRead { body, .. } if body.contains(text));
+    stub.tape().into_iter().filter(said).collect()
+}
