@@ -363,11 +363,12 @@ fn still_held(ctx: &Ctx, what: &str) -> CaseResult {
     holds(running, format!("{what} before the end of a request asked earlier under the default time-out"), "it came after")
 }
 
-/// From the head of the stub's answer to its last byte.
+/// From the head of the stub's first answer to a call (gateways look at lists of models, too) to its last byte.
 fn sending(stub: &Stub) -> Duration {
     let tape = stub.tape();
-    let head = tape.iter().find(|entry| matches!(entry.event, Event::HeadSent { .. }));
-    let last = tape.iter().find(|entry| matches!(entry.event, Event::AnswerSent { .. }));
+    let call = stub.requests().first().map(|received| received.request);
+    let head = tape.iter().find(|entry| matches!(entry.event, Event::HeadSent { request, .. } if Some(request) == call));
+    let last = tape.iter().find(|entry| matches!(entry.event, Event::AnswerSent { request } if Some(request) == call));
     // an answer that the gateway cut was under way for too short a time, and the facts say so
     head.zip(last).map_or(IDLE, |(head, last)| gap(head, last))
 }
