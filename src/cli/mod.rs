@@ -2,6 +2,15 @@
 //!
 //! Exit codes: 0 it worked, 1 what was examined failed, 2 the command itself could not do its work; the reason is on stderr.
 
+/// Writes a line for people to stdout. A reader that has gone (`gauntlet run | head`) is no error: the work and its exit code stand.
+#[cfg(feature = "examiner")]
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
+
 mod discover;
 #[cfg(feature = "examiner")]
 mod explain;

@@ -13,13 +13,13 @@ use super::CommandError;
 /// Plays the schedule in `path` and prints each request and each invariant.
 pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, CommandError> {
     let schedule = read(path)?;
-    println!("{} on {}: {} candidates, {} requests\n", path.display(), target.manifest().name, schedule.candidates.len(), schedule.requests.len());
+    say!("{} on {}: {} candidates, {} requests\n", path.display(), target.manifest().name, schedule.candidates.len(), schedule.requests.len());
     let replay = replay(target, &schedule, &path.display().to_string()).await.map_err(|failure| CommandError(failure.to_string()))?;
     for (n, exchange) in replay.observation.exchanges.iter().enumerate() {
         let calls: Vec<String> = exchange.calls.iter().map(|call| format!("p{} at {} ms", call.candidate + 1, call.at_ms)).collect();
         let ends: Vec<String> = exchange.ends.iter().map(|end| format!("{end:?}").to_lowercase()).collect();
         let end = if ends.is_empty() { "no end".to_string() } else { ends.join(", ") };
-        println!(
+        say!(
             "  request {}: {end} after {} ms, text {:?}, calls: {}",
             n + 1,
             exchange.elapsed_ms,
@@ -27,15 +27,15 @@ pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, Comma
             if calls.is_empty() { "none".into() } else { calls.join(", ") }
         );
     }
-    println!();
+    say!();
     for (invariant, violation) in &replay.verdicts {
         match violation {
-            None => println!("  {} {invariant:?}", style("✓").green()),
-            Some(violation) => println!("  {} {violation}", style("✗").red()),
+            None => say!("  {} {invariant:?}", style("✓").green()),
+            Some(violation) => say!("  {} {violation}", style("✗").red()),
         }
     }
     for (invariant, capability) in &replay.not_supported {
-        println!("  {} {invariant:?}: not supported, the target does not declare {}", style("-").dim(), capability.name());
+        say!("  {} {invariant:?}: not supported, the target does not declare {}", style("-").dim(), capability.name());
     }
     Ok(replay)
 }

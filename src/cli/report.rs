@@ -23,6 +23,6 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let folder = args.out.clone().or_else(|| args.record.parent().map(PathBuf::from)).unwrap_or_default();
     let record = RunRecord::read(&args.record).map_err(CommandError)?;
     let page = record.write(&folder).map_err(CommandError)?;
-    println!("{}: {}", page.display(), record.headline());
+    say!("{}: {}", page.display(), record.headline());
     Ok(ExitCode::SUCCESS)
 }

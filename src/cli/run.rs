@@ -112,7 +112,7 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
         outcomes: vec![replay.outcome],
     };
     let page = record.write(&args.report).map_err(CommandError)?;
-    println!("\nReport: {}", page.display());
+    say!("\nReport: {}", page.display());
     Ok(ExitCode::from(record.exit_code()))
 }
 

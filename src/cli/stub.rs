@@ -39,11 +39,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
             CommandError(format!("can't listen on {} ({error}): another program may be there; choose another --listen address", args.listen))
         })?;
         let root = wire.root_url();
-        println!("OpenAI   {root}/v1");
-        println!("Ollama   {root}");
-        println!("Control  {root}/_gauntlet");
+        say!("OpenAI   {root}/v1");
+        say!("Ollama   {root}");
+        say!("Control  {root}/_gauntlet");
         for name in gates {
-            println!("waits    POST {root}/_gauntlet/gates/{name}/open");
+            say!("waits    POST {root}/_gauntlet/gates/{name}/open");
         }
         tokio::signal::ctrl_c().await.map_err(|error| CommandError(format!("can't wait for the interrupt ({error})")))?;
         Ok(ExitCode::SUCCESS)

@@ -31,11 +31,11 @@ impl Table {
         let width = if is_terminal { usize::from(term.size().1).max(60) } else { 160 };
         let version = target.version.as_deref().map(|version| format!(" ({version})")).unwrap_or_default();
         let dim = Style::new().dim();
-        println!("{} {}", style("Gauntlet").bold(), env!("CARGO_PKG_VERSION"));
-        println!("  {}    {}{version}", dim.apply_to("target"), target.name);
-        println!("  {}  {}, {}", dim.apply_to("database"), database.kind, database.why);
-        println!("  {}     on 127.0.0.1, for each case its own, faults by the wire", dim.apply_to("stubs"));
-        println!("  {}     {cases}, {jobs} at once\n", dim.apply_to("cases"));
+        say!("{} {}", style("Gauntlet").bold(), env!("CARGO_PKG_VERSION"));
+        say!("  {}    {}{version}", dim.apply_to("target"), target.name);
+        say!("  {}  {}, {}", dim.apply_to("database"), database.kind, database.why);
+        say!("  {}     on 127.0.0.1, for each case its own, faults by the wire", dim.apply_to("stubs"));
+        say!("  {}     {cases}, {jobs} at once\n", dim.apply_to("cases"));
         let bar = ProgressBar::with_draw_target(
             Some(u64::try_from(cases).unwrap_or(u64::MAX)),
             if is_terminal { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() },
@@ -78,16 +78,16 @@ impl Table {
         ];
         let counts: Vec<String> =
             counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string()).collect();
-        println!("\n{} cases in {}: {}", summary.total, duration(record.duration_ms), counts.join(", "));
+        say!("\n{} cases in {}: {}", summary.total, duration(record.duration_ms), counts.join(", "));
         self.group(record, "Failed", &["failed", "harness"]);
         self.group(record, "Warnings", &["warned"]);
         self.group(record, "Flaky", &["flaky"]);
         self.group(record, "Not run", &["not-run"]);
         if let Some(broken) = &record.broken {
-            println!("\n{} {broken}", style("The run did not come to its end:").red().bold());
+            say!("\n{} {broken}", style("The run did not come to its end:").red().bold());
         }
         if let Some(page) = page {
-            println!("\nReport: {}", page.display());
+            say!("\nReport: {}", page.display());
         }
         let (meaning, colour) = match record.exit_code() {
             0 if summary.passed + summary.warned + summary.flaky == 0 => ("nothing was examined", Style::new().yellow()),
@@ -95,7 +95,7 @@ impl Table {
             1 => (if summary.failed > 0 { "a MUST does not hold" } else { "strict: a SHOULD does not hold, or a case is flaky" }, Style::new().red()),
             _ => ("the run itself failed", Style::new().red()),
         };
-        println!("Exit code {}: {}", record.exit_code(), colour.apply_to(meaning));
+        say!("Exit code {}: {}", record.exit_code(), colour.apply_to(meaning));
     }
 
     fn group(&self, record: &RunRecord, title: &str, words: &[&str]) {
@@ -103,13 +103,13 @@ impl Table {
         if chosen.is_empty() {
             return;
         }
-        println!("\n{}", style(title).bold());
+        say!("\n{}", style(title).bold());
         let mut by_reason: IndexMap<String, Vec<&str>> = IndexMap::new();
         for outcome in chosen {
             by_reason.entry(first_line(&outcome.reason()).to_string()).or_default().push(&outcome.id);
         }
         for (reason, ids) in by_reason {
-            println!("  {:<9} {reason}", ids.join(" "));
+            say!("  {:<9} {reason}", ids.join(" "));
         }
     }
 
@@ -134,7 +134,7 @@ impl Table {
         if self.is_terminal {
             self.bar.println(text);
         } else {
-            println!("{text}");
+            say!("{text}");
         }
     }
 }
