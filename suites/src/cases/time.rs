@@ -303,10 +303,10 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
 async fn time_11(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let slow = Plan::of([Step::Head, Step::Events(2), Step::Drip { bytes: 300, every_ms: 330 }]);
+    let slow = Plan::of([Step::Head, Step::Events(2), Step::Drip { bytes: 200, every_ms: 330 }]);
     p1.answers(reply("").tokens(["Par", "is", " is", " big", "."]).plan(slow));
     let plain = ctx.stub("p2")?;
-    plain.answers(reply("Paris is big.").plan(Plan::of([Step::Head, Step::Drip { bytes: 90, every_ms: 330 }])));
+    plain.answers(reply("Paris is big.").plan(Plan::of([Step::Head, Step::Drip { bytes: 60, every_ms: 330 }])));
     // when
     let streaming = async { ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await };
     let (stream, answer) = futures::try_join!(streaming, ctx.client.chat(ctx.prompt("plain", "capital")))?;
