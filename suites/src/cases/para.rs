@@ -25,7 +25,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider answers nobody until 64 requests are there together.",
         remedy: "Remove the limit, or configure it: connection pool, worker count, HTTP/2 streams, a lock held over a call.",
         needs: &[Capability::Chat],
-        spec: Spec::solo,
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: |ctx| para_01(ctx).boxed(),
     },
     Case {
@@ -37,7 +37,10 @@ pub(super) const CASES: &[Case] = &[
         shown: "One provider holds 32 requests; 32 requests to another one are all answered while it still holds them.",
         remedy: "Give each provider its own pool and its own queue.",
         needs: &[Capability::Chat],
-        spec: || Spec::pair().model("stalled", &["p1"]).model("other", &["p2"]).model_timeouts("stalled", Timeouts::PATIENT),
+        spec: || {
+            let spec = Spec::pair().model("stalled", &["p1"]).model("other", &["p2"]);
+            spec.model_timeouts("stalled", Timeouts::PATIENT).model_timeouts("other", Timeouts::PATIENT)
+        },
         run: |ctx| para_02(ctx).boxed(),
     },
     Case {
@@ -89,7 +92,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words.",
         remedy: "Keep nothing of a request outside its own task: no shared buffers, no cache keyed by less than the whole request.",
         needs: &[Capability::Chat, Capability::Stream],
-        spec: Spec::solo,
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: |ctx| para_09(ctx).boxed(),
     },
 ];

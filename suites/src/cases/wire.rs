@@ -104,7 +104,7 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "unknown request fields are forwarded or refused with 400, never dropped in silence",
         why: "A field that is dropped changes the answer, and nobody is told: the caller believes in a seed or a bias that never left.",
-        shown: "The client sends a field that no gateway can know, and two that few know; each is at the provider, or the answer is 400.",
+        shown: "The client sends a field that no gateway can know, and a rare one of OpenAI's; each is at the provider, or the answer is 400.",
         remedy: "Keep the request as a document and change only what you must, or refuse what you do not know.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
@@ -290,8 +290,7 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("Paris"));
-    let fields =
-        [("x_nobody_knows", json!({"nested": [1, "two", null]})), ("logit_bias", json!({"50256": -100})), ("metadata", json!({"team": "blue"}))];
+    let fields = [("x_nobody_knows", json!({"nested": [1, "two", null]})), ("logit_bias", json!({"50256": -100}))];
     // when
     for (name, value) in fields {
         let mut body = ctx.prompt("solo", "capital");
