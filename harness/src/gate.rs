@@ -106,6 +106,26 @@ pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Makes an exchange again and again, a few milliseconds apart, until it shows the fact that is waited for (`Some`): for facts that
+/// nobody tells, such as a dependency that is back. `what` says the fact, in the words of the requirement.
+///
+/// # Errors
+/// The first failure of an exchange; after the hang guard, a violation by a hang.
+pub async fn converge<T, F>(what: &str, mut exchange: impl FnMut() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<Option<T>, Failure>>,
+{
+    let again = async {
+        loop {
+            if let Some(fact) = exchange().await? {
+                return Ok(fact);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    guard_with(what, again, || "it never was so".to_string()).await?
+}
+
 /// Waits until `probe` has given the same value for a third of a second, and returns it: for "takes no more". Safe where more load
 /// can only make the value smaller, as with bytes taken. Cancel safe.
 pub async fn settled<T: PartialEq>(mut probe: impl FnMut() -> T) -> T {

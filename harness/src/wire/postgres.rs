@@ -211,6 +211,15 @@ impl DatabaseWire {
         gate::guard_with(&expected, self.shared.tape.wait_for(count, matching), seen).await
     }
 
+    /// Waits until a statement is held at the gate of that name (see [`AtStatement::Hold`]), and returns what the tape has about it.
+    ///
+    /// # Errors
+    /// A violation by a hang.
+    pub async fn held(&self, gate: &str) -> Result<Vec<Entry>, Failure> {
+        let held = |entry: &Entry| matches!(&entry.event, Event::Database { what } if *what == format!("the statement is held at {gate}"));
+        gate::guard(&format!("a statement held at {gate}"), self.shared.tape.wait_for(1, held)).await
+    }
+
     async fn door(&self, listen: Listen) -> CaseResult {
         let (done, switched) = oneshot::channel();
         let gone = || Failure::Harness { what: "the listener in front of the database is gone".into() };

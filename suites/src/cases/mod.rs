@@ -4,43 +4,65 @@
 //! and below it one function a case, of at most 30 lines. Adding one is an entry in its area's table and a function.
 
 mod auth;
+mod auth_query;
 mod brkr;
+mod brkr_ops;
 mod canc;
+mod canc_query;
+mod data;
+mod degr;
+mod drain;
 mod err;
 mod fall;
+mod hlth;
 mod load;
+mod obs;
 mod para;
+mod para_query;
+mod query;
 mod retry;
 mod strm;
 mod time;
+mod time_store;
 mod wire;
 
 use gauntlet_harness::case::Case;
+
+/// The areas, in the order of the catalogue.
+#[rustfmt::skip] // one line
+const AREAS: [&str; 16] = ["WIRE", "TIME", "PARA", "RETRY", "FALL", "BRKR", "STRM", "CANC", "LOAD", "ERR", "DEGR", "DATA", "HLTH", "DRAIN", "AUTH", "OBS"];
 
 /// Every case, in the order of the catalogue.
 pub fn all() -> Vec<Case> {
     #[rustfmt::skip] // one line an area
     let areas = [
         wire::CASES,
-        time::CASES,
-        para::CASES,
+        time::CASES, time_store::CASES,
+        para::CASES, para_query::CASES,
         retry::CASES,
         fall::CASES,
-        brkr::CASES,
+        brkr::CASES, brkr_ops::CASES,
         strm::CASES,
-        canc::CASES,
+        canc::CASES, canc_query::CASES,
         load::CASES,
         err::CASES,
-        auth::CASES,
+        degr::CASES,
+        data::CASES,
+        hlth::CASES,
+        drain::CASES,
+        auth::CASES, auth_query::CASES,
+        obs::CASES,
     ];
-    areas.concat()
+    let mut cases = areas.concat();
+    cases.sort_by_key(|case| (AREAS.iter().position(|area| case.id.split('-').next() == Some(area)), case.id));
+    cases
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
-    use super::all;
+    use super::{AREAS, all};
 
     #[test]
     fn ids_are_unique_and_every_text_is_there() {
@@ -51,6 +73,7 @@ mod tests {
                 assert!(!text.trim().is_empty(), "{} has no {name}", case.id);
             }
             assert!(!case.profiles.is_empty(), "{} has no profile", case.id);
+            assert!(AREAS.iter().any(|area| case.id.split('-').next() == Some(area)), "{} is of no area", case.id);
         }
     }
 

@@ -239,6 +239,8 @@ defects! {
     RecordsDraft = "DATA-01",
     /// Records each query twice, under two ids.
     RecordsTwice = "DATA-01",
+    /// Writes a document and its passages without a transaction.
+    WritesPiecemeal = "DATA-02",
     /// Waits for a free connection of the pool without a time-out.
     PoolWaitsForEver = "DATA-03",
     /// Keeps the connection that broke, and never makes a new one.

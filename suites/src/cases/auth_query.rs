@@ -1,0 +1,54 @@
+//! AUTH, of queries: what belongs to one tenant does not exist for another.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, lied};
+use gauntlet_harness::spec::{KeySpec, Spec};
+use gauntlet_harness::target::Capability;
+
+use super::query::{DOCUMENTS, QUERIES, document, healthy, question, text};
+
+const HERS: &str = "sk-canary-tenant-curie-5d0c7b1e";
+const HIS: &str = "sk-canary-tenant-bohr-91aa4f3c";
+
+pub(super) const CASES: &[Case] = &[Case {
+    id: "AUTH-02",
+    level: Level::Must,
+    profiles: &[Profile::Query],
+    requirement: "one tenant never sees, lists, cancels or infers another's queries (404)",
+    why: "Ids travel in logs and links; a gateway that checks the key but not the owner shows everybody's questions to every customer.",
+    shown: "One tenant stores a document and asks; the other reads, lists, deletes and asks the same, and gets what he would get if they did not exist.",
+    remedy: "Put the tenant into the condition of every statement, and answer 404 for what is somebody else's.",
+    needs: &[Capability::Query, Capability::Store, Capability::Keys],
+    spec: || {
+        let key = |tenant: &str, token: &str| KeySpec { tenant: tenant.into(), token: token.into() };
+        Spec { keys: vec![key("curie", HERS), key("bohr", HIS)], ..Spec::query() }
+    },
+    run: |ctx| auth_02(ctx).boxed(),
+}];
+
+/// AUTH-02 (MUST): another tenant's queries and documents do not exist.
+async fn auth_02(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    let (she, he) = (ctx.client.with_bearer(HERS), ctx.client.with_bearer(HIS));
+    let stored = she.post(DOCUMENTS, document()).await?;
+    equal("status of a document that is handed in", 201, stored.status)?;
+    let document = format!("{DOCUMENTS}/{}", text(&stored.json(), "id"));
+    let told = she.post(QUERIES, question(ctx)).await?.json();
+    equal("her query's status", "complete", text(&told, "status"))?;
+    let query = format!("{QUERIES}/{}", text(&told, "id"));
+    // when
+    let unknown = he.get(&format!("{QUERIES}/01890000-0000-7000-8000-000000000000")).await?;
+    let seen = he.get(&query).await?;
+    let listed = he.get(QUERIES).await?.json();
+    let read = he.get(&document).await?;
+    let deleted = he.request("DELETE", &document, &[], b"").await?;
+    let asked = he.post(QUERIES, question(ctx)).await?.json();
+    // then
+    equal("what her query is to him", (404, unknown.error_code()), (seen.status, seen.error_code())).map_err(lied)?;
+    equal("what he lists", Some(0), listed["total"].as_u64()).map_err(lied)?;
+    equal("statuses of her document for him", (404, 404), (read.status, deleted.status)).map_err(lied)?;
+    equal("her passages in his sources", Some(0), asked["sources"].as_array().map(Vec::len)).map_err(lied)?;
+    equal("her own query, read by her", &told, &she.get(&query).await?.json())?;
+    equal("her own document, read by her", 200, she.get(&document).await?.status)
+}

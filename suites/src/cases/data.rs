@@ -1,0 +1,265 @@
+//! DATA: what is recorded is what was told, once, whole, and the database's troubles are nobody else's.
+
+use std::collections::HashSet;
+
+use futures::FutureExt;
+use futures::future::{join_all, try_join_all};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::llm::error;
+use gauntlet_harness::spec::{QuerySpec, Spec};
+use gauntlet_harness::target::Capability;
+use gauntlet_harness::wire::postgres::AtStatement;
+use serde_json::{Value, json};
+
+use super::query::{DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, text, until_status};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "DATA-01",
+        level: Level::Must,
+        profiles: &[Profile::Query, Profile::Store],
+        requirement: "each accepted query is recorded once, and the record equals the response",
+        why: "A record that differs from what the reader saw is evidence against the wrong thing.",
+        shown: "A complete, a degraded and a failed query; each is listed once, and reads under its id as it was answered.",
+        remedy: "Record the document that is sent, after its last change, under an id that can be written once.",
+        needs: STORED,
+        spec: Spec::query,
+        run: |ctx| data_01(ctx).boxed(),
+    },
+    Case {
+        id: "DATA-02",
+        level: Level::Must,
+        profiles: &[Profile::Query, Profile::Store],
+        requirement: "a connection cut in a transaction leaves no half record",
+        why: "A document whose passages are missing is there for whoever lists it, and not there for whoever searches.",
+        shown: "The connection is cut at the statement that stores a document's passages; then the database is looked into.",
+        remedy: "Write what belongs together in one transaction, or in one statement.",
+        needs: STORED,
+        spec: on_postgres,
+        run: |ctx| data_02(ctx).boxed(),
+    },
+    Case {
+        id: "DATA-03",
+        level: Level::Must,
+        profiles: &[Profile::Query, Profile::Store],
+        requirement: "pool exhausted: bounded wait, then a clear 503; recovers by itself",
+        why: "A pool without an acquire time-out turns one locked table into a gateway that answers nobody.",
+        shown: "A table is locked while more requests than the pool has connections read from it; each gets 503, and once the lock is gone 200.",
+        remedy: "Bound the wait for a connection and for a statement, and answer 503.",
+        needs: STORED,
+        spec: || {
+            let spec = on_postgres();
+            let query = spec.query.map(|query| QuerySpec { pool: 2, ..query });
+            Spec { query, ..spec }
+        },
+        run: |ctx| data_03(ctx).boxed(),
+    },
+    Case {
+        id: "DATA-04",
+        level: Level::Must,
+        profiles: &[Profile::Query, Profile::Store],
+        requirement: "the database restarted: the gateway recovers without a restart",
+        why: "After a database's restart a proxy called valid keys invalid until it was restarted itself (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "The database ends every session, then is gone for a while, then is back: the record can be read again.",
+        remedy: "Throw broken connections away and make new ones.",
+        needs: STORED,
+        spec: on_postgres,
+        run: |ctx| data_04(ctx).boxed(),
+    },
+    Case {
+        id: "DATA-08",
+        level: Level::Must,
+        profiles: &[Profile::Query, Profile::Store],
+        requirement: "listing under concurrent inserts: no row twice, none missing; hostile text (quotes, NUL, emoji, 1 MB) comes back or is refused with 4xx",
+        why: "Page numbers shift under inserts; text that ends up in SQL is somebody else's statement.",
+        shown: "Pages are read while queries are recorded between them; questions and documents hold quotes, SQL, NUL, emoji and a megabyte.",
+        remedy: "Page by the last row's id, bind every value, refuse what cannot be stored.",
+        needs: STORED,
+        spec: || {
+            let spec = Spec::query();
+            let query = spec.query.map(|query| QuerySpec { store_ms: 10_000, ..query });
+            Spec { query, ..spec }
+        },
+        run: |ctx| data_08(ctx).boxed(),
+    },
+    Case {
+        id: "DATA-10",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query, Profile::Store],
+        requirement: "a database that refuses, is read-only, full or denies a right is never shown as the client's 401/403, and leaves no partial rows",
+        why: "With its database down a proxy told clients with valid keys 401, and they rotated their keys (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "The database is made read-only, full, without the right to insert, and closed; a document is handed in each time, and a chat asked.",
+        remedy: "Map every failure of the database to 503, and write in one transaction.",
+        needs: &[Capability::Query, Capability::Store, Capability::Chat],
+        spec: on_postgres,
+        run: |ctx| data_10(ctx).boxed(),
+    },
+];
+
+/// DATA-01 (MUST): each query is recorded once, as it was answered.
+async fn data_01(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    // when
+    ctx.stub("review")?.answers(error(500));
+    let degraded = ask(ctx).await?.json();
+    ctx.stub("synthesis")?.answers(error(500));
+    let failed = ask(ctx).await?.json()["query"].clone();
+    healthy(ctx)?;
+    known(ctx).await?;
+    let complete = complete(ctx).await?;
+    // then
+    for (status, told) in [("degraded", &degraded), ("failed", &failed), ("complete", &complete)] {
+        equal("the query's status", status, text(told, "status"))?;
+        let read = ctx.client.get(&format!("{QUERIES}/{}", text(told, "id"))).await?;
+        equal("status of the record", 200, read.status)?;
+        equal("the record", told, &read.json()).map_err(lied)?;
+    }
+    let page = ctx.client.get(QUERIES).await?.json();
+    equal("records", Some(3), page["total"].as_u64()).map_err(lied)?;
+    equal("the listing", &json!([complete, failed, degraded]), &page["queries"]).map_err(lied)
+}
+
+/// DATA-02 (MUST): a connection cut in a transaction leaves no half record.
+async fn data_02(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.database_wire()?.at_statement("into passages", AtStatement::Cut);
+    // when
+    let stored = ctx.client.post(DOCUMENTS, document()).await?;
+    // then
+    holds(stored.status == 201 || stored.status >= 500, "201, or a status of 500 or more", stored.status)?;
+    let whole = i64::from(stored.status == 201);
+    for table in ["documents", "passages"] {
+        equal(&format!("rows of {table}"), whole, ctx.database()?.count(table).await?).map_err(lied)?;
+    }
+    Ok(())
+}
+
+/// DATA-03 (MUST): an exhausted pool is a bounded wait, then 503, then over.
+async fn data_03(ctx: &Ctx) -> CaseResult {
+    // given
+    const READERS: usize = 8;
+    let locked = ctx.database()?.lock("queries").await?;
+    // when
+    let refused = try_join_all((0..READERS).map(|_| ctx.client.get(QUERIES))).await?;
+    locked.release().await?;
+    // then
+    equal("statuses", vec![503; READERS], refused.iter().map(|answer| answer.status).collect())?;
+    holds(refused.iter().all(|answer| answer.error_type().is_some()), "errors in the usual envelope", refused[0].text())?;
+    until_status(ctx, QUERIES, 200).await?;
+    Ok(())
+}
+
+/// DATA-04 (MUST): a database that is back is used again.
+async fn data_04(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    let told = complete(ctx).await?;
+    let path = format!("{QUERIES}/{}", text(&told, "id"));
+    // when
+    ctx.database()?.terminate_backends().await?;
+    until_status(ctx, &path, 200).await?;
+    ctx.database_wire()?.gone().await?;
+    let meanwhile = ctx.client.get(&path).await?;
+    ctx.database_wire()?.resume().await?;
+    // then
+    equal("status while the database is gone", 503, meanwhile.status)?;
+    let read = until_status(ctx, &path, 200).await?;
+    equal("the record", &told, &read.json())
+}
+
+/// DATA-08 (MUST): a listing that grows shows each row once; hostile text comes back or is refused.
+async fn data_08(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    let hostile =
+        ["'); DROP TABLE queries; --", "\"double\" and 'single' $1 \\", "🦀 \u{202e}right to left\u{202c} e\u{301}", "?1 %s {0} ${x}", "\u{1}\t\r\n"];
+    let mut newest_first = Vec::new();
+    for text in hostile {
+        newest_first.insert(0, asked(ctx, text).await?);
+    }
+    // when
+    let mut found: Vec<Value> = Vec::new();
+    while found.len() < newest_first.len() {
+        let before = found.last().map(|query| format!("&before={}", text(query, "id"))).unwrap_or_default();
+        let page = ctx.client.get(&format!("{QUERIES}?size=2{before}")).await?.json();
+        let queries = page["queries"].as_array().cloned().unwrap_or_default();
+        holds(!queries.is_empty(), format!("{} queries", newest_first.len()), format_args!("{} on all pages", found.len())).map_err(lied)?;
+        found.extend(queries);
+        asked(ctx, "recorded between two pages").await?;
+    }
+    // then
+    found.truncate(newest_first.len());
+    equal("queries, newest first, each once", &newest_first, &found).map_err(lied)?;
+    refused_or_kept(ctx).await
+}
+
+/// DATA-10 (MUST): the database's refusals are never the client's, and leave nothing behind.
+async fn data_10(ctx: &Ctx) -> CaseResult {
+    healthy(ctx)?;
+    let database = ctx.database()?;
+    for fault in ["read-only", "full", "no right to insert", "closed"] {
+        // given
+        match fault {
+            "read-only" => database.read_only().await?,
+            "full" => database.disk_full().await?,
+            "no right to insert" => database.revoke_insert().await?,
+            _ => {
+                database.forbid_connections().await?;
+                database.terminate_backends().await?;
+            }
+        }
+        // when
+        let stored = ctx.client.post(DOCUMENTS, document()).await?;
+        let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
+        // then
+        equal(&format!("status of a document, the database being {fault}"), 503, stored.status)?;
+        equal(&format!("status of a chat, the database being {fault}"), 200, chat.status)?;
+        match fault {
+            "read-only" => database.read_write().await?,
+            "full" => database.disk_free().await?,
+            "no right to insert" => database.grant_insert().await?,
+            _ => database.allow_connections().await?,
+        }
+        for table in ["documents", "passages"] {
+            equal(&format!("rows of {table}"), 0, database.count(table).await?).map_err(lied)?;
+        }
+    }
+    until_status(ctx, QUERIES, 200).await?;
+    Ok(())
+}
+
+/// Asks a question of this text, and returns what was told.
+async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {
+    let answer = ctx.client.post(QUERIES, json!({"question": format!("who? {question}")})).await?;
+    equal(&format!("status of the question {question:?}"), 200, answer.status)?;
+    equal("the question", format!("who? {question}").as_str(), text(&answer.json(), "question"))?;
+    Ok(answer.json())
+}
+
+/// Documents whose text is large, empty of words or not storable: each comes back as it was, or is refused.
+async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
+    let megabyte = "radium 🦀 ' ".repeat(80_000);
+    let texts = [megabyte.as_str(), "radium\u{0}glows", "'); DELETE FROM documents; --", "\u{feff}radium\u{fffd}"];
+    let stored = join_all(texts.map(|text| ctx.client.post(DOCUMENTS, json!({"title": "'\"🦀", "text": text})))).await;
+    let mut ids = HashSet::new();
+    for (sent, stored) in texts.iter().zip(stored) {
+        let stored = stored?;
+        if (400..500).contains(&stored.status) {
+            continue;
+        }
+        equal("status of a hostile document", 201, stored.status)?;
+        let id = text(&stored.json(), "id").to_owned();
+        let read = ctx.client.get(&format!("{DOCUMENTS}/{id}")).await?;
+        let as_sent = text(&read.json(), "text") == *sent && text(&read.json(), "title") == "'\"🦀";
+        holds(as_sent, "the text as it was sent", read.text().chars().take(200).collect::<String>()).map_err(lied)?;
+        holds(ids.insert(id.clone()), "an id of its own", id)?;
+    }
+    for question in ["a\u{0}b".to_owned(), "x".repeat(1 << 20)] {
+        let answer = ctx.client.post(QUERIES, json!({"question": question})).await?;
+        let honest = (400..500).contains(&answer.status) || text(&answer.json(), "question") == question;
+        holds(honest, "a question that cannot be stored refused with 4xx, or told as it came", answer.status)?;
+    }
+    Ok(())
+}

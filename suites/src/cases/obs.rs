@@ -1,0 +1,107 @@
+//! OBS: what the gateway tells about itself is what happened.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, lied};
+use gauntlet_harness::gate::converge;
+use gauntlet_harness::llm::{error, reply};
+use gauntlet_harness::spec::Spec;
+use gauntlet_harness::target::Capability;
+use serde_json::Value;
+
+use super::query::{QUERIES, complete, does_its_part, healthy, known, text};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "OBS-01",
+        level: Level::Must,
+        profiles: &[Profile::Ops],
+        requirement: "counters of requests, attempts, retries, fallbacks, time-outs and breaker states equal what the stubs saw",
+        why: "Counters that count requests where attempts are meant hide the retries, which are the bill and the outage.",
+        shown: "Three requests fail twice at the first candidate and are served by the second; the counters are compared with the tape.",
+        remedy: "Count an attempt where it is made, and a retry and a fallback where they are decided.",
+        needs: &[Capability::Chat, Capability::Fallback, Capability::Retry, Capability::Metrics],
+        spec: || {
+            let mut spec = Spec::pair();
+            spec.retry.max_attempts = 2;
+            spec
+        },
+        run: |ctx| obs_01(ctx).boxed(),
+    },
+    Case {
+        id: "OBS-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query],
+        requirement: "token usage in the response, the metrics and the record is the provider's",
+        why: "Usage that is guessed from the length of a text is a bill that nobody can check.",
+        shown: "Each provider tells a usage that no count of words would give; a chat's usage, a query's sum, its record and the metrics are compared with it.",
+        remedy: "Pass the provider's numbers on, and add nothing of your own.",
+        needs: &[Capability::Chat, Capability::Query, Capability::Store, Capability::Metrics],
+        spec: Spec::query,
+        run: |ctx| obs_03(ctx).boxed(),
+    },
+];
+
+/// OBS-01 (MUST): the counters equal what the providers saw.
+async fn obs_01(ctx: &Ctx) -> CaseResult {
+    // given
+    const REQUESTS: usize = 3;
+    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    p1.answers(error(503));
+    p2.answers(reply("Paris"));
+    // when
+    for n in 0..REQUESTS {
+        let answer = ctx.client.chat(ctx.prompt("pair", &format!("capital {n}"))).await?;
+        equal("status", 200, answer.status)?;
+    }
+    // then
+    let (first, second) = (p1.requests().len(), p2.requests().len());
+    equal("attempts at both providers", (2 * REQUESTS, REQUESTS), (first, second))?;
+    counted(ctx, "gauntlet_requests_total", &["route=\"/v1/chat/completions\"", "status=\"200\""], REQUESTS).await?;
+    counted(ctx, "gauntlet_attempts_total", &["provider=\"p1\""], first).await?;
+    counted(ctx, "gauntlet_attempts_total", &["provider=\"p2\""], second).await?;
+    counted(ctx, "gauntlet_retries_total", &["provider=\"p1\""], first - REQUESTS).await?;
+    counted(ctx, "gauntlet_fallbacks_total", &["model=\"pair\""], REQUESTS).await?;
+    counted(ctx, "gauntlet_timeouts_total", &[], 0).await
+}
+
+/// OBS-03 (MUST): usage is the provider's, everywhere.
+async fn obs_03(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    for (name, stub) in &ctx.stubs {
+        stub.answers(does_its_part(name).usage(1_013, 107));
+    }
+    let agents = ctx.stubs.len() as u64;
+    // when
+    let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
+    let told = complete(ctx).await?;
+    // then
+    equal("a chat's usage", (Some(1_013), Some(107)), usage(&chat.json())).map_err(lied)?;
+    equal("a query's usage", (Some(agents * 1_013), Some(agents * 107)), usage(&told)).map_err(lied)?;
+    let record = ctx.client.get(&format!("{QUERIES}/{}", text(&told, "id"))).await?.json();
+    equal("the record's usage", usage(&told), usage(&record)).map_err(lied)?;
+    let calls = agents as usize + 1;
+    counted(ctx, "gauntlet_tokens_total", &["kind=\"prompt\""], calls * 1_013).await?;
+    counted(ctx, "gauntlet_tokens_total", &["kind=\"completion\""], calls * 107).await
+}
+
+fn usage(told: &Value) -> (Option<u64>, Option<u64>) {
+    (told["usage"]["prompt_tokens"].as_u64(), told["usage"]["completion_tokens"].as_u64())
+}
+
+/// The sum of the counter's series with these labels is this number, as soon as the answers' own ends are counted.
+async fn counted(ctx: &Ctx, name: &str, labels: &[&str], expected: usize) -> CaseResult {
+    let now = || async { Ok::<_, Failure>(sum(&ctx.client.get("/metrics").await?.text(), name, labels)) };
+    let came = converge(name, || async { Ok(Some(now().await?).filter(|value| *value == expected).map(drop)) });
+    match came.await {
+        Err(Failure::Violated { .. }) => equal(&format!("{name}{{{}}}", labels.join(",")), expected, now().await?),
+        other => other,
+    }
+}
+
+/// The sum of a counter's series that have these labels, in Prometheus' text format.
+fn sum(metrics: &str, name: &str, labels: &[&str]) -> usize {
+    let series = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label)));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map(|value| value as usize).sum()
+}
