@@ -350,8 +350,8 @@ async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut
                 match shared.fault_at(statement) {
                     None => {}
                     Some(AtStatement::Hold(name)) => {
-                        shared.note(format!("the statement is held at {name}"));
                         let gate = shared.gates.gate(&name);
+                        shared.note(format!("the statement is held at {name}"));
                         // bytes that come meanwhile stay in the socket
                         tokio::select! {
                             () = gate.wait() => {}

@@ -77,7 +77,7 @@ pub(super) const CASES: &[Case] = &[
         needs: STORED,
         spec: || {
             let spec = Spec::query();
-            let query = spec.query.map(|query| QuerySpec { store_ms: 10_000, ..query });
+            let query = spec.query.map(|query| QuerySpec { store_ms: 5_000, ..query });
             Spec { query, ..spec }
         },
         run: |ctx| data_08(ctx).boxed(),

@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Query],
         requirement: "entity extraction failing (error, time-out, nonsense, breaker open): the answer stands, marked degraded with agent and cause",
         why: "A helper's failure that fails the whole query turns the least important model into the weakest link.",
-        shown: "Entity extraction answers nonsense, then an error, then nothing; then its breaker is open. Each query is answered and says why it lacks entities.",
+        shown: "Entity extraction answers nothing, then nonsense, then errors; then its breaker is open. Each query is answered and says why it lacks entities.",
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
@@ -124,8 +124,9 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
     known(ctx).await?;
     let entities = ctx.stub("entities")?;
-    // the breaker opens at the second failure in a row; an answer without sense is no failure of the provider's
-    let failures = [(reply("I found Marie Curie."), "nonsense"), (error(500), "error"), (reply("late").plan(Plan::silent()), "timeout")];
+    // the breaker opens at the second error in a row; an answer without sense is no failure of the provider's
+    let (silence, nonsense) = (reply("late").plan(Plan::silent()), reply("I found Marie Curie."));
+    let failures = [(silence, "timeout"), (nonsense, "nonsense"), (error(500), "error"), (error(503), "error")];
     for (failure, cause) in failures {
         // when
         entities.answers(failure);

@@ -1,7 +1,8 @@
 //! HLTH: who asks how the gateway is gets the truth, at once, and at little cost.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal};
+use futures::future::try_join_all;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::{Responder, openai, raw};
 use gauntlet_harness::plan::{Listen, Plan};
@@ -49,6 +50,18 @@ pub(super) const CASES: &[Case] = &[
         needs: STORED,
         spec: || Spec { database: DatabaseNeed::Any, ..Spec::pair().provider("p3", Protocol::OpenAi).model("third", &["p3"]) },
         run: |ctx| hlth_03(ctx).boxed(),
+    },
+    Case {
+        id: "HLTH-04",
+        level: Level::Should,
+        profiles: &[Profile::Ops],
+        requirement: "a storm of health calls costs each dependency a bounded number of probes",
+        why: "Every replica, balancer and dashboard asks for health; if each call is a call of each provider, the watching is the load.",
+        shown: "64 calls of the detailed health at once; the provider counts how often it was probed.",
+        remedy: "Share the probe under way, and tell its result again for a moment.",
+        needs: &[Capability::Health],
+        spec: Spec::solo,
+        run: |ctx| hlth_04(ctx).boxed(),
     },
 ];
 
@@ -103,6 +116,18 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
     let met = ctx.gates.rendezvous("probes", 2);
     let (health, ()) = futures::try_join!(told, met.met())?;
     equal("the health document's status", "degraded", text(&health, "status"))
+}
+
+/// HLTH-04 (SHOULD): a storm of health calls costs few probes.
+async fn hlth_04(ctx: &Ctx) -> CaseResult {
+    // given
+    const STORM: usize = 64;
+    // when
+    let told = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
+    // then
+    equal("statuses", vec![200; STORM], told.iter().map(|health| health.status).collect())?;
+    let probes = ctx.stub("p1")?.all_requests().len();
+    holds((1..=STORM / 4).contains(&probes), format!("1 to {} probes of the provider for {STORM} calls", STORM / 4), probes)
 }
 
 fn models() -> Responder {

@@ -6,7 +6,6 @@
 mod auth;
 mod auth_query;
 mod brkr;
-mod brkr_ops;
 mod canc;
 mod canc_query;
 mod data;
@@ -41,7 +40,7 @@ pub fn all() -> Vec<Case> {
         para::CASES, para_query::CASES,
         retry::CASES,
         fall::CASES,
-        brkr::CASES, brkr_ops::CASES,
+        brkr::CASES,
         strm::CASES,
         canc::CASES, canc_query::CASES,
         load::CASES,

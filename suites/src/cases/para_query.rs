@@ -63,7 +63,7 @@ async fn para_04(ctx: &Ctx) -> CaseResult {
     let together = async {
         entities.held(1).await?;
         wire.held("search").await?;
-        ctx.gates.open_all();
+        ["entities", "search"].iter().for_each(|gate| ctx.gates.gate(gate).open());
         Ok(())
     };
     let (answer, ()) = futures::try_join!(complete(ctx), together)?;
@@ -127,7 +127,7 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
 
 /// The agent's call for the question: the one that is not the sentinel's.
 fn asked(ctx: &Ctx, agent: &str) -> Result<ReceivedRequest, Failure> {
-    let calls = ctx.stub(agent)?.calls(&ctx.nonce);
+    let calls = ctx.stub(agent)?.requests();
     let call = calls.into_iter().find(|call| !call.body.contains("sentinel"));
     let none =
         || Failure::Violated { expected: format!("{agent} asked"), observed: "it was not".into(), honesty: gauntlet_harness::case::Honesty::Honest };

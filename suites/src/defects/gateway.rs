@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::Defect;
@@ -47,6 +47,8 @@ pub(super) struct Gateway {
     pub line: Arc<Semaphore>,
     /// The requests in flight by alias: for [`Defect::SharesPrompts`].
     pub prompts: Mutex<HashMap<String, Vec<Prompt>>>,
+    /// What the last probes found, and when: told again for a moment. The one who probes holds the lock.
+    pub probed: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
     lines: Mutex<String>,
 }
 
@@ -154,6 +156,7 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
         in_flight: watch::Sender::new(0),
         line: Arc::new(Semaphore::new(1)),
         prompts: Mutex::default(),
+        probed: tokio::sync::Mutex::default(),
         lines: Mutex::default(),
     });
     let stop = watch::Sender::new(false);

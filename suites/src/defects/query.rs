@@ -202,7 +202,8 @@ impl Query {
             fields: fields.as_object().cloned().unwrap_or_default(),
             stream: false,
             request_id: self.request_id.clone(),
-            deadline: Some(until),
+            // a left call has no deadline of the query's
+            deadline: (!self.gateway.has(Defect::DeadlineLeavesCalls)).then_some(until),
             idempotency_key: format!("{}-{step}", self.id),
             traceparent: self.traceparent.clone(),
             authorization: None,
@@ -215,7 +216,6 @@ impl Query {
             }
         };
         let asked = if self.gateway.has(Defect::DeadlineLeavesCalls) {
-            // the call's own deadline is what ends it: here it has none that counts
             timeout_at(until, tokio::spawn(asking)).await.map(|joined| joined.unwrap_or_else(|_| Err(Failure::of(Vec::new()))))
         } else {
             timeout_at(until, asking).await

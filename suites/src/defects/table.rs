@@ -257,6 +257,8 @@ defects! {
     AlwaysReady = "HLTH-02",
     /// Health asks one dependency after the other.
     ProbesInTurn = "HLTH-03",
+    /// Each call of health probes every dependency anew.
+    ProbesEachCall = "HLTH-04",
     /// SIGTERM ends the process at once.
     DropsOnTerm = "DRAIN-01",
     /// Readiness stays 200 while the gateway drains.
