@@ -1,8 +1,9 @@
 //! AUTH: who may ask, and that nobody's credentials go where they do not belong.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
-use gauntlet_harness::llm::{chat, error, reply, with};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::client::{Client, Reply};
+use gauntlet_harness::llm::{Responder, chat, error, reply};
 use gauntlet_harness::spec::{KeySpec, Protocol, Spec};
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
@@ -12,7 +13,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         id: "AUTH-01",
         level: Level::Must,
-        profiles: &[Profile::Llm],
+        profiles: &[Profile::Llm, Profile::Query],
         requirement: "no key, wrong key: 401 with WWW-Authenticate, before any provider call",
         why: "A key that is looked at too late spends the operator's money on strangers.",
         shown: "Requests without a key, with an unknown one, with part of one and with another scheme must be answered 401 with WWW-Authenticate; one with the key \
@@ -53,6 +54,14 @@ pub(super) const CASES: &[Case] = &[
 /// The one key that clients have.
 const KEY: &str = "sk-canary-client-b-51d7c2e80a964fb3";
 
+/// Credentials that clients send besides.
+const OTHERS: [(&str, &str); 4] = [
+    ("cookie", "session=canary-cookie-4f1b"),
+    ("x-api-key", "canary-x-api-key-9d2e"),
+    ("api-key", "canary-api-key-7a3c"),
+    ("proxy-authorization", "Basic canary-proxy-6e5d"),
+];
+
 fn with_a_key(mut spec: Spec) -> Spec {
     spec.keys.push(KeySpec { tenant: "b".into(), token: KEY.into() });
     spec
@@ -73,13 +82,11 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     ];
     // when
     for (what, client) in &strangers {
-        let plain = client.chat(ctx.prompt("solo", what)).await?;
-        let stream = client.stream(ctx.prompt("solo", what)).await?.collect().await?;
-        let models = client.get("/v1/models").await?;
-        equal(&format!("statuses of chat, stream and list of models with {what}"), [401; 3], [plain.status, stream.status, models.status])?;
-        let challenged = plain.header("www-authenticate").is_some() && stream.header("www-authenticate").is_some();
-        holds(challenged, format!("WWW-Authenticate with {what}"), "none")?;
-        holds(plain.error_type().is_some(), format!("OpenAI's error envelope with {what}"), plain.text())?;
+        for answer in answers(ctx, client, what).await? {
+            equal(&format!("status with {what}"), 401, answer.status)?;
+            holds(answer.header("www-authenticate").is_some(), format!("WWW-Authenticate with {what}"), "none")?;
+            holds(answer.error_type().is_some(), format!("OpenAI's error envelope with {what}"), answer.text())?;
+        }
     }
     let known = nobody.with_bearer(KEY).chat(ctx.prompt("solo", "known")).await?;
     // then
@@ -87,18 +94,24 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     equal("requests at the provider", 1, p1.requests().len()).map_err(lied)
 }
 
+/// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries where there are any.
+async fn answers(ctx: &Ctx, client: &Client, text: &str) -> Result<Vec<Reply>, Failure> {
+    let mut streamed = ctx.prompt("solo", text);
+    streamed["stream"] = true.into();
+    let mut answers = vec![client.chat(ctx.prompt("solo", text)).await?, client.chat(streamed).await?, client.get("/v1/models").await?];
+    if ctx.manifest.capabilities.contains(&Capability::Query) {
+        answers.push(client.post("/api/v1/queries", json!({"question": text})).await?);
+        answers.push(client.get("/api/v1/queries").await?);
+    }
+    Ok(answers)
+}
+
 /// AUTH-03 (MUST): the client's credentials stay here, the provider's stay there.
 async fn auth_03(ctx: &Ctx) -> CaseResult {
     // given
-    const OTHERS: [(&str, &str); 4] = [
-        ("cookie", "session=canary-cookie-4f1b"),
-        ("x-api-key", "canary-x-api-key-9d2e"),
-        ("api-key", "canary-api-key-7a3c"),
-        ("proxy-authorization", "Basic canary-proxy-6e5d"),
-    ];
     let p1 = ctx.stub("p1")?;
     let key = ctx.spec.providers[0].api_key.clone();
-    let told = |responder: gauntlet_harness::llm::Responder| responder.header("x-api-key", &key).header("set-cookie", &format!("key={key}"));
+    let told = |responder: Responder| responder.header("x-api-key", &key).header("set-cookie", &format!("key={key}"));
     p1.mount(chat().user_says("served"), told(reply("Paris"))).await;
     p1.mount(chat().user_says("fails"), told(error(400).message(&format!("wrong key {key}")))).await;
     let keyed = ctx.manifest.capabilities.contains(&Capability::Keys);
@@ -127,7 +140,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     // given
     let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
     p1.answers(reply("fine"));
-    p2.answers(with(|_| reply("whatever the client wants")));
+    p2.answers(reply("whatever the client wants"));
     let host = p2.wire().addr().to_string();
     // when
     for body in steering(ctx, &p2.base_url(), &host) {
@@ -136,17 +149,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     for name in ["x-portkey-custom-host", "x-base-url", "x-upstream", "x-forwarded-host", "x-original-url", "forwarded"] {
         ctx.client.with_header(name, &p2.base_url()).chat(ctx.prompt("solo", name)).await?;
     }
-    for (path, head) in [
-        ("/v1/chat/completions?api_base=http%3A%2F%2F", "x-plain: 1"),
-        ("/v1/chat/completions?a=%0d%0ax-smuggled:%201", "x-request-id: a%0d%0ax-smuggled: 1"),
-    ] {
-        let (name, value) = head.split_once(": ").unwrap_or_default();
-        let told = ctx.prompt("solo", "in the path").to_string();
-        ctx.client.try_request("POST", path, &[("content-type", "application/json"), (name, value)], told.as_bytes()).await?.ok();
-    }
-    // a line break that is written as such, folded into a header that is sent on (RFC 9112 section 5.2)
-    let folded = [("content-type", "application/json"), ("x-request-id", "a\r\n x-smuggled: 1"), ("idempotency-key", "b\n x-smuggled: 1")];
-    ctx.client.try_request("POST", "/v1/chat/completions", &folded, ctx.prompt("solo", "folded").to_string().as_bytes()).await?.ok();
+    smuggle(ctx).await?;
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     equal("status of a plain request afterwards", 200, afterwards.status)?;
@@ -154,6 +157,25 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     holds(!reached, "no connection to the host that requests named", format_args!("a connection to {host}")).map_err(lied)?;
     let smuggled = p1.all_requests().into_iter().find(|request| request.header("x-smuggled").is_some());
     holds(smuggled.is_none(), "no header smuggled into a provider's request", "x-smuggled at the provider").map_err(lied)
+}
+
+/// Line breaks in paths and headers, escaped and as such, folded into a header that is sent on (RFC 9112 section 5.2). Whether they are
+/// refused or taken as plain text, is the gateway's choice.
+async fn smuggle(ctx: &Ctx) -> CaseResult {
+    const PATH: &str = "/v1/chat/completions";
+    let attempts = [
+        ("/v1/chat/completions?a=%0d%0ax-smuggled:%201", "x-plain", "1"),
+        (PATH, "x-request-id", "a%0d%0ax-smuggled: 1"),
+        (PATH, "x-request-id", "a\r\n x-smuggled: 1"),
+        (PATH, "idempotency-key", "b\n x-smuggled: 1"),
+        (PATH, "traceparent", "c\rx-smuggled: 1"),
+    ];
+    for (path, name, value) in attempts {
+        let body = ctx.prompt("solo", "smuggled").to_string();
+        let headers = [("content-type", "application/json"), (name, value)];
+        let _any = ctx.client.try_request("POST", path, &headers, body.as_bytes()).await?;
+    }
+    Ok(())
 }
 
 /// Requests that name another host wherever a gateway might look for one, and line breaks wherever they might reach a header.

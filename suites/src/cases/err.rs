@@ -1,16 +1,18 @@
 //! ERR: an error has the right status, one shape, an id, and no secret in it.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
 use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{guard, poll_until};
-use gauntlet_harness::llm::{Responder, chat, error, raw, reply, with};
+use gauntlet_harness::llm::{Asked, Responder, chat, error, raw, reply, with};
 use gauntlet_harness::plan::{Plan, Step};
-use gauntlet_harness::spec::{KeySpec, Protocol, Spec};
+use gauntlet_harness::spec::{DatabaseNeed, KeySpec, Protocol, Spec};
 use gauntlet_harness::target::Capability;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const CHAT: &[Capability] = &[Capability::Chat];
+const CHAT_PATH: &str = "/v1/chat/completions";
+const QUERY_PATH: &str = "/api/v1/queries";
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -46,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         id: "ERR-03",
         level: Level::Must,
-        profiles: &[Profile::Llm],
+        profiles: &[Profile::Llm, Profile::Query],
         requirement: "invalid JSON, wrong types, unknown model, route, method, media type: the right 4xx in the same envelope",
         why: "A client library that cannot read the error shows its user a parser's message instead of what was wrong.",
         shown: "One request of each kind must be refused with its status in an envelope with message and type; a good request follows, and the \
@@ -59,11 +61,11 @@ pub(super) const CASES: &[Case] = &[
     Case {
         id: "ERR-04",
         level: Level::Must,
-        profiles: &[Profile::Llm],
+        profiles: &[Profile::Llm, Profile::Query],
         requirement: "no error or log holds a key, a provider's URL with credentials, or a panic's text (canary secrets)",
         why: "Providers' errors repeat the key they were sent, and gateways passed them on (https://github.com/BerriAI/litellm/issues/6963, \
               https://github.com/BerriAI/litellm/issues/15799).",
-        shown: "The provider repeats the key that it was sent in its errors, plain, in band, as HTML and in headers. No answer of the gateway and, \
+        shown: "The providers repeat the key that they were sent in their errors, plain, in band, as HTML and in headers; a query meets them, too. No answer of the gateway and, \
                 where the harness sees it, no line of its log may hold that key, the client's, or a wrong one.",
         remedy: "Take known keys out of providers' messages; never log headers; pass on no header of a provider that is not known.",
         needs: &[Capability::Chat, Capability::Stream],
@@ -73,7 +75,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         id: "ERR-05",
         level: Level::Must,
-        profiles: &[Profile::Llm],
+        profiles: &[Profile::Llm, Profile::Query],
         requirement: "a request id is accepted, returned, logged, and sent on",
         why: "Without one id on all sides nobody finds the request that a user complains about.",
         shown: "A served, a failing and a refused request carry x-request-id; it must come back each time, be in the log where the harness sees it, and \
@@ -88,9 +90,12 @@ pub(super) const CASES: &[Case] = &[
 /// The client's key of [`with_a_key`].
 const CLIENT_KEY: &str = "sk-canary-client-a-94e1d07c5b2f4f3e";
 
-/// One provider, and one client's key.
+/// A key that nobody has.
+const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
+
+/// One provider, those of the orchestrator's agents, and one client's key.
 fn with_a_key() -> Spec {
-    let mut spec = Spec::solo();
+    let mut spec = Spec { database: DatabaseNeed::None, ..Spec::query() }.provider("p1", Protocol::OpenAi).model("solo", &["p1"]);
     spec.keys.push(KeySpec { tenant: "a".into(), token: CLIENT_KEY.into() });
     spec
 }
@@ -171,29 +176,10 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
 /// ERR-03 (MUST): what is wrong with a request is told by the right 4xx, in the same envelope.
 async fn err_03(ctx: &Ctx) -> CaseResult {
     // given
-    const CHAT: &str = "/v1/chat/completions";
-    const JSON: &str = "application/json";
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("fine"));
-    let body = |name: &str, value: Value| {
-        let mut body = ctx.prompt("solo", "wrong");
-        body[name] = value;
-        body.to_string()
-    };
-    let good = ctx.prompt("solo", "wrong").to_string();
-    let wrong: Vec<(&str, &str, &str, &str, String, &[u16])> = vec![
-        ("invalid JSON", "POST", CHAT, JSON, good[..good.len() - 2].to_string(), &[400, 422]),
-        ("no object", "POST", CHAT, JSON, "[1, 2]".into(), &[400, 422]),
-        ("messages as text", "POST", CHAT, JSON, body("messages", "hello".into()), &[400, 422]),
-        ("a model that is a number", "POST", CHAT, JSON, body("model", 7.into()), &[400, 404, 422]),
-        ("stream as text", "POST", CHAT, JSON, body("stream", "perhaps".into()), &[400, 422]),
-        ("an unknown model", "POST", CHAT, JSON, body("model", "no-such-model".into()), &[404, 400]),
-        ("an unknown route", "POST", "/v1/no/such/route", JSON, good.clone(), &[404]),
-        ("an unknown method", "DELETE", CHAT, JSON, String::new(), &[405, 404]),
-        ("another media type", "POST", CHAT, "text/plain", good.clone(), &[415, 400]),
-    ];
     // when
-    for (what, method, path, media, body, allowed) in wrong {
+    for Wrong { what, method, path, media, body, allowed } in wrong_requests(ctx) {
         let answer = ctx.client.request(method, path, &[("content-type", media)], body.as_bytes()).await?;
         told(what, &answer, allowed)?;
     }
@@ -203,23 +189,81 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     equal("requests at the provider", 1, p1.requests().len())
 }
 
+/// A request that has to be refused, and the statuses that say why.
+struct Wrong {
+    what: &'static str,
+    method: &'static str,
+    path: &'static str,
+    media: &'static str,
+    body: String,
+    allowed: &'static [u16],
+}
+
+fn wrong_requests(ctx: &Ctx) -> Vec<Wrong> {
+    let good = ctx.prompt("solo", "wrong").to_string();
+    let post = |what, path, body, allowed| Wrong { what, method: "POST", path, media: "application/json", body, allowed };
+    let chat = |what, name: &str, value: Value, allowed| {
+        let mut body = ctx.prompt("solo", "wrong");
+        body[name] = value;
+        post(what, CHAT_PATH, body.to_string(), allowed)
+    };
+    let mut wrong = vec![
+        post("invalid JSON", CHAT_PATH, good[..good.len() - 2].to_string(), &[400, 422]),
+        post("no object", CHAT_PATH, "[1, 2]".into(), &[400, 422]),
+        chat("messages as text", "messages", "hello".into(), &[400, 422]),
+        chat("a model that is a number", "model", 7.into(), &[400, 404, 422]),
+        chat("stream as text", "stream", "perhaps".into(), &[400, 422]),
+        chat("an unknown model", "model", "no-such-model".into(), &[404, 400]),
+        post("an unknown route", "/v1/no/such/route", good.clone(), &[404]),
+        Wrong { method: "DELETE", ..post("an unknown method", CHAT_PATH, String::new(), &[405, 404]) },
+        Wrong { media: "text/plain", ..post("another media type", CHAT_PATH, good.clone(), &[415, 400]) },
+    ];
+    if ctx.manifest.capabilities.contains(&Capability::Query) {
+        wrong.extend([
+            post("a query in invalid JSON", QUERY_PATH, "{\"question\": ".into(), &[400]),
+            post("a question that is a number", QUERY_PATH, "{\"question\": 7}".into(), &[400]),
+            post("no question", QUERY_PATH, "{}".into(), &[400]),
+            post("an unknown route of queries", "/api/v1/no/such/route", "{}".into(), &[404]),
+            Wrong { method: "DELETE", ..post("an unknown method of queries", QUERY_PATH, String::new(), &[405]) },
+        ]);
+    }
+    wrong
+}
+
 /// ERR-04 (MUST NOT): no error and no log holds a secret.
 async fn err_04(ctx: &Ctx) -> CaseResult {
     // given
-    const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
-    let p1 = ctx.stub("p1")?;
-    let keyed = ctx.manifest.capabilities.contains(&Capability::Keys);
-    let client = if keyed { ctx.client.with_bearer(CLIENT_KEY) } else { ctx.client.clone() };
-    for status in [400, 401, 403, 429, 500, 503] {
-        let repeats = with(move |asked| {
-            error(status).message(&format!("not with {}", sent(asked.header("authorization")))).header("x-sent", sent(asked.header("authorization")))
-        });
-        p1.mount(chat().user_says(&format!("status {status}")), repeats).await;
+    for stub in ctx.stubs.values() {
+        for status in [400, 401, 403, 429, 500, 503] {
+            let repeats = with(move |asked| error(status).message(&repeated(asked)).header("x-sent", &repeated(asked)));
+            stub.mount(chat().user_says(&format!("status {status}")), repeats).await;
+        }
+        stub.mount(chat().user_says("html"), with(|asked| raw(200, "text/html", format!("<html>{}</html>", repeated(asked))))).await;
+        stub.answers(with(|asked| reply("").tokens(["Par"]).then_error(500, &repeated(asked))));
     }
-    p1.mount(chat().user_says("html"), with(|asked| raw(200, "text/html", format!("<html>{}</html>", sent(asked.header("authorization")))))).await;
-    let in_band = with(|asked| reply("").tokens(["Par"]).then_error(500, &format!("not with {}", sent(asked.header("authorization")))));
-    p1.mount(chat().user_says("in band"), in_band).await;
     // when
+    let mut seen = exchanges(ctx).await?;
+    if let Some(process) = &ctx.target.process {
+        seen.push(("the log", process.log()));
+    }
+    // then
+    let secrets = ctx.spec.providers.iter().map(|provider| provider.api_key.as_str()).chain([CLIENT_KEY, WRONG_KEY, "panicked at"]);
+    for secret in secrets {
+        let leak = seen.iter().find(|(_, text)| text.contains(secret)).map(|(what, _)| *what).unwrap_or_default();
+        holds(leak.is_empty(), "no secret in errors, headers and log", format_args!("{secret:?} in {leak}"))?;
+    }
+    Ok(())
+}
+
+/// What a provider says of the credentials that it was sent.
+fn repeated(asked: &Asked) -> String {
+    format!("not with {}", asked.header("authorization").unwrap_or("no key"))
+}
+
+/// Whatever a client is told of providers that repeat their keys: headers and bodies.
+async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
+    let can = |capability| ctx.manifest.capabilities.contains(&capability);
+    let client = if can(Capability::Keys) { ctx.client.with_bearer(CLIENT_KEY) } else { ctx.client.clone() };
     let mut seen = Vec::new();
     for what in ["status 400", "status 401", "status 403", "status 429", "status 500", "status 503", "html", "in band"] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
@@ -227,26 +271,15 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
         seen.push((what, format!("{:?} {}", plain.headers, plain.text())));
         seen.push((what, format!("{:?} {}", stream.headers, String::from_utf8_lossy(&stream.body))));
     }
-    if keyed {
+    if can(Capability::Keys) {
         let refused = ctx.client.with_bearer(WRONG_KEY).chat(ctx.prompt("solo", "wrong key")).await?;
-        seen.push(("a wrong key", format!("{:?} {}", refused.headers, refused.text())));
+        seen.push(("the answer to a wrong key", format!("{:?} {}", refused.headers, refused.text())));
     }
-    // then
-    if let Some(process) = &ctx.target.process {
-        seen.push(("the log", process.log()));
+    if can(Capability::Query) {
+        let answer = client.post(QUERY_PATH, json!({"question": "status 500"})).await?;
+        seen.push(("the answer to a query", format!("{:?} {}", answer.headers, answer.text())));
     }
-    let secrets = ctx.spec.providers.iter().map(|provider| provider.api_key.as_str()).chain([CLIENT_KEY, WRONG_KEY]);
-    for secret in secrets {
-        let leak = seen.iter().find(|(_, text)| text.contains(secret)).map(|(what, _)| *what);
-        holds(leak.is_none(), "no secret in errors, headers and log", format_args!("a key in the answer to (or in) {leak:?}"))?;
-    }
-    let panics = seen.iter().find(|(_, text)| text.contains("panicked at")).map(|(what, _)| *what);
-    holds(panics.is_none(), "no panic's text", format_args!("one in the answer to (or in) {panics:?}"))
-}
-
-/// The credentials as the provider was sent them.
-fn sent(authorization: Option<&str>) -> &str {
-    authorization.unwrap_or("no key")
+    Ok(seen)
 }
 
 /// ERR-05 (MUST): a request id is accepted, returned, logged, and sent on.
@@ -263,18 +296,27 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
         equal(&format!("x-request-id of the answer ({what})"), Some(id.as_str()), answer.header("x-request-id"))?;
         ids.push(id);
     }
+    if ctx.manifest.capabilities.contains(&Capability::Query) {
+        let id = format!("req-query-{}", ctx.nonce);
+        let answer = ctx.client.with_header("x-request-id", &id).post(QUERY_PATH, json!({"question": 7})).await?;
+        equal("x-request-id of the answer (a query)", Some(id.as_str()), answer.header("x-request-id"))?;
+        ids.push(id);
+    }
     let without = ctx.client.chat(ctx.prompt("solo", "without")).await?;
     // then
+    let at_p1 = |what: &str| p1.calls(what).first().and_then(|call| call.header("x-request-id").map(String::from));
     for (what, id) in ["served", "fails"].iter().zip(&ids) {
-        let sent_on = p1.calls(what).first().and_then(|call| call.header("x-request-id").map(String::from));
-        equal(&format!("x-request-id at the provider ({what})"), Some(id), sent_on.as_ref())?;
+        equal(&format!("x-request-id at the provider ({what})"), Some(id), at_p1(what).as_ref())?;
     }
     let given = without.header("x-request-id").filter(|id| !id.is_empty()).map(String::from);
     holds(given.is_some(), "an id for a request without one", "none")?;
-    equal("the same at the provider", given, p1.calls("without").first().and_then(|call| call.header("x-request-id").map(String::from)))?;
-    if let Some(process) = &ctx.target.process {
-        let logged = poll_until(|| Some(process.log()).filter(|log| ids.iter().all(|id| log.contains(id.as_str()))));
-        guard("every request id in the log", logged).await?;
-    }
-    Ok(())
+    equal("the same at the provider", given, at_p1("without"))?;
+    logged(ctx, &ids).await
+}
+
+/// Waits until all the ids are in the log, where the harness sees it.
+async fn logged(ctx: &Ctx, ids: &[String]) -> CaseResult {
+    let Some(process) = &ctx.target.process else { return Ok(()) };
+    let all = poll_until(|| Some(()).filter(|()| ids.iter().all(|id| process.log().contains(id.as_str()))));
+    guard("every request id in the log", all).await
 }

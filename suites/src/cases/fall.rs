@@ -187,18 +187,21 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
         let stream = ctx.client.stream(ctx.prompt("pair", what)).await?.collect().await?;
         // then
         equal(&format!("requests at the first candidate ({what})"), 1, p1.calls(what).len())?;
-        clean(&stream, what)?;
+        clean(ctx, &stream, what)?;
     }
     Ok(())
 }
 
 /// One whole stream of the second candidate's, and nothing else.
-fn clean(stream: &Transcript, what: &str) -> CaseResult {
+fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
     equal(&format!("status ({what})"), 200, stream.status)?;
     holds(stream.error.is_none(), format!("no error event ({what})"), format_args!("{:?}", stream.error))?;
     equal(&format!("text ({what})"), "Bern", stream.text.as_str()).map_err(lied)?;
     equal(&format!("finish reasons ({what})"), vec!["stop".to_string()], stream.finish_reasons.clone())?;
     equal(&format!("[DONE] ({what})"), 1, stream.done_count)?;
+    if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
+        equal(&format!("who served it (x-gauntlet-provider; {what})"), Some("p2"), stream.header("x-gauntlet-provider")).map_err(lied)?;
+    }
     stream.strict().or_else(|why| holds(false, format!("events of one stream, as published ({what})"), why))
 }
 
