@@ -1,0 +1,197 @@
+//! One scenario: a gateway over stubs that remember what they said, and one client that remembers what it saw.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use gauntlet::config::Config;
+use gauntlet::{Gateway, Running};
+use gauntlet_harness::client::{Client, Exchange, StreamEvent, StreamReply};
+use gauntlet_harness::gate::Gates;
+use gauntlet_harness::llm::{Responder, Stub, with};
+use gauntlet_harness::plan::Listen;
+use gauntlet_harness::spec::{Protocol, ProviderSpec, Timeouts};
+use gauntlet_harness::tape::Tape;
+use gauntlet_harness::wire::Answer;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::transcript;
+
+const PATH: &str = "/v1/chat/completions";
+pub const CLIENT_KEY: &str = "sk-canary-client-5d0c7be19a";
+pub const CLIENT_COOKIE: &str = "canary-cookie-81f2ac";
+
+pub fn key_of(provider: &str) -> String {
+    format!("sk-canary-provider-{provider}-7f3a91c5")
+}
+
+pub struct Scene {
+    pub gateway: Running,
+    pub tape: Tape,
+    pub providers: Vec<Provider>,
+    pub seen: Seen,
+    client: Client,
+    gates: Gates,
+}
+
+pub struct Provider {
+    pub stub: Stub,
+    pub protocol: Protocol,
+    /// Whether somebody listens at its port.
+    pub listens: bool,
+    /// Its answers, in the order of the requests.
+    pub said: Arc<Mutex<Vec<Answer>>>,
+}
+
+/// What the client wrote, and what it has read.
+#[derive(Default)]
+pub struct Seen {
+    pub sent: Vec<u8>,
+    pub headers: Vec<(String, String)>,
+    pub events: Vec<StreamEvent>,
+    /// Of an answer that is no stream.
+    pub body: Option<String>,
+}
+
+/// A request under way.
+pub struct Asked<'a> {
+    exchange: Option<Exchange>,
+    stream: Option<StreamReply>,
+    scene: &'a mut Scene,
+}
+
+impl Scene {
+    /// A gateway whose alias `solo` has these candidates, `p1`, `p2`, … in order. Each gives its answers in turn; one without any
+    /// refuses connections.
+    pub async fn start(attempts: u32, candidates: impl IntoIterator<Item = (Protocol, Vec<Responder>)>) -> Self {
+        let tape = Tape::new();
+        let gates = Gates::new(tape.clone());
+        let mut providers = Vec::new();
+        for (at, (protocol, answers)) in candidates.into_iter().enumerate() {
+            providers.push(Provider::start(&format!("p{}", at + 1), protocol, answers, &tape, &gates).await);
+        }
+        let config = Config::from_toml(&toml(attempts, &providers)).unwrap();
+        let gateway = Gateway::start(config).await.unwrap();
+        let headers = vec![("authorization".into(), format!("Bearer {CLIENT_KEY}")), ("cookie".into(), format!("session={CLIENT_COOKIE}"))];
+        let client = Client::new(&format!("http://{}", gateway.addr), headers, tape.clone()).unwrap();
+        Self { gateway, tape, providers, seen: Seen::default(), client, gates }
+    }
+
+    /// The client also sends this header.
+    pub fn send_with(&mut self, name: &str, value: &str) {
+        self.client = self.client.with_header(name, value);
+    }
+
+    pub async fn ask(&mut self, prompt: Value) -> Asked<'_> {
+        let (headers, body) = ([("content-type", "application/json")], prompt.to_string());
+        self.seen.sent = self.client.request_bytes("POST", PATH, &headers, body.as_bytes());
+        let exchange = self.client.send("POST", PATH, &headers, body.as_bytes()).await.unwrap();
+        Asked { exchange: Some(exchange), stream: None, scene: self }
+    }
+
+    /// Compares the transcript, and makes sure that nobody's secret has gone anywhere but to its owner.
+    pub fn snapshot(&self, name: &str) {
+        let transcript = transcript::of(self);
+        let keys = self.providers.iter().map(|provider| key_of(provider.stub.name()));
+        for secret in keys.chain([CLIENT_KEY.to_owned(), CLIENT_COOKIE.to_owned()]) {
+            assert!(!transcript.contains(&secret), "{secret} is where it does not belong:\n{transcript}");
+        }
+        let mut settings = insta::Settings::clone_current();
+        settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        settings.bind(|| insta::assert_snapshot!(name, transcript));
+    }
+}
+
+impl Provider {
+    async fn start(name: &str, protocol: Protocol, answers: Vec<Responder>, tape: &Tape, gates: &Gates) -> Self {
+        let spec = ProviderSpec { name: name.into(), protocol, api_key: key_of(name), max_in_flight: None, timeouts: Timeouts::default() };
+        let stub = Stub::in_process(&spec, "exchange", tape.clone(), gates.clone()).await.unwrap();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let listens = !answers.is_empty();
+        if listens {
+            let (said, next) = (Arc::clone(&said), AtomicUsize::new(0));
+            stub.answers(with(move |asked| {
+                let answer = answers.get(next.fetch_add(1, Ordering::SeqCst)).expect("the gateway asks once too often").clone();
+                said.lock().unwrap().push(answer.render(asked));
+                answer
+            }));
+        } else {
+            stub.listen(Listen::Refuse).await.unwrap();
+        }
+        Self { stub, protocol, listens, said }
+    }
+}
+
+impl Asked<'_> {
+    /// Reads an answer that is no stream.
+    pub async fn answered(mut self) {
+        let reply = self.exchange.take().unwrap().reply().await.unwrap();
+        self.scene.seen.body = Some(reply.text());
+        self.scene.seen.headers = reply.headers;
+    }
+
+    /// Reads the stream to its end.
+    pub async fn read_to_its_end(mut self) {
+        while self.next().await.is_some() {}
+    }
+
+    /// The same; the provider sends its next event when the client has read all that came of the one before. `read` tells how many
+    /// of the provider's events the client has read with its own n-th, which says the role alone with the first.
+    pub async fn read_in_step(mut self, interlock: &str, read: impl Fn(usize) -> usize) {
+        let interlock = self.scene.gates.interlock(interlock);
+        // the gateway waits for text before it says the role
+        interlock.ack(read(1));
+        while let Some(event) = self.next().await {
+            interlock.ack(read(event.n));
+        }
+    }
+
+    /// Reads until this is the text so far.
+    pub async fn read_text(&mut self, text: &str) {
+        let mut read = String::new();
+        while read != text {
+            read.push_str(&self.next().await.expect("more text").delta_text);
+        }
+    }
+
+    pub fn open(&self, gate: &str) {
+        self.scene.gates.gate(gate).open();
+    }
+
+    /// The client leaves, and the provider has seen the gateway leave.
+    pub async fn leave(mut self) {
+        self.stream.take().unwrap().leave();
+        self.scene.providers[0].stub.peer_closed(1).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Option<StreamEvent> {
+        if let Some(exchange) = self.exchange.take() {
+            let stream = exchange.stream().await.unwrap();
+            self.scene.seen.headers.clone_from(&stream.headers);
+            self.stream = Some(stream);
+        }
+        let event = self.stream.as_mut().unwrap().next().await.unwrap();
+        self.scene.seen.events.extend(event.clone());
+        event
+    }
+}
+
+fn toml(attempts: u32, providers: &[Provider]) -> String {
+    let digest = Sha256::digest(CLIENT_KEY);
+    let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut text = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[store]\nurl = \"sqlite::memory:\"\n[[auth.keys]]\ntenant = \"t\"\nsha256 = \"{sha256}\"\n\
+         [retry]\nmax_attempts = {attempts}\nbase_ms = 1\nmax_ms = 1\n"
+    );
+    let mut candidates = Vec::new();
+    for Provider { stub, protocol, .. } in providers {
+        let name = stub.name();
+        let protocol = if *protocol == Protocol::Ollama { "ollama" } else { "openai" };
+        let (url, key) = (stub.base_url(), key_of(name));
+        text.push_str(&format!("[[providers]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\n"));
+        candidates.push(format!("{{ provider = \"{name}\", model = \"m-{name}\" }}"));
+    }
+    format!("{text}[[models]]\nalias = \"solo\"\ncandidates = [{}]\n", candidates.join(", "))
+}
