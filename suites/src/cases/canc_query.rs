@@ -59,7 +59,7 @@ async fn canc_04(ctx: &Ctx) -> CaseResult {
     let entities = ctx.stub("entities")?;
     entities.answers(does_its_part("entities").plan(Plan::silent()));
     let mut question = question(ctx);
-    question["deadline_ms"] = 1_500.into();
+    question["deadline_ms"] = 2_500.into();
     // when
     let answer = ctx.client.post(QUERIES, question).await?;
     // then

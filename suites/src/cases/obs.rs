@@ -1,7 +1,7 @@
 //! OBS: what the gateway tells about itself is what happened.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, lied};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::spec::Spec;
@@ -26,6 +26,18 @@ pub(super) const CASES: &[Case] = &[
             spec
         },
         run: |ctx| obs_01(ctx).boxed(),
+    },
+    Case {
+        id: "OBS-02",
+        level: Level::Should,
+        profiles: &[Profile::Ops],
+        requirement: "traceparent is continued towards the provider; spans carry the GenAI semantic conventions",
+        why: "A trace that ends at the gateway shows that something was slow, and not what.",
+        shown: "A request with a trace context; the provider's request has the same trace id, with a parent of W3C's form. Spans are not looked at.",
+        remedy: "Send traceparent on with the trace id that came.",
+        needs: &[Capability::Chat],
+        spec: Spec::solo,
+        run: |ctx| obs_02(ctx).boxed(),
     },
     Case {
         id: "OBS-03",
@@ -62,6 +74,22 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
     counted(ctx, "gauntlet_retries_total", &["provider=\"p1\""], first - REQUESTS).await?;
     counted(ctx, "gauntlet_fallbacks_total", &["model=\"pair\""], REQUESTS).await?;
     counted(ctx, "gauntlet_timeouts_total", &[], 0).await
+}
+
+/// OBS-02 (SHOULD): the trace goes on at the provider.
+async fn obs_02(ctx: &Ctx) -> CaseResult {
+    // given
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    ctx.stub("p1")?.answers(reply("Paris"));
+    // when
+    let traced = ctx.client.with_header("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
+    equal("status", 200, traced.chat(ctx.prompt("solo", "capital")).await?.status)?;
+    // then
+    let calls = ctx.stub("p1")?.calls(&ctx.nonce);
+    let sent = calls.first().and_then(|call| call.header("traceparent")).unwrap_or_default();
+    let parts: Vec<&str> = sent.split('-').collect();
+    let continued = matches!(parts.as_slice(), [version, TRACE, parent, flags] if [version.len(), parent.len(), flags.len()] == [2, 16, 2]);
+    holds(continued, format!("a traceparent of the trace {TRACE}"), format_args!("{sent:?}"))
 }
 
 /// OBS-03 (MUST): usage is the provider's, everywhere.
