@@ -6,10 +6,13 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 
 use crate::case::{CaseResult, Failure, Honesty};
 use crate::tape::{Entry, Event, Side, Tape};
@@ -55,9 +58,11 @@ pub async fn guard_with<T>(what: &str, future: impl Future<Output = T>, observed
 }
 
 async fn guard_for<T>(bound: Duration, what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
-    match tokio::time::timeout(bound, future).await {
-        Ok(value) => Ok(value),
-        Err(_) => Err(Failure::Violated {
+    // not `tokio::time::timeout`: its timer waits for a share of the task's budget, which a busy neighbour can use up for ever
+    let end = pin!(unconstrained(tokio::time::sleep(bound)));
+    match select(pin!(future), end).await {
+        Either::Left((value, _)) => Ok(value),
+        Either::Right(_) => Err(Failure::Violated {
             expected: what.to_string(),
             observed: format!("{} within the hang guard of {} ms", observed(), bound.as_millis()),
             honesty: Honesty::Hung,

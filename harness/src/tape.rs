@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 static SEQUENCE: AtomicU64 = AtomicU64::new(1);
@@ -197,7 +198,8 @@ impl Tape {
         loop {
             length.borrow_and_update();
             self.collect_from(&mut next, &mut found, &mut matching);
-            if found.len() >= count || length.changed().await.is_err() {
+            // unconstrained: a busy neighbour in the same task must not keep the news from this wait
+            if found.len() >= count || unconstrained(length.changed()).await.is_err() {
                 return found;
             }
         }

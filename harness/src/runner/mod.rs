@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::StreamExt;
 use futures::stream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::case::{Case, Failure, Level, Verdict};
 use crate::database::Database;
@@ -99,7 +100,7 @@ impl Run {
                 (board.observer)(Progress::Started(case.id));
                 let mut attempts = Vec::new();
                 while self.wants_another(&attempts) {
-                    attempts.push(examine(&self.target, case, self.database.as_deref()).await);
+                    attempts.push(self.examine_apart(case).await);
                 }
                 if let Some(outcome) = judged(attempts) {
                     board.judge(*index, outcome);
@@ -108,6 +109,19 @@ impl Run {
             .buffer_unordered(parallelism)
             .collect::<()>()
             .await;
+    }
+
+    /// Examines the case in a task of its own: cases that poll busily must not take each other's turns. Dropping it aborts the task.
+    async fn examine_apart(&self, case: &Case) -> Outcome {
+        let (target, examined, database) = (Arc::clone(&self.target), *case, self.database.clone());
+        let task = tokio::spawn(async move { examine(&target, &examined, database.as_deref()).await });
+        match AbortOnDropHandle::new(task).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let failure = Failure::Harness { what: format!("the examination ended by itself: {error}") };
+                Outcome::without_run(case, Verdict::Failed { failure })
+            }
+        }
     }
 
     /// `repeat` attempts; one more for a single failed one. What the harness or the set-up did wrong is not repeated.

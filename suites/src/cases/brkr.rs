@@ -167,14 +167,15 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
     };
     let examination = async {
         p1.held(1).await?;
-        match select(pin!(burst()), pin!(p1.held(2))).await {
-            Either::Left((answers, _)) => answers.map(drop),
-            Either::Right((second, _)) => second.map(drop),
+        match select(pin!(p1.held(2)), pin!(burst())).await {
+            Either::Left((second, _)) => second.map(drop),
+            Either::Right((answers, _)) => answers.map(drop),
         }
     };
-    match select(pin!(bursts), pin!(examination)).await {
-        Either::Left((failure, _)) => return Err(failure),
-        Either::Right((examined, _)) => examined?,
+    // the examination first: bursts are always ready to go on
+    match select(pin!(examination), pin!(bursts)).await {
+        Either::Left((examined, _)) => examined?,
+        Either::Right((failure, _)) => return Err(failure),
     }
     // then
     equal("most probes at once", 1, p1.high_water())
@@ -309,9 +310,10 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
             }
         }
     };
-    match select(pin!(asking), pin!(stub.held(n))).await {
-        Either::Left((failure, _)) => return Err(failure),
-        Either::Right((held, _)) => held?,
+    // the fact first: asking is always ready to go on
+    match select(pin!(stub.held(n)), pin!(asking)).await {
+        Either::Left((held, _)) => held?,
+        Either::Right((failure, _)) => return Err(failure),
     };
     stub.peer_closed(n).await.map(drop)
 }
