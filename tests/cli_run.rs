@@ -83,7 +83,7 @@ fn a_broken_target_file_is_told_with_key_and_place() {
 #[test]
 fn a_template_with_an_unknown_name_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
-    let target = file(&folder, "t.toml", "name = \"t\"\ncapabilities = [\"chat\"]\n[start]\ncommand = [\"true\", \"{{ timeots.total_ms }}\"]\n");
+    let target = file(&folder, "t.toml", "name = \"t\"\ncapabilities = [\"chat\", \"stream\"]\n[start]\ncommand = [\"true\", \"{{ timeots.total_ms }}\"]\n");
     let said = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
     assert!(said.out.contains("start.command"), "{}", said.out);
@@ -95,7 +95,7 @@ fn a_target_that_dies_before_it_is_ready_ends_the_run_and_is_reported() {
     let target = file(
         &folder,
         "t.toml",
-        "name = \"t\"\ncapabilities = [\"chat\"]\n[start]\ncommand = [\"sh\", \"-c\", \"echo the licence has expired; exit 7\"]\n",
+        "name = \"t\"\ncapabilities = [\"chat\", \"stream\"]\n[start]\ncommand = [\"sh\", \"-c\", \"echo the licence has expired; exit 7\"]\n",
     );
     let said = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
@@ -134,7 +134,7 @@ fn a_url_where_nothing_answers_ends_the_run() {
     // bound and closed again: nothing listens there
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let manifest = manifest(&folder);
-    let said = gauntlet(folder.path(), &["run", "--target", &format!("http://{free}"), "--manifest", &manifest, "TIME-02"]);
+    let said = gauntlet(folder.path(), &["run", "--target", &format!("http://{free}"), "--manifest", &manifest, "STRM-01"]);
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
     assert!(said.out.contains(&free.to_string()), "{}", said.out);
 }
@@ -144,8 +144,8 @@ fn an_occupied_port_is_told_with_address_and_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let manifest = file(&folder, "m.toml", &format!("name = \"mine\"\ncapabilities = [\"chat\"]\n[listen]\np1 = \"{address}\"\n"));
-    let said = gauntlet(folder.path(), &["run", "--target", "http://127.0.0.1:9", "--manifest", &manifest, "TIME-02"]);
+    let manifest = file(&folder, "m.toml", &format!("name = \"mine\"\ncapabilities = [\"chat\", \"stream\"]\n[listen]\np1 = \"{address}\"\n"));
+    let said = gauntlet(folder.path(), &["run", "--target", "http://127.0.0.1:9", "--manifest", &manifest, "STRM-01"]);
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
     assert!(said.out.contains(&address.to_string()) && said.out.contains("[listen]"), "{}", said.out);
 }
@@ -204,5 +204,5 @@ fn the_catalogue_is_listed_and_explained() {
 }
 
 fn manifest(folder: &TempDir) -> String {
-    file(folder, "mine.toml", "name = \"mine\"\ncapabilities = [\"chat\"]\n[listen]\np1 = \"127.0.0.1:0\"\n")
+    file(folder, "mine.toml", "name = \"mine\"\ncapabilities = [\"chat\", \"stream\"]\n[listen]\np1 = \"127.0.0.1:0\"\n")
 }
