@@ -83,7 +83,8 @@ fn a_broken_target_file_is_told_with_key_and_place() {
 #[test]
 fn a_template_with_an_unknown_name_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
-    let target = file(&folder, "t.toml", "name = \"t\"\ncapabilities = [\"chat\", \"stream\"]\n[start]\ncommand = [\"true\", \"{{ timeots.total_ms }}\"]\n");
+    let target =
+        file(&folder, "t.toml", "name = \"t\"\ncapabilities = [\"chat\", \"stream\"]\n[start]\ncommand = [\"true\", \"{{ timeots.total_ms }}\"]\n");
     let said = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
     assert!(said.out.contains("start.command"), "{}", said.out);

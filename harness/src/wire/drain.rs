@@ -37,6 +37,17 @@ pub(super) async fn drain(stream: &TcpStream) -> Drained {
     .await
 }
 
+/// Waits until the system counts a connection as waiting to be accepted at `listener`. A connection stands for its client before it does
+/// for the listener: only from then on is a queue of one full. Returns at once where the system does not show it.
+pub(super) async fn accept_queue_holds_one(listener: SocketAddr) {
+    let nobody = SocketAddr::new(listener.ip(), 0);
+    gate::poll_until(|| match queues(listener, nobody) {
+        Some((_, 0)) => None,
+        _ => Some(()),
+    })
+    .await;
+}
+
 /// Send and receive queue of the socket with these addresses, if the system shows it.
 fn queues(local: SocketAddr, remote: SocketAddr) -> Option<(u64, u64)> {
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {

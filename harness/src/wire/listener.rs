@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::drain::accept_queue_holds_one;
 use super::{Shared, connection};
 use crate::gate;
 use crate::plan::Listen;
@@ -70,6 +71,7 @@ impl Port {
                 // Linux lets one more connection stand than the backlog says, and drops the SYNs of the others
                 let listener = self.listener(0)?;
                 let filler = TcpStream::connect(self.addr).await?;
+                accept_queue_holds_one(self.addr).await;
                 Door::Full { _listener: listener, _fillers: vec![filler] }
             }
         })
