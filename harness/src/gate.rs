@@ -98,6 +98,11 @@ pub async fn pace(every: Duration) {
     tokio::time::sleep(every).await;
 }
 
+/// What comes of `future` within `bound`, if anything does; for the machinery of stubs and faults, never for a verdict.
+pub async fn within<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(bound, future).await.ok()
+}
+
 /// Asks again and again, a few milliseconds apart, until `probe` has a value; for facts of the system that notify nobody
 /// (a socket's queue). Waits for ever: callers put a guard or a bound round it. Cancel safe.
 pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {

@@ -37,15 +37,10 @@ pub(super) async fn drain(stream: &TcpStream) -> Drained {
     .await
 }
 
-/// Waits until the system counts a connection as waiting to be accepted at `listener`. A connection stands for its client before it does
-/// for the listener: only from then on is a queue of one full. Returns at once where the system does not show it.
-pub(super) async fn accept_queue_holds_one(listener: SocketAddr) {
-    let nobody = SocketAddr::new(listener.ip(), 0);
-    gate::poll_until(|| match queues(listener, nobody) {
-        Some((_, 0)) => None,
-        _ => Some(()),
-    })
-    .await;
+/// Whether the system counts a connection as waiting to be accepted at `listener`; also where it does not show it. A connection stands
+/// for its client before it does for the listener: only when it is counted is a queue of one full.
+pub(super) fn accept_queue_holds_one(listener: SocketAddr) -> bool {
+    queues(listener, SocketAddr::new(listener.ip(), 0)).is_none_or(|(_, waiting)| waiting > 0)
 }
 
 /// Send and receive queue of the socket with these addresses, if the system shows it.

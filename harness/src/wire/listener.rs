@@ -23,6 +23,10 @@ static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1_024;
 
+/// How long a filler's connection gets to be counted, and how many are tried, until the accept queue is full.
+const SETTLE: Duration = Duration::from_millis(100);
+const FILLERS: usize = 20;
+
 /// A port that nobody else gets: a socket that is bound to it and never listens.
 pub(super) struct Port {
     _reserved: TcpSocket,
@@ -70,11 +74,25 @@ impl Port {
             Listen::NeverAccept => {
                 // Linux lets one more connection stand than the backlog says, and drops the SYNs of the others
                 let listener = self.listener(0)?;
-                let filler = TcpStream::connect(self.addr).await?;
-                accept_queue_holds_one(self.addr).await;
-                Door::Full { _listener: listener, _fillers: vec![filler] }
+                let fillers = self.fill().await?;
+                Door::Full { _listener: listener, _fillers: fillers }
             }
         })
+    }
+
+    /// Connects until the accept queue is full; a connection that the listener never counts (its last packet was lost) is made up for.
+    async fn fill(&self) -> io::Result<Vec<TcpStream>> {
+        let mut fillers = Vec::new();
+        for _ in 0..FILLERS {
+            match gate::within(SETTLE, TcpStream::connect(self.addr)).await {
+                Some(filler) => fillers.push(filler?),
+                None => return Ok(fillers),
+            }
+            if gate::within(SETTLE, gate::poll_until(|| accept_queue_holds_one(self.addr).then_some(()))).await.is_some() {
+                return Ok(fillers);
+            }
+        }
+        Err(io::Error::other(format!("the accept queue of {} does not fill up", self.addr)))
     }
 
     fn listener(&self, backlog: u32) -> io::Result<TcpListener> {
