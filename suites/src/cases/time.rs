@@ -58,7 +58,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
         remedy: "Start the timer once, when the request is sent; let no read restart it.",
         needs: &[Capability::Chat, Capability::Stream, Capability::FirstTokenTimeout],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { first_token_ms: SHORT, ..Timeouts::PATIENT }),
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { first_token_ms: Some(1_000), ..Timeouts::PATIENT }),
         run: |ctx| time_03(ctx).boxed(),
     },
     Case {

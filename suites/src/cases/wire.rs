@@ -80,7 +80,7 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "a multi-byte character split between two TCP segments arrives whole",
         why: "Decoding each read by itself turns a split character into two replacement characters; only users of other scripts see it.",
-        shown: "The provider sends the first byte of a character, and from there on byte by byte.",
+        shown: "The provider sends the first byte of a character, and from there on a few bytes at a time, which cuts another one.",
         remedy: "Decode at the end of a line or an event, never at the end of a read.",
         needs: STREAM,
         spec: Spec::solo,
@@ -251,7 +251,7 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     let said = "é東🦀ß";
     let body = [&chunk(said, None), &chunk("", Some("stop")), DONE].concat();
     let inside = body.find(said).unwrap_or_default() + 1;
-    let split = Plan::of([Step::Head, Step::Bytes(inside), Step::Drip { bytes: 1, every_ms: 1 }]);
+    let split = Plan::of([Step::Head, Step::Bytes(inside), Step::Drip { bytes: 7, every_ms: 1 }]);
     ctx.stub("p1")?.answers(raw(200, "text/event-stream", body).plan(split));
     // when
     let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
