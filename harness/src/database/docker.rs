@@ -1,9 +1,15 @@
 //! Postgres in Docker, through testcontainers; removed at the end, and by a guard process when the run is killed.
 
 use std::collections::HashMap;
+use std::future::pending;
+use std::path::Path;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::future::select_ok;
+use testcontainers::bollard::Docker;
 use testcontainers::bollard::models::PortBinding;
+use testcontainers::bollard::query_parameters::{InspectContainerOptions, InspectNetworkOptions, WaitContainerOptions};
 use testcontainers::core::client::docker_client_instance;
 use testcontainers::core::{IntoContainerPort, Mount};
 use testcontainers::runners::AsyncRunner;
@@ -23,6 +29,8 @@ const PING: Duration = Duration::from_secs(2);
 const PULL: Duration = Duration::from_secs(300);
 /// From the container's creation to the first answer of its server.
 const START: Duration = Duration::from_secs(60);
+/// The server's port inside its container.
+const PORT: u16 = 5432;
 /// Throw-away data on a port of this machine alone: everybody who gets there may log in, and logging in is fast.
 const ACCESS: &str = "local all all trust\nhost all all all trust\n";
 
@@ -57,7 +65,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         Some((name, tag)) if !tag.contains('/') => (name.to_owned(), tag.to_owned()),
         _ => (image.clone(), "latest".to_owned()),
     };
-    let generic = GenericImage::new(name, tag).with_exposed_port(5432.tcp());
+    let generic = GenericImage::new(name, tag).with_exposed_port(PORT.tcp());
     if daemon.inspect_image(&image).await.is_err() {
         tracing::info!(image, "pulling the image of the database");
         match timeout(PULL, generic.clone().pull_image()).await {
@@ -70,7 +78,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
     let container_name = format!("gauntlet-{}", &Uuid::new_v4().simple().to_string()[..12]);
     let guard = guard(&container_name);
     let password = Uuid::new_v4().simple().to_string();
-    let loopback = std::env::var("DOCKER_HOST").map_or(true, |host| host.is_empty() || host.starts_with("unix:"));
+    let publish = publish(&daemon).await;
     let settings = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=300", "hba_file=/gauntlet_hba.conf"];
     let mut command = vec!["postgres".to_owned()];
     command.extend(settings.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]));
@@ -84,9 +92,9 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         .with_copy_to("/gauntlet_hba.conf", ACCESS.as_bytes().to_vec())
         .with_startup_timeout(START)
         .with_host_config_modifier(move |config| {
-            if loopback {
-                let binding = PortBinding { host_ip: Some("127.0.0.1".into()), host_port: None };
-                config.port_bindings = Some(HashMap::from([("5432/tcp".to_owned(), Some(vec![binding]))]));
+            if !publish.is_empty() {
+                let bindings = publish.iter().map(|host| PortBinding { host_ip: Some(host.clone()), host_port: None }).collect();
+                config.port_bindings = Some(HashMap::from([(format!("{PORT}/tcp"), Some(bindings))]));
             }
         });
     let container = timeout(START, request.start())
@@ -94,7 +102,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         .map_err(|_| format!("the container did not start within {START:?}"))?
         .map_err(|error| format!("the container does not start ({error})"))?;
     let container = Container { container, guard };
-    match connect(&container.container, &password).await {
+    match connect(&daemon, &container.container, &password).await {
         Ok(url) => match Postgres::owned(url, Owned::Container(Box::new(container))).await {
             Ok(server) => Ok((server, image)),
             Err(error) => Err(error.to_string()),
@@ -112,12 +120,81 @@ fn guard(name: &str) -> Option<Guard> {
     Guard::start(script, &[name.to_owned()], &[]).ok()
 }
 
-async fn connect(container: &ContainerAsync<GenericImage>, password: &str) -> Result<ServerUrl, String> {
-    let host = container.get_host().await.map_err(|error| error.to_string())?.to_string();
-    // `localhost` may mean ::1 first, where nothing is published
-    let host = if host == "localhost" { "127.0.0.1".to_owned() } else { host };
-    let port = container.get_host_port_ipv4(5432).await.map_err(|error| error.to_string())?;
-    let url = ServerUrl::new(format!("postgres:{password}"), host, port);
-    ready(&url, START, || None).await?;
-    Ok(url)
+/// Whether the engine runs on this machine: then its ports are published here and for nobody else.
+fn engine_is_here() -> bool {
+    std::env::var("DOCKER_HOST").map_or(true, |host| host.is_empty() || host.starts_with("unix:"))
+}
+
+/// The addresses of the engine's machine that the port is published on; empty leaves it to the engine (all of them).
+///
+/// A run inside a container has a loopback of its own, unless the engine runs in there too: it may have to come by the gateway of
+/// the engine's bridge, which only that machine and its containers reach.
+async fn publish(daemon: &Docker) -> Vec<String> {
+    if !engine_is_here() {
+        return Vec::new();
+    }
+    let mut addresses = vec!["127.0.0.1".to_owned()];
+    if Path::new("/.dockerenv").exists() {
+        let bridge = daemon.inspect_network("bridge", None::<InspectNetworkOptions>).await.ok();
+        let configured = bridge.and_then(|bridge| bridge.ipam).and_then(|ipam| ipam.config).unwrap_or_default();
+        addresses.extend(configured.into_iter().filter_map(|network| network.gateway).find(|gateway| !gateway.is_empty()));
+    }
+    addresses
+}
+
+/// Where the server may answer: at its published ports, and, with the engine on this machine, at its container's own addresses.
+async fn places(daemon: &Docker, container: &ContainerAsync<GenericImage>) -> Result<Vec<(String, u16)>, String> {
+    let inspected = daemon.inspect_container(container.id(), None::<InspectContainerOptions>).await;
+    let network = inspected.map_err(|error| error.to_string())?.network_settings.ok_or("the container has no network")?;
+    let mut places = Vec::new();
+    for binding in network.ports.and_then(|mut ports| ports.remove(&format!("{PORT}/tcp")).flatten()).unwrap_or_default() {
+        let Some(port) = binding.host_port.as_deref().and_then(|port| port.parse().ok()) else { continue };
+        match binding.host_ip.as_deref() {
+            // published on every address: the one that the engine is known by; `localhost` may mean ::1 first, where nothing may be
+            None | Some("" | "0.0.0.0") => {
+                let host = container.get_host().await.map_err(|error| error.to_string())?.to_string();
+                places.push((if host == "localhost" { "127.0.0.1".to_owned() } else { host }, port));
+            }
+            Some(host) if host.contains(':') => {}
+            Some(host) => places.push((host.to_owned(), port)),
+        }
+    }
+    if engine_is_here() {
+        let addresses = network.networks.unwrap_or_default().into_values().filter_map(|network| network.ip_address);
+        places.extend(addresses.filter(|address| !address.is_empty()).map(|address| (address, PORT)));
+    }
+    Ok(places)
+}
+
+/// Waits for the first place where the server answers, as long as the container runs.
+async fn connect(daemon: &Docker, container: &ContainerAsync<GenericImage>, password: &str) -> Result<ServerUrl, String> {
+    let places = places(daemon, container).await?;
+    if places.is_empty() {
+        return Err("the container's port is not published".into());
+    }
+    let searches = places.into_iter().map(|(host, port)| {
+        Box::pin(async move {
+            let url = ServerUrl::new(format!("postgres:{password}"), host, port);
+            ready(&url, START, || None).await.map(|()| url)
+        })
+    });
+    // both only look: what is dropped here has changed nothing
+    tokio::select! {
+        found = select_ok(searches) => found.map(|(url, _)| url),
+        reason = ended(daemon, container) => Err(reason),
+    }
+}
+
+/// Returns when the container has ended, with its last words.
+async fn ended(daemon: &Docker, container: &ContainerAsync<GenericImage>) -> String {
+    let mut waiting = Box::pin(daemon.wait_container(container.id(), None::<WaitContainerOptions>));
+    if waiting.next().await.is_none() {
+        // the engine closed the connection without an answer: what it says next decides
+        return pending().await;
+    }
+    let code = container.exit_code().await.ok().flatten().map_or("unknown".to_owned(), |code| code.to_string());
+    let said = container.stderr_to_vec().await.unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let last: Vec<&str> = said.lines().rev().filter(|line| !line.trim().is_empty()).take(3).collect();
+    format!("the container ended with exit code {code}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" | "))
 }

@@ -221,7 +221,7 @@ pub(super) async fn ready(url: &ServerUrl, bound: Duration, dead: impl Fn() -> O
             return Err(reason);
         }
         if Instant::now() >= by {
-            return Err(format!("the server did not answer within {bound:?} ({last})"));
+            return Err(format!("the server at {url} did not answer within {bound:?} ({last})"));
         }
         sleep(LOOK).await;
     }
