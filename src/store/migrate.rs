@@ -4,13 +4,22 @@
 //! that is up to date is only read, so that a read-only database does. sqlx's own migrator takes no lock on SQLite.
 
 use sha2::{Digest, Sha256};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 /// One step of the schema.
 struct Migration {
     version: i64,
     name: &'static str,
     sql: &'static str,
+}
+
+impl Migration {
+    /// The step and the record of it, in words that both databases read; every part of it is this program's own.
+    fn script(&self) -> String {
+        let Self { version, name, sql } = self;
+        let checksum = checksum(sql);
+        format!("{sql};\nINSERT INTO schema_migrations (version, name, checksum) VALUES ({version}, '{name}', '{checksum}')")
+    }
 }
 
 const POSTGRES: &[Migration] =
@@ -53,13 +62,7 @@ pub(super) async fn postgres(connection: &mut PgConnection, lock_wait: std::time
     .await?;
     let applied = postgres_applied(&mut transaction).await?;
     for migration in pending(POSTGRES, &applied)? {
-        sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
-        sqlx::query("INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)")
-            .bind(migration.version)
-            .bind(migration.name)
-            .bind(checksum(migration.sql))
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::raw_sql(AssertSqlSafe(migration.script())).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -80,13 +83,7 @@ pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), Migr
     .await?;
     let applied = sqlite_applied(&mut transaction).await?;
     for migration in pending(SQLITE, &applied)? {
-        sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
-        sqlx::query("INSERT INTO schema_migrations (version, name, checksum) VALUES (?, ?, ?)")
-            .bind(migration.version)
-            .bind(migration.name)
-            .bind(checksum(migration.sql))
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::raw_sql(AssertSqlSafe(migration.script())).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -94,14 +91,14 @@ pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), Migr
 
 type Applied = Vec<(i64, String)>;
 
+const APPLIED: &str = "SELECT version, checksum FROM schema_migrations";
+
 async fn postgres_applied(connection: &mut PgConnection) -> Result<Applied, sqlx::Error> {
-    let rows = sqlx::query("SELECT version, checksum FROM schema_migrations").fetch_all(connection).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    sqlx::query_as(APPLIED).fetch_all(connection).await
 }
 
 async fn sqlite_applied(connection: &mut SqliteConnection) -> Result<Applied, sqlx::Error> {
-    let rows = sqlx::query("SELECT version, checksum FROM schema_migrations").fetch_all(connection).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    sqlx::query_as(APPLIED).fetch_all(connection).await
 }
 
 /// What is yet to be applied, in order. Versions that this program does not know are a newer replica's, and are left alone.

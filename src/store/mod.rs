@@ -6,6 +6,7 @@ mod migrate;
 mod open;
 mod pool;
 mod postgres;
+mod row;
 mod sqlite;
 mod text;
 

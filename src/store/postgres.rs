@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::ExposeSecret;
-use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::migrate::{self, MigrateError};
 use super::pool::{Bounds, Pool, Repeat};
-use super::text::{CANDIDATES, Found, pieces, query_words, rank};
+use super::row::{document, found, key_record, page, query_record};
+use super::text::{CANDIDATES, pieces, query_words, rank};
 use super::{Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now};
 use crate::config::StoreConfig;
 
@@ -108,7 +109,7 @@ impl Store for PostgresStore {
                 })
             })
             .await?;
-        row.map(|row| Ok(Document { id: uuid(&row, 0)?, title: get(&row, 1)?, text: get(&row, 2)?, created_at: get(&row, 3)? })).transpose()
+        row.as_ref().map(document).transpose()
     }
 
     async fn delete_document(&self, tenant: &str, id: Uuid) -> Result<bool, StoreError> {
@@ -151,10 +152,7 @@ impl Store for PostgresStore {
                 })
             })
             .await?;
-        let found = rows
-            .iter()
-            .map(|row| Ok(Found { document: uuid(row, 0)?, ordinal: get(row, 1)?, title: get(row, 2)?, text: get(row, 3)?, terms: get(row, 4)? }))
-            .collect::<Result<Vec<Found>, StoreError>>()?;
+        let found = rows.iter().map(found).collect::<Result<_, _>>()?;
         Ok(rank(&words, found, limit))
     }
 
@@ -194,7 +192,7 @@ impl Store for PostgresStore {
                 })
             })
             .await?;
-        row.map(|row| query_record(&row, 0)).transpose()
+        row.as_ref().map(|row| query_record(row, 0)).transpose()
     }
 
     async fn queries(&self, tenant: &str, listing: Listing) -> Result<Page, StoreError> {
@@ -225,15 +223,7 @@ impl Store for PostgresStore {
                 })
             })
             .await?;
-        let total: i64 = rows.first().map_or(Ok(0), |row| get(row, 0))?;
-        let records = rows
-            .iter()
-            .filter_map(|row| match row.try_get::<Option<String>, _>(1) {
-                Ok(None) => None,
-                _ => Some(query_record(row, 1)),
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Page { records, total: u64::try_from(total).unwrap_or(0) })
+        page(&rows)
     }
 
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
@@ -306,35 +296,4 @@ impl Store for PostgresStore {
     async fn close(&self) {
         self.pool.close().await;
     }
-}
-
-fn query_record(row: &PgRow, first: usize) -> Result<QueryRecord, StoreError> {
-    let document: String = get(row, first + 4)?;
-    Ok(QueryRecord {
-        id: uuid(row, first)?,
-        tenant: get(row, first + 1)?,
-        status: get(row, first + 2)?,
-        created_at: get(row, first + 3)?,
-        document: serde_json::from_str(&document).map_err(|error| StoreError::Failed(format!("a recorded query is not JSON: {error}")))?,
-    })
-}
-
-fn key_record(row: &PgRow) -> Result<KeyRecord, StoreError> {
-    Ok(KeyRecord {
-        id: uuid(row, 0)?,
-        tenant: get(row, 1)?,
-        hash: get(row, 2)?,
-        prefix: get(row, 3)?,
-        created_at: get(row, 4)?,
-        revoked_at: get(row, 5)?,
-    })
-}
-
-fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(row: &'r PgRow, at: usize) -> Result<T, StoreError> {
-    row.try_get(at).map_err(|error| StoreError::Failed(error.to_string()))
-}
-
-fn uuid(row: &PgRow, at: usize) -> Result<Uuid, StoreError> {
-    let text: String = get(row, at)?;
-    Uuid::parse_str(&text).map_err(|error| StoreError::Failed(format!("`{text}` in the store is not an id: {error}")))
 }

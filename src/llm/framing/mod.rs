@@ -1,6 +1,8 @@
 //! Bytes to events: total functions for SSE and NDJSON. No input panics, no result depends on how the bytes were split, memory
 //! is bounded by one event and one read, and an event that lies inside one read is a slice of it, not a copy. Called by the codecs' decoders.
 
+use bytes::{Bytes, BytesMut};
+
 pub mod ndjson;
 pub mod sse;
 
@@ -19,4 +21,15 @@ pub enum FrameError {
     /// An event that is not UTF-8.
     #[error("an event is not UTF-8")]
     InvalidUtf8,
+}
+
+/// Adds bytes to what has not been looked at; copies only where something was left.
+fn append(unread: &mut Bytes, more: Bytes) {
+    if unread.is_empty() {
+        *unread = more;
+        return;
+    }
+    let mut joined = BytesMut::from(std::mem::take(unread));
+    joined.extend_from_slice(&more);
+    *unread = joined.freeze();
 }

@@ -4,7 +4,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
 
-use super::FrameError;
+use super::{FrameError, append};
 
 /// Takes bytes, gives records.
 #[derive(Debug)]
@@ -28,13 +28,7 @@ impl NdjsonDecoder {
         if self.failed {
             return;
         }
-        if self.input.is_empty() {
-            self.input = bytes;
-        } else {
-            let mut joined = BytesMut::from(std::mem::take(&mut self.input));
-            joined.extend_from_slice(&bytes);
-            self.input = joined.freeze();
-        }
+        append(&mut self.input, bytes);
     }
 
     /// The next whole record, UTF-8 and without space around it; `None` until more bytes come.

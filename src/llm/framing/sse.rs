@@ -5,7 +5,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::{memchr, memchr2};
 
-use super::FrameError;
+use super::{FrameError, append};
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +52,7 @@ impl SseDecoder {
         if self.failed {
             return;
         }
-        if self.input.is_empty() {
-            self.input = bytes;
-        } else {
-            let mut joined = BytesMut::from(std::mem::take(&mut self.input));
-            joined.extend_from_slice(&bytes);
-            self.input = joined.freeze();
-        }
+        append(&mut self.input, bytes);
     }
 
     /// The next whole event, or `None` until more bytes come.
