@@ -22,7 +22,7 @@ const PREFIX: usize = 11;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration file (TOML); its [store] holds the keys
-    #[arg(long, short, env = "GAUNTLET_CONFIG", value_name = "FILE", global = true)]
+    #[arg(long, short, env = "GAUNTLET_CONFIG", hide_env_values = true, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     action: Action,

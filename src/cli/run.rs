@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "DATABASE", default_value = "auto", env = "GAUNTLET_DATABASE", hide_env_values = true)]
     database: String,
     /// Fail instead of falling back: docker, postgres
-    #[arg(long, value_name = "WHAT", env = "GAUNTLET_REQUIRE")]
+    #[arg(long, value_name = "WHAT", env = "GAUNTLET_REQUIRE", hide_env_values = true)]
     require: Option<String>,
     /// Where the report goes
     #[arg(long, value_name = "DIR", default_value = "report")]

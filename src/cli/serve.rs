@@ -25,7 +25,7 @@ const LISTEN: &str = "GAUNTLET_SERVER__LISTEN";
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration file (TOML)
-    #[arg(long, short, env = "GAUNTLET_CONFIG", value_name = "FILE")]
+    #[arg(long, short, env = "GAUNTLET_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to listen, instead of server.listen
     #[arg(long, value_name = "ADDRESS:PORT")]

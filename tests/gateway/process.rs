@@ -129,6 +129,11 @@ fn help() {
         ("SNAP-01__help_serve", &["serve", "--help"]),
         ("SNAP-01__help_keys", &["keys", "--help"]),
         ("SNAP-01__help_keys_add", &["keys", "add", "--help"]),
+        ("SNAP-01__help_run", &["run", "--help"]),
+        ("SNAP-01__help_list", &["list", "--help"]),
+        ("SNAP-01__help_explain", &["explain", "--help"]),
+        ("SNAP-01__help_report", &["report", "--help"]),
+        ("SNAP-01__help_stub", &["stub", "--help"]),
     ] {
         let said = String::from_utf8(run(args).stdout).unwrap();
         settings().bind(|| insta::assert_snapshot!(name, said));
