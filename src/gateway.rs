@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, redact_url};
+use crate::http::auth::{self, Keys};
 use crate::http::connection::{self, Patience};
 use crate::http::router;
 use crate::http::shutdown::Shutdown;
@@ -71,10 +72,9 @@ impl Gateway {
     /// See [`StartError`]; nothing is left running.
     pub async fn start(config: Config) -> Result<Running, StartError> {
         let listener = bind(config.server.listen).await?;
-        let bound = config.store.acquire_timeout + config.store.statement_timeout;
-        let opened = timeout(bound, crate::store::open(&config.store)).await.unwrap_or(Err(StoreError::Timeout(bound)));
-        let store = opened.map_err(|reason| StartError::Store { url: redact_url(config.store.url.expose_secret()), reason })?;
-        Self::serve(config, store, listener)
+        // bounded by the store itself, which waits longer for another replica that migrates than for anything else
+        let store = crate::store::open(&config.store).await.map_err(|reason| unopened(&config, reason))?;
+        Self::serve(config, store, listener).await
     }
 
     /// The same over a store that is open already.
@@ -83,18 +83,23 @@ impl Gateway {
     /// See [`StartError`].
     pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running, StartError> {
         let listener = bind(config.server.listen).await?;
-        Self::serve(config, store, listener)
+        Self::serve(config, store, listener).await
     }
 
-    fn serve(config: Config, store: Arc<dyn Store>, listener: TcpListener) -> Result<Running, StartError> {
+    async fn serve(config: Config, store: Arc<dyn Store>, listener: TcpListener) -> Result<Running, StartError> {
         let addr =
             listener.local_addr().map_err(|reason| StartError::Listen { address: config.server.listen, reason, remedy: "write another address" })?;
+        let required = auth::required(&config.auth, store.as_ref()).await.map_err(|reason| unopened(&config, reason))?;
+        if !required {
+            tracing::warn!("auth.required is off: requests are taken without a key, and everybody is tenant `default`");
+        }
+        let keys = Keys::new(&config.auth, required, store.clone());
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let router = Router::new(&config, http_transport, metrics.clone());
         router.health().iter().for_each(|known| metrics.known_candidate(&known.candidate));
         router.aliases().iter().for_each(|alias| metrics.known_alias(alias));
-        let app = App::new(config.clone(), Arc::new(router), store, metrics);
+        let app = App::new(config.clone(), keys, Arc::new(router), store, metrics);
         let (stop, finish, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let patience = Patience { headers: config.server.header_timeout, writes: config.server.write_timeout };
         let accepting = connection::accept(listener, router::routes(app.clone()), patience, stop.clone(), finish.clone(), tasks.clone());
@@ -132,6 +137,10 @@ impl Drop for Running {
         self.finish.cancel();
         self.accepting.abort();
     }
+}
+
+fn unopened(config: &Config, reason: StoreError) -> StartError {
+    StartError::Store { url: redact_url(config.store.url.expose_secret()), reason }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -147,8 +147,8 @@ pub struct StoreConfig {
 /// Who may ask.
 #[derive(Clone, Debug)]
 pub struct Auth {
-    /// Whether a key is asked for. Off: everybody is tenant `default`.
-    pub required: bool,
+    /// Whether a key is asked for. Off: everybody is tenant `default`. `None`: where a key exists when the gateway starts.
+    pub required: Option<bool>,
     /// Keys known from the file, hashed, besides those in the store.
     pub keys: Vec<ConfiguredKey>,
     /// How long a key found in the store is remembered.

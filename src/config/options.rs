@@ -112,7 +112,7 @@ pub(super) static OPTIONS: &[Opt] = &[
     opt("store", "acquire_timeout_ms", ANY_TIME, AtMost(2_000, DEADLINE), "Until a connection is had: from the pool, or a new one."),
     opt("store", "statement_timeout_ms", ANY_TIME, AtMost(5_000, DEADLINE), "Until a statement has its answer."),
 
-    opt("auth", "required", Switch, Derived("true where [[auth.keys]] are written, else false"), "Whether clients need a key; without it everybody is tenant `default`."),
+    opt("auth", "required", Switch, Derived("true where a key exists when the gateway starts, in [[auth.keys]] or in the store"), "Whether clients need a key; without it everybody is tenant `default`."),
     opt("auth", "cache_ms", TIME_OR_NONE, Integer(5_000), "How long a key found in the store is remembered; a revoked key may live on for as long."),
     opt("auth.keys[]", "tenant", Name, Required, "Whose key it is."),
     opt("auth.keys[]", "sha256", Hash, Required, "SHA-256 of the bearer token, in hex: `printf %s TOKEN | sha256sum`."),

@@ -160,11 +160,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A switch whose default follows from other keys.
-    pub(super) fn switch_or(&mut self, section: &Section<'a>, key: &str, derived: bool) -> bool {
+    /// A switch whose default follows from something else; `None` where nothing decides it yet.
+    pub(super) fn switch_or(&mut self, section: &Section<'a>, key: &str, derived: Option<bool>) -> Option<bool> {
         let Some(option) = self.option(section, key) else { return derived };
-        let effective = self.written(section, option).and_then(|value| value.as_bool()).unwrap_or(derived);
-        self.keep(section, option, Some(&Value::Boolean(effective)));
+        let effective = self.written(section, option).and_then(|value| value.as_bool()).or(derived);
+        self.keep(section, option, effective.map(Value::Boolean).as_ref());
         effective
     }
 

@@ -87,7 +87,7 @@ fn auth(reader: &mut Reader<'_>) -> Auth {
         }
         keys.push(ConfiguredKey { tenant, sha256 });
     }
-    let required = reader.switch_or(&section, "required", !keys.is_empty());
+    let required = reader.switch_or(&section, "required", (!keys.is_empty()).then_some(true));
     Auth { required, keys, cache: reader.millis(&section, "cache_ms") }
 }
 

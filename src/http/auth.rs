@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::error::ApiError;
 use crate::config;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Whose request it is. An extension of every request behind the door.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +37,10 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The file's keys, and those of the store.
-    pub fn new(auth: &config::Auth, store: Arc<dyn Store>) -> Self {
+    /// The file's keys, and those of the store; `required` says whether one of them is asked for.
+    pub fn new(auth: &config::Auth, required: bool, store: Arc<dyn Store>) -> Self {
         let configured = auth.keys.iter().filter_map(|key| Some((from_hex(&key.sha256)?, Tenant(key.tenant.as_str().into())))).collect();
-        Self { required: auth.required, anonymous: Tenant("default".into()), configured, store, trust: auth.cache, found: Mutex::default() }
+        Self { required, anonymous: Tenant("default".into()), configured, store, trust: auth.cache, found: Mutex::default() }
     }
 
     /// Whose request it is. Cancel safe.
@@ -91,6 +91,18 @@ impl Keys {
 
     fn forget(&self, hash: &Hash) {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).remove(hash);
+    }
+}
+
+/// Whether a gateway asks for keys: as configured, else where a key exists. A revoked key counts: revoking the last one shuts the
+/// door, and does not open it.
+///
+/// # Errors
+/// [`StoreError`] where the store has to be asked and can't be.
+pub async fn required(auth: &config::Auth, store: &dyn Store) -> Result<bool, StoreError> {
+    match auth.required {
+        Some(required) => Ok(required),
+        None => Ok(!store.keys().await?.is_empty()),
     }
 }
 

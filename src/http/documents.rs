@@ -16,12 +16,16 @@ use super::state::AppState;
 use crate::llm::chat::InvalidRequest;
 use crate::store::{self, NewDocument};
 
+/// The longest title, in characters: its words count for every passage of the document, and are kept with each.
+const TITLE_CHARS: usize = 1_000;
+
 /// A document to keep.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Submission {
-    /// Names the document in citations.
+    /// Names the document in citations; at most 1000 characters.
     #[serde(default)]
+    #[schema(max_length = 1000)]
     title: String,
     /// Plain text; it must hold a word.
     text: String,
@@ -54,6 +58,11 @@ pub(super) async fn create(
     if !text.chars().any(char::is_alphanumeric) {
         let message = "text holds no word: there would be nothing to find".into();
         return Err(ApiError::Invalid(InvalidRequest { message, param: Some("text".into()) }));
+    }
+    let length = title.chars().count();
+    if length > TITLE_CHARS {
+        let message = format!("title has {length} characters: the longest has {TITLE_CHARS}; what is longer belongs into text");
+        return Err(ApiError::Invalid(InvalidRequest { message, param: Some("title".into()) }));
     }
     let document = app.store.add_document(&tenant, NewDocument { title, text }).await?;
     let location = format!("/api/v1/documents/{}", document.id);

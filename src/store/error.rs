@@ -13,7 +13,7 @@ pub(super) enum Fate {
     Usable,
     /// It is dead, or may be in the middle of something: it is thrown away.
     Lost,
-    /// It works, but what it has prepared no longer fits the schema: it is thrown away.
+    /// It works, but what was settled when it began or prepared on it may no longer hold: it is thrown away.
     Stale,
 }
 
@@ -58,8 +58,9 @@ fn postgres_fate(code: &str) -> Fate {
     match code {
         // admin shutdown, crash shutdown, cannot connect now, database dropped, idle session timeout
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => Fate::Lost,
-        // cached plan must not change result type; a prepared statement is gone (a pooler between)
-        "0A000" | "26000" => Fate::Stale,
+        // cached plan must not change result type; a prepared statement is gone (a pooler between); read-only: whether a session
+        // writes may have been settled when it began, so that only a new one shows that writing is allowed again
+        "0A000" | "26000" | "25006" => Fate::Stale,
         code if code.starts_with("08") => Fate::Lost,
         _ => Fate::Usable,
     }

@@ -44,12 +44,14 @@ pub(super) enum MigrateError {
     Changed { version: i64, name: &'static str },
 }
 
+/// Whether a Postgres database is up to date.
+pub(super) async fn postgres_is_current(connection: &mut PgConnection) -> Result<bool, MigrateError> {
+    let known: bool = sqlx::query_scalar("SELECT to_regclass('schema_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
+    Ok(known && pending(POSTGRES, &postgres_applied(connection).await?)?.is_empty())
+}
+
 /// Brings a Postgres database up to date. `lock_wait` bounds the wait for another replica that migrates.
 pub(super) async fn postgres(connection: &mut PgConnection, lock_wait: std::time::Duration) -> Result<(), MigrateError> {
-    let known: bool = sqlx::query_scalar("SELECT to_regclass('schema_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
-    if known && pending(POSTGRES, &postgres_applied(connection).await?)?.is_empty() {
-        return Ok(());
-    }
     let mut transaction = connection.begin().await?;
     // a migration may take longer than a request's statement: only the waiting is bounded
     let bounds = format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {}", lock_wait.as_millis());

@@ -116,7 +116,7 @@ impl<C: Connection> Pool<C> {
         }
     }
 
-    /// Lets nobody in any more, waits until every connection is back and closes them.
+    /// Lets nobody in any more and closes the connections that are idle; one in use is closed when its call ends.
     pub async fn close(&self) {
         self.slots.close();
         let idle = std::mem::take(&mut *self.idle());

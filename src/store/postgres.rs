@@ -40,12 +40,9 @@ impl PostgresStore {
         let bounds = Bounds { connections: config.max_connections, acquire: config.acquire_timeout, statement: config.statement_timeout };
 
         let mut connection = Pool::<PgConnection>::single(&options, &target, bounds).await?;
-        let migrated = tokio::time::timeout(MIGRATION_WAIT * 2, migrate::postgres(&mut connection, MIGRATION_WAIT)).await;
-        match migrated {
-            Ok(Ok(())) => {}
-            Ok(Err(MigrateError::Sql(error))) => return Err(super::error::classify(&error, MIGRATION_WAIT)),
-            Ok(Err(error)) => return Err(StoreError::Failed(error.to_string())),
-            Err(_) => return Err(StoreError::Timeout(MIGRATION_WAIT * 2)),
+        // a silent server is given up soon; a migration, or another replica's, may take its time
+        if !bounded(bounds.statement, migrate::postgres_is_current(&mut connection)).await? {
+            bounded(MIGRATION_WAIT * 2, migrate::postgres(&mut connection, MIGRATION_WAIT)).await?;
         }
         // the pool opens its own when it needs them
         let _ = tokio::time::timeout(bounds.statement, connection.close()).await;
@@ -203,7 +200,7 @@ impl Store for PostgresStore {
                 Box::pin(async move {
                     // one statement: the total and the page are of the same moment, and a page beyond the end still has a total
                     sqlx::query(
-                        "WITH matching AS (
+                        "WITH matching AS NOT MATERIALIZED (
                              SELECT * FROM queries WHERE tenant = $1 AND ($2::text IS NULL OR status = $2)),
                          page AS (
                              SELECT * FROM matching
@@ -295,5 +292,14 @@ impl Store for PostgresStore {
 
     async fn close(&self) {
         self.pool.close().await;
+    }
+}
+
+async fn bounded<T>(bound: Duration, migration: impl Future<Output = Result<T, MigrateError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(bound, migration).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(MigrateError::Sql(error))) => Err(super::error::classify(&error, bound)),
+        Ok(Err(error)) => Err(StoreError::Failed(error.to_string())),
+        Err(_) => Err(StoreError::Timeout(bound)),
     }
 }

@@ -237,7 +237,7 @@ impl Store for SqliteStore {
                 Box::pin(async move {
                     // one statement: the total and the page are of the same moment, and a page beyond the end still has a total
                     sqlx::query(
-                        "WITH matching AS (
+                        "WITH matching AS NOT MATERIALIZED (
                              SELECT * FROM queries WHERE tenant = ?1 AND (?2 IS NULL OR status = ?2)),
                          page AS (
                              SELECT * FROM matching

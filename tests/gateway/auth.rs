@@ -91,3 +91,16 @@ async fn a_panic_is_a_500_in_the_envelope_without_its_text() {
     gateway.provider.next().await.json(200, COMPLETION).await;
     assert_eq!(client.response().await.status, 200);
 }
+
+#[tokio::test]
+async fn a_key_in_the_store_shuts_the_door_unless_the_configuration_opens_it() {
+    for (store, further, status) in [
+        (MemoryStore::default(), "", 200),
+        (MemoryStore::default().with_key("acme", "gk-stored"), "", 401),
+        (MemoryStore::default().with_key("acme", "gk-stored"), "[auth]\nrequired = false\n", 200),
+        (MemoryStore::default(), "[auth]\nrequired = true\n", 401),
+    ] {
+        let gateway = start_over(further, store).await;
+        assert_eq!(get(gateway.address, "/v1/models").await.status, status, "{further}");
+    }
+}

@@ -124,6 +124,7 @@ fn a_default_gives_way_to_a_models_shorter_deadline() {
 #[test]
 fn keys_in_the_file_mean_that_a_key_is_asked_for() {
     let keys = format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", "0".repeat(64));
-    assert!(Config::from_toml(&keys).unwrap().auth.required);
-    assert!(!Config::from_toml("").unwrap().auth.required);
+    assert_eq!(Config::from_toml(&keys).unwrap().auth.required, Some(true));
+    assert_eq!(Config::from_toml(&format!("[auth]\nrequired = false\n{keys}")).unwrap().auth.required, Some(false));
+    assert_eq!(Config::from_toml("").unwrap().auth.required, None, "a key in the store decides, at start");
 }

@@ -258,3 +258,18 @@ async fn without_a_model_queries_say_what_to_configure() {
     let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("[[models]]") && message.contains("[orchestrator.models]"), "{message}");
 }
+
+#[tokio::test]
+async fn a_title_is_bounded_since_its_words_are_kept_with_every_passage() {
+    let gateway = start("").await;
+    let longest = "é".repeat(1_000);
+    let submit = async |title: &str| {
+        let mut client = Client::connect(gateway.address).await;
+        client.post("/api/v1/documents", "", &serde_json::json!({"title": title, "text": "a heron"}).to_string()).await;
+        client.response().await
+    };
+    assert_eq!(submit(&longest).await.status, 201);
+    let refused = submit(&format!("{longest}x")).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.body.contains("1001 characters") && refused.body.contains("\"param\":\"title\""), "{}", refused.body);
+}

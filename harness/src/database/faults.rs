@@ -83,13 +83,12 @@ impl CaseDatabase {
         self.terminate_backends().await.map(|_| ())
     }
 
-    /// Takes writes again.
+    /// Takes writes again, in sessions that begin from now on: those that began before stay read-only for as long as they are kept.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn read_write(&self) -> Result<(), DatabaseError> {
-        self.alter("making it writable", "RESET default_transaction_read_only").await?;
-        self.terminate_backends().await.map(|_| ())
+        self.alter("making it writable", "RESET default_transaction_read_only").await
     }
 
     /// Takes the right to insert from the gateway's role (42501).
