@@ -3,7 +3,8 @@
 //!
 //! A step gets `min(cap, remaining − reserve of the later phases)`. The reserve is the sum of the later phases' minimums. That
 //! of synthesis is held against every earlier step; that of the steps after it (citation, review) gives way before a step
-//! would fall below its own minimum. A step that would still have less than its minimum is not started: time that must be lost is not spent.
+//! would fall below its own minimum. No step before synthesis gets more than half of what remains, unless its minimum is more: one
+//! that hangs must not starve the answer. A step that would still have less than its minimum is not started: time that must be lost is not spent.
 
 use std::time::Duration;
 
@@ -55,7 +56,9 @@ impl<'c> Budget<'c> {
         let remaining = self.deadline.saturating_duration_since(now);
         let firm = remaining.saturating_sub(self.reserve(step, Reserve::Firm));
         let ample = firm.saturating_sub(self.reserve(step, Reserve::Yielding));
-        let left = if ample >= minimum { ample } else { firm.min(minimum) };
+        let before_synthesis = self.plan.after(step).any(|phase| phase.contains(&Step::Synthesis));
+        let fair = if before_synthesis { ample.min(remaining / 2) } else { ample };
+        let left = if fair >= minimum { fair } else { firm.min(minimum) };
         if left < minimum || left.is_zero() { Window::Skip { left, minimum } } else { Window::Until(now + left.min(cap)) }
     }
 
@@ -106,8 +109,8 @@ mod tests {
     async fn a_step_gets_what_is_left_after_the_reserves_up_to_its_cap() {
         let steps = all(1_000, 100);
         assert_eq!(left(&steps, Step::Entities, 10_000), Some(1_000), "the cap");
-        assert_eq!(left(&steps, Step::Entities, 900), Some(500), "four phases come later");
-        assert_eq!(left(&steps, Step::Retrieval, 900), Some(500), "the other step of its phase takes nothing from it");
+        assert_eq!(left(&steps, Step::Entities, 700), Some(300), "four phases come later");
+        assert_eq!(left(&steps, Step::Retrieval, 700), Some(300), "the other step of its phase takes nothing from it");
         assert_eq!(left(&steps, Step::Review, 900), Some(900), "nothing comes later");
     }
 
@@ -119,6 +122,15 @@ mod tests {
         assert_eq!(left(&steps, Step::FactCheck, 199), None, "100 of it are synthesis's");
         assert_eq!(left(&steps, Step::Synthesis, 99), None);
         assert_eq!(left(&steps, Step::Synthesis, 100), Some(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_before_synthesis_gets_half_of_what_remains_at_most() {
+        let steps = all(10_000, 100);
+        assert_eq!(left(&steps, Step::Entities, 10_000), Some(5_000));
+        assert_eq!(left(&steps, Step::FactCheck, 5_000), Some(2_500));
+        assert_eq!(left(&steps, Step::Synthesis, 2_500), Some(2_300), "the reserve of citation and review");
+        assert_eq!(left(&bounds(&[(Step::Entities, 1_000, 600)]), Step::Entities, 1_000), Some(600), "its minimum is more than half");
     }
 
     #[tokio::test(start_paused = true)]

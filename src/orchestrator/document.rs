@@ -172,16 +172,16 @@ impl QueryDocument {
             claims: outcome.claims,
             review: outcome.review,
             degraded: outcome.degraded,
-            ..Self::cancelled(accepted, steps)
+            ..Self::unanswered(accepted, outcome.status, steps)
         }
     }
 
-    /// The document of a query whose client left; `steps` are those that had ended.
+    /// The document of a query that came to no outcome; `steps` are those that had ended.
     #[must_use]
-    pub fn cancelled(accepted: &Accepted, steps: Vec<StepReport>) -> Self {
+    pub fn unanswered(accepted: &Accepted, status: Status, steps: Vec<StepReport>) -> Self {
         Self {
             id: accepted.id,
-            status: Status::Cancelled,
+            status,
             question: accepted.question.clone(),
             answer: None,
             confidence: 0.0,

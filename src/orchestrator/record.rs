@@ -67,7 +67,7 @@ impl Ledger {
     }
 }
 
-/// Held while a query runs. Dropped before [`Running::ended`], it records the query as cancelled.
+/// Held while a query runs. Dropped before [`Running::ended`], it records the query as cancelled; as failed, if a bug ends it.
 pub(super) struct Running {
     recorder: Recorder,
     accepted: Option<Accepted>,
@@ -90,10 +90,11 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let Some(accepted) = self.accepted.take() else { return };
-        let document = QueryDocument::cancelled(&accepted, self.ledger.reports());
+        let status = if std::thread::panicking() { Status::Failed } else { Status::Cancelled };
+        let document = QueryDocument::unanswered(&accepted, status, self.ledger.reports());
         let record = record_of(&accepted.tenant, &document, accepted.created_at);
-        self.recorder.metrics.query(Status::Cancelled.name());
-        tracing::info!(query = %accepted.id, "cancelled: the client left, or the gateway stops");
+        self.recorder.metrics.query(status.name());
+        tracing::info!(query = %accepted.id, status = status.name(), "no outcome: the client left, the gateway stops, or a step panicked");
         let recorder = self.recorder.clone();
         self.recorder.tasks.spawn_on(
             async move {

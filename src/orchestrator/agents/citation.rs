@@ -126,15 +126,18 @@ pub struct Marked {
     pub removed: u32,
 }
 
-/// Judges the `[n]` marks of an answer. Total; text that is no mark is kept byte for byte.
+/// Judges the `[n]` marks of an answer. Total; text that is no mark is kept byte for byte: sources count from 1, and nothing is
+/// marked inside of code.
 #[must_use]
 pub fn marks(answer: &str, sources: &[Source]) -> Marked {
     let mut marked = Marked { answer: String::with_capacity(answer.len()), sources: Vec::new(), removed: 0 };
     let mut rest = answer;
+    let mut in_code = false;
     while let Some(open) = rest.find('[') {
         let (before, from) = rest.split_at(open);
         marked.answer.push_str(before);
-        let Some((mark, number)) = mark(from) else {
+        in_code ^= before.matches('`').count() % 2 == 1;
+        let Some((mark, number)) = mark(from).filter(|_| !in_code) else {
             marked.answer.push('[');
             rest = &from[1..];
             continue;
@@ -154,12 +157,23 @@ pub fn marks(answer: &str, sources: &[Source]) -> Marked {
     marked
 }
 
-/// The mark at the start of `text`: `[` up to nine digits `]`.
+/// Whether an answer says anything besides its marks.
+#[must_use]
+pub fn says_something(answer: &str) -> bool {
+    let mut rest = answer.trim_start();
+    while let Some((mark, _)) = mark(rest) {
+        rest = rest[mark.len()..].trim_start();
+    }
+    !rest.is_empty()
+}
+
+/// The mark at the start of `text`: `[` up to nine digits `]`, of a number from 1.
 fn mark(text: &str) -> Option<(&str, u32)> {
     let close = text.find(']').filter(|close| (2..=10).contains(close))?;
     let digits = &text[1..close];
     digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
-    Some((&text[..=close], digits.parse().ok()?))
+    let number = digits.parse().ok().filter(|number| *number > 0)?;
+    Some((&text[..=close], number))
 }
 
 /// Judges the model's attributions: the same citation twice is one.
@@ -227,6 +241,14 @@ mod tests {
         assert_eq!(marked.answer, "Paris [2] is [x] old. See [1][2] [] [12345678901] [é]");
         assert_eq!(marked.sources, [2, 1]);
         assert_eq!(marked.removed, 1);
+    }
+
+    #[test]
+    fn what_is_not_meant_as_a_mark_is_no_mark() {
+        assert_eq!(marks("Write `a[9]` or a[0], see [9].", &sources(&["a"])).answer, "Write `a[9]` or a[0], see.");
+        assert_eq!(marks("Write `a[1]` or a[0].", &[]), Marked { answer: "Write `a[1]` or a[0].".into(), sources: Vec::new(), removed: 0 });
+        assert!(!says_something(" [1] [7][2] "));
+        assert!(says_something("[1] 42"));
     }
 
     #[test]

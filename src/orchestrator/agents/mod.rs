@@ -113,11 +113,17 @@ fn passages(sources: &[Source]) -> serde_json::Value {
 }
 
 fn parse<T: DeserializeOwned>(said: &str) -> Result<T, Nonsense> {
-    let said = said.trim();
+    let said = unfenced(said.trim());
     if said.is_empty() {
         return Err(Nonsense("the answer is empty".into()));
     }
     serde_json::from_str(said).map_err(|error| Nonsense(format!("the answer is not of the schema: {error}")))
+}
+
+/// What stands in a Markdown code fence, where all of it does: models that know no `response_format` like to answer so.
+fn unfenced(said: &str) -> &str {
+    let inside = || said.strip_prefix("```")?.strip_suffix("```")?.split_once('\n');
+    inside().map_or(said, |(_language, inside)| inside.trim())
 }
 
 /// Whether `quote` stands in `text` word for word; runs of white space count as one space.
@@ -160,5 +166,15 @@ mod tests {
         assert!(verbatim("capital  of\nFrance", "Paris is the capital of France."));
         assert!(!verbatim("capital of france", "Paris is the capital of France."));
         assert!(!verbatim("  ", "Paris"));
+    }
+
+    #[test]
+    fn a_fence_around_the_answer_is_no_part_of_it() {
+        for said in ["{\"a\":1}", "```json\n{\"a\":1}\n```", "```\n{\"a\":1}```"] {
+            assert_eq!(parse::<serde_json::Value>(said).unwrap(), json!({"a": 1}), "{said}");
+        }
+        for said in ["```{\"a\":1}```", "Here: ```json\n{\"a\":1}\n```", "```", "``````"] {
+            assert!(parse::<serde_json::Value>(said).is_err(), "{said}");
+        }
     }
 }

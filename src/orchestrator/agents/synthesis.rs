@@ -4,6 +4,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
+use super::citation::says_something;
 use super::entities::Entity;
 use super::fact_check::Claim;
 use super::{Agent, Declaration, Nonsense, Policy, Prompt, Source, parse, passages};
@@ -67,7 +68,7 @@ impl Agent for Synthesis {
         }
         let Written { answer } = parse(said)?;
         let answer = answer.trim();
-        if answer.is_empty() {
+        if !says_something(answer) {
             return Err(Nonsense("the answer has no text".into()));
         }
         Ok(answer.to_owned())
