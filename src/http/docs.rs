@@ -2,7 +2,9 @@
 
 use axum::Json;
 use axum::response::{Html, IntoResponse, Response};
-use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
 /// The whole API.
 #[derive(OpenApi)]
@@ -23,6 +25,8 @@ use utoipa::OpenApi;
         super::health::ready,
         super::metrics::text,
     ),
+    modifiers(&ApiKey),
+    security((), ("key" = [])),
     tags(
         (name = "llm", description = "OpenAI's API over the configured models"),
         (name = "query", description = "Questions that several agents answer together, and the documents they look into"),
@@ -30,6 +34,16 @@ use utoipa::OpenApi;
     )
 )]
 struct Api;
+
+/// How clients show their key; without `auth.required` they need none, which the empty requirement says.
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, document: &mut Document) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A key of `gauntlet keys add`, or of [[auth.keys]]")).build();
+        document.components.get_or_insert_default().add_security_scheme("key", SecurityScheme::Http(bearer));
+    }
+}
 
 const PAGE: &str = include_str!("docs.html");
 

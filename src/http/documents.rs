@@ -48,7 +48,7 @@ pub(super) struct Document {
 /// Keeps a document, so that queries find it from now on.
 #[utoipa::path(post, path = "/api/v1/documents", operation_id = "createDocument", tag = "query", request_body = Submission,
     responses((status = 201, body = Document), (status = 400, body = Envelope), (status = 401, body = Envelope),
-        (status = 413, body = Envelope), (status = 503, body = Envelope)))]
+        (status = 408, body = Envelope), (status = 413, body = Envelope), (status = 415, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn create(
     State(app): State<AppState>,
     Extension(Tenant(tenant)): Extension<Tenant>,

@@ -159,7 +159,8 @@ impl Probe {
         Self { name, kind, bound, fresh, ask: Box::new(ask), last: Mutex::new(None) }
     }
 
-    /// The fresh result, or that of the probe under way, or that of a new one. Cancel safe: whoever still waits drives the probe on.
+    /// The fresh result, or that of the probe under way, or that of a new one. Cancel safe: a probe is a task, so that it ends, and gives
+    /// back what it holds, even when everybody who waited for it has left.
     async fn look(&self) -> Finding {
         let finding = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,7 +182,8 @@ impl Probe {
 
     fn start(&self) -> Shared<BoxFuture<'static, Finding>> {
         let (name, kind, bound, asked) = (self.name.clone(), self.kind, self.bound, (self.ask)());
-        async move {
+        let lost = Finding { name: name.clone(), kind, up: false, latency_ms: 0, error: Some("its probe failed".into()) };
+        let probing = tokio::spawn(async move {
             let started = Instant::now();
             let error = match timeout(bound, asked).await {
                 Ok(Ok(())) => None,
@@ -190,9 +192,8 @@ impl Probe {
             };
             let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             Finding { name, kind, up: error.is_none(), latency_ms, error }
-        }
-        .boxed()
-        .shared()
+        });
+        async move { probing.await.unwrap_or(lost) }.boxed().shared()
     }
 }
 

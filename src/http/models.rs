@@ -26,7 +26,7 @@ pub(super) struct Models {
 }
 
 /// Lists the aliases.
-#[utoipa::path(get, path = "/v1/models", operation_id = "listModels", tag = "llm", responses((status = 200, body = Models), (status = 401, body = Envelope)))]
+#[utoipa::path(get, path = "/v1/models", operation_id = "listModels", tag = "llm", responses((status = 200, body = Models), (status = 401, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn list(State(app): State<AppState>) -> Response {
     let data = app.config.models.keys().map(|alias| model(alias)).collect();
     Json(Models { object: "list", data }).into_response()
@@ -34,7 +34,7 @@ pub(super) async fn list(State(app): State<AppState>) -> Response {
 
 /// Tells one alias.
 #[utoipa::path(get, path = "/v1/models/{id}", operation_id = "getModel", tag = "llm", params(("id" = String, Path, description = "The alias")),
-    responses((status = 200, body = Model), (status = 401, body = Envelope), (status = 404, body = Envelope)))]
+    responses((status = 200, body = Model), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
 pub(super) async fn one(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
     if app.config.models.contains_key(&id) { Ok(Json(model(&id)).into_response()) } else { Err(ApiError::UnknownModel(id)) }
 }

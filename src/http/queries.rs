@@ -41,11 +41,11 @@ pub(super) struct Question {
     deadline_ms: Option<u64>,
 }
 
-/// A query without an answer: the error, and the query beside it.
+/// A query without an answer: the error, and the query beside it, unless none was accepted.
 #[derive(Serialize, ToSchema)]
 pub(super) struct FailedQuery {
     error: ErrorBody,
-    #[schema(value_type = QueryDocument)]
+    #[schema(value_type = Option<QueryDocument>)]
     query: Value,
 }
 

@@ -59,11 +59,14 @@ pub fn routes(app: AppState) -> Router {
         .with_state(app)
 }
 
-/// For what needs a key, and costs little.
+/// For what needs a key, and costs little: served while the gateway drains, and waited for.
 async fn authenticate(State(app): State<AppState>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    let reading = app.admission.read();
     let tenant = app.keys.tenant(request.headers()).await?;
     request.extensions_mut().insert(tenant);
-    Ok(next.run(request).await)
+    let mut response = next.run(request).await;
+    response.extensions_mut().insert(reading);
+    Ok(response)
 }
 
 /// For work: a key, then a place among the requests in flight, held until the response has ended; when the drain deadline is

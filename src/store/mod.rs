@@ -112,8 +112,8 @@ pub struct Listing {
     pub size: u32,
     /// Only these, if given.
     pub status: Option<String>,
-    /// Only what is older than this query: the way through a listing that grows, on which no record comes twice and none is
-    /// missed. Page numbers alone shift when a query is recorded between two pages.
+    /// Only what is older than this query: the way through a listing that grows, on which no record comes twice and none that stood
+    /// there at the first page is missed. Page numbers alone shift when a query is recorded between two pages.
     pub before: Option<Uuid>,
 }
 

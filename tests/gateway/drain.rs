@@ -1,6 +1,8 @@
 //! Stopping: readiness turns, new work is refused, what is in flight ends or is cut with an error that says so.
 
-use super::client::{ask, get};
+use std::sync::atomic::Ordering;
+
+use super::client::{Client, ask, get};
 use super::gateway::{Started, start};
 use super::provider::COMPLETION;
 
@@ -51,4 +53,20 @@ async fn the_drain_deadline_cuts_what_is_left_with_an_error() {
     assert!(body.contains("one") && body.contains(r#""code":"shutting_down""#) && !body.contains("[DONE]"), "{body}");
     held.closed().await;
     stream.closed().await;
+}
+
+#[tokio::test]
+async fn what_is_being_read_ends_before_the_gateway_does() {
+    let Started { running, address, store, .. } = start("").await;
+    store.slow.store(true, Ordering::SeqCst);
+    let mut reader = Client::connect(address).await;
+    reader.send("GET /api/v1/queries HTTP/1.1\r\nhost: gateway\r\n\r\n").await;
+    store.listing.notified().await;
+    let shutdown = running.shutdown.clone();
+    let drained = tokio::spawn(running.drain());
+    shutdown.draining().await;
+    assert_eq!(get(address, "/health/live").await.status, 200, "it still serves");
+    store.listed.notify_one();
+    assert_eq!(reader.response().await.status, 200);
+    drained.await.unwrap();
 }

@@ -5,13 +5,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use gauntlet::store::{Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store, StoreError};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 #[derive(Default)]
 pub struct MemoryStore {
     gone: AtomicBool,
-    /// A bug in the gateway: looking a key up panics.
+    /// A bug in the gateway: looking a key up, or searching, panics.
     pub panics: AtomicBool,
+    /// A listing says that it has begun, and waits.
+    pub slow: AtomicBool,
+    pub listing: Notify,
+    pub listed: Notify,
+    pub recorded: Mutex<Vec<QueryRecord>>,
     pub pings: AtomicUsize,
     pub lookups: AtomicUsize,
     keys: Mutex<Vec<KeyRecord>>,
@@ -53,15 +59,20 @@ impl Store for MemoryStore {
         self.here().map(|()| false)
     }
     async fn search(&self, _: &str, _: &str, _: u32) -> Result<Vec<Passage>, StoreError> {
+        assert!(!self.panics.load(Ordering::SeqCst), "canary-panic");
         self.here().map(|()| Vec::new())
     }
-    async fn record_query(&self, _: QueryRecord) -> Result<(), StoreError> {
-        self.here()
+    async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
+        self.here().map(|()| self.recorded.lock().unwrap().push(record))
     }
     async fn query(&self, _: &str, _: Uuid) -> Result<Option<QueryRecord>, StoreError> {
         self.here().map(|()| None)
     }
     async fn queries(&self, _: &str, _: Listing) -> Result<Page, StoreError> {
+        if self.slow.load(Ordering::SeqCst) {
+            self.listing.notify_one();
+            self.listed.notified().await;
+        }
         self.here().map(|()| Page { records: Vec::new(), total: 0 })
     }
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gauntlet::config::{Config, StoreConfig};
@@ -261,15 +262,25 @@ async fn without_a_model_queries_say_what_to_configure() {
 
 #[tokio::test]
 async fn a_title_is_bounded_since_its_words_are_kept_with_every_passage() {
-    let gateway = start("").await;
+    let directory = tempfile::tempdir().unwrap();
+    let World { address, running: _running, .. } = world(directory.path(), "").await;
+    let submit =
+        async |title: &str| post(address, "/api/v1/documents", "", &json!({"title": title, "text": "a heron"}).to_string()).await.response().await;
     let longest = "é".repeat(1_000);
-    let submit = async |title: &str| {
-        let mut client = Client::connect(gateway.address).await;
-        client.post("/api/v1/documents", "", &serde_json::json!({"title": title, "text": "a heron"}).to_string()).await;
-        client.response().await
-    };
     assert_eq!(submit(&longest).await.status, 201);
     let refused = submit(&format!("{longest}x")).await;
     assert_eq!(refused.status, 400);
-    assert!(refused.body.contains("1001 characters") && refused.body.contains("\"param\":\"title\""), "{}", refused.body);
+    assert!(refused.body.contains("1001 characters") && refused.body.contains(r#""param":"title""#), "{}", refused.body);
+}
+
+#[tokio::test]
+async fn a_bug_in_a_step_is_recorded_as_failed_and_not_as_the_clients_leaving() {
+    let gateway = start_over("", MemoryStore::default()).await;
+    gateway.store.panics.store(true, Ordering::SeqCst);
+    let response = ask(gateway.address, "").await.response().await;
+    assert_eq!((response.status, response.code().as_str()), (500, "internal_error"));
+    assert!(!response.body.contains("canary"), "{}", response.body);
+    gateway.running.drain().await;
+    let recorded = gateway.store.recorded.lock().unwrap();
+    assert_eq!(recorded.iter().map(|record| record.status.as_str()).collect::<Vec<_>>(), ["failed"]);
 }
