@@ -165,6 +165,20 @@ fn a_database_that_is_not_there_is_told() {
 }
 
 #[test]
+fn an_interrupt_during_the_preparation_is_told_and_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    // a database that accepts and says nothing: the preparation waits for it
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://user@{}/db", silent.local_addr().unwrap());
+    let child = command(folder.path(), &["run", "--database", &url]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _held = silent.accept().unwrap();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let said = said(child.wait_with_output().unwrap());
+    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
+    assert!(said.err.contains("interrupted before anything was examined"), "{}", said.err);
+}
+
+#[test]
 fn a_report_folder_that_cannot_be_made_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let occupied = file(&folder, "occupied", "a file");

@@ -1,12 +1,13 @@
 //! `gauntlet keys`: API keys in the store of the configuration. A token is shown once, when it is made; only its hash is kept.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use gauntlet::config::redact_url;
+use gauntlet::config::{Auth, redact_url};
 use gauntlet::http::auth::token_hash;
 use gauntlet::store::{self, KeyRecord, Micros, Store};
 use jiff::Timestamp;
@@ -50,18 +51,21 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let loaded = configuration(args.config.as_ref(), environment())?;
     runtime()?.block_on(async {
         let config = &loaded.config.store;
-        let store = store::open(config)
-            .await
-            .map_err(|error| CommandError(format!("store.url = {} can't be opened: {error}", redact_url(config.url.expose_secret()))))?;
-        let said = act(&store, &args.action).await;
+        let place = redact_url(config.url.expose_secret());
+        let store = store::open(config).await.map_err(|error| {
+            CommandError(format!("store.url = {place} can't be opened: {error}; start that database, or write the URL of one that runs"))
+        })?;
+        let said = act(&store, &loaded.config.auth, &args.action).await;
         store.close().await;
-        println!("{}", said?);
+        writeln!(io::stdout(), "{}", said?).map_err(|error| {
+            CommandError(format!("nobody reads the output ({error}): `gauntlet keys list` shows what was done; revoke a key whose token is lost"))
+        })?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
-async fn act(store: &Arc<dyn Store>, action: &Action) -> Result<String, CommandError> {
-    let failed = |error: store::StoreError| CommandError(error.to_string());
+async fn act(store: &Arc<dyn Store>, auth: &Auth, action: &Action) -> Result<String, CommandError> {
+    let failed = |error: store::StoreError| CommandError(format!("{error}: nothing was changed; try again when the store answers"));
     match action {
         Action::Add { tenant } => {
             let tenant = tenant.trim();
@@ -73,8 +77,18 @@ async fn act(store: &Arc<dyn Store>, action: &Action) -> Result<String, CommandE
             let key =
                 KeyRecord { id: Uuid::now_v7(), tenant: tenant.to_owned(), hash: token_hash(&token), prefix, created_at: now(), revoked_at: None };
             let id = key.id;
+            let first = store.keys().await.map_err(failed)?.is_empty();
             store.add_key(key).await.map_err(failed)?;
-            Ok(format!("key    {id}\ntenant {tenant}\ntoken  {token}\nThe token is not shown again. Clients send it as: Authorization: Bearer TOKEN"))
+            let shown = format!(
+                "key    {id}\ntenant {tenant}\ntoken  {token}\nThe token is not shown again. Clients send it as: Authorization: Bearer TOKEN"
+            );
+            Ok(match auth.required {
+                Some(false) => {
+                    format!("{shown}\nauth.required = false in this configuration: requests are taken without a key, and keys say nothing.")
+                }
+                None if first => format!("{shown}\nThis is the first key: a gateway that runs already asks for keys from its next start on."),
+                None | Some(true) => shown,
+            })
         }
         Action::List => {
             let keys = store.keys().await.map_err(failed)?;

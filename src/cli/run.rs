@@ -86,7 +86,15 @@ pub fn run(args: Args) -> Result<ExitCode, CommandError> {
     super::runtime()?.block_on(async {
         match args.plan.clone() {
             Some(plan) => play(args, &plan).await,
-            None => prepared(&args).await.map_err(CommandError)?.run(args).await,
+            None => {
+                // dropping the preparation ends what it has started so far
+                let prepared = tokio::select! {
+                    biased;
+                    () = interrupted() => return Err(stopped()),
+                    prepared = prepared(&args) => prepared.map_err(CommandError)?,
+                };
+                prepared.run(args).await
+            }
         }
     })
 }
@@ -97,7 +105,7 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
     let target = target(&args).map_err(CommandError)?;
     let replay = tokio::select! {
         replay = super::replay::play(&target, plan) => replay?,
-        () = interrupted() => return Err(CommandError("interrupted; everything that was started is ended".into())),
+        () = interrupted() => return Err(stopped()),
     };
     let record = RunRecord {
         schema: SCHEMA,
@@ -114,6 +122,10 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
     let page = record.write(&args.report).map_err(CommandError)?;
     say!("\nReport: {}", page.display());
     Ok(ExitCode::from(record.exit_code()))
+}
+
+fn stopped() -> CommandError {
+    CommandError("interrupted before anything was examined; everything that was started is ended".into())
 }
 
 /// Everything that can be refused before anything is examined.

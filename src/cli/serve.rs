@@ -49,7 +49,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         None => runtime.block_on(discovered(environment))?,
     };
     if args.print_config {
-        write!(io::stdout(), "{}", loaded.print()).map_err(|error| CommandError(format!("the configuration can't be printed: {error}")))?;
+        // a reader that has gone has read what it wanted
+        let _ = write!(io::stdout(), "{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
     }
     logging(&loaded.config.telemetry);
@@ -67,7 +68,11 @@ async fn discovered(environment: Vec<(String, String)>) -> Result<(Loaded, Vec<S
 
 async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
     let mut signals = Signals::new()?;
-    let running = Gateway::start(loaded.config).await.map_err(|error| CommandError(error.to_string()))?;
+    // a start that is dropped leaves nothing: whoever stops us need not wait for a database that is silent
+    let running = tokio::select! {
+        running = Gateway::start(loaded.config) => running.map_err(|error| CommandError(error.to_string()))?,
+        () = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
     // whoever started us may not read our output
     let _ = writeln!(io::stdout(), "listening on http://{}", running.addr).and_then(|()| io::stdout().flush());
     signals.next().await;
