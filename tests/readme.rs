@@ -1,0 +1,96 @@
+//! The README holds what it shows: its Rust runs, its files are read, its commands exist.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::process::Command;
+
+use gauntlet::config::Loaded;
+use gauntlet_harness::target::TargetFile;
+
+const README: &str = include_str!("../README.md");
+
+/// The code blocks of a language.
+fn blocks(language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+fn without_indentation(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
+}
+
+/// The body stands in the README word for word.
+#[tokio::test]
+async fn the_stub_of_the_readme_answers_as_it_says() {
+    use gauntlet_harness::llm::{error, openai, reply, sequence};
+
+    let server = wiremock::MockServer::start().await;
+    wiremock::Mock::given(openai::chat().model("gpt-4o").user_says("capital"))
+        .respond_with(sequence([error(503).retry_after(1), reply("Paris").usage(12, 1)]))
+        .mount(&server)
+        .await;
+    // point your client at format!("{}/v1", server.uri()); streamed and plain requests get the same answer, `ollama::chat()` speaks NDJSON
+
+    let shown = blocks("rust").remove(0);
+    let here = include_str!("readme.rs");
+    let body = without_indentation(here);
+    for line in without_indentation(&shown) {
+        assert!(body.contains(&line), "the README shows what is not tested: {line}");
+    }
+    let question = serde_json::json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "the capital of France?"}]});
+    let answer = ask(&server.uri(), &question).await;
+    assert_eq!(answer, (503, Some("1".into()), None));
+    let answer = ask(&server.uri(), &question).await;
+    assert_eq!(answer, (200, None, Some("Paris".into())));
+}
+
+/// Status, Retry-After, text.
+async fn ask(base: &str, body: &serde_json::Value) -> (u16, Option<String>, Option<String>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let body = body.to_string();
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    let header = |name: &str| head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix(name).map(|value| value.trim().to_owned()));
+    let text =
+        serde_json::from_str::<serde_json::Value>(body).ok().and_then(|body| body["choices"][0]["message"]["content"].as_str().map(String::from));
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), header("retry-after:"), text)
+}
+
+#[test]
+fn the_files_of_the_readme_are_read() {
+    let blocks = blocks("toml");
+    let target = blocks.iter().find(|block| block.contains("[start]")).expect("a target file");
+    TargetFile::parse(target, "README.md").unwrap();
+    let gateway = blocks.iter().find(|block| block.contains("[[providers]]")).expect("a gateway's configuration");
+    let environment = vec![("OPENAI_API_KEY".to_owned(), "sk-canary".to_owned())];
+    let loaded = Loaded::from_text(gateway, "README.md", environment).unwrap();
+    assert_eq!(loaded.config.models["chat"].candidates.len(), 2);
+}
+
+/// Each indented line that begins with `gauntlet` names a subcommand and options that there are.
+#[test]
+fn the_commands_of_the_readme_exist() {
+    let mut seen = 0;
+    for line in README.lines().filter_map(|line| line.strip_prefix("    gauntlet ")) {
+        let words: Vec<&str> = line.split('#').next().unwrap().split_whitespace().collect();
+        let help = Command::new(env!("CARGO_BIN_EXE_gauntlet")).args([words[0], "--help"]).output().unwrap();
+        assert!(help.status.success(), "gauntlet {line}");
+        let mut help = String::from_utf8(help.stdout).unwrap();
+        if words.get(1) == Some(&"add") {
+            let add = Command::new(env!("CARGO_BIN_EXE_gauntlet")).args([words[0], "add", "--help"]).output().unwrap();
+            help = String::from_utf8(add.stdout).unwrap();
+        }
+        for option in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(option), "gauntlet {line}: there is no {option}");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 8, "{seen} commands");
+}
