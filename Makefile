@@ -10,8 +10,9 @@ test:           ## all tests
 review:         ## look at pending snapshot changes (needs cargo-insta: cargo install cargo-insta)
 	cargo insta review
 
-lint:           ## clippy and rustdoc with denied warnings, licences and duplicates of dependencies
+lint:           ## clippy (whole, and the gateway alone) and rustdoc with denied warnings, licences and duplicates of dependencies
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	command -v cargo-deny >/dev/null || cargo install cargo-deny --locked --quiet
 	cargo deny --all-features check bans licenses sources
