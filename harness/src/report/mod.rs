@@ -277,7 +277,16 @@ pub(crate) mod tests {
     #[test]
     fn a_record_survives_its_json() {
         let folder = tempfile::tempdir().unwrap();
-        let before = record(vec![outcome("A-01", Level::Must, Verdict::Passed), outcome("A-02", Level::Must, violated())]);
+        let failure = || Failure::NotRun { why: "w".into() };
+        let verdicts = [
+            Verdict::Passed,
+            violated(),
+            Verdict::Failed { failure: failure() },
+            Verdict::Flaky { failure: failure() },
+            Verdict::NotSupported { capability: "c".into() },
+            Verdict::NotRun { why: "no database".into() },
+        ];
+        let before = record(verdicts.into_iter().map(|verdict| outcome("A-01", Level::Must, verdict)).collect());
         before.write(folder.path()).unwrap();
         let after = RunRecord::read(&folder.path().join("report.json")).unwrap();
         assert_eq!(after.outcomes, before.outcomes);
