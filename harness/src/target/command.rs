@@ -2,19 +2,24 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::render::Renderer;
 use super::{Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target, TargetError, TargetFile};
+use crate::gate::bounded;
 use crate::tape::{Event, Side};
 
 /// The gap between two looks at a target that is not ready yet.
 const POLL: Duration = Duration::from_millis(10);
+/// Telling a version; some gateways load all they have first.
+const VERSION: Duration = Duration::from_secs(30);
 
 /// A target with `[start]`.
 #[derive(Debug)]
@@ -159,8 +164,21 @@ fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<Strin
     let renderer = Renderer::bare(&file.name, gauntlet);
     let words: Vec<String> = file.version_command.iter().map(|word| renderer.render("version_command", word)).collect::<Result<_, _>>()?;
     let Some((program, arguments)) = words.split_first() else { return Ok(None) };
-    let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output();
-    Ok(output.ok().filter(|output| output.status.success()).and_then(|output| version_in(&String::from_utf8_lossy(&output.stdout))))
+    Ok(said(program, arguments, VERSION).and_then(|output| version_in(&output)))
+}
+
+/// What a program writes before it ends well; nothing, and it is killed, if it does not end within the bound.
+fn said(program: &str, arguments: &[String], bound: Duration) -> Option<String> {
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        runtime.block_on(async {
+            let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+            let output = bounded(bound, output).await?.ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    };
+    // the caller may be a task, in whose thread no second runtime can be
+    std::thread::scope(|scope| scope.spawn(ask).join()).ok().flatten()
 }
 
 /// The version in what a program says about itself: the first word of its first line that begins with a digit, or the line.
@@ -178,6 +196,7 @@ fn indented(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::gate::{guard, poll_until};
     use crate::spec::Spec;
     use crate::tape::Tape;
     use indexmap::IndexMap;
@@ -236,6 +255,21 @@ mod tests {
         assert_eq!(version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(), Some("1.106.2"));
         assert_eq!(version_in("nightly\n").as_deref(), Some("nightly"));
         assert_eq!(version_in(""), None);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_tells_no_version_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = "echo $$ >\"$0\"; echo 1.0; exec tail -f /dev/null";
+        let arguments = ["-c".into(), script.into(), file.display().to_string()];
+        assert_eq!(said("sh", &arguments, Duration::from_millis(500)), None);
+        assert_eq!(said("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(), Some("gauntlet 0.1.0\n"));
+        let pid = std::fs::read_to_string(file).unwrap_or_default();
+        // a zombie at most, until somebody reaps it
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let ended = poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
+        guard("the end of the program", ended).await.unwrap();
     }
 
     #[test]
