@@ -18,9 +18,9 @@ use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::guard::Guard;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
+use crate::guard::Guard;
 
 /// The image, unless `GAUNTLET_POSTGRES_IMAGE` names another.
 const IMAGE: &str = "postgres:17-alpine";

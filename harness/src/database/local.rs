@@ -10,9 +10,9 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::guard::Guard;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
+use crate::guard::Guard;
 
 /// Making the cluster.
 const INITDB: Duration = Duration::from_secs(60);

@@ -1,12 +1,11 @@
 //! Databases for cases: the first of a URL, Docker, local binaries and SQLite; one database a case, cloned from a template.
 //!
 //! [`Database::resolve`] says which one it took and why, and what is therefore not run. Whatever it starts it stops:
-//! [`Database::stop`] in order, a guard process (`guard`) when the run itself is killed.
+//! [`Database::stop`] in order, a guard process (`crate::guard`) when the run itself is killed.
 
 mod case;
 mod docker;
 mod faults;
-mod guard;
 mod local;
 mod postgres;
 mod sqlite;

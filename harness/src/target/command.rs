@@ -196,7 +196,6 @@ fn indented(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::gate::{guard, poll_until};
     use crate::spec::Spec;
     use crate::tape::Tape;
     use indexmap::IndexMap;
@@ -266,10 +265,7 @@ mod tests {
         assert_eq!(said("sh", &arguments, Duration::from_millis(500)), None);
         assert_eq!(said("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(), Some("gauntlet 0.1.0\n"));
         let pid = std::fs::read_to_string(file).unwrap_or_default();
-        // a zombie at most, until somebody reaps it
-        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        let ended = poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
-        guard("the end of the program", ended).await.unwrap();
+        super::super::process::tests::until_gone(&pid).await;
     }
 
     #[test]
