@@ -95,7 +95,10 @@ async fn faults(case: &CaseDatabase) {
     let (mut client, answer) = waiting.await.unwrap();
     assert_eq!(answer, "");
 
+    // the lock is the harness's own, and stays
+    let held = case.lock("things").await.unwrap();
     assert_eq!(case.terminate_backends().await.unwrap(), 1);
+    held.release().await.unwrap();
     assert_eq!(insert(&mut client).await, "57P01");
     case.forbid_connections().await.unwrap();
     assert_eq!(refusal(&url).await, "55000");

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::DatabaseError;
 use super::case::{CaseDatabase, Place};
-use super::postgres::{Postgres, bounded, execute, quoted};
+use super::postgres::{Postgres, Sessions, bounded, execute, quoted};
 use crate::gate::hang_guard;
 
 /// Between two looks at the database.
@@ -44,7 +44,7 @@ impl CaseDatabase {
     /// [`DatabaseError::NotPostgres`] on SQLite, as for every fault here.
     pub async fn terminate_backends(&self) -> Result<u64, DatabaseError> {
         let server = self.server("ending sessions")?;
-        let ended = server.terminate(self.name()).await?;
+        let ended = server.terminate(self.name(), Sessions::Gateways).await?;
         self.note(format!("{ended} sessions ended by the administrator"));
         Ok(ended)
     }
