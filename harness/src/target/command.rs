@@ -9,15 +9,17 @@ use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::render::Renderer;
 use super::{Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target, TargetError, TargetFile};
-use crate::gate::bounded;
+use crate::gate::{bounded, pace};
 use crate::tape::{Event, Side};
 
 /// The gap between two looks at a target that is not ready yet.
 const POLL: Duration = Duration::from_millis(10);
+/// Starts of a program: another may take its port between our look and its bind.
+const ATTEMPTS: u32 = 3;
 /// Telling a version; some gateways load all they have first.
 const VERSION: Duration = Duration::from_secs(30);
 
@@ -83,26 +85,55 @@ impl Target for CommandTarget {
     }
 
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
-        let port = free_port()?;
-        let process = self.spawn(&deployment, port)?;
+        let mut attempt = 1;
+        loop {
+            let port = free_port()?;
+            let process = self.spawn(&deployment, port)?;
+            match self.until_ready(&process, port).await? {
+                Begun::At(address) => return Ok(self.running(&address, process, &deployment)),
+                Begun::Not(_) if attempt < ATTEMPTS && (occupied(port) || process.log().to_lowercase().contains("in use")) => {
+                    let what = format!("port {port} was taken by another program; started again with another");
+                    deployment.tape.record(Side::Target, Event::Target { what });
+                    attempt += 1;
+                }
+                Begun::Not(reason) => return Err(reason),
+            }
+        }
+    }
+}
+
+/// What became of a start.
+enum Begun {
+    /// It answers there.
+    At(String),
+    /// It ended before it was ready.
+    Not(TargetError),
+}
+
+impl CommandTarget {
+    /// Waits for the readiness or the end of the process, whichever is first; both only look.
+    async fn until_ready(&self, process: &ChildProcess, port: u16) -> Result<Begun, TargetError> {
         let limit = Duration::from_millis(self.file.ready.timeout_ms);
         let fallback = format!("127.0.0.1:{port}");
-        let address = tokio::select! {
-            address = timeout(limit, ready(&process, &self.file.ready, &fallback)) => address.map_err(|_| self.not_ready(&process))?,
-            how = process.until_ended() => return Err(TargetError::NotReady(format!(
-                "{} has {how} before it was ready; its last lines:\n{}", self.file.name, indented(&process.log_tail())))),
-        };
+        tokio::select! {
+            // an end that is known counts first: whoever answers then is another
+            biased;
+            how = process.until_ended() => Ok(Begun::Not(TargetError::NotReady(format!(
+                "{} has {how} before it was ready; its last lines:\n{}", self.file.name, indented(&process.log_tail()))))),
+            address = bounded(limit, ready(process, &self.file.ready, &fallback)) => address.map(Begun::At).ok_or_else(|| self.not_ready(process)),
+        }
+    }
+
+    fn running(&self, address: &str, process: ChildProcess, deployment: &Deployment) -> RunningTarget {
         deployment.tape.record(Side::Target, Event::Target { what: format!("ready at {address}") });
-        Ok(RunningTarget {
+        RunningTarget {
             base_url: format!("http://{address}{}", self.file.base_path.trim_end_matches('/')),
             model_prefix: String::new(),
             headers: self.file.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             process: Some(Box::new(process)),
-        })
+        }
     }
-}
 
-impl CommandTarget {
     fn not_ready(&self, process: &ChildProcess) -> TargetError {
         let Ready { path, status, timeout_ms, announced } = &self.file.ready;
         let wanted = match announced {
@@ -129,7 +160,7 @@ async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String 
         {
             return address;
         }
-        sleep(POLL).await;
+        pace(POLL).await;
     }
 }
 
@@ -158,6 +189,11 @@ pub(super) async fn get_status(address: &str, path: &str, by: Instant) -> Option
 fn free_port() -> Result<u16, TargetError> {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     free.map(|address| address.port()).map_err(|error| TargetError::Start(format!("no free port on 127.0.0.1: {error}")))
+}
+
+/// Whether somebody listens on the port now.
+fn occupied(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<String>, TargetError> {
@@ -208,21 +244,39 @@ mod tests {
 
     async fn start(command: &str) -> Result<RunningTarget, TargetError> {
         let folder = tempfile::tempdir().unwrap();
-        let deployment = Deployment {
+        target(command).start(deployment(&folder)).await
+    }
+
+    fn deployment(folder: &tempfile::TempDir) -> Deployment {
+        Deployment {
             id: "t".into(),
             spec: Spec::solo(),
             endpoints: IndexMap::new(),
             database_url: None,
             folder: folder.path().to_path_buf(),
             tape: Tape::new(),
-        };
-        target(command).start(deployment).await
+        }
     }
 
     #[tokio::test]
     async fn a_target_that_dies_says_how_and_with_which_last_lines() {
         let error = start("echo no such model >&2; exit 3").await.err().unwrap().to_string();
         assert!(error.contains("exited with code 3") && error.contains("no such model"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_program_took_is_no_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = folder.path().join("ports");
+        // loses its port twice, then listens elsewhere, where nobody answers
+        let script = format!(
+            "echo {{{{ port }}}} >>{0}; if [ $(wc -l <{0}) -lt 3 ]; then echo Address already in use >&2; exit 1; fi; echo third; exec tail -f /dev/null",
+            ports.display()
+        );
+        let error = target(&script).start(deployment(&folder)).await.err().unwrap().to_string();
+        assert!(error.contains("within 400 ms") && error.contains("third"), "{error}");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert!(occupied(listener.local_addr().unwrap().port()));
     }
 
     #[tokio::test]
@@ -236,15 +290,7 @@ mod tests {
         let file = TargetFile::parse("name = \"t\"\n[start]\ncommand = [\"no-such-gateway\"]\nhint = \"pip install it\"\n", "t.toml").unwrap();
         let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let deployment = Deployment {
-            id: "t".into(),
-            spec: Spec::solo(),
-            endpoints: IndexMap::new(),
-            database_url: None,
-            folder: folder.path().to_path_buf(),
-            tape: Tape::new(),
-        };
-        let error = target.start(deployment).await.err().unwrap().to_string();
+        let error = target.start(deployment(&folder)).await.err().unwrap().to_string();
         assert!(error.contains("no-such-gateway") && error.contains("pip install it"), "{error}");
     }
 
