@@ -98,11 +98,6 @@ pub async fn pace(every: Duration) {
     tokio::time::sleep(every).await;
 }
 
-/// What comes of `future` within `bound`, if anything does; for the machinery of stubs and faults, never for a verdict.
-pub async fn within<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(bound, future).await.ok()
-}
-
 /// Asks again and again, a few milliseconds apart, until `probe` has a value; for facts of the system that notify nobody
 /// (a socket's queue). Waits for ever: callers put a guard or a bound round it. Cancel safe.
 pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
@@ -150,7 +145,8 @@ pub async fn settled<T: PartialEq>(mut probe: impl FnMut() -> T) -> T {
     value
 }
 
-/// Waits for `future` no longer than `bound`; for the harness's own clean-up only, whose failure is not a verdict.
+/// What comes of `future` within `bound`, if anything does; for the harness's own machinery (stubs, faults, databases, clean-up),
+/// whose failure is not a verdict. Drops `future` at the bound.
 pub(crate) async fn bounded<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(bound, future).await.ok()
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+use crate::gate::bounded;
+
 /// How long an orderly clean-up may take.
 const CLEAN_UP: Duration = Duration::from_secs(20);
 
@@ -30,7 +32,7 @@ impl Guard {
     /// Tells the guard to clean up and waits until it has.
     pub async fn stop(mut self) {
         drop(self.child.stdin.take());
-        if tokio::time::timeout(CLEAN_UP, self.child.wait()).await.is_err() {
+        if bounded(CLEAN_UP, self.child.wait()).await.is_none() {
             tracing::warn!("the clean-up of the database takes longer than {CLEAN_UP:?}; it goes on without us");
         }
     }

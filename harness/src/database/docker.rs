@@ -15,11 +15,11 @@ use testcontainers::core::client::docker_client_instance;
 use testcontainers::core::{IntoContainerPort, Mount};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
+use crate::gate::bounded;
 use crate::guard::Guard;
 
 /// The image, unless `GAUNTLET_POSTGRES_IMAGE` names another.
@@ -68,9 +68,9 @@ async fn remove(daemon: &Docker, container: &str, bound: Duration) -> Result<(),
 
 /// The daemon's answer, if it comes within the bound. The error is the reason, for people.
 async fn asked<T, E: Display>(bound: Duration, answer: impl Future<Output = Result<T, E>>) -> Result<T, String> {
-    match timeout(bound, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("the daemon did not answer within {bound:?}")),
+    match bounded(bound, answer).await {
+        Some(answer) => answer.map_err(|error| error.to_string()),
+        None => Err(format!("the daemon did not answer within {bound:?}")),
     }
 }
 
@@ -86,10 +86,10 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
     let generic = GenericImage::new(name, tag).with_exposed_port(PORT.tcp());
     if asked(ASK, daemon.inspect_image(&image)).await.is_err() {
         tracing::info!(image, "pulling the image of the database");
-        match timeout(PULL, generic.clone().pull_image()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(format!("the image {image} is not here and cannot be pulled ({error})")),
-            Err(_) => return Err(format!("the image {image} was not pulled within {PULL:?}")),
+        match bounded(PULL, generic.clone().pull_image()).await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(format!("the image {image} is not here and cannot be pulled ({error})")),
+            None => return Err(format!("the image {image} was not pulled within {PULL:?}")),
         }
     }
 
@@ -115,9 +115,9 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
                 config.port_bindings = Some(HashMap::from([(format!("{PORT}/tcp"), Some(bindings))]));
             }
         });
-    let container = timeout(START, request.start())
+    let container = bounded(START, request.start())
         .await
-        .map_err(|_| format!("the container did not start within {START:?}"))?
+        .ok_or_else(|| format!("the container did not start within {START:?}"))?
         .map_err(|error| format!("the container does not start ({error})"))?;
     let container = Container { daemon: daemon.clone(), container, guard };
     match connect(&daemon, &container.container, &password).await {

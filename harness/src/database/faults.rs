@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
-use tokio::time::{Instant, sleep};
 
 use super::DatabaseError;
 use super::case::{CaseDatabase, Place};
 use super::postgres::{Postgres, Sessions, bounded, execute, quoted};
-use crate::gate::hang_guard;
+use crate::gate::{self, hang_guard, pace};
 
 /// Between two looks at the database.
 const LOOK: Duration = Duration::from_millis(5);
@@ -180,17 +179,19 @@ impl CaseDatabase {
     }
 
     async fn until(&self, wanted: &str, holds: impl Fn(i64) -> bool) -> Result<(), DatabaseError> {
-        let by = Instant::now() + hang_guard();
-        loop {
-            let waiting = self.waiting().await?;
-            if holds(waiting) {
-                self.note(wanted);
-                return Ok(());
+        let mut waiting = 0;
+        let so = async {
+            loop {
+                waiting = self.waiting().await?;
+                if holds(waiting) {
+                    return Ok(());
+                }
+                pace(LOOK).await;
             }
-            if Instant::now() >= by {
-                return Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock after {:?}; wanted: {wanted}", hang_guard())));
-            }
-            sleep(LOOK).await;
+        };
+        match gate::bounded(hang_guard(), so).await {
+            Some(so) => so.map(|()| self.note(wanted)),
+            None => Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock after {:?}; wanted: {wanted}", hang_guard()))),
         }
     }
 

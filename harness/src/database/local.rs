@@ -7,10 +7,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
-use tokio::time::timeout;
 
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
+use crate::gate::bounded;
 use crate::guard::Guard;
 
 /// Making the cluster.
@@ -152,9 +152,9 @@ async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Re
     command.extend(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"].map(String::from));
     let Some((program, arguments)) = command.split_first() else { return Err("nothing to run".into()) };
     let output = Command::new(program).args(arguments).current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = timeout(INITDB, output)
+    let output = bounded(INITDB, output)
         .await
-        .map_err(|_| format!("initdb did not end within {INITDB:?}"))?
+        .ok_or_else(|| format!("initdb did not end within {INITDB:?}"))?
         .map_err(|error| format!("{program} does not start: {error}"))?;
     if output.status.success() {
         return Ok(());

@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::DatabaseError;
@@ -74,7 +73,7 @@ impl Postgres {
             let create = format!("CREATE ROLE {prefix} LOGIN PASSWORD '{password}'; GRANT {prefix} TO CURRENT_USER");
             let own_role = execute(&mut admin, "make a role", create).await.is_ok();
             let role = if own_role { format!("{prefix}:{password}") } else { url.login.clone() };
-            let _ = timeout(ADMIN, admin.close()).await;
+            let _ = gate::bounded(ADMIN, admin.close()).await;
             Ok((version, prefix, role, own_role))
         };
         let (version, prefix, role, own_role) = match prepared.await {
@@ -240,19 +239,22 @@ async fn stop(owned: Option<Owned>) {
 
 /// Waits until the server answers a statement; `dead` tells early that it never will. The error is the reason, for people.
 pub(super) async fn ready(url: &ServerUrl, bound: Duration, dead: impl Fn() -> Option<String>) -> Result<(), String> {
-    let by = Instant::now() + bound;
-    loop {
-        let last = match connect(&url.admin("postgres"), "log in").await {
-            Ok(_) => return Ok(()),
-            Err(error) => error.to_string(),
-        };
-        if let Some(reason) = dead() {
-            return Err(reason);
+    let mut last = String::new();
+    let answer = async {
+        loop {
+            match connect(&url.admin("postgres"), "log in").await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error.to_string(),
+            }
+            if let Some(reason) = dead() {
+                return Err(reason);
+            }
+            pace(LOOK).await;
         }
-        if Instant::now() >= by {
-            return Err(format!("the server at {url} did not answer within {bound:?} ({last})"));
-        }
-        pace(LOOK).await;
+    };
+    match gate::bounded(bound, answer).await {
+        Some(answer) => answer,
+        None => Err(format!("the server at {url} did not answer within {bound:?} ({last})")),
     }
 }
 
@@ -267,9 +269,9 @@ pub(super) async fn execute(connection: &mut PgConnection, what: &str, sql: Stri
 
 /// Waits for a statement of the harness's own, but not for ever.
 pub(super) async fn bounded<T>(what: &str, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, DatabaseError> {
-    match timeout(ADMIN, statement).await {
-        Ok(result) => result.map_err(|error| DatabaseError::Sql { what: format!("cannot {what}"), reason: error.to_string() }),
-        Err(_) => Err(DatabaseError::Hung(format!("cannot {what}: the database did not answer within {ADMIN:?}"))),
+    match gate::bounded(ADMIN, statement).await {
+        Some(result) => result.map_err(|error| DatabaseError::Sql { what: format!("cannot {what}"), reason: error.to_string() }),
+        None => Err(DatabaseError::Hung(format!("cannot {what}: the database did not answer within {ADMIN:?}"))),
     }
 }
 

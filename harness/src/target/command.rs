@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
-use tokio::time::{Instant, timeout_at};
 
 use super::render::Renderer;
 use super::{Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target, TargetError, TargetFile};
@@ -156,7 +155,7 @@ async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String 
             None => Some(fallback.to_string()),
         };
         if let Some(address) = address
-            && get_status(&address, &ready.path, Instant::now() + Duration::from_secs(5)).await == Some(ready.status)
+            && get_status(&address, &ready.path, Duration::from_secs(5)).await == Some(ready.status)
         {
             return address;
         }
@@ -172,8 +171,8 @@ fn announced(log: &str, words: &str) -> Option<String> {
     Some(url.split(|c: char| c == '/' || c.is_whitespace()).next()?.to_string())
 }
 
-/// The status that `address` answers to GET `path`, or nothing.
-pub(super) async fn get_status(address: &str, path: &str, by: Instant) -> Option<u16> {
+/// The status that `address` answers to GET `path` within the bound, or nothing.
+pub(super) async fn get_status(address: &str, path: &str, bound: Duration) -> Option<u16> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: */*\r\nconnection: close\r\n\r\n");
@@ -182,7 +181,7 @@ pub(super) async fn get_status(address: &str, path: &str, by: Instant) -> Option
         stream.read_exact(&mut head).await.ok()?;
         std::str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
     };
-    timeout_at(by, ask).await.ok().flatten()
+    bounded(bound, ask).await.flatten()
 }
 
 /// A port that was free a moment ago.
