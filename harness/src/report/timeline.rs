@@ -70,7 +70,7 @@ fn draw_bars(svg: &mut String, lanes: &Lanes, bars: &[Bar]) {
     for bar in bars {
         let slots = bars.iter().filter(|other| other.lane == bar.lane).map(|other| other.slot + 1).max().unwrap_or(1);
         let left = lanes.middles[bar.lane] - count(slots) * lanes.slot / 2.0 + count(bar.slot) * lanes.slot;
-        let width = (lanes.slot - 1.0).max(2.0);
+        let width = (lanes.slot - 1.0).max(lanes.slot * 2.0 / 3.0);
         let side = match lanes.lanes[bar.lane] {
             Lane::Client => "client",
             _ => "provider",
@@ -226,6 +226,15 @@ mod tests {
         tape.record(Side::Provider("p1".into()), Event::Unmatched { request: 1, reason: "<script>\u{0}".into() });
         let svg = timeline(&tape.entries());
         assert!(!svg.contains("<script>") && !svg.contains("Bearer secret") && !svg.contains('\u{0}'), "{svg}");
+    }
+
+    #[test]
+    fn a_crowd_leaves_the_words_in_sight() {
+        let tape = Tape::new();
+        (1..=300).for_each(|request| read(&tape, request));
+        let entries = tape.entries();
+        let lanes = Lanes::of(&entries).placed(&bars(&entries, &rows(&entries), &Lanes::of(&entries), 500.0));
+        assert!(lanes.width < 400.0, "{}", lanes.width);
     }
 
     #[test]

@@ -11,8 +11,12 @@ pub(super) const ROW: f64 = 17.0;
 const REPEATED_ROW: f64 = 4.0;
 /// The column of times.
 pub(super) const TIME_COLUMN: f64 = 64.0;
-/// The least width of a lane.
+/// The least width of a lane, and where there are many.
 const LANE: f64 = 104.0;
+const NARROW_LANE: f64 = 80.0;
+const MANY_LANES: usize = 6;
+/// The most that the bars of a lane take: a crowd is a surface, and the words stay in sight.
+const BARS: f64 = 140.0;
 pub(super) const HEAD: f64 = 34.0;
 
 /// The entries with requests and connections counted from 1 in this tape: their own numbers are those of the process.
@@ -105,12 +109,13 @@ impl Lanes {
         } else if most <= 16 {
             6.0
         } else {
-            3.0
+            (BARS / count(most)).min(3.0)
         };
+        let least = if self.lanes.len() > MANY_LANES { NARROW_LANE } else { LANE };
         let mut x = TIME_COLUMN;
         for lane in 0..self.lanes.len() {
             let slots = bars.iter().filter(|bar| bar.lane == lane).map(|bar| bar.slot + 1).max().unwrap_or(1);
-            let width = (count(slots) * self.slot + 44.0).max(LANE);
+            let width = (count(slots) * self.slot + 44.0).max(least);
             self.middles.push(x + width / 2.0);
             x += width;
         }
