@@ -96,7 +96,11 @@ pub enum Verdict {
     /// The target does not declare the capability.
     NotSupported { capability: String },
     /// Something here is missing.
-    NotRun { why: String },
+    NotRun {
+        // beside the case's own `why` in a record
+        #[serde(rename = "not_run_because")]
+        why: String,
+    },
     /// Failed, then passed on a repeat.
     Flaky { failure: Failure },
 }

@@ -5,6 +5,7 @@ pub mod case;
 pub mod client;
 pub mod database;
 pub mod gate;
+mod guard;
 pub mod llm;
 pub mod plan;
 pub mod report;

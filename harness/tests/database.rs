@@ -95,7 +95,10 @@ async fn faults(case: &CaseDatabase) {
     let (mut client, answer) = waiting.await.unwrap();
     assert_eq!(answer, "");
 
+    // the lock is the harness's own, and stays
+    let held = case.lock("things").await.unwrap();
     assert_eq!(case.terminate_backends().await.unwrap(), 1);
+    held.release().await.unwrap();
     assert_eq!(insert(&mut client).await, "57P01");
     case.forbid_connections().await.unwrap();
     assert_eq!(refusal(&url).await, "55000");
@@ -134,5 +137,19 @@ async fn what_is_required_and_missing_is_an_error() {
     assert!(matches!(&error, DatabaseError::Missing { .. }), "{error}");
     let error = Database::resolve(&Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()), Require::Nothing).await.err().unwrap();
     assert!(!error.to_string().contains("secret"), "{error}");
-    assert!("mysql".parse::<Choice>().is_err());
+}
+
+#[test]
+fn a_wrong_choice_is_named_without_its_login() {
+    for (value, named) in [
+        ("mysql", "`mysql`"),
+        ("mysql://me:se/cr@t:?secret@db.example/d", "`mysql://…@db.example/d`"),
+        ("me:secret@db.example", "`…@db.example`"),
+        ("mysql://db.example/d?password=secret", "`mysql://db.example/d`"),
+        (" auto", "` auto`"),
+    ] {
+        let error = value.parse::<Choice>().unwrap_err().to_string();
+        assert!(error.ends_with(&format!("not {named}")) && !error.contains("secret"), "{error}");
+    }
+    assert_eq!("".parse::<Choice>().unwrap(), Choice::Auto);
 }

@@ -256,8 +256,8 @@ fn command(args: &Args) -> String {
         words.push(format!("--manifest {}", manifest.display()));
     }
     match args.database.as_str() {
-        "auto" => {}
-        url if url.contains('@') => words.push("--database \"$GAUNTLET_DATABASE\"".into()),
+        "" | "auto" => {}
+        url if url.contains('@') || url.contains('?') => words.push("--database \"$GAUNTLET_DATABASE\"".into()),
         other => words.push(format!("--database {other}")),
     }
     if args.strict {

@@ -1,6 +1,7 @@
 //! Postgres in Docker, through testcontainers; removed at the end, and by a guard process when the run is killed.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::future::pending;
 use std::path::Path;
 use std::time::Duration;
@@ -9,22 +10,24 @@ use futures::StreamExt;
 use futures::future::select_ok;
 use testcontainers::bollard::Docker;
 use testcontainers::bollard::models::PortBinding;
-use testcontainers::bollard::query_parameters::{InspectContainerOptions, InspectNetworkOptions, WaitContainerOptions};
+use testcontainers::bollard::query_parameters::{InspectContainerOptions, InspectNetworkOptions, RemoveContainerOptions, WaitContainerOptions};
 use testcontainers::core::client::docker_client_instance;
 use testcontainers::core::{IntoContainerPort, Mount};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
-use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::guard::Guard;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
+use crate::gate::bounded;
+use crate::guard::Guard;
 
 /// The image, unless `GAUNTLET_POSTGRES_IMAGE` names another.
 const IMAGE: &str = "postgres:17-alpine";
 /// A daemon that does not answer a ping by then is not there.
 const PING: Duration = Duration::from_secs(2);
+/// Any other question to the daemon, the removal of a container included: seconds on a busy machine, for ever where it is stuck.
+const ASK: Duration = Duration::from_secs(15);
 /// Pulling an image.
 const PULL: Duration = Duration::from_secs(300);
 /// From the container's creation to the first answer of its server.
@@ -36,42 +39,57 @@ const ACCESS: &str = "local all all trust\nhost all all all trust\n";
 
 /// A container, and who removes it when we can't.
 pub(super) struct Container {
+    daemon: Docker,
     container: ContainerAsync<GenericImage>,
     guard: Option<Guard>,
 }
 
 impl Container {
-    /// Removes the container.
+    /// Removes the container, or leaves it behind with a warning: a daemon that is stuck must not cost the report.
     pub async fn stop(self) {
-        if let Err(error) = self.container.rm().await {
-            tracing::warn!(%error, "the database's container could not be removed");
+        let removed = remove(&self.daemon, self.container.id(), ASK).await;
+        if let Err(reason) = &removed {
+            tracing::warn!(reason, container = self.container.id(), "the database's container could not be removed");
         }
-        if let Some(guard) = self.guard {
-            guard.stop().await;
+        // dropping it would ask the daemon once more, and block the thread until the daemon answers
+        std::mem::forget(self.container);
+        match self.guard {
+            Some(guard) if removed.is_ok() => guard.stop().await,
+            // has the same daemon to ask: it does so without us
+            guard => drop(guard),
         }
+    }
+}
+
+async fn remove(daemon: &Docker, container: &str, bound: Duration) -> Result<(), String> {
+    let how = RemoveContainerOptions { force: true, v: true, ..Default::default() };
+    asked(bound, daemon.remove_container(container, Some(how))).await
+}
+
+/// The daemon's answer, if it comes within the bound. The error is the reason, for people.
+async fn asked<T, E: Display>(bound: Duration, answer: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    match bounded(bound, answer).await {
+        Some(answer) => answer.map_err(|error| error.to_string()),
+        None => Err(format!("the daemon did not answer within {bound:?}")),
     }
 }
 
 /// Starts a server; with the image's name. The error is the reason, for people.
 pub(super) async fn start() -> Result<(Postgres, String), String> {
     let image = std::env::var("GAUNTLET_POSTGRES_IMAGE").ok().filter(|image| !image.is_empty()).unwrap_or_else(|| IMAGE.to_owned());
-    let daemon = docker_client_instance().await.map_err(|error| format!("no daemon ({error})"))?;
-    match timeout(PING, daemon.ping()).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => return Err(format!("no daemon answers ({error})")),
-        Err(_) => return Err(format!("the daemon did not answer a ping within {PING:?}")),
-    }
+    let daemon = asked(ASK, docker_client_instance()).await.map_err(|reason| format!("no daemon ({reason})"))?;
+    asked(PING, daemon.ping()).await.map_err(|reason| format!("no daemon answers a ping ({reason})"))?;
     let (name, tag) = match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name.to_owned(), tag.to_owned()),
         _ => (image.clone(), "latest".to_owned()),
     };
     let generic = GenericImage::new(name, tag).with_exposed_port(PORT.tcp());
-    if daemon.inspect_image(&image).await.is_err() {
+    if asked(ASK, daemon.inspect_image(&image)).await.is_err() {
         tracing::info!(image, "pulling the image of the database");
-        match timeout(PULL, generic.clone().pull_image()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(format!("the image {image} is not here and cannot be pulled ({error})")),
-            Err(_) => return Err(format!("the image {image} was not pulled within {PULL:?}")),
+        match bounded(PULL, generic.clone().pull_image()).await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(format!("the image {image} is not here and cannot be pulled ({error})")),
+            None => return Err(format!("the image {image} was not pulled within {PULL:?}")),
         }
     }
 
@@ -97,11 +115,11 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
                 config.port_bindings = Some(HashMap::from([(format!("{PORT}/tcp"), Some(bindings))]));
             }
         });
-    let container = timeout(START, request.start())
+    let container = bounded(START, request.start())
         .await
-        .map_err(|_| format!("the container did not start within {START:?}"))?
+        .ok_or_else(|| format!("the container did not start within {START:?}"))?
         .map_err(|error| format!("the container does not start ({error})"))?;
-    let container = Container { container, guard };
+    let container = Container { daemon: daemon.clone(), container, guard };
     match connect(&daemon, &container.container, &password).await {
         Ok(url) => match Postgres::owned(url, Owned::Container(Box::new(container))).await {
             Ok(server) => Ok((server, image)),
@@ -135,7 +153,7 @@ async fn publish(daemon: &Docker) -> Vec<String> {
     }
     let mut addresses = vec!["127.0.0.1".to_owned()];
     if Path::new("/.dockerenv").exists() {
-        let bridge = daemon.inspect_network("bridge", None::<InspectNetworkOptions>).await.ok();
+        let bridge = asked(ASK, daemon.inspect_network("bridge", None::<InspectNetworkOptions>)).await.ok();
         let configured = bridge.and_then(|bridge| bridge.ipam).and_then(|ipam| ipam.config).unwrap_or_default();
         addresses.extend(configured.into_iter().filter_map(|network| network.gateway).find(|gateway| !gateway.is_empty()));
     }
@@ -144,15 +162,15 @@ async fn publish(daemon: &Docker) -> Vec<String> {
 
 /// Where the server may answer: at its published ports, and, with the engine on this machine, at its container's own addresses.
 async fn places(daemon: &Docker, container: &ContainerAsync<GenericImage>) -> Result<Vec<(String, u16)>, String> {
-    let inspected = daemon.inspect_container(container.id(), None::<InspectContainerOptions>).await;
-    let network = inspected.map_err(|error| error.to_string())?.network_settings.ok_or("the container has no network")?;
+    let inspected = asked(ASK, daemon.inspect_container(container.id(), None::<InspectContainerOptions>)).await;
+    let network = inspected?.network_settings.ok_or("the container has no network")?;
     let mut places = Vec::new();
     for binding in network.ports.and_then(|mut ports| ports.remove(&format!("{PORT}/tcp")).flatten()).unwrap_or_default() {
         let Some(port) = binding.host_port.as_deref().and_then(|port| port.parse().ok()) else { continue };
         match binding.host_ip.as_deref() {
             // published on every address: the one that the engine is known by; `localhost` may mean ::1 first, where nothing may be
             None | Some("" | "0.0.0.0") => {
-                let host = container.get_host().await.map_err(|error| error.to_string())?.to_string();
+                let host = asked(ASK, container.get_host()).await?.to_string();
                 places.push((if host == "localhost" { "127.0.0.1".to_owned() } else { host }, port));
             }
             Some(host) if host.contains(':') => {}
@@ -192,9 +210,27 @@ async fn ended(daemon: &Docker, container: &ContainerAsync<GenericImage>) -> Str
         // the engine closed the connection without an answer: what it says next decides
         return pending().await;
     }
-    let code = container.exit_code().await.ok().flatten().map_or("unknown".to_owned(), |code| code.to_string());
-    let said = container.stderr_to_vec().await.unwrap_or_default();
+    let code = asked(ASK, container.exit_code()).await.ok().flatten().map_or("unknown".to_owned(), |code| code.to_string());
+    let said = asked(ASK, container.stderr_to_vec()).await.unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     let last: Vec<&str> = said.lines().rev().filter(|line| !line.trim().is_empty()).take(3).collect();
     format!("the container ended with exit code {code}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" | "))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use testcontainers::bollard::API_DEFAULT_VERSION;
+
+    #[tokio::test]
+    async fn a_stuck_daemon_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("docker.sock");
+        // takes connections into its queue and never answers
+        let _stuck = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let daemon = Docker::connect_with_unix(socket.to_str().unwrap(), 120, API_DEFAULT_VERSION).unwrap();
+        let reason = remove(&daemon, "gauntlet-x", Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(reason, "the daemon did not answer within 20ms");
+    }
 }

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
-use tokio::time::{Instant, sleep};
 
 use super::DatabaseError;
 use super::case::{CaseDatabase, Place};
-use super::postgres::{Postgres, bounded, execute, quoted};
-use crate::gate::hang_guard;
+use super::postgres::{Postgres, Sessions, bounded, execute, quoted};
+use crate::gate::{self, hang_guard, pace};
 
 /// Between two looks at the database.
 const LOOK: Duration = Duration::from_millis(5);
@@ -44,7 +43,7 @@ impl CaseDatabase {
     /// [`DatabaseError::NotPostgres`] on SQLite, as for every fault here.
     pub async fn terminate_backends(&self) -> Result<u64, DatabaseError> {
         let server = self.server("ending sessions")?;
-        let ended = server.terminate(self.name()).await?;
+        let ended = server.terminate(self.name(), Sessions::Gateways).await?;
         self.note(format!("{ended} sessions ended by the administrator"));
         Ok(ended)
     }
@@ -179,17 +178,19 @@ impl CaseDatabase {
     }
 
     async fn until(&self, wanted: &str, holds: impl Fn(i64) -> bool) -> Result<(), DatabaseError> {
-        let by = Instant::now() + hang_guard();
-        loop {
-            let waiting = self.waiting().await?;
-            if holds(waiting) {
-                self.note(wanted);
-                return Ok(());
+        let mut waiting = 0;
+        let so = async {
+            loop {
+                waiting = self.waiting().await?;
+                if holds(waiting) {
+                    return Ok(());
+                }
+                pace(LOOK).await;
             }
-            if Instant::now() >= by {
-                return Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock after {:?}; wanted: {wanted}", hang_guard())));
-            }
-            sleep(LOOK).await;
+        };
+        match gate::bounded(hang_guard(), so).await {
+            Some(so) => so.map(|()| self.note(wanted)),
+            None => Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock after {:?}; wanted: {wanted}", hang_guard()))),
         }
     }
 

@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tempfile::TempDir;
 use tokio::process::Command;
-use tokio::time::timeout;
 
-use super::guard::Guard;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
+use crate::gate::bounded;
+use crate::guard::Guard;
 
 /// Making the cluster.
 const INITDB: Duration = Duration::from_secs(60);
@@ -24,11 +23,12 @@ const ATTEMPTS: u32 = 3;
 /// Free bytes in memory that are enough for a cluster with a few hundred cases.
 const ROOMY: u64 = 4 << 30;
 
-/// Runs the server until its own standard input ends, then stops it and removes the folder. A server that ends by itself
-/// leaves a note.
+/// Runs the server until its own standard input ends, then stops it and removes the folder: it alone does, since it finds the
+/// server by a file in there. A server that ends by itself leaves a note; one that has only begun writes its file first.
 const SCRIPT: &str = r#"
 { "$@" >>"$GAUNTLET_FOLDER/log" 2>&1; echo "$?" >"$GAUNTLET_FOLDER/exited"; } &
 cat >/dev/null
+while [ -d "$GAUNTLET_FOLDER" ] && [ ! -s "$GAUNTLET_FOLDER/data/postmaster.pid" ] && [ ! -e "$GAUNTLET_FOLDER/exited" ]; do sleep 0.05; done
 server=$(head -n 1 "$GAUNTLET_FOLDER/data/postmaster.pid" 2>/dev/null)
 [ -n "$server" ] && kill -INT "$server" 2>/dev/null
 wait
@@ -38,7 +38,6 @@ rm -rf -- "$GAUNTLET_FOLDER"
 /// A server of our own.
 pub(super) struct Cluster {
     guard: Guard,
-    _folder: TempDir,
 }
 
 impl Cluster {
@@ -99,14 +98,15 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
     command.extend([binaries.join("postgres").display().to_string(), "-D".into(), format!("{path}/data")]);
     command.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
     let guard = Guard::start(SCRIPT, &command, &[("GAUNTLET_FOLDER", path.as_str())]).map_err(|error| format!("sh does not start: {error}"))?;
+    let folder = folder.keep();
 
     let url = ServerUrl::new("postgres".into(), "127.0.0.1".into(), port);
-    let (exited, log) = (folder.path().join("exited"), folder.path().join("log"));
+    let (exited, log) = (folder.join("exited"), folder.join("log"));
     if let Err(reason) = ready(&url, START, || exited.exists().then(|| tail(&log))).await {
         guard.stop().await;
         return Err(reason);
     }
-    Postgres::owned(url, Owned::Cluster(Cluster { guard, _folder: folder })).await.map_err(|error| error.to_string())
+    Postgres::owned(url, Owned::Cluster(Cluster { guard })).await.map_err(|error| error.to_string())
 }
 
 /// The folder with `initdb` and `postgres`: `PG_BIN`, Debian's, Homebrew's, Postgres.app's, then `PATH`; the newest of several.
@@ -152,9 +152,9 @@ async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Re
     command.extend(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"].map(String::from));
     let Some((program, arguments)) = command.split_first() else { return Err("nothing to run".into()) };
     let output = Command::new(program).args(arguments).current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = timeout(INITDB, output)
+    let output = bounded(INITDB, output)
         .await
-        .map_err(|_| format!("initdb did not end within {INITDB:?}"))?
+        .ok_or_else(|| format!("initdb did not end within {INITDB:?}"))?
         .map_err(|error| format!("{program} does not start: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -209,5 +209,27 @@ impl Account {
             // su takes one string: the shell gets the rest as its arguments
             _ => ["su", &self.name, "-s", "/bin/sh", "-c", "exec \"$0\" \"$@\"", "--"].map(String::from).into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::gate::{guard, poll_until};
+
+    #[tokio::test]
+    async fn a_server_that_is_dropped_without_a_stop_ends_and_leaves_nothing() {
+        let server = match start().await {
+            Ok((server, _)) => server,
+            Err(reason) => return println!("not run: {reason}"),
+        };
+        let mut admin = server.admin().await.unwrap();
+        let data: String = sqlx::query_scalar("SHOW data_directory").fetch_one(&mut admin).await.unwrap();
+        let address = format!("{}:{}", server.address().0, server.address().1);
+        drop(server);
+        let folder = Path::new(&data).parent().unwrap();
+        guard("the end of its folder", poll_until(|| (!folder.exists()).then_some(()))).await.unwrap();
+        assert!(std::net::TcpStream::connect(address).is_err());
     }
 }

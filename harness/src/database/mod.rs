@@ -1,12 +1,11 @@
 //! Databases for cases: the first of a URL, Docker, local binaries and SQLite; one database a case, cloned from a template.
 //!
 //! [`Database::resolve`] says which one it took and why, and what is therefore not run. Whatever it starts it stops:
-//! [`Database::stop`] in order, a guard process (`guard`) when the run itself is killed.
+//! [`Database::stop`] in order, a guard process (`crate::guard`) when the run itself is killed.
 
 mod case;
 mod docker;
 mod faults;
-mod guard;
 mod local;
 mod postgres;
 mod sqlite;
@@ -48,17 +47,27 @@ pub enum Choice {
 impl FromStr for Choice {
     type Err = DatabaseError;
 
-    /// Reads the value of `--database`.
+    /// Reads the value of `--database` or `GAUNTLET_DATABASE`; an empty one is none.
     fn from_str(value: &str) -> Result<Self, DatabaseError> {
         match value {
-            "auto" => Ok(Self::Auto),
+            "" | "auto" => Ok(Self::Auto),
             "docker" => Ok(Self::Docker),
             "local" => Ok(Self::Local),
             "sqlite" => Ok(Self::Sqlite),
             url if url.starts_with("postgres://") || url.starts_with("postgresql://") => Ok(Self::Url(url.to_owned())),
-            _ => Err(DatabaseError::Url("--database takes `auto`, `docker`, `local`, `sqlite` or postgres://user@host/database".into())),
+            other => Err(DatabaseError::Url(format!(
+                "--database (GAUNTLET_DATABASE) takes `auto`, `docker`, `local`, `sqlite` or postgres://user@host/database, not {}",
+                without_login(other)
+            ))),
         }
     }
+}
+
+/// A value as it may be shown: without what may be a login, which ends at the last @, and without what follows a question mark.
+fn without_login(value: &str) -> String {
+    let (scheme, rest) = value.split_once("://").map_or(("", value), |(scheme, _)| value.split_at(scheme.len() + 3));
+    let (login, place) = rest.rsplit_once('@').map_or(("", rest), |(_, place)| ("…@", place));
+    format!("`{scheme}{login}{}`", place.split('?').next().unwrap_or_default())
 }
 
 /// What a run cannot do without; a fallback from it is an error.

@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::DatabaseError;
 use super::docker::Container;
 use super::local::Cluster;
 use super::url::ServerUrl;
+use crate::gate::{self, pace};
 
 /// One connection or statement of the harness's own.
 const ADMIN: Duration = Duration::from_secs(30);
@@ -26,6 +26,15 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) enum Owned {
     Container(Box<Container>),
     Cluster(Cluster),
+}
+
+/// Which sessions of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// Those of gateways: not the harness's own, which may hold a lock.
+    Gateways,
+    /// Every one.
+    All,
 }
 
 /// A Postgres server.
@@ -64,7 +73,7 @@ impl Postgres {
             let create = format!("CREATE ROLE {prefix} LOGIN PASSWORD '{password}'; GRANT {prefix} TO CURRENT_USER");
             let own_role = execute(&mut admin, "make a role", create).await.is_ok();
             let role = if own_role { format!("{prefix}:{password}") } else { url.login.clone() };
-            let _ = timeout(ADMIN, admin.close()).await;
+            let _ = gate::bounded(ADMIN, admin.close()).await;
             Ok((version, prefix, role, own_role))
         };
         let (version, prefix, role, own_role) = match prepared.await {
@@ -121,7 +130,7 @@ impl Postgres {
         // a template with a connection cannot be cloned: stragglers of the migration are sent away and nobody comes again
         let mut admin = self.admin().await?;
         execute(&mut admin, "close the template", format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await?;
-        self.terminate(&name).await?;
+        self.terminate(&name, Sessions::All).await?;
         Ok(name)
     }
 
@@ -132,9 +141,9 @@ impl Postgres {
         let strategy = if copies_files { " STRATEGY file_copy" } else { "" };
         let template = template.map_or(String::new(), |template| format!(" TEMPLATE {template}")) + strategy;
         let mut admin = self.admin().await?;
-        execute(&mut admin, "make a database", format!("CREATE DATABASE {name} OWNER {}{template}", quoted(self.role()))).await?;
+        // before: the server makes it although nobody waits for the answer any more; one that is not there is dropped in vain
         self.databases().insert(name.to_owned());
-        Ok(())
+        execute(&mut admin, "make a database", format!("CREATE DATABASE {name} OWNER {}{template}", quoted(self.role()))).await
     }
 
     /// Drops a database, whoever is connected.
@@ -167,13 +176,29 @@ impl Postgres {
         connect(&self.url.admin(database), "log in to the case's database").await
     }
 
-    /// Ends all other sessions of a database; how many.
-    pub async fn terminate(&self, database: &str) -> Result<u64, DatabaseError> {
+    /// Ends other sessions of a database; how many.
+    pub async fn terminate(&self, database: &str, which: Sessions) -> Result<u64, DatabaseError> {
         let mut admin = self.admin().await?;
-        let ended = sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()")
-            .bind(database)
-            .execute(&mut admin);
+        let spared = match which {
+            Sessions::All => "",
+            Sessions::Gateways => "AND application_name <> 'gauntlet-harness'",
+        };
+        let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() {spared}");
+        let ended = sqlx::query(AssertSqlSafe(sql)).bind(database).execute(&mut admin);
         Ok(bounded("end the sessions of the database", ended).await?.rows_affected())
+    }
+
+    /// Ends statements of the run that still make a database, though nobody waits for them any more; until none is left.
+    async fn end_making(&self) -> Result<(), DatabaseError> {
+        let mut admin = self.admin().await?;
+        loop {
+            let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active' AND starts_with(query, $1)";
+            let ended = sqlx::query(sql).bind(format!("CREATE DATABASE {}", self.prefix)).execute(&mut admin);
+            if bounded("look for statements that make a database", ended).await?.rows_affected() == 0 {
+                return Ok(());
+            }
+            pace(LOOK).await;
+        }
     }
 
     /// Drops what is left and stops what was started.
@@ -181,6 +206,9 @@ impl Postgres {
         let owned = self.owned.lock().await.take();
         if owned.is_some() {
             return stop(owned).await;
+        }
+        if let Some(Err(error)) = gate::bounded(ADMIN, self.end_making()).await {
+            tracing::warn!(%error, "a database of the run may be left behind");
         }
         let left: Vec<String> = self.databases().iter().cloned().collect();
         for name in left {
@@ -211,19 +239,22 @@ async fn stop(owned: Option<Owned>) {
 
 /// Waits until the server answers a statement; `dead` tells early that it never will. The error is the reason, for people.
 pub(super) async fn ready(url: &ServerUrl, bound: Duration, dead: impl Fn() -> Option<String>) -> Result<(), String> {
-    let by = Instant::now() + bound;
-    loop {
-        let last = match connect(&url.admin("postgres"), "log in").await {
-            Ok(_) => return Ok(()),
-            Err(error) => error.to_string(),
-        };
-        if let Some(reason) = dead() {
-            return Err(reason);
+    let mut last = String::new();
+    let answer = async {
+        loop {
+            match connect(&url.admin("postgres"), "log in").await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error.to_string(),
+            }
+            if let Some(reason) = dead() {
+                return Err(reason);
+            }
+            pace(LOOK).await;
         }
-        if Instant::now() >= by {
-            return Err(format!("the server at {url} did not answer within {bound:?} ({last})"));
-        }
-        sleep(LOOK).await;
+    };
+    match gate::bounded(bound, answer).await {
+        Some(answer) => answer,
+        None => Err(format!("the server at {url} did not answer within {bound:?} ({last})")),
     }
 }
 
@@ -238,9 +269,9 @@ pub(super) async fn execute(connection: &mut PgConnection, what: &str, sql: Stri
 
 /// Waits for a statement of the harness's own, but not for ever.
 pub(super) async fn bounded<T>(what: &str, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, DatabaseError> {
-    match timeout(ADMIN, statement).await {
-        Ok(result) => result.map_err(|error| DatabaseError::Sql { what: format!("cannot {what}"), reason: error.to_string() }),
-        Err(_) => Err(DatabaseError::Hung(format!("cannot {what}: the database did not answer within {ADMIN:?}"))),
+    match gate::bounded(ADMIN, statement).await {
+        Some(result) => result.map_err(|error| DatabaseError::Sql { what: format!("cannot {what}"), reason: error.to_string() }),
+        None => Err(DatabaseError::Hung(format!("cannot {what}: the database did not answer within {ADMIN:?}"))),
     }
 }
 
@@ -253,4 +284,40 @@ async fn connect(url: &str, what: &str) -> Result<PgConnection, DatabaseError> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| DatabaseError::Url("the URL of the database is not understood: postgres://user:password@host:port/database".into()))?;
     bounded(what, options.application_name("gauntlet-harness").connect()).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::local;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_whose_making_nobody_awaits_any_more_is_dropped() {
+        let ours = match local::start().await {
+            Ok((server, _)) => server,
+            Err(reason) => return println!("not run: {reason}"),
+        };
+        let run = Postgres::at(ours.url.clone()).await.unwrap();
+        let (mut admin, mut looking) = (ours.admin().await.unwrap(), ours.admin().await.unwrap());
+        execute(&mut admin, "lock", "BEGIN; LOCK TABLE pg_database IN SHARE MODE".into()).await.unwrap();
+        let name = run.name("interrupted");
+        let mut making = Box::pin(run.create(&name, None));
+        let waiting = async {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND starts_with(query, 'CREATE DATABASE')";
+            while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut looking).await.unwrap() == 0 {
+                pace(LOOK).await;
+            }
+        };
+        tokio::select! {
+            made = &mut making => unreachable!("{made:?}"),
+            waited = gate::guard("a statement that waits", waiting) => waited.unwrap(),
+        }
+        drop(making);
+        let (_, unlocked) = tokio::join!(run.stop(), execute(&mut admin, "unlock", "ROLLBACK".into()));
+        unlocked.unwrap();
+        let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_database WHERE datname = $1").bind(&name).fetch_one(&mut admin);
+        assert_eq!(left.await.unwrap(), 0);
+        ours.stop().await;
+    }
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::DatabaseError;
-use super::guard::Guard;
+use crate::guard::Guard;
 
 /// The folder with the files of a run.
 pub(super) struct Sqlite {

@@ -9,7 +9,7 @@ use super::RunRecord;
 
 /// The run as JUnit XML.
 pub(super) fn render(record: &RunRecord) -> Result<String, String> {
-    let mut report = Report::new(format!("gauntlet {}", record.target.name));
+    let mut report = Report::new(legal(&format!("gauntlet {}", record.target.name)));
     report.set_time(Duration::from_millis(record.duration_ms));
     let mut suites: IndexMap<String, TestSuite> = IndexMap::new();
     for outcome in &record.outcomes {
@@ -22,29 +22,34 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
         };
         if outcome.word() == "flaky" {
             let mut rerun = TestRerun::new(NonSuccessKind::Failure);
-            rerun.set_message(outcome.reason());
+            rerun.set_message(legal(&outcome.reason()));
             status.add_rerun(rerun);
         } else if outcome.word() != "passed" {
             let warning = if outcome.word() == "warned" { "SHOULD: " } else { "" };
-            status.set_message(format!("{warning}{}", outcome.reason()));
+            status.set_message(legal(&format!("{warning}{}", outcome.reason())));
         }
-        let mut case = TestCase::new(format!("{}: {}", outcome.id, outcome.requirement), status);
-        case.set_classname(format!("gauntlet.{}", outcome.area()));
+        let mut case = TestCase::new(legal(&format!("{}: {}", outcome.id, outcome.requirement)), status);
+        case.set_classname(legal(&format!("gauntlet.{}", outcome.area())));
         case.set_time(Duration::from_millis(outcome.duration_ms));
         if !outcome.log_tail.is_empty() && outcome.word() != "passed" {
-            case.set_system_out(&outcome.log_tail);
+            case.set_system_out(legal(&outcome.log_tail));
         }
-        suites.entry(outcome.area().to_string()).or_insert_with(|| TestSuite::new(outcome.area())).add_test_case(case);
+        suites.entry(outcome.area().to_string()).or_insert_with(|| TestSuite::new(legal(outcome.area()))).add_test_case(case);
     }
     report.add_test_suites(suites.into_values());
     report.to_string().map_err(|error| format!("cannot write JUnit XML: {error}"))
+}
+
+/// Text of the characters that XML 1.0 has; a single other one makes the file unreadable to every parser.
+fn legal(text: &str) -> String {
+    text.replace(|c: char| !matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..), "\u{fffd}")
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
-    use crate::case::{Level, Verdict};
+    use crate::case::{Failure, Level, Verdict};
 
     #[test]
     fn a_warning_is_no_failure_unless_strict() {
@@ -52,5 +57,18 @@ mod tests {
         assert!(super::render(&run).unwrap().contains("failures=\"0\""));
         run.strict = true;
         assert!(super::render(&run).unwrap().contains("failures=\"1\""));
+    }
+
+    #[test]
+    fn characters_that_xml_has_not_are_replaced() {
+        let hostile = "a\u{0}b\u{1b}c\u{fffe}d\u{ffff}e]]>\u{1f600}";
+        let failure = || Failure::Target { what: hostile.into() };
+        let mut flaky = outcome("A-01", Level::Must, Verdict::Flaky { failure: failure() });
+        flaky.log_tail = hostile.into();
+        let mut run = record(vec![flaky, outcome(hostile, Level::Must, Verdict::Failed { failure: failure() })]);
+        run.target.name = hostile.into();
+        let xml = super::render(&run).unwrap();
+        assert!(!xml.contains(|c: char| matches!(c, '\u{fffe}' | '\u{ffff}') || (c.is_control() && c != '\n')), "{xml:?}");
+        assert!(xml.contains("c\u{fffd}d\u{fffd}e]]&gt;\u{1f600}"), "{xml}");
     }
 }

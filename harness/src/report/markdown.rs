@@ -9,30 +9,32 @@ use crate::runner::Outcome;
 pub(super) fn render(record: &RunRecord) -> String {
     let summary = record.summary();
     let mut text = String::new();
-    let version = record.target.version.as_deref().unwrap_or("version unknown");
+    let version = inline(record.target.version.as_deref().unwrap_or("version unknown"));
     // writing to a String cannot fail
     let _ = write!(
         text,
         "# Gauntlet: {} ({version})\n\n**{}**\n\n\
          | passed | failed | warnings | flaky | not supported | not run |\n|---|---|---|---|---|---|\n\
          | {} | {} | {} | {} | {} | {} |\n\n\
-         Database: {} ({}). {} cases in {:.1} s. Again: `{}`\n",
-        record.target.name,
-        record.headline(),
+         Database: {} ({}). {} cases in {:.1} s. Again: {}\n",
+        inline(&record.target.name),
+        inline(&record.headline()),
         summary.passed,
         summary.failed + summary.harness,
         summary.warned,
         summary.flaky,
         summary.not_supported,
         summary.not_run,
-        record.database.kind,
-        record.database.why,
+        inline(&record.database.kind),
+        inline(&record.database.why),
         summary.total,
         std::time::Duration::from_millis(record.duration_ms).as_secs_f64(),
-        record.command,
+        code(&record.command),
     );
     if let Some(broken) = &record.broken {
-        let _ = write!(text, "\n```\n{broken}\n```\n");
+        let fence = "`".repeat(longest_run(broken).max(2) + 1);
+        let lines: Vec<String> = lines(broken).map(printable).collect();
+        let _ = write!(text, "\n{fence}\n{}\n{fence}\n", lines.join("\n"));
     }
     section(&mut text, record, "Failed", &["failed", "harness"]);
     section(&mut text, record, "Warnings (SHOULD)", &["warned"]);
@@ -50,23 +52,84 @@ fn section(text: &mut String, record: &RunRecord, title: &str, words: &[&str]) {
     }
     let _ = write!(text, "\n## {title}\n\n| case | requirement | why |\n|---|---|---|\n");
     for outcome in chosen {
-        let _ = writeln!(text, "| {} | {} | {} |", outcome.id, cell(&outcome.requirement), cell(&outcome.reason()));
+        let _ = writeln!(text, "| {} | {} | {} |", inline(&outcome.id), cell(&outcome.requirement), cell(&outcome.reason()));
     }
 }
 
 /// Text that cannot leave its cell.
 fn cell(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('\n', "<br>")
+    lines(text).map(inline).collect::<Vec<_>>().join("<br>")
+}
+
+/// Text of one line that is read as text: no markup, no picture, no HTML.
+fn inline(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        match c {
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '&' => safe.push_str("&amp;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '$' => safe.extend(['\\', c]),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// Text of one line as code.
+fn code(text: &str) -> String {
+    let fence = "`".repeat(longest_run(text) + 1);
+    let pad = if fence.len() > 1 { " " } else { "" };
+    format!("{fence}{pad}{}{pad}{fence}", printable(text))
+}
+
+/// The lines of a text, however they end.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
+}
+
+/// Spaces in place of what controls a terminal or the direction of the text.
+fn printable(text: &str) -> String {
+    let controls = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.replace(controls, " ")
+}
+
+/// The longest run of backticks in a text.
+fn longest_run(text: &str) -> usize {
+    text.split(|c| c != '`').map(str::len).max().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
-    use crate::case::Level;
+    use crate::case::{Failure, Level, Verdict};
 
     #[test]
     fn a_failure_is_listed_with_its_reason() {
         let text = super::render(&record(vec![outcome("TIME-02", Level::Must, violated())]));
-        assert!(text.contains("| TIME-02 |") && text.contains("observed 200") && text.contains("&lt;timeout>"), "{text}");
+        assert!(text.contains("| TIME-02 |") && text.contains("observed 200") && text.contains("&lt;timeout&gt;"), "{text}");
+    }
+
+    #[test]
+    fn hostile_text_stays_text() {
+        let hostile = "a\rb\r\nc | ![x](https://evil.example/x.png) <img src=x> `code` &#33; **b** \u{1b}[31m \u{202e}";
+        let mut run = record(vec![outcome("TIME-02", Level::Must, Verdict::Failed { failure: Failure::Target { what: hostile.into() } })]);
+        (run.target.name, run.target.version) = (hostile.into(), Some(hostile.into()));
+        (run.database.kind, run.database.why, run.command) = (hostile.into(), hostile.into(), format!("gauntlet run '```' {hostile}"));
+        run.broken = Some(format!("one\n````\n<script> {hostile}"));
+        let text = super::render(&run);
+        assert!(text.lines().all(|line| !line.contains(|c: char| c.is_control() || c == '\u{202e}')), "{text:?}");
+        let (head, rest) = text.split_once("\n`````\n").unwrap();
+        let (_, table) = rest.split_once("\n`````\n").unwrap();
+        // outside code
+        for line in head.lines().chain(table.lines()) {
+            let line = line.split(" Again: ").next().unwrap();
+            for markup in ["![", "<img", "**b", " `code", "&#", " | !"] {
+                assert!(!line.contains(markup), "{markup} in {line}");
+            }
+        }
+        assert!(head.contains(" Again: ```` gauntlet run '```' a b"), "{head}");
+        assert!(table.lines().any(|line| line.starts_with("| TIME-02 |") && line.contains("a<br>b<br>c \\| !\\[x\\](https")), "{table}");
     }
 }

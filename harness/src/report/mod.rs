@@ -5,6 +5,7 @@
 mod html;
 mod junit;
 mod markdown;
+mod secret;
 mod timeline;
 mod words;
 
@@ -157,19 +158,22 @@ impl RunRecord {
     }
 
     /// Writes `index.html`, `junit.xml`, `report.md` and `report.json` into `folder`, which is made if need be; returns the page's path.
+    /// None of them holds a credential: reports are uploaded by CI and sent around.
     ///
     /// # Errors
     /// A sentence that names the path and the reason.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, String> {
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("cannot make the report folder {}: {error}; give another with --report", folder.display()))?;
-        let json = serde_json::to_string_pretty(self).map_err(|error| format!("cannot write the record as JSON: {error}"))?;
+        let unwritable = |error: serde_json::Error| format!("cannot write the record as JSON: {error}");
+        let record = &secret::redacted(self).map_err(unwritable)?;
+        let json = serde_json::to_string_pretty(record).map_err(unwritable)?;
         let page = folder.join("index.html");
         for (path, text) in [
             (folder.join("report.json"), json),
-            (folder.join("junit.xml"), junit::render(self)?),
-            (folder.join("report.md"), markdown::render(self)),
-            (page.clone(), html::render(self)?),
+            (folder.join("junit.xml"), junit::render(record)?),
+            (folder.join("report.md"), markdown::render(record)),
+            (page.clone(), html::render(record)?),
         ] {
             std::fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}; give another folder with --report", path.display()))?;
         }
@@ -277,7 +281,16 @@ pub(crate) mod tests {
     #[test]
     fn a_record_survives_its_json() {
         let folder = tempfile::tempdir().unwrap();
-        let before = record(vec![outcome("A-01", Level::Must, Verdict::Passed), outcome("A-02", Level::Must, violated())]);
+        let failure = || Failure::NotRun { why: "w".into() };
+        let verdicts = [
+            Verdict::Passed,
+            violated(),
+            Verdict::Failed { failure: failure() },
+            Verdict::Flaky { failure: failure() },
+            Verdict::NotSupported { capability: "c".into() },
+            Verdict::NotRun { why: "no database".into() },
+        ];
+        let before = record(verdicts.into_iter().map(|verdict| outcome("A-01", Level::Must, verdict)).collect());
         before.write(folder.path()).unwrap();
         let after = RunRecord::read(&folder.path().join("report.json")).unwrap();
         assert_eq!(after.outcomes, before.outcomes);

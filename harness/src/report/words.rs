@@ -1,5 +1,6 @@
 //! The entries of a tape in words, safe to be shown.
 
+use super::secret::is_secret;
 use crate::tape::{Close, Entry, Event, Side};
 
 /// Whether a reader who looks for the cause of a failure should look here.
@@ -73,10 +74,6 @@ pub(super) fn detail(entry: &Entry) -> String {
         }
         _ => format!("{} (place {} in the order)", words(entry), entry.seq),
     }
-}
-
-fn is_secret(header: &str) -> bool {
-    ["authorization", "x-api-key", "cookie"].contains(&header.to_ascii_lowercase().as_str())
 }
 
 /// A time of the tape, as precise as it is of use.

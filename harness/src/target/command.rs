@@ -2,19 +2,25 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::process::Command;
 
 use super::render::Renderer;
 use super::{Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target, TargetError, TargetFile};
+use crate::gate::{bounded, pace};
 use crate::tape::{Event, Side};
 
 /// The gap between two looks at a target that is not ready yet.
 const POLL: Duration = Duration::from_millis(10);
+/// Starts of a program: another may take its port between our look and its bind.
+const ATTEMPTS: u32 = 3;
+/// Telling a version; some gateways load all they have first.
+const VERSION: Duration = Duration::from_secs(30);
 
 /// A target with `[start]`.
 #[derive(Debug)]
@@ -78,26 +84,55 @@ impl Target for CommandTarget {
     }
 
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
-        let port = free_port()?;
-        let process = self.spawn(&deployment, port)?;
+        let mut attempt = 1;
+        loop {
+            let port = free_port()?;
+            let process = self.spawn(&deployment, port)?;
+            match self.until_ready(&process, port).await? {
+                Begun::At(address) => return Ok(self.running(&address, process, &deployment)),
+                Begun::Not(_) if attempt < ATTEMPTS && (occupied(port) || process.log().to_lowercase().contains("in use")) => {
+                    let what = format!("port {port} was taken by another program; started again with another");
+                    deployment.tape.record(Side::Target, Event::Target { what });
+                    attempt += 1;
+                }
+                Begun::Not(reason) => return Err(reason),
+            }
+        }
+    }
+}
+
+/// What became of a start.
+enum Begun {
+    /// It answers there.
+    At(String),
+    /// It ended before it was ready.
+    Not(TargetError),
+}
+
+impl CommandTarget {
+    /// Waits for the readiness or the end of the process, whichever is first; both only look.
+    async fn until_ready(&self, process: &ChildProcess, port: u16) -> Result<Begun, TargetError> {
         let limit = Duration::from_millis(self.file.ready.timeout_ms);
         let fallback = format!("127.0.0.1:{port}");
-        let address = tokio::select! {
-            address = timeout(limit, ready(&process, &self.file.ready, &fallback)) => address.map_err(|_| self.not_ready(&process))?,
-            how = process.until_ended() => return Err(TargetError::NotReady(format!(
-                "{} has {how} before it was ready; its last lines:\n{}", self.file.name, indented(&process.log_tail())))),
-        };
+        tokio::select! {
+            // an end that is known counts first: whoever answers then is another
+            biased;
+            how = process.until_ended() => Ok(Begun::Not(TargetError::NotReady(format!(
+                "{} has {how} before it was ready; its last lines:\n{}", self.file.name, indented(&process.log_tail()))))),
+            address = bounded(limit, ready(process, &self.file.ready, &fallback)) => address.map(Begun::At).ok_or_else(|| self.not_ready(process)),
+        }
+    }
+
+    fn running(&self, address: &str, process: ChildProcess, deployment: &Deployment) -> RunningTarget {
         deployment.tape.record(Side::Target, Event::Target { what: format!("ready at {address}") });
-        Ok(RunningTarget {
+        RunningTarget {
             base_url: format!("http://{address}{}", self.file.base_path.trim_end_matches('/')),
             model_prefix: String::new(),
             headers: self.file.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             process: Some(Box::new(process)),
-        })
+        }
     }
-}
 
-impl CommandTarget {
     fn not_ready(&self, process: &ChildProcess) -> TargetError {
         let Ready { path, status, timeout_ms, announced } = &self.file.ready;
         let wanted = match announced {
@@ -120,11 +155,11 @@ async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String 
             None => Some(fallback.to_string()),
         };
         if let Some(address) = address
-            && get_status(&address, &ready.path, Instant::now() + Duration::from_secs(5)).await == Some(ready.status)
+            && get_status(&address, &ready.path, Duration::from_secs(5)).await == Some(ready.status)
         {
             return address;
         }
-        sleep(POLL).await;
+        pace(POLL).await;
     }
 }
 
@@ -136,8 +171,8 @@ fn announced(log: &str, words: &str) -> Option<String> {
     Some(url.split(|c: char| c == '/' || c.is_whitespace()).next()?.to_string())
 }
 
-/// The status that `address` answers to GET `path`, or nothing.
-pub(super) async fn get_status(address: &str, path: &str, by: Instant) -> Option<u16> {
+/// The status that `address` answers to GET `path` within the bound, or nothing.
+pub(super) async fn get_status(address: &str, path: &str, bound: Duration) -> Option<u16> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: */*\r\nconnection: close\r\n\r\n");
@@ -146,7 +181,7 @@ pub(super) async fn get_status(address: &str, path: &str, by: Instant) -> Option
         stream.read_exact(&mut head).await.ok()?;
         std::str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
     };
-    timeout_at(by, ask).await.ok().flatten()
+    bounded(bound, ask).await.flatten()
 }
 
 /// A port that was free a moment ago.
@@ -155,12 +190,30 @@ fn free_port() -> Result<u16, TargetError> {
     free.map(|address| address.port()).map_err(|error| TargetError::Start(format!("no free port on 127.0.0.1: {error}")))
 }
 
+/// Whether somebody listens on the port now.
+fn occupied(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+}
+
 fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<String>, TargetError> {
     let renderer = Renderer::bare(&file.name, gauntlet);
     let words: Vec<String> = file.version_command.iter().map(|word| renderer.render("version_command", word)).collect::<Result<_, _>>()?;
     let Some((program, arguments)) = words.split_first() else { return Ok(None) };
-    let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output();
-    Ok(output.ok().filter(|output| output.status.success()).and_then(|output| version_in(&String::from_utf8_lossy(&output.stdout))))
+    Ok(said(program, arguments, VERSION).and_then(|output| version_in(&output)))
+}
+
+/// What a program writes before it ends well; nothing, and it is killed, if it does not end within the bound.
+fn said(program: &str, arguments: &[String], bound: Duration) -> Option<String> {
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        runtime.block_on(async {
+            let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+            let output = bounded(bound, output).await?.ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    };
+    // the caller may be a task, in whose thread no second runtime can be
+    std::thread::scope(|scope| scope.spawn(ask).join()).ok().flatten()
 }
 
 /// The version in what a program says about itself: the first word of its first line that begins with a digit, or the line.
@@ -190,21 +243,39 @@ mod tests {
 
     async fn start(command: &str) -> Result<RunningTarget, TargetError> {
         let folder = tempfile::tempdir().unwrap();
-        let deployment = Deployment {
+        target(command).start(deployment(&folder)).await
+    }
+
+    fn deployment(folder: &tempfile::TempDir) -> Deployment {
+        Deployment {
             id: "t".into(),
             spec: Spec::solo(),
             endpoints: IndexMap::new(),
             database_url: None,
             folder: folder.path().to_path_buf(),
             tape: Tape::new(),
-        };
-        target(command).start(deployment).await
+        }
     }
 
     #[tokio::test]
     async fn a_target_that_dies_says_how_and_with_which_last_lines() {
         let error = start("echo no such model >&2; exit 3").await.err().unwrap().to_string();
         assert!(error.contains("exited with code 3") && error.contains("no such model"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_program_took_is_no_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = folder.path().join("ports");
+        // loses its port twice, then listens elsewhere, where nobody answers
+        let script = format!(
+            "echo {{{{ port }}}} >>{0}; if [ $(wc -l <{0}) -lt 3 ]; then echo Address already in use >&2; exit 1; fi; echo third; exec tail -f /dev/null",
+            ports.display()
+        );
+        let error = target(&script).start(deployment(&folder)).await.err().unwrap().to_string();
+        assert!(error.contains("within 400 ms") && error.contains("third"), "{error}");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert!(occupied(listener.local_addr().unwrap().port()));
     }
 
     #[tokio::test]
@@ -218,15 +289,7 @@ mod tests {
         let file = TargetFile::parse("name = \"t\"\n[start]\ncommand = [\"no-such-gateway\"]\nhint = \"pip install it\"\n", "t.toml").unwrap();
         let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let deployment = Deployment {
-            id: "t".into(),
-            spec: Spec::solo(),
-            endpoints: IndexMap::new(),
-            database_url: None,
-            folder: folder.path().to_path_buf(),
-            tape: Tape::new(),
-        };
-        let error = target.start(deployment).await.err().unwrap().to_string();
+        let error = target.start(deployment(&folder)).await.err().unwrap().to_string();
         assert!(error.contains("no-such-gateway") && error.contains("pip install it"), "{error}");
     }
 
@@ -236,6 +299,18 @@ mod tests {
         assert_eq!(version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(), Some("1.106.2"));
         assert_eq!(version_in("nightly\n").as_deref(), Some("nightly"));
         assert_eq!(version_in(""), None);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_tells_no_version_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = "echo $$ >\"$0\"; echo 1.0; exec tail -f /dev/null";
+        let arguments = ["-c".into(), script.into(), file.display().to_string()];
+        assert_eq!(said("sh", &arguments, Duration::from_millis(500)), None);
+        assert_eq!(said("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(), Some("gauntlet 0.1.0\n"));
+        let pid = std::fs::read_to_string(file).unwrap_or_default();
+        super::super::process::tests::until_gone(&pid).await;
     }
 
     #[test]

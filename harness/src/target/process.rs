@@ -1,7 +1,8 @@
 //! A started gateway: its process group, its output, its end.
 //!
 //! The program runs in a process group of its own without standard input; what it writes goes to one file, so that nothing
-//! is lost and nobody has to read a pipe. Dropping [`ChildProcess`] kills the whole group.
+//! is lost and nobody has to read a pipe. Dropping [`ChildProcess`] kills the whole group; where nothing is dropped, because the
+//! run itself is killed, the guard process does.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::{Process, TargetError};
+use crate::guard::Group;
 use crate::tape::{Event, Side, Tape};
 
 /// Lines of the log that an error message or a report shows.
@@ -52,11 +54,12 @@ impl ChildProcess {
             .kill_on_drop(true)
             .spawn()?;
         let pid = child.id().unwrap_or_default();
+        let group = Group::watch(pid);
         let note = |what: String| tape.record(Side::Target, Event::Target { what });
         let name = Path::new(program).file_name().map_or_else(|| program.into(), |name| name.to_string_lossy());
         note(format!("started {name}, process {pid}"));
         let (sender, ended) = watch::channel(None);
-        tokio::spawn(supervise(child, pid, sender, tape.clone()));
+        tokio::spawn(supervise(child, pid, group, sender, tape.clone()));
         Ok(Self { pid, ended, log: log.to_path_buf(), tape: tape.clone() })
     }
 
@@ -139,11 +142,12 @@ impl Drop for ChildProcess {
 }
 
 /// Waits for the end of the child, then ends what it left in its group. Ends by itself, because dropping the owner kills.
-async fn supervise(mut child: Child, pid: u32, sender: watch::Sender<Option<Ended>>, tape: Tape) {
+async fn supervise(mut child: Child, pid: u32, watched: Group, sender: watch::Sender<Option<Ended>>, tape: Tape) {
     let code = child.wait().await.ok().and_then(|status| status.code());
     if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, Signal::KILL);
     }
+    watched.has_ended();
     tape.record(Side::Target, Event::Target { what: in_words(code) });
     sender.send_replace(Some(Ended(code)));
 }
@@ -171,8 +175,54 @@ fn in_words(code: Option<i32>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::without_colours;
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+    use crate::gate::{guard, poll_until};
+
+    /// Waits until a process is gone; a zombie at most, where nobody reaps.
+    pub(in super::super) async fn until_gone(pid: &str) {
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let gone = poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
+        guard(&format!("the end of process {pid}"), gone).await.unwrap();
+    }
+
+    /// Set for the run that is killed below: this test program, started once more.
+    const FOLDER: &str = "GAUNTLET_TEST_FOLDER_OF_A_KILLED_RUN";
+
+    #[tokio::test]
+    async fn a_run_that_will_be_killed() {
+        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
+        let start =
+            |script: &str, log: &str| ChildProcess::spawn("sh", &["-c".into(), script.into()], &[], &[], &folder.join(log), &Tape::new()).unwrap();
+        // one that has ended, so that the guard has something to forget
+        start("exit 3", "first").until_ended().await;
+        // and a program that hands its work to another of its group
+        let gateway = start("tail -f /dev/null & echo $!; wait", "second");
+        let worker = poll_until(|| Some(gateway.log()).filter(|log| log.ends_with('\n'))).await;
+        println!("\ngateway {} {worker}", gateway.pid);
+        let _ = guard("being killed", std::future::pending::<()>()).await;
+    }
+
+    #[tokio::test]
+    async fn a_gateway_does_not_outlive_a_run_that_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "target::process::tests::a_run_that_will_be_killed", "--nocapture"])
+            .env(FOLDER, folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+        let line = lines.find_map(|line| line.unwrap().strip_prefix("gateway ").map(str::to_string)).unwrap();
+        run.kill().unwrap();
+        run.wait().unwrap();
+        for pid in line.split_whitespace() {
+            until_gone(pid).await;
+        }
+    }
 
     #[test]
     fn escape_sequences_are_taken_out() {

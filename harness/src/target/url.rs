@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::command::get_status;
 use super::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError, TargetFile};
@@ -89,9 +88,9 @@ impl Target for UrlTarget {
     }
 
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
-        let by = Instant::now() + Duration::from_millis(self.file.ready.timeout_ms.min(10_000));
+        let bound = Duration::from_millis(self.file.ready.timeout_ms.min(10_000));
         let path = format!("{}{}", self.path, self.file.ready.path);
-        if get_status(&self.address, &path, by).await.is_none() {
+        if get_status(&self.address, &path, bound).await.is_none() {
             return Err(TargetError::NotReady(format!(
                 "nothing answers at http://{}{path}; start the gateway first, or correct the URL",
                 self.address

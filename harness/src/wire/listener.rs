@@ -84,11 +84,11 @@ impl Port {
     async fn fill(&self) -> io::Result<Vec<TcpStream>> {
         let mut fillers = Vec::new();
         for _ in 0..FILLERS {
-            match gate::within(SETTLE, TcpStream::connect(self.addr)).await {
+            match gate::bounded(SETTLE, TcpStream::connect(self.addr)).await {
                 Some(filler) => fillers.push(filler?),
                 None => return Ok(fillers),
             }
-            if gate::within(SETTLE, gate::poll_until(|| accept_queue_holds_one(self.addr).then_some(()))).await.is_some() {
+            if gate::bounded(SETTLE, gate::poll_until(|| accept_queue_holds_one(self.addr).then_some(()))).await.is_some() {
                 return Ok(fillers);
             }
         }

@@ -1,0 +1,168 @@
+//! The hang guard, bounds, lower bounds and pace: the only code that waits for time or compares times.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::future::{Either, select};
+use tokio::task::unconstrained;
+
+use crate::case::{CaseResult, Failure, Honesty};
+use crate::tape::Entry;
+
+/// How long anything may take before it counts as hung, unless `GAUNTLET_HANG_GUARD_MS` says otherwise.
+const HANG_GUARD: Duration = Duration::from_secs(20);
+
+/// The slack of a lower bound: timers and the tape round by about this much.
+const TICK: Duration = Duration::from_millis(2);
+
+tokio::task_local! {
+    static OWN_GUARD: Duration;
+}
+
+/// Runs `future` with a hang guard of its own; what it spawns has the usual one. For examinations that are expected to hang:
+/// a defective gateway that never answers. Cancel safe if `future` is.
+pub async fn with_hang_guard<T>(bound: Duration, future: impl Future<Output = T>) -> T {
+    OWN_GUARD.scope(bound, future).await
+}
+
+/// The bound after which a wait counts as hung: that of [`with_hang_guard`], else `GAUNTLET_HANG_GUARD_MS`, else 20 s.
+pub fn hang_guard() -> Duration {
+    if let Ok(bound) = OWN_GUARD.try_with(|bound| *bound) {
+        return bound;
+    }
+    std::env::var("GAUNTLET_HANG_GUARD_MS").ok().and_then(|ms| ms.parse().ok()).map_or(HANG_GUARD, Duration::from_millis)
+}
+
+/// Waits for `future`; `what` says what is waited for, in the words of the requirement ("the client's answer").
+///
+/// # Errors
+/// After the hang guard: the requirement is violated by a hang, and `future` is dropped.
+pub async fn guard<T>(what: &str, future: impl Future<Output = T>) -> Result<T, Failure> {
+    guard_with(what, future, || "nothing came".to_string()).await
+}
+
+/// The same; `observed` is asked, when the guard fires, what has been seen until then ("saw 2 of 4").
+///
+/// # Errors
+/// As [`guard`].
+pub async fn guard_with<T>(what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
+    guard_for(hang_guard(), what, future, observed).await
+}
+
+async fn guard_for<T>(bound: Duration, what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
+    // not `tokio::time::timeout`: its timer waits for a share of the task's budget, which a busy neighbour can use up for ever
+    let end = pin!(unconstrained(tokio::time::sleep(bound)));
+    match select(pin!(future), end).await {
+        Either::Left((value, _)) => Ok(value),
+        Either::Right(_) => Err(Failure::Violated {
+            expected: what.to_string(),
+            observed: format!("{} within the hang guard of {} ms", observed(), bound.as_millis()),
+            honesty: Honesty::Hung,
+        }),
+    }
+}
+
+/// The time between two entries of a tape; zero if `later` is the earlier one.
+pub fn gap(earlier: &Entry, later: &Entry) -> Duration {
+    later.at().saturating_sub(earlier.at())
+}
+
+/// A lower bound: `gap` is at least `bound`, but for the rounding of timers.
+///
+/// Safe under any load if the gap begins at a cause and ends at its effect: `ClientSent` and `AnswerSent` of [`crate::tape::Event`]
+/// are recorded before the bytes are written, `ClientAnswered`, `RequestRead` and `PeerClosed` after they came.
+///
+/// # Errors
+/// A violation that names both values.
+pub fn at_least(what: &str, gap: Duration, bound: Duration) -> CaseResult {
+    if gap + TICK >= bound {
+        return Ok(());
+    }
+    Err(Failure::Violated {
+        expected: format!("{what} after {} ms at the earliest", bound.as_millis()),
+        observed: format!("{:.1} ms", gap.as_secs_f64() * 1_000.0),
+        honesty: Honesty::Honest,
+    })
+}
+
+/// Lets `every` pass: the pace of a plan, a dribbling client, a slow reader. Never a way to wait for something. Cancel safe.
+pub async fn pace(every: Duration) {
+    tokio::time::sleep(every).await;
+}
+
+/// Asks again and again, a few milliseconds apart, until `probe` has a value; for facts of the system that notify nobody
+/// (a socket's queue). Waits for ever: callers put a guard or a bound round it. Cancel safe.
+pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
+/// Makes an exchange again and again, a few milliseconds apart, until it shows the fact that is waited for (`Some`): for facts that
+/// nobody tells, such as a dependency that is back. `what` says the fact, in the words of the requirement.
+///
+/// # Errors
+/// The first failure of an exchange; after the hang guard, a violation by a hang.
+pub async fn converge<T, F>(what: &str, mut exchange: impl FnMut() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<Option<T>, Failure>>,
+{
+    let again = async {
+        loop {
+            if let Some(fact) = exchange().await? {
+                return Ok(fact);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    guard_with(what, again, || "it never was so".to_string()).await?
+}
+
+/// Waits until `probe` has given the same value for a third of a second, and returns it: for "takes no more". Safe where more load
+/// can only make the value smaller, as with bytes taken. Cancel safe.
+pub async fn settled<T: PartialEq>(mut probe: impl FnMut() -> T) -> T {
+    let mut value = probe();
+    let mut same = 0;
+    while same < 33 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let now = probe();
+        same = if now == value { same + 1 } else { 0 };
+        value = now;
+    }
+    value
+}
+
+/// What comes of `future` within `bound`, if anything does; for the harness's own machinery (stubs, faults, databases, clean-up),
+/// whose failure is not a verdict. Drops `future` at the bound.
+pub(crate) async fn bounded<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(bound, future).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn the_guard_says_what_was_awaited_and_what_was_seen() {
+        let hung = guard_for(Duration::from_millis(1), "four requests", std::future::pending::<()>(), || "saw 2 of 4".into()).await;
+        let Err(Failure::Violated { expected, observed, honesty }) = hung else { unreachable!("{hung:?}") };
+        assert_eq!((expected.as_str(), honesty), ("four requests", Honesty::Hung));
+        assert_eq!(observed, "saw 2 of 4 within the hang guard of 1 ms");
+    }
+
+    #[test]
+    fn a_lower_bound_allows_for_the_rounding_of_timers_only() {
+        let ms = Duration::from_millis;
+        assert!(at_least("the retry", ms(99), ms(100)).is_ok());
+        assert!(at_least("the retry", ms(500), ms(100)).is_ok());
+        let early = at_least("the retry", ms(90), ms(100)).unwrap_err();
+        assert_eq!(early.to_string(), "expected the retry after 100 ms at the earliest; observed 90.0 ms");
+    }
+}
