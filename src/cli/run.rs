@@ -13,6 +13,7 @@ use gauntlet_harness::spec::DatabaseNeed;
 use gauntlet_harness::target::{Target, TargetFile};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
 
 use super::CommandError;
 use super::select::{ProfileArg, Shard, select};
@@ -83,6 +84,10 @@ pub struct Args {
 
 /// Runs, and says by the exit code how it went.
 pub fn run(args: Args) -> Result<ExitCode, CommandError> {
+    // what the harness has to say besides verdicts: an image that is pulled for minutes, a container that stays behind
+    let harness = EnvFilter::new("gauntlet_harness=info");
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(harness).with_writer(std::io::stderr).with_ansi(false).without_time().with_target(false).try_init();
     super::runtime()?.block_on(async {
         match args.plan.clone() {
             Some(plan) => play(args, &plan).await,
@@ -241,8 +246,11 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
     let Some(resolved) = database else {
         return DatabaseRecord { kind: "none".into(), why: "no case of this run needs one".into() };
     };
-    let mut why =
-        if resolved.passed_over.is_empty() { "the first choice".to_string() } else { format!("because {}", resolved.passed_over.join("; ")) };
+    let mut why = if resolved.passed_over.is_empty() {
+        "the first that was asked for".to_string()
+    } else {
+        format!("because {}", resolved.passed_over.join("; "))
+    };
     if let Some(not_run) = resolved.not_run {
         why.push_str(&format!("; not run: {not_run}"));
     }
