@@ -56,6 +56,7 @@ impl Decoder {
     fn line(&mut self) -> Option<String> {
         if self.after_cr && self.buffer.first() == Some(&b'\n') {
             self.buffer.advance(1);
+            self.after_cr = false;
         }
         if !self.buffer.is_empty() {
             self.after_cr = false;
@@ -77,9 +78,9 @@ mod tests {
 
     #[test]
     fn events_do_not_depend_on_how_the_bytes_are_split() {
-        let bytes = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\ndata: c\r\rdata: never".as_bytes();
+        let bytes = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\ndata: c\r\rdata: d\r\n\ndata: never".as_bytes();
         let event = |name: Option<&str>, data: &str| Sse { name: name.map(String::from), data: data.into() };
-        let expected = [event(None, "a\nb"), event(Some("error"), "é"), event(None, "c")];
+        let expected = [event(None, "a\nb"), event(Some("error"), "é"), event(None, "c"), event(None, "d")];
         for step in 1..bytes.len() {
             let mut decoder = Decoder::default();
             let mut events = Vec::new();
