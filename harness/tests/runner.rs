@@ -243,6 +243,22 @@ async fn a_shared_target_serves_cases_of_equal_settings_from_one_process() {
 }
 
 #[tokio::test]
+async fn cases_on_a_shared_target_run_in_tasks_of_their_own() {
+    static TASKS: Mutex<Vec<tokio::task::Id>> = Mutex::new(Vec::new());
+    fn notes_its_task(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            TASKS.lock().unwrap().extend(tokio::task::try_id());
+            Ok(())
+        }
+        .boxed()
+    }
+    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
+    run_on(&target, vec![case("A-01", notes_its_task), case("A-02", notes_its_task)], |run| run.parallelism = 2).await;
+    let tasks = TASKS.lock().unwrap();
+    assert!(tasks.len() == 2 && tasks[0] != tasks[1], "{tasks:?}");
+}
+
+#[tokio::test]
 async fn what_fails_on_a_shared_target_is_repeated_on_a_fresh_one() {
     let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
     let result = run_on(&target, vec![case("A-01", passes), case("A-02", fails)], |_| {}).await;
