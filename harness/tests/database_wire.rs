@@ -108,6 +108,18 @@ async fn refused_reset_and_back() {
     assert_eq!(bench.wire.connections(), 0);
 }
 
+/// What `reset` promises is a fact when it returns, not a little later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_reset_before_reset_returns() {
+    use std::io::Read;
+    let bench = bench().await;
+    for _ in 0..200 {
+        let mut stream = bench.connect().await.into_std().unwrap();
+        bench.wire.reset().await.unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
 #[tokio::test]
 async fn a_stall_keeps_everything_until_it_is_over() {
     let bench = bench().await;

@@ -391,10 +391,14 @@ async fn never_accept_lets_no_connection_stand_until_it_serves_again() {
 async fn silence_accepts_and_says_nothing_and_sees_the_peer_leave() {
     let bench = streams(Plan::default().steps).await;
     bench.wire.listen(Listen::Silence).await.unwrap();
-    for (reset, how) in [(false, Close::Fin), (true, Close::Reset)] {
+    let accepted = async |n| {
+        guard("a connection", bench.tape.wait_for(n, |entry| matches!(entry.event, Event::Accepted { .. }))).await.unwrap();
+    };
+    for (n, reset, how) in [(1, false, Close::Fin), (2, true, Close::Reset)] {
         let stream = bench.ask().await;
-        bench.wait_for(|event| matches!(event, Event::Accepted { .. })).await;
+        accepted(n).await;
         nothing_to_read(&stream);
+        assert_eq!(bench.wire.connections(), 1, "a silent connection stands");
         if reset {
             stream.set_zero_linger().unwrap();
         }
@@ -402,6 +406,12 @@ async fn silence_accepts_and_says_nothing_and_sees_the_peer_leave() {
         bench.wait_for(|event| matches!(event, Event::PeerClosed { request: None, how: seen, .. } if *seen == how)).await;
     }
     assert!(!bench.has(|event| matches!(event, Event::RequestRead { .. })));
+    let mut stream = bench.ask().await;
+    accepted(3).await;
+    bench.wire.listen(Listen::Refuse).await.unwrap();
+    assert_eq!(bench.wire.connections(), 0, "silent connections end before refusing is done");
+    let (text, end) = read_all(&mut stream).await;
+    assert!(text.is_empty() && end.is_none_or(|end| end == ErrorKind::ConnectionReset));
 }
 
 #[tokio::test]

@@ -27,19 +27,43 @@ const MOST_AHEAD: usize = 1 << 20;
 /// How long a peer may take to close after we did.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Counts the connection as open while it exists.
-struct Open<'a>(&'a Shared);
+/// Counts the connection as open while it exists. Made when the connection is accepted, not when its task is first polled: a switch in
+/// between would pass it by.
+pub(super) struct Open {
+    shared: Arc<Shared>,
+    turn: u64,
+    turn_out: watch::Receiver<()>,
+}
 
-impl<'a> Open<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        shared.load.send_modify(|load| load.open += 1);
-        Self(shared)
+impl Open {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let mut turn = 0;
+        shared.load.send_modify(|load| {
+            load.open += 1;
+            load.fresh += 1;
+            turn = load.turn;
+        });
+        let turn_out = shared.turn_out.subscribe();
+        Self { shared, turn, turn_out }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Waits until idle connections that were accepted before now have to go. Cancel safe.
+    pub(super) async fn turned_out(&mut self) {
+        // once there is no more news there is no wire either
+        let _ = self.turn_out.changed().await;
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.load.send_modify(|load| load.open -= 1);
+        self.shared.load.send_modify(|load| {
+            load.open -= 1;
+            load.fresh -= usize::from(load.turn == self.turn);
+        });
     }
 }
 
@@ -99,10 +123,8 @@ enum NoRequest {
 }
 
 /// Serves the connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
-    let open = Open::new(&shared);
-    let mut turn_out = shared.turn_out.subscribe();
-    let turn = *turn_out.borrow_and_update();
+pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
+    let shared = Arc::clone(open.shared());
     let _ = stream.set_nodelay(true);
     let mut buffer = BytesMut::with_capacity(8 * 1024);
     let next = loop {
@@ -110,7 +132,7 @@ pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
         // a half-read request is dropped with the connection, which is what turning out means
         let request = tokio::select! {
             biased;
-            () = turned(&mut turn_out, turn) => break Next::Close,
+            () = open.turned_out() => break Next::Close,
             request = read_request(&mut read, &mut write, &mut buffer, id) => request,
         };
         match request {
@@ -137,11 +159,6 @@ pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
     }
     drop(stream);
     drop(open);
-}
-
-/// Waits until idle connections have to go. Cancel safe.
-async fn turned(turn_out: &mut watch::Receiver<u64>, turn: u64) {
-    let _ = turn_out.wait_for(|now| *now != turn).await;
 }
 
 /// Ends in order: our FIN, then the peer's within a bound, so that no unread byte turns the end into a reset.

@@ -249,8 +249,9 @@ async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut doors: mpsc::R
             }
             stream = super::listener::accept(&door) => {
                 count += 1;
+                let life = admit(Arc::clone(&shared), stream, count);
                 shared.note(format!("connection {count} accepted"));
-                connections.spawn(serve(Arc::clone(&shared), stream, count));
+                connections.spawn(life);
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
@@ -266,23 +267,39 @@ enum Ended {
     Reset,
 }
 
-struct Counted<'a>(&'a Shared);
+/// Counts the connection as open while it exists.
+struct Counted(Arc<Shared>);
 
-impl Drop for Counted<'_> {
+impl Counted {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.open.send_modify(|open| *open += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.open.send_modify(|open| *open -= 1);
     }
 }
 
-async fn serve(shared: Arc<Shared>, mut client: TcpStream, id: u64) {
-    shared.open.send_modify(|open| *open += 1);
-    let _counted = Counted(&shared);
-    let mut resets = shared.resets.subscribe();
+/// The connection's life. It counts, and hears of a reset, from now on and not from when it is first polled.
+fn admit(shared: Arc<Shared>, client: TcpStream, id: u64) -> impl Future<Output = ()> + Send {
+    let resets = shared.resets.subscribe();
+    let counted = Counted::new(shared);
+    async move {
+        serve(&counted.0, resets, client, id).await;
+        // only now: whoever waits for the end of all connections must find this one ended
+        drop(counted);
+    }
+}
+
+async fn serve(shared: &Shared, mut resets: watch::Receiver<u64>, mut client: TcpStream, id: u64) {
     let _ = client.set_nodelay(true);
     let ended = tokio::select! {
         // relaying is dropped with both connections
         _ = resets.changed() => Ended::Reset,
-        ended = relay(&shared, &mut client) => ended,
+        ended = relay(shared, &mut client) => ended,
     };
     match ended {
         Ended::Closed => {}
