@@ -49,7 +49,11 @@ pub struct Client {
     label: Option<String>,
     asked: Arc<AtomicUsize>,
     receive_buffer: Option<u32>,
+    most: usize,
 }
+
+/// Larger answers are not read on: one without end must not take the harness's memory.
+const MOST_BYTES: usize = 256 << 20;
 
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +84,13 @@ pub enum Transport {
         /// How it ended.
         how: String,
     },
+    /// The answer of this status was not read on: it is larger than `most` says.
+    TooLarge {
+        /// The status that had come.
+        status: u16,
+        /// The bound, in words.
+        most: String,
+    },
     /// What came is not HTTP/1.1.
     Malformed(String),
 }
@@ -90,6 +101,7 @@ impl fmt::Display for Transport {
             Self::Connect(how) => write!(f, "no connection: {how}"),
             Self::NoAnswer(how) => write!(f, "no answer: {how}"),
             Self::Cut { status, body, how } => write!(f, "an answer {status} that ended after {} bytes of its body: {how}", body.len()),
+            Self::TooLarge { status, most } => write!(f, "an answer {status} of more than {most}"),
             Self::Malformed(how) => f.write_str(how),
         }
     }
@@ -163,7 +175,7 @@ impl Client {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let authority = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
         let prefix = if path.is_empty() { String::new() } else { format!("/{}", path.trim_end_matches('/')) };
-        Ok(Self { tape, authority, prefix, headers, label: None, asked: Arc::default(), receive_buffer: None })
+        Ok(Self { tape, authority, prefix, headers, label: None, asked: Arc::default(), receive_buffer: None, most: MOST_BYTES })
     }
 
     /// A client of the target.
@@ -376,7 +388,15 @@ impl Client {
 
     fn exchange(&self, stream: TcpStream, method: &str) -> Exchange {
         let label = self.next_label();
-        Exchange { tape: self.tape.clone(), label, method: method.to_string(), stream: Some(stream), buffer: BytesMut::new(), finished: false }
+        Exchange {
+            tape: self.tape.clone(),
+            label,
+            method: method.to_string(),
+            stream: Some(stream),
+            buffer: BytesMut::new(),
+            most: self.most,
+            finished: false,
+        }
     }
 }
 
@@ -408,6 +428,8 @@ pub struct Exchange {
     method: String,
     stream: Option<TcpStream>,
     buffer: BytesMut,
+    /// So many bytes of a body are read.
+    most: usize,
     finished: bool,
 }
 
@@ -479,6 +501,9 @@ impl Exchange {
             whole.extend_from_slice(&body.take(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))?);
             if body.is_done() {
                 break;
+            }
+            if whole.len() > self.most {
+                return Err(Transport::TooLarge { status: head.status, most: format!("{} bytes", self.most) });
             }
             match self.fill().await {
                 Ok(true) => {}
@@ -561,10 +586,38 @@ impl Exchange {
 
 #[cfg(test)]
 mod tests {
-    use super::letters;
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::{Client, Transport, letters};
+    use crate::gate::Gates;
+    use crate::llm::{ScriptSource, raw};
+    use crate::plan::{Framing, Listen, Plan, Step};
+    use crate::spec::Protocol;
+    use crate::tape::{Event, Tape};
+    use crate::wire::Wire;
 
     #[test]
     fn labels_go_on_after_z() {
         assert_eq!([0, 25, 26, 701, 702].map(letters), ["a", "z", "aa", "zz", "aaa"]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_for_ever() {
+        let (source, tape) = (Arc::new(ScriptSource::new(Protocol::OpenAi)), Tape::new());
+        let endless = Plan { framing: Framing::UntilClose, ..Plan::of([Step::Head, Step::Bytes(1_000), Step::RepeatForever { every_ms: 0 }]) };
+        source.answers(raw(200, "text/event-stream", "data: x".repeat(1_000)).plan(endless));
+        let wire = Wire::bind("p1", tape.clone(), Gates::new(tape.clone()), source, Listen::Serve).await.unwrap();
+        let client = Client { most: 64 << 10, ..Client::new(&wire.root_url(), Vec::new(), tape.clone()).unwrap() };
+        let too_large = "an answer 200 of more than 65536 bytes";
+
+        let plain = client.send_chat(json!({})).await.unwrap().try_reply().await.unwrap();
+        assert_eq!(plain.unwrap_err(), Transport::TooLarge { status: 200, most: "65536 bytes".into() });
+        let streamed = client.stream(json!({})).await.unwrap().collect().await.unwrap_err().to_string();
+        assert!(streamed.contains(too_large), "{streamed}");
+        let failed = |entry: &crate::tape::Entry| matches!(&entry.event, Event::ClientFailed { error } if error.contains(too_large));
+        assert_eq!(tape.select(failed).len(), 2);
     }
 }

@@ -10,7 +10,7 @@ use super::Outcome;
 use super::setting::Setting;
 use crate::case::{Failure, Honesty, Level, Profile, Verdict};
 use crate::client::{Client, StreamReply};
-use crate::gate::{bounded, hang_guard, pace, with_hang_guard};
+use crate::gate::{bounded, guard, hang_guard, pace, with_hang_guard};
 use crate::llm::{Responder, raw, with};
 use crate::schedule::invariants::{Call, End, Exchange, Invariant, Observation, Violation, check_only};
 use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
@@ -89,14 +89,15 @@ async fn ask(setting: &Setting, running: &RunningTarget, request: Request, n: us
     let began = Instant::now();
     let mut exchange = Exchange::default();
     let seen = see(&client, body, request, &mut exchange);
-    match request.leaves {
-        Some(Leave::AfterMs(ms)) => {
-            // dropping the exchange is how a client leaves
-            if let Some(seen) = bounded(Duration::from_millis(ms), seen).await {
-                seen?;
-            }
-        }
-        _ => seen.await?,
+    let seen = match request.leaves {
+        // dropping the exchange is how a client leaves
+        Some(Leave::AfterMs(ms)) => bounded(Duration::from_millis(ms), seen).await.unwrap_or(Ok(())),
+        _ => guard("the end of the exchange", seen).await.and_then(|seen| seen),
+    };
+    match seen {
+        // an exchange without an end is seen, and judged as such
+        Ok(()) | Err(Failure::Violated { honesty: Honesty::Hung, .. }) => {}
+        Err(failure) => return Err(failure),
     }
     exchange.elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(exchange)
