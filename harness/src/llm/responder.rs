@@ -276,7 +276,8 @@ impl Sequence {
 
 impl Respond for Responder {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
-        template(self.render(&Asked::of_wiremock(request)), Asked::of_wiremock(request).by_the_wire)
+        let asked = Asked::of_wiremock(request);
+        template(self.render(&asked), asked.by_the_wire())
     }
 }
 

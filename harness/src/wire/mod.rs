@@ -31,7 +31,8 @@ use crate::gate::{self, Gates};
 use crate::plan::{Listen, Plan};
 use crate::tape::{Event, Side, Tape};
 
-/// A header with this name marks a request that the wire passes on, so that a responder knows that its plan will be obeyed.
+/// A header with this name marks a request that the wire passes on, so that a responder knows that its plan will be obeyed. Its value is
+/// the request's number on the tape.
 pub const WIRE_MARK: &str = "x-gauntlet-wire";
 /// The header that carries a plan from a responder to the wire, as JSON; the wire takes it off.
 pub const PLAN_HEADER: &str = "x-gauntlet-plan";
