@@ -42,6 +42,7 @@ mod matcher;
 pub mod ollama;
 pub mod openai;
 mod responder;
+mod sequence;
 mod source;
 
 use std::net::SocketAddr;
