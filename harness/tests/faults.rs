@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gauntlet_harness::gate::{Gates, guard};
 use gauntlet_harness::plan::{Framing, Listen, Plan, Step};
-use gauntlet_harness::tape::{Close, Event, Tape};
+use gauntlet_harness::tape::{Close, Entry, Event, Tape};
 use gauntlet_harness::wire::{Answer, Request, Source, Wire};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -134,6 +134,24 @@ async fn a_head_request_gets_no_body() {
     read_exactly(&mut stream, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\n").await;
     stream.write_all(b"HEAD /x HTTP/1.1\r\n\r\n").await.unwrap();
     read_exactly(&mut stream, "HTTP/1.1 200 OK\r\n").await;
+}
+
+#[tokio::test]
+async fn a_body_without_end_is_refused_and_the_refusal_says_so() {
+    let bench = says(Answer::new(200, "text/plain", "ok")).await;
+    let told = b"POST /x HTTP/1.1\r\ncontent-length: 67108865\r\n\r\n".to_vec();
+    let mut chunk = b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n8000000\r\n".to_vec();
+    chunk.resize(chunk.len() + (64 << 20) + 1, b'x');
+    for (n, bytes) in [told, chunk].into_iter().enumerate() {
+        let mut stream = bench.connect().await;
+        stream.write_all(&bytes).await.unwrap();
+        let (text, end) = read_all(&mut stream).await;
+        assert!(text.starts_with("HTTP/1.1 599 ") && text.contains("larger than 64 MiB"), "{text}");
+        assert_eq!(end, None);
+        let refused = |entry: &Entry| matches!(&entry.event, Event::Fault { fault, .. } if fault.contains("larger than 64 MiB"));
+        assert_eq!(bench.tape.select(refused).len(), n + 1);
+    }
+    assert!(!bench.has(|event| matches!(event, Event::RequestRead { .. })));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::drain::{self, Drained};
 use super::play::{self, Ended};
-use super::{Request, Shared, http1};
+use super::{HARNESS_STATUS, Request, Shared, http1};
 use crate::gate;
 use crate::tape::{Close, Event};
 
@@ -23,6 +23,9 @@ static REQUESTS: AtomicU64 = AtomicU64::new(1);
 
 /// Bytes that a peer may send while its request is being answered before they are left in the socket.
 const MOST_AHEAD: usize = 1 << 20;
+
+/// Larger bodies of requests are refused: a gateway that never ends its request must not take the harness's memory.
+const MOST_BODY: usize = 64 << 20;
 
 /// How long a peer may take to close after we did.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -120,6 +123,8 @@ enum Next {
 enum NoRequest {
     Left(Close),
     Malformed(http1::Malformed),
+    /// A body of more than [`MOST_BODY`].
+    TooLarge,
 }
 
 /// Serves the connection to its end.
@@ -144,6 +149,10 @@ pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
                 shared.record(Event::Fault { request: None, fault: format!("the peer's bytes are {error}") });
                 break Next::Close;
             }
+            Err(NoRequest::TooLarge) => {
+                refuse(&shared, &mut write).await;
+                break Next::Close;
+            }
             Ok(request) => match exchange(&shared, read, write, &mut buffer, &request).await {
                 Next::KeepAlive => {}
                 next => break next,
@@ -161,14 +170,32 @@ pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
     drop(open);
 }
 
+/// Says that the body is too large, by the harness's own status: never a provider's 413.
+async fn refuse(shared: &Shared, write: &mut WriteHalf<'_>) {
+    let what = format!("the body of a request is larger than {} MiB, and was refused", MOST_BODY >> 20);
+    let text = format!("gauntlet: {what}\n");
+    shared.record(Event::Fault { request: None, fault: what });
+    let head = format!("HTTP/1.1 {HARNESS_STATUS} Unknown\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n", text.len());
+    // a peer that left meanwhile is met by the farewell
+    let _ = write.write_all(format!("{head}connection: close\r\n\r\n{text}").as_bytes()).await;
+}
+
 /// Ends in order: our FIN, then the peer's within a bound, so that no unread byte turns the end into a reset.
 async fn farewell(shared: &Shared, stream: &mut TcpStream, id: u64) {
     if stream.shutdown().await.is_err() {
         return;
     }
-    let (mut read, _write) = stream.split();
-    let mut rest = BytesMut::new();
-    if let Some(how) = gate::bounded(FAREWELL, peer_left(&mut read, &mut rest)).await {
+    let mut rest = [0; 1024];
+    let left = async {
+        loop {
+            match stream.read(&mut rest).await {
+                Ok(0) => return Close::Fin,
+                Ok(_) => {}
+                Err(error) => return how(&error),
+            }
+        }
+    };
+    if let Some(how) = gate::bounded(FAREWELL, left).await {
         shared.record(Event::PeerClosed { connection: id, request: None, how });
     }
 }
@@ -181,6 +208,9 @@ async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer
         fill(read, buffer).await?;
     };
     let mut body = http1::Body::of_request(&head.headers).map_err(NoRequest::Malformed)?;
+    if body.told().is_some_and(|length| length > MOST_BODY as u64) {
+        return Err(NoRequest::TooLarge);
+    }
     if !body.is_done() && http1::header(&head.headers, "expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
         // a peer that left meanwhile is met by the next read
         let _ = write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -188,6 +218,9 @@ async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer
     let mut whole = BytesMut::new();
     loop {
         whole.extend_from_slice(&body.take(buffer).map_err(NoRequest::Malformed)?);
+        if whole.len() > MOST_BODY {
+            return Err(NoRequest::TooLarge);
+        }
         if body.is_done() {
             break;
         }
