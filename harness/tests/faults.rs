@@ -137,6 +137,19 @@ async fn a_head_request_gets_no_body() {
 }
 
 #[tokio::test]
+async fn a_plan_that_leaves_out_the_head_ends_for_an_answer_without_body() {
+    let interlock = || Step::Interlock("i".into());
+    for (steps, told) in [(vec![interlock()], ""), (vec![Step::DripHead { every_ms: 0, finish: true }, interlock()], HEAD)] {
+        let bench = streams(steps).await;
+        let mut stream = bench.connect().await;
+        stream.write_all(b"HEAD /x HTTP/1.1\r\nconnection: close\r\n\r\n").await.unwrap();
+        let (text, end) = read_all(&mut stream).await;
+        assert_eq!((text.is_empty(), end), (told.is_empty(), None), "{text}");
+        assert!(!text.contains("data:"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_without_end_is_refused_and_the_refusal_says_so() {
     let bench = says(Answer::new(200, "text/plain", "ok")).await;
     let told = b"POST /x HTTP/1.1\r\ncontent-length: 67108865\r\n\r\n".to_vec();

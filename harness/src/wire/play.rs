@@ -80,7 +80,8 @@ pub(super) async fn play(shared: &Shared, request: &Request, answer: &Answer, wr
         answer,
         layout,
         ends: event_ends(answer),
-        at: 0,
+        // an answer without a body has no byte left to send, whatever the plan says of its head
+        at: if layout == Layout::Bodyless { answer.body.len() } else { 0 },
         events: 0,
         head_sent: false,
         complete: false,
@@ -190,7 +191,6 @@ impl Player<'_, '_, '_> {
         self.pending.extend_from_slice(text.as_bytes());
         self.head_sent = true;
         if self.layout == Layout::Bodyless {
-            self.at = self.answer.body.len();
             self.finish();
         }
     }
@@ -268,9 +268,6 @@ impl Player<'_, '_, '_> {
 
     /// Gathers the body up to there, one chunk an event.
     async fn advance(&mut self, to: usize) -> io::Result<()> {
-        if self.layout == Layout::Bodyless {
-            return Ok(());
-        }
         while self.at < to {
             // one chunk an event, but for events so large that gathering them whole would only cost memory
             let end = self.ends.get(self.events).copied().unwrap_or(self.answer.body.len()).min(to).min(self.at + MOST_AT_ONCE);
@@ -293,7 +290,7 @@ impl Player<'_, '_, '_> {
 
     fn lay(&mut self, piece: Range<usize>) {
         let bytes = &self.answer.body[piece];
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.layout == Layout::Bodyless {
             return;
         }
         if self.layout == Layout::Chunked {
