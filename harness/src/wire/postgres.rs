@@ -381,13 +381,14 @@ async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut
                     Some(AtStatement::Stall) => {
                         shared.note("stalled");
                         shared.stalled.send_replace(true);
-                        shared.flowing().await;
                     }
                     Some(AtStatement::Cut) => return Ended::Cut,
                     Some(AtStatement::Reset) => return Ended::Reset,
                     Some(AtStatement::LoseReply) => talk.lose_reply.store(true, Ordering::SeqCst),
                 }
             }
+            // it may have stalled meanwhile, here or on another connection
+            shared.flowing().await;
             if to.write_all(&message.bytes).await.is_err() {
                 return Ended::Closed;
             }
