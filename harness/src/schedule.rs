@@ -5,6 +5,7 @@
 //! judged by the same [`invariants`].
 
 pub mod invariants;
+mod observation;
 mod play;
 
 use serde::{Deserialize, Serialize};

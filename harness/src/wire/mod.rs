@@ -11,6 +11,8 @@
 mod connection;
 pub mod control;
 mod drain;
+mod events;
+mod head;
 pub mod http1;
 mod listener;
 mod play;
