@@ -5,6 +5,7 @@
 //! judged by the same [`invariants`].
 
 pub mod invariants;
+mod observation;
 mod play;
 
 use serde::{Deserialize, Serialize};
@@ -302,10 +303,10 @@ pub fn full_text(candidate: usize, call: usize) -> String {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const PLAN: &str = r#"{
+    pub(crate) const PLAN: &str = r#"{
         "settings": {"connect_ms": 1000, "first_token_ms": 1000, "idle_ms": 1000, "total_ms": 4000, "reserve_ms": 500, "max_attempts": 2,
             "base_ms": 10, "max_ms": 100, "jitter_percent": 50, "budget_percent": 100, "budget_floor": 10, "failure_threshold": 3,
             "cool_down_ms": 1000, "half_open_probes": 1},

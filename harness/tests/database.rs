@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::time::Duration;
+
 use gauntlet_harness::database::{CaseDatabase, Choice, Database, DatabaseError, End, Kind, Require, Resolved};
+use gauntlet_harness::gate::{Gates, with_hang_guard};
+use gauntlet_harness::tape::Tape;
+use gauntlet_harness::wire::postgres::{AtStatement, DatabaseWire};
 use rstest::rstest;
 use sqlx::{Connection, PgConnection};
 
@@ -68,6 +73,7 @@ async fn cases_get_databases_of_their_own_from_one_template(#[case] choice: Choi
         assert!(matches!(empty.lock("things").await, Err(DatabaseError::NotPostgres(_))));
     } else {
         faults(&database.case_database("faults", Some(&template)).await.unwrap()).await;
+        prepared(&database.case_database("prepared", Some(&template)).await.unwrap()).await;
     }
     database.stop().await;
 }
@@ -91,7 +97,10 @@ async fn faults(case: &CaseDatabase) {
         (client, answer)
     });
     case.until_waiting(1).await.unwrap();
+    let waits = with_hang_guard(Duration::from_millis(50), case.until_none_waits()).await;
+    assert!(matches!(waits, Err(DatabaseError::Hung(_))), "{waits:?}");
     held.release().await.unwrap();
+    case.until_none_waits().await.unwrap();
     let (mut client, answer) = waiting.await.unwrap();
     assert_eq!(answer, "");
 
@@ -112,6 +121,29 @@ async fn faults(case: &CaseDatabase) {
     case.read_write().await.unwrap();
     let mut client = PgConnection::connect(&url).await.unwrap();
     assert_eq!(insert(&mut client).await, "");
+}
+
+/// Statements that were prepared before are seen by the wire, and faults find them, when they are executed.
+async fn prepared(case: &CaseDatabase) {
+    let tape = Tape::new();
+    let gates = Gates::new(tape.clone());
+    let (host, port) = case.upstream().unwrap();
+    let wire = DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone()).await.unwrap();
+    let mut client = PgConnection::connect(&wire.url(case.url())).await.unwrap();
+    for n in 1..=2 {
+        assert_eq!(insert(&mut client).await, "");
+        assert_eq!(wire.statements("insert into things", n).await.unwrap().len(), n, "prepared once, executed {n} times");
+    }
+    wire.at_statement("INSERT", AtStatement::Hold("g".into()));
+    let waiting = tokio::spawn(async move { (insert(&mut client).await, client) });
+    wire.held("g").await.unwrap();
+    assert_eq!(case.count("things").await.unwrap(), 3, "it is not executed while it is held");
+    gates.gate("g").open();
+    let (answer, mut client) = waiting.await.unwrap();
+    assert_eq!((answer.as_str(), case.count("things").await.unwrap()), ("", 4));
+    wire.at_statement("INSERT", AtStatement::LoseReply);
+    assert!(insert(&mut client).await.contains("Io"));
+    assert_eq!(case.count("things").await.unwrap(), 5, "it is executed though its reply is lost");
 }
 
 /// The SQLSTATE of an insert; empty when it succeeds.

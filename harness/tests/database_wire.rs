@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
 
 use gauntlet_harness::gate::{Gates, guard};
 use gauntlet_harness::tape::{Event, Tape};
@@ -12,23 +13,36 @@ use tokio::task::JoinSet;
 
 struct Bench {
     wire: DatabaseWire,
+    /// What the server got, connection by connection.
+    received: Received,
     tape: Tape,
     gates: Gates,
     _server: JoinSet<()>,
 }
+
+type Received = Arc<Mutex<Vec<Vec<u8>>>>;
 
 /// A server that answers whatever it reads with as many `r`.
 async fn bench() -> Bench {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap().to_string();
     let mut server = JoinSet::new();
+    let received = Received::default();
+    let log = Arc::clone(&received);
     server.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
+            let log = Arc::clone(&log);
             connections.spawn(async move {
                 let mut bytes = [0; 4096];
+                let at = {
+                    let mut log = log.lock().unwrap();
+                    log.push(Vec::new());
+                    log.len() - 1
+                };
                 while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                    log.lock().unwrap()[at].extend_from_slice(&bytes[..n]);
                     if stream.write_all(&vec![b'r'; n]).await.is_err() {
                         return;
                     }
@@ -39,7 +53,7 @@ async fn bench() -> Bench {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
     let wire = DatabaseWire::bind(&upstream, tape.clone(), gates.clone()).await.unwrap();
-    Bench { wire, tape, gates, _server: server }
+    Bench { wire, received, tape, gates, _server: server }
 }
 
 fn query(text: &str) -> Vec<u8> {
@@ -63,6 +77,12 @@ impl Bench {
         let bytes = query(text);
         stream.write_all(&bytes).await.unwrap();
         replies(stream, bytes.len()).await;
+    }
+
+    /// Whether the database got the statement.
+    fn received(&self, text: &str) -> bool {
+        let statement = query(text);
+        self.received.lock().unwrap().iter().any(|bytes| bytes.windows(statement.len()).any(|window| window == statement))
     }
 
     fn noted(&self, text: &str) -> bool {
@@ -106,6 +126,18 @@ async fn refused_reset_and_back() {
     bench.wire.gone().await.unwrap();
     assert_eq!(end(&mut stream).await, (0, Some(ErrorKind::ConnectionReset)));
     assert_eq!(bench.wire.connections(), 0);
+}
+
+/// What `reset` promises is a fact when it returns, not a little later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_reset_before_reset_returns() {
+    use std::io::Read;
+    let bench = bench().await;
+    for _ in 0..200 {
+        let mut stream = bench.connect().await.into_std().unwrap();
+        bench.wire.reset().await.unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
 }
 
 #[tokio::test]
@@ -152,23 +184,47 @@ async fn a_statement_is_held_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_statement_is_cut_reset_or_its_reply_lost() {
-    let bench = bench().await;
-    for (fault, expected) in
-        [(AtStatement::Cut, None), (AtStatement::Reset, Some(ErrorKind::ConnectionReset)), (AtStatement::LoseReply, Some(ErrorKind::ConnectionReset))]
-    {
+async fn a_statement_is_cut_or_reset_before_it_is_executed_or_its_reply_is_lost_after() {
+    let reset = Some(ErrorKind::ConnectionReset);
+    for (fault, executed, expected) in [(AtStatement::Cut, false, None), (AtStatement::Reset, false, reset), (AtStatement::LoseReply, true, reset)] {
+        let bench = bench().await;
         let mut stream = bench.connect().await;
         bench.ask(&mut stream, "BEGIN").await;
         bench.wire.at_statement("commit", fault);
         stream.write_all(&query("COMMIT")).await.unwrap();
         assert_eq!(end(&mut stream).await, (0, expected));
+        assert_eq!((bench.received("BEGIN"), bench.received("COMMIT")), (true, executed));
     }
+}
+
+#[tokio::test]
+async fn a_statement_stalls_everything() {
+    let bench = bench().await;
     let mut stream = bench.connect().await;
     bench.wire.at_statement("select", AtStatement::Stall);
     stream.write_all(&query("SELECT 1")).await.unwrap();
     guard("the stall", bench.tape.wait_for(1, |entry| matches!(&entry.event, Event::Database { what } if what == "stalled"))).await.unwrap();
     bench.wire.resume().await.unwrap();
     replies(&mut stream, query("SELECT 1").len()).await;
+}
+
+#[tokio::test]
+async fn a_gate_that_opens_while_everything_stalls_lets_nothing_through() {
+    let bench = bench().await;
+    let mut held = bench.connect().await;
+    bench.wire.at_statement("insert", AtStatement::Hold("g".into()));
+    held.write_all(&query("INSERT INTO t")).await.unwrap();
+    bench.wire.held("g").await.unwrap();
+    bench.wire.stall();
+    bench.gates.gate("g").open();
+    // on one thread every task has had its turn
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!bench.received("INSERT INTO t"));
+    bench.wire.resume().await.unwrap();
+    replies(&mut held, query("INSERT INTO t").len()).await;
+    assert!(bench.received("INSERT INTO t"));
 }
 
 #[tokio::test]

@@ -4,15 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, Verdict, holds};
 use gauntlet_harness::client::Client;
+use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
-use gauntlet_harness::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+use gauntlet_harness::target::{Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError};
 use tokio_util::sync::CancellationToken;
 
 /// A target that starts nothing and remembers what it was given.
@@ -20,13 +22,41 @@ struct Remembering {
     manifest: Manifest,
     shared: bool,
     starts: bool,
+    crashes: bool,
     deployments: Mutex<Vec<Deployment>>,
+}
+
+/// A process whose sockets are closed already, and whose end is known a moment later.
+struct Dying;
+
+#[async_trait]
+impl Process for Dying {
+    async fn terminate(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    async fn wait(&self) -> Result<Option<i32>, TargetError> {
+        gate::pace(Duration::from_millis(60)).await;
+        Ok(Some(101))
+    }
+
+    fn log_tail(&self) -> String {
+        "thread 'main' panicked".into()
+    }
+
+    fn log(&self) -> String {
+        self.log_tail()
+    }
+
+    fn id(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl Remembering {
     fn new() -> Self {
         let manifest = Manifest { name: "t".into(), version: None, capabilities: BTreeSet::from([Capability::Chat]), fixed_timeouts: None };
-        Self { manifest, shared: false, starts: true, deployments: Mutex::default() }
+        Self { manifest, shared: false, starts: true, crashes: false, deployments: Mutex::default() }
     }
 }
 
@@ -49,7 +79,8 @@ impl Target for Remembering {
         if !self.starts {
             return Err(TargetError::NotReady("it sleeps".into()));
         }
-        Ok(RunningTarget { base_url: "http://127.0.0.1:9".into(), model_prefix: String::new(), headers: Vec::new(), process: None })
+        let process = self.crashes.then(|| Box::new(Dying) as Box<dyn Process>);
+        Ok(RunningTarget { base_url: "http://127.0.0.1:9".into(), model_prefix: String::new(), headers: Vec::new(), process })
     }
 }
 
@@ -150,6 +181,16 @@ async fn a_target_that_does_not_start_breaks_the_run_and_judges_nobody() {
 }
 
 #[tokio::test]
+async fn a_case_that_fails_because_its_gateway_crashed_is_no_verdict_on_the_requirement() {
+    let target = Arc::new(Remembering { crashes: true, ..Remembering::new() });
+    let result = run_on(&target, vec![case("A-01", fails)], |_| {}).await;
+    let verdict = &result.outcomes[0].verdict;
+    let Verdict::Failed { failure: Failure::Target { what } } = verdict else { panic!("{verdict:?}") };
+    assert!(what.contains("exited with code 101 in the middle of A-01") && what.contains("panicked"), "{what}");
+    assert_eq!(result.outcomes[0].attempts, 1);
+}
+
+#[tokio::test]
 async fn fail_fast_leaves_the_rest_and_does_not_break_the_run() {
     let cases = vec![case("A-01", fails), case("A-02", passes)];
     let result = run_on(&Arc::new(Remembering::new()), cases, |run| run.fail_fast = true).await;
@@ -199,6 +240,22 @@ async fn a_shared_target_serves_cases_of_equal_settings_from_one_process() {
         deployments.iter().map(|deployment| deployment.spec.models.iter().map(|model| model.alias.as_str()).collect()).collect();
     assert_eq!(aliases, [vec!["a-01-solo", "a-02-solo"], vec!["a-03-solo"]]);
     assert!(deployments[0].endpoints.contains_key("a-02-p1"));
+}
+
+#[tokio::test]
+async fn cases_on_a_shared_target_run_in_tasks_of_their_own() {
+    static TASKS: Mutex<Vec<tokio::task::Id>> = Mutex::new(Vec::new());
+    fn notes_its_task(_: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            TASKS.lock().unwrap().extend(tokio::task::try_id());
+            Ok(())
+        }
+        .boxed()
+    }
+    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
+    run_on(&target, vec![case("A-01", notes_its_task), case("A-02", notes_its_task)], |run| run.parallelism = 2).await;
+    let tasks = TASKS.lock().unwrap();
+    assert!(tasks.len() == 2 && tasks[0] != tasks[1], "{tasks:?}");
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! The stub and the client of the harness against each other, without a gateway between them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::time::Duration;
+
+use gauntlet_harness::case::{Failure, Honesty};
 use gauntlet_harness::client::{Client, End};
-use gauntlet_harness::gate::Gates;
+use gauntlet_harness::gate::{Gates, with_hang_guard};
 use gauntlet_harness::llm::{Stub, chat, echo, error, in_turn, raw, reply, sequence, vectors};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec};
@@ -168,6 +171,17 @@ async fn a_plan_goes_from_the_responder_to_the_wire(#[values(Voice::Wiremock, Vo
     let transcript = bench.client.stream(hello("x")).await.unwrap().collect().await.unwrap();
     assert_eq!(transcript.text, "one two");
     assert!(matches!(&transcript.end, End::Cut(how) if how.contains("reset")), "{:?}", transcript.end);
+}
+
+#[tokio::test]
+async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
+    let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
+    bench.stub.answers(reply("one two").plan(Plan::of([Step::Head, Step::Events(3), Step::RepeatForever { every_ms: 1 }])));
+    let stream = bench.client.stream(hello("x")).await.unwrap();
+    let ended = with_hang_guard(Duration::from_millis(300), stream.collect()).await;
+    let Err(Failure::Violated { expected, observed, honesty: Honesty::Hung }) = ended else { panic!("{ended:?}") };
+    assert_eq!(expected, "the end of the stream to client a");
+    assert!(observed.contains("events came and no end"), "{observed}");
 }
 
 #[tokio::test]

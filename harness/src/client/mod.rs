@@ -17,27 +17,27 @@
 //! # Ok(()) }
 //! ```
 
+mod exchange;
+mod reply;
 mod sse;
 mod stream;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
+pub use exchange::Exchange;
+pub use reply::{Reply, Transport};
 pub use stream::{End, StreamEvent, StreamReply, ToolCall, Transcript};
 
-use crate::case::{Failure, Honesty};
+use crate::case::Failure;
 use crate::gate;
 use crate::tape::{Event, Side, Tape};
 use crate::target::RunningTarget;
-use crate::wire::http1::{self, Body, ResponseHead};
 
 /// A client of the gateway under test. Clones share the labels.
 #[derive(Clone, Debug)]
@@ -49,107 +49,11 @@ pub struct Client {
     label: Option<String>,
     asked: Arc<AtomicUsize>,
     receive_buffer: Option<u32>,
+    most: usize,
 }
 
-/// A whole answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reply {
-    /// The label of the exchange.
-    pub label: String,
-    /// The status code.
-    pub status: u16,
-    /// In the order and spelling of the gateway.
-    pub headers: Vec<(String, String)>,
-    /// Unchunked.
-    pub body: Bytes,
-}
-
-/// Why there is no answer: the transport failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// The connection could not be made.
-    Connect(String),
-    /// It ended (or was reset) before the head of an answer.
-    NoAnswer(String),
-    /// It ended (or was reset) within the body of this answer.
-    Cut {
-        /// The status that had come.
-        status: u16,
-        /// What had come of the body.
-        body: Bytes,
-        /// How it ended.
-        how: String,
-    },
-    /// What came is not HTTP/1.1.
-    Malformed(String),
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect(how) => write!(f, "no connection: {how}"),
-            Self::NoAnswer(how) => write!(f, "no answer: {how}"),
-            Self::Cut { status, body, how } => write!(f, "an answer {status} that ended after {} bytes of its body: {how}", body.len()),
-            Self::Malformed(how) => f.write_str(how),
-        }
-    }
-}
-
-impl From<Transport> for Failure {
-    /// A gateway owes an HTTP answer, and a client sees that there was none.
-    fn from(transport: Transport) -> Self {
-        Self::Violated { expected: "a whole HTTP answer".into(), observed: transport.to_string(), honesty: Honesty::Honest }
-    }
-}
-
-impl Reply {
-    /// The body; null if it is not JSON.
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_default()
-    }
-
-    /// The body as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    /// The first header of that name, whatever its spelling.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        http1::header(&self.headers, name)
-    }
-
-    /// The text of a completion's first choice; empty if there is none.
-    pub fn content(&self) -> String {
-        self.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_string()
-    }
-
-    /// `error.type` of OpenAI's envelope.
-    pub fn error_type(&self) -> Option<String> {
-        self.json()["error"]["type"].as_str().map(String::from)
-    }
-
-    /// `error.code` of OpenAI's envelope.
-    pub fn error_code(&self) -> Option<String> {
-        self.json()["error"]["code"].as_str().map(String::from)
-    }
-
-    /// Reads a completion strictly, by the published types of OpenAI's API.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn strict(&self) -> Result<(), String> {
-        let read: async_openai::types::chat::CreateChatCompletionResponse =
-            serde_json::from_slice(&self.body).map_err(|error| format!("not a completion: {error}"))?;
-        if read.object != "chat.completion" {
-            return Err(format!("object is {:?}, not \"chat.completion\"", read.object));
-        }
-        match read.choices.iter().find(|choice| choice.finish_reason.is_none()) {
-            Some(choice) => Err(format!("choice {} has no finish_reason", choice.index)),
-            None if read.choices.is_empty() => Err("no choices".into()),
-            None => Ok(()),
-        }
-    }
-}
+/// Larger answers are not read on: one without end must not take the harness's memory.
+const MOST_BYTES: usize = 256 << 20;
 
 impl Client {
     /// A client of the gateway at this root (`http://127.0.0.1:4000`, with or without a path).
@@ -163,7 +67,7 @@ impl Client {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let authority = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
         let prefix = if path.is_empty() { String::new() } else { format!("/{}", path.trim_end_matches('/')) };
-        Ok(Self { tape, authority, prefix, headers, label: None, asked: Arc::default(), receive_buffer: None })
+        Ok(Self { tape, authority, prefix, headers, label: None, asked: Arc::default(), receive_buffer: None, most: MOST_BYTES })
     }
 
     /// A client of the target.
@@ -375,12 +279,9 @@ impl Client {
     }
 
     fn exchange(&self, stream: TcpStream, method: &str) -> Exchange {
-        let label = self.next_label();
-        Exchange { tape: self.tape.clone(), label, method: method.to_string(), stream: Some(stream), buffer: BytesMut::new(), finished: false }
+        Exchange::new(self.tape.clone(), self.next_label(), method, stream, self.most)
     }
-}
 
-impl Client {
     fn next_label(&self) -> String {
         self.label.clone().unwrap_or_else(|| letters(self.asked.fetch_add(1, Ordering::Relaxed)))
     }
@@ -400,171 +301,40 @@ fn letters(mut n: usize) -> String {
     String::from_utf8_lossy(&letters).into_owned()
 }
 
-/// A request that has been written, and its connection. Dropping it closes the connection: the client has left.
-#[derive(Debug)]
-pub struct Exchange {
-    tape: Tape,
-    label: String,
-    method: String,
-    stream: Option<TcpStream>,
-    buffer: BytesMut,
-    finished: bool,
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        if self.stream.is_some() && !self.finished {
-            self.record(Event::ClientLeft);
-        }
-    }
-}
-
-impl Exchange {
-    /// The label of the exchange.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// Closes the connection, whatever is still to come.
-    pub fn leave(self) {}
-
-    /// Reads the whole answer.
-    ///
-    /// # Errors
-    /// A violation if there is no whole answer, or none within the hang guard.
-    pub async fn reply(self) -> Result<Reply, Failure> {
-        Ok(self.try_reply().await??)
-    }
-
-    /// Reads the whole answer, with a failed transport as a value.
-    ///
-    /// # Errors
-    /// A violation by a hang only.
-    pub async fn try_reply(mut self) -> Result<Result<Reply, Transport>, Failure> {
-        let what = format!("the whole answer to client {}", self.label);
-        let read = gate::guard(&what, self.read_reply()).await?;
-        if let Err(error) = &read {
-            self.fail(error);
-        }
-        Ok(read)
-    }
-
-    /// Reads the head of the answer; the events are read as the case asks for them.
-    ///
-    /// # Errors
-    /// A violation if there is no answer, or none within the hang guard.
-    pub async fn stream(self) -> Result<StreamReply, Failure> {
-        Ok(self.try_stream().await??)
-    }
-
-    /// The same, with a failed transport as a value.
-    ///
-    /// # Errors
-    /// A violation by a hang only.
-    pub async fn try_stream(mut self) -> Result<Result<StreamReply, Transport>, Failure> {
-        let what = format!("the head of the answer to client {}", self.label);
-        Ok(match gate::guard(&what, self.read_head()).await? {
-            Ok((head, body)) => Ok(StreamReply::new(self, head, body)),
-            Err(error) => {
-                self.fail(&error);
-                Err(error)
-            }
-        })
-    }
-
-    async fn read_reply(&mut self) -> Result<Reply, Transport> {
-        let (head, mut body) = self.read_head().await?;
-        let mut whole = BytesMut::new();
-        loop {
-            whole.extend_from_slice(&body.take(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))?);
-            if body.is_done() {
-                break;
-            }
-            match self.fill().await {
-                Ok(true) => {}
-                Ok(false) if body.may_end_here() => break,
-                Ok(false) => return Err(Transport::Cut { status: head.status, body: whole.freeze(), how: "end of the connection".into() }),
-                Err(error) => return Err(Transport::Cut { status: head.status, body: whole.freeze(), how: error.to_string() }),
-            }
-        }
-        self.finish(Event::ClientAnswered { status: head.status });
-        Ok(Reply { label: self.label.clone(), status: head.status, headers: head.headers, body: whole.freeze() })
-    }
-
-    async fn read_head(&mut self) -> Result<(ResponseHead, Body), Transport> {
-        loop {
-            if let Some(head) = http1::take_response(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))? {
-                let body = Body::of_response(&self.method, &head).map_err(|error| Transport::Malformed(error.to_string()))?;
-                self.record(Event::ClientStatus { status: head.status });
-                return Ok((head, body));
-            }
-            match self.fill().await {
-                Ok(true) => {}
-                Ok(false) => return Err(Transport::NoAnswer("end of the connection".into())),
-                Err(error) => return Err(Transport::NoAnswer(error.to_string())),
-            }
-        }
-    }
-
-    /// Reads more; false at the end of the connection.
-    async fn fill(&mut self) -> std::io::Result<bool> {
-        let Some(stream) = &mut self.stream else { return Ok(false) };
-        Ok(stream.read_buf(&mut self.buffer).await? > 0)
-    }
-
-    /// Writes as much as the gateway takes; a gateway that answers early or closes is met by the next read.
-    async fn write(&mut self, bytes: &[u8]) {
-        let Some(stream) = &mut self.stream else { return };
-        let (mut read, mut write) = stream.split();
-        let mut writing = std::pin::pin!(write.write_all(bytes));
-        // what the read branch drops has been put into the buffer; a refused body stops being written when the answer is there
-        tokio::select! {
-            biased;
-            _ = &mut writing => {}
-            _ = read.read_buf(&mut self.buffer) => {
-                let _ = gate::bounded(Duration::from_millis(500), writing).await;
-            }
-        }
-    }
-
-    async fn dribble(&mut self, bytes: &[u8], piece: usize, every: Duration) {
-        let Some(stream) = &mut self.stream else { return };
-        let (mut read, mut write) = stream.split();
-        let writing = async {
-            for piece in bytes.chunks(piece.max(1)) {
-                if write.write_all(piece).await.is_err() {
-                    return;
-                }
-                gate::pace(every).await;
-            }
-        };
-        tokio::select! {
-            () = writing => {}
-            _ = read.read_buf(&mut self.buffer) => {}
-        }
-    }
-
-    fn fail(&mut self, error: &Transport) {
-        self.finish(Event::ClientFailed { error: error.to_string() });
-    }
-
-    fn finish(&mut self, event: Event) {
-        self.finished = true;
-        self.stream = None;
-        self.record(event);
-    }
-
-    fn record(&self, event: Event) {
-        self.tape.record(Side::Client(self.label.clone()), event);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::letters;
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::{Client, Transport, letters};
+    use crate::gate::Gates;
+    use crate::llm::{ScriptSource, raw};
+    use crate::plan::{Framing, Listen, Plan, Step};
+    use crate::spec::Protocol;
+    use crate::tape::{Event, Tape};
+    use crate::wire::Wire;
 
     #[test]
     fn labels_go_on_after_z() {
         assert_eq!([0, 25, 26, 701, 702].map(letters), ["a", "z", "aa", "zz", "aaa"]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_for_ever() {
+        let (source, tape) = (Arc::new(ScriptSource::new(Protocol::OpenAi)), Tape::new());
+        let endless = Plan { framing: Framing::UntilClose, ..Plan::of([Step::Head, Step::Bytes(1_000), Step::RepeatForever { every_ms: 0 }]) };
+        source.answers(raw(200, "text/event-stream", "data: x".repeat(1_000)).plan(endless));
+        let wire = Wire::bind("p1", tape.clone(), Gates::new(tape.clone()), source, Listen::Serve).await.unwrap();
+        let client = Client { most: 64 << 10, ..Client::new(&wire.root_url(), Vec::new(), tape.clone()).unwrap() };
+        let too_large = "an answer 200 of more than 65536 bytes";
+
+        let plain = client.send_chat(json!({})).await.unwrap().try_reply().await.unwrap();
+        assert_eq!(plain.unwrap_err(), Transport::TooLarge { status: 200, most: "65536 bytes".into() });
+        let streamed = client.stream(json!({})).await.unwrap().collect().await.unwrap_err().to_string();
+        assert!(streamed.contains(too_large), "{streamed}");
+        let failed = |entry: &crate::tape::Entry| matches!(&entry.event, Event::ClientFailed { error } if error.contains(too_large));
+        assert_eq!(tape.select(failed).len(), 2);
     }
 }

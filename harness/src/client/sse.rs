@@ -13,6 +13,8 @@ pub(super) struct Sse {
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     buffer: BytesMut,
+    /// So many bytes at the front of the buffer hold no line end.
+    scanned: usize,
     started: bool,
     /// The last line ended with CR: a LF right after it belongs to it.
     after_cr: bool,
@@ -56,11 +58,16 @@ impl Decoder {
     fn line(&mut self) -> Option<String> {
         if self.after_cr && self.buffer.first() == Some(&b'\n') {
             self.buffer.advance(1);
+            self.after_cr = false;
         }
         if !self.buffer.is_empty() {
             self.after_cr = false;
         }
-        let end = self.buffer.iter().position(|byte| matches!(byte, b'\n' | b'\r'))?;
+        let Some(end) = self.buffer[self.scanned..].iter().position(|byte| matches!(byte, b'\n' | b'\r')) else {
+            self.scanned = self.buffer.len();
+            return None;
+        };
+        let end = std::mem::take(&mut self.scanned) + end;
         let mut line = self.buffer.split_to(end + 1);
         self.after_cr = line[end] == b'\r';
         line.truncate(end);
@@ -77,9 +84,9 @@ mod tests {
 
     #[test]
     fn events_do_not_depend_on_how_the_bytes_are_split() {
-        let bytes = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\ndata: c\r\rdata: never".as_bytes();
+        let bytes = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\ndata: c\r\rdata: d\r\n\ndata: never".as_bytes();
         let event = |name: Option<&str>, data: &str| Sse { name: name.map(String::from), data: data.into() };
-        let expected = [event(None, "a\nb"), event(Some("error"), "é"), event(None, "c")];
+        let expected = [event(None, "a\nb"), event(Some("error"), "é"), event(None, "c"), event(None, "d")];
         for step in 1..bytes.len() {
             let mut decoder = Decoder::default();
             let mut events = Vec::new();
@@ -90,5 +97,18 @@ mod tests {
             assert_eq!(events, expected);
             assert_eq!(decoder.rest(), "data: never");
         }
+    }
+    #[test]
+    fn a_long_line_is_looked_through_once() {
+        let mut decoder = Decoder::default();
+        decoder.push(b"\ndata: ");
+        for _ in 0..100 {
+            assert_eq!(decoder.next(), None);
+            assert_eq!(decoder.scanned, decoder.buffer.len());
+            decoder.push(b"xxxx");
+        }
+        decoder.push(b"\n\ndata");
+        assert_eq!(decoder.next().map(|event| event.data), Some("x".repeat(400)));
+        assert_eq!((decoder.next(), decoder.scanned), (None, 4));
     }
 }

@@ -1,15 +1,20 @@
 //! A streamed answer: event by event, or as a whole transcript.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use async_openai::types::chat::CreateChatCompletionStreamResponse;
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
-use super::Exchange;
 use super::sse::{Decoder, Sse};
+use super::{Exchange, Transport};
 use crate::case::Failure;
 use crate::gate;
 use crate::tape::Event;
 use crate::wire::http1::{self, Body, ResponseHead};
+
+/// More events of one answer are none that a client could use.
+const MOST_EVENTS: usize = 1 << 20;
 
 /// How a streamed answer ended for the transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,25 +90,29 @@ impl StreamReply {
     /// The next event; `None` at the end ([`StreamReply::end`] says which).
     ///
     /// # Errors
-    /// A violation by a hang.
+    /// A violation by a hang, or by an answer that is too large to be one.
     pub async fn next(&mut self) -> Result<Option<StreamEvent>, Failure> {
         let what = format!("event {} of the stream to client {}, or its end", self.events + 1, self.exchange.label());
-        gate::guard(&what, self.read_event()).await
+        gate::guard(&what, self.read_event()).await?
     }
 
     /// Reads until the text so far is at least so many characters, and returns it; less only at the end.
     ///
     /// # Errors
-    /// A violation by a hang.
+    /// As [`StreamReply::next`]; all of it has one guard.
     pub async fn text_of(&mut self, characters: usize) -> Result<String, Failure> {
-        let mut text = String::new();
-        while text.chars().count() < characters {
-            match self.next().await? {
-                Some(event) => text.push_str(&event.delta_text),
-                None => break,
+        let what = format!("{characters} characters of the stream to client {}, or its end", self.exchange.label());
+        let reading = async {
+            let mut text = String::new();
+            while text.chars().count() < characters {
+                match self.read_event().await? {
+                    Some(event) => text.push_str(&event.delta_text),
+                    None => break,
+                }
             }
-        }
-        Ok(text)
+            Ok(text)
+        };
+        gate::guard(&what, reading).await?
     }
 
     /// How it ended, once it has.
@@ -117,12 +126,19 @@ impl StreamReply {
     /// Reads to the end.
     ///
     /// # Errors
-    /// A violation by a hang (each event has the whole guard).
+    /// As [`StreamReply::next`]; the stream as a whole has one guard, so that one without end is the gateway's violation.
     pub async fn collect(mut self) -> Result<Transcript, Failure> {
-        let mut events = Vec::new();
-        while let Some(event) = self.next().await? {
-            events.push(event);
-        }
+        let what = format!("the end of the stream to client {}", self.exchange.label());
+        let come = AtomicUsize::new(0);
+        let reading = async {
+            let mut events = Vec::new();
+            while let Some(event) = self.read_event().await? {
+                events.push(event);
+                come.store(events.len(), Ordering::Relaxed);
+            }
+            Ok::<_, Failure>(events)
+        };
+        let events = gate::guard_with(&what, reading, || format!("{} events came and no end", come.load(Ordering::Relaxed))).await??;
         let mut transcript = Transcript {
             status: self.status,
             headers: std::mem::take(&mut self.headers),
@@ -145,13 +161,17 @@ impl StreamReply {
         Ok(transcript)
     }
 
-    async fn read_event(&mut self) -> Option<StreamEvent> {
+    async fn read_event(&mut self) -> Result<Option<StreamEvent>, Failure> {
         loop {
             if let Some(event) = self.decoder.next() {
-                return Some(self.event(event));
+                let event = self.event(event);
+                return if event.n > MOST_EVENTS { Err(self.too_large(format!("{MOST_EVENTS} events"))) } else { Ok(Some(event)) };
             }
             if self.end.is_some() {
-                return None;
+                return Ok(None);
+            }
+            if self.raw.len() > self.exchange.most {
+                return Err(self.too_large(format!("{} bytes", self.exchange.most)));
             }
             match self.body.take(&mut self.exchange.buffer) {
                 Ok(bytes) => {
@@ -186,6 +206,12 @@ impl StreamReply {
         let delta_text = delta.unwrap_or_default().to_string();
         self.exchange.record(Event::ClientChunk { n: self.events, text: delta_text.clone() });
         StreamEvent { n: self.events, name, data, json, delta_text }
+    }
+
+    fn too_large(&mut self, most: String) -> Failure {
+        let transport = Transport::TooLarge { status: self.status, most };
+        self.ended(End::Cut(transport.to_string()));
+        transport.into()
     }
 
     fn ended(&mut self, end: End) {

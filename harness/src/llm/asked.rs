@@ -15,8 +15,8 @@ pub struct Asked {
     pub headers: Vec<(String, String)>,
     /// The body; null if it is not JSON.
     pub json: Value,
-    /// Whether the wire passes it on and will obey a plan.
-    pub(crate) by_the_wire: bool,
+    /// Its number on the tape; `None` if anybody else than the wire passes it on.
+    pub(crate) request: Option<u64>,
 }
 
 /// Routes that make a provider answer with a model's words or vectors.
@@ -25,14 +25,14 @@ const CALLS: [&str; 6] = ["/chat/completions", "/api/chat", "/api/generate", "/e
 impl Asked {
     fn new(method: &str, path: &str, headers: Vec<(String, String)>, body: &[u8]) -> Self {
         let path = without_namespace(path.split('?').next().unwrap_or_default()).to_string();
-        let by_the_wire = headers.iter().any(|(name, _)| name == WIRE_MARK);
-        Self { method: method.to_string(), path, headers, json: serde_json::from_slice(body).unwrap_or_default(), by_the_wire }
+        let request = headers.iter().find(|(name, _)| name == WIRE_MARK).and_then(|(_, id)| id.parse().ok());
+        Self { method: method.to_string(), path, headers, json: serde_json::from_slice(body).unwrap_or_default(), request }
     }
 
     pub(crate) fn of_wire(request: &wire::Request) -> Self {
         let headers = request.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
         let asked = Self::new(&request.method, &request.path, headers, &request.body);
-        Self { by_the_wire: true, ..asked }
+        Self { request: Some(request.id), ..asked }
     }
 
     pub(crate) fn of_wiremock(request: &wiremock::Request) -> Self {
@@ -40,6 +40,11 @@ impl Asked {
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned());
         let headers = request.headers.iter().map(header).collect();
         Self::new(request.method.as_str(), request.url.path(), headers, &request.body)
+    }
+
+    /// Whether the wire passes it on and will obey a plan.
+    pub(crate) fn by_the_wire(&self) -> bool {
+        self.request.is_some()
     }
 
     /// Whether it is Ollama's own API.

@@ -42,6 +42,7 @@ mod matcher;
 pub mod ollama;
 pub mod openai;
 mod responder;
+mod sequence;
 mod source;
 
 use std::net::SocketAddr;
@@ -224,12 +225,12 @@ impl Stub {
 
     /// Every request for a model's words or vectors so far, in order.
     pub fn requests(&self) -> Vec<ReceivedRequest> {
-        self.all_requests().into_iter().filter(|request| is_call(&request.method, &request.path)).collect()
+        calls_at(&self.inner.name, &self.inner.tape)
     }
 
     /// Every request so far, probes included, in order.
     pub fn all_requests(&self) -> Vec<ReceivedRequest> {
-        self.inner.tape.select(|entry| self.is_request(entry)).into_iter().filter_map(received).collect()
+        requests_at(&self.inner.name, &self.inner.tape)
     }
 
     /// The calls whose body contains the nonce, in order.
@@ -307,13 +308,19 @@ impl Stub {
         matches!(&entry.side, Side::Provider(name) if *name == self.inner.name)
     }
 
-    fn is_request(&self, entry: &Entry) -> bool {
-        self.is_mine(entry) && matches!(entry.event, Event::RequestRead { .. })
-    }
-
     fn is_call(&self, entry: &Entry) -> bool {
         self.is_mine(entry) && matches!(&entry.event, Event::RequestRead { method, path, .. } if is_call(method, path))
     }
+}
+
+/// Every request for a model's words or vectors that the tape has of the stub of that name, in order.
+pub(crate) fn calls_at(name: &str, tape: &Tape) -> Vec<ReceivedRequest> {
+    requests_at(name, tape).into_iter().filter(|request| is_call(&request.method, &request.path)).collect()
+}
+
+fn requests_at(name: &str, tape: &Tape) -> Vec<ReceivedRequest> {
+    let its_request = |entry: &Entry| matches!(&entry.side, Side::Provider(side) if side == name) && matches!(entry.event, Event::RequestRead { .. });
+    tape.select(its_request).into_iter().filter_map(received).collect()
 }
 
 /// Answers requests below the namespace only.

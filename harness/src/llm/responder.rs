@@ -1,14 +1,14 @@
 //! What a provider says: a reply, an error, raw bytes, or a sequence of them, in the protocol and form that was asked for.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use wiremock::{Respond, ResponseTemplate};
 
 use super::asked::Asked;
+use super::sequence::{Count, Sequence};
 use super::{ollama, openai};
 use crate::plan::Plan;
 use crate::wire::{Answer, HARNESS_STATUS, PLAN_HEADER, UNMATCHED_HEADER};
@@ -69,19 +69,6 @@ pub(super) struct ErrorReply {
     pub code: Option<String>,
 }
 
-/// Answers in turn; see [`sequence`] and [`in_turn`].
-struct Sequence {
-    answers: Vec<Responder>,
-    count: Count,
-    asked: Mutex<HashMap<String, usize>>,
-}
-
-#[derive(Clone, Copy)]
-enum Count {
-    EachPrompt,
-    AllCalls,
-}
-
 /// A reply with this text. Its tokens are its words (each with the blank before it), and usage counts them.
 pub fn reply(text: &str) -> Responder {
     Responder::of(Kind::Reply(Reply {
@@ -115,7 +102,7 @@ pub fn raw(status: u16, content_type: &str, body: impl Into<Bytes>) -> Responder
 }
 
 /// The answers in turn, counted for each prompt (last user message and model) by itself, so that concurrent requests do not
-/// disturb each other: the n-th attempt of a request gets the n-th answer. The last one repeats.
+/// disturb each other: the n-th attempt of a request gets the n-th answer. The last one repeats. The last 65,536 prompts are counted.
 pub fn sequence(answers: impl IntoIterator<Item = Responder>) -> Responder {
     in_sequence(answers, Count::EachPrompt)
 }
@@ -130,7 +117,7 @@ fn in_sequence(answers: impl IntoIterator<Item = Responder>, count: Count) -> Re
     if answers.is_empty() {
         return Responder::of(Kind::Misused("a sequence without answers".into()));
     }
-    Responder::of(Kind::Sequence(Arc::new(Sequence { answers, count, asked: Mutex::new(HashMap::new()) })))
+    Responder::of(Kind::Sequence(Arc::new(Sequence::new(answers, count))))
 }
 
 /// Whatever `answer` makes of the request.
@@ -260,23 +247,10 @@ impl Responder {
     }
 }
 
-impl Sequence {
-    fn next(&self, asked: &Asked) -> &Responder {
-        let key = match self.count {
-            Count::EachPrompt => format!("{}\n{}", asked.model(), asked.user_text()),
-            Count::AllCalls => String::new(),
-        };
-        let mut counts = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(key).or_default();
-        let at = (*count).min(self.answers.len() - 1);
-        *count += 1;
-        &self.answers[at]
-    }
-}
-
 impl Respond for Responder {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
-        template(self.render(&Asked::of_wiremock(request)), Asked::of_wiremock(request).by_the_wire)
+        let asked = Asked::of_wiremock(request);
+        template(self.render(&asked), asked.by_the_wire())
     }
 }
 
@@ -313,7 +287,7 @@ impl fmt::Debug for Kind {
             Self::Reply(reply) => write!(f, "{reply:?}"),
             Self::Error(error) => write!(f, "{error:?}"),
             Self::Raw { status, content_type, body } => write!(f, "Raw({status}, {content_type}, {} bytes)", body.len()),
-            Self::Sequence(sequence) => f.debug_list().entries(&sequence.answers).finish(),
+            Self::Sequence(sequence) => f.debug_list().entries(sequence.answers()).finish(),
             Self::With(_) => f.write_str("With(…)"),
             Self::Misused(how) => write!(f, "Misused({how})"),
         }

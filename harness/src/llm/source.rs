@@ -88,7 +88,7 @@ struct CatchAll {
 impl Respond for CatchAll {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
         let asked = Asked::of_wiremock(request);
-        template(self.fallback.answer(&asked, Some(self.protocol)), asked.by_the_wire)
+        template(self.fallback.answer(&asked, Some(self.protocol)), asked.by_the_wire())
     }
 }
 
@@ -129,7 +129,7 @@ impl WiremockSource {
                 forward = forward.header(name, value);
             }
         }
-        let forward = forward.header(WIRE_MARK, "1").body(Full::new(request.body.clone())).map_err(|error| error.to_string())?;
+        let forward = forward.header(WIRE_MARK, request.id).body(Full::new(request.body.clone())).map_err(|error| error.to_string())?;
         let response = self.client.request(forward).await.map_err(|error| error.to_string())?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();

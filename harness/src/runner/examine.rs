@@ -19,6 +19,9 @@ use crate::spec::DatabaseNeed;
 use crate::tape::{Event, Tape};
 use crate::target::{Capability, Manifest, RunningTarget, Target, TargetError};
 
+/// How long the end of a process may take to be known after its sockets have closed.
+const DYING: Duration = Duration::from_millis(500);
+
 /// Examines one case once: everything is set up for it alone, and stopped afterwards.
 ///
 /// Never fails: what goes wrong is the outcome. Dropping it stops everything.
@@ -103,9 +106,10 @@ pub(super) async fn run(
             failure: Failure::Harness { what: format!("the case did not end within {} s, and none of its waits had a guard", bound.as_secs()) },
         },
     };
-    let log_tail = target.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
     verdict = with_unmatched(verdict, &tape);
-    if let Some(what) = died(&target, case, &tape).await {
+    let ended = died(&target, case, &tape, &verdict).await;
+    let log_tail = target.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
+    if let Some(what) = ended {
         verdict = Verdict::Failed { failure: Failure::Target { what: format!("{what}; its last lines:\n{log_tail}") } };
     }
     ctx.gates.open_all();
@@ -143,13 +147,14 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
 }
 
 /// How the gateway ended, if it did and the case did not end it.
-pub(super) async fn died(target: &RunningTarget, case: &Case, tape: &Tape) -> Option<String> {
+async fn died(target: &RunningTarget, case: &Case, tape: &Tape, verdict: &Verdict) -> Option<String> {
     if case.needs.contains(&Capability::Process) || case.needs.contains(&Capability::Drain) {
         return None;
     }
     let process = target.process.as_ref()?;
-    // the end is known at once or not at all; a moment is given to a process that is dying
-    let waited = bounded(Duration::from_millis(1), process.wait()).await?;
+    // a process that dies closes its sockets first: what the case saw of that is no verdict, so a failed case waits for the end itself
+    let moment = if matches!(verdict, Verdict::Failed { .. }) { DYING } else { Duration::from_millis(1) };
+    let waited = bounded(moment, process.wait()).await?;
     let signalled = tape.first(|entry| matches!(&entry.event, Event::Target { what } if what == "SIGTERM")).is_some();
     match waited {
         _ if signalled => None,

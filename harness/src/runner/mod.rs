@@ -111,17 +111,9 @@ impl Run {
             .await;
     }
 
-    /// Examines the case in a task of its own: cases that poll busily must not take each other's turns. Dropping it aborts the task.
     async fn examine_apart(&self, case: &Case) -> Outcome {
         let (target, examined, database) = (Arc::clone(&self.target), *case, self.database.clone());
-        let task = tokio::spawn(async move { examine(&target, &examined, database.as_deref()).await });
-        match AbortOnDropHandle::new(task).await {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                let failure = Failure::Harness { what: format!("the examination ended by itself: {error}") };
-                Outcome::without_run(case, Verdict::Failed { failure })
-            }
-        }
+        in_a_task(case, async move { examine(&target, &examined, database.as_deref()).await }).await
     }
 
     /// `repeat` attempts; one more for a single failed one. What the harness or the set-up did wrong is not repeated.
@@ -131,6 +123,17 @@ impl Run {
         }
         let repeat = usize::try_from(self.repeat.max(1)).unwrap_or(usize::MAX);
         attempts.len() < repeat || (attempts.len() == 1 && attempts.iter().any(Outcome::failed))
+    }
+}
+
+/// Examines the case in a task of its own: cases that poll busily must not take each other's turns. Dropping it aborts the task.
+async fn in_a_task(case: &Case, examination: impl Future<Output = Outcome> + Send + 'static) -> Outcome {
+    match AbortOnDropHandle::new(tokio::spawn(examination)).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let failure = Failure::Harness { what: format!("the examination ended by itself: {error}") };
+            Outcome::without_run(case, Verdict::Failed { failure })
+        }
     }
 }
 

@@ -10,12 +10,13 @@ use super::Outcome;
 use super::setting::Setting;
 use crate::case::{Failure, Honesty, Level, Profile, Verdict};
 use crate::client::{Client, StreamReply};
-use crate::gate::{bounded, hang_guard, pace, with_hang_guard};
-use crate::llm::{Responder, raw, with};
+use crate::gate::{bounded, guard, hang_guard, pace, with_hang_guard};
+use crate::llm::{Responder, calls_at, error, raw, with};
 use crate::schedule::invariants::{Call, End, Exchange, Invariant, Observation, Violation, check_only};
 use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
-use crate::tape::{Entry, Event, Side};
+use crate::tape::{Entry, Event, Side, Tape};
 use crate::target::{Capability, Manifest, RunningTarget, Target};
+use crate::wire::HARNESS_STATUS;
 
 /// How much later than the deadline an end may be seen on a machine that has other things to do.
 const GRACE: Duration = Duration::from_secs(1);
@@ -43,7 +44,7 @@ pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -
     target.accepts(&spec).map_err(|why| Failure::NotRun { why })?;
     let mut setting = Setting::prepare(target, "plan", spec, None).await?;
     for (candidate, stub) in setting.stubs.values().enumerate() {
-        stub.answers(script(schedule, candidate));
+        stub.answers(script(schedule, candidate, stub.name(), &setting.tape));
         stub.listen(schedule.listen(candidate)).await?;
     }
     let running = target.start(setting.deployment()).await.map_err(|error| Failure::Target { what: error.to_string() })?;
@@ -67,12 +68,13 @@ pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -
     Ok(Replay { outcome, observation, verdicts, not_supported })
 }
 
-/// What the provider says, call after call.
-fn script(schedule: &Schedule, candidate: usize) -> Responder {
-    let schedule = schedule.clone();
-    let calls = std::sync::atomic::AtomicUsize::new(0);
+/// What the provider says, call after call. Calls are numbered by the tape, as in [`add_calls`]: one whose client leaves at once has its
+/// number, though nobody is asked for its answer.
+fn script(schedule: &Schedule, candidate: usize, provider: &str, tape: &Tape) -> Responder {
+    let (schedule, provider, tape) = (schedule.clone(), provider.to_string(), tape.clone());
     with(move |asked| {
-        let call = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let call = calls_at(&provider, &tape).iter().position(|received| Some(received.request) == asked.request);
+        let Some(call) = call else { return error(HARNESS_STATUS).message("this call is not on the tape") };
         let Played { response, plan, .. } = schedule.play(candidate, call, asked.streams());
         let said = raw(response.status, &response.content_type, response.body);
         response.headers.iter().fold(said, |said, (name, value)| said.header(name, value)).plan(plan)
@@ -89,14 +91,15 @@ async fn ask(setting: &Setting, running: &RunningTarget, request: Request, n: us
     let began = Instant::now();
     let mut exchange = Exchange::default();
     let seen = see(&client, body, request, &mut exchange);
-    match request.leaves {
-        Some(Leave::AfterMs(ms)) => {
-            // dropping the exchange is how a client leaves
-            if let Some(seen) = bounded(Duration::from_millis(ms), seen).await {
-                seen?;
-            }
-        }
-        _ => seen.await?,
+    let seen = match request.leaves {
+        // dropping the exchange is how a client leaves
+        Some(Leave::AfterMs(ms)) => bounded(Duration::from_millis(ms), seen).await.unwrap_or(Ok(())),
+        _ => guard("the end of the exchange", seen).await.and_then(|seen| seen),
+    };
+    match seen {
+        // an exchange without an end is seen, and judged as such
+        Ok(()) | Err(Failure::Violated { honesty: Honesty::Hung, .. }) => {}
+        Err(failure) => return Err(failure),
     }
     exchange.elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(exchange)
@@ -239,4 +242,29 @@ fn label(n: usize) -> String {
 /// In the prompt of request n, and in no other.
 fn marker(setting: &Setting, n: usize) -> String {
     format!("[{}-{}]", setting.nonce, n + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Write;
+
+    use super::*;
+    use crate::gate::Gates;
+    use crate::llm::Stub;
+
+    #[tokio::test]
+    async fn a_call_that_nobody_answers_has_its_number_all_the_same() {
+        let schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
+        let (tape, spec) = (Tape::new(), schedule.spec());
+        let stub = Stub::start(&spec.providers[0], "case", tape.clone(), Gates::new(tape.clone())).await.unwrap();
+        stub.answers(script(&schedule, 1, stub.name(), &tape));
+        let client = Client::new(stub.base_url().trim_end_matches("/v1"), Vec::new(), tape.clone()).unwrap();
+        let bytes = client.request_bytes("POST", "/v1/chat/completions", &[], b"{}");
+        // request and FIN are there before the wire looks for the first time
+        std::net::TcpStream::connect(stub.wire().addr()).unwrap().write_all(&bytes).unwrap();
+        stub.peer_closed(1).await.unwrap();
+        assert_eq!(client.chat(serde_json::json!({})).await.unwrap().status, 429, "the second call of the script");
+        assert_eq!(stub.requests().len(), 2);
+    }
 }

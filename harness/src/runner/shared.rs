@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::examine::{failed, of_target};
 use super::setting::Setting;
-use super::{Board, Outcome, Progress, Run, judged};
+use super::{Board, Outcome, Progress, Run, in_a_task, judged};
 use crate::case::{Case, Failure};
 use crate::spec::{DatabaseNeed, Spec};
 use crate::tape::Tape;
@@ -85,9 +85,13 @@ async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, at
                 }
                 (board.observer)(Progress::Started(case.id));
                 let handle = share(&gateway.base_url, &gateway.headers, gateway.process.as_ref(), &prefix(&case));
-                let outcome = super::examine::run(&mut setting, &case, run.target.manifest(), handle, None, Instant::now()).await;
-                setting.close().await;
-                done(index, outcome).await;
+                let target = Arc::clone(&run.target);
+                let examination = async move {
+                    let outcome = super::examine::run(&mut setting, &case, target.manifest(), handle, None, Instant::now()).await;
+                    setting.close().await;
+                    outcome
+                };
+                done(index, in_a_task(&case, examination).await).await;
             }
         })
         .buffer_unordered(run.parallelism.max(1))

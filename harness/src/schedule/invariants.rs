@@ -3,61 +3,17 @@
 //! Judges what was seen from outside: the client's side and the calls at each provider. Shared by the suites on the paused
 //! clock and the replay over real sockets.
 
+mod across;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use across::{breaker_rests, within_budget};
+
+pub use super::observation::{Call, End, Exchange, Observation};
 use super::{Action, Leave, Schedule};
 use crate::plan::Listen;
-
-/// Everything that was seen while a schedule was played.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Observation {
-    /// By request of the schedule, in order.
-    pub exchanges: Vec<Exchange>,
-    /// Calls that were still open at a provider after everything had ended.
-    pub left_open: usize,
-    /// How much later than the deadline an end may be seen: the clock's grain, or the machine's noise.
-    pub grace_ms: u64,
-}
-
-/// One request as it was seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exchange {
-    /// The text that reached the client.
-    pub text: String,
-    /// How it ended for the client: one end, or none where the client left.
-    pub ends: Vec<End>,
-    /// From asking to the end, or to the client's leaving.
-    pub elapsed_ms: u64,
-    /// Calls at providers on behalf of this request, in order.
-    pub calls: Vec<Call>,
-    /// How many of the calls began after the client had left.
-    pub calls_after_leaving: usize,
-}
-
-/// How an exchange ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum End {
-    /// A whole answer: a document with 200, or a stream up to `[DONE]`.
-    Complete,
-    /// An error instead of an answer.
-    Error,
-    /// A stream that told an error, after it had begun.
-    Broken,
-}
-
-/// A call that reached a provider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Call {
-    /// Which, from 0.
-    pub candidate: usize,
-    /// Its how-manieth at this candidate in the whole schedule, from 0.
-    pub call: usize,
-    /// When, since the start of the schedule.
-    pub at_ms: u64,
-}
 
 /// One thing that must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -374,52 +330,4 @@ impl View<'_> {
 
 fn is_rejection(action: Action) -> bool {
     matches!(action, Action::Status { status: 400 | 404 | 413 | 422, .. })
-}
-
-/// What every gateway holds for the provider's failure, at once and beyond doubt.
-fn is_clear_failure(action: Action) -> bool {
-    matches!(action, Action::Status { status: 500..=599, .. } | Action::Refuse | Action::Reset)
-}
-
-fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
-    for candidate in 0..schedule.candidates.len() {
-        let (mut in_a_row, mut rests_until) = (0, 0);
-        for call in seen.exchanges.iter().flat_map(|exchange| &exchange.calls).filter(|call| call.candidate == candidate) {
-            // a millisecond for rounding
-            if call.at_ms + 1 < rests_until {
-                return Err(format!("p{} was asked at {} ms, its breaker was open until {rests_until} ms", candidate + 1, call.at_ms));
-            }
-            in_a_row = if is_clear_failure(schedule.action(candidate, call.call)) { in_a_row + 1 } else { 0 };
-            if in_a_row >= schedule.settings.failure_threshold {
-                rests_until = call.at_ms + schedule.settings.cool_down_ms;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Retries that were decided and made within nine seconds are surely counted together; requests of the ten seconds before
-/// these may allow them.
-fn within_budget(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
-    let settings = &schedule.settings;
-    for candidate in 0..schedule.candidates.len() {
-        let mut requests = Vec::new();
-        // a retry is decided between the call before it and itself
-        let mut retries: Vec<(u64, u64)> = Vec::new();
-        for exchange in &seen.exchanges {
-            let calls: Vec<u64> = exchange.calls.iter().filter(|call| call.candidate == candidate).map(|call| call.at_ms).collect();
-            requests.extend(calls.first().copied());
-            retries.extend(calls.windows(2).map(|pair| (pair[0], pair[1])));
-        }
-        for (from, _) in &retries {
-            let until = from + 9_000;
-            let counted = retries.iter().filter(|(decided, made)| decided >= from && *made < until).count();
-            let allowing = requests.iter().filter(|at| **at + 11_000 > *from && **at < until).count();
-            let allowed = allowing as f64 * f64::from(settings.budget_percent) / 100.0 + f64::from(settings.budget_floor);
-            if counted as f64 > allowed {
-                return Err(format!("p{}: {counted} retries within nine seconds, the budget allows {allowed}", candidate + 1));
-            }
-        }
-    }
-    Ok(())
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::drain::{self, Drained};
 use super::play::{self, Ended};
-use super::{Request, Shared, http1};
+use super::{HARNESS_STATUS, Request, Shared, http1};
 use crate::gate;
 use crate::tape::{Close, Event};
 
@@ -24,22 +24,49 @@ static REQUESTS: AtomicU64 = AtomicU64::new(1);
 /// Bytes that a peer may send while its request is being answered before they are left in the socket.
 const MOST_AHEAD: usize = 1 << 20;
 
+/// Larger bodies of requests are refused: a gateway that never ends its request must not take the harness's memory.
+const MOST_BODY: usize = 64 << 20;
+
 /// How long a peer may take to close after we did.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Counts the connection as open while it exists.
-struct Open<'a>(&'a Shared);
+/// Counts the connection as open while it exists. Made when the connection is accepted, not when its task is first polled: a switch in
+/// between would pass it by.
+pub(super) struct Open {
+    shared: Arc<Shared>,
+    turn: u64,
+    turn_out: watch::Receiver<()>,
+}
 
-impl<'a> Open<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        shared.load.send_modify(|load| load.open += 1);
-        Self(shared)
+impl Open {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let mut turn = 0;
+        shared.load.send_modify(|load| {
+            load.open += 1;
+            load.fresh += 1;
+            turn = load.turn;
+        });
+        let turn_out = shared.turn_out.subscribe();
+        Self { shared, turn, turn_out }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Waits until idle connections that were accepted before now have to go. Cancel safe.
+    pub(super) async fn turned_out(&mut self) {
+        // once there is no more news there is no wire either
+        let _ = self.turn_out.changed().await;
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.load.send_modify(|load| load.open -= 1);
+        self.shared.load.send_modify(|load| {
+            load.open -= 1;
+            load.fresh -= usize::from(load.turn == self.turn);
+        });
     }
 }
 
@@ -96,13 +123,13 @@ enum Next {
 enum NoRequest {
     Left(Close),
     Malformed(http1::Malformed),
+    /// A body of more than [`MOST_BODY`].
+    TooLarge,
 }
 
 /// Serves the connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
-    let open = Open::new(&shared);
-    let mut turn_out = shared.turn_out.subscribe();
-    let turn = *turn_out.borrow_and_update();
+pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
+    let shared = Arc::clone(open.shared());
     let _ = stream.set_nodelay(true);
     let mut buffer = BytesMut::with_capacity(8 * 1024);
     let next = loop {
@@ -110,7 +137,7 @@ pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
         // a half-read request is dropped with the connection, which is what turning out means
         let request = tokio::select! {
             biased;
-            () = turned(&mut turn_out, turn) => break Next::Close,
+            () = open.turned_out() => break Next::Close,
             request = read_request(&mut read, &mut write, &mut buffer, id) => request,
         };
         match request {
@@ -120,6 +147,10 @@ pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
             }
             Err(NoRequest::Malformed(error)) => {
                 shared.record(Event::Fault { request: None, fault: format!("the peer's bytes are {error}") });
+                break Next::Close;
+            }
+            Err(NoRequest::TooLarge) => {
+                refuse(&shared, &mut write).await;
                 break Next::Close;
             }
             Ok(request) => match exchange(&shared, read, write, &mut buffer, &request).await {
@@ -139,9 +170,14 @@ pub(super) async fn serve(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
     drop(open);
 }
 
-/// Waits until idle connections have to go. Cancel safe.
-async fn turned(turn_out: &mut watch::Receiver<u64>, turn: u64) {
-    let _ = turn_out.wait_for(|now| *now != turn).await;
+/// Says that the body is too large, by the harness's own status: never a provider's 413.
+async fn refuse(shared: &Shared, write: &mut WriteHalf<'_>) {
+    let what = format!("the body of a request is larger than {} MiB, and was refused", MOST_BODY >> 20);
+    let text = format!("gauntlet: {what}\n");
+    shared.record(Event::Fault { request: None, fault: what });
+    let head = format!("HTTP/1.1 {HARNESS_STATUS} Unknown\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n", text.len());
+    // a peer that left meanwhile is met by the farewell
+    let _ = write.write_all(format!("{head}connection: close\r\n\r\n{text}").as_bytes()).await;
 }
 
 /// Ends in order: our FIN, then the peer's within a bound, so that no unread byte turns the end into a reset.
@@ -149,9 +185,17 @@ async fn farewell(shared: &Shared, stream: &mut TcpStream, id: u64) {
     if stream.shutdown().await.is_err() {
         return;
     }
-    let (mut read, _write) = stream.split();
-    let mut rest = BytesMut::new();
-    if let Some(how) = gate::bounded(FAREWELL, peer_left(&mut read, &mut rest)).await {
+    let mut rest = [0; 1024];
+    let left = async {
+        loop {
+            match stream.read(&mut rest).await {
+                Ok(0) => return Close::Fin,
+                Ok(_) => {}
+                Err(error) => return how(&error),
+            }
+        }
+    };
+    if let Some(how) = gate::bounded(FAREWELL, left).await {
         shared.record(Event::PeerClosed { connection: id, request: None, how });
     }
 }
@@ -164,6 +208,9 @@ async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer
         fill(read, buffer).await?;
     };
     let mut body = http1::Body::of_request(&head.headers).map_err(NoRequest::Malformed)?;
+    if body.told().is_some_and(|length| length > MOST_BODY as u64) {
+        return Err(NoRequest::TooLarge);
+    }
     if !body.is_done() && http1::header(&head.headers, "expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
         // a peer that left meanwhile is met by the next read
         let _ = write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -171,6 +218,9 @@ async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer
     let mut whole = BytesMut::new();
     loop {
         whole.extend_from_slice(&body.take(buffer).map_err(NoRequest::Malformed)?);
+        if whole.len() > MOST_BODY {
+            return Err(NoRequest::TooLarge);
+        }
         if body.is_done() {
             break;
         }

@@ -198,6 +198,14 @@ impl Body {
         Ok(taken.freeze())
     }
 
+    /// How many bytes are still to come, where that was told.
+    pub fn told(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
     /// Whether it is complete.
     pub fn is_done(&self) -> bool {
         self.state == State::Done

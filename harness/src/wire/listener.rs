@@ -12,8 +12,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::Shared;
+use super::connection::{self, Open};
 use super::drain::accept_queue_holds_one;
-use super::{Shared, connection};
 use crate::gate;
 use crate::plan::Listen;
 use crate::tape::{Close, Event};
@@ -123,17 +124,18 @@ pub(super) async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut com
                 let Some((listen, done)) = command else { return };
                 // two listeners at one port would share the connections: the old one goes first
                 drop(std::mem::replace(&mut door, Door::Shut));
-                shared.turn_out.send_modify(|turn| *turn += 1);
+                turn_out(&shared);
                 let opened = port.open(listen).await.map(|opened| door = opened);
                 let _ = done.send(opened);
             }
             stream = accept(&door) => {
                 let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+                let open = Open::new(Arc::clone(&shared));
                 shared.record(Event::Accepted { connection: id });
                 if matches!(door, Door::Silent(_)) {
-                    connections.spawn(leave_alone(Arc::clone(&shared), stream, id));
+                    connections.spawn(leave_alone(open, stream, id));
                 } else {
-                    connections.spawn(connection::serve(Arc::clone(&shared), stream, id));
+                    connections.spawn(connection::serve(open, stream, id));
                 }
             }
             Some(ended) = connections.join_next(), if !connections.is_empty() => {
@@ -143,6 +145,15 @@ pub(super) async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut com
             }
         }
     }
+}
+
+/// What has been accepted until now and is idle has to go.
+fn turn_out(shared: &Shared) {
+    shared.load.send_modify(|load| {
+        load.turn += 1;
+        load.fresh = 0;
+    });
+    shared.turn_out.send_replace(());
 }
 
 pub(super) async fn accept(door: &Door) -> TcpStream {
@@ -160,13 +171,17 @@ pub(super) async fn accept(door: &Door) -> TcpStream {
 }
 
 /// Neither reads nor writes; ends when the peer leaves or the behaviour changes.
-async fn leave_alone(shared: Arc<Shared>, stream: TcpStream, id: u64) {
-    let mut turn_out = shared.turn_out.subscribe();
+async fn leave_alone(mut open: Open, stream: TcpStream, id: u64) {
     let how = tokio::select! {
-        how = left(&stream) => how,
-        _ = turn_out.changed() => return,
+        how = left(&stream) => Some(how),
+        () = open.turned_out() => None,
     };
-    shared.record(Event::PeerClosed { connection: id, request: None, how });
+    if let Some(how) = how {
+        open.shared().record(Event::PeerClosed { connection: id, request: None, how });
+    }
+    // the count goes last: whoever waits for it must find the connection ended
+    drop(stream);
+    drop(open);
 }
 
 /// Waits until the peer has closed, without reading: the system's readiness tells.
@@ -181,5 +196,40 @@ pub(super) async fn left(stream: &TcpStream) -> Close {
     match SockRef::from(stream).take_error() {
         Ok(None) => Close::Fin,
         _ => Close::Reset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::gate::{Gates, guard};
+    use crate::tape::Tape;
+    use crate::wire::{Answer, Request, Source};
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Source for Nothing {
+        async fn answer(&self, _: &Request) -> Answer {
+            Answer::new(200, "text/plain", "")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_just_accepted_does_not_escape_a_switch() {
+        let shared = Shared::new("p1", Tape::new(), Gates::default(), Arc::new(Nothing));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let accepted = leave_alone(Open::new(Arc::clone(&shared)), stream, 1);
+        assert_eq!((shared.load.borrow().open, shared.load.borrow().fresh), (1, 1));
+        turn_out(&shared);
+        assert_eq!((shared.load.borrow().open, shared.load.borrow().fresh), (1, 0));
+        // polled for the first time only now
+        guard("the end of the connection", accepted).await.unwrap();
+        assert_eq!(shared.load.borrow().open, 0);
     }
 }

@@ -11,6 +11,8 @@
 mod connection;
 pub mod control;
 mod drain;
+mod events;
+mod head;
 pub mod http1;
 mod listener;
 mod play;
@@ -31,7 +33,8 @@ use crate::gate::{self, Gates};
 use crate::plan::{Listen, Plan};
 use crate::tape::{Event, Side, Tape};
 
-/// A header with this name marks a request that the wire passes on, so that a responder knows that its plan will be obeyed.
+/// A header with this name marks a request that the wire passes on, so that a responder knows that its plan will be obeyed. Its value is
+/// the request's number on the tape.
 pub const WIRE_MARK: &str = "x-gauntlet-wire";
 /// The header that carries a plan from a responder to the wire, as JSON; the wire takes it off.
 pub const PLAN_HEADER: &str = "x-gauntlet-plan";
@@ -118,8 +121,12 @@ pub trait Source: Send + Sync {
 /// What is under way at a wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Load {
-    /// Connections that stand.
+    /// Connections that stand, silent ones included.
     open: usize,
+    /// Those of them that were accepted since the last switch.
+    fresh: usize,
+    /// Counts the switches.
+    turn: u64,
     /// Requests, calls or not, between read whole and last byte.
     busy: usize,
     /// Calls between read whole and last byte.
@@ -135,13 +142,25 @@ struct Shared {
     gates: Gates,
     source: Arc<dyn Source>,
     load: watch::Sender<Load>,
-    /// Counts up when idle connections have to go.
-    turn_out: watch::Sender<u64>,
+    /// Says when idle connections have to go.
+    turn_out: watch::Sender<()>,
     /// Bytes of answers that the system has taken.
     sent: AtomicU64,
 }
 
 impl Shared {
+    fn new(name: &str, tape: Tape, gates: Gates, source: Arc<dyn Source>) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_string(),
+            tape,
+            gates,
+            source,
+            load: watch::Sender::new(Load::default()),
+            turn_out: watch::Sender::new(()),
+            sent: AtomicU64::new(0),
+        })
+    }
+
     fn record(&self, event: Event) {
         self.tape.record(Side::Provider(self.name.clone()), event);
     }
@@ -181,15 +200,7 @@ impl Wire {
     /// # Errors
     /// The system's, when the address is taken or not ours.
     pub async fn bind_at(addr: SocketAddr, name: &str, tape: Tape, gates: Gates, source: Arc<dyn Source>, listen: Listen) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            name: name.to_string(),
-            tape,
-            gates,
-            source,
-            load: watch::Sender::new(Load::default()),
-            turn_out: watch::Sender::new(0),
-            sent: AtomicU64::new(0),
-        });
+        let shared = Shared::new(name, tape, gates, source);
         let port = listener::Port::reserve(addr)?;
         let addr = port.addr();
         let door = port.open(listen).await?;
@@ -228,7 +239,7 @@ impl Wire {
             .map_err(|error| Failure::Harness { what: format!("{} can't listen on {} again: {error}", self.shared.name, self.addr) })?;
         if !serving {
             let mut load = self.shared.load.subscribe();
-            let idle_gone = load.wait_for(|load| load.open <= load.busy);
+            let idle_gone = load.wait_for(|load| load.open - load.fresh <= load.busy);
             // every connection gives its peer a bounded time, so this is a bound on ours; what it leaves is closed by force
             let _ = gate::bounded(Duration::from_secs(5), idle_gone).await;
         }

@@ -11,8 +11,10 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::WriteHalf;
 
-use super::connection::{InFlight, still_there, wants_close};
-use super::{Answer, Request, Shared, http1};
+use super::connection::{InFlight, still_there};
+use super::events::event_ends;
+use super::head::{Layout, head_text};
+use super::{Answer, Request, Shared};
 use crate::gate;
 use crate::plan::{Framing, Step};
 use crate::tape::Event;
@@ -35,17 +37,6 @@ const MOST_GATHERED: usize = 64 * 1024;
 /// Larger events go out in several chunks.
 const MOST_AT_ONCE: usize = 1 << 20;
 
-/// How the body is laid on the wire.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    Chunked,
-    Length,
-    WrongLength,
-    UntilClose,
-    /// The answer has no body, whatever its headers say.
-    Bodyless,
-}
-
 struct Player<'a, 'w, 'f> {
     shared: &'a Shared,
     request: &'a Request,
@@ -66,21 +57,15 @@ struct Player<'a, 'w, 'f> {
 
 /// Plays the answer. Dropped when the peer leaves.
 pub(super) async fn play(shared: &Shared, request: &Request, answer: &Answer, write: &mut WriteHalf<'_>, flight: &mut InFlight<'_>) -> Ended {
-    let stream_body = is_stream(answer);
-    let layout = match answer.plan.framing {
-        _ if request.method == "HEAD" || matches!(answer.status, 204 | 304) => Layout::Bodyless,
-        Framing::Natural if stream_body => Layout::Chunked,
-        Framing::Natural => Layout::Length,
-        Framing::WrongLength(_) => Layout::WrongLength,
-        Framing::UntilClose => Layout::UntilClose,
-    };
+    let layout = Layout::of(request, answer);
     let player = Player {
         shared,
         request,
         answer,
         layout,
         ends: event_ends(answer),
-        at: 0,
+        // an answer without a body has no byte left to send, whatever the plan says of its head
+        at: if layout == Layout::Bodyless { answer.body.len() } else { 0 },
         events: 0,
         head_sent: false,
         complete: false,
@@ -186,18 +171,17 @@ impl Player<'_, '_, '_> {
 
     fn head(&mut self) {
         self.shared.record(Event::HeadSent { request: self.request.id, status: self.answer.status });
-        let text = self.head_text();
+        let text = head_text(self.request, self.answer, self.layout);
         self.pending.extend_from_slice(text.as_bytes());
         self.head_sent = true;
         if self.layout == Layout::Bodyless {
-            self.at = self.answer.body.len();
             self.finish();
         }
     }
 
     async fn drip_head(&mut self, every_ms: u64, finish: bool) -> io::Result<()> {
         let every = Duration::from_millis(every_ms);
-        let text = self.head_text();
+        let text = head_text(self.request, self.answer, self.layout);
         self.fault("drip head");
         let whole = if finish { text.as_str() } else { text.strip_suffix("\r\n").unwrap_or(&text) };
         for (at, byte) in whole.bytes().enumerate() {
@@ -268,9 +252,6 @@ impl Player<'_, '_, '_> {
 
     /// Gathers the body up to there, one chunk an event.
     async fn advance(&mut self, to: usize) -> io::Result<()> {
-        if self.layout == Layout::Bodyless {
-            return Ok(());
-        }
         while self.at < to {
             // one chunk an event, but for events so large that gathering them whole would only cost memory
             let end = self.ends.get(self.events).copied().unwrap_or(self.answer.body.len()).min(to).min(self.at + MOST_AT_ONCE);
@@ -293,7 +274,7 @@ impl Player<'_, '_, '_> {
 
     fn lay(&mut self, piece: Range<usize>) {
         let bytes = &self.answer.body[piece];
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.layout == Layout::Bodyless {
             return;
         }
         if self.layout == Layout::Chunked {
@@ -349,85 +330,5 @@ impl Player<'_, '_, '_> {
             0 => 0,
             n => self.ends.get(n - 1).copied().unwrap_or(self.answer.body.len()),
         }
-    }
-
-    fn head_text(&self) -> String {
-        let reason = http::StatusCode::from_u16(self.answer.status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown");
-        let mut text = format!("HTTP/1.1 {} {reason}\r\n", self.answer.status);
-        for (name, value) in &self.answer.headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-        let length = self.answer.body.len() as i64;
-        match (self.layout, self.answer.plan.framing) {
-            (Layout::Chunked, _) => text.push_str("transfer-encoding: chunked\r\n"),
-            (_, Framing::WrongLength(off)) => text.push_str(&format!("content-length: {}\r\n", (length + off).max(0))),
-            (Layout::UntilClose, _) => {}
-            (Layout::Bodyless, _) if self.answer.status == 204 => {}
-            _ => text.push_str(&format!("content-length: {length}\r\n")),
-        }
-        let closes = wants_close(self.request) || matches!(self.layout, Layout::UntilClose);
-        if closes {
-            text.push_str("connection: close\r\n");
-        }
-        text.push_str("\r\n");
-        text
-    }
-}
-
-fn content_type(answer: &Answer) -> String {
-    http1::header(&answer.headers, "content-type").unwrap_or_default().to_ascii_lowercase()
-}
-
-fn is_stream(answer: &Answer) -> bool {
-    let kind = content_type(answer);
-    kind.starts_with("text/event-stream") || kind.starts_with("application/x-ndjson")
-}
-
-/// Where the events of the body end: after each blank line for SSE, after each line for NDJSON, else at the end.
-fn event_ends(answer: &Answer) -> Vec<usize> {
-    let kind = content_type(answer);
-    let body = &answer.body[..];
-    let mut ends = Vec::new();
-    if kind.starts_with("text/event-stream") {
-        let mut line = 0;
-        let mut at = 0;
-        while at < body.len() {
-            let end = match body[at] {
-                b'\r' if body.get(at + 1) == Some(&b'\n') => at + 2,
-                b'\r' | b'\n' => at + 1,
-                _ => {
-                    at += 1;
-                    continue;
-                }
-            };
-            if at == line {
-                ends.push(end);
-            }
-            line = end;
-            at = end;
-        }
-    } else if kind.starts_with("application/x-ndjson") {
-        ends.extend(body.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1));
-    }
-    if !body.is_empty() && ends.last() != Some(&body.len()) {
-        ends.push(body.len());
-    }
-    ends
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ends(kind: &str, body: &str) -> Vec<usize> {
-        event_ends(&Answer::new(200, kind, body.to_string()))
-    }
-
-    #[test]
-    fn events_end_where_their_format_says() {
-        assert_eq!(ends("text/event-stream", "data: a\n\ndata: b\r\n\r\ndata: c\r\rdata: d"), [9, 20, 29, 36]);
-        assert_eq!(ends("application/x-ndjson", "{}\n{}\n{"), [3, 6, 7]);
-        assert_eq!(ends("application/json", "{\n\n}"), [4]);
-        assert_eq!(ends("application/json", ""), Vec::<usize>::new());
     }
 }

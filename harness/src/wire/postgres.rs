@@ -3,17 +3,14 @@
 //! Statements are read from the frontend's messages (PostgreSQL documentation, "Message Formats"), so that a fault can be put at
 //! exactly one of them: held at a gate, cut, reset, or executed with its reply lost. Over TLS the bytes are relayed unread.
 
-use std::collections::HashMap;
+mod frontend;
+mod relay;
+
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -249,252 +246,12 @@ async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut doors: mpsc::R
             }
             stream = super::listener::accept(&door) => {
                 count += 1;
+                let life = relay::admit(Arc::clone(&shared), stream, count);
                 shared.note(format!("connection {count} accepted"));
-                connections.spawn(serve(Arc::clone(&shared), stream, count));
+                connections.spawn(life);
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
-    }
-}
-
-/// How a relayed connection ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// One side closed; so do we.
-    Closed,
-    Cut,
-    Reset,
-}
-
-struct Counted<'a>(&'a Shared);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.open.send_modify(|open| *open -= 1);
-    }
-}
-
-async fn serve(shared: Arc<Shared>, mut client: TcpStream, id: u64) {
-    shared.open.send_modify(|open| *open += 1);
-    let _counted = Counted(&shared);
-    let mut resets = shared.resets.subscribe();
-    let _ = client.set_nodelay(true);
-    let ended = tokio::select! {
-        // relaying is dropped with both connections
-        _ = resets.changed() => Ended::Reset,
-        ended = relay(&shared, &mut client) => ended,
-    };
-    match ended {
-        Ended::Closed => {}
-        Ended::Cut => {
-            shared.note(format!("connection {id} is cut"));
-            let _ = client.shutdown().await;
-            // unread bytes of the client would turn the end into a reset
-            let mut rest = [0; 1024];
-            let reading = async { while matches!(client.read(&mut rest).await, Ok(n) if n > 0) {} };
-            let _ = gate::bounded(Duration::from_secs(1), reading).await;
-        }
-        Ended::Reset => {
-            shared.note(format!("connection {id} is reset"));
-            let _ = client.set_zero_linger();
-        }
-    }
-}
-
-async fn relay(shared: &Shared, client: &mut TcpStream) -> Ended {
-    shared.flowing().await;
-    let mut server = match TcpStream::connect(&shared.upstream).await {
-        Ok(server) => server,
-        Err(error) => {
-            shared.note(format!("the database behind the wire can't be reached at {}: {error}", shared.upstream));
-            return Ended::Reset;
-        }
-    };
-    let _ = server.set_nodelay(true);
-    let (from_client, to_client) = client.split();
-    let (from_server, to_server) = server.split();
-    let talk = Talk::default();
-    tokio::select! {
-        ended = to_the_server(shared, &talk, from_client, to_server) => ended,
-        ended = to_the_client(shared, &talk, from_server, to_client) => ended,
-    }
-}
-
-/// What both directions of a connection know.
-#[derive(Default)]
-struct Talk {
-    /// The next byte of the server answers a request for TLS.
-    asked_for_tls: AtomicBool,
-    /// The connection is encrypted.
-    opaque: AtomicBool,
-    /// The next bytes of the server are lost.
-    lose_reply: AtomicBool,
-}
-
-async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
-    let mut frontend = Frontend::default();
-    let mut buffer = BytesMut::new();
-    loop {
-        shared.flowing().await;
-        match from.read_buf(&mut buffer).await {
-            Ok(n) if n > 0 => {}
-            _ => return Ended::Closed,
-        }
-        shared.flowing().await;
-        while let Some(message) = frontend.take(&mut buffer, talk.opaque.load(Ordering::SeqCst)) {
-            if message.asks_for_tls {
-                talk.asked_for_tls.store(true, Ordering::SeqCst);
-            }
-            if let Some(statement) = &message.statement {
-                shared.note(format!("statement: {}", first_words(statement)));
-                match shared.fault_at(statement) {
-                    None => {}
-                    Some(AtStatement::Hold(name)) => {
-                        let gate = shared.gates.gate(&name);
-                        shared.note(format!("the statement is held at {name}"));
-                        // bytes that come meanwhile stay in the socket
-                        tokio::select! {
-                            () = gate.wait() => {}
-                            () = closed(from.as_ref()) => {
-                                shared.note("the client left while its statement was held");
-                                return Ended::Closed;
-                            }
-                        }
-                    }
-                    Some(AtStatement::Stall) => {
-                        shared.note("stalled");
-                        shared.stalled.send_replace(true);
-                        shared.flowing().await;
-                    }
-                    Some(AtStatement::Cut) => return Ended::Cut,
-                    Some(AtStatement::Reset) => return Ended::Reset,
-                    Some(AtStatement::LoseReply) => talk.lose_reply.store(true, Ordering::SeqCst),
-                }
-            }
-            if to.write_all(&message.bytes).await.is_err() {
-                return Ended::Closed;
-            }
-        }
-    }
-}
-
-/// Waits until the client has closed, without reading.
-async fn closed(stream: &TcpStream) {
-    super::listener::left(stream).await;
-}
-
-async fn to_the_client(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
-    let mut buffer = BytesMut::with_capacity(16 * 1024);
-    loop {
-        shared.flowing().await;
-        match from.read_buf(&mut buffer).await {
-            Ok(n) if n > 0 => {}
-            _ => return Ended::Closed,
-        }
-        shared.flowing().await;
-        if talk.lose_reply.load(Ordering::SeqCst) {
-            return Ended::Reset;
-        }
-        if talk.asked_for_tls.swap(false, Ordering::SeqCst) && buffer.first() == Some(&b'S') {
-            shared.note("encrypted: statements can't be seen");
-            talk.opaque.store(true, Ordering::SeqCst);
-        }
-        let (bytes, cut) = within_allowance(shared, &mut buffer);
-        if to.write_all(&bytes).await.is_err() {
-            return Ended::Closed;
-        }
-        if cut {
-            return Ended::Cut;
-        }
-    }
-}
-
-/// What may be relayed of the buffer, and whether the connection is to be cut after it.
-fn within_allowance(shared: &Shared, buffer: &mut BytesMut) -> (BytesMut, bool) {
-    let mut allowance = shared.allowance.lock().unwrap_or_else(PoisonError::into_inner);
-    match *allowance {
-        Some(left) if left < buffer.len() => {
-            *allowance = None;
-            (buffer.split_to(left), true)
-        }
-        Some(left) => {
-            *allowance = Some(left - buffer.len());
-            (buffer.split(), false)
-        }
-        None => (buffer.split(), false),
-    }
-}
-
-/// One message of the client, as it came.
-struct Message {
-    bytes: BytesMut,
-    asks_for_tls: bool,
-    /// The text of the statement that it makes the server execute.
-    statement: Option<String>,
-}
-
-/// Takes the client's messages off its bytes.
-#[derive(Default)]
-struct Frontend {
-    started: bool,
-    prepared: HashMap<String, String>,
-}
-
-const TLS_REQUEST: u32 = 80_877_103;
-const GSS_REQUEST: u32 = 80_877_104;
-
-impl Frontend {
-    /// The next whole message; everything there is once the bytes can't be read.
-    fn take(&mut self, buffer: &mut BytesMut, opaque: bool) -> Option<Message> {
-        let plain = |bytes| Some(Message { bytes, asks_for_tls: false, statement: None });
-        if opaque {
-            return if buffer.is_empty() { None } else { plain(buffer.split()) };
-        }
-        if !self.started {
-            let length = length_at(buffer, 0)?;
-            if buffer.len() < length.max(8) {
-                return None;
-            }
-            let code = (&buffer[4..8]).get_u32();
-            self.started = code != TLS_REQUEST && code != GSS_REQUEST;
-            return Some(Message { bytes: buffer.split_to(length.max(8)), asks_for_tls: !self.started, statement: None });
-        }
-        let length = 1 + length_at(buffer, 1)?;
-        if buffer.len() < length {
-            return None;
-        }
-        let bytes = buffer.split_to(length);
-        let statement = self.statement(bytes[0], bytes.get(5..).unwrap_or_default());
-        Some(Message { bytes, asks_for_tls: false, statement })
-    }
-
-    /// Query carries its text; Parse names one for later; Bind makes a named one be executed.
-    fn statement(&mut self, kind: u8, payload: &[u8]) -> Option<String> {
-        let mut texts = payload.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned());
-        match kind {
-            b'Q' => texts.next(),
-            b'P' => {
-                let (name, text) = (texts.next()?, texts.next()?);
-                self.prepared.insert(name, text);
-                None
-            }
-            b'B' => self.prepared.get(&texts.nth(1)?).cloned(),
-            _ => None,
-        }
-    }
-}
-
-fn length_at(buffer: &BytesMut, at: usize) -> Option<usize> {
-    let mut bytes = buffer.get(at..at + 4)?;
-    usize::try_from(bytes.get_u32()).ok()
-}
-
-/// The statement in one line, cut where it gets long.
-fn first_words(statement: &str) -> String {
-    let line = statement.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(160) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
     }
 }
 
@@ -502,41 +259,6 @@ fn first_words(statement: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn message(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![kind];
-        bytes.extend_from_slice(&(payload.len() as u32 + 4).to_be_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
-    }
-
-    #[test]
-    fn statements_are_seen_when_they_are_executed_however_the_bytes_are_split() {
-        let mut bytes = Vec::new();
-        bytes.extend_from_slice(&8_u32.to_be_bytes());
-        bytes.extend_from_slice(&TLS_REQUEST.to_be_bytes());
-        bytes.extend_from_slice(&9_u32.to_be_bytes());
-        bytes.extend_from_slice(&196_608_u32.to_be_bytes());
-        bytes.push(0);
-        bytes.extend(message(b'P', b"s1\0select  1\0\0\0"));
-        bytes.extend(message(b'S', b""));
-        bytes.extend(message(b'B', b"\0s1\0\0\0\0\0\0\0"));
-        bytes.extend(message(b'Q', b"COMMIT\0"));
-        for step in 1..bytes.len() {
-            let mut frontend = Frontend::default();
-            let mut buffer = BytesMut::new();
-            let (mut relayed, mut statements) = (Vec::new(), Vec::new());
-            for piece in bytes.chunks(step) {
-                buffer.extend_from_slice(piece);
-                while let Some(message) = frontend.take(&mut buffer, false) {
-                    relayed.extend_from_slice(&message.bytes);
-                    statements.extend(message.statement);
-                }
-            }
-            assert_eq!(relayed, bytes);
-            assert_eq!(statements, ["select  1", "COMMIT"]);
-        }
-    }
 
     #[tokio::test]
     async fn a_url_is_led_through_the_wire() {

@@ -1,0 +1,184 @@
+//! One request on its own connection: written, then read as far as the case wants.
+//!
+//! What is read before it is asked for stays in the buffer; nothing is read beyond an answer's end. Dropping an exchange is how a client
+//! leaves.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Reply, StreamReply, Transport};
+use crate::case::Failure;
+use crate::gate;
+use crate::tape::{Event, Side, Tape};
+use crate::wire::http1::{self, Body, ResponseHead};
+
+/// A request that has been written, and its connection. Dropping it closes the connection: the client has left.
+#[derive(Debug)]
+pub struct Exchange {
+    tape: Tape,
+    label: String,
+    method: String,
+    stream: Option<TcpStream>,
+    pub(super) buffer: BytesMut,
+    /// So many bytes of a body are read.
+    pub(super) most: usize,
+    finished: bool,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.stream.is_some() && !self.finished {
+            self.record(Event::ClientLeft);
+        }
+    }
+}
+
+impl Exchange {
+    pub(super) fn new(tape: Tape, label: String, method: &str, stream: TcpStream, most: usize) -> Self {
+        Self { tape, label, method: method.to_string(), stream: Some(stream), buffer: BytesMut::new(), most, finished: false }
+    }
+
+    /// The label of the exchange.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Closes the connection, whatever is still to come.
+    pub fn leave(self) {}
+
+    /// Reads the whole answer.
+    ///
+    /// # Errors
+    /// A violation if there is no whole answer, or none within the hang guard.
+    pub async fn reply(self) -> Result<Reply, Failure> {
+        Ok(self.try_reply().await??)
+    }
+
+    /// Reads the whole answer, with a failed transport as a value.
+    ///
+    /// # Errors
+    /// A violation by a hang only.
+    pub async fn try_reply(mut self) -> Result<Result<Reply, Transport>, Failure> {
+        let what = format!("the whole answer to client {}", self.label);
+        let read = gate::guard(&what, self.read_reply()).await?;
+        if let Err(error) = &read {
+            self.fail(error);
+        }
+        Ok(read)
+    }
+
+    /// Reads the head of the answer; the events are read as the case asks for them.
+    ///
+    /// # Errors
+    /// A violation if there is no answer, or none within the hang guard.
+    pub async fn stream(self) -> Result<StreamReply, Failure> {
+        Ok(self.try_stream().await??)
+    }
+
+    /// The same, with a failed transport as a value.
+    ///
+    /// # Errors
+    /// A violation by a hang only.
+    pub async fn try_stream(mut self) -> Result<Result<StreamReply, Transport>, Failure> {
+        let what = format!("the head of the answer to client {}", self.label);
+        Ok(match gate::guard(&what, self.read_head()).await? {
+            Ok((head, body)) => Ok(StreamReply::new(self, head, body)),
+            Err(error) => {
+                self.fail(&error);
+                Err(error)
+            }
+        })
+    }
+
+    async fn read_reply(&mut self) -> Result<Reply, Transport> {
+        let (head, mut body) = self.read_head().await?;
+        let mut whole = BytesMut::new();
+        loop {
+            whole.extend_from_slice(&body.take(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))?);
+            if body.is_done() {
+                break;
+            }
+            if whole.len() > self.most {
+                return Err(Transport::TooLarge { status: head.status, most: format!("{} bytes", self.most) });
+            }
+            match self.fill().await {
+                Ok(true) => {}
+                Ok(false) if body.may_end_here() => break,
+                Ok(false) => return Err(Transport::Cut { status: head.status, body: whole.freeze(), how: "end of the connection".into() }),
+                Err(error) => return Err(Transport::Cut { status: head.status, body: whole.freeze(), how: error.to_string() }),
+            }
+        }
+        self.finish(Event::ClientAnswered { status: head.status });
+        Ok(Reply { label: self.label.clone(), status: head.status, headers: head.headers, body: whole.freeze() })
+    }
+
+    async fn read_head(&mut self) -> Result<(ResponseHead, Body), Transport> {
+        loop {
+            if let Some(head) = http1::take_response(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))? {
+                let body = Body::of_response(&self.method, &head).map_err(|error| Transport::Malformed(error.to_string()))?;
+                self.record(Event::ClientStatus { status: head.status });
+                return Ok((head, body));
+            }
+            match self.fill().await {
+                Ok(true) => {}
+                Ok(false) => return Err(Transport::NoAnswer("end of the connection".into())),
+                Err(error) => return Err(Transport::NoAnswer(error.to_string())),
+            }
+        }
+    }
+
+    /// Reads more; false at the end of the connection.
+    pub(super) async fn fill(&mut self) -> std::io::Result<bool> {
+        let Some(stream) = &mut self.stream else { return Ok(false) };
+        Ok(stream.read_buf(&mut self.buffer).await? > 0)
+    }
+
+    /// Writes as much as the gateway takes; a gateway that answers early or closes is met by the next read.
+    pub(super) async fn write(&mut self, bytes: &[u8]) {
+        let Some(stream) = &mut self.stream else { return };
+        let (mut read, mut write) = stream.split();
+        let mut writing = std::pin::pin!(write.write_all(bytes));
+        // what the read branch drops has been put into the buffer; a refused body stops being written when the answer is there
+        tokio::select! {
+            biased;
+            _ = &mut writing => {}
+            _ = read.read_buf(&mut self.buffer) => {
+                let _ = gate::bounded(Duration::from_millis(500), writing).await;
+            }
+        }
+    }
+
+    pub(super) async fn dribble(&mut self, bytes: &[u8], piece: usize, every: Duration) {
+        let Some(stream) = &mut self.stream else { return };
+        let (mut read, mut write) = stream.split();
+        let writing = async {
+            for piece in bytes.chunks(piece.max(1)) {
+                if write.write_all(piece).await.is_err() {
+                    return;
+                }
+                gate::pace(every).await;
+            }
+        };
+        tokio::select! {
+            () = writing => {}
+            _ = read.read_buf(&mut self.buffer) => {}
+        }
+    }
+
+    fn fail(&mut self, error: &Transport) {
+        self.finish(Event::ClientFailed { error: error.to_string() });
+    }
+
+    pub(super) fn finish(&mut self, event: Event) {
+        self.finished = true;
+        self.stream = None;
+        self.record(event);
+    }
+
+    pub(super) fn record(&self, event: Event) {
+        self.tape.record(Side::Client(self.label.clone()), event);
+    }
+}

@@ -1,0 +1,117 @@
+//! A whole answer, and what there is instead when the transport failed.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::case::{Failure, Honesty};
+use crate::wire::http1;
+
+/// A whole answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// The label of the exchange.
+    pub label: String,
+    /// The status code.
+    pub status: u16,
+    /// In the order and spelling of the gateway.
+    pub headers: Vec<(String, String)>,
+    /// Unchunked.
+    pub body: Bytes,
+}
+
+/// Why there is no answer: the transport failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// The connection could not be made.
+    Connect(String),
+    /// It ended (or was reset) before the head of an answer.
+    NoAnswer(String),
+    /// It ended (or was reset) within the body of this answer.
+    Cut {
+        /// The status that had come.
+        status: u16,
+        /// What had come of the body.
+        body: Bytes,
+        /// How it ended.
+        how: String,
+    },
+    /// The answer of this status was not read on: it is larger than `most` says.
+    TooLarge {
+        /// The status that had come.
+        status: u16,
+        /// The bound, in words.
+        most: String,
+    },
+    /// What came is not HTTP/1.1.
+    Malformed(String),
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(how) => write!(f, "no connection: {how}"),
+            Self::NoAnswer(how) => write!(f, "no answer: {how}"),
+            Self::Cut { status, body, how } => write!(f, "an answer {status} that ended after {} bytes of its body: {how}", body.len()),
+            Self::TooLarge { status, most } => write!(f, "an answer {status} of more than {most}"),
+            Self::Malformed(how) => f.write_str(how),
+        }
+    }
+}
+
+impl From<Transport> for Failure {
+    /// A gateway owes an HTTP answer, and a client sees that there was none.
+    fn from(transport: Transport) -> Self {
+        Self::Violated { expected: "a whole HTTP answer".into(), observed: transport.to_string(), honesty: Honesty::Honest }
+    }
+}
+
+impl Reply {
+    /// The body; null if it is not JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The first header of that name, whatever its spelling.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        http1::header(&self.headers, name)
+    }
+
+    /// The text of a completion's first choice; empty if there is none.
+    pub fn content(&self) -> String {
+        self.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_string()
+    }
+
+    /// `error.type` of OpenAI's envelope.
+    pub fn error_type(&self) -> Option<String> {
+        self.json()["error"]["type"].as_str().map(String::from)
+    }
+
+    /// `error.code` of OpenAI's envelope.
+    pub fn error_code(&self) -> Option<String> {
+        self.json()["error"]["code"].as_str().map(String::from)
+    }
+
+    /// Reads a completion strictly, by the published types of OpenAI's API.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn strict(&self) -> Result<(), String> {
+        let read: async_openai::types::chat::CreateChatCompletionResponse =
+            serde_json::from_slice(&self.body).map_err(|error| format!("not a completion: {error}"))?;
+        if read.object != "chat.completion" {
+            return Err(format!("object is {:?}, not \"chat.completion\"", read.object));
+        }
+        match read.choices.iter().find(|choice| choice.finish_reason.is_none()) {
+            Some(choice) => Err(format!("choice {} has no finish_reason", choice.index)),
+            None if read.choices.is_empty() => Err("no choices".into()),
+            None => Ok(()),
+        }
+    }
+}

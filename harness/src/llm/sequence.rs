@@ -1,0 +1,111 @@
+//! Whose turn it is in a sequence of answers.
+//!
+//! A stub that stays up sees prompts without end: of each only a hash is kept, and only of the last ones.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Mutex, PoisonError};
+
+use super::asked::Asked;
+use super::responder::Responder;
+
+/// So many prompts are counted; one that was forgotten begins with the first answer again.
+const MOST_PROMPTS: usize = 1 << 16;
+
+/// Answers in turn; see [`super::sequence`] and [`super::in_turn`].
+pub(super) struct Sequence {
+    answers: Vec<Responder>,
+    count: Count,
+    asked: Mutex<Counts>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Count {
+    EachPrompt,
+    AllCalls,
+}
+
+#[derive(Default)]
+struct Counts {
+    by_prompt: HashMap<u64, usize>,
+    /// From the one that was seen first.
+    order: VecDeque<u64>,
+}
+
+impl Sequence {
+    /// `answers` are one at least.
+    pub(super) fn new(answers: Vec<Responder>, count: Count) -> Self {
+        Self { answers, count, asked: Mutex::default() }
+    }
+
+    pub(super) fn answers(&self) -> &[Responder] {
+        &self.answers
+    }
+
+    pub(super) fn next(&self, asked: &Asked) -> &Responder {
+        let last = self.answers.len() - 1;
+        if last == 0 {
+            return &self.answers[0];
+        }
+        let mut prompt = DefaultHasher::new();
+        if let Count::EachPrompt = self.count {
+            (asked.model(), asked.user_text()).hash(&mut prompt);
+        }
+        let at = self.asked.lock().unwrap_or_else(PoisonError::into_inner).count(prompt.finish());
+        &self.answers[at.min(last)]
+    }
+}
+
+impl Counts {
+    /// How often the prompt has been asked before.
+    fn count(&mut self, prompt: u64) -> usize {
+        if let Some(count) = self.by_prompt.get_mut(&prompt) {
+            *count += 1;
+            return *count;
+        }
+        if self.order.len() >= MOST_PROMPTS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_prompt.remove(&oldest);
+        }
+        self.order.push_back(prompt);
+        self.by_prompt.insert(prompt, 0);
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::reply;
+    use crate::wire::Request;
+
+    fn asked(text: &str) -> Asked {
+        let body = serde_json::json!({"messages": [{"role": "user", "content": text}]}).to_string().into();
+        Asked::of_wire(&Request { connection: 1, id: 1, method: "POST".into(), path: "/v1/chat/completions".into(), headers: Vec::new(), body })
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_single_answer() {
+        for (answers, kept) in [(1, 0), (2, 3)] {
+            let sequence = Sequence::new(vec![reply("x"); answers], Count::EachPrompt);
+            for text in ["a", "b", "c", "a"] {
+                sequence.next(&asked(text));
+            }
+            assert_eq!(sequence.asked.lock().unwrap_or_else(PoisonError::into_inner).order.len(), kept);
+        }
+    }
+
+    #[test]
+    fn so_many_prompts_are_counted_and_no_more() {
+        let mut counts = Counts::default();
+        let most = MOST_PROMPTS as u64;
+        assert_eq!((counts.count(0), counts.count(0), counts.count(1)), (0, 1, 0));
+        for prompt in 2..most {
+            counts.count(prompt);
+        }
+        assert_eq!((counts.count(0), counts.count(most - 1)), (2, 1), "all of them are known");
+        assert_eq!((counts.count(most), counts.by_prompt.len(), counts.order.len()), (0, MOST_PROMPTS, MOST_PROMPTS));
+        assert_eq!((counts.count(0), counts.count(2)), (0, 1), "the oldest was forgotten, and then the next one");
+    }
+}
