@@ -14,4 +14,5 @@ pub mod schedule;
 pub mod spec;
 pub mod tape;
 pub mod target;
+pub mod verdict;
 pub mod wire;

@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Reply, StreamReply, Transport};
-use crate::case::Failure;
 use crate::gate;
 use crate::tape::{Event, Side, Tape};
+use crate::verdict::Failure;
 use crate::wire::http1::{self, Body, ResponseHead};
 
 /// A request that has been written, and its connection. Dropping it closes the connection: the client has left.

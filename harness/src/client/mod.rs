@@ -34,10 +34,10 @@ pub use exchange::Exchange;
 pub use reply::{Reply, Transport};
 pub use stream::{End, StreamEvent, StreamReply, ToolCall, Transcript};
 
-use crate::case::Failure;
 use crate::gate;
 use crate::tape::{Event, Side, Tape};
 use crate::target::RunningTarget;
+use crate::verdict::Failure;
 
 /// A client of the gateway under test. Clones share the labels.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::case::{Failure, Honesty};
+use crate::verdict::{Failure, Honesty};
 use crate::wire::http1;
 
 /// A whole answer.

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::sse::{Decoder, Sse};
 use super::{Exchange, Transport};
-use crate::case::Failure;
 use crate::gate;
 use crate::tape::Event;
+use crate::verdict::Failure;
 use crate::wire::http1::{self, Body, ResponseHead};
 
 /// More events of one answer are none that a client could use.

@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 pub use case::{CaseDatabase, End};
 pub use faults::Held;
 
-use crate::case::Failure;
+use crate::verdict::Failure;
 use postgres::Postgres;
 use sqlite::Sqlite;
 use url::ServerUrl;

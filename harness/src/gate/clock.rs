@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use tokio::task::unconstrained;
 
-use crate::case::{CaseResult, Failure, Honesty};
 use crate::tape::Entry;
+use crate::verdict::{CaseResult, Failure, Honesty};
 
 /// How long anything may take before it counts as hung, unless `GAUNTLET_HANG_GUARD_MS` says otherwise.
 const HANG_GUARD: Duration = Duration::from_secs(20);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::clock::guard_with;
-use crate::case::CaseResult;
 use crate::tape::{Event, Side, Tape};
+use crate::verdict::CaseResult;
 
 /// Lets nobody go until `count` are there together: the proof of "in parallel" on any machine.
 ///

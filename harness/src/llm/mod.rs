@@ -57,11 +57,11 @@ pub use matcher::{Matcher, anything, chat};
 pub use responder::{Responder, echo, error, in_turn, raw, reply, sequence, tool_call, vectors, with};
 pub use source::{ScriptSource, WiremockSource};
 
-use crate::case::{CaseResult, Failure};
 use crate::gate::{self, Gates};
 use crate::plan::Listen;
 use crate::spec::{Protocol, ProviderSpec};
 use crate::tape::{Entry, Event, Side, Tape};
+use crate::verdict::{CaseResult, Failure};
 use crate::wire::{Answer, Request, Source, Wire, http1};
 
 /// How often, and how long between, a fixed address is asked for again before it counts as taken.

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::RunRecord;
 use super::timeline::timeline;
 use super::words::escape;
-use crate::case::{Failure, Honesty};
 use crate::runner::Outcome;
+use crate::verdict::{Failure, Honesty};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -86,8 +86,8 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
         _ => None,
     };
     let level = match outcome.level {
-        crate::case::Level::Must => "MUST",
-        crate::case::Level::Should => "SHOULD",
+        crate::verdict::Level::Must => "MUST",
+        crate::verdict::Level::Should => "SHOULD",
     };
     Row {
         id: &outcome.id,
@@ -139,7 +139,7 @@ fn seconds(ms: u64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
-    use crate::case::{Level, Verdict};
+    use crate::verdict::{Level, Verdict};
 
     #[test]
     fn the_page_is_self_contained_and_escapes_what_it_shows() {

@@ -49,7 +49,7 @@ fn legal(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
-    use crate::case::{Failure, Level, Verdict};
+    use crate::verdict::{Failure, Level, Verdict};
 
     #[test]
     fn a_warning_is_no_failure_unless_strict() {

@@ -103,7 +103,7 @@ fn longest_run(text: &str) -> usize {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
-    use crate::case::{Failure, Level, Verdict};
+    use crate::verdict::{Failure, Level, Verdict};
 
     #[test]
     fn a_failure_is_listed_with_its_reason() {

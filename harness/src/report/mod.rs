@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::case::{Failure, Level, Verdict};
 use crate::runner::Outcome;
+use crate::verdict::{Failure, Level, Verdict};
 
 pub use timeline::timeline;
 
@@ -202,8 +202,9 @@ impl RunRecord {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::case::{Honesty, Profile};
+    use crate::case::Profile;
     use crate::tape::{Close, Event, Side, Tape};
+    use crate::verdict::Honesty;
 
     pub(crate) fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
         let tape = Tape::new();

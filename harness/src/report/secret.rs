@@ -142,7 +142,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
     use super::*;
-    use crate::case::{Failure, Honesty, Level, Verdict};
+    use crate::verdict::{Failure, Honesty, Level, Verdict};
 
     #[test]
     fn no_report_holds_a_credential() {

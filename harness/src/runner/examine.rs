@@ -11,13 +11,14 @@ use tokio::time::Instant;
 
 use super::Outcome;
 use super::setting::Setting;
-use crate::case::{Case, Ctx, Failure, Honesty, Starter, Verdict};
+use crate::case::{Case, Ctx, Starter};
 use crate::client::Client;
 use crate::database::{Database, Kind};
 use crate::gate::{bounded, hang_guard};
 use crate::spec::DatabaseNeed;
 use crate::tape::{Event, Tape};
 use crate::target::{Capability, Manifest, RunningTarget, Target, TargetError};
+use crate::verdict::{Failure, Honesty, Verdict};
 
 /// How long the end of a process may take to be known after its sockets have closed.
 const DYING: Duration = Duration::from_millis(500);

@@ -17,9 +17,10 @@ use futures::stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::case::{Case, Failure, Level, Verdict};
+use crate::case::Case;
 use crate::database::Database;
 use crate::target::Target;
+use crate::verdict::{Failure, Level, Verdict};
 
 pub use examine::examine;
 pub use outcome::Outcome;

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::case::{Case, Failure, Level, Profile, Verdict};
+use crate::case::{Case, Profile};
 use crate::tape::Entry;
+use crate::verdict::{Failure, Level, Verdict};
 
 /// One case of a run: the requirement, the verdict, the evidence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

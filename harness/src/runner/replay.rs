@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Outcome;
 use super::setting::Setting;
-use crate::case::{Failure, Honesty, Level, Profile, Verdict};
+use crate::case::Profile;
 use crate::client::{Client, StreamReply};
 use crate::gate::{bounded, guard, hang_guard, pace, with_hang_guard};
 use crate::llm::{Responder, calls_at, error, raw, with};
@@ -16,6 +16,7 @@ use crate::schedule::invariants::{Call, End, Exchange, Invariant, Observation, V
 use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
 use crate::tape::{Entry, Event, Side, Tape};
 use crate::target::{Capability, Manifest, RunningTarget, Target};
+use crate::verdict::{Failure, Honesty, Level, Verdict};
 use crate::wire::HARNESS_STATUS;
 
 /// How much later than the deadline an end may be seen on a machine that has other things to do.

@@ -7,13 +7,13 @@ use futures::FutureExt;
 use indexmap::IndexMap;
 use tempfile::TempDir;
 
-use crate::case::Failure;
 use crate::database::{CaseDatabase, Database, End};
 use crate::gate::{Gates, bounded, hang_guard};
 use crate::llm::Stub;
 use crate::spec::{DatabaseNeed, Spec};
 use crate::tape::Tape;
 use crate::target::{Capability, Deployment, Target};
+use crate::verdict::Failure;
 use crate::wire::postgres::DatabaseWire;
 
 /// What a case has around it before the gateway starts.

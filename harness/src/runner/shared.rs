@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use super::examine::{failed, of_target};
 use super::setting::Setting;
 use super::{Board, Outcome, Progress, Run, in_a_task, judged};
-use crate::case::{Case, Failure};
+use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
 use crate::tape::Tape;
 use crate::target::{Deployment, Process, RunningTarget, TargetError, merge, share};
+use crate::verdict::Failure;
 
 /// Examines the cases in groups of equal settings; what fails is examined once more, on a fresh gateway for all of them.
 pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: &Board<'_>) {

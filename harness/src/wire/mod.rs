@@ -28,10 +28,10 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::case::{CaseResult, Failure};
 use crate::gate::{self, Gates};
 use crate::plan::{Listen, Plan};
 use crate::tape::{Event, Side, Tape};
+use crate::verdict::{CaseResult, Failure};
 
 /// A header with this name marks a request that the wire passes on, so that a responder knows that its plan will be obeyed. Its value is
 /// the request's number on the tape.

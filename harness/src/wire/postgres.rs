@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::listener::{Door, Port};
-use crate::case::{CaseResult, Failure};
 use crate::gate::{self, Gates};
 use crate::plan::Listen;
 use crate::tape::{Entry, Event, Side, Tape};
+use crate::verdict::{CaseResult, Failure};
 
 /// What happens when a statement arrives.
 #[derive(Clone, Debug, PartialEq, Eq)]
