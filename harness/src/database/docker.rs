@@ -6,6 +6,7 @@ use std::future::pending;
 use std::path::Path;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::select_ok;
 use testcontainers::bollard::Docker;
@@ -38,22 +39,24 @@ const PORT: u16 = 5432;
 const ACCESS: &str = "local all all trust\nhost all all all trust\n";
 
 /// A container, and who removes it when we can't.
-pub(super) struct Container {
+struct Container {
     daemon: Docker,
     container: ContainerAsync<GenericImage>,
     guard: Option<Guard>,
 }
 
-impl Container {
+#[async_trait]
+impl Owned for Container {
     /// Removes the container, or leaves it behind with a warning: a daemon that is stuck must not cost the report.
-    pub async fn stop(self) {
+    async fn stop(self: Box<Self>) {
         let removed = remove(&self.daemon, self.container.id(), ASK).await;
         if let Err(reason) = &removed {
             tracing::warn!(reason, container = self.container.id(), "the database's container could not be removed");
         }
         // dropping it would ask the daemon once more, and block the thread until the daemon answers
-        std::mem::forget(self.container);
-        match self.guard {
+        let Self { container, guard, .. } = *self;
+        std::mem::forget(container);
+        match guard {
             Some(guard) if removed.is_ok() => guard.stop().await,
             // has the same daemon to ask: it does so without us
             guard => drop(guard),
@@ -119,9 +122,9 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         .await
         .ok_or_else(|| format!("the container did not start within {START:?}"))?
         .map_err(|error| format!("the container does not start ({error})"))?;
-    let container = Container { daemon: daemon.clone(), container, guard };
+    let container = Box::new(Container { daemon: daemon.clone(), container, guard });
     match connect(&daemon, &container.container, &password).await {
-        Ok(url) => match Postgres::owned(url, Owned::Container(Box::new(container))).await {
+        Ok(url) => match Postgres::owned(url, container).await {
             Ok(server) => Ok((server, image)),
             Err(error) => Err(error.to_string()),
         },

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::process::Command;
 
 use super::postgres::{Owned, Postgres, ready};
@@ -36,13 +37,14 @@ rm -rf -- "$GAUNTLET_FOLDER"
 "#;
 
 /// A server of our own.
-pub(super) struct Cluster {
+struct Cluster {
     guard: Guard,
 }
 
-impl Cluster {
+#[async_trait]
+impl Owned for Cluster {
     /// Stops the server and removes its folder.
-    pub async fn stop(self) {
+    async fn stop(self: Box<Self>) {
         self.guard.stop().await;
     }
 }
@@ -106,7 +108,7 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
         guard.stop().await;
         return Err(reason);
     }
-    Postgres::owned(url, Owned::Cluster(Cluster { guard })).await.map_err(|error| error.to_string())
+    Postgres::owned(url, Box::new(Cluster { guard })).await.map_err(|error| error.to_string())
 }
 
 /// The folder with `initdb` and `postgres`: `PG_BIN`, Debian's, Homebrew's, Postgres.app's, then `PATH`; the newest of several.

@@ -5,14 +5,13 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use uuid::Uuid;
 
 use super::DatabaseError;
-use super::docker::Container;
-use super::local::Cluster;
 use super::url::ServerUrl;
 use crate::gate::{self, pace};
 
@@ -21,11 +20,10 @@ const ADMIN: Duration = Duration::from_secs(30);
 /// Between two looks at a server that starts.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What the harness started, and has to stop.
-#[allow(clippy::large_enum_variant, reason = "there is one in a run")]
-pub(super) enum Owned {
-    Container(Box<Container>),
-    Cluster(Cluster),
+/// A server that the harness started, and has to stop.
+#[async_trait]
+pub(super) trait Owned: Send {
+    async fn stop(self: Box<Self>);
 }
 
 /// Which sessions of a database.
@@ -49,7 +47,7 @@ pub(super) struct Postgres {
     ours: bool,
     version: String,
     databases: Mutex<BTreeSet<String>>,
-    owned: tokio::sync::Mutex<Option<Owned>>,
+    owned: tokio::sync::Mutex<Option<Box<dyn Owned>>>,
 }
 
 impl Postgres {
@@ -59,11 +57,11 @@ impl Postgres {
     }
 
     /// A server that the harness started; it is stopped when it is of no use.
-    pub async fn owned(url: ServerUrl, owned: Owned) -> Result<Self, DatabaseError> {
+    pub async fn owned(url: ServerUrl, owned: Box<dyn Owned>) -> Result<Self, DatabaseError> {
         Self::prepare(url, Some(owned)).await
     }
 
-    async fn prepare(url: ServerUrl, owned: Option<Owned>) -> Result<Self, DatabaseError> {
+    async fn prepare(url: ServerUrl, owned: Option<Box<dyn Owned>>) -> Result<Self, DatabaseError> {
         let prepared = async {
             let mut admin = connect(&url.admin(&url.database), &format!("log in to the database server at {url}")).await?;
             let version: String = bounded("ask for the version", sqlx::query_scalar("SHOW server_version").fetch_one(&mut admin)).await?;
@@ -79,7 +77,9 @@ impl Postgres {
         let (version, prefix, role, own_role) = match prepared.await {
             Ok(prepared) => prepared,
             Err(error) => {
-                stop(owned).await;
+                if let Some(owned) = owned {
+                    owned.stop().await;
+                }
                 return Err(error);
             }
         };
@@ -203,9 +203,8 @@ impl Postgres {
 
     /// Drops what is left and stops what was started.
     pub async fn stop(&self) {
-        let owned = self.owned.lock().await.take();
-        if owned.is_some() {
-            return stop(owned).await;
+        if let Some(owned) = self.owned.lock().await.take() {
+            return owned.stop().await;
         }
         if let Some(Err(error)) = gate::bounded(ADMIN, self.end_making()).await {
             tracing::warn!(%error, "a database of the run may be left behind");
@@ -226,14 +225,6 @@ impl Postgres {
 
     fn databases(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         self.databases.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn stop(owned: Option<Owned>) {
-    match owned {
-        Some(Owned::Container(container)) => container.stop().await,
-        Some(Owned::Cluster(cluster)) => cluster.stop().await,
-        None => {}
     }
 }
 
