@@ -315,6 +315,10 @@ async fn an_opening_breaker_ends_the_retries() {
 #[rstest]
 #[case::rejected(status(400), None, BreakerState::Closed)]
 #[case::in_a_hurry(Action::Silent, Some(50), BreakerState::Closed)]
+#[case::slower_than_its_caller_wants(Action::Silent, Some(4_000), BreakerState::Closed)]
+#[case::in_a_hurry_while_it_answers(Action::DripForever { every_ms: 700 }, Some(4_000), BreakerState::Closed)]
+#[case::in_a_hurry_to_connect(Action::NeverAccept, Some(400), BreakerState::Closed)]
+#[case::never_accepts(Action::NeverAccept, Some(4_000), BreakerState::Open)]
 #[case::given_its_time(Action::Silent, None, BreakerState::Open)]
 #[case::bad_key(status(401), None, BreakerState::Open)]
 #[case::html(Action::Html, None, BreakerState::Open)]
@@ -327,6 +331,34 @@ async fn what_counts_against_the_provider(#[case] action: Action, #[case] deadli
     let deadline = deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     failure(router.chat(request(false), context(deadline)).await);
     assert_eq!(router.health()[0].breaker, state);
+}
+
+/// The caller's deadline ends a stream whose tokens flow: the provider is well. The configured one says that it never ends.
+#[rstest]
+#[case::the_callers(Some(4_000), BreakerState::Closed)]
+#[case::the_configured(None, BreakerState::Open)]
+#[tokio::test(start_paused = true)]
+async fn a_stream_cut_at_a_deadline_counts_by_whose_it_is(#[case] deadline_ms: Option<u64>, #[case] state: BreakerState) {
+    let mut schedule = doing(&[&[Action::DripForever { every_ms: 700 }]]);
+    schedule.settings.failure_threshold = 1;
+    let world = world(&schedule);
+    let router = world.router(&config_of(&schedule));
+    let deadline = deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+    let served = router.chat(request(true), context(deadline)).await.unwrap_or_else(|_| panic!("committed"));
+    assert_eq!(read(served).await.failed[0].cause, Cause::DeadlineExceeded);
+    assert_eq!(router.health()[0].breaker, state);
+}
+
+/// A connection that the deadline did not give its time is told as the deadline's end, not as the provider's time-out.
+#[rstest]
+#[case::the_callers(400, Cause::DeadlineExceeded)]
+#[case::its_own(501, Cause::ConnectTimeout)]
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_waited_for_as_long_as_the_deadline_allows(#[case] deadline_ms: u64, #[case] cause: Cause) {
+    let schedule = doing(&[&[Action::NeverAccept]]);
+    let world = world(&schedule);
+    let deadline = Some(Instant::now() + Duration::from_millis(deadline_ms));
+    assert_eq!(failure(world.router(&config_of(&schedule)).chat(request(false), context(deadline)).await).cause, cause);
 }
 
 /// A stream counts when it ends: well, broken, or not at all when its client leaves. The probe's place is free in any case.

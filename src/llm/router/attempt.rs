@@ -17,7 +17,7 @@ use crate::llm::chat::{Answer, AttemptError, Cause, Completion, Mode, Usage};
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
 use crate::resilience::breaker::{Pass, Refused};
 use crate::resilience::bulkhead::{NoPlace, Place};
-use crate::resilience::deadline::{self, Elapsed};
+use crate::resilience::deadline::{self, Elapsed, SetBy};
 
 /// The largest plain answer.
 const LARGEST_BODY: usize = 32 << 20;
@@ -34,7 +34,7 @@ pub(super) async fn attempt(
     ends: Instant,
     turn: Turn,
 ) -> Result<Answer, AttemptError> {
-    let admitted = Admitted::enter(lane, ends, turn).await?;
+    let admitted = Admitted::enter(lane, call.set_by, ends, turn).await?;
     match exchange(lane, call, upstream, ends, admitted.started).await {
         Ok(Exchanged::Plain(completion)) => {
             admitted.succeeded(completion.usage);
@@ -60,8 +60,13 @@ async fn exchange(lane: &Lane, call: &Call<'_>, upstream: &UpstreamRequest, ends
         Mode::Stream { .. } => Limit::earlier(started, lane.timeouts.first_token, Cause::FirstTokenTimeout, ends),
     };
     let mut upstream = upstream.clone();
-    upstream.connect_timeout = lane.timeouts.connect.min(ends.saturating_duration_since(started));
-    let response = head_by.keep(lane.provider.transport.send(upstream)).await?.map_err(transport_error)?;
+    let left = ends.saturating_duration_since(started);
+    upstream.connect_timeout = lane.timeouts.connect.min(left);
+    let response = head_by.keep(lane.provider.transport.send(upstream)).await?.map_err(|broken| match broken {
+        // the deadline cut the connect time-out short: that is not the provider's own
+        TransportError::ConnectTimeout(_) if left < lane.timeouts.connect => Limit::deadline(ends).passed(),
+        broken => transport_error(broken),
+    })?;
     if !response.status.is_success() {
         return Err(refusal(lane, response, ends).await);
     }
@@ -163,11 +168,12 @@ pub(super) struct Admitted {
     pass: Option<Pass>,
     _place: Place,
     started: Instant,
+    set_by: SetBy,
 }
 
 impl Admitted {
     /// Breaker, then bulkhead, then the breaker again (it may have opened while this one waited).
-    async fn enter(lane: &Arc<Lane>, ends: Instant, turn: Turn) -> Result<Self, AttemptError> {
+    async fn enter(lane: &Arc<Lane>, set_by: SetBy, ends: Instant, turn: Turn) -> Result<Self, AttemptError> {
         lane.breaker.check().map_err(breaker_open)?;
         let place = lane.provider.bulkhead.enter(ends).await.map_err(bulkhead_full)?;
         let pass = lane.breaker.try_pass().map_err(breaker_open)?;
@@ -176,7 +182,7 @@ impl Admitted {
             return Err(Limit::deadline(ends).passed());
         }
         lane.starts(turn);
-        Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started })
+        Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started, set_by })
     }
 
     /// The provider has served.
@@ -202,7 +208,7 @@ impl Admitted {
         let providers = match policy(error.cause).blame {
             Blame::Provider => true,
             Blame::Nobody => false,
-            Blame::ProviderGivenFairTime => self.started.elapsed() >= self.lane.least_fair_time,
+            Blame::ProviderGivenFairTime => self.set_by == SetBy::Configuration && self.started.elapsed() >= self.lane.least_fair_time,
         };
         match self.pass.take() {
             Some(pass) if providers => pass.failure(error.retry_after),

@@ -15,6 +15,7 @@ use crate::resilience::backoff::{Backoff, Random};
 use crate::resilience::breaker::Breaker;
 use crate::resilience::budget::RetryBudget;
 use crate::resilience::bulkhead::Bulkhead;
+use crate::resilience::deadline::SetBy;
 use crate::telemetry::Metrics;
 
 /// What all candidates at one provider share.
@@ -39,7 +40,7 @@ pub(super) struct Lane {
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
     pub(super) random: Random,
-    /// An attempt that had less than this when the deadline came says nothing about the provider.
+    /// An attempt that had less than this when the configured deadline came says nothing about the provider.
     pub(super) least_fair_time: Duration,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -49,6 +50,7 @@ pub(super) struct Call<'a> {
     pub(super) request: &'a ChatRequest,
     pub(super) context: &'a CallContext,
     pub(super) deadline: Instant,
+    pub(super) set_by: SetBy,
 }
 
 /// Who is asked after this candidate has failed.
