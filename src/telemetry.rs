@@ -204,6 +204,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::Overloaded => "overloaded",
         Cause::ServerError => "server_error",
         Cause::ProviderAuth => "provider_auth",
+        Cause::NotFound => "not_found",
         Cause::Rejected => "rejected",
         Cause::BadResponse => "bad_response",
         Cause::Truncated => "truncated",

@@ -80,7 +80,9 @@ fn ms(duration: Duration) -> u128 {
 #[case::unauthorised(status(401), Cause::ProviderAuth, 1, true)]
 #[case::forbidden(status(403), Cause::ProviderAuth, 1, true)]
 #[case::bad_request(status(400), Cause::Rejected, 1, false)]
-#[case::not_found(status(404), Cause::Rejected, 1, false)]
+#[case::not_found(status(404), Cause::NotFound, 1, true)]
+#[case::no_such_method(status(405), Cause::NotFound, 1, true)]
+#[case::gone(status(410), Cause::NotFound, 1, true)]
 #[case::too_large(status(413), Cause::Rejected, 1, false)]
 #[case::unprocessable(status(422), Cause::Rejected, 1, false)]
 #[case::html(Action::Html, Cause::BadResponse, 1, true)]
@@ -314,6 +316,7 @@ async fn an_opening_breaker_ends_the_retries() {
 /// What does not count against the provider: rejections, clients that leave, and a caller in a hurry. What does: the rest.
 #[rstest]
 #[case::rejected(status(400), None, BreakerState::Closed)]
+#[case::not_found(status(404), None, BreakerState::Closed)]
 #[case::in_a_hurry(Action::Silent, Some(50), BreakerState::Closed)]
 #[case::slower_than_its_caller_wants(Action::Silent, Some(4_000), BreakerState::Closed)]
 #[case::in_a_hurry_while_it_answers(Action::DripForever { every_ms: 700 }, Some(4_000), BreakerState::Closed)]

@@ -333,6 +333,7 @@ fn cause(cause: Cause, provider_status: Option<u16>, detail: &ErrorDetail, messa
         Cause::Overloaded => named(503, UNAVAILABLE, "provider_overloaded").wait(SOON),
         Cause::ServerError => named(502, UPSTREAM, "provider_error"),
         Cause::ProviderAuth => named(502, UPSTREAM, "provider_auth"),
+        Cause::NotFound => named(502, UPSTREAM, "provider_not_found"),
         // a provider's 4xx is the client's own, but for those that speak of the gateway's key or connection
         Cause::Rejected => match provider_status {
             Some(401 | 403 | 407) => named(502, UPSTREAM, "provider_auth"),

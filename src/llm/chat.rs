@@ -142,7 +142,9 @@ pub enum Cause {
     ServerError,
     /// 401 or 403 from the provider: our key is bad, not the client's.
     ProviderAuth,
-    /// The provider refuses the request itself: 400, 404, 413, 422 and other 4xx.
+    /// 404, 405 or 410 from the provider: the URL or the model's name there is wrong, and both are the operator's.
+    NotFound,
+    /// The provider refuses the request itself: 400, 413, 422 and other 4xx.
     Rejected,
     /// 200 with what is not an answer: HTML, broken JSON, empty, no choices, wrong content type.
     BadResponse,

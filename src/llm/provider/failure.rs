@@ -87,7 +87,7 @@ pub(super) fn media_type(headers: &HeaderMap) -> String {
 }
 
 /// THE table from a provider's status to a cause. 408, 409, 421, 424, 425 and 499 are the provider's trouble (time, conflict,
-/// generation), not the client's request, and pass by themselves.
+/// generation), not the client's request, and pass by themselves. 404, 405 and 410 speak of URL and model name, which are configured.
 fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
     let quota = [&detail.kind, &detail.code].into_iter().flatten().any(|name| QUOTA.contains(&name.as_str()));
     match status.as_u16() {
@@ -96,6 +96,7 @@ fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
         429 => Cause::RateLimited,
         401 | 403 | 407 => Cause::ProviderAuth,
         408 | 409 | 421 | 424 | 425 | 499 => Cause::ServerError,
+        404 | 405 | 410 => Cause::NotFound,
         503 | 529 => Cause::Overloaded,
         400..=499 => Cause::Rejected,
         500.. => Cause::ServerError,

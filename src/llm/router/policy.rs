@@ -32,6 +32,7 @@ pub struct Policy {
 /// | connect, first-token, idle time-out | no | yes | yes | the same wait again would eat the next candidate's time |
 /// | deadline (this candidate's share of it) | no | yes | if the deadline is the configured one, and it was given a fair time | a caller in a hurry opens nobody's breaker |
 /// | quota exhausted, provider's auth, bad response, oversized | no | yes | yes | will not pass by asking again |
+/// | not found | no | yes | no | the operator's URL or model name is wrong there; a client's file id may be, too |
 /// | rejected | no | no | no | the request is wrong, wherever it goes |
 /// | breaker open, bulkhead full, unsupported | no | yes | no | nothing was sent |
 pub const fn policy(cause: Cause) -> Policy {
@@ -48,7 +49,9 @@ pub const fn policy(cause: Cause) -> Policy {
         | Cause::Oversized => Policy { retry: false, fall_back: true, blame: Blame::Provider },
         Cause::DeadlineExceeded => Policy { retry: false, fall_back: true, blame: Blame::ProviderGivenFairTime },
         Cause::Rejected => Policy { retry: false, fall_back: false, blame: Blame::Nobody },
-        Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported => Policy { retry: false, fall_back: true, blame: Blame::Nobody },
+        Cause::NotFound | Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported => {
+            Policy { retry: false, fall_back: true, blame: Blame::Nobody }
+        }
     }
 }
 
