@@ -364,12 +364,12 @@ async fn a_connection_is_waited_for_as_long_as_the_deadline_allows(#[case] deadl
     assert_eq!(failure(world.router(&config_of(&schedule)).chat(request(false), context(deadline)).await).cause, cause);
 }
 
-/// A stream counts when it ends: well, broken, or not at all when its client leaves. The probe's place is free in any case.
+/// A stream has succeeded as a probe at its commit point: nobody waits for its end. Its break is then a failure like any other.
 #[rstest]
 #[case::ends_well(Action::Answer, usize::MAX, BreakerState::Closed)]
 #[case::breaks(Action::Cut { events: 3 }, usize::MAX, BreakerState::Open)]
-#[case::is_left(Action::Stall { events: 3 }, 1, BreakerState::HalfOpen)]
-#[case::is_left_unread(Action::Answer, 0, BreakerState::HalfOpen)]
+#[case::is_left(Action::Stall { events: 3 }, 1, BreakerState::Closed)]
+#[case::is_left_unread(Action::Answer, 0, BreakerState::Closed)]
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_streams(#[case] action: Action, #[case] items: usize, #[case] state: BreakerState) {
     let mut schedule = doing(&[&[status(500), action]]);
@@ -379,14 +379,29 @@ async fn a_probe_that_streams(#[case] action: Action, #[case] items: usize, #[ca
     failure(router.chat(request(false), context(None)).await);
     tokio::time::advance(30 * SECOND).await;
     let served = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("the probe is let through"));
-    assert_eq!(failure(router.chat(request(true), context(None)).await).cause, Cause::BreakerOpen, "the probe's place is taken while it streams");
+    assert_eq!(router.health()[0].breaker, BreakerState::Closed);
+    assert!(router.chat(request(false), context(None)).await.is_ok(), "while the probe streams");
     let Answer::Stream(stream) = served.answer else { panic!("a stream was asked for") };
     let _read: Vec<StreamItem> = stream.take(items).collect().await;
     assert_eq!(router.health()[0].breaker, state);
     assert_eq!(world.open(), 0);
-    if state == BreakerState::HalfOpen {
-        assert!(router.chat(request(false), context(None)).await.is_ok(), "not wedged");
-    }
+}
+
+/// A probe whose client leaves before the commit point counts for nothing, and gives its place back.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_left_before_its_commit_point() {
+    let mut schedule = doing(&[&[status(500), Action::Stall { events: 1 }]]);
+    (schedule.settings.failure_threshold, schedule.settings.max_attempts) = (1, 1);
+    let world = world(&schedule);
+    let router = world.router(&config_of(&schedule));
+    failure(router.chat(request(false), context(None)).await);
+    tokio::time::advance(30 * SECOND).await;
+    let mut probe = Box::pin(router.chat(request(true), context(None)));
+    assert!(probe.as_mut().now_or_never().is_none());
+    assert_eq!(failure(router.chat(request(true), context(None)).await).cause, Cause::BreakerOpen, "the probe's place is taken");
+    drop(probe);
+    assert_eq!(router.health()[0].breaker, BreakerState::HalfOpen);
+    assert!(router.chat(request(false), context(None)).await.is_ok(), "not wedged");
 }
 
 /// The provider's concurrency limit holds for streams to their end, and is given back by the client that leaves.

@@ -185,6 +185,13 @@ impl Admitted {
         Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started, set_by })
     }
 
+    /// The stream is at its commit point: as a probe it has succeeded.
+    pub(super) fn committed(&mut self) {
+        if let Some(pass) = self.pass.as_mut() {
+            pass.committed();
+        }
+    }
+
     /// The provider has served.
     pub(super) fn succeeded(mut self, usage: Option<Usage>) {
         self.lane.metrics.attempt(&self.lane.candidate, None);

@@ -76,7 +76,8 @@ pub(super) async fn open(body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>,
 
 impl Opened {
     /// Commits: from here on the client sees what comes.
-    pub(super) fn committed(self, admitted: Admitted, deadline: Instant) -> ChatStream {
+    pub(super) fn committed(self, mut admitted: Admitted, deadline: Instant) -> ChatStream {
+        admitted.committed();
         Box::pin(Committed {
             running: Some(Running { body: self.body, decoder: self.decoder, admitted }),
             ended: None,
