@@ -121,7 +121,7 @@ pub struct Server {
     pub header_timeout: Duration,
     /// A client that has not sent its body by then gets 408 and is closed.
     pub body_timeout: Duration,
-    /// A client that takes no bytes of its answer for so long is closed.
+    /// A client that takes, for so long, neither 64 KiB of its answer nor all that waits for it is closed.
     pub write_timeout: Duration,
     /// How long SIGTERM waits for what is in flight.
     pub drain: Duration,

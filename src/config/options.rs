@@ -102,7 +102,7 @@ pub(super) static OPTIONS: &[Opt] = &[
     opt("server", "max_in_flight", Count(1, 1_000_000), Integer(1_024), "Requests in flight; more get 503 at once."),
     opt("server", "header_timeout_ms", ANY_TIME, Integer(30_000), "A client that has not sent its next headers by then is closed."),
     opt("server", "body_timeout_ms", ANY_TIME, Integer(60_000), "A client that has not sent its body by then gets 408 and is closed."),
-    opt("server", "write_timeout_ms", ANY_TIME, Integer(60_000), "A client that takes no bytes of its answer for so long is closed."),
+    opt("server", "write_timeout_ms", ANY_TIME, Integer(60_000), "A client that takes, for so long, neither 64 KiB of its answer nor all that waits for it is closed."),
     opt("server", "drain_ms", TIME_OR_NONE, Integer(30_000), "How long SIGTERM waits for what is in flight."),
     opt("server", "health_timeout_ms", Kind::Millis(1, 60_000), Integer(500), "What each dependency gets to answer a health probe."),
     opt("server", "health_cache_ms", Kind::Millis(0, 60_000), Integer(1_000), "How long the result of a health probe is told again without a new probe."),
