@@ -46,6 +46,12 @@ pub(super) fn bad_response(message: impl Into<String>) -> AttemptError {
     AttemptError::new(Cause::BadResponse, message)
 }
 
+/// An answer that is none, with the place where that shows. serde's own words would hold the value that stands there: an answer's
+/// text, whole, with whatever secret is in it.
+pub(super) fn not_json_of(what: &str, error: &serde_json::Error) -> AttemptError {
+    bad_response(format!("{what} (line {}, column {}).", error.line(), error.column()))
+}
+
 /// A request that the protocol cannot tell, with the field to blame.
 pub(super) fn unsupported(param: &str, message: impl Into<String>) -> AttemptError {
     let detail = ErrorDetail {
@@ -193,7 +199,7 @@ fn word(value: &Value, key: Option<&SecretString>) -> Option<String> {
 }
 
 /// A provider's sentence, fit for a client: no secret, one line, bounded.
-fn clean(text: &str, key: Option<&SecretString>) -> String {
+pub(super) fn clean(text: &str, key: Option<&SecretString>) -> String {
     // in this order, so that no key is cut open at the bound
     clip(&redact(text.trim(), key), MESSAGE_LIMIT)
 }

@@ -48,7 +48,7 @@ impl Codec for OpenAi {
         failure::check_encoding(headers)?;
         let text = object(&body)?;
         let document: Document<'_, Answered> =
-            serde_json::from_str(text).map_err(|error| bad_response(format!("The provider's answer is not a chat completion: {error}.")))?;
+            serde_json::from_str(text).map_err(|error| failure::not_json_of("The provider's answer is not a chat completion", &error))?;
         if let Some(error) = document.error() {
             return Err(failure::in_band(error, self.endpoint.key.as_ref()));
         }
@@ -73,13 +73,12 @@ impl Codec for OpenAi {
             }
             "application/json" => Ok(Box::new(DocumentDecoder { key, body: Vec::new(), ended: false })),
             "" => Err(bad_response("The provider answered without a content type where a stream of events was asked for.")),
-            other => Err(bad_response(format!("The provider answered with '{}' where a stream of events was asked for.", clip_type(other)))),
+            other => {
+                let other = failure::clean(other, key.as_ref());
+                Err(bad_response(format!("The provider answered with '{other}' where a stream of events was asked for.")))
+            }
         }
     }
-}
-
-fn clip_type(media_type: &str) -> &str {
-    media_type.get(..60).unwrap_or(media_type)
 }
 
 /// The body as text, where it looks like one JSON object.
@@ -140,7 +139,7 @@ impl EventDecoder {
         let chunk: Document<'_, Deltas> = match serde_json::from_str(text) {
             Ok(chunk) => chunk,
             Err(error) => {
-                let error = bad_response(format!("The provider's stream holds an event that is not a chat completion chunk: {error}."));
+                let error = failure::not_json_of("The provider's stream holds an event that is not a chat completion chunk", &error);
                 return self.end(Decoded::Failed(error), out);
             }
         };

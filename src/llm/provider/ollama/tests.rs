@@ -263,3 +263,11 @@ fn a_wrong_content_type_is_no_stream() {
         assert_eq!(codec().decoder(&request, &headers).err().unwrap().cause, Cause::BadResponse);
     }
 }
+
+/// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
+#[test]
+fn an_answer_that_cannot_be_read_is_not_repeated() {
+    let long = format!("canary-{}", "x".repeat(100_000));
+    let error = codec().completion(&HeaderMap::new(), Bytes::from(format!(r#"{{"message":"{long}"}}"#))).unwrap_err();
+    assert_eq!(error.message, "The provider's answer is not one of Ollama's (line 1, column 100020).");
+}

@@ -1,5 +1,5 @@
 //! What is sent, what counts as an answer, and what each stream becomes.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use rstest::rstest;
 
@@ -265,4 +265,20 @@ fn what_is_no_stream(#[case] content_type: &'static str, #[case] body: &'static 
         Err(error) => out.push_back(Decoded::Failed(error)),
     }
     assert!(matches!(&out.make_contiguous()[..], [Decoded::Failed(error)] if error.cause == cause), "{out:?}");
+}
+
+/// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
+#[test]
+fn an_answer_that_cannot_be_read_is_not_repeated() {
+    let long = format!("canary-{}", "x".repeat(100_000));
+    let document = format!(r#"{{"choices":"{long}"}}"#);
+    let error = codec().completion(&HeaderMap::new(), Bytes::from(document.clone())).unwrap_err();
+    assert_eq!(error.message, "The provider's answer is not a chat completion (line 1, column 100020).");
+    let mut decoder = codec().decoder(&request(r#","stream":true"#), &headers("text/event-stream")).unwrap();
+    let mut out = VecDeque::new();
+    decoder.push(Bytes::from(format!("data: {document}\n\n")), &mut out);
+    let Some(Decoded::Failed(error)) = out.pop_front() else { panic!("{out:?}") };
+    assert_eq!(error.message, "The provider's stream holds an event that is not a chat completion chunk (line 1, column 100020).");
+    let error = codec().decoder(&request(r#","stream":true"#), &headers("text/plain-sk-canary-1")).err().unwrap();
+    assert!(!error.message.contains("canary"), "{}", error.message);
 }
