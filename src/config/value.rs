@@ -86,19 +86,19 @@ pub(super) fn shown(kind: Kind, value: &Value) -> String {
     }
 }
 
-/// A URL without its user, password and query values.
+/// A URL without its user, password and query values. A password may hold any character, also those that end a host: whatever
+/// stands before the last `@` is taken for user and password. An `@` behind a `?` may be one of a query's value as well: nothing
+/// but the scheme is shown then.
 pub fn redact_url(url: &str) -> String {
-    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
-    let mut safe = match base.split_once("://") {
-        Some((scheme, rest)) => {
-            let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-            match authority.rsplit_once('@') {
-                Some((_, host)) => format!("{scheme}://[redacted]@{host}{path}"),
-                None => base.into(),
-            }
-        }
-        None => base.into(),
+    let (scheme, rest) = url.split_once("://").map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
+    let (user, rest) = match (scheme, rest.rsplit_once('@')) {
+        (Some(scheme), Some((before, _))) if before.contains('?') => return format!("{scheme}://[redacted]"),
+        (Some(_), Some((_, rest))) => ("[redacted]@", rest),
+        _ => ("", rest),
     };
+    let (base, query) = rest.split_once('?').map_or((rest, None), |(base, query)| (base, Some(query)));
+    let mut safe = scheme.map(|scheme| format!("{scheme}://")).unwrap_or_default();
+    let _ = write!(safe, "{user}{base}");
     if let Some(query) = query {
         let names: Vec<_> = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default()).collect();
         let _ = write!(safe, "?{}", names.iter().map(|name| format!("{name}=[redacted]")).collect::<Vec<_>>().join("&"));
@@ -114,4 +114,26 @@ fn is_base_url(text: &str) -> bool {
     text.parse::<http::Uri>().is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::plain("postgres://host:5432/db", "postgres://host:5432/db")]
+    #[case::password("postgres://user:canary@host/db", "postgres://[redacted]@host/db")]
+    #[case::slash("postgres://user:can/canary@host/db", "postgres://[redacted]@host/db")]
+    #[case::question_mark("postgres://user:can?canary@host/db", "postgres://[redacted]")]
+    #[case::at("postgres://user:can@canary@host/db", "postgres://[redacted]@host/db")]
+    #[case::all("https://user:c/an@ary/canary@host/v1?key=canary&x", "https://[redacted]@host/v1?key=[redacted]&x=[redacted]")]
+    #[case::at_in_the_query("postgres://host/db?password=c@canary", "postgres://[redacted]")]
+    #[case::no_scheme("sqlite:data.db?mode=ro", "sqlite:data.db?mode=[redacted]")]
+    #[case::path("sqlite://a@b.db", "sqlite://[redacted]@b.db")]
+    fn urls_are_shown_without_user_password_and_query_values(#[case] url: &str, #[case] shown: &str) {
+        assert_eq!(redact_url(url), shown);
+        assert!(!redact_url(url).contains("canary"));
+    }
 }
