@@ -103,8 +103,9 @@ fn providers(
         let base_url = reader.text(&element, "base_url").and_then(|text| text.trim_end_matches('/').parse().ok());
         let api_key = api_key(reader, &element, variable);
         let max_in_flight = reader.count(&element, "max_in_flight");
-        let level = level(reader, &element);
-        tell_defaults(reader, &format!("{}.timeouts", element.label), defaults);
+        let section = reader.below(&element, "timeouts");
+        let level = level(reader, &section);
+        tell_defaults(reader, &section, defaults);
         let (Some(name), Some(protocol), Some(base_url)) = (name, protocol, base_url) else { continue };
         if providers.contains_key(&name) {
             reader.wrong(format!("providers.name = {name:?} stands twice: give each provider a name of its own"));
@@ -115,26 +116,26 @@ fn providers(
     (providers, levels)
 }
 
-fn tell_defaults(reader: &mut Reader<'_>, label: &str, defaults: &Defaults) {
+fn tell_defaults<'a>(reader: &mut Reader<'a>, section: &Section<'a>, defaults: &Defaults) {
     let Timeouts { connect, first_token, idle } = defaults.timeouts;
     for (key, value) in [("connect_ms", connect), ("first_token_ms", first_token), ("idle_ms", idle), ("total_ms", defaults.total)] {
-        reader.inherits(label, key, &format!("{} (from [timeouts])", value.as_millis()));
+        reader.inherits(section, key, &format!("{} (from [timeouts])", value.as_millis()));
     }
 }
 
 /// What a model does not write itself, as its candidates have it.
-fn tell_inherited(reader: &mut Reader<'_>, label: &str, candidates: &[CandidateConfig], total: Duration, reserve: Duration) {
+fn tell_inherited<'a>(reader: &mut Reader<'a>, section: &Section<'a>, candidates: &[CandidateConfig], total: Duration, reserve: Duration) {
     let mut by_candidate = |key, of: fn(&Timeouts) -> Duration| {
         let values: Vec<String> = candidates.iter().map(|candidate| of(&candidate.timeouts).as_millis().to_string()).collect();
         let same = values.windows(2).all(|pair| pair[0] == pair[1]);
         let told = if same { values.first().cloned().unwrap_or_default() } else { format!("{} (candidate by candidate)", values.join(", ")) };
-        reader.inherits(label, key, &told);
+        reader.inherits(section, key, &told);
     };
     by_candidate("connect_ms", |timeouts| timeouts.connect);
     by_candidate("first_token_ms", |timeouts| timeouts.first_token);
     by_candidate("idle_ms", |timeouts| timeouts.idle);
-    reader.inherits(label, "total_ms", &total.as_millis().to_string());
-    reader.inherits(label, "reserve_ms", &reserve.as_millis().to_string());
+    reader.inherits(section, "total_ms", &total.as_millis().to_string());
+    reader.inherits(section, "reserve_ms", &reserve.as_millis().to_string());
 }
 
 fn api_key<'a>(reader: &mut Reader<'a>, element: &Section<'a>, variable: &dyn Fn(&str) -> Option<String>) -> Option<SecretString> {
@@ -161,13 +162,12 @@ fn api_key<'a>(reader: &mut Reader<'a>, element: &Section<'a>, variable: &dyn Fn
     }
 }
 
-fn level<'a>(reader: &mut Reader<'a>, element: &Section<'a>) -> Level {
-    let section = reader.below(element, "timeouts");
+fn level<'a>(reader: &mut Reader<'a>, section: &Section<'a>) -> Level {
     Level {
-        connect: reader.millis_if_written(&section, "connect_ms"),
-        first_token: reader.millis_if_written(&section, "first_token_ms"),
-        idle: reader.millis_if_written(&section, "idle_ms"),
-        total: reader.millis_if_written(&section, "total_ms"),
+        connect: reader.millis_if_written(section, "connect_ms"),
+        first_token: reader.millis_if_written(section, "first_token_ms"),
+        idle: reader.millis_if_written(section, "idle_ms"),
+        total: reader.millis_if_written(section, "total_ms"),
     }
 }
 
@@ -187,8 +187,8 @@ fn models(
                 named.push((provider, model));
             }
         }
-        let own = level(reader, &element);
         let section = reader.below(&element, "timeouts");
+        let own = level(reader, &section);
         let reserve = reader.millis_if_written(&section, "reserve_ms").or(defaults.reserve);
         let Some(alias) = alias else { continue };
         if named.is_empty() {
@@ -214,7 +214,7 @@ fn models(
                 total.as_millis() / u128::from(later.max(1))
             ));
         }
-        tell_inherited(reader, &section.label, &candidates, total, reserve);
+        tell_inherited(reader, &section, &candidates, total, reserve);
         if models.contains_key(&alias) {
             reader.wrong(format!("models.alias = {alias:?} stands twice: give each model an alias of its own"));
         }

@@ -37,6 +37,13 @@ pub(super) fn identity(element: &Table, index: usize) -> String {
     IDENTITIES.iter().find_map(|key| element.get(*key).and_then(Value::as_str)).map_or_else(|| index.to_string(), Into::into)
 }
 
+/// What stands for an element in a variable's name: its name where that can be told and means this element, else its index.
+pub(super) fn selector(elements: &[Value], element: &Table, index: usize) -> String {
+    let name = as_variable(&identity(element, index));
+    let tellable = !name.contains("__") && !name.ends_with('_') && select(elements, &name) == Ok(index);
+    if tellable { name } else { index.to_string() }
+}
+
 fn place(table: &mut Table, segments: &[&str], section: &str, value: &str) -> Result<(), String> {
     let Some((head, rest)) = segments.split_first() else {
         return Err("names a section, not a key: add __ and a key".into());

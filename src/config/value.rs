@@ -86,6 +86,29 @@ pub(super) fn shown(kind: Kind, value: &Value) -> String {
     }
 }
 
+/// A value that holds, as a configuration file has it.
+#[derive(Debug)]
+pub(super) enum Printed {
+    /// The value itself.
+    Whole(String),
+    /// What may be shown of it, and what a file can be started from instead, if there is something.
+    Redacted { shown: String, instead: Option<String> },
+}
+
+/// A value for a configuration file; a secret, or a URL with one, is redacted.
+pub(super) fn printed(kind: Kind, value: &Value) -> Printed {
+    match (kind, value) {
+        (Kind::Secret, _) => Printed::Redacted { shown: "[redacted]".into(), instead: None },
+        (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) if redact_url(text) != *text => {
+            // a provider has to have a URL, and can be asked without user and password
+            let without_user = text.split_once("://").and_then(|(scheme, rest)| Some(format!("{scheme}://{}", rest.rsplit_once('@')?.1)));
+            let instead = without_user.filter(|_| kind == Kind::BaseUrl).map(|url| Value::String(url).to_string());
+            Printed::Redacted { shown: shown(kind, value), instead }
+        }
+        _ => Printed::Whole(value.to_string()),
+    }
+}
+
 /// A URL without its user, password and query values. A password may hold any character, also those that end a host: whatever
 /// stands before the last `@` is taken for user and password. An `@` behind a `?` may be one of a query's value as well: nothing
 /// but the scheme is shown then.

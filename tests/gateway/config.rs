@@ -103,6 +103,38 @@ fn the_environment_overrides_by_name_and_by_index() {
     assert_eq!(config.retry.jitter.to_bits(), 0.0_f64.to_bits());
 }
 
+/// The printed text is a file that says the same: two keys of one tenant, two candidates at one provider, a name with a dot.
+#[test]
+fn what_is_printed_can_be_started_from() {
+    let key = |digit: &str| format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", digit.repeat(64));
+    let text = format!(
+        "[store]\nurl = \"postgres://u:canary@h/db\"\n{}{}{P1}max_in_flight = 7\n[[models]]\nalias = \"llama3.2\"\ncandidates = [{{ provider = \"p1\", model = \"x\" }}, {{ provider = \"p1\", model = \"y\" }}]\n[models.timeouts]\ntotal_ms = 900\n[[models]]\nalias = \"{}\"\ncandidates = [{{ provider = \"p1\", model = \"x\" }}]\n",
+        key("0"),
+        key("1"),
+        "é".repeat(200)
+    );
+    let loaded = Loaded::from_text(&text, "gauntlet.toml", Vec::new()).unwrap();
+    let printed = loaded.print();
+    assert!(!printed.contains("canary"), "{printed}");
+    assert!(printed.contains("\n# url = \"postgres://[redacted]@h/db\"\n"), "{printed}");
+    let again = Loaded::from_text(&printed, "printed", Vec::new()).unwrap_or_else(|error| panic!("{error}\n{printed}"));
+    let said = |config: &Config| format!("{:?} {:?} {:?} {:?}", config.auth, config.providers, config.models, config.orchestrator);
+    assert_eq!(said(&again.config), said(&loaded.config));
+    assert_eq!(again.print().replace("url = \"sqlite://gauntlet.db\"", "# url = \"postgres://[redacted]@h/db\""), printed);
+
+    // each variable that is named overrides the key below it, and no other
+    for (variable, value, read) in
+        [("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__P1__MODEL", "z", 0), ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__1__MODEL", "z", 1)]
+    {
+        assert!(printed.contains(variable), "{variable} in\n{printed}");
+        let config = Loaded::from_text(&text, "gauntlet.toml", vec![(variable.into(), value.into())]).unwrap().config;
+        assert_eq!(config.models["llama3.2"].candidates[read].model, "z");
+    }
+    for variable in ["GAUNTLET_AUTH__KEYS__A__SHA256", "GAUNTLET_AUTH__KEYS__1__SHA256", "GAUNTLET_MODELS__1__ALIAS"] {
+        assert!(printed.contains(variable), "{variable} in\n{printed}");
+    }
+}
+
 #[test]
 fn model_goes_over_provider_and_provider_over_default() {
     let text = format!(
