@@ -110,6 +110,25 @@ async fn what_a_failure_leads_to(#[case] action: Action, #[case] cause: Cause, #
     assert_eq!(world.open(), 0);
 }
 
+/// A 200 that holds a client error is one: it is not tried again, goes nowhere else, and is not the provider's failure.
+#[rstest]
+#[tokio::test(start_paused = true)]
+async fn a_client_error_inside_a_200(#[values(true, false)] stream: bool) {
+    let mut schedule = doing(&[&[], &[]]);
+    schedule.settings.failure_threshold = 1;
+    let world = World::new(|_, _, stream| {
+        let error = r#"{"error":{"message":"Too long.","type":"BadRequestError","param":null,"code":400}}"#;
+        match stream {
+            true => Played::at_once(Response::ok("text/event-stream", format!("data: {error}\n\ndata: [DONE]\n\n"))),
+            false => Played::at_once(Response::ok("application/json", error)),
+        }
+    });
+    let router = world.router(&config_of(&schedule));
+    let failure = failure(router.chat(request(stream), context(None)).await);
+    assert_eq!((failure.cause, failure.attempts.len(), world.order()), (Cause::Rejected, 1, vec![1]));
+    assert_eq!(router.health()[0].breaker, BreakerState::Closed);
+}
+
 /// Before the commit point a stream's failures lead to the next candidate; the client sees one clean stream.
 #[rstest]
 #[case::role_only_then_silence(Action::Stall { events: 1 })]

@@ -34,11 +34,27 @@ pub(super) fn from_answer(status: StatusCode, headers: &HeaderMap, body: &[u8], 
     AttemptError { cause, message, status: Some(status.as_u16()), retry_after: retry_after(headers, SystemTime::now()), detail: told.detail }
 }
 
-/// An error object inside a 200: `error` as an object, a string, or anything else that is not nothing.
+/// An error object inside a 200: `error` as an object, a string, or anything else that is not nothing. One that names a 4xx is what
+/// that status is: the request stays wrong, however often it is sent.
 pub(super) fn in_band(error: &str, key: Option<&SecretString>) -> AttemptError {
     let told = Told::read_text(error, key);
+    let status = told_status(&told.detail);
+    let cause = status.map_or(Cause::InBand, |status| cause_of(status, &told.detail));
     let message = told.message.unwrap_or_else(|| "The provider reported an error inside its answer.".to_owned());
-    AttemptError { detail: told.detail, ..AttemptError::new(Cause::InBand, message) }
+    AttemptError { status: status.map(|status| status.as_u16()), detail: told.detail, ..AttemptError::new(cause, message) }
+}
+
+/// The 4xx that an error object stands for: its code, or the one that goes with OpenAI's type and code of a wrong request.
+fn told_status(detail: &ErrorDetail) -> Option<StatusCode> {
+    let code = detail.code.as_deref();
+    let status = match (code.and_then(|code| code.parse().ok()), detail.kind.as_deref(), code) {
+        (Some(status), ..) => status,
+        (None, Some("invalid_request_error"), Some("invalid_api_key")) => 401,
+        (None, Some("invalid_request_error"), Some("model_not_found")) => 404,
+        (None, Some("invalid_request_error"), _) => 400,
+        _ => return None,
+    };
+    StatusCode::from_u16(status).ok().filter(StatusCode::is_client_error)
 }
 
 /// An answer that is none.

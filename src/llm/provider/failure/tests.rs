@@ -43,6 +43,23 @@ fn causes(#[case] status: u16, #[case] body: &str, #[case] cause: Cause) {
 }
 
 #[rstest]
+#[case::vllm(r#"{"message":"m","type":"BadRequestError","param":null,"code":400}"#, Cause::Rejected, Some(400))]
+#[case::as_text(r#"{"message":"m","code":"422"}"#, Cause::Rejected, Some(422))]
+#[case::by_type(r#"{"message":"m","type":"invalid_request_error","code":null}"#, Cause::Rejected, Some(400))]
+#[case::our_key(r#"{"message":"m","type":"invalid_request_error","code":"invalid_api_key"}"#, Cause::ProviderAuth, Some(401))]
+#[case::no_model(r#"{"message":"m","type":"invalid_request_error","code":"model_not_found"}"#, Cause::NotFound, Some(404))]
+#[case::rate(r#"{"message":"m","code":429}"#, Cause::RateLimited, Some(429))]
+#[case::quota(r#"{"message":"m","type":"insufficient_quota","code":429}"#, Cause::QuotaExhausted, Some(429))]
+#[case::server(r#"{"message":"m","type":"InternalServerError","code":500}"#, Cause::InBand, None)]
+#[case::a_word(r#"{"message":"m","type":"server_error","code":"x"}"#, Cause::InBand, None)]
+#[case::a_number_that_is_no_status(r#"{"message":"m","code":40000}"#, Cause::InBand, None)]
+#[case::text(r#""out of memory""#, Cause::InBand, None)]
+fn causes_inside_a_200(#[case] error: &str, #[case] cause: Cause, #[case] status: Option<u16>) {
+    let told = in_band(error, None);
+    assert_eq!((told.cause, told.status), (cause, status));
+}
+
+#[rstest]
 #[case::envelope(r#"{"error":{"message":"Too long.","type":"t","param":"p","code":"c"}}"#, "Too long.", Some("t"), Some("c"), Some("p"))]
 #[case::without_wrapper(r#"{"code":"c","message":"Not here.","param":null,"type":"t"}"#, "Not here.", Some("t"), Some("c"), None)]
 #[case::text(r#"{"error":"Model not supported"}"#, "Model not supported", None, None, None)]
