@@ -288,6 +288,22 @@ async fn retry_after(#[case] script: Vec<Vec<Action>>, #[case] calls: &[(usize, 
     }
 }
 
+/// Who asks for more than the longest back-off is left for the next candidate at once, although the wait would fit.
+#[rstest]
+#[case::another_is_free(vec![vec![limited(3)], vec![]], &[(1, 0), (2, 0)])]
+#[case::nobody_else(vec![vec![limited(3)]], &[(1, 0), (1, 3_000)])]
+#[case::the_last_of_two(vec![vec![status(401)], vec![limited(3)]], &[(1, 0), (2, 0), (2, 3_000)])]
+#[case::no_more_than_a_back_off(vec![vec![limited(2)], vec![]], &[(1, 0), (1, 2_000)])]
+#[tokio::test(start_paused = true)]
+async fn a_long_retry_after_is_not_slept_out_where_another_is_free(#[case] script: Vec<Vec<Action>>, #[case] calls: &[(usize, u128)]) {
+    let mut schedule = doing(&script.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    schedule.settings.max_ms = 2_000;
+    let world = world(&schedule);
+    assert!(world.router(&config_of(&schedule)).chat(request(false), context(None)).await.is_ok());
+    let seen: Vec<(usize, u128)> = world.calls().iter().map(|call| (call.candidate + 1, ms(call.at))).collect();
+    assert_eq!(seen, calls);
+}
+
 /// A dead provider under many requests sees no more than the budget allows.
 #[tokio::test(start_paused = true)]
 async fn retries_stay_within_the_budget() {

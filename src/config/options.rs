@@ -145,7 +145,7 @@ pub(super) static OPTIONS: &[Opt] = &[
 
     opt("retry", "max_attempts", Count(1, 20), Integer(3), "Attempts at one candidate, the first included."),
     opt("retry", "base_ms", ANY_TIME, Integer(200), "The first back-off; each further one is twice as long."),
-    opt("retry", "max_ms", ANY_TIME, AtLeast(5_000, "base_ms"), "The longest back-off."),
+    opt("retry", "max_ms", ANY_TIME, AtLeast(5_000, "base_ms"), "The longest back-off; who asks for more (Retry-After) is waited for only where no later candidate is left."),
     opt("retry", "jitter", Ratio(0.0, 1.0), Float(0.5), "How much of a back-off is random."),
     opt("retry", "budget_ratio", Ratio(0.0, 100.0), Float(0.2), "Retries allowed per request of the last ten seconds, per provider ..."),
     opt("retry", "budget_floor", Count(0, 1_000_000), Integer(10), "... plus this many."),

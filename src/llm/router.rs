@@ -97,6 +97,7 @@ impl Router {
                     timeouts: configured.timeouts,
                     retry: config.retry,
                     random,
+                    later,
                     metrics: Arc::clone(&metrics),
                     candidate,
                 }));

@@ -40,6 +40,8 @@ pub(super) struct Lane {
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
     pub(super) random: Random,
+    /// Candidates behind this one.
+    pub(super) later: usize,
     /// An attempt that had less than this when the configured deadline came says nothing about the provider.
     pub(super) least_fair_time: Duration,
     pub(super) metrics: Arc<Metrics>,
@@ -92,7 +94,9 @@ impl Lane {
             };
             let (may_retry, asked) = (policy(error.cause).retry && tried + 1 < self.retry.max_attempts, error.retry_after);
             next = self.list(error, attempts);
-            if !may_retry || !self.wait_to_retry(backoff.next_wait(asked), ends).await {
+            // another candidate serves sooner than one that wants to be left alone for so long
+            let too_long = self.later > 0 && asked.is_some_and(|asked| asked > self.retry.max);
+            if !may_retry || too_long || !self.wait_to_retry(backoff.next_wait(asked), ends).await {
                 break;
             }
         }
