@@ -587,6 +587,30 @@ async fn a_slow_client_holds_the_provider_back() {
     assert_eq!(text, full_text(0, 0));
 }
 
+/// What a provider sends behind the end of its stream is read for a while, so that the connection can be used again; the
+/// client waits for none of it.
+#[rstest]
+#[case::ends_later(300, 300)]
+#[case::never_ends(u64::MAX, 1_000)]
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_body_is_read_for_a_while(#[case] pause_ms: u64, #[case] open_ms: u64) {
+    let schedule = doing(&[&[]]);
+    let world = World::new(move |_, _, _| {
+        let whole = doing(&[&[]]).play(0, 0, true).response;
+        let later = if pause_ms == u64::MAX { Step::Stall } else { Step::Pause { ms: pause_ms } };
+        Played::flowing(whole, Plan::of([Step::Head, Step::Rest, later]))
+    });
+    let router = world.router(&config_of(&schedule));
+    let start = Instant::now();
+    let served = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
+    let told = read(served).await;
+    assert_eq!((told.done, ms(start.elapsed())), (1, 0));
+    tokio::time::sleep(Duration::from_millis(open_ms - 1)).await;
+    assert_eq!(world.open(), 1);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(world.open(), 0);
+}
+
 /// What starts with more than the bound of no content is given up.
 #[tokio::test(start_paused = true)]
 async fn the_start_up_buffer_is_bounded() {

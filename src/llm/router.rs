@@ -3,10 +3,12 @@
 //! Candidates one after the other ([`Router::chat`]), attempts at one of them with back-off (`candidate`), one attempt with
 //! its breaker, bulkhead and time-outs (`attempt`), and the stream with its commit point (`stream`). What a failure leads to
 //! is decided in one table (`policy`), and the cause that the client is told in one function (`verdict`).
-//! No task is spawned and nothing is queued: dropping the future, or the stream, ends everything that runs for it.
+//! Nothing is queued, and no task runs for a request: dropping the future, or the stream, ends everything that does. One task reads
+//! what a provider sends behind the end of its stream (`endings`), bounded, so that the connection can be used again.
 
 mod attempt;
 mod candidate;
+mod endings;
 mod policy;
 mod stream;
 mod verdict;

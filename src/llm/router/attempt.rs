@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use futures::stream::Fuse;
 use tokio::time::Instant;
 
 use super::candidate::{Call, Lane, Turn};
@@ -37,7 +38,7 @@ pub(super) async fn attempt(
     let admitted = Admitted::enter(lane, call.set_by, ends, turn).await?;
     match exchange(lane, call, upstream, ends, admitted.started).await {
         Ok(Exchanged::Plain(completion)) => {
-            admitted.succeeded(completion.usage);
+            admitted.served(completion.usage);
             Ok(Answer::Plain(completion))
         }
         Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call.deadline))),
@@ -192,8 +193,14 @@ impl Admitted {
         }
     }
 
+    /// The stream has ended in order; its body may have some bytes left.
+    pub(super) fn succeeded(self, usage: Option<Usage>, body: Fuse<UpstreamBody>) {
+        self.lane.provider.endings.read(body);
+        self.served(usage);
+    }
+
     /// The provider has served.
-    pub(super) fn succeeded(mut self, usage: Option<Usage>) {
+    fn served(mut self, usage: Option<Usage>) {
         self.lane.metrics.attempt(&self.lane.candidate, None);
         if let Some(usage) = usage {
             self.lane.metrics.tokens(&self.lane.candidate, usage);

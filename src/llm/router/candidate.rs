@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::attempt;
+use super::endings::Endings;
 use super::policy::{policy, was_sent};
 use crate::config::{ProviderConfig, Retry, Timeouts};
 use crate::llm::chat::{Answer, Attempt, AttemptError, CallContext, Candidate, ChatRequest};
@@ -23,12 +24,19 @@ pub(super) struct Provider {
     pub(super) codec: Arc<dyn Codec>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) bulkhead: Bulkhead,
+    pub(super) endings: Endings,
     budget: RetryBudget,
 }
 
 impl Provider {
     pub(super) fn new(config: &ProviderConfig, codec: Arc<dyn Codec>, transport: Arc<dyn Transport>, retry: Retry) -> Self {
-        Self { codec, transport, bulkhead: Bulkhead::new(config.max_in_flight), budget: RetryBudget::new(retry.budget_ratio, retry.budget_floor) }
+        Self {
+            codec,
+            transport,
+            bulkhead: Bulkhead::new(config.max_in_flight),
+            endings: Endings::default(),
+            budget: RetryBudget::new(retry.budget_ratio, retry.budget_floor),
+        }
     }
 }
 
