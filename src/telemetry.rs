@@ -150,7 +150,7 @@ impl Metrics {
         self.fallbacks.get_or_create(&Alias { model: alias.to_owned() }).inc();
     }
 
-    /// A breaker changed its state.
+    /// A breaker's state now.
     pub fn breaker(&self, candidate: &Candidate, state: BreakerState) {
         let value = match state {
             BreakerState::Closed => 0,

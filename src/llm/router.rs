@@ -90,7 +90,7 @@ impl Router {
             for (position, configured) in model.candidates.iter().enumerate() {
                 let Some(provider) = providers.get(configured.provider.as_str()) else { continue };
                 let candidate = Candidate { provider: configured.provider.clone(), model: configured.model.clone() };
-                let breaker = breakers.entry(candidate.clone()).or_insert_with(|| observed_breaker(config, &candidate, &metrics));
+                let breaker = breakers.entry(candidate.clone()).or_insert_with(|| logged_breaker(config, &candidate));
                 let later = model.candidates.len() - 1 - position;
                 lanes.push(Arc::new(Lane {
                     least_fair_time: configured.timeouts.first_token.min(deadline::share_of(model.total, model.reserve, later)),
@@ -152,13 +152,7 @@ impl Router {
     }
 }
 
-fn observed_breaker(config: &Config, candidate: &Candidate, metrics: &Arc<Metrics>) -> Arc<Breaker> {
-    let (candidate, metrics) = (candidate.clone(), Arc::clone(metrics));
-    Breaker::new(
-        config.breaker,
-        Box::new(move |state| {
-            tracing::info!(provider = candidate.provider, model = candidate.model, ?state, "breaker");
-            metrics.breaker(&candidate, state);
-        }),
-    )
+fn logged_breaker(config: &Config, candidate: &Candidate) -> Arc<Breaker> {
+    let candidate = candidate.clone();
+    Breaker::new(config.breaker, Box::new(move |state| tracing::info!(provider = candidate.provider, model = candidate.model, ?state, "breaker")))
 }
