@@ -444,7 +444,7 @@ async fn a_probe_that_is_left_before_its_commit_point() {
 async fn a_stream_keeps_its_place_to_its_end() {
     let schedule = doing(&[&[Action::Stall { events: 3 }], &[]]);
     let mut config = config_of(&schedule);
-    config.providers["p1"].max_in_flight = 1;
+    (config.providers["p1"].max_in_flight, config.providers["p1"].queue) = (1, 0);
     let world = world(&schedule);
     let router = world.router(&config);
     let first = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
@@ -518,7 +518,7 @@ async fn a_breaker_is_its_candidates_own() {
 async fn a_full_bulkhead_says_so() {
     let schedule = doing(&[&[Action::Silent; 9]]);
     let mut config = config_of(&schedule);
-    config.providers["p1"].max_in_flight = 1;
+    (config.providers["p1"].max_in_flight, config.providers["p1"].queue) = (1, 2);
     let world = world(&schedule);
     let router = world.router(&config);
     let mut under_way: Vec<_> = (0..3).map(|_| Box::pin(router.chat(request(false), context(None)))).collect();

@@ -186,8 +186,10 @@ pub struct ProviderConfig {
     pub base_url: http::Uri,
     /// Its key, if it wants one.
     pub api_key: Option<SecretString>,
-    /// Requests at it at once; further ones wait within their time, in a bounded queue.
+    /// Requests at it at once; further ones wait within their time, in a queue.
     pub max_in_flight: u32,
+    /// Requests that wait for it; more are refused.
+    pub queue: u32,
 }
 
 /// The time-outs of one candidate of one model: model over provider over default, resolved at start.

@@ -102,7 +102,7 @@ fn providers(
         let protocol = reader.text(&element, "protocol").map(|word| if word == "ollama" { Protocol::Ollama } else { Protocol::OpenAi });
         let base_url = reader.text(&element, "base_url").and_then(|text| text.trim_end_matches('/').parse().ok());
         let api_key = api_key(reader, &element, variable);
-        let max_in_flight = reader.count(&element, "max_in_flight");
+        let (max_in_flight, queue) = (reader.count(&element, "max_in_flight"), reader.count(&element, "queue"));
         let section = reader.below(&element, "timeouts");
         let level = level(reader, &section);
         tell_defaults(reader, &section, defaults);
@@ -111,7 +111,7 @@ fn providers(
             reader.wrong(format!("providers.name = {name:?} stands twice: give each provider a name of its own"));
         }
         levels.insert(name.clone(), level);
-        providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, max_in_flight });
+        providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, max_in_flight, queue });
     }
     (providers, levels)
 }

@@ -153,6 +153,14 @@ fn a_default_gives_way_to_a_models_shorter_deadline() {
     assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(80), first_token: ms(80), idle: ms(80) });
 }
 
+/// PARA-02: what one stalled provider holds leaves room for the others.
+#[test]
+fn one_provider_cannot_take_every_place_at_the_door() {
+    let config = Config::from_toml(&format!("{P1}{SOLO}")).unwrap();
+    let p1 = &config.providers["p1"];
+    assert!(p1.max_in_flight + p1.queue < config.server.max_in_flight);
+}
+
 #[test]
 fn keys_in_the_file_mean_that_a_key_is_asked_for() {
     let keys = format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", "0".repeat(64));

@@ -261,6 +261,7 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
                 base_url: "http://provider.invalid/v1".parse().unwrap(),
                 api_key: Some(SecretString::from("sk-scripted")),
                 max_in_flight: 64,
+                queue: 16,
             };
             (name.clone(), provider)
         })

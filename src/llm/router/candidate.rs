@@ -33,7 +33,7 @@ impl Provider {
         Self {
             codec,
             transport,
-            bulkhead: Bulkhead::new(config.max_in_flight),
+            bulkhead: Bulkhead::new(config.max_in_flight, config.queue),
             endings: Endings::default(),
             budget: RetryBudget::new(retry.budget_ratio, retry.budget_floor),
         }

@@ -19,6 +19,7 @@ fn codec() -> Ollama {
         base_url: "http://127.0.0.1:11434/".parse().unwrap(),
         api_key: None,
         max_in_flight: 8,
+        queue: 16,
     })
 }
 

@@ -14,6 +14,7 @@ fn provider(base_url: &str) -> ProviderConfig {
         base_url: base_url.parse().unwrap(),
         api_key: Some("sk-canary-1".to_owned().into()),
         max_in_flight: 8,
+        queue: 16,
     }
 }
 
