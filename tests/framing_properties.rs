@@ -101,6 +101,7 @@ fn codec_of(protocol: Protocol) -> Arc<dyn Codec> {
         api_key: Some("secret".to_owned().into()),
         max_in_flight: 1,
         queue: 16,
+        user: None,
     })
 }
 

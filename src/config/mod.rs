@@ -182,10 +182,12 @@ pub struct ProviderConfig {
     pub name: String,
     /// What it speaks.
     pub protocol: Protocol,
-    /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`.
+    /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`; never with user and password.
     pub base_url: http::Uri,
     /// Its key, if it wants one.
     pub api_key: Option<SecretString>,
+    /// `user:password`, where base_url was written with them instead of a key.
+    pub user: Option<SecretString>,
     /// Requests at it at once; further ones wait within their time, in a queue.
     pub max_in_flight: u32,
     /// Requests that wait for it; more are refused.

@@ -119,7 +119,7 @@ pub(super) static OPTIONS: &[Opt] = &[
 
     opt("providers[]", "name", Name, Required, "Unique; models and metrics name it."),
     opt("providers[]", "protocol", Choice(&["openai", "ollama"]), Required, "What it speaks: OpenAI's chat completions, or Ollama's own API."),
-    opt("providers[]", "base_url", BaseUrl, Required, "https://api.openai.com/v1 for openai, http://127.0.0.1:11434 for ollama."),
+    opt("providers[]", "base_url", BaseUrl, Required, "https://api.openai.com/v1 for openai, http://127.0.0.1:11434 for ollama. With user:password@ before the host each request carries them (HTTP Basic), instead of a key."),
     opt("providers[]", "api_key", Secret, Unset, "The key that is shown to the provider."),
     opt("providers[]", "api_key_env", Variable, Unset, "The environment variable that holds that key, instead of api_key."),
     opt("providers[]", "max_in_flight", Count(1, 100_000), Integer(512), "Requests at it at once; further ones wait within their time, in a queue."),

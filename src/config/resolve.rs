@@ -4,11 +4,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use http::Uri;
 use indexmap::IndexMap;
 use secrecy::SecretString;
 
 use super::options::{AGENTS, STEPS, nearest};
 use super::reader::{Reader, Section};
+use super::value::split_user;
 use super::{
     Auth, Breaker, CandidateConfig, Config, ConfiguredKey, LogFormat, ModelConfig, OrchestratorConfig, Protocol, ProviderConfig, Retry, Server,
     StepConfig, StoreConfig, Telemetry, Timeouts,
@@ -102,18 +104,31 @@ fn providers(
         let protocol = reader.text(&element, "protocol").map(|word| if word == "ollama" { Protocol::Ollama } else { Protocol::OpenAi });
         let base_url = reader.text(&element, "base_url").and_then(|text| text.trim_end_matches('/').parse().ok());
         let api_key = api_key(reader, &element, variable);
+        let base_url = base_url.and_then(|url| without_user(reader, &element, url, api_key.is_some()));
         let (max_in_flight, queue) = (reader.count(&element, "max_in_flight"), reader.count(&element, "queue"));
         let section = reader.below(&element, "timeouts");
         let level = level(reader, &section);
         tell_defaults(reader, &section, defaults);
-        let (Some(name), Some(protocol), Some(base_url)) = (name, protocol, base_url) else { continue };
+        let (Some(name), Some(protocol), Some((base_url, user))) = (name, protocol, base_url) else { continue };
         if providers.contains_key(&name) {
             reader.wrong(format!("providers.name = {name:?} stands twice: give each provider a name of its own"));
         }
         levels.insert(name.clone(), level);
-        providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, max_in_flight, queue });
+        providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, user, max_in_flight, queue });
     }
     (providers, levels)
+}
+
+/// The URL, and `user:password` if it was written with them.
+fn without_user(reader: &mut Reader<'_>, element: &Section<'_>, url: Uri, has_key: bool) -> Option<(Uri, Option<SecretString>)> {
+    let Ok((url, user)) = split_user(url) else {
+        reader.wrong(format!("{}.base_url holds a user and password that can't be read: write them percent-encoded", element.label));
+        return None;
+    };
+    if user.is_some() && has_key {
+        reader.wrong(format!("{}.base_url holds a user and password, and there is an api_key as well: write only one of them", element.label));
+    }
+    Some((url, user.map(Into::into)))
 }
 
 fn tell_defaults<'a>(reader: &mut Reader<'a>, section: &Section<'a>, defaults: &Defaults) {

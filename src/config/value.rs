@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use http::Uri;
+use percent_encoding::percent_decode_str;
 use toml::Value;
 
 use super::options::{Fallback, Kind, Opt};
@@ -101,12 +103,35 @@ pub(super) fn printed(kind: Kind, value: &Value) -> Printed {
         (Kind::Secret, _) => Printed::Redacted { shown: "[redacted]".into(), instead: None },
         (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) if redact_url(text) != *text => {
             // a provider has to have a URL, and can be asked without user and password
-            let without_user = text.split_once("://").and_then(|(scheme, rest)| Some(format!("{scheme}://{}", rest.rsplit_once('@')?.1)));
-            let instead = without_user.filter(|_| kind == Kind::BaseUrl).map(|url| Value::String(url).to_string());
-            Printed::Redacted { shown: shown(kind, value), instead }
+            let without_user = (kind == Kind::BaseUrl).then(|| text.parse().ok()).flatten().and_then(|url| split_user(url).ok());
+            match without_user {
+                Some((_, None)) => Printed::Whole(value.to_string()),
+                Some((url, Some(_))) => {
+                    let instead = Some(Value::String(url.to_string()).to_string());
+                    Printed::Redacted { shown: shown(kind, value), instead }
+                }
+                None => Printed::Redacted { shown: shown(kind, value), instead: None },
+            }
         }
         _ => Printed::Whole(value.to_string()),
     }
+}
+
+/// A URL without user and password, and these as `user:password` (RFC 3986 section 3.2.1), no longer percent-encoded.
+///
+/// # Errors
+/// Where they are not UTF-8, or the rest is no URL.
+pub(super) fn split_user(url: Uri) -> Result<(Uri, Option<String>), ()> {
+    let mut parts = url.into_parts();
+    let authority = parts.authority.take().ok_or(())?;
+    let (user, host) = match authority.as_str().rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, authority.as_str()),
+    };
+    let user = user.filter(|user| !user.is_empty()).map(|user| percent_decode_str(user).decode_utf8()).transpose().map_err(drop)?;
+    parts.authority = Some(host.parse().map_err(drop)?);
+    let user = user.map(|user| if user.contains(':') { user.into_owned() } else { format!("{user}:") });
+    Ok((Uri::from_parts(parts).map_err(drop)?, user))
 }
 
 /// A URL without its user, password and query values. A password may hold any character, also those that end a host: whatever
@@ -134,7 +159,7 @@ fn is_name(text: &str) -> bool {
 }
 
 fn is_base_url(text: &str) -> bool {
-    text.parse::<http::Uri>().is_ok_and(|uri| {
+    text.parse::<Uri>().is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
     })
 }

@@ -2,8 +2,7 @@
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{Uri, header};
-use secrecy::{ExposeSecret, SecretString};
+use http::{HeaderValue, Uri, header};
 
 use crate::llm::transport_http::tls_for;
 
@@ -37,10 +36,10 @@ impl Prober {
     ///
     /// # Errors
     /// One phrase without secrets: what happened instead.
-    pub async fn get(&self, path: &str, key: Option<&SecretString>) -> Result<Bytes, String> {
+    pub async fn get(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<Bytes, String> {
         let mut request = self.client.get(format!("{}{path}", self.base));
-        if let Some(key) = key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.expose_secret()));
+        if let Some(value) = authorization {
+            request = request.header(header::AUTHORIZATION, value);
         }
         let response = request.send().await.map_err(|error| reason(&error))?;
         let status = response.status();

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use gauntlet::config::{Config, Loaded, Timeouts};
 
+use secrecy::ExposeSecret;
+
 use super::snapshots::settings;
 
 const P1: &str = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n";
@@ -33,6 +35,7 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         "[[providers]]\nname = \"p1\"",
         "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key = \"canary\\n\"",
         "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key_env = \"NOT_SET\"",
+        "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://u:canary@h/v1\"\napi_key = \"canary\"",
         "providers = 1",
         "[timeouts]\ntotal_ms = 1000\nidle_ms = 2000",
         "[retry]\nbase_ms = 100\nmax_ms = 50",
@@ -151,6 +154,19 @@ fn a_default_gives_way_to_a_models_shorter_deadline() {
     let model = &Config::from_toml(&format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 80\n")).unwrap().models["solo"];
     let ms = Duration::from_millis;
     assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(80), first_token: ms(80), idle: ms(80) });
+}
+
+#[test]
+fn a_user_and_password_are_taken_out_of_the_url() {
+    let read = |url: &str| Config::from_toml(&P1.replace("http://127.0.0.1:1/v1", url)).unwrap().providers["p1"].clone();
+    for (url, base_url, user) in [
+        ("http://h/v1", "http://h/v1", None),
+        ("http://us:p%40ss@h:8/v1/", "http://h:8/v1", Some("us:p@ss")),
+        ("https://token@h", "https://h/", Some("token:")),
+    ] {
+        let provider = read(url);
+        assert_eq!((provider.base_url.to_string().as_str(), provider.user.as_ref().map(ExposeSecret::expose_secret)), (base_url, user), "{url}");
+    }
 }
 
 /// PARA-02: what one stalled provider holds leaves room for the others.

@@ -262,6 +262,7 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
                 api_key: Some(SecretString::from("sk-scripted")),
                 max_in_flight: 64,
                 queue: 16,
+                user: None,
             };
             (name.clone(), provider)
         })

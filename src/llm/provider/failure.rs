@@ -3,6 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::{HeaderMap, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
@@ -232,10 +235,8 @@ fn clip(text: &str, limit: usize) -> String {
 /// The text without our key, without whatever looks like somebody's key, and without credentials in a URL.
 fn redact(text: &str, key: Option<&SecretString>) -> String {
     const GONE: &str = "[redacted]";
-    let text = match key.map(|key| key.expose_secret().trim()) {
-        Some(key) if !key.is_empty() => text.replace(key, GONE),
-        _ => text.to_owned(),
-    };
+    let key = key.map(|key| key.expose_secret().trim()).filter(|key| !key.is_empty());
+    let text = key.map_or_else(|| text.to_owned(), |key| text.replace(key, GONE));
     let mut out = String::with_capacity(text.len());
     let mut after_scheme = false;
     let mut rest = text.as_str();
@@ -250,7 +251,7 @@ fn redact(text: &str, key: Option<&SecretString>) -> String {
             continue;
         }
         let bare = word.trim_end_matches(['.', ':', '!', '?']);
-        if after_scheme || looks_like_key(bare) {
+        if after_scheme || looks_like_key(bare) || holds_encoded(bare, key) {
             out.push_str(GONE);
             out.push_str(&word[bare.len()..]);
         } else {
@@ -260,6 +261,15 @@ fn redact(text: &str, key: Option<&SecretString>) -> String {
         rest = tail;
     }
     out
+}
+
+const ANY_PADDING: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+
+/// Whether the word is base64 with our password inside, as HTTP Basic sends it.
+fn holds_encoded(word: &str, key: Option<&str>) -> bool {
+    let decoded = key.and_then(|key| Some((ANY_PADDING.decode(word).ok()?, key)));
+    decoded.is_some_and(|(decoded, key)| memchr::memmem::find(&decoded, key.as_bytes()).is_some())
 }
 
 /// The forms in which the field's keys come, whole or masked in the middle (`sk-ab***yz`).

@@ -24,6 +24,7 @@ fn transport(scheme: &str, address: SocketAddr) -> Arc<dyn Transport> {
         api_key: None,
         max_in_flight: 8,
         queue: 16,
+        user: None,
     })
 }
 

@@ -108,6 +108,7 @@ fn milliseconds_come_before_seconds() {
 #[case::masked("Incorrect API key provided: sk-abc***wxyz. See https://x.io", "Incorrect API key provided: [redacted]. See https://x.io")]
 #[case::bearer("got 'Authorization: Bearer abc.def'", "got 'Authorization: Bearer [redacted]'")]
 #[case::token_of_a_hub("hf_abcdefgh is bad", "[redacted] is bad")]
+#[case::basic("got Basic dXNlcjpjYW5hcnktNWYzYTli and dXNlcjpjYW5hcnktNWYzYTliLg==", "got Basic [redacted] and [redacted]==")]
 #[case::url("at https://u:p@host/v1 refused", "at https://host/v1 refused")]
 #[case::innocent("a sk- and a task-force, risk-free", "a sk- and a task-force, risk-free")]
 fn secrets(#[case] told: &str, #[case] passed_on: &str) {

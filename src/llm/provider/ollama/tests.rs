@@ -20,6 +20,7 @@ fn codec() -> Ollama {
         api_key: None,
         max_in_flight: 8,
         queue: 16,
+        user: None,
     })
 }
 

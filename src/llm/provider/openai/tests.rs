@@ -15,6 +15,7 @@ fn provider(base_url: &str) -> ProviderConfig {
         api_key: Some("sk-canary-1".to_owned().into()),
         max_in_flight: 8,
         queue: 16,
+        user: None,
     }
 }
 
@@ -61,6 +62,19 @@ fn the_key_and_the_ids_go_with_the_request() {
     assert!(value("traceparent").unwrap().starts_with("00-0af7"));
     assert_eq!(value("content-type").as_deref(), Some("application/json"));
     assert!(!format!("{told:?}").contains("canary"), "the key is marked sensitive");
+}
+
+#[test]
+fn a_user_and_password_go_with_the_request_and_nowhere_else() {
+    let provider = ProviderConfig { api_key: None, user: Some("user:canary pass".into()), ..provider("http://h/v1") };
+    let codec = OpenAi::new(&provider);
+    let told = codec.encode(&request(""), "m", &context()).unwrap();
+    assert_eq!(told.headers["authorization"], "Basic dXNlcjpjYW5hcnkgcGFzcw==");
+    assert!(told.headers["authorization"].is_sensitive());
+    assert!(!format!("{told:?} {provider:?}").contains("canary"));
+    let echo = br#"{"error":{"message":"bad: user:canary pass, Basic dXNlcjpjYW5hcnkgcGFzcw=="}}"#;
+    let error = codec.error(StatusCode::UNAUTHORIZED, &HeaderMap::new(), echo);
+    assert_eq!(error.message, "The provider answered 401: bad: user:[redacted], Basic [redacted]==");
 }
 
 #[rstest]
