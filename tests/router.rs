@@ -251,6 +251,17 @@ async fn the_callers_deadline(#[case] asked_ms: u64, #[case] ends_ms: u128, #[ca
     assert_eq!((failure.attempts.len(), world.calls().len()), (calls, calls));
 }
 
+/// The deadline runs from the arrival of the request, not from the moment at which its body had been read.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_runs_from_the_arrival() {
+    let schedule = doing(&[&[Action::Silent]]);
+    let world = world(&schedule);
+    let arrived = context(None);
+    tokio::time::advance(4 * SECOND).await;
+    let failure = failure(world.router(&config_of(&schedule)).chat(request(false), arrived).await);
+    assert_eq!((failure.cause, ms(world.now())), (Cause::DeadlineExceeded, 10_000));
+}
+
 /// Back-off doubles; every attempt carries the same body and the same idempotency key.
 #[tokio::test(start_paused = true)]
 async fn attempts_are_spaced_and_alike() {

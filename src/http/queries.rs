@@ -9,7 +9,6 @@ use axum::{Extension, Json};
 use http::Uri;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -80,7 +79,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let Question { question, deadline_ms } = question(&body)?;
     app.orchestrator.configured().map_err(|error| ApiError::NotConfigured(error.to_string()))?;
-    let deadline = app.orchestrator.deadline(Instant::now(), deadline_ms.map(Duration::from_millis));
+    let deadline = app.orchestrator.deadline(context.arrived, deadline_ms.map(Duration::from_millis));
     let ask = Ask {
         tenant: tenant.0.to_string(),
         question,

@@ -50,6 +50,8 @@ pub struct InvalidRequest {
 pub struct CallContext {
     /// The request id, sent on to the provider as `x-request-id`.
     pub request_id: String,
+    /// When the call came in: the configured deadline runs from here, so that reading a body counts.
+    pub arrived: Instant,
     /// The caller's deadline, made once at the door; the router can only shorten it.
     pub deadline: Option<Instant>,
     /// The same for every attempt; sent as `Idempotency-Key`.

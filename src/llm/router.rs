@@ -120,7 +120,7 @@ impl Router {
         let Some(route) = self.routes.get(&request.model) else {
             return Err(RouterError::UnknownModel(request.model));
         };
-        let (deadline, set_by) = deadline::overall(Instant::now(), route.model.total, context.deadline);
+        let (deadline, set_by) = deadline::overall(context.arrived, route.model.total, context.deadline);
         let call = Call { request: &request, context: &context, deadline, set_by };
         let mut attempts = Vec::new();
         for (position, lane) in route.lanes.iter().enumerate() {

@@ -32,9 +32,9 @@ pub enum SetBy {
     Caller,
 }
 
-/// The one deadline of a request, and who set it: `total` from `now`, or the caller's own if that comes first.
-pub fn overall(now: Instant, total: Duration, caller: Option<Instant>) -> (Instant, SetBy) {
-    let configured = point(now, total);
+/// The one deadline of a request, and who set it: `total` from when it arrived, or the caller's own if that comes first.
+pub fn overall(arrived: Instant, total: Duration, caller: Option<Instant>) -> (Instant, SetBy) {
+    let configured = point(arrived, total);
     match caller {
         Some(caller) if caller < configured => (caller, SetBy::Caller),
         _ => (configured, SetBy::Configuration),

@@ -306,7 +306,7 @@ pub fn request(stream: bool) -> ChatRequest {
 
 /// The context of a call, with a caller's deadline or without.
 pub fn context(deadline: Option<Instant>) -> CallContext {
-    CallContext { request_id: "r-1".into(), deadline, idempotency_key: "k-1".into(), traceparent: None }
+    CallContext { request_id: "r-1".into(), arrived: Instant::now(), deadline, idempotency_key: "k-1".into(), traceparent: None }
 }
 
 /// What a client would have got.

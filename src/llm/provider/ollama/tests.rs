@@ -25,7 +25,8 @@ fn codec() -> Ollama {
 }
 
 fn encode(request: &Value) -> Result<Value, AttemptError> {
-    let context = CallContext { request_id: "r".into(), deadline: None, idempotency_key: "i".into(), traceparent: None };
+    let context =
+        CallContext { request_id: "r".into(), arrived: tokio::time::Instant::now(), deadline: None, idempotency_key: "i".into(), traceparent: None };
     let request = ChatRequest::parse(request.to_string().as_bytes()).unwrap();
     let told = codec().encode(&request, "llama3", &context)?;
     assert_eq!(told.url, "http://127.0.0.1:11434/api/chat");

@@ -26,6 +26,7 @@ fn codec() -> OpenAi {
 fn context() -> CallContext {
     CallContext {
         request_id: "req-1".into(),
+        arrived: tokio::time::Instant::now(),
         deadline: None,
         idempotency_key: "idem-1".into(),
         traceparent: Some(HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
