@@ -575,6 +575,22 @@ async fn metrics_count_what_happened() {
     assert!(text.lines().any(|metric| metric.starts_with("gauntlet_retries") && metric.ends_with("} 1")), "{text}");
 }
 
+/// A place that comes free when the time is over is of no use: nothing was sent, and nothing is counted as sent.
+#[tokio::test(start_paused = true)]
+async fn a_place_that_comes_too_late_is_no_attempt() {
+    let schedule = doing(&[&[Action::Silent; 9]]);
+    let mut config = config_of(&schedule);
+    config.providers["p1"].max_in_flight = 1;
+    let world = world(&schedule);
+    let router = world.router(&config);
+    let (first, second) = futures::join!(router.chat(request(false), context(None)), router.chat(request(false), context(None)));
+    assert_eq!((failure(first).cause, failure(second).cause), (Cause::DeadlineExceeded, Cause::BulkheadFull));
+    assert_eq!(world.calls().len(), 1);
+    let text = world.metrics.render();
+    let attempts: Vec<&str> = text.lines().filter(|line| line.starts_with("gauntlet_attempts_total")).collect();
+    assert!(attempts.len() == 1 && attempts[0].ends_with("outcome=\"deadline_exceeded\"} 1"), "{text}");
+}
+
 /// A slow client slows the provider down: nothing is read ahead of it, and its own slowness is no idle time-out.
 #[tokio::test(start_paused = true)]
 async fn a_slow_client_holds_the_provider_back() {
@@ -631,6 +647,27 @@ async fn the_start_up_buffer_is_bounded() {
         Played::at_once(Response::ok("text/event-stream", role.repeat(4_000)))
     });
     assert_eq!(failure(world.router(&config_of(&schedule)).chat(request(true), context(None)).await).cause, Cause::Oversized);
+}
+
+/// An event may be as large as the framing takes, also the first one, in however many reads it comes.
+#[tokio::test(start_paused = true)]
+async fn a_large_first_event_is_taken() {
+    let schedule = doing(&[&[]]);
+    let text = "x".repeat(1 << 20);
+    let said = text.clone();
+    let world = World::new(move |_, _, _| {
+        let event = |delta: serde_json::Value, reason: Option<&str>| {
+            let chunk = serde_json::json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]});
+            format!("data: {chunk}\n\n")
+        };
+        let body = event(serde_json::json!({"content": said}), None) + &event(serde_json::json!({}), Some("stop")) + "data: [DONE]\n\n";
+        Played::flowing(
+            Response::ok("text/event-stream", body),
+            Plan::of(std::iter::once(Step::Head).chain((0..64).map(|_| Step::Bytes(16 << 10))).chain([Step::Rest])),
+        )
+    });
+    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|error| panic!("{error:?}"));
+    assert_eq!(read(served).await.text, text);
 }
 
 /// A plain answer beyond the bound is given up while it comes.

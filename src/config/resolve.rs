@@ -16,6 +16,9 @@ use super::{
     StepConfig, StoreConfig, Telemetry, Timeouts,
 };
 
+/// The first back-off, unless it is written or the deadline is short.
+const DEFAULT_BACKOFF: Duration = Duration::from_millis(200);
+
 /// The written time-outs of one level.
 #[derive(Clone, Copy, Default)]
 struct Level {
@@ -32,7 +35,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>, variable: &dyn Fn(&str) -> Option
     let auth = auth(reader);
     let (providers, levels) = providers(reader, &defaults, variable);
     let models = models(reader, &defaults, &providers, &levels);
-    let retry = retry(reader);
+    let retry = retry(reader, defaults.total);
     let breaker = breaker(reader);
     let orchestrator = orchestrator(reader, &models);
     let store = store(reader, orchestrator.deadline);
@@ -66,14 +69,16 @@ impl Defaults {
     fn read(reader: &mut Reader<'_>) -> Self {
         let section = reader.section("timeouts");
         let total = reader.millis(&section, "total_ms");
-        let mut inner = |key| {
-            let (value, written) = reader.millis_by(&section, key, total);
+        let mut inner = |key: &str, outer_key: &str, outer| {
+            let (value, written) = reader.millis_by(&section, key, outer);
             if written {
-                within(reader, &format!("timeouts.{key}"), value, "timeouts.total_ms", total);
+                within(reader, &format!("timeouts.{key}"), value, &format!("timeouts.{outer_key}"), outer);
             }
             value
         };
-        let timeouts = Timeouts { connect: inner("connect_ms"), first_token: inner("first_token_ms"), idle: inner("idle_ms") };
+        let (first_token, idle) = (inner("first_token_ms", "total_ms", total), inner("idle_ms", "total_ms", total));
+        let connect = inner("connect_ms", "first_token_ms", first_token);
+        let timeouts = Timeouts { connect, first_token, idle };
         Self { timeouts, total, reserve: reader.millis_if_written(&section, "reserve_ms") }
     }
 }
@@ -264,17 +269,28 @@ fn handed_down(
         within(reader, &written_at, value, &format!("the total_ms of model {alias:?}"), total);
         value
     };
-    Timeouts {
+    let timeouts = Timeouts {
         connect: one("connect_ms", own.connect, of_provider.connect, defaults.timeouts.connect),
         first_token: one("first_token_ms", own.first_token, of_provider.first_token, defaults.timeouts.first_token),
         idle: one("idle_ms", own.idle, of_provider.idle, defaults.timeouts.idle),
-    }
+    };
+    let written_at = match (own.connect, of_provider.connect) {
+        (Some(_), _) => format!("models.{alias}.timeouts.connect_ms"),
+        (None, Some(_)) => format!("providers.{provider}.timeouts.connect_ms"),
+        (None, None) => return timeouts,
+    };
+    within(reader, &written_at, timeouts.connect, &format!("the first_token_ms of model {alias:?}"), timeouts.first_token);
+    timeouts
 }
 
-fn retry(reader: &mut Reader<'_>) -> Retry {
+fn retry(reader: &mut Reader<'_>, total: Duration) -> Retry {
     let section = reader.section("retry");
     let max_attempts = reader.count(&section, "max_attempts");
-    let base = reader.millis(&section, "base_ms");
+    let (base, written) = reader.millis_by(&section, "base_ms", DEFAULT_BACKOFF.min(total / 2));
+    if written && base >= total {
+        let (base, total) = (base.as_millis(), total.as_millis());
+        reader.wrong(format!("retry.base_ms = {base} leaves no time for a retry within timeouts.total_ms = {total}: write less than {total}"));
+    }
     let (max, _) = reader.millis_by(&section, "max_ms", base);
     within(reader, "retry.base_ms", base, "retry.max_ms", max);
     Retry {

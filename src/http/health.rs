@@ -214,7 +214,7 @@ fn greet(provider: &ProviderConfig) -> impl Fn() -> BoxFuture<'static, Result<()
     };
     move || {
         let (prober, authorization) = (prober.clone(), authorization.clone());
-        async move { prober?.get(path, authorization?.as_ref()).await.map(drop) }.boxed()
+        async move { prober?.answers(path, authorization?.as_ref()).await }.boxed()
     }
 }
 

@@ -38,7 +38,10 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://u:canary@h/v1\"\napi_key = \"canary\"",
         "providers = 1",
         "[timeouts]\ntotal_ms = 1000\nidle_ms = 2000",
+        "[timeouts]\nconnect_ms = 3000\nfirst_token_ms = 2000",
+        "[timeouts]\nconnect_ms = 61000",
         "[retry]\nbase_ms = 100\nmax_ms = 50",
+        "[timeouts]\ntotal_ms = 1000\n[retry]\nbase_ms = 1000",
         "[retry]\njitter = 1.5",
         "[orchestrator]\ndeadline_ms = 1000\n[orchestrator.steps.synthesis]\ncap_ms = 2000",
         "[orchestrator.steps.review]\ncap_ms = 100\nminimum_ms = 200",
@@ -52,6 +55,7 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         format!("{P1}{}", SOLO.replace("provider = \"p1\"", "provider = \"p2\"")),
         format!("{P1}[[models]]\nalias = \"solo\"\n"),
         format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 1000\nfirst_token_ms = 1500\n"),
+        format!("{P1}[providers.timeouts]\nconnect_ms = 500\n{SOLO}[models.timeouts]\nfirst_token_ms = 400\n"),
         format!("{P1}[providers.timeouts]\nidle_ms = 5000\n{SOLO}[models.timeouts]\ntotal_ms = 1000\n"),
         format!(
             "{P1}{}[models.timeouts]\ntotal_ms = 1000\nreserve_ms = 500\n",
@@ -125,6 +129,14 @@ fn what_is_printed_can_be_started_from() {
     assert_eq!(said(&again.config), said(&loaded.config));
     assert_eq!(again.print().replace("url = \"sqlite://gauntlet.db\"", "# url = \"postgres://[redacted]@h/db\""), printed);
 
+    // defaults give way to short times, and what is printed of them is within its own bounds
+    let short = Loaded::from_text(&format!("[timeouts]\ntotal_ms = 100\nfirst_token_ms = 50\n{P1}{SOLO}"), "gauntlet.toml", Vec::new()).unwrap();
+    let again = Loaded::from_text(&short.print(), "printed", Vec::new()).unwrap();
+    assert_eq!(
+        (again.config.retry.base, again.config.models["solo"].candidates[0].timeouts.connect),
+        (Duration::from_millis(50), Duration::from_millis(50))
+    );
+
     // each variable that is named overrides the key below it, and no other
     for (variable, value, read) in
         [("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__P1__MODEL", "z", 0), ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__1__MODEL", "z", 1)]
@@ -154,6 +166,14 @@ fn a_default_gives_way_to_a_models_shorter_deadline() {
     let model = &Config::from_toml(&format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 80\n")).unwrap().models["solo"];
     let ms = Duration::from_millis;
     assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(80), first_token: ms(80), idle: ms(80) });
+}
+
+#[test]
+fn the_environment_appends_elements_in_the_order_of_their_indexes() {
+    let variable = |index: usize, key: &str, value: String| (format!("GAUNTLET_AUTH__KEYS__{index}__{key}"), value);
+    let environment = (0..12).flat_map(|index| [variable(index, "TENANT", format!("t{index}")), variable(index, "SHA256", format!("{index:064x}"))]);
+    let keys = Loaded::from_text("", "gauntlet.toml", environment.collect()).unwrap().config.auth.keys;
+    assert!(keys.iter().enumerate().all(|(index, key)| key.tenant == format!("t{index}")) && keys.len() == 12, "{keys:?}");
 }
 
 #[test]

@@ -76,3 +76,14 @@ async fn health_and_metrics_agree_about_a_breaker() {
     let line = metrics.lines().find(|line| line.starts_with("gauntlet_breaker_state{"));
     assert!(line.is_some_and(|line| line.ends_with("} 1")), "{line:?}");
 }
+
+/// Not every provider has a list of models; whoever answers is there.
+#[tokio::test]
+async fn a_provider_that_answers_is_up_unless_it_tells_of_trouble() {
+    let gateway = start("[server]\nhealth_cache_ms = 0\n").await;
+    for (status, told) in [(200, "ok"), (404, "ok"), (405, "ok"), (429, "ok"), (401, "degraded"), (403, "degraded"), (500, "degraded")] {
+        let asked = tokio::spawn(get(gateway.address, "/health"));
+        gateway.provider.next().await.json(status, "{}").await;
+        assert_eq!(asked.await.unwrap().json()["status"].as_str(), Some(told), "{status}");
+    }
+}

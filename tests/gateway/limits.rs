@@ -109,6 +109,7 @@ async fn what_is_no_request_gets_the_right_4xx_in_the_same_envelope() {
         (post("/v1/chat/completions", "content-type: text/plain\r\n", question("plain")), 415, "unsupported_media_type"),
         (post("/v1/completions", json, "{}".into()), 404, "route_not_found"),
         ("GET /v1/chat/completions HTTP/1.1\r\nhost: g\r\n\r\n".into(), 405, "method_not_allowed"),
+        ("GET /v1/models/%FF HTTP/1.1\r\nhost: g\r\n\r\n".into(), 404, "model_not_found"),
         ("GET /v1/models/none HTTP/1.1\r\nhost: g\r\n\r\n".into(), 404, "model_not_found"),
     ];
     for (request, status, code) in cases {

@@ -179,8 +179,9 @@ impl Admitted {
         let place = lane.provider.bulkhead.enter(ends).await.map_err(bulkhead_full)?;
         let pass = lane.breaker.try_pass().map_err(breaker_open)?;
         let started = Instant::now();
+        // a place that came free at the last moment: nothing is sent any more
         if started >= ends {
-            return Err(Limit::deadline(ends).passed());
+            return Err(bulkhead_full(NoPlace::TimedOut));
         }
         lane.starts(turn);
         Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started, set_by })

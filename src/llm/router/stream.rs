@@ -21,13 +21,15 @@ use tokio::time::{Instant, Sleep};
 
 use super::attempt::{Admitted, Limit, transport_error};
 use crate::llm::chat::{AttemptError, Cause, ChatStream, StreamItem, Usage};
+use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::provider::{ChunkDecoder, Decoded};
 use crate::llm::transport::UpstreamBody;
 
-/// Bytes that are read for the first content, at most.
-const LARGEST_START: usize = 256 << 10;
-/// Chunks that are held back for the first content, at most.
+/// Chunks, and bytes of them, that are held back for the first content, at most.
 const MOST_HELD_CHUNKS: usize = 1_024;
+const LARGEST_START: usize = 256 << 10;
+/// Bytes that are read for the first content, at most: it may be one event of the largest size, in many reads.
+const LARGEST_READ: usize = DEFAULT_EVENT_LIMIT + LARGEST_START;
 
 /// A stream at its commit point: known to be good so far, nothing of it handed out.
 pub(super) struct Opened {
@@ -42,17 +44,17 @@ pub(super) async fn open(body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>,
     // a provider may end its stream without an end marker: the body is then over before its last chunk is handed out
     let mut body = body.fuse();
     let mut held = VecDeque::new();
-    let (mut read, mut seen) = (0, 0);
+    let (mut read, mut seen, mut seen_bytes) = (0, 0, 0);
     loop {
         while let Some(decoded) = held.get(seen) {
             match decoded {
                 Decoded::Chunk { content: true, .. } => return Ok(Opened { body, decoder, held, idle }),
-                Decoded::Chunk { content: false, .. } => seen += 1,
+                Decoded::Chunk { content: false, data } => (seen, seen_bytes) = (seen + 1, seen_bytes + data.len()),
                 Decoded::Failed(error) => return Err(error.clone()),
                 Decoded::Done(_) => return Err(AttemptError::new(Cause::BadResponse, "The provider's stream ended without any content.")),
             }
         }
-        if read > LARGEST_START || seen > MOST_HELD_CHUNKS {
+        if read > LARGEST_READ || seen_bytes > LARGEST_START || seen > MOST_HELD_CHUNKS {
             return Err(AttemptError::new(Cause::Oversized, format!("No content came in the first {read} bytes of the provider's stream.")));
         }
         match by.keep(body.next()).await? {
