@@ -41,7 +41,7 @@ pub(super) async fn attempt(
             admitted.served(completion.usage);
             Ok(Answer::Plain(completion))
         }
-        Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call.deadline))),
+        Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call))),
         Err(error) => {
             admitted.blame(&error);
             Err(error)
@@ -212,8 +212,8 @@ impl Admitted {
     }
 
     /// The stream broke after its commit point: nobody else lists this attempt.
-    pub(super) fn broke(self, error: &AttemptError) {
-        tracing::info!(provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
+    pub(super) fn broke(self, request_id: &str, error: &AttemptError) {
+        tracing::info!(request_id, provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
         self.lane.metrics.attempt(&self.lane.candidate, Some(error.cause));
         self.blame(error);
     }

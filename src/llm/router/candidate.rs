@@ -85,7 +85,7 @@ impl Lane {
     pub(super) async fn serve(self: &Arc<Self>, call: &Call<'_>, ends: Instant, attempts: &mut Vec<Attempt>) -> Result<Answer, Next> {
         let upstream = match self.provider.codec.encode(call.request, &self.candidate.model, call.context) {
             Ok(upstream) => upstream,
-            Err(error) => return Err(self.list(error, attempts)),
+            Err(error) => return Err(self.list(call, error, attempts)),
         };
         let mut backoff = Backoff::new(self.retry.base, self.retry.max, self.retry.jitter, self.random);
         let mut next = Next::Candidate;
@@ -101,7 +101,7 @@ impl Lane {
                 Err(error) => error,
             };
             let (may_retry, asked) = (policy(error.cause).retry && tried + 1 < self.retry.max_attempts, error.retry_after);
-            next = self.list(error, attempts);
+            next = self.list(call, error, attempts);
             // another candidate serves sooner than one that wants to be left alone for so long
             let too_long = self.later > 0 && asked.is_some_and(|asked| asked > self.retry.max);
             if !may_retry || too_long || !self.wait_to_retry(backoff.next_wait(asked), ends).await {
@@ -122,9 +122,10 @@ impl Lane {
         true
     }
 
-    fn list(&self, error: AttemptError, attempts: &mut Vec<Attempt>) -> Next {
+    fn list(&self, call: &Call<'_>, error: AttemptError, attempts: &mut Vec<Attempt>) -> Next {
         let next = if policy(error.cause).fall_back { Next::Candidate } else { Next::Nobody };
         tracing::info!(
+            request_id = call.context.request_id,
             provider = self.candidate.provider,
             model = self.candidate.model,
             cause = ?error.cause,

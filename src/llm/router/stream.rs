@@ -20,6 +20,7 @@ use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep};
 
 use super::attempt::{Admitted, Limit, transport_error};
+use super::candidate::Call;
 use crate::llm::chat::{AttemptError, Cause, ChatStream, StreamItem, Usage};
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::provider::{ChunkDecoder, Decoded};
@@ -79,7 +80,7 @@ pub(super) async fn open(body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>,
 
 impl Opened {
     /// Commits: from here on the client sees what comes.
-    pub(super) fn committed(self, mut admitted: Admitted, deadline: Instant) -> ChatStream {
+    pub(super) fn committed(self, mut admitted: Admitted, call: &Call<'_>) -> ChatStream {
         admitted.committed();
         Box::pin(Committed(Some(Streaming {
             body: self.body,
@@ -87,9 +88,10 @@ impl Opened {
             admitted,
             queue: self.held,
             idle: self.idle,
-            deadline,
+            request_id: call.context.request_id.as_str().into(),
+            deadline: call.deadline,
             silence: None,
-            timer: Box::pin(tokio::time::sleep_until(deadline)),
+            timer: Box::pin(tokio::time::sleep_until(call.deadline)),
         })))
     }
 }
@@ -103,6 +105,8 @@ struct Streaming {
     admitted: Admitted,
     queue: VecDeque<Decoded>,
     idle: Duration,
+    /// For the log of a break.
+    request_id: Box<str>,
     deadline: Instant,
     /// The limit of the present wait for the provider, if there is one: it runs only while this stream is asked for more.
     silence: Option<Limit>,
@@ -124,14 +128,14 @@ impl Stream for Committed {
             Ok(data) => return Poll::Ready(Some(StreamItem::Chunk(data))),
             Err(end) => end,
         };
-        let Some(Streaming { body, admitted, .. }) = self.0.take() else { return Poll::Ready(None) };
+        let Some(Streaming { body, admitted, request_id, .. }) = self.0.take() else { return Poll::Ready(None) };
         Poll::Ready(Some(match last {
             End::Done(usage) => {
                 admitted.succeeded(usage, body);
                 StreamItem::Done(usage)
             }
             End::Failed(error) => {
-                admitted.broke(&error);
+                admitted.broke(&request_id, &error);
                 StreamItem::Failed(error)
             }
         }))
