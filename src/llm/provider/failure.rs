@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
 use crate::llm::chat::{AttemptError, Cause, ErrorDetail};
+use crate::llm::content::{clip, media_type};
 use crate::llm::framing::FrameError;
 
 /// Characters of a provider's message that are passed on.
@@ -103,12 +104,6 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), AttemptError> {
         }
         _ => Ok(()),
     }
-}
-
-/// The media type of an answer, lower case and without parameters; empty where none is told.
-pub(super) fn media_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// THE table from a provider's status to a cause. 408, 409, 421, 424, 425 and 499 are the provider's trouble (time, conflict,
@@ -221,15 +216,6 @@ fn word(value: &Value, key: Option<&SecretString>) -> Option<String> {
 pub(super) fn clean(text: &str, key: Option<&SecretString>) -> String {
     // in this order, so that no key is cut open at the bound
     clip(&redact(text.trim(), key), MESSAGE_LIMIT)
-}
-
-fn clip(text: &str, limit: usize) -> String {
-    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut start: String = chars.by_ref().take(limit).collect();
-    if chars.next().is_some() {
-        start.push('…');
-    }
-    start
 }
 
 /// The text without our key, without whatever looks like somebody's key, and without credentials in a URL.

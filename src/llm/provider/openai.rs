@@ -20,6 +20,7 @@ use super::failure::{self, bad_response};
 use super::{ChunkDecoder, Codec, Decoded};
 use crate::config::ProviderConfig;
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Mode, Usage};
+use crate::llm::content::media_type;
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::framing::sse::{SseDecoder, SseEvent};
 use crate::llm::transport::UpstreamRequest;
@@ -66,7 +67,7 @@ impl Codec for OpenAi {
     fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
         failure::check_encoding(headers)?;
         let key = self.endpoint.key.clone();
-        match failure::media_type(headers).as_str() {
+        match media_type(headers).as_str() {
             "text/event-stream" => {
                 let include_usage = request.mode == Mode::Stream { include_usage: true };
                 Ok(Box::new(EventDecoder::new(key, include_usage, request.field("n").unwrap_or(1))))

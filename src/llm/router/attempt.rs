@@ -15,6 +15,7 @@ use super::candidate::{Call, Lane, Turn};
 use super::policy::{Blame, policy};
 use super::stream;
 use crate::llm::chat::{Answer, AttemptError, Cause, Completion, Mode, Usage};
+use crate::llm::content::Joined;
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
 use crate::resilience::breaker::{Pass, Refused};
 use crate::resilience::bulkhead::{NoPlace, Place};
@@ -99,24 +100,16 @@ async fn refusal(lane: &Lane, mut response: UpstreamResponse, ends: Instant) -> 
 
 /// Reads a whole body, each read within `idle`, all within the bound.
 async fn whole(mut body: UpstreamBody, idle: Duration, ends: Instant) -> Result<Bytes, AttemptError> {
-    let mut first: Option<Bytes> = None;
-    let mut joined = BytesMut::new();
+    let mut joined = Joined::default();
     loop {
         let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
         match limit.keep(body.next()).await? {
-            Some(Ok(bytes)) if joined.len() + first.as_ref().map_or(0, Bytes::len) + bytes.len() > LARGEST_BODY => {
+            Some(Ok(bytes)) if joined.len() + bytes.len() > LARGEST_BODY => {
                 return Err(AttemptError::new(Cause::Oversized, format!("The provider's answer is larger than {LARGEST_BODY} bytes.")));
             }
-            // most answers come in one piece: no copy
-            Some(Ok(bytes)) if first.is_none() && joined.is_empty() => first = Some(bytes),
-            Some(Ok(bytes)) => {
-                if let Some(first) = first.take() {
-                    joined.extend_from_slice(&first);
-                }
-                joined.extend_from_slice(&bytes);
-            }
+            Some(Ok(bytes)) => joined.push(bytes),
             Some(Err(broken)) => return Err(transport_error(broken)),
-            None => return Ok(first.unwrap_or_else(|| joined.freeze())),
+            None => return Ok(joined.into_bytes()),
         }
     }
 }
