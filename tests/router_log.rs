@@ -7,10 +7,11 @@ mod providers;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use gauntlet_harness::schedule::{Action, Schedule, Script, Settings};
+use gauntlet_harness::schedule::Action;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::providers::{World, config_of, context, read, request};
+use crate::providers::rules::{doing, status, world};
+use crate::providers::{config_of, context, read, request};
 
 /// ERR-05: a failed attempt, and a stream that breaks, are logged with the id of their request.
 #[tokio::test(start_paused = true)]
@@ -18,10 +19,8 @@ async fn failures_are_logged_with_the_id_of_the_request() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
     let _scope = tracing::subscriber::set_default(subscriber);
-    let calls = vec![Action::Status { status: 500, retry_after_s: None }, Action::Cut { events: 3 }];
-    let schedule = Schedule { settings: settings(), candidates: vec![Script { calls }], requests: Vec::new() };
-    let script = schedule.clone();
-    let world = World::new(move |candidate, call, stream| script.play(candidate, call, stream));
+    let schedule = doing(&[&[status(500), Action::Cut { events: 3 }]]);
+    let world = world(&schedule);
     let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
     read(served).await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
@@ -50,24 +49,5 @@ impl<'a> MakeWriter<'a> for Log {
 
     fn make_writer(&'a self) -> Self {
         self.clone()
-    }
-}
-
-fn settings() -> Settings {
-    Settings {
-        connect_ms: 500,
-        first_token_ms: 3_000,
-        idle_ms: 2_000,
-        total_ms: 10_000,
-        reserve_ms: 1_000,
-        max_attempts: 3,
-        base_ms: 100,
-        max_ms: 10_000,
-        jitter_percent: 0,
-        budget_percent: 1_000,
-        budget_floor: 100,
-        failure_threshold: 100,
-        cool_down_ms: 30_000,
-        half_open_probes: 1,
     }
 }
