@@ -88,6 +88,22 @@ async fn a_stream_cut_at_a_deadline_counts_by_whose_it_is(#[case] deadline_ms: O
     assert_eq!(router.health()[0].breaker, state);
 }
 
+/// Whoever reads so slowly that the deadline passes between two reads says nothing about the provider.
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_is_not_the_providers_failure() {
+    let mut schedule = doing(&[&[]]);
+    schedule.settings.failure_threshold = 1;
+    let world = World::new(|_, _, _| {
+        let whole = doing(&[&[]]).play(0, 0, true).response;
+        Played::flowing(whole, Plan::of(std::iter::once(Step::Head).chain((0..7).map(|_| Step::Events(1)))))
+    });
+    let router = world.router(&config_of(&schedule));
+    let served = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
+    tokio::time::advance(11 * SECOND).await;
+    assert_eq!(read(served).await.failed[0].cause, Cause::DeadlineExceeded);
+    assert_eq!(router.health()[0].breaker, BreakerState::Closed);
+}
+
 /// A stream has succeeded as a probe at its commit point: nobody waits for its end. Its break is then a failure like any other.
 #[rstest]
 #[case::ends_well(Action::Answer, usize::MAX, BreakerState::Closed)]

@@ -187,6 +187,11 @@ impl Admitted {
         }
     }
 
+    /// The deadline passed while nobody waited for the provider: as if its client had set it.
+    pub(super) fn client_was_slow(&mut self) {
+        self.set_by = SetBy::Caller;
+    }
+
     /// The stream has ended in order; its body may have some bytes left.
     pub(super) fn succeeded(self, usage: Option<Usage>, body: Fuse<UpstreamBody>) {
         self.lane.provider.endings.read(body);

@@ -152,6 +152,9 @@ impl Streaming {
                 None => {}
             }
             if Instant::now() >= self.deadline {
+                if self.silence.is_none() {
+                    self.admitted.client_was_slow();
+                }
                 return Poll::Ready(Err(End::Failed(Limit::deadline(self.deadline).passed())));
             }
             match self.body.poll_next_unpin(cx) {
