@@ -150,7 +150,7 @@ impl Metrics {
         self.fallbacks.get_or_create(&Alias { model: alias.to_owned() }).inc();
     }
 
-    /// A breaker changed its state.
+    /// A breaker's state now.
     pub fn breaker(&self, candidate: &Candidate, state: BreakerState) {
         let value = match state {
             BreakerState::Closed => 0,
@@ -204,6 +204,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::Overloaded => "overloaded",
         Cause::ServerError => "server_error",
         Cause::ProviderAuth => "provider_auth",
+        Cause::NotFound => "not_found",
         Cause::Rejected => "rejected",
         Cause::BadResponse => "bad_response",
         Cause::Truncated => "truncated",

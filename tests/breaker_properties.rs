@@ -18,6 +18,7 @@ const REGRESSIONS: &str = "tests/regressions/breaker.txt";
 /// What a breaker is asked, as far as the model knows it. A defective one stands in to show that the property can fail.
 trait Subject {
     fn ask(&mut self) -> bool;
+    fn commit(&mut self, at: usize);
     fn end(&mut self, at: usize, how: Ending);
     fn state(&self) -> Seen;
     fn rests_for(&self) -> Option<Duration>;
@@ -55,6 +56,10 @@ impl Subject for Real {
         let passed = self.breaker.try_pass().map(|pass| self.under_way.push(pass)).is_ok();
         assert_eq!(checked, passed, "check and try_pass disagree");
         passed
+    }
+
+    fn commit(&mut self, at: usize) {
+        self.under_way[at].committed();
     }
 
     fn end(&mut self, at: usize, how: Ending) {
@@ -99,6 +104,10 @@ async fn agrees(settings: Settings, steps: &[Action], subject: &mut impl Subject
             }
             // nothing is under way that could end
             _ if under_way == 0 => continue,
+            Action::Commit(at) => {
+                subject.commit(at % under_way);
+                model.commit(at % under_way);
+            }
             Action::Succeed(at) => {
                 subject.end(at % under_way, Ending::Success);
                 model.succeed(at % under_way);
@@ -160,6 +169,7 @@ fn the_runs_reach_every_state() {
                 Action::Ask => drop(model.ask()),
                 Action::Advance(ms) => model.advance(ms),
                 _ if under_way == 0 => {}
+                Action::Commit(at) => model.commit(at % under_way),
                 Action::Succeed(at) => model.succeed(at % under_way),
                 Action::Fail(at, asked) => model.fail(at % under_way, asked),
                 Action::Leave(at) => model.leave(at % under_way),

@@ -100,6 +100,8 @@ fn codec_of(protocol: Protocol) -> Arc<dyn Codec> {
         base_url: http::Uri::from_static("http://127.0.0.1:1"),
         api_key: Some("secret".to_owned().into()),
         max_in_flight: 1,
+        queue: 16,
+        user: None,
     })
 }
 

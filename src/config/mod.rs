@@ -121,7 +121,7 @@ pub struct Server {
     pub header_timeout: Duration,
     /// A client that has not sent its body by then gets 408 and is closed.
     pub body_timeout: Duration,
-    /// A client that takes no bytes of its answer for so long is closed.
+    /// A client that takes, for so long, neither 64 KiB of its answer nor all that waits for it is closed.
     pub write_timeout: Duration,
     /// How long SIGTERM waits for what is in flight.
     pub drain: Duration,
@@ -182,12 +182,16 @@ pub struct ProviderConfig {
     pub name: String,
     /// What it speaks.
     pub protocol: Protocol,
-    /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`.
+    /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`; never with user and password.
     pub base_url: http::Uri,
     /// Its key, if it wants one.
     pub api_key: Option<SecretString>,
-    /// Requests at it at once; further ones wait within their time, in a bounded queue.
+    /// `user:password`, where base_url was written with them instead of a key.
+    pub user: Option<SecretString>,
+    /// Requests at it at once; further ones wait within their time, in a queue.
     pub max_in_flight: u32,
+    /// Requests that wait for it; more are refused.
+    pub queue: u32,
 }
 
 /// The time-outs of one candidate of one model: model over provider over default, resolved at start.

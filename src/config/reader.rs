@@ -6,8 +6,8 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::options::{Fallback, Opt, find, known, nearest};
-use super::source::identity;
-use super::value::{check, default, shown};
+use super::source::{as_variable, identity, selector};
+use super::value::{Printed, check, default, printed, shown};
 
 /// A section as it is read.
 #[derive(Clone)]
@@ -16,20 +16,52 @@ pub(super) struct Section<'a> {
     pattern: String,
     /// How people name it: `providers.openai.timeouts`.
     pub(super) label: String,
+    /// Which one it is, whatever names it has.
+    place: Place,
     table: Option<&'a Table>,
+}
+
+impl<'a> Section<'a> {
+    fn root(table: &'a Table) -> Self {
+        Self { pattern: String::new(), label: String::new(), place: Place::default(), table: Some(table) }
+    }
+}
+
+/// Where a section stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The index in each array on the way to it.
+    pub(super) indexes: Vec<usize>,
+    /// What stands for it in a variable's name, part by part.
+    pub(super) variable: Vec<String>,
+}
+
+impl Place {
+    fn below(&self, part: &str) -> Self {
+        let mut below = self.clone();
+        below.variable.push(as_variable(part));
+        below
+    }
+
+    fn element(&self, index: usize, selector: String) -> Self {
+        let mut element = self.clone();
+        element.indexes.push(index);
+        element.variable.push(selector);
+        element
+    }
 }
 
 /// A key with its effective value, for `--print-config`.
 #[derive(Debug)]
 pub(super) struct Effective {
-    /// The section's label.
-    pub(super) section: String,
+    /// The section's place.
+    pub(super) place: Place,
     /// The section's pattern.
     pub(super) pattern: String,
     /// The key.
     pub(super) option: &'static Opt,
     /// The value, as it may be shown; `None` if it is unset.
-    pub(super) value: Option<String>,
+    pub(super) value: Option<Printed>,
     /// Where it is unset: the value that holds instead, and where it is from.
     pub(super) inherited: Option<String>,
 }
@@ -47,14 +79,13 @@ impl<'a> Reader<'a> {
     /// A reader of a whole configuration; names unknown sections.
     pub(super) fn new(root: &'a Table, problems: Vec<String>) -> Self {
         let mut reader = Self { root, problems, effective: Vec::new() };
-        reader.names(&Section { pattern: String::new(), label: String::new(), table: Some(root) });
+        reader.names(&Section::root(root));
         reader
     }
 
     /// A top-level section.
     pub(super) fn section(&mut self, name: &str) -> Section<'a> {
-        let root = Section { pattern: String::new(), label: String::new(), table: Some(self.root) };
-        self.below(&root, name)
+        self.below(&Section::root(self.root), name)
     }
 
     /// A section of a section.
@@ -68,18 +99,18 @@ impl<'a> Reader<'a> {
                 None
             }
         };
-        let section = Section { pattern: join(&parent.pattern, name), label, table };
+        let section = Section { pattern: join(&parent.pattern, name), label, place: parent.place.below(name), table };
         self.names(&section);
         section
     }
 
     /// The elements of an array of tables.
     pub(super) fn elements(&mut self, parent: Option<&Section<'a>>, name: &str) -> Vec<Section<'a>> {
-        let (table, label, pattern) = parent.map_or((Some(self.root), name.to_owned(), format!("{name}[]")), |parent| {
-            (parent.table, join(&parent.label, name), join(&parent.pattern, &format!("{name}[]")))
-        });
+        let parent = parent.cloned().unwrap_or_else(|| Section::root(self.root));
+        let (label, pattern) = (join(&parent.label, name), join(&parent.pattern, &format!("{name}[]")));
+        let array = parent.place.below(name);
         let wrong = || format!("{label} is no array of tables: write [[{label}]] once for each");
-        let elements = match table.and_then(|table| table.get(name)) {
+        let elements = match parent.table.and_then(|table| table.get(name)) {
             None => return Vec::new(),
             Some(Value::Array(elements)) => elements,
             Some(_) => {
@@ -93,7 +124,8 @@ impl<'a> Reader<'a> {
                 self.problems.push(wrong());
                 continue;
             };
-            let section = Section { pattern: pattern.clone(), label: format!("{label}.{}", identity(table, index)), table: Some(table) };
+            let place = array.element(index, selector(elements, table, index));
+            let section = Section { pattern: pattern.clone(), label: format!("{label}.{}", identity(table, index)), place, table: Some(table) };
             self.names(&section);
             sections.push(section);
         }
@@ -185,10 +217,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Tells what holds where a key of a section is not written.
-    pub(super) fn inherits(&mut self, label: &str, key: &str, value: &str) {
-        for effective in
-            self.effective.iter_mut().filter(|effective| effective.section == label && effective.option.key == key && effective.value.is_none())
-        {
+    pub(super) fn inherits(&mut self, section: &Section<'a>, key: &str, value: &str) {
+        let of = |effective: &Effective| effective.pattern == section.pattern && effective.place == section.place && effective.option.key == key;
+        for effective in self.effective.iter_mut().filter(|effective| of(effective) && effective.value.is_none()) {
             effective.inherited = Some(value.to_owned());
         }
     }
@@ -217,8 +248,8 @@ impl<'a> Reader<'a> {
     }
 
     fn keep(&mut self, section: &Section<'a>, option: &'static Opt, value: Option<&Value>) {
-        let value = value.map(|value| shown(option.kind, value));
-        self.effective.push(Effective { section: section.label.clone(), pattern: section.pattern.clone(), option, value, inherited: None });
+        let value = value.map(|value| printed(option.kind, value));
+        self.effective.push(Effective { place: section.place.clone(), pattern: section.pattern.clone(), option, value, inherited: None });
     }
 
     /// Names what stands in a section and is not known there.

@@ -4,15 +4,20 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use http::Uri;
 use indexmap::IndexMap;
 use secrecy::SecretString;
 
 use super::options::{AGENTS, STEPS, nearest};
 use super::reader::{Reader, Section};
+use super::value::split_user;
 use super::{
     Auth, Breaker, CandidateConfig, Config, ConfiguredKey, LogFormat, ModelConfig, OrchestratorConfig, Protocol, ProviderConfig, Retry, Server,
     StepConfig, StoreConfig, Telemetry, Timeouts,
 };
+
+/// The first back-off, unless it is written or the deadline is short.
+const DEFAULT_BACKOFF: Duration = Duration::from_millis(200);
 
 /// The written time-outs of one level.
 #[derive(Clone, Copy, Default)]
@@ -30,7 +35,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>, variable: &dyn Fn(&str) -> Option
     let auth = auth(reader);
     let (providers, levels) = providers(reader, &defaults, variable);
     let models = models(reader, &defaults, &providers, &levels);
-    let retry = retry(reader);
+    let retry = retry(reader, defaults.total);
     let breaker = breaker(reader);
     let orchestrator = orchestrator(reader, &models);
     let store = store(reader, orchestrator.deadline);
@@ -64,14 +69,16 @@ impl Defaults {
     fn read(reader: &mut Reader<'_>) -> Self {
         let section = reader.section("timeouts");
         let total = reader.millis(&section, "total_ms");
-        let mut inner = |key| {
-            let (value, written) = reader.millis_by(&section, key, total);
+        let mut inner = |key: &str, outer_key: &str, outer| {
+            let (value, written) = reader.millis_by(&section, key, outer);
             if written {
-                within(reader, &format!("timeouts.{key}"), value, "timeouts.total_ms", total);
+                within(reader, &format!("timeouts.{key}"), value, &format!("timeouts.{outer_key}"), outer);
             }
             value
         };
-        let timeouts = Timeouts { connect: inner("connect_ms"), first_token: inner("first_token_ms"), idle: inner("idle_ms") };
+        let (first_token, idle) = (inner("first_token_ms", "total_ms", total), inner("idle_ms", "total_ms", total));
+        let connect = inner("connect_ms", "first_token_ms", first_token);
+        let timeouts = Timeouts { connect, first_token, idle };
         Self { timeouts, total, reserve: reader.millis_if_written(&section, "reserve_ms") }
     }
 }
@@ -102,39 +109,53 @@ fn providers(
         let protocol = reader.text(&element, "protocol").map(|word| if word == "ollama" { Protocol::Ollama } else { Protocol::OpenAi });
         let base_url = reader.text(&element, "base_url").and_then(|text| text.trim_end_matches('/').parse().ok());
         let api_key = api_key(reader, &element, variable);
-        let max_in_flight = reader.count(&element, "max_in_flight");
-        let level = level(reader, &element);
-        tell_defaults(reader, &format!("{}.timeouts", element.label), defaults);
-        let (Some(name), Some(protocol), Some(base_url)) = (name, protocol, base_url) else { continue };
+        let base_url = base_url.and_then(|url| without_user(reader, &element, url, api_key.is_some()));
+        let (max_in_flight, queue) = (reader.count(&element, "max_in_flight"), reader.count(&element, "queue"));
+        let section = reader.below(&element, "timeouts");
+        let level = level(reader, &section);
+        tell_defaults(reader, &section, defaults);
+        let (Some(name), Some(protocol), Some((base_url, user))) = (name, protocol, base_url) else { continue };
         if providers.contains_key(&name) {
             reader.wrong(format!("providers.name = {name:?} stands twice: give each provider a name of its own"));
         }
         levels.insert(name.clone(), level);
-        providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, max_in_flight });
+        providers.insert(name.clone(), ProviderConfig { name, protocol, base_url, api_key, user, max_in_flight, queue });
     }
     (providers, levels)
 }
 
-fn tell_defaults(reader: &mut Reader<'_>, label: &str, defaults: &Defaults) {
+/// The URL, and `user:password` if it was written with them.
+fn without_user(reader: &mut Reader<'_>, element: &Section<'_>, url: Uri, has_key: bool) -> Option<(Uri, Option<SecretString>)> {
+    let Ok((url, user)) = split_user(url) else {
+        reader.wrong(format!("{}.base_url holds a user and password that can't be read: write them percent-encoded", element.label));
+        return None;
+    };
+    if user.is_some() && has_key {
+        reader.wrong(format!("{}.base_url holds a user and password, and there is an api_key as well: write only one of them", element.label));
+    }
+    Some((url, user.map(Into::into)))
+}
+
+fn tell_defaults<'a>(reader: &mut Reader<'a>, section: &Section<'a>, defaults: &Defaults) {
     let Timeouts { connect, first_token, idle } = defaults.timeouts;
     for (key, value) in [("connect_ms", connect), ("first_token_ms", first_token), ("idle_ms", idle), ("total_ms", defaults.total)] {
-        reader.inherits(label, key, &format!("{} (from [timeouts])", value.as_millis()));
+        reader.inherits(section, key, &format!("{} (from [timeouts])", value.as_millis()));
     }
 }
 
 /// What a model does not write itself, as its candidates have it.
-fn tell_inherited(reader: &mut Reader<'_>, label: &str, candidates: &[CandidateConfig], total: Duration, reserve: Duration) {
+fn tell_inherited<'a>(reader: &mut Reader<'a>, section: &Section<'a>, candidates: &[CandidateConfig], total: Duration, reserve: Duration) {
     let mut by_candidate = |key, of: fn(&Timeouts) -> Duration| {
         let values: Vec<String> = candidates.iter().map(|candidate| of(&candidate.timeouts).as_millis().to_string()).collect();
         let same = values.windows(2).all(|pair| pair[0] == pair[1]);
         let told = if same { values.first().cloned().unwrap_or_default() } else { format!("{} (candidate by candidate)", values.join(", ")) };
-        reader.inherits(label, key, &told);
+        reader.inherits(section, key, &told);
     };
     by_candidate("connect_ms", |timeouts| timeouts.connect);
     by_candidate("first_token_ms", |timeouts| timeouts.first_token);
     by_candidate("idle_ms", |timeouts| timeouts.idle);
-    reader.inherits(label, "total_ms", &total.as_millis().to_string());
-    reader.inherits(label, "reserve_ms", &reserve.as_millis().to_string());
+    reader.inherits(section, "total_ms", &total.as_millis().to_string());
+    reader.inherits(section, "reserve_ms", &reserve.as_millis().to_string());
 }
 
 fn api_key<'a>(reader: &mut Reader<'a>, element: &Section<'a>, variable: &dyn Fn(&str) -> Option<String>) -> Option<SecretString> {
@@ -161,13 +182,12 @@ fn api_key<'a>(reader: &mut Reader<'a>, element: &Section<'a>, variable: &dyn Fn
     }
 }
 
-fn level<'a>(reader: &mut Reader<'a>, element: &Section<'a>) -> Level {
-    let section = reader.below(element, "timeouts");
+fn level<'a>(reader: &mut Reader<'a>, section: &Section<'a>) -> Level {
     Level {
-        connect: reader.millis_if_written(&section, "connect_ms"),
-        first_token: reader.millis_if_written(&section, "first_token_ms"),
-        idle: reader.millis_if_written(&section, "idle_ms"),
-        total: reader.millis_if_written(&section, "total_ms"),
+        connect: reader.millis_if_written(section, "connect_ms"),
+        first_token: reader.millis_if_written(section, "first_token_ms"),
+        idle: reader.millis_if_written(section, "idle_ms"),
+        total: reader.millis_if_written(section, "total_ms"),
     }
 }
 
@@ -187,8 +207,8 @@ fn models(
                 named.push((provider, model));
             }
         }
-        let own = level(reader, &element);
         let section = reader.below(&element, "timeouts");
+        let own = level(reader, &section);
         let reserve = reader.millis_if_written(&section, "reserve_ms").or(defaults.reserve);
         let Some(alias) = alias else { continue };
         if named.is_empty() {
@@ -214,7 +234,7 @@ fn models(
                 total.as_millis() / u128::from(later.max(1))
             ));
         }
-        tell_inherited(reader, &section.label, &candidates, total, reserve);
+        tell_inherited(reader, &section, &candidates, total, reserve);
         if models.contains_key(&alias) {
             reader.wrong(format!("models.alias = {alias:?} stands twice: give each model an alias of its own"));
         }
@@ -249,17 +269,28 @@ fn handed_down(
         within(reader, &written_at, value, &format!("the total_ms of model {alias:?}"), total);
         value
     };
-    Timeouts {
+    let timeouts = Timeouts {
         connect: one("connect_ms", own.connect, of_provider.connect, defaults.timeouts.connect),
         first_token: one("first_token_ms", own.first_token, of_provider.first_token, defaults.timeouts.first_token),
         idle: one("idle_ms", own.idle, of_provider.idle, defaults.timeouts.idle),
-    }
+    };
+    let written_at = match (own.connect, of_provider.connect) {
+        (Some(_), _) => format!("models.{alias}.timeouts.connect_ms"),
+        (None, Some(_)) => format!("providers.{provider}.timeouts.connect_ms"),
+        (None, None) => return timeouts,
+    };
+    within(reader, &written_at, timeouts.connect, &format!("the first_token_ms of model {alias:?}"), timeouts.first_token);
+    timeouts
 }
 
-fn retry(reader: &mut Reader<'_>) -> Retry {
+fn retry(reader: &mut Reader<'_>, total: Duration) -> Retry {
     let section = reader.section("retry");
     let max_attempts = reader.count(&section, "max_attempts");
-    let base = reader.millis(&section, "base_ms");
+    let (base, written) = reader.millis_by(&section, "base_ms", DEFAULT_BACKOFF.min(total / 2));
+    if written && base >= total {
+        let (base, total) = (base.as_millis(), total.as_millis());
+        reader.wrong(format!("retry.base_ms = {base} leaves no time for a retry within timeouts.total_ms = {total}: write less than {total}"));
+    }
     let (max, _) = reader.millis_by(&section, "max_ms", base);
     within(reader, "retry.base_ms", base, "retry.max_ms", max);
     Retry {

@@ -22,7 +22,9 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Table, String> {
 /// Puts `GAUNTLET_SECTION__KEY` variables over the file. Variables without two underscores are not configuration.
 pub(super) fn overlay(table: &mut Table, variables: impl IntoIterator<Item = (String, String)>, problems: &mut Vec<String>) {
     let mut variables: Vec<_> = variables.into_iter().filter(|(name, _)| name.starts_with("GAUNTLET_") && name.contains("__")).collect();
-    variables.sort();
+    // an index is a number: element 2 comes before element 10
+    let order = |part: &str| part.parse::<u64>().map_err(|_| part.to_owned());
+    variables.sort_by_cached_key(|(name, _)| name.split("__").map(order).collect::<Vec<_>>());
     for (name, value) in variables {
         let path = name["GAUNTLET_".len()..].to_ascii_lowercase();
         let segments: Vec<&str> = path.split("__").collect();
@@ -35,6 +37,13 @@ pub(super) fn overlay(table: &mut Table, variables: impl IntoIterator<Item = (St
 /// What tells an element of an array apart: its name, or its index.
 pub(super) fn identity(element: &Table, index: usize) -> String {
     IDENTITIES.iter().find_map(|key| element.get(*key).and_then(Value::as_str)).map_or_else(|| index.to_string(), Into::into)
+}
+
+/// What stands for an element in a variable's name: its name where that can be told and means this element, else its index.
+pub(super) fn selector(elements: &[Value], element: &Table, index: usize) -> String {
+    let name = as_variable(&identity(element, index));
+    let tellable = !name.contains("__") && !name.ends_with('_') && select(elements, &name) == Ok(index);
+    if tellable { name } else { index.to_string() }
 }
 
 fn place(table: &mut Table, segments: &[&str], section: &str, value: &str) -> Result<(), String> {

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use http::Uri;
+use percent_encoding::percent_decode_str;
 use toml::Value;
 
 use super::options::{Fallback, Kind, Opt};
@@ -86,19 +88,65 @@ pub(super) fn shown(kind: Kind, value: &Value) -> String {
     }
 }
 
-/// A URL without its user, password and query values.
-pub fn redact_url(url: &str) -> String {
-    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
-    let mut safe = match base.split_once("://") {
-        Some((scheme, rest)) => {
-            let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-            match authority.rsplit_once('@') {
-                Some((_, host)) => format!("{scheme}://[redacted]@{host}{path}"),
-                None => base.into(),
+/// A value that holds, as a configuration file has it.
+#[derive(Debug)]
+pub(super) enum Printed {
+    /// The value itself.
+    Whole(String),
+    /// What may be shown of it, and what a file can be started from instead, if there is something.
+    Redacted { shown: String, instead: Option<String> },
+}
+
+/// A value for a configuration file; a secret, or a URL with one, is redacted.
+pub(super) fn printed(kind: Kind, value: &Value) -> Printed {
+    match (kind, value) {
+        (Kind::Secret, _) => Printed::Redacted { shown: "[redacted]".into(), instead: None },
+        (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) if redact_url(text) != *text => {
+            // a provider has to have a URL, and can be asked without user and password
+            let without_user = (kind == Kind::BaseUrl).then(|| text.parse().ok()).flatten().and_then(|url| split_user(url).ok());
+            match without_user {
+                Some((_, None)) => Printed::Whole(value.to_string()),
+                Some((url, Some(_))) => {
+                    let instead = Some(Value::String(url.to_string()).to_string());
+                    Printed::Redacted { shown: shown(kind, value), instead }
+                }
+                None => Printed::Redacted { shown: shown(kind, value), instead: None },
             }
         }
-        None => base.into(),
+        _ => Printed::Whole(value.to_string()),
+    }
+}
+
+/// A URL without user and password, and these as `user:password` (RFC 3986 section 3.2.1), no longer percent-encoded.
+///
+/// # Errors
+/// Where they are not UTF-8, or the rest is no URL.
+pub(super) fn split_user(url: Uri) -> Result<(Uri, Option<String>), ()> {
+    let mut parts = url.into_parts();
+    let authority = parts.authority.take().ok_or(())?;
+    let (user, host) = match authority.as_str().rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, authority.as_str()),
     };
+    let user = user.filter(|user| !user.is_empty()).map(|user| percent_decode_str(user).decode_utf8()).transpose().map_err(drop)?;
+    parts.authority = Some(host.parse().map_err(drop)?);
+    let user = user.map(|user| if user.contains(':') { user.into_owned() } else { format!("{user}:") });
+    Ok((Uri::from_parts(parts).map_err(drop)?, user))
+}
+
+/// A URL without its user, password and query values. A password may hold any character, also those that end a host: whatever
+/// stands before the last `@` is taken for user and password. An `@` behind a `?` may be one of a query's value as well: nothing
+/// but the scheme is shown then.
+pub fn redact_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
+    let (user, rest) = match (scheme, rest.rsplit_once('@')) {
+        (Some(scheme), Some((before, _))) if before.contains('?') => return format!("{scheme}://[redacted]"),
+        (Some(_), Some((_, rest))) => ("[redacted]@", rest),
+        _ => ("", rest),
+    };
+    let (base, query) = rest.split_once('?').map_or((rest, None), |(base, query)| (base, Some(query)));
+    let mut safe = scheme.map(|scheme| format!("{scheme}://")).unwrap_or_default();
+    let _ = write!(safe, "{user}{base}");
     if let Some(query) = query {
         let names: Vec<_> = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default()).collect();
         let _ = write!(safe, "?{}", names.iter().map(|name| format!("{name}=[redacted]")).collect::<Vec<_>>().join("&"));
@@ -111,7 +159,29 @@ fn is_name(text: &str) -> bool {
 }
 
 fn is_base_url(text: &str) -> bool {
-    text.parse::<http::Uri>().is_ok_and(|uri| {
+    text.parse::<Uri>().is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::plain("postgres://host:5432/db", "postgres://host:5432/db")]
+    #[case::password("postgres://user:canary@host/db", "postgres://[redacted]@host/db")]
+    #[case::slash("postgres://user:can/canary@host/db", "postgres://[redacted]@host/db")]
+    #[case::question_mark("postgres://user:can?canary@host/db", "postgres://[redacted]")]
+    #[case::at("postgres://user:can@canary@host/db", "postgres://[redacted]@host/db")]
+    #[case::all("https://user:c/an@ary/canary@host/v1?key=canary&x", "https://[redacted]@host/v1?key=[redacted]&x=[redacted]")]
+    #[case::at_in_the_query("postgres://host/db?password=c@canary", "postgres://[redacted]")]
+    #[case::no_scheme("sqlite:data.db?mode=ro", "sqlite:data.db?mode=[redacted]")]
+    #[case::path("sqlite://a@b.db", "sqlite://[redacted]@b.db")]
+    fn urls_are_shown_without_user_password_and_query_values(#[case] url: &str, #[case] shown: &str) {
+        assert_eq!(redact_url(url), shown);
+        assert!(!redact_url(url).contains("canary"));
+    }
 }

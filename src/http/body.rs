@@ -2,7 +2,7 @@
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::error::ApiError;
 use super::state::AppState;
 use crate::llm::chat::InvalidRequest;
+use crate::llm::content::{self, Joined, clip};
 
 /// A JSON body as the bytes that came.
 pub struct Payload(pub Bytes);
@@ -40,34 +41,33 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let Payload(bytes) = Payload::from_request(request, app).await?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| ApiError::Invalid(InvalidRequest { message: format!("the body is not what is wanted here: {error}"), param: None }))
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            ApiError::Invalid(InvalidRequest {
+                message: format!("the body is not what is wanted here: {}", clip(&error.to_string(), 300)),
+                param: None,
+            })
+        })
     }
 }
 
 /// Whatever is told to be something else than JSON is refused; a body without a type is taken for JSON.
 fn media_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if !headers.contains_key(header::CONTENT_TYPE) {
+        return Ok(());
+    }
+    let essence = content::media_type(headers);
     let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
     if json { Ok(()) } else { Err(ApiError::MediaType { got: essence }) }
 }
 
-/// A body that came in one piece is not copied.
 async fn read(mut body: Body, limit: u64) -> Result<Bytes, ApiError> {
-    let (mut first, mut joined) = (Bytes::new(), BytesMut::new());
+    let mut joined = Joined::default();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| ApiError::BodyBroken)?.into_data() else { continue };
-        if (first.len() + joined.len() + data.len()) as u64 > limit {
+        if (joined.len() + data.len()) as u64 > limit {
             return Err(ApiError::BodyTooLarge { limit });
         }
-        if first.is_empty() && joined.is_empty() {
-            first = data;
-        } else {
-            joined.extend_from_slice(&std::mem::take(&mut first));
-            joined.extend_from_slice(&data);
-        }
+        joined.push(data);
     }
-    Ok(if joined.is_empty() { first } else { joined.freeze() })
+    Ok(joined.into_bytes())
 }

@@ -34,7 +34,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct Patience {
     /// Until its next headers are whole.
     pub headers: Duration,
-    /// Without taking a byte of its answer.
+    /// Without taking 64 KiB of its answer, or all that waits for it.
     pub writes: Duration,
 }
 

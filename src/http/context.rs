@@ -41,6 +41,8 @@ pub struct RequestContext {
     pub request_id: Arc<str>,
     /// W3C trace context, if the client sent a valid one.
     pub traceparent: Option<HeaderValue>,
+    /// When its head had been read: every deadline runs from here.
+    pub arrived: Instant,
     /// The client's deadline, if it gave one.
     pub deadline: Option<Instant>,
     /// The client's idempotency key, or one of ours.
@@ -52,6 +54,7 @@ impl RequestContext {
     pub fn call(&self) -> CallContext {
         CallContext {
             request_id: self.request_id.to_string(),
+            arrived: self.arrived,
             deadline: self.deadline,
             idempotency_key: self.idempotency_key.to_string(),
             traceparent: self.traceparent.clone(),
@@ -61,12 +64,13 @@ impl RequestContext {
     fn read(headers: &HeaderMap) -> (Self, Result<(), ApiError>) {
         let request_id = sane(headers, &REQUEST_ID, 128).unwrap_or_else(|| Uuid::now_v7().simple().to_string().into());
         let idempotency_key = sane(headers, &IDEMPOTENCY_KEY, 255).unwrap_or_else(|| Uuid::new_v4().simple().to_string().into());
-        let (deadline, checked) = match deadline(headers) {
+        let arrived = Instant::now();
+        let (deadline, checked) = match deadline(headers, arrived) {
             Ok(deadline) => (deadline, Ok(())),
             Err(error) => (None, Err(error)),
         };
         let traceparent = headers.get(TRACEPARENT).filter(|value| is_traceparent(value.as_bytes())).cloned();
-        (Self { request_id, traceparent, deadline, idempotency_key }, checked)
+        (Self { request_id, traceparent, arrived, deadline, idempotency_key }, checked)
     }
 }
 
@@ -170,7 +174,7 @@ fn sane(headers: &HeaderMap, name: &HeaderName, longest: usize) -> Option<Arc<st
     (!value.is_empty() && value.len() <= longest && value.bytes().all(|byte| byte.is_ascii_graphic())).then(|| value.into())
 }
 
-fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
+fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, ApiError> {
     let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(None) };
     let millis = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).filter(|millis| *millis > 0);
     let Some(millis) = millis else {
@@ -180,7 +184,7 @@ fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
         }));
     };
     // a deadline too far away to be told is none
-    Ok(Instant::now().checked_add(Duration::from_millis(millis)))
+    Ok(arrived.checked_add(Duration::from_millis(millis)))
 }
 
 /// `version-traceid-parentid-flags` as W3C Trace Context (section 3.2) has it; all-zero ids are invalid.

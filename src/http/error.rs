@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::llm::chat::{Attempt, AttemptError, Cause, ErrorDetail, InvalidRequest, LlmFailure};
+use crate::llm::content::clip;
 use crate::llm::router::RouterError;
 use crate::store::StoreError;
 
@@ -140,6 +141,8 @@ const INVALID: &str = "invalid_request_error";
 const UNAVAILABLE: &str = "service_unavailable_error";
 const UPSTREAM: &str = "upstream_error";
 const TIMEOUT: &str = "timeout_error";
+/// Characters of a client's own text that are told.
+const SHOWN: usize = 100;
 /// What a client is asked to wait where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -180,13 +183,13 @@ impl ApiError {
                 Problem::new(415, INVALID, "unsupported_media_type", format!("the media type {} is not taken: send application/json", quoted(got)))
             }
             Self::Route { method, path } => {
-                Problem::new(404, INVALID, "route_not_found", format!("there is no {method} {}: /docs lists what there is", shortened(path)))
+                Problem::new(404, INVALID, "route_not_found", format!("there is no {method} {}: /docs lists what there is", clip(path, SHOWN)))
             }
             Self::Method { method, path } => Problem::new(
                 405,
                 INVALID,
                 "method_not_allowed",
-                format!("{} does not take {method}: the header Allow lists what it takes", shortened(path)),
+                format!("{} does not take {method}: the header Allow lists what it takes", clip(path, SHOWN)),
             ),
             Self::Missing { what, id } => Problem::new(404, INVALID, &format!("{what}_not_found"), format!("there is no {what} {}", quoted(id))),
             Self::NotConfigured(what) => Problem::new(503, UNAVAILABLE, "not_configured", what.clone()),
@@ -333,6 +336,7 @@ fn cause(cause: Cause, provider_status: Option<u16>, detail: &ErrorDetail, messa
         Cause::Overloaded => named(503, UNAVAILABLE, "provider_overloaded").wait(SOON),
         Cause::ServerError => named(502, UPSTREAM, "provider_error"),
         Cause::ProviderAuth => named(502, UPSTREAM, "provider_auth"),
+        Cause::NotFound => named(502, UPSTREAM, "provider_not_found"),
         // a provider's 4xx is the client's own, but for those that speak of the gateway's key or connection
         Cause::Rejected => match provider_status {
             Some(401 | 403 | 407) => named(502, UPSTREAM, "provider_auth"),
@@ -391,9 +395,5 @@ fn whole_seconds(time: Duration) -> u64 {
 
 /// A client's own text in a message: bounded, quoted.
 fn quoted(text: &str) -> String {
-    format!("{:?}", shortened(text))
-}
-
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= 100 { text.to_owned() } else { text.chars().take(100).chain(['…']).collect() }
+    format!("{:?}", clip(text, SHOWN))
 }

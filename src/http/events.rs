@@ -20,7 +20,7 @@ const JOINED: usize = 16 * 1024;
 
 /// The body of a streamed answer.
 pub(super) struct Events {
-    /// `None` once the stream has ended: the provider's connection is closed at that moment.
+    /// `None` once the stream has ended, or was cut: the provider's connection is closed at that moment, unless the end was in order.
     stream: Option<ChatStream>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     frame: BytesMut,

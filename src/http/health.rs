@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::probe::Prober;
 use super::state::AppState;
 use crate::config::{Config, Protocol, ProviderConfig};
+use crate::llm::provider::authorization;
 use crate::store::Store;
 
 /// Every dependency with its probe.
@@ -207,14 +208,14 @@ fn protocol(provider: &ProviderConfig) -> &'static str {
 /// Asks a provider what costs nothing: its list of models, or its version.
 fn greet(provider: &ProviderConfig) -> impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static {
     let prober = Prober::new(&provider.base_url);
-    let key = provider.api_key.clone();
+    let authorization = authorization(provider);
     let path = match provider.protocol {
         Protocol::OpenAi => "/models",
         Protocol::Ollama => "/api/version",
     };
     move || {
-        let (prober, key) = (prober.clone(), key.clone());
-        async move { prober?.get(path, key.as_ref()).await.map(drop) }.boxed()
+        let (prober, authorization) = (prober.clone(), authorization.clone());
+        async move { prober?.answers(path, authorization?.as_ref()).await }.boxed()
     }
 }
 

@@ -1,8 +1,10 @@
 //! `GET /v1/models`: the configured aliases, in OpenAI's shape.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use http::Uri;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -35,7 +37,9 @@ pub(super) async fn list(State(app): State<AppState>) -> Response {
 /// Tells one alias.
 #[utoipa::path(get, path = "/v1/models/{id}", operation_id = "getModel", tag = "llm", params(("id" = String, Path, description = "The alias")),
     responses((status = 200, body = Model), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
-pub(super) async fn one(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn one(State(app): State<AppState>, uri: Uri, id: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
+    // what is no text at all is unknown just the same
+    let Ok(Path(id)) = id else { return Err(ApiError::UnknownModel(uri.path().trim_start_matches("/v1/models/").to_owned())) };
     if app.config.models.contains_key(&id) { Ok(Json(model(&id)).into_response()) } else { Err(ApiError::UnknownModel(id)) }
 }
 

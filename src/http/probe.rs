@@ -1,9 +1,8 @@
-//! A cheap look at a service over HTTP: one GET, on a connection of its own, any 2xx answer counts as life.
+//! A cheap look at a service over HTTP: one GET, on a connection of its own.
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{Uri, header};
-use secrecy::{ExposeSecret, SecretString};
+use http::{HeaderValue, Uri, header};
 
 use crate::llm::transport_http::tls_for;
 
@@ -33,16 +32,25 @@ impl Prober {
         Ok(Self { client, base: base.to_string().trim_end_matches('/').to_owned() })
     }
 
+    /// Whether a provider is there: any HTTP answer to a GET of the base and `path` but one that tells of trouble (5xx), or that our
+    /// credentials are wrong. Not every provider knows the path. The caller bounds the time. Cancel safe.
+    ///
+    /// # Errors
+    /// One phrase without secrets: what happened instead.
+    pub async fn answers(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<(), String> {
+        let status = self.send(path, authorization).await?.status();
+        match status.as_u16() {
+            401 | 403 | 500.. => Err(format!("status {}", status.as_u16())),
+            _ => Ok(()),
+        }
+    }
+
     /// Gets the base and `path`, and returns the body of any 2xx answer. The caller bounds the time. Cancel safe.
     ///
     /// # Errors
     /// One phrase without secrets: what happened instead.
-    pub async fn get(&self, path: &str, key: Option<&SecretString>) -> Result<Bytes, String> {
-        let mut request = self.client.get(format!("{}{path}", self.base));
-        if let Some(key) = key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.expose_secret()));
-        }
-        let response = request.send().await.map_err(|error| reason(&error))?;
+    pub async fn get(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<Bytes, String> {
+        let response = self.send(path, authorization).await?;
         let status = response.status();
         if !status.is_success() {
             return Err(format!("status {}", status.as_u16()));
@@ -55,6 +63,16 @@ impl Prober {
             }
         }
         Ok(body.into())
+    }
+}
+
+impl Prober {
+    async fn send(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<reqwest::Response, String> {
+        let mut request = self.client.get(format!("{}{path}", self.base));
+        if let Some(value) = authorization {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        request.send().await.map_err(|error| reason(&error))
     }
 }
 

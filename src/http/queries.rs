@@ -9,7 +9,6 @@ use axum::{Extension, Json};
 use http::Uri;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -19,6 +18,7 @@ use super::context::RequestContext;
 use super::error::{ApiError, Envelope, ErrorBody};
 use super::state::AppState;
 use crate::llm::chat::InvalidRequest;
+use crate::llm::content::clip;
 use crate::orchestrator::outcome::Status;
 use crate::orchestrator::{Ask, QueryDocument};
 use crate::store::Listing;
@@ -80,7 +80,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let Question { question, deadline_ms } = question(&body)?;
     app.orchestrator.configured().map_err(|error| ApiError::NotConfigured(error.to_string()))?;
-    let deadline = app.orchestrator.deadline(Instant::now(), deadline_ms.map(Duration::from_millis));
+    let deadline = app.orchestrator.deadline(context.arrived, deadline_ms.map(Duration::from_millis));
     let ask = Ask {
         tenant: tenant.0.to_string(),
         question,
@@ -207,16 +207,16 @@ fn listing(parameters: &[(String, String)]) -> Result<Listing, InvalidRequest> {
             "status" => {
                 let known = Status::ALL.into_iter().find(|status| status.name() == value);
                 let names = Status::ALL.map(Status::name).join(", ");
-                let known = known.ok_or_else(|| invalid(Some(name), format!("status is {:?}: it is one of {names}", shortened(value))))?;
+                let known = known.ok_or_else(|| invalid(Some(name), format!("status is {:?}: it is one of {names}", clip(value, 100))))?;
                 listing.status = Some(known.name().to_owned());
             }
             "before" => {
                 let id =
-                    Uuid::parse_str(value).map_err(|_| invalid(Some(name), format!("before is {:?}: write the id of a query", shortened(value))))?;
+                    Uuid::parse_str(value).map_err(|_| invalid(Some(name), format!("before is {:?}: write the id of a query", clip(value, 100))))?;
                 listing.before = Some(id);
             }
             _ => {
-                let name = shortened(name);
+                let name = clip(name, 100);
                 return Err(invalid(Some(&name), format!("there is no parameter {name:?} here: they are page, size, status and before")));
             }
         }
@@ -228,12 +228,8 @@ fn number(name: &str, value: &str, largest: u32) -> Result<u32, InvalidRequest> 
     let number = value.parse::<u32>().ok().filter(|number| (1..=largest).contains(number));
     number.ok_or_else(|| {
         let bound = if largest == u32::MAX { "1 or more".to_owned() } else { format!("1 to {largest}") };
-        invalid(Some(name), format!("{name} is {:?}: write a whole number, {bound}", shortened(value)))
+        invalid(Some(name), format!("{name} is {:?}: write a whole number, {bound}", clip(value, 100)))
     })
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().take(100).collect()
 }
 
 fn invalid(param: Option<&str>, message: String) -> InvalidRequest {

@@ -50,6 +50,8 @@ pub struct InvalidRequest {
 pub struct CallContext {
     /// The request id, sent on to the provider as `x-request-id`.
     pub request_id: String,
+    /// When the call came in: the configured deadline runs from here, so that reading a body counts.
+    pub arrived: Instant,
     /// The caller's deadline, made once at the door; the router can only shorten it.
     pub deadline: Option<Instant>,
     /// The same for every attempt; sent as `Idempotency-Key`.
@@ -142,7 +144,9 @@ pub enum Cause {
     ServerError,
     /// 401 or 403 from the provider: our key is bad, not the client's.
     ProviderAuth,
-    /// The provider refuses the request itself: 400, 404, 413, 422 and other 4xx.
+    /// 404, 405 or 410 from the provider: the URL or the model's name there is wrong, and both are the operator's.
+    NotFound,
+    /// The provider refuses the request itself: 400, 413, 422 and other 4xx.
     Rejected,
     /// 200 with what is not an answer: HTML, broken JSON, empty, no choices, wrong content type.
     BadResponse,

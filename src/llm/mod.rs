@@ -1,6 +1,7 @@
 //! The LLM path: from a neutral request to the candidate that serves it.
 
 pub mod chat;
+pub(crate) mod content;
 pub mod framing;
 pub mod provider;
 mod request;

@@ -12,6 +12,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::llm::chat::{ChatRequest, InvalidRequest, Mode};
+use crate::llm::content::clip;
 
 /// Characters of a value that an error shows.
 const SHOWN: usize = 60;
@@ -162,8 +163,8 @@ fn messages(fields: &IndexMap<String, Box<RawValue>>) -> Result<(), InvalidReque
         if !value.get().starts_with('{') {
             return Err(wrong(&at, "an object with a role and a content", value.get()));
         }
-        let message: Message<'_> =
-            serde_json::from_str(value.get()).map_err(|error| invalid(Some(&at), format!("Invalid value for '{at}': {error}.")))?;
+        let message: Message<'_> = serde_json::from_str(value.get())
+            .map_err(|error| invalid(Some(&at), format!("Invalid value for '{at}': {}.", clip(&error.to_string(), 2 * SHOWN))))?;
         match message.role.map(|role| (role.get(), serde_json::from_str::<String>(role.get()))) {
             Some((_, Ok(role))) if !role.is_empty() => {}
             Some((role, _)) => return Err(wrong(&format!("{at}.role"), "a role such as 'user'", role)),
@@ -289,14 +290,9 @@ fn invalid(param: Option<&str>, message: String) -> InvalidRequest {
     InvalidRequest { message, param: param.map(shown) }
 }
 
-/// The start of a value of any length, on one line.
+/// As much of a value as is told.
 fn shown(value: &str) -> String {
-    let mut chars = value.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut start: String = chars.by_ref().take(SHOWN).collect();
-    if chars.next().is_some() {
-        start.push('…');
-    }
-    start
+    clip(value, SHOWN)
 }
 
 fn raw(value: &Value) -> Box<RawValue> {

@@ -3,10 +3,12 @@
 //! Candidates one after the other ([`Router::chat`]), attempts at one of them with back-off (`candidate`), one attempt with
 //! its breaker, bulkhead and time-outs (`attempt`), and the stream with its commit point (`stream`). What a failure leads to
 //! is decided in one table (`policy`), and the cause that the client is told in one function (`verdict`).
-//! No task is spawned and nothing is queued: dropping the future, or the stream, ends everything that runs for it.
+//! Nothing is queued, and no task runs for a request: dropping the future, or the stream, ends everything that does. One task reads
+//! what a provider sends behind the end of its stream (`endings`), bounded, so that the connection can be used again.
 
 mod attempt;
 mod candidate;
+mod endings;
 mod policy;
 mod stream;
 mod verdict;
@@ -88,7 +90,7 @@ impl Router {
             for (position, configured) in model.candidates.iter().enumerate() {
                 let Some(provider) = providers.get(configured.provider.as_str()) else { continue };
                 let candidate = Candidate { provider: configured.provider.clone(), model: configured.model.clone() };
-                let breaker = breakers.entry(candidate.clone()).or_insert_with(|| observed_breaker(config, &candidate, &metrics));
+                let breaker = breakers.entry(candidate.clone()).or_insert_with(|| logged_breaker(config, &candidate));
                 let later = model.candidates.len() - 1 - position;
                 lanes.push(Arc::new(Lane {
                     least_fair_time: configured.timeouts.first_token.min(deadline::share_of(model.total, model.reserve, later)),
@@ -97,6 +99,7 @@ impl Router {
                     timeouts: configured.timeouts,
                     retry: config.retry,
                     random,
+                    later,
                     metrics: Arc::clone(&metrics),
                     candidate,
                 }));
@@ -117,8 +120,8 @@ impl Router {
         let Some(route) = self.routes.get(&request.model) else {
             return Err(RouterError::UnknownModel(request.model));
         };
-        let deadline = deadline::overall(Instant::now(), route.model.total, context.deadline);
-        let call = Call { request: &request, context: &context, deadline };
+        let (deadline, set_by) = deadline::overall(context.arrived, route.model.total, context.deadline);
+        let call = Call { request: &request, context: &context, deadline, set_by };
         let mut attempts = Vec::new();
         for (position, lane) in route.lanes.iter().enumerate() {
             let now = Instant::now();
@@ -149,13 +152,7 @@ impl Router {
     }
 }
 
-fn observed_breaker(config: &Config, candidate: &Candidate, metrics: &Arc<Metrics>) -> Arc<Breaker> {
-    let (candidate, metrics) = (candidate.clone(), Arc::clone(metrics));
-    Breaker::new(
-        config.breaker,
-        Box::new(move |state| {
-            tracing::info!(provider = candidate.provider, model = candidate.model, ?state, "breaker");
-            metrics.breaker(&candidate, state);
-        }),
-    )
+fn logged_breaker(config: &Config, candidate: &Candidate) -> Arc<Breaker> {
+    let candidate = candidate.clone();
+    Breaker::new(config.breaker, Box::new(move |state| tracing::info!(provider = candidate.provider, model = candidate.model, ?state, "breaker")))
 }

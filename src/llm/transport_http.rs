@@ -95,6 +95,7 @@ struct HttpTransport {
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError> {
+        let request_id = request.headers.get("x-request-id").cloned();
         let mut head = http::Request::new(request.body);
         *head.method_mut() = http::Method::POST;
         *head.uri_mut() = request.url;
@@ -104,7 +105,7 @@ impl Transport for HttpTransport {
         let answer = answer.map_err(|error| {
             let error = before_the_answer(&error, request.connect_timeout);
             // what clients are told leaves the reason out: a name that does not resolve, a certificate that is not trusted
-            tracing::debug!(provider = self.provider, %error, "no answer");
+            tracing::info!(request_id = request_id.as_ref().and_then(|id| id.to_str().ok()), provider = self.provider, %error, "no answer");
             error
         })?;
         let status = answer.status();

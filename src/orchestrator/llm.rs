@@ -74,6 +74,7 @@ fn class(cause: LlmCause) -> Cause {
         | LlmCause::Overloaded
         | LlmCause::ServerError
         | LlmCause::ProviderAuth
+        | LlmCause::NotFound
         | LlmCause::Rejected
         | LlmCause::Truncated
         | LlmCause::Oversized

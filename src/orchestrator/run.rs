@@ -216,6 +216,7 @@ impl Query<'_> {
         let request = A::prompt(input).request(A::STEP, alias);
         let context = CallContext {
             request_id: self.ask.request_id.clone(),
+            arrived: Instant::now(),
             deadline: Some(until),
             idempotency_key: format!("{}-{}", self.id, A::STEP.name()),
             traceparent: self.ask.traceparent.clone(),

@@ -1,7 +1,8 @@
 //! The circuit breaker of one provider and model.
 //!
 //! Closed: everything passes; so many failures in a row open it. Open: nothing passes until the cool-down is over. Half-open:
-//! a few probes pass at once; the first that succeeds closes it, the first that fails opens it again.
+//! a few probes pass at once; the first that succeeds closes it, the first that fails opens it again. A stream has succeeded as
+//! a probe with its first good content ([`Pass::committed`]): nobody waits for its end, and a later break is a failure like any other.
 //!
 //! It cannot be wedged: a pass that is dropped without a verdict (its client left, or the request itself was wrong) gives its
 //! probe's place back and counts for nothing. A verdict that comes after the state has changed since its pass was given
@@ -125,6 +126,16 @@ impl Breaker {
         }
     }
 
+    /// Closes a half-open breaker; the generation that the pass is of from now on.
+    fn proved(&self, generation: u64) -> u64 {
+        let mut inner = self.lock();
+        if inner.generation == generation && matches!(inner.state, State::HalfOpen { .. }) {
+            self.change(&mut inner, State::Closed { failures: 0 });
+            return inner.generation;
+        }
+        generation
+    }
+
     fn failed(&self, generation: u64, asked: Option<Duration>) {
         let mut inner = self.lock();
         let asked = asked.map(|asked| Instant::now() + asked.min(LONGEST_ASKED));
@@ -181,6 +192,12 @@ impl fmt::Debug for Breaker {
 }
 
 impl Pass {
+    /// The attempt has begun well and goes on: a probe has succeeded with that, and its pass is an ordinary one from now on. For
+    /// any other pass only the end counts: a provider whose streams all break would else never fail in a row.
+    pub fn committed(&mut self) {
+        self.generation = self.breaker.proved(self.generation);
+    }
+
     /// The attempt ended well.
     pub fn success(self) {
         self.breaker.succeeded(self.generation);
@@ -245,6 +262,27 @@ mod tests {
         assert_eq!(breaker.state(), BreakerState::Closed);
         third.failure(None);
         assert_eq!(breaker.state(), BreakerState::Closed, "a late verdict of a probe has no say any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_has_begun_well_closes_it_and_its_break_is_an_ordinary_failure() {
+        let breaker = breaker(2, 10, 1);
+        (0..2).for_each(|_| fail(&breaker));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let mut probe = breaker.try_pass().unwrap();
+        probe.committed();
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        fail(&breaker);
+        let mut stream = breaker.try_pass().unwrap();
+        stream.committed();
+        probe.failure(None);
+        assert_eq!(breaker.state(), BreakerState::Open, "the commit of an ordinary pass does not start the count again");
+        drop(stream);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let late = breaker.try_pass().unwrap();
+        assert!(breaker.try_pass().is_err(), "one probe, and a place given back once");
+        drop(late);
+        assert!(breaker.try_pass().is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,10 +8,7 @@ use tokio::time::Instant;
 
 use super::deadline;
 
-/// Waiters for each place: beyond that a request is refused at once.
-const QUEUE_FACTOR: usize = 2;
-
-/// At most `limit` at once; up to twice as many wait, in the order of their coming.
+/// So many at once; so many more wait, in the order of their coming; others are refused at once.
 #[derive(Debug)]
 pub struct Bulkhead {
     places: Arc<Semaphore>,
@@ -35,10 +32,10 @@ pub enum NoPlace {
 }
 
 impl Bulkhead {
-    /// A bulkhead of `limit` places (at least one).
-    pub fn new(limit: u32) -> Self {
+    /// A bulkhead of `limit` places (at least one), with a queue for so many.
+    pub fn new(limit: u32, queue: u32) -> Self {
         let limit = usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS).clamp(1, Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(limit)), waiting: AtomicUsize::new(0), queue: limit.saturating_mul(QUEUE_FACTOR) }
+        Self { places: Arc::new(Semaphore::new(limit)), waiting: AtomicUsize::new(0), queue: usize::try_from(queue).unwrap_or(usize::MAX) }
     }
 
     /// Waits for a place until `until`. First come, first served.
@@ -92,7 +89,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn holds_its_limit_and_gives_places_back() {
-        let bulkhead = Bulkhead::new(2);
+        let bulkhead = Bulkhead::new(2, 4);
         let first = bulkhead.enter(soon()).await.unwrap();
         let _second = bulkhead.enter(soon()).await.unwrap();
         assert_eq!(bulkhead.enter(soon()).await.unwrap_err(), NoPlace::TimedOut);
@@ -102,7 +99,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn its_queue_is_bounded_and_a_waiter_that_leaves_makes_room() {
-        let bulkhead = Bulkhead::new(1);
+        let bulkhead = Bulkhead::new(1, 2);
         let place = bulkhead.enter(soon()).await.unwrap();
         let mut first = Box::pin(bulkhead.enter(soon()));
         let mut second = Box::pin(bulkhead.enter(soon()));

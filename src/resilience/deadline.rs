@@ -23,10 +23,22 @@ pub fn point(from: Instant, after: Duration) -> Instant {
     from.checked_add(after.min(FOREVER)).unwrap_or(from)
 }
 
-/// The one deadline of a request: `total` from `now`, or the caller's own if that comes first.
-pub fn overall(now: Instant, total: Duration, caller: Option<Instant>) -> Instant {
-    let configured = point(now, total);
-    caller.map_or(configured, |caller| caller.min(configured))
+/// Who set a request's deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetBy {
+    /// The configuration.
+    Configuration,
+    /// The caller, who wanted less than is configured: its passing says nothing about a provider.
+    Caller,
+}
+
+/// The one deadline of a request, and who set it: `total` from when it arrived, or the caller's own if that comes first.
+pub fn overall(arrived: Instant, total: Duration, caller: Option<Instant>) -> (Instant, SetBy) {
+    let configured = point(arrived, total);
+    match caller {
+        Some(caller) if caller < configured => (caller, SetBy::Caller),
+        _ => (configured, SetBy::Configuration),
+    }
 }
 
 /// Until when a candidate may run that has `later` candidates behind it. See the module's head for the formula.
@@ -79,9 +91,9 @@ mod tests {
     async fn the_callers_deadline_only_shortens() {
         let now = Instant::now();
         let total = Duration::from_secs(10);
-        assert_eq!(overall(now, total, None), now + total);
-        assert_eq!(overall(now, total, Some(now + Duration::from_secs(3))), now + Duration::from_secs(3));
-        assert_eq!(overall(now, total, Some(now + Duration::from_secs(30))), now + total);
+        assert_eq!(overall(now, total, None), (now + total, SetBy::Configuration));
+        assert_eq!(overall(now, total, Some(now + Duration::from_secs(3))), (now + Duration::from_secs(3), SetBy::Caller));
+        assert_eq!(overall(now, total, Some(now + Duration::from_secs(30))), (now + total, SetBy::Configuration));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,11 +1,15 @@
 //! Keys: refused before any provider is asked, known without the database, and never passed on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::client::{Client, get, question};
+use gauntlet::Gateway;
+use gauntlet::config::Config;
+
+use super::client::{Client, ask, get, question};
 use super::gateway::{start, start_over};
 use super::memory::MemoryStore;
-use super::provider::COMPLETION;
+use super::provider::{COMPLETION, Provider};
 
 async fn ask_with(address: std::net::SocketAddr, key: &str) -> Client {
     let mut client = Client::connect(address).await;
@@ -102,5 +106,31 @@ async fn a_key_in_the_store_shuts_the_door_unless_the_configuration_opens_it() {
     ] {
         let gateway = start_over(further, store).await;
         assert_eq!(get(gateway.address, "/v1/models").await.status, status, "{further}");
+    }
+}
+
+/// ERR-04: user and password of a provider's URL are sent with calls and probes, and are in no answer.
+#[tokio::test]
+async fn user_and_password_of_a_providers_url_are_sent_and_never_told() {
+    let provider = Provider::start().await;
+    let base_url = provider.base_url.replace("http://", "http://user:canary@");
+    let text = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[retry]\nmax_attempts = 1\n[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"{base_url}\"\n[[models]]\nalias = \"solo\"\ncandidates = [{{ provider = \"p1\", model = \"m\" }}]\n"
+    );
+    let gateway = Gateway::start_with(Config::from_toml(&text).unwrap(), Arc::new(MemoryStore::default())).await.unwrap();
+    let basic = "authorization: basic dxnlcjpjyw5hcnk=";
+    let mut client = ask(gateway.addr, "plain").await;
+    let exchange = provider.next().await;
+    assert!(exchange.head.contains(basic), "{}", exchange.head);
+    exchange.json(401, r#"{"error":{"message":"user:canary (dXNlcjpjYW5hcnk=) is not known"}}"#).await;
+    let told = client.response().await;
+    let asked = tokio::spawn(get(gateway.addr, "/health"));
+    let probe = provider.next().await;
+    assert!(probe.head.contains(basic), "{}", probe.head);
+    probe.json(200, "{}").await;
+    let health = asked.await.unwrap();
+    assert_eq!((told.status, health.json()["status"].as_str()), (502, Some("ok")));
+    for text in [told.body, health.body] {
+        assert!(!text.contains("canary") && !text.contains("dXNlcjpjYW5hcnk"), "{text}");
     }
 }

@@ -138,3 +138,31 @@ async fn a_failure_lists_its_attempts_without_secrets() {
     );
     assert!(!response.body.contains("sk-canary"), "{}", response.body);
 }
+
+/// The end of a chunked body often comes in a segment of its own, behind `[DONE]`. The client does not wait for it, and the
+/// connection is used again.
+#[tokio::test]
+async fn streams_in_turn_use_one_connection_to_the_provider() {
+    let gateway = start("").await;
+    let mut client = ask(gateway.address, "stream").await;
+    let mut exchange = gateway.provider.next().await;
+    for round in 0..2 {
+        if round > 0 {
+            client.post("/v1/chat/completions", "", &question("stream")).await;
+            // would wait for ever if another connection had been made
+            exchange = exchange.again().await;
+        }
+        exchange.send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        let finish =
+            r#"{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+        for data in [&chunk("one"), finish, "[DONE]"] {
+            let event = format!("data: {data}\n\n");
+            exchange.send(&format!("{:x}\r\n{event}\r\n", event.len())).await;
+        }
+        let response = client.response().await;
+        assert!(response.body.ends_with("data: [DONE]\n\n"), "the whole answer, while the provider holds its last bytes");
+        exchange.send("0\r\n\r\n").await;
+        // the gateway reads them before the next request comes
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}

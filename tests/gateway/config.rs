@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use gauntlet::config::{Config, Loaded, Timeouts};
 
+use secrecy::ExposeSecret;
+
 use super::snapshots::settings;
 
 const P1: &str = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n";
@@ -33,9 +35,13 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         "[[providers]]\nname = \"p1\"",
         "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key = \"canary\\n\"",
         "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key_env = \"NOT_SET\"",
+        "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://u:canary@h/v1\"\napi_key = \"canary\"",
         "providers = 1",
         "[timeouts]\ntotal_ms = 1000\nidle_ms = 2000",
+        "[timeouts]\nconnect_ms = 3000\nfirst_token_ms = 2000",
+        "[timeouts]\nconnect_ms = 61000",
         "[retry]\nbase_ms = 100\nmax_ms = 50",
+        "[timeouts]\ntotal_ms = 1000\n[retry]\nbase_ms = 1000",
         "[retry]\njitter = 1.5",
         "[orchestrator]\ndeadline_ms = 1000\n[orchestrator.steps.synthesis]\ncap_ms = 2000",
         "[orchestrator.steps.review]\ncap_ms = 100\nminimum_ms = 200",
@@ -49,6 +55,7 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         format!("{P1}{}", SOLO.replace("provider = \"p1\"", "provider = \"p2\"")),
         format!("{P1}[[models]]\nalias = \"solo\"\n"),
         format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 1000\nfirst_token_ms = 1500\n"),
+        format!("{P1}[providers.timeouts]\nconnect_ms = 500\n{SOLO}[models.timeouts]\nfirst_token_ms = 400\n"),
         format!("{P1}[providers.timeouts]\nidle_ms = 5000\n{SOLO}[models.timeouts]\ntotal_ms = 1000\n"),
         format!(
             "{P1}{}[models.timeouts]\ntotal_ms = 1000\nreserve_ms = 500\n",
@@ -103,6 +110,46 @@ fn the_environment_overrides_by_name_and_by_index() {
     assert_eq!(config.retry.jitter.to_bits(), 0.0_f64.to_bits());
 }
 
+/// The printed text is a file that says the same: two keys of one tenant, two candidates at one provider, a name with a dot.
+#[test]
+fn what_is_printed_can_be_started_from() {
+    let key = |digit: &str| format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", digit.repeat(64));
+    let text = format!(
+        "[store]\nurl = \"postgres://u:canary@h/db\"\n{}{}{P1}max_in_flight = 7\n[[models]]\nalias = \"llama3.2\"\ncandidates = [{{ provider = \"p1\", model = \"x\" }}, {{ provider = \"p1\", model = \"y\" }}]\n[models.timeouts]\ntotal_ms = 900\n[[models]]\nalias = \"{}\"\ncandidates = [{{ provider = \"p1\", model = \"x\" }}]\n",
+        key("0"),
+        key("1"),
+        "é".repeat(200)
+    );
+    let loaded = Loaded::from_text(&text, "gauntlet.toml", Vec::new()).unwrap();
+    let printed = loaded.print();
+    assert!(!printed.contains("canary"), "{printed}");
+    assert!(printed.contains("\n# url = \"postgres://[redacted]@h/db\"\n"), "{printed}");
+    let again = Loaded::from_text(&printed, "printed", Vec::new()).unwrap_or_else(|error| panic!("{error}\n{printed}"));
+    let said = |config: &Config| format!("{:?} {:?} {:?} {:?}", config.auth, config.providers, config.models, config.orchestrator);
+    assert_eq!(said(&again.config), said(&loaded.config));
+    assert_eq!(again.print().replace("url = \"sqlite://gauntlet.db\"", "# url = \"postgres://[redacted]@h/db\""), printed);
+
+    // defaults give way to short times, and what is printed of them is within its own bounds
+    let short = Loaded::from_text(&format!("[timeouts]\ntotal_ms = 100\nfirst_token_ms = 50\n{P1}{SOLO}"), "gauntlet.toml", Vec::new()).unwrap();
+    let again = Loaded::from_text(&short.print(), "printed", Vec::new()).unwrap();
+    assert_eq!(
+        (again.config.retry.base, again.config.models["solo"].candidates[0].timeouts.connect),
+        (Duration::from_millis(50), Duration::from_millis(50))
+    );
+
+    // each variable that is named overrides the key below it, and no other
+    for (variable, value, read) in
+        [("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__P1__MODEL", "z", 0), ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__1__MODEL", "z", 1)]
+    {
+        assert!(printed.contains(variable), "{variable} in\n{printed}");
+        let config = Loaded::from_text(&text, "gauntlet.toml", vec![(variable.into(), value.into())]).unwrap().config;
+        assert_eq!(config.models["llama3.2"].candidates[read].model, "z");
+    }
+    for variable in ["GAUNTLET_AUTH__KEYS__A__SHA256", "GAUNTLET_AUTH__KEYS__1__SHA256", "GAUNTLET_MODELS__1__ALIAS"] {
+        assert!(printed.contains(variable), "{variable} in\n{printed}");
+    }
+}
+
 #[test]
 fn model_goes_over_provider_and_provider_over_default() {
     let text = format!(
@@ -119,6 +166,35 @@ fn a_default_gives_way_to_a_models_shorter_deadline() {
     let model = &Config::from_toml(&format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 80\n")).unwrap().models["solo"];
     let ms = Duration::from_millis;
     assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(80), first_token: ms(80), idle: ms(80) });
+}
+
+#[test]
+fn the_environment_appends_elements_in_the_order_of_their_indexes() {
+    let variable = |index: usize, key: &str, value: String| (format!("GAUNTLET_AUTH__KEYS__{index}__{key}"), value);
+    let environment = (0..12).flat_map(|index| [variable(index, "TENANT", format!("t{index}")), variable(index, "SHA256", format!("{index:064x}"))]);
+    let keys = Loaded::from_text("", "gauntlet.toml", environment.collect()).unwrap().config.auth.keys;
+    assert!(keys.iter().enumerate().all(|(index, key)| key.tenant == format!("t{index}")) && keys.len() == 12, "{keys:?}");
+}
+
+#[test]
+fn a_user_and_password_are_taken_out_of_the_url() {
+    let read = |url: &str| Config::from_toml(&P1.replace("http://127.0.0.1:1/v1", url)).unwrap().providers["p1"].clone();
+    for (url, base_url, user) in [
+        ("http://h/v1", "http://h/v1", None),
+        ("http://us:p%40ss@h:8/v1/", "http://h:8/v1", Some("us:p@ss")),
+        ("https://token@h", "https://h/", Some("token:")),
+    ] {
+        let provider = read(url);
+        assert_eq!((provider.base_url.to_string().as_str(), provider.user.as_ref().map(ExposeSecret::expose_secret)), (base_url, user), "{url}");
+    }
+}
+
+/// PARA-02: what one stalled provider holds leaves room for the others.
+#[test]
+fn one_provider_cannot_take_every_place_at_the_door() {
+    let config = Config::from_toml(&format!("{P1}{SOLO}")).unwrap();
+    let p1 = &config.providers["p1"];
+    assert!(p1.max_in_flight + p1.queue < config.server.max_in_flight);
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::future::join_all;
 use gauntlet::Gateway;
 use gauntlet::config::Config;
 
-use super::client::get;
+use super::client::{ask, get};
 use super::gateway::{start, toml};
 use super::memory::MemoryStore;
 use super::provider::Provider;
@@ -57,4 +58,32 @@ async fn a_storm_of_calls_costs_one_probe() {
     let answers = join_all((0..40).map(|_| get(gateway.address, "/health/ready"))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
     assert_eq!(gateway.store.pings.load(Ordering::SeqCst), 1);
+}
+
+/// BRKR-06: health and metrics tell one state, also where a breaker has changed by time alone.
+#[tokio::test]
+async fn health_and_metrics_agree_about_a_breaker() {
+    let gateway = start("[server]\nhealth_cache_ms = 0\n[breaker]\nfailure_threshold = 1\ncool_down_ms = 100\n[retry]\nmax_attempts = 1\n").await;
+    let mut client = ask(gateway.address, "plain").await;
+    gateway.provider.next().await.json(500, "{}").await;
+    assert_eq!(client.response().await.status, 502);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let asked = tokio::spawn(get(gateway.address, "/health"));
+    gateway.provider.next().await.json(200, "{}").await;
+    let health = asked.await.unwrap();
+    assert!(health.body.contains("half_open"), "{}", health.body);
+    let metrics = get(gateway.address, "/metrics").await.body;
+    let line = metrics.lines().find(|line| line.starts_with("gauntlet_breaker_state{"));
+    assert!(line.is_some_and(|line| line.ends_with("} 1")), "{line:?}");
+}
+
+/// Not every provider has a list of models; whoever answers is there.
+#[tokio::test]
+async fn a_provider_that_answers_is_up_unless_it_tells_of_trouble() {
+    let gateway = start("[server]\nhealth_cache_ms = 0\n").await;
+    for (status, told) in [(200, "ok"), (404, "ok"), (405, "ok"), (429, "ok"), (401, "degraded"), (403, "degraded"), (500, "degraded")] {
+        let asked = tokio::spawn(get(gateway.address, "/health"));
+        gateway.provider.next().await.json(status, "{}").await;
+        assert_eq!(asked.await.unwrap().json()["status"].as_str(), Some(told), "{status}");
+    }
 }

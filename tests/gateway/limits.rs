@@ -109,6 +109,7 @@ async fn what_is_no_request_gets_the_right_4xx_in_the_same_envelope() {
         (post("/v1/chat/completions", "content-type: text/plain\r\n", question("plain")), 415, "unsupported_media_type"),
         (post("/v1/completions", json, "{}".into()), 404, "route_not_found"),
         ("GET /v1/chat/completions HTTP/1.1\r\nhost: g\r\n\r\n".into(), 405, "method_not_allowed"),
+        ("GET /v1/models/%FF HTTP/1.1\r\nhost: g\r\n\r\n".into(), 404, "model_not_found"),
         ("GET /v1/models/none HTTP/1.1\r\nhost: g\r\n\r\n".into(), 404, "model_not_found"),
     ];
     for (request, status, code) in cases {
@@ -120,4 +121,18 @@ async fn what_is_no_request_gets_the_right_4xx_in_the_same_envelope() {
         assert!(response.json()["error"]["message"].is_string() && response.json()["error"]["type"] == "invalid_request_error");
         assert_eq!(response.header("allow").is_some(), status == 405);
     }
+}
+
+#[tokio::test]
+async fn the_time_that_a_body_takes_is_part_of_the_deadline() {
+    let gateway = start("[timeouts]\ntotal_ms = 200\n").await;
+    let mut client = Client::connect(gateway.address).await;
+    let body = question("plain");
+    client
+        .send(&format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len()))
+        .await;
+    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    client.send(&body).await;
+    let response = client.response().await;
+    assert_eq!((response.status, response.code().as_str(), response.header("x-gauntlet-attempts")), (504, "deadline_exceeded", Some("0")));
 }

@@ -21,8 +21,19 @@ impl Provider {
     }
 
     pub async fn next(&self) -> Exchange {
-        let (mut stream, _) = self.listener.accept().await.unwrap();
+        let (stream, _) = self.listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Exchange::read(stream).await
+    }
+}
+
+impl Exchange {
+    /// The next request on the same connection.
+    pub async fn again(self) -> Self {
+        Self::read(self.stream).await
+    }
+
+    async fn read(mut stream: TcpStream) -> Self {
         let mut read = Vec::new();
         loop {
             if let Some(end) = find(&read, b"\r\n\r\n") {
@@ -32,14 +43,12 @@ impl Provider {
                 while body.len() < length {
                     assert_ne!(stream.read_buf(&mut body).await.unwrap(), 0, "the gateway cut its request short");
                 }
-                return Exchange { head, stream };
+                return Self { head, stream };
             }
             assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the gateway cut its request short");
         }
     }
-}
 
-impl Exchange {
     pub async fn send(&mut self, bytes: &str) {
         self.stream.write_all(bytes.as_bytes()).await.unwrap();
     }

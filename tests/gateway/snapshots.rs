@@ -21,7 +21,7 @@ pub fn settings() -> insta::Settings {
     settings
 }
 
-const CAUSES: [Cause; 19] = [
+const CAUSES: [Cause; 20] = [
     Cause::Refused,
     Cause::Reset,
     Cause::ConnectTimeout,
@@ -33,6 +33,7 @@ const CAUSES: [Cause; 19] = [
     Cause::Overloaded,
     Cause::ServerError,
     Cause::ProviderAuth,
+    Cause::NotFound,
     Cause::Rejected,
     Cause::BadResponse,
     Cause::Truncated,
@@ -78,7 +79,7 @@ fn is_in_the_table(error: &ApiError) {
 fn err_01_the_whole_table() {
     let mut lines: Vec<String> =
         CAUSES.iter().map(|cause| line(&format!("{cause:?}"), &failure(*cause, None, ErrorDetail::default(), None).problem())).collect();
-    for status in [400, 401, 403, 404, 407, 408, 413, 422, 451] {
+    for status in [400, 401, 403, 407, 408, 413, 422, 451] {
         lines.push(line(&format!("Rejected by {status}"), &failure(Cause::Rejected, Some(status), ErrorDetail::default(), None).problem()));
     }
     let theirs = ErrorDetail { kind: Some("their_type".into()), code: Some("their_code".into()), param: Some("their_param".into()) };

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "shared by several test programs, each using a part")]
 
+pub mod rules;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -261,6 +263,8 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
                 base_url: "http://provider.invalid/v1".parse().unwrap(),
                 api_key: Some(SecretString::from("sk-scripted")),
                 max_in_flight: 64,
+                queue: 16,
+                user: None,
             };
             (name.clone(), provider)
         })
@@ -304,7 +308,7 @@ pub fn request(stream: bool) -> ChatRequest {
 
 /// The context of a call, with a caller's deadline or without.
 pub fn context(deadline: Option<Instant>) -> CallContext {
-    CallContext { request_id: "r-1".into(), deadline, idempotency_key: "k-1".into(), traceparent: None }
+    CallContext { request_id: "r-1".into(), arrived: Instant::now(), deadline, idempotency_key: "k-1".into(), traceparent: None }
 }
 
 /// What a client would have got.

@@ -37,7 +37,7 @@ pub enum Invariant {
     GoodAnswerServed,
     /// 400, 401, 403, 404, 413 and 422 are not tried again at the same candidate.
     NoUselessRetry,
-    /// What a provider rejects as wrong (400, 404, 413, 422) goes nowhere else.
+    /// What a provider rejects as wrong (400, 413, 422) goes nowhere else; a 404 may, since URL and model name are the operator's.
     NoFallbackOfRejected,
     /// As long as there is time, every candidate is asked before an error is told.
     NobodyForgotten,
@@ -329,5 +329,5 @@ impl View<'_> {
 }
 
 fn is_rejection(action: Action) -> bool {
-    matches!(action, Action::Status { status: 400 | 404 | 413 | 422, .. })
+    matches!(action, Action::Status { status: 400 | 413 | 422, .. })
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
@@ -23,6 +24,31 @@ pub(super) struct Endpoint {
     pub(super) key: Option<SecretString>,
 }
 
+/// What a provider is shown with every request, probes included: its key, or the user and password of its URL.
+///
+/// # Errors
+/// A sentence without the key, if no header can carry it.
+pub(crate) fn authorization(provider: &ProviderConfig) -> Result<Option<HeaderValue>, String> {
+    let shown = match (&provider.api_key, &provider.user) {
+        (Some(key), _) => format!("Bearer {}", key.expose_secret().trim()),
+        (None, Some(user)) => format!("Basic {}", BASE64_STANDARD.encode(user.expose_secret())),
+        (None, None) => return Ok(None),
+    };
+    let mut value = HeaderValue::from_str(&shown)
+        .map_err(|_| format!("The api_key of provider '{}' holds characters that a header cannot carry.", provider.name))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// What must not be passed on of what the provider says: our key, or the password.
+fn secret(provider: &ProviderConfig) -> Option<SecretString> {
+    let password = || {
+        let user = provider.user.as_ref()?.expose_secret();
+        user.split_once(':').map(|(user, password)| if password.is_empty() { user } else { password }.into())
+    };
+    provider.api_key.clone().or_else(password)
+}
+
 impl Endpoint {
     /// The provider's base URL with `path` after its own path; a query stays.
     pub(super) fn new(provider: &ProviderConfig, path: &str) -> Self {
@@ -37,13 +63,7 @@ impl Endpoint {
                 Uri::from_parts(parts).map_err(http::Error::from)
             })
             .map_err(|error| format!("The base_url of provider '{}' is not an absolute URL: {error}.", provider.name));
-        let authorization = provider.api_key.as_ref().map(|key| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim()))
-                .map_err(|_| format!("The api_key of provider '{}' holds characters that a header cannot carry.", provider.name))?;
-            value.set_sensitive(true);
-            Ok(value)
-        });
-        Self { url, authorization: authorization.transpose(), key: provider.api_key.clone() }
+        Self { url, authorization: authorization(provider), key: secret(provider) }
     }
 
     /// A POST of this body, with the key and the context; nothing else of the client's headers.

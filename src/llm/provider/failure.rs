@@ -3,11 +3,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::{HeaderMap, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
 use crate::llm::chat::{AttemptError, Cause, ErrorDetail};
+use crate::llm::content::{clip, media_type};
 use crate::llm::framing::FrameError;
 
 /// Characters of a provider's message that are passed on.
@@ -34,16 +38,38 @@ pub(super) fn from_answer(status: StatusCode, headers: &HeaderMap, body: &[u8], 
     AttemptError { cause, message, status: Some(status.as_u16()), retry_after: retry_after(headers, SystemTime::now()), detail: told.detail }
 }
 
-/// An error object inside a 200: `error` as an object, a string, or anything else that is not nothing.
+/// An error object inside a 200: `error` as an object, a string, or anything else that is not nothing. One that names a 4xx is what
+/// that status is: the request stays wrong, however often it is sent.
 pub(super) fn in_band(error: &str, key: Option<&SecretString>) -> AttemptError {
     let told = Told::read_text(error, key);
+    let status = told_status(&told.detail);
+    let cause = status.map_or(Cause::InBand, |status| cause_of(status, &told.detail));
     let message = told.message.unwrap_or_else(|| "The provider reported an error inside its answer.".to_owned());
-    AttemptError { detail: told.detail, ..AttemptError::new(Cause::InBand, message) }
+    AttemptError { status: status.map(|status| status.as_u16()), detail: told.detail, ..AttemptError::new(cause, message) }
+}
+
+/// The 4xx that an error object stands for: its code, or the one that goes with OpenAI's type and code of a wrong request.
+fn told_status(detail: &ErrorDetail) -> Option<StatusCode> {
+    let code = detail.code.as_deref();
+    let status = match (code.and_then(|code| code.parse().ok()), detail.kind.as_deref(), code) {
+        (Some(status), ..) => status,
+        (None, Some("invalid_request_error"), Some("invalid_api_key")) => 401,
+        (None, Some("invalid_request_error"), Some("model_not_found")) => 404,
+        (None, Some("invalid_request_error"), _) => 400,
+        _ => return None,
+    };
+    StatusCode::from_u16(status).ok().filter(StatusCode::is_client_error)
 }
 
 /// An answer that is none.
 pub(super) fn bad_response(message: impl Into<String>) -> AttemptError {
     AttemptError::new(Cause::BadResponse, message)
+}
+
+/// An answer that is none, with the place where that shows. serde's own words would hold the value that stands there: an answer's
+/// text, whole, with whatever secret is in it.
+pub(super) fn not_json_of(what: &str, error: &serde_json::Error) -> AttemptError {
+    bad_response(format!("{what} (line {}, column {}).", error.line(), error.column()))
 }
 
 /// A request that the protocol cannot tell, with the field to blame.
@@ -80,14 +106,8 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), AttemptError> {
     }
 }
 
-/// The media type of an answer, lower case and without parameters; empty where none is told.
-pub(super) fn media_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
 /// THE table from a provider's status to a cause. 408, 409, 421, 424, 425 and 499 are the provider's trouble (time, conflict,
-/// generation), not the client's request, and pass by themselves.
+/// generation), not the client's request, and pass by themselves. 404, 405 and 410 speak of URL and model name, which are configured.
 fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
     let quota = [&detail.kind, &detail.code].into_iter().flatten().any(|name| QUOTA.contains(&name.as_str()));
     match status.as_u16() {
@@ -96,6 +116,7 @@ fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
         429 => Cause::RateLimited,
         401 | 403 | 407 => Cause::ProviderAuth,
         408 | 409 | 421 | 424 | 425 | 499 => Cause::ServerError,
+        404 | 405 | 410 => Cause::NotFound,
         503 | 529 => Cause::Overloaded,
         400..=499 => Cause::Rejected,
         500.. => Cause::ServerError,
@@ -192,27 +213,16 @@ fn word(value: &Value, key: Option<&SecretString>) -> Option<String> {
 }
 
 /// A provider's sentence, fit for a client: no secret, one line, bounded.
-fn clean(text: &str, key: Option<&SecretString>) -> String {
+pub(super) fn clean(text: &str, key: Option<&SecretString>) -> String {
     // in this order, so that no key is cut open at the bound
     clip(&redact(text.trim(), key), MESSAGE_LIMIT)
-}
-
-fn clip(text: &str, limit: usize) -> String {
-    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut start: String = chars.by_ref().take(limit).collect();
-    if chars.next().is_some() {
-        start.push('…');
-    }
-    start
 }
 
 /// The text without our key, without whatever looks like somebody's key, and without credentials in a URL.
 fn redact(text: &str, key: Option<&SecretString>) -> String {
     const GONE: &str = "[redacted]";
-    let text = match key.map(|key| key.expose_secret().trim()) {
-        Some(key) if !key.is_empty() => text.replace(key, GONE),
-        _ => text.to_owned(),
-    };
+    let key = key.map(|key| key.expose_secret().trim()).filter(|key| !key.is_empty());
+    let text = key.map_or_else(|| text.to_owned(), |key| text.replace(key, GONE));
     let mut out = String::with_capacity(text.len());
     let mut after_scheme = false;
     let mut rest = text.as_str();
@@ -227,7 +237,7 @@ fn redact(text: &str, key: Option<&SecretString>) -> String {
             continue;
         }
         let bare = word.trim_end_matches(['.', ':', '!', '?']);
-        if after_scheme || looks_like_key(bare) {
+        if after_scheme || looks_like_key(bare) || holds_encoded(bare, key) {
             out.push_str(GONE);
             out.push_str(&word[bare.len()..]);
         } else {
@@ -237,6 +247,15 @@ fn redact(text: &str, key: Option<&SecretString>) -> String {
         rest = tail;
     }
     out
+}
+
+const ANY_PADDING: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+
+/// Whether the word is base64 with our password inside, as HTTP Basic sends it.
+fn holds_encoded(word: &str, key: Option<&str>) -> bool {
+    let decoded = key.and_then(|key| Some((ANY_PADDING.decode(word).ok()?, key)));
+    decoded.is_some_and(|(decoded, key)| memchr::memmem::find(&decoded, key.as_bytes()).is_some())
 }
 
 /// The forms in which the field's keys come, whole or masked in the middle (`sk-ab***yz`).

@@ -15,6 +15,8 @@ mod failure;
 mod ollama;
 mod openai;
 
+pub(crate) use self::endpoint::authorization;
+
 /// The codec for a configured provider. A new protocol is one file, and one line here.
 pub fn codec(provider: &ProviderConfig) -> Arc<dyn Codec> {
     match provider.protocol {

@@ -12,6 +12,7 @@ use super::failure::{self, bad_response};
 use super::{ChunkDecoder, Codec};
 use crate::config::ProviderConfig;
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Mode};
+use crate::llm::content::media_type;
 use crate::llm::transport::UpstreamRequest;
 
 /// Ollama's protocol at one endpoint.
@@ -42,7 +43,7 @@ impl Codec for Ollama {
 
     fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
         failure::check_encoding(headers)?;
-        match failure::media_type(headers).as_str() {
+        match media_type(headers).as_str() {
             // an error that came late, and a model that ends at once, are one record as application/json
             "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/json" => {
                 let include_usage = request.mode == Mode::Stream { include_usage: true };

@@ -20,6 +20,7 @@ use super::failure::{self, bad_response};
 use super::{ChunkDecoder, Codec, Decoded};
 use crate::config::ProviderConfig;
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Mode, Usage};
+use crate::llm::content::media_type;
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::framing::sse::{SseDecoder, SseEvent};
 use crate::llm::transport::UpstreamRequest;
@@ -48,7 +49,7 @@ impl Codec for OpenAi {
         failure::check_encoding(headers)?;
         let text = object(&body)?;
         let document: Document<'_, Answered> =
-            serde_json::from_str(text).map_err(|error| bad_response(format!("The provider's answer is not a chat completion: {error}.")))?;
+            serde_json::from_str(text).map_err(|error| failure::not_json_of("The provider's answer is not a chat completion", &error))?;
         if let Some(error) = document.error() {
             return Err(failure::in_band(error, self.endpoint.key.as_ref()));
         }
@@ -66,20 +67,19 @@ impl Codec for OpenAi {
     fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
         failure::check_encoding(headers)?;
         let key = self.endpoint.key.clone();
-        match failure::media_type(headers).as_str() {
+        match media_type(headers).as_str() {
             "text/event-stream" => {
                 let include_usage = request.mode == Mode::Stream { include_usage: true };
                 Ok(Box::new(EventDecoder::new(key, include_usage, request.field("n").unwrap_or(1))))
             }
             "application/json" => Ok(Box::new(DocumentDecoder { key, body: Vec::new(), ended: false })),
             "" => Err(bad_response("The provider answered without a content type where a stream of events was asked for.")),
-            other => Err(bad_response(format!("The provider answered with '{}' where a stream of events was asked for.", clip_type(other)))),
+            other => {
+                let other = failure::clean(other, key.as_ref());
+                Err(bad_response(format!("The provider answered with '{other}' where a stream of events was asked for.")))
+            }
         }
     }
-}
-
-fn clip_type(media_type: &str) -> &str {
-    media_type.get(..60).unwrap_or(media_type)
 }
 
 /// The body as text, where it looks like one JSON object.
@@ -140,7 +140,7 @@ impl EventDecoder {
         let chunk: Document<'_, Deltas> = match serde_json::from_str(text) {
             Ok(chunk) => chunk,
             Err(error) => {
-                let error = bad_response(format!("The provider's stream holds an event that is not a chat completion chunk: {error}."));
+                let error = failure::not_json_of("The provider's stream holds an event that is not a chat completion chunk", &error);
                 return self.end(Decoded::Failed(error), out);
             }
         };

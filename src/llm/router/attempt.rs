@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use futures::stream::Fuse;
 use tokio::time::Instant;
 
 use super::candidate::{Call, Lane, Turn};
 use super::policy::{Blame, policy};
 use super::stream;
 use crate::llm::chat::{Answer, AttemptError, Cause, Completion, Mode, Usage};
+use crate::llm::content::Joined;
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
 use crate::resilience::breaker::{Pass, Refused};
 use crate::resilience::bulkhead::{NoPlace, Place};
-use crate::resilience::deadline::{self, Elapsed};
+use crate::resilience::deadline::{self, Elapsed, SetBy};
 
 /// The largest plain answer.
 const LARGEST_BODY: usize = 32 << 20;
@@ -34,13 +36,13 @@ pub(super) async fn attempt(
     ends: Instant,
     turn: Turn,
 ) -> Result<Answer, AttemptError> {
-    let admitted = Admitted::enter(lane, ends, turn).await?;
+    let admitted = Admitted::enter(lane, call.set_by, ends, turn).await?;
     match exchange(lane, call, upstream, ends, admitted.started).await {
         Ok(Exchanged::Plain(completion)) => {
-            admitted.succeeded(completion.usage);
+            admitted.served(completion.usage);
             Ok(Answer::Plain(completion))
         }
-        Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call.deadline))),
+        Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call))),
         Err(error) => {
             admitted.blame(&error);
             Err(error)
@@ -60,8 +62,13 @@ async fn exchange(lane: &Lane, call: &Call<'_>, upstream: &UpstreamRequest, ends
         Mode::Stream { .. } => Limit::earlier(started, lane.timeouts.first_token, Cause::FirstTokenTimeout, ends),
     };
     let mut upstream = upstream.clone();
-    upstream.connect_timeout = lane.timeouts.connect.min(ends.saturating_duration_since(started));
-    let response = head_by.keep(lane.provider.transport.send(upstream)).await?.map_err(transport_error)?;
+    let left = ends.saturating_duration_since(started);
+    upstream.connect_timeout = lane.timeouts.connect.min(left);
+    let response = head_by.keep(lane.provider.transport.send(upstream)).await?.map_err(|broken| match broken {
+        // the deadline cut the connect time-out short: that is not the provider's own
+        TransportError::ConnectTimeout(_) if left < lane.timeouts.connect => Limit::deadline(ends).passed(),
+        broken => transport_error(broken),
+    })?;
     if !response.status.is_success() {
         return Err(refusal(lane, response, ends).await);
     }
@@ -93,24 +100,16 @@ async fn refusal(lane: &Lane, mut response: UpstreamResponse, ends: Instant) -> 
 
 /// Reads a whole body, each read within `idle`, all within the bound.
 async fn whole(mut body: UpstreamBody, idle: Duration, ends: Instant) -> Result<Bytes, AttemptError> {
-    let mut first: Option<Bytes> = None;
-    let mut joined = BytesMut::new();
+    let mut joined = Joined::default();
     loop {
         let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
         match limit.keep(body.next()).await? {
-            Some(Ok(bytes)) if joined.len() + first.as_ref().map_or(0, Bytes::len) + bytes.len() > LARGEST_BODY => {
+            Some(Ok(bytes)) if joined.len() + bytes.len() > LARGEST_BODY => {
                 return Err(AttemptError::new(Cause::Oversized, format!("The provider's answer is larger than {LARGEST_BODY} bytes.")));
             }
-            // most answers come in one piece: no copy
-            Some(Ok(bytes)) if first.is_none() && joined.is_empty() => first = Some(bytes),
-            Some(Ok(bytes)) => {
-                if let Some(first) = first.take() {
-                    joined.extend_from_slice(&first);
-                }
-                joined.extend_from_slice(&bytes);
-            }
+            Some(Ok(bytes)) => joined.push(bytes),
             Some(Err(broken)) => return Err(transport_error(broken)),
-            None => return Ok(first.unwrap_or_else(|| joined.freeze())),
+            None => return Ok(joined.into_bytes()),
         }
     }
 }
@@ -163,24 +162,44 @@ pub(super) struct Admitted {
     pass: Option<Pass>,
     _place: Place,
     started: Instant,
+    set_by: SetBy,
 }
 
 impl Admitted {
     /// Breaker, then bulkhead, then the breaker again (it may have opened while this one waited).
-    async fn enter(lane: &Arc<Lane>, ends: Instant, turn: Turn) -> Result<Self, AttemptError> {
+    async fn enter(lane: &Arc<Lane>, set_by: SetBy, ends: Instant, turn: Turn) -> Result<Self, AttemptError> {
         lane.breaker.check().map_err(breaker_open)?;
         let place = lane.provider.bulkhead.enter(ends).await.map_err(bulkhead_full)?;
         let pass = lane.breaker.try_pass().map_err(breaker_open)?;
         let started = Instant::now();
+        // a place that came free at the last moment: nothing is sent any more
         if started >= ends {
-            return Err(Limit::deadline(ends).passed());
+            return Err(bulkhead_full(NoPlace::TimedOut));
         }
         lane.starts(turn);
-        Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started })
+        Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started, set_by })
+    }
+
+    /// The stream is at its commit point: as a probe it has succeeded.
+    pub(super) fn committed(&mut self) {
+        if let Some(pass) = self.pass.as_mut() {
+            pass.committed();
+        }
+    }
+
+    /// The deadline passed while nobody waited for the provider: as if its client had set it.
+    pub(super) fn client_was_slow(&mut self) {
+        self.set_by = SetBy::Caller;
+    }
+
+    /// The stream has ended in order; its body may have some bytes left.
+    pub(super) fn succeeded(self, usage: Option<Usage>, body: Fuse<UpstreamBody>) {
+        self.lane.provider.endings.read(body);
+        self.served(usage);
     }
 
     /// The provider has served.
-    pub(super) fn succeeded(mut self, usage: Option<Usage>) {
+    fn served(mut self, usage: Option<Usage>) {
         self.lane.metrics.attempt(&self.lane.candidate, None);
         if let Some(usage) = usage {
             self.lane.metrics.tokens(&self.lane.candidate, usage);
@@ -191,8 +210,8 @@ impl Admitted {
     }
 
     /// The stream broke after its commit point: nobody else lists this attempt.
-    pub(super) fn broke(self, error: &AttemptError) {
-        tracing::info!(provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
+    pub(super) fn broke(self, request_id: &str, error: &AttemptError) {
+        tracing::info!(request_id, provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
         self.lane.metrics.attempt(&self.lane.candidate, Some(error.cause));
         self.blame(error);
     }
@@ -202,7 +221,7 @@ impl Admitted {
         let providers = match policy(error.cause).blame {
             Blame::Provider => true,
             Blame::Nobody => false,
-            Blame::ProviderGivenFairTime => self.started.elapsed() >= self.lane.least_fair_time,
+            Blame::ProviderGivenFairTime => self.set_by == SetBy::Configuration && self.started.elapsed() >= self.lane.least_fair_time,
         };
         match self.pass.take() {
             Some(pass) if providers => pass.failure(error.retry_after),

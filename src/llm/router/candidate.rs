@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::attempt;
+use super::endings::Endings;
 use super::policy::{policy, was_sent};
 use crate::config::{ProviderConfig, Retry, Timeouts};
 use crate::llm::chat::{Answer, Attempt, AttemptError, CallContext, Candidate, ChatRequest};
@@ -15,6 +16,7 @@ use crate::resilience::backoff::{Backoff, Random};
 use crate::resilience::breaker::Breaker;
 use crate::resilience::budget::RetryBudget;
 use crate::resilience::bulkhead::Bulkhead;
+use crate::resilience::deadline::SetBy;
 use crate::telemetry::Metrics;
 
 /// What all candidates at one provider share.
@@ -22,12 +24,19 @@ pub(super) struct Provider {
     pub(super) codec: Arc<dyn Codec>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) bulkhead: Bulkhead,
+    pub(super) endings: Endings,
     budget: RetryBudget,
 }
 
 impl Provider {
     pub(super) fn new(config: &ProviderConfig, codec: Arc<dyn Codec>, transport: Arc<dyn Transport>, retry: Retry) -> Self {
-        Self { codec, transport, bulkhead: Bulkhead::new(config.max_in_flight), budget: RetryBudget::new(retry.budget_ratio, retry.budget_floor) }
+        Self {
+            codec,
+            transport,
+            bulkhead: Bulkhead::new(config.max_in_flight, config.queue),
+            endings: Endings::default(),
+            budget: RetryBudget::new(retry.budget_ratio, retry.budget_floor),
+        }
     }
 }
 
@@ -39,7 +48,9 @@ pub(super) struct Lane {
     pub(super) timeouts: Timeouts,
     pub(super) retry: Retry,
     pub(super) random: Random,
-    /// An attempt that had less than this when the deadline came says nothing about the provider.
+    /// Candidates behind this one.
+    pub(super) later: usize,
+    /// An attempt that had less than this when the configured deadline came says nothing about the provider.
     pub(super) least_fair_time: Duration,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -49,6 +60,7 @@ pub(super) struct Call<'a> {
     pub(super) request: &'a ChatRequest,
     pub(super) context: &'a CallContext,
     pub(super) deadline: Instant,
+    pub(super) set_by: SetBy,
 }
 
 /// Who is asked after this candidate has failed.
@@ -73,7 +85,7 @@ impl Lane {
     pub(super) async fn serve(self: &Arc<Self>, call: &Call<'_>, ends: Instant, attempts: &mut Vec<Attempt>) -> Result<Answer, Next> {
         let upstream = match self.provider.codec.encode(call.request, &self.candidate.model, call.context) {
             Ok(upstream) => upstream,
-            Err(error) => return Err(self.list(error, attempts)),
+            Err(error) => return Err(self.list(call, error, attempts)),
         };
         let mut backoff = Backoff::new(self.retry.base, self.retry.max, self.retry.jitter, self.random);
         let mut next = Next::Candidate;
@@ -89,8 +101,10 @@ impl Lane {
                 Err(error) => error,
             };
             let (may_retry, asked) = (policy(error.cause).retry && tried + 1 < self.retry.max_attempts, error.retry_after);
-            next = self.list(error, attempts);
-            if !may_retry || !self.wait_to_retry(backoff.next_wait(asked), ends).await {
+            next = self.list(call, error, attempts);
+            // another candidate serves sooner than one that wants to be left alone for so long
+            let too_long = self.later > 0 && asked.is_some_and(|asked| asked > self.retry.max);
+            if !may_retry || too_long || !self.wait_to_retry(backoff.next_wait(asked), ends).await {
                 break;
             }
         }
@@ -108,9 +122,10 @@ impl Lane {
         true
     }
 
-    fn list(&self, error: AttemptError, attempts: &mut Vec<Attempt>) -> Next {
+    fn list(&self, call: &Call<'_>, error: AttemptError, attempts: &mut Vec<Attempt>) -> Next {
         let next = if policy(error.cause).fall_back { Next::Candidate } else { Next::Nobody };
         tracing::info!(
+            request_id = call.context.request_id,
             provider = self.candidate.provider,
             model = self.candidate.model,
             cause = ?error.cause,

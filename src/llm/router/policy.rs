@@ -9,7 +9,7 @@ pub enum Blame {
     Provider,
     /// Nobody's, or the client's: counts for nothing.
     Nobody,
-    /// The provider's if it was given a fair time, and not if the caller's own deadline was short.
+    /// The provider's if the configured deadline (or its share of it) ended after a fair time; nobody's if the caller set the deadline.
     ProviderGivenFairTime,
 }
 
@@ -30,8 +30,9 @@ pub struct Policy {
 /// |---|---|---|---|---|
 /// | refused, reset, rate limited, overloaded, server error, truncated, in-band error | yes | yes | yes | may pass |
 /// | connect, first-token, idle time-out | no | yes | yes | the same wait again would eat the next candidate's time |
-/// | deadline (this candidate's share of it) | no | yes | if it was given a fair time | a caller in a hurry opens nobody's breaker |
+/// | deadline (this candidate's share of it) | no | yes | if the deadline is the configured one, and it was given a fair time | a caller in a hurry opens nobody's breaker |
 /// | quota exhausted, provider's auth, bad response, oversized | no | yes | yes | will not pass by asking again |
+/// | not found | no | yes | no | the operator's URL or model name is wrong there; a client's file id may be, too |
 /// | rejected | no | no | no | the request is wrong, wherever it goes |
 /// | breaker open, bulkhead full, unsupported | no | yes | no | nothing was sent |
 pub const fn policy(cause: Cause) -> Policy {
@@ -48,7 +49,9 @@ pub const fn policy(cause: Cause) -> Policy {
         | Cause::Oversized => Policy { retry: false, fall_back: true, blame: Blame::Provider },
         Cause::DeadlineExceeded => Policy { retry: false, fall_back: true, blame: Blame::ProviderGivenFairTime },
         Cause::Rejected => Policy { retry: false, fall_back: false, blame: Blame::Nobody },
-        Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported => Policy { retry: false, fall_back: true, blame: Blame::Nobody },
+        Cause::NotFound | Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported => {
+            Policy { retry: false, fall_back: true, blame: Blame::Nobody }
+        }
     }
 }
 

@@ -78,6 +78,8 @@ mod tests {
     #[case::one(&[ServerError], ServerError)]
     #[case::last_sent_decides(&[ServerError, FirstTokenTimeout], FirstTokenTimeout)]
     #[case::not_sent_does_not_decide(&[ServerError, BreakerOpen], ServerError)]
+    #[case::not_found_is_not_the_clients(&[NotFound, ServerError], ServerError)]
+    #[case::not_found_last(&[ServerError, NotFound], NotFound)]
     #[case::rejection_wins(&[RateLimited, Rejected], Rejected)]
     #[case::all_rate_limited(&[RateLimited, RateLimited], RateLimited)]
     #[case::rate_and_open(&[RateLimited, BreakerOpen], RateLimited)]

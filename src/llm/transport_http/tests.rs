@@ -23,6 +23,8 @@ fn transport(scheme: &str, address: SocketAddr) -> Arc<dyn Transport> {
         base_url: format!("{scheme}://{address}/v1").parse().unwrap(),
         api_key: None,
         max_in_flight: 8,
+        queue: 16,
+        user: None,
     })
 }
 

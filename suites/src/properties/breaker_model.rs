@@ -20,6 +20,8 @@ pub struct Settings {
 pub enum Action {
     /// Somebody asks leave for an attempt.
     Ask,
+    /// The n-th (modulo) of those under way has begun well: a stream at its commit point.
+    Commit(usize),
     /// The n-th (modulo) of those under way ends well.
     Succeed(usize),
     /// The n-th (modulo) of those under way fails; the provider may ask to be left alone.
@@ -109,6 +111,16 @@ impl Model {
         true
     }
 
+    /// The attempt at that place has begun well. One that was let through half-open closes the breaker, and counts from now on as
+    /// one that was let through afterwards.
+    pub fn commit(&mut self, at: usize) {
+        let current = self.periods.len() - 1;
+        if self.under_way[at] == current && matches!(self.periods[current], Period::HalfOpen { .. }) {
+            self.periods.push(Period::Closed { verdicts: Vec::new() });
+            self.under_way[at] = current + 1;
+        }
+    }
+
     /// The attempt at that place ends well.
     pub fn succeed(&mut self, at: usize) {
         let period = self.under_way.remove(at);
@@ -171,6 +183,7 @@ pub fn actions(settings: Settings) -> impl Strategy<Value = Vec<Action>> {
     let time = prop_oneof![Just(cool_down), Just(cool_down - 1), Just(1u64), 0..2 * cool_down, Just(700_000u64)];
     let action = prop_oneof![
         6 => Just(Action::Ask),
+        2 => (0usize..6).prop_map(Action::Commit),
         2 => (0usize..6).prop_map(Action::Succeed),
         4 => (0usize..6, asked).prop_map(|(at, asked)| Action::Fail(at, asked)),
         2 => (0usize..6).prop_map(Action::Leave),

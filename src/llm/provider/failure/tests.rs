@@ -18,7 +18,9 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 #[case::our_key(401, r#"{"error":{"message":"m","code":"invalid_api_key"}}"#, Cause::ProviderAuth)]
 #[case::forbidden(403, "", Cause::ProviderAuth)]
 #[case::credits(402, r#"{"error":"m"}"#, Cause::QuotaExhausted)]
-#[case::no_model(404, r#"{"error":"model 'x' not found"}"#, Cause::Rejected)]
+#[case::no_model(404, r#"{"error":"model 'x' not found"}"#, Cause::NotFound)]
+#[case::no_method(405, "", Cause::NotFound)]
+#[case::gone(410, "", Cause::NotFound)]
 #[case::time(408, "<html>", Cause::ServerError)]
 #[case::conflict(409, "", Cause::ServerError)]
 #[case::large(413, "<html></html>", Cause::Rejected)]
@@ -38,6 +40,23 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 fn causes(#[case] status: u16, #[case] body: &str, #[case] cause: Cause) {
     let error = from_answer(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), None);
     assert_eq!((error.cause, error.status), (cause, Some(status)));
+}
+
+#[rstest]
+#[case::vllm(r#"{"message":"m","type":"BadRequestError","param":null,"code":400}"#, Cause::Rejected, Some(400))]
+#[case::as_text(r#"{"message":"m","code":"422"}"#, Cause::Rejected, Some(422))]
+#[case::by_type(r#"{"message":"m","type":"invalid_request_error","code":null}"#, Cause::Rejected, Some(400))]
+#[case::our_key(r#"{"message":"m","type":"invalid_request_error","code":"invalid_api_key"}"#, Cause::ProviderAuth, Some(401))]
+#[case::no_model(r#"{"message":"m","type":"invalid_request_error","code":"model_not_found"}"#, Cause::NotFound, Some(404))]
+#[case::rate(r#"{"message":"m","code":429}"#, Cause::RateLimited, Some(429))]
+#[case::quota(r#"{"message":"m","type":"insufficient_quota","code":429}"#, Cause::QuotaExhausted, Some(429))]
+#[case::server(r#"{"message":"m","type":"InternalServerError","code":500}"#, Cause::InBand, None)]
+#[case::a_word(r#"{"message":"m","type":"server_error","code":"x"}"#, Cause::InBand, None)]
+#[case::a_number_that_is_no_status(r#"{"message":"m","code":40000}"#, Cause::InBand, None)]
+#[case::text(r#""out of memory""#, Cause::InBand, None)]
+fn causes_inside_a_200(#[case] error: &str, #[case] cause: Cause, #[case] status: Option<u16>) {
+    let told = in_band(error, None);
+    assert_eq!((told.cause, told.status), (cause, status));
 }
 
 #[rstest]
@@ -89,6 +108,7 @@ fn milliseconds_come_before_seconds() {
 #[case::masked("Incorrect API key provided: sk-abc***wxyz. See https://x.io", "Incorrect API key provided: [redacted]. See https://x.io")]
 #[case::bearer("got 'Authorization: Bearer abc.def'", "got 'Authorization: Bearer [redacted]'")]
 #[case::token_of_a_hub("hf_abcdefgh is bad", "[redacted] is bad")]
+#[case::basic("got Basic dXNlcjpjYW5hcnktNWYzYTli and dXNlcjpjYW5hcnktNWYzYTliLg==", "got Basic [redacted] and [redacted]==")]
 #[case::url("at https://u:p@host/v1 refused", "at https://host/v1 refused")]
 #[case::innocent("a sk- and a task-force, risk-free", "a sk- and a task-force, risk-free")]
 fn secrets(#[case] told: &str, #[case] passed_on: &str) {

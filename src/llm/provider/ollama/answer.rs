@@ -229,7 +229,7 @@ impl<'a> Record<'a> {
             return Err(bad_response("The provider's answer is not a JSON object."));
         }
         let record: Self =
-            serde_json::from_str(text).map_err(|error| bad_response(format!("The provider's answer is not one of Ollama's: {error}.")))?;
+            serde_json::from_str(text).map_err(|error| failure::not_json_of("The provider's answer is not one of Ollama's", &error))?;
         match record.error.map(RawValue::get) {
             None | Some("null" | "false" | "\"\"") => Ok(record),
             Some(error) => Err(failure::in_band(error, key)),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::llm::chat::{AttemptError, ChatRequest, Mode};
+use crate::llm::content::clip;
 use crate::llm::provider::failure::unsupported;
 
 /// The body of `POST /api/chat`.
@@ -84,10 +85,7 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
 
 /// A field or value that has no words in this protocol.
 fn refuse(name: &str, value: &Value) -> AttemptError {
-    let mut shown: String = value.to_string().chars().take(60).collect();
-    if shown.chars().count() == 60 {
-        shown.push('…');
-    }
+    let shown = clip(&value.to_string(), 60);
     unsupported(name, format!("'{name}' with the value {shown} cannot be told to this model's provider (Ollama)."))
 }
 

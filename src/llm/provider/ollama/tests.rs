@@ -19,11 +19,14 @@ fn codec() -> Ollama {
         base_url: "http://127.0.0.1:11434/".parse().unwrap(),
         api_key: None,
         max_in_flight: 8,
+        queue: 16,
+        user: None,
     })
 }
 
 fn encode(request: &Value) -> Result<Value, AttemptError> {
-    let context = CallContext { request_id: "r".into(), deadline: None, idempotency_key: "i".into(), traceparent: None };
+    let context =
+        CallContext { request_id: "r".into(), arrived: tokio::time::Instant::now(), deadline: None, idempotency_key: "i".into(), traceparent: None };
     let request = ChatRequest::parse(request.to_string().as_bytes()).unwrap();
     let told = codec().encode(&request, "llama3", &context)?;
     assert_eq!(told.url, "http://127.0.0.1:11434/api/chat");
@@ -262,4 +265,12 @@ fn a_wrong_content_type_is_no_stream() {
     for headers in [HeaderMap::new(), HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static("text/html"))])] {
         assert_eq!(codec().decoder(&request, &headers).err().unwrap().cause, Cause::BadResponse);
     }
+}
+
+/// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
+#[test]
+fn an_answer_that_cannot_be_read_is_not_repeated() {
+    let long = format!("canary-{}", "x".repeat(100_000));
+    let error = codec().completion(&HeaderMap::new(), Bytes::from(format!(r#"{{"message":"{long}"}}"#))).unwrap_err();
+    assert_eq!(error.message, "The provider's answer is not one of Ollama's (line 1, column 100020).");
 }

@@ -1,5 +1,5 @@
 //! What is sent, what counts as an answer, and what each stream becomes.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use rstest::rstest;
 
@@ -14,6 +14,8 @@ fn provider(base_url: &str) -> ProviderConfig {
         base_url: base_url.parse().unwrap(),
         api_key: Some("sk-canary-1".to_owned().into()),
         max_in_flight: 8,
+        queue: 16,
+        user: None,
     }
 }
 
@@ -24,6 +26,7 @@ fn codec() -> OpenAi {
 fn context() -> CallContext {
     CallContext {
         request_id: "req-1".into(),
+        arrived: tokio::time::Instant::now(),
         deadline: None,
         idempotency_key: "idem-1".into(),
         traceparent: Some(HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
@@ -60,6 +63,19 @@ fn the_key_and_the_ids_go_with_the_request() {
     assert!(value("traceparent").unwrap().starts_with("00-0af7"));
     assert_eq!(value("content-type").as_deref(), Some("application/json"));
     assert!(!format!("{told:?}").contains("canary"), "the key is marked sensitive");
+}
+
+#[test]
+fn a_user_and_password_go_with_the_request_and_nowhere_else() {
+    let provider = ProviderConfig { api_key: None, user: Some("user:canary pass".into()), ..provider("http://h/v1") };
+    let codec = OpenAi::new(&provider);
+    let told = codec.encode(&request(""), "m", &context()).unwrap();
+    assert_eq!(told.headers["authorization"], "Basic dXNlcjpjYW5hcnkgcGFzcw==");
+    assert!(told.headers["authorization"].is_sensitive());
+    assert!(!format!("{told:?} {provider:?}").contains("canary"));
+    let echo = br#"{"error":{"message":"bad: user:canary pass, Basic dXNlcjpjYW5hcnkgcGFzcw=="}}"#;
+    let error = codec.error(StatusCode::UNAUTHORIZED, &HeaderMap::new(), echo);
+    assert_eq!(error.message, "The provider answered 401: bad: user:[redacted], Basic [redacted]==");
 }
 
 #[rstest]
@@ -265,4 +281,20 @@ fn what_is_no_stream(#[case] content_type: &'static str, #[case] body: &'static 
         Err(error) => out.push_back(Decoded::Failed(error)),
     }
     assert!(matches!(&out.make_contiguous()[..], [Decoded::Failed(error)] if error.cause == cause), "{out:?}");
+}
+
+/// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
+#[test]
+fn an_answer_that_cannot_be_read_is_not_repeated() {
+    let long = format!("canary-{}", "x".repeat(100_000));
+    let document = format!(r#"{{"choices":"{long}"}}"#);
+    let error = codec().completion(&HeaderMap::new(), Bytes::from(document.clone())).unwrap_err();
+    assert_eq!(error.message, "The provider's answer is not a chat completion (line 1, column 100020).");
+    let mut decoder = codec().decoder(&request(r#","stream":true"#), &headers("text/event-stream")).unwrap();
+    let mut out = VecDeque::new();
+    decoder.push(Bytes::from(format!("data: {document}\n\n")), &mut out);
+    let Some(Decoded::Failed(error)) = out.pop_front() else { panic!("{out:?}") };
+    assert_eq!(error.message, "The provider's stream holds an event that is not a chat completion chunk (line 1, column 100020).");
+    let error = codec().decoder(&request(r#","stream":true"#), &headers("text/plain-sk-canary-1")).err().unwrap();
+    assert!(!error.message.contains("canary"), "{}", error.message);
 }
