@@ -7,8 +7,10 @@ mod scripted;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gauntlet::orchestrator::Ask;
 use gauntlet::orchestrator::outcome::{Cause, Status};
 use gauntlet::orchestrator::plan::{PIPELINE, Step};
+use gauntlet::resilience::deadline::{Deadline, SetBy};
 use rstest::rstest;
 use scripted::{Act, Event, FakeLane, Pace, QUESTION, StoreAct, World, passage};
 use serde_json::json;
@@ -207,7 +209,7 @@ async fn every_call_carries_the_request_id_its_own_key_and_a_deadline_within_the
     assert_eq!(keys, expected);
     for (request, context) in requests.iter() {
         assert_eq!(context.request_id, "req-1");
-        assert!(context.deadline.unwrap() <= deadline, "{}", request.model);
+        assert!(context.deadline.unwrap().at <= deadline.at, "{}", request.model);
     }
 }
 
@@ -215,10 +217,28 @@ async fn every_call_carries_the_request_id_its_own_key_and_a_deadline_within_the
 async fn a_client_can_shorten_the_deadline_and_never_lengthen_it() {
     let world = World::default().start();
     let now = tokio::time::Instant::now();
-    let millis = |deadline: tokio::time::Instant| (deadline - now).as_millis();
-    assert_eq!(millis(world.orchestrator.deadline(now, None)), 60_000);
-    assert_eq!(millis(world.orchestrator.deadline(now, Some(Duration::from_millis(7)))), 7);
-    assert_eq!(millis(world.orchestrator.deadline(now, Some(Duration::from_secs(3_600)))), 60_000);
+    let deadline = |client: Option<Duration>| {
+        let Deadline { at, set_by } = world.orchestrator.deadline(now, client.map(|client| now + client));
+        ((at - now).as_millis(), set_by)
+    };
+    assert_eq!(deadline(None), (60_000, SetBy::Configuration));
+    assert_eq!(deadline(Some(Duration::from_millis(7))), (7, SetBy::Caller));
+    assert_eq!(deadline(Some(Duration::from_secs(3_600))), (60_000, SetBy::Configuration));
+}
+
+/// A provider that hangs through a whole cap is to blame for it; what a client's hurry leaves is not enough for that.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_had_its_whole_cap_had_what_the_configuration_gives() {
+    for (client, expected) in
+        [(None, SetBy::Configuration), (Some(Duration::from_secs(25)), SetBy::Configuration), (Some(Duration::from_secs(4)), SetBy::Caller)]
+    {
+        let world = World::default().start();
+        let now = tokio::time::Instant::now();
+        let ask = Ask { deadline: world.orchestrator.deadline(now, client.map(|client| now + client)), ..world.ask() };
+        world.orchestrator.answer(ask).await;
+        let (_, entities) = world.script.requests.lock().unwrap()[0].clone();
+        assert_eq!(entities.deadline.unwrap().set_by, expected, "{client:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -183,7 +183,7 @@ proptest! {
         on_paused_clock(async {
             let world = schedule.world().start();
             let ask = world.ask();
-            let latest = ask.deadline + RECORD_BOUND + GRACE;
+            let latest = ask.deadline.at + RECORD_BOUND + GRACE;
             let document = timeout_at(latest, world.orchestrator.answer(ask)).await;
             prop_assert!(document.is_ok(), "no answer by the deadline and its grace");
             let document = document.unwrap();

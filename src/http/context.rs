@@ -22,6 +22,7 @@ use super::error::ApiError;
 use super::router::ROUTES;
 use super::state::AppState;
 use crate::llm::chat::{CallContext, InvalidRequest};
+use crate::resilience::deadline::Deadline;
 use crate::telemetry::Metrics;
 
 /// The request id, accepted, returned, logged and sent on.
@@ -55,7 +56,7 @@ impl RequestContext {
         CallContext {
             request_id: self.request_id.to_string(),
             arrived: self.arrived,
-            deadline: self.deadline,
+            deadline: self.deadline.map(Deadline::of_caller),
             idempotency_key: self.idempotency_key.to_string(),
             traceparent: self.traceparent.clone(),
         }

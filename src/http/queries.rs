@@ -21,6 +21,7 @@ use crate::llm::chat::InvalidRequest;
 use crate::llm::content::clip;
 use crate::orchestrator::outcome::Status;
 use crate::orchestrator::{Ask, QueryDocument};
+use crate::resilience::deadline::point;
 use crate::store::Listing;
 
 /// The longest question, in characters.
@@ -80,11 +81,11 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let Question { question, deadline_ms } = question(&body)?;
     app.orchestrator.configured().map_err(|error| ApiError::NotConfigured(error.to_string()))?;
-    let deadline = app.orchestrator.deadline(context.arrived, deadline_ms.map(Duration::from_millis));
+    let asked = deadline_ms.map(|ms| point(context.arrived, Duration::from_millis(ms))).into_iter().chain(context.deadline).min();
     let ask = Ask {
         tenant: tenant.0.to_string(),
         question,
-        deadline: context.deadline.map_or(deadline, |header| header.min(deadline)),
+        deadline: app.orchestrator.deadline(context.arrived, asked),
         request_id: context.request_id.to_string(),
         traceparent: context.traceparent.clone(),
     };

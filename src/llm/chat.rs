@@ -1,6 +1,7 @@
 //! The neutral chat request, completion, stream and error: what every provider codec, the router, the HTTP layer and the
 //! orchestrator share. The wire shape is OpenAI's; unknown fields are kept as they came.
 
+use crate::resilience::deadline::Deadline;
 use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -53,7 +54,7 @@ pub struct CallContext {
     /// When the call came in: the configured deadline runs from here, so that reading a body counts.
     pub arrived: Instant,
     /// The caller's deadline, made once at the door; the router can only shorten it.
-    pub deadline: Option<Instant>,
+    pub deadline: Option<Deadline>,
     /// The same for every attempt; sent as `Idempotency-Key`.
     pub idempotency_key: String,
     /// W3C trace context to continue, if the client sent one.

@@ -26,7 +26,7 @@ use crate::llm::provider::{self, Codec};
 use crate::llm::transport::Transport;
 use crate::resilience::backoff::Random;
 use crate::resilience::breaker::Breaker;
-use crate::resilience::deadline;
+use crate::resilience::deadline::{self, Deadline};
 use crate::telemetry::{BreakerState, Metrics};
 
 pub use self::policy::{Blame, Policy, policy};
@@ -120,7 +120,7 @@ impl Router {
         let Some(route) = self.routes.get(&request.model) else {
             return Err(RouterError::UnknownModel(request.model));
         };
-        let (deadline, set_by) = deadline::overall(context.arrived, route.model.total, context.deadline);
+        let Deadline { at: deadline, set_by } = deadline::overall(context.arrived, route.model.total, context.deadline);
         let call = Call { request: &request, context: &context, deadline, set_by };
         let mut attempts = Vec::new();
         for (position, lane) in route.lanes.iter().enumerate() {

@@ -62,6 +62,12 @@ impl<'c> Budget<'c> {
         if left < minimum || left.is_zero() { Window::Skip { left, minimum } } else { Window::Until(now + left.min(cap)) }
     }
 
+    /// Whether a window of `step` from `started` to `until` ends at its cap, and not at what others leave it.
+    #[must_use]
+    pub fn is_capped(&self, step: Step, started: Instant, until: Instant) -> bool {
+        until >= started + self.bounds(step).cap
+    }
+
     fn bounds(&self, step: Step) -> StepConfig {
         self.steps.get(step.name()).copied().unwrap_or_else(|| step.default_bounds())
     }

@@ -18,6 +18,7 @@ use crate::orchestrator::llm::Llm;
 use crate::orchestrator::outcome::{Cause, Did, Results, conclude, entities_or_rules};
 use crate::orchestrator::plan::{PIPELINE, Step};
 use crate::orchestrator::record::{Ledger, Recorder, Running};
+use crate::resilience::deadline::{self, Deadline, SetBy};
 use crate::retrieval::{Lane, Search, lanes};
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -30,7 +31,7 @@ pub struct Ask {
     /// Not empty.
     pub question: String,
     /// By when it is answered; see [`Orchestrator::deadline`].
-    pub deadline: Instant,
+    pub deadline: Deadline,
     /// Sent on to every provider.
     pub request_id: String,
     /// W3C trace context to continue.
@@ -100,8 +101,8 @@ impl Orchestrator {
 
     /// The deadline of a query that came in at `arrived`: a client can shorten the configured one, never lengthen it.
     #[must_use]
-    pub fn deadline(&self, arrived: Instant, client: Option<Duration>) -> Instant {
-        arrived + client.map_or(self.config.deadline, |client| client.min(self.config.deadline))
+    pub fn deadline(&self, arrived: Instant, client: Option<Instant>) -> Deadline {
+        deadline::overall(arrived, self.config.deadline, client.map(Deadline::of_caller))
     }
 
     /// Answers and records. Ends by the deadline, plus at most the store's own time-outs for the record.
@@ -116,7 +117,7 @@ impl Orchestrator {
             orchestrator: self,
             ask: &ask,
             id: accepted.id,
-            budget: Budget::new(ask.deadline, PIPELINE, &self.config.steps),
+            budget: Budget::new(ask.deadline.at, PIPELINE, &self.config.steps),
             ledger: &ledger,
         };
         let outcome = conclude(&ask.question, query.run().await);
@@ -199,7 +200,7 @@ impl Query<'_> {
         let mut usage = Usage::default();
         let did = match self.budget.window(A::STEP, started) {
             Window::Skip { .. } => Did::Failed(Cause::Skipped),
-            Window::Until(until) => match self.call::<A>(input, until, &mut usage).await {
+            Window::Until(until) => match self.call::<A>(input, started, until, &mut usage).await {
                 Ok(output) => Did::Found(output),
                 Err((cause, detail)) => {
                     self.log(A::STEP, cause, &detail);
@@ -211,13 +212,15 @@ impl Query<'_> {
         did
     }
 
-    async fn call<A: Agent>(&self, input: A::Input<'_>, until: Instant, usage: &mut Usage) -> Result<A::Output, (Cause, String)> {
+    async fn call<A: Agent>(&self, input: A::Input<'_>, started: Instant, until: Instant, usage: &mut Usage) -> Result<A::Output, (Cause, String)> {
         let alias = self.orchestrator.alias(A::STEP).ok_or_else(|| (Cause::Error, NotConfigured.to_string()))?;
         let request = A::prompt(input).request(A::STEP, alias);
+        // a step that had its whole cap had what the configuration gives it, whatever the client wants
+        let set_by = if self.budget.is_capped(A::STEP, started, until) { SetBy::Configuration } else { self.ask.deadline.set_by };
         let context = CallContext {
             request_id: self.ask.request_id.clone(),
             arrived: Instant::now(),
-            deadline: Some(until),
+            deadline: Some(Deadline { at: until, set_by }),
             idempotency_key: format!("{}-{}", self.id, A::STEP.name()),
             traceparent: self.ask.traceparent.clone(),
         };

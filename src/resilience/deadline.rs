@@ -32,13 +32,26 @@ pub enum SetBy {
     Caller,
 }
 
-/// The one deadline of a request, and who set it: `total` from when it arrived, or the caller's own if that comes first.
-pub fn overall(arrived: Instant, total: Duration, caller: Option<Instant>) -> (Instant, SetBy) {
-    let configured = point(arrived, total);
-    match caller {
-        Some(caller) if caller < configured => (caller, SetBy::Caller),
-        _ => (configured, SetBy::Configuration),
+/// By when a request is answered, and who wants it so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// The point in time.
+    pub at: Instant,
+    /// Who set it.
+    pub set_by: SetBy,
+}
+
+impl Deadline {
+    /// What a caller wants.
+    pub fn of_caller(at: Instant) -> Self {
+        Self { at, set_by: SetBy::Caller }
     }
+}
+
+/// The one deadline of a request: `total` from when it arrived, or what was asked for if that comes first.
+pub fn overall(arrived: Instant, total: Duration, asked: Option<Deadline>) -> Deadline {
+    let configured = Deadline { at: point(arrived, total), set_by: SetBy::Configuration };
+    asked.filter(|asked| asked.at < configured.at).unwrap_or(configured)
 }
 
 /// Until when a candidate may run that has `later` candidates behind it. See the module's head for the formula.
@@ -91,9 +104,11 @@ mod tests {
     async fn the_callers_deadline_only_shortens() {
         let now = Instant::now();
         let total = Duration::from_secs(10);
-        assert_eq!(overall(now, total, None), (now + total, SetBy::Configuration));
-        assert_eq!(overall(now, total, Some(now + Duration::from_secs(3))), (now + Duration::from_secs(3), SetBy::Caller));
-        assert_eq!(overall(now, total, Some(now + Duration::from_secs(30))), (now + total, SetBy::Configuration));
+        let configured = Deadline { at: now + total, set_by: SetBy::Configuration };
+        let caller = |seconds| Deadline::of_caller(now + Duration::from_secs(seconds));
+        assert_eq!(overall(now, total, None), configured);
+        assert_eq!(overall(now, total, Some(caller(3))), caller(3));
+        assert_eq!(overall(now, total, Some(caller(30))), configured);
     }
 
     #[tokio::test(start_paused = true)]

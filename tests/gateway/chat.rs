@@ -162,7 +162,9 @@ async fn streams_in_turn_use_one_connection_to_the_provider() {
         let response = client.response().await;
         assert!(response.body.ends_with("data: [DONE]\n\n"), "the whole answer, while the provider holds its last bytes");
         exchange.send("0\r\n\r\n").await;
-        // the gateway reads them before the next request comes
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        // two whole exchanges of the one thread that runs the gateway, begun after these bytes: they have been read by then
+        for _ in 0..2 {
+            assert_eq!(get(gateway.address, "/health/live").await.status, 200);
+        }
     }
 }

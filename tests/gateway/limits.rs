@@ -131,6 +131,7 @@ async fn the_time_that_a_body_takes_is_part_of_the_deadline() {
     client
         .send(&format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len()))
         .await;
+    // a lower bound: what makes it longer makes the body only later
     tokio::time::sleep(std::time::Duration::from_millis(250)).await;
     client.send(&body).await;
     let response = client.response().await;

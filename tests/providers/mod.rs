@@ -19,6 +19,7 @@ use gauntlet::llm::chat::{Answer, CallContext, ChatRequest, LlmFailure, Served, 
 use gauntlet::llm::provider;
 use gauntlet::llm::router::{Router, RouterError};
 use gauntlet::llm::transport::{Transport, TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
+use gauntlet::resilience::deadline::Deadline;
 use gauntlet::telemetry::Metrics;
 use gauntlet_harness::plan::{Listen, Step};
 use gauntlet_harness::schedule::{ALIAS, Played, Schedule, Settings};
@@ -308,7 +309,13 @@ pub fn request(stream: bool) -> ChatRequest {
 
 /// The context of a call, with a caller's deadline or without.
 pub fn context(deadline: Option<Instant>) -> CallContext {
-    CallContext { request_id: "r-1".into(), arrived: Instant::now(), deadline, idempotency_key: "k-1".into(), traceparent: None }
+    CallContext {
+        request_id: "r-1".into(),
+        arrived: Instant::now(),
+        deadline: deadline.map(Deadline::of_caller),
+        idempotency_key: "k-1".into(),
+        traceparent: None,
+    }
 }
 
 /// What a client would have got.

@@ -117,7 +117,9 @@ fn parse<T: DeserializeOwned>(said: &str) -> Result<T, Nonsense> {
     if said.is_empty() {
         return Err(Nonsense("the answer is empty".into()));
     }
-    serde_json::from_str(said).map_err(|error| Nonsense(format!("the answer is not of the schema: {error}")))
+    // serde's own words would quote the answer, which is for the reader and for no log
+    serde_json::from_str(said)
+        .map_err(|error| Nonsense(format!("the answer is not of the schema, from line {} column {} on", error.line(), error.column())))
 }
 
 /// What stands in a Markdown code fence, where all of it does: models that know no `response_format` like to answer so.
