@@ -22,6 +22,7 @@ mod query;
 mod retry;
 mod strm;
 mod time;
+mod time_own;
 mod time_store;
 mod wire;
 
@@ -36,7 +37,7 @@ pub fn all() -> Vec<Case> {
     #[rustfmt::skip] // one line an area
     let areas = [
         wire::CASES,
-        time::CASES, time_store::CASES,
+        time::CASES, time_own::CASES, time_store::CASES,
         para::CASES, para_query::CASES,
         retry::CASES,
         fall::CASES,

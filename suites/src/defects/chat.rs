@@ -99,7 +99,7 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, firs
         }
         let deadline = if gateway.has(Defect::DeadlinePerCandidate) { Instant::now() + route.total } else { deadline };
         let until = share(deadline, route.reserve, route.lanes.len() - 1 - position, gateway);
-        if let Some(answer) = candidate(gateway, lane, call, until, deadline, &mut attempts).await {
+        if let Some(answer) = candidate(gateway, lane, call, (until, deadline, route.total), &mut attempts).await {
             return Ok(Served { answer, lane: lane.clone() });
         }
         let last = attempts.last().and_then(|attempt: &Attempt| attempt.error.as_ref()).map(|error| error.cause);
@@ -137,8 +137,7 @@ async fn candidate(
     gateway: &Arc<Gateway>,
     lane: &Arc<Lane>,
     call: &Call,
-    until: Instant,
-    deadline: Instant,
+    (mut until, mut deadline, total): (Instant, Instant, Duration),
     attempts: &mut Vec<Attempt>,
 ) -> Option<Answer> {
     let retry = gateway.spec.retry;
@@ -156,13 +155,14 @@ async fn candidate(
         }
         gateway.log(&format!("attempt request_id={} provider={} cause={}", call.request_id, lane.provider.spec.name, error.cause.name()));
         lane.provider.gone.store(true, Ordering::SeqCst);
-        let again = error.cause.is_passing() || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
+        let late = gateway.has(Defect::DeadlinePerRetry) && error.cause.is_timeout();
+        let again = late || error.cause.is_passing() || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
         let asked = error.retry_after.filter(|_| !gateway.has(Defect::IgnoresRetryAfter)).unwrap_or_default();
         attempts.push(Attempt { provider: lane.provider.spec.name.clone(), model: lane.model.clone(), error: Some(error) });
         // half of a back-off is random, so that those who failed together do not come back together
         let jittered = backoff.mul_f64(rand::random_range(0.5..=1.0)).max(asked);
         let wait = if gateway.has(Defect::RetriesAtOnce) { asked } else { jittered };
-        if n == most || !again || Instant::now() + wait >= until {
+        if n == most || !again || (Instant::now() + wait >= until && !late) {
             return None;
         }
         if !gateway.has(Defect::NoRetryBudget) && !lane.provider.budget.take() {
@@ -171,6 +171,10 @@ async fn candidate(
         sleep(wait).await;
         gateway.metrics.add("gauntlet_retries_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model)], 1);
         backoff = (backoff * 2).min(Duration::from_millis(retry.max_ms));
+        if gateway.has(Defect::DeadlinePerRetry) {
+            deadline = Instant::now() + total;
+            until = deadline;
+        }
     }
     None
 }

@@ -74,7 +74,7 @@ impl Routes {
             }
             let first = lanes.first().map(|lane| &lane.provider.spec);
             let total = first.and_then(|provider| resolve(spec, model.timeouts, provider, defect).total_ms).or(spec.timeouts.total_ms);
-            let total = Duration::from_millis(total.unwrap_or(4_000));
+            let total = Duration::from_millis(total.unwrap_or(4_000)) / if defect == Some(Defect::GivesUpEarly) { 2 } else { 1 };
             let reserve = total / (2 * u32::try_from(lanes.len()).unwrap_or(u32::MAX)).max(1);
             this.routes.push(Route { alias: model.alias.clone(), lanes, total, reserve });
         }
@@ -100,10 +100,19 @@ impl Routes {
 
 /// Model over provider over default (TIME-07).
 fn resolve(spec: &Spec, model: Timeouts, provider: &ProviderSpec, defect: Option<Defect>) -> Timeouts {
-    if defect == Some(Defect::IgnoresOwnTimeouts) {
-        return spec.timeouts;
+    let mut model = model;
+    let ignored = match defect {
+        Some(Defect::IgnoresOwnConnect) => Some(&mut model.connect_ms),
+        Some(Defect::IgnoresOwnFirstToken) => Some(&mut model.first_token_ms),
+        Some(Defect::IgnoresOwnIdle) => Some(&mut model.idle_ms),
+        Some(Defect::IgnoresOwnTotal) => Some(&mut model.total_ms),
+        _ => None,
+    };
+    if let Some(ignored) = ignored {
+        *ignored = None;
     }
-    let levels = [model, provider.timeouts, spec.timeouts];
+    let of_provider = if defect == Some(Defect::IgnoresProvidersTimeouts) { Timeouts::default() } else { provider.timeouts };
+    let levels = [model, of_provider, spec.timeouts];
     let pick = |field: fn(&Timeouts) -> Option<u64>| levels.iter().find_map(field);
     Timeouts {
         connect_ms: pick(|timeouts| timeouts.connect_ms),

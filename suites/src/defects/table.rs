@@ -65,6 +65,8 @@ defects! {
     TimeoutIsEmptyAnswer = "TIME-02",
     /// Waits for an answer without any time-out.
     WaitsForEver = "TIME-02",
+    /// Gives up when half of the time is over.
+    GivesUpEarly = "TIME-02",
     /// Each byte of the answer's headers starts the time-out anew.
     HeaderBytesRestartTimer = "TIME-03",
     /// A stream that stalls is ended with `[DONE]` when its idle time-out is over.
@@ -75,8 +77,18 @@ defects! {
     ChunksMoveDeadline = "TIME-05",
     /// Each candidate gets the whole total anew.
     DeadlinePerCandidate = "TIME-06",
-    /// The default time-outs hold for every model and provider.
-    IgnoresOwnTimeouts = "TIME-07",
+    /// A time-out is tried again, each time with the whole deadline.
+    DeadlinePerRetry = "TIME-06",
+    /// A model's own connect time-out is read and not used.
+    IgnoresOwnConnect = "TIME-07",
+    /// A model's own first-token time-out is read and not used.
+    IgnoresOwnFirstToken = "TIME-07",
+    /// A model's own idle time-out is read and not used.
+    IgnoresOwnIdle = "TIME-07",
+    /// A model's own total time-out is read and not used.
+    IgnoresOwnTotal = "TIME-07",
+    /// A provider's own time-outs are read and not used.
+    IgnoresProvidersTimeouts = "TIME-07",
     /// The client's deadline replaces the configured one, also where it is longer.
     ClientLengthensDeadline = "TIME-08",
     /// The client's deadline is not read.
