@@ -65,12 +65,12 @@ pub(super) const CASES: &[Case] = &[
         requirement: "gaps grow exponentially with jitter (lower bounds only)",
         why: "Clients that ask again at once, or all at the same moment, keep a recovering provider down.",
         shown: "32 requests fail for ever. The mean of their n-th gaps must reach a quarter of the n-th back-off, so that a back-off which is \
-                all jitter passes too. That there is jitter cannot be shown by lower bounds.",
+                all jitter passes too, and one that never grows does not. That there is jitter cannot be shown by lower bounds.",
         remedy: "Double the back-off with each attempt, up to its bound, and make a part of it random.",
         needs: RETRY,
         spec: || {
-            let mut spec = attempts(4);
-            (spec.retry.base_ms, spec.retry.max_ms) = (200, 2_000);
+            let mut spec = attempts(5);
+            (spec.retry.base_ms, spec.retry.max_ms) = (300, 2_400);
             spec
         },
         run: |ctx| retry_04(ctx).boxed(),
@@ -234,9 +234,10 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     // then
     let attempts: Vec<Vec<Entry>> = prompts.iter().map(|prompt| arrivals(p1, prompt)).collect();
     for of_one in &attempts {
-        equal("attempts of a request", 4, of_one.len())?;
+        equal("attempts of a request", 5, of_one.len())?;
     }
-    for (n, back_off) in [200, 400, 800].into_iter().enumerate() {
+    // the longest first: it tells a busy machine from a back-off
+    for (n, back_off) in [300, 600, 1_200, 2_400].into_iter().enumerate().rev() {
         let all: Duration = attempts.iter().map(|of_one| gap(&of_one[n], &of_one[n + 1])).sum();
         let quarter = Duration::from_millis(back_off / 4);
         at_least(&format!("retry {} of {REQUESTS} requests, on average,", n + 1), all / REQUESTS as u32, quarter)?;

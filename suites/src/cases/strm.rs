@@ -5,7 +5,7 @@ use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equ
 use gauntlet_harness::client::Transcript;
 use gauntlet_harness::llm::{Responder, chat, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
-use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::target::Capability;
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
@@ -104,7 +104,8 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider begins an event of 64 MiB; the gateway must give up before the last byte has been taken from it.",
         remedy: "Bound the size of one event (8 MiB is ample) and end the stream with an error beyond it.",
         needs: STREAM,
-        spec: Spec::solo,
+        // a busy machine must not be the one who ends it
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { idle_ms: Some(3_000), ..Timeouts::PATIENT }),
         run: |ctx| strm_08(ctx).boxed(),
     },
     Case {

@@ -170,7 +170,7 @@ async fn candidate(
         }
         sleep(wait).await;
         gateway.metrics.add("gauntlet_retries_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model)], 1);
-        backoff = (backoff * 2).min(Duration::from_millis(retry.max_ms));
+        backoff = (backoff * if gateway.has(Defect::ConstantBackoff) { 1 } else { 2 }).min(Duration::from_millis(retry.max_ms));
         if gateway.has(Defect::DeadlinePerRetry) {
             deadline = Instant::now() + total;
             until = deadline;

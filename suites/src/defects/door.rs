@@ -358,13 +358,14 @@ fn for_client(gateway: &Arc<Gateway>, events: impl Stream<Item = Bytes> + Send +
     }
 }
 
-/// [`Defect::SharesPrompts`]: the fields of the earliest request of this alias that is in flight; the request's own otherwise.
-fn share_prompt(gateway: &Gateway, request_id: &str, alias: &str, fields: Map<String, Value>) -> Map<String, Value> {
+/// [`Defect::SharesPrompts`]: with the messages of the earliest request of this alias that is in flight; with its own otherwise.
+fn share_prompt(gateway: &Gateway, request_id: &str, alias: &str, mut fields: Map<String, Value>) -> Map<String, Value> {
     if !gateway.has(Defect::SharesPrompts) {
         return fields;
     }
     let mut prompts = gateway.prompts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let earlier = prompts.entry(alias.to_owned()).or_default();
-    earlier.push((request_id.to_owned(), fields));
-    earlier.first().map(|(_, fields)| fields.clone()).unwrap_or_default()
+    earlier.push((request_id.to_owned(), fields["messages"].clone()));
+    fields["messages"] = earlier[0].1.clone();
+    fields
 }
