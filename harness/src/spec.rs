@@ -1,7 +1,8 @@
 //! What a case asks of the gateway under test, in words that no gateway owns.
 //!
 //! A target renders a [`Spec`] into its own configuration. Everything has a default that suits most cases, so that
-//! targets which start slowly can serve many cases from one process. Times are short, because suites run on real sockets.
+//! targets which start slowly can serve many cases from one process. Times are short, because suites run on real sockets, and long enough
+//! for a busy machine: a case that examines a time-out sets it.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -175,7 +176,7 @@ impl Default for Spec {
         Self {
             providers: Vec::new(),
             models: Vec::new(),
-            timeouts: Timeouts { connect_ms: Some(500), first_token_ms: Some(1_000), idle_ms: Some(1_000), total_ms: Some(4_000) },
+            timeouts: Timeouts { connect_ms: Some(1_000), first_token_ms: Some(3_000), idle_ms: Some(3_000), total_ms: Some(8_000) },
             retry: RetrySpec { max_attempts: 1, base_ms: 20, max_ms: 200, budget_ratio: 10.0, budget_floor: 100 },
             breaker: BreakerSpec { failure_threshold: 1_000, cool_down_ms: 60_000, half_open_probes: 1 },
             limits: LimitSpec { body_bytes: 16 << 20, max_in_flight: 1_024, header_ms: 5_000, body_ms: 5_000, drain_ms: 5_000 },
@@ -206,9 +207,9 @@ impl Spec {
         }
         spec.query = Some(QuerySpec {
             agents: agents.iter().map(|agent| (agent.to_string(), agent.to_string())).collect(),
-            deadline_ms: 8_000,
-            step_ms: 2_000,
-            store_ms: 1_000,
+            deadline_ms: 20_000,
+            step_ms: 5_000,
+            store_ms: 3_000,
             pool: 4,
         });
         spec

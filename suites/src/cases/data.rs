@@ -11,7 +11,7 @@ use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
 use serde_json::{Value, json};
 
-use super::query::{DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, text, until_status};
+use super::query::{DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, soon_without_store, text, until_status};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -48,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Bound the wait for a connection and for a statement, and answer 503.",
         needs: STORED,
         spec: || {
-            let spec = on_postgres();
+            let spec = soon_without_store(on_postgres());
             let query = spec.query.map(|query| QuerySpec { pool: 2, ..query });
             Spec { query, ..spec }
         },

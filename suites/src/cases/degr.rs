@@ -4,12 +4,12 @@ use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::plan::Plan;
-use gauntlet_harness::spec::Spec;
+use gauntlet_harness::spec::{Spec, Timeouts};
 use gauntlet_harness::target::Capability;
 
 use super::query::{
-    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost, number, on_postgres, text, until_status,
-    with_spare,
+    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost, number, on_postgres, soon_without_store, text,
+    until_status, with_spare,
 };
 
 /// Why a store's step may be told as lost.
@@ -26,7 +26,7 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
-            let mut spec = Spec::query();
+            let mut spec = Spec::query().model_timeouts("entities", Timeouts { total_ms: Some(1_000), ..Timeouts::default() });
             spec.breaker.failure_threshold = 2;
             spec
         },
@@ -101,7 +101,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "Every connection to the database is reset and new ones are refused. The query is answered by the models alone; readiness is 503.",
         remedy: "Answer without the record, say that there is none, and tell it by readiness.",
         needs: &[Capability::Query, Capability::Store, Capability::Health],
-        spec: on_postgres,
+        spec: || soon_without_store(on_postgres()),
         run: |ctx| degr_08(ctx).boxed(),
     },
     Case {

@@ -21,7 +21,7 @@ use super::strm::broken;
 const SHORT: Option<u64> = Some(1_000);
 const SHORT_BOUND: Duration = Duration::from_secs(1);
 /// The default connect time-out.
-const CONNECT: Duration = Duration::from_millis(500);
+const CONNECT: Duration = Duration::from_secs(1);
 /// The idle time-out of a path that has to stay whole.
 const IDLE: Duration = Duration::from_millis(1_500);
 
