@@ -68,6 +68,8 @@ pub enum Capability {
     SlowClient,
     /// Client keys with tenants.
     Keys,
+    /// Client keys in its store: one that it is not configured with is looked up there.
+    StoredKeys,
     /// The gateway presents its own provider keys (a client's 401 is not a provider's).
     OwnProviderKeys,
     /// `x-request-id` accepted, returned and sent on.

@@ -76,6 +76,7 @@ const CAPABILITIES: &[Capability] = &[
     Capability::BodyLimit,
     Capability::SlowClient,
     Capability::Keys,
+    Capability::StoredKeys,
     Capability::OwnProviderKeys,
     Capability::RequestId,
     Capability::ServedBy,

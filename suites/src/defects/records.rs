@@ -75,7 +75,7 @@ fn store(gateway: &Gateway) -> Result<&Store, Told> {
 }
 
 /// A database's failure is never the client's own, unless the value cannot be stored (DATA-10).
-fn store_told(gateway: &Gateway, error: &StoreError) -> Told {
+pub(super) fn store_told(gateway: &Gateway, error: &StoreError) -> Told {
     gateway.log(&format!("store: {error}"));
     if gateway.has(Defect::StoreFailureIs401) {
         return Told::new(401, "authentication_error", "invalid_api_key", "the key is not known");

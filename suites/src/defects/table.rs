@@ -273,6 +273,8 @@ defects! {
     ListsOutOfOrder = "DATA-08" seen "5 queries; observed 3 on all pages",
     /// Any failure of the database is told as 401.
     StoreFailureIs401 = "DATA-10" seen "observed status of a document, the database being read-only 401",
+    /// A key that the database cannot be asked about is told as unknown.
+    FailedLookupIs401 = "DATA-10" seen "the database being closed 503; observed status with a key that nobody has, the database being closed 401",
     /// Liveness asks the database.
     LivenessAsksStore = "HLTH-01" seen "observed liveness with a stalled database 503",
     /// Readiness does not ask the database.
