@@ -9,6 +9,7 @@ use gauntlet_harness::database::{CaseDatabase, DatabaseError};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::error;
 use gauntlet_harness::spec::{KeySpec, QuerySpec, Spec};
+use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
 use serde_json::{Value, json};
@@ -34,7 +35,8 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Query, Profile::Store],
         requirement: "a connection cut in a transaction leaves no half record",
         why: "A document whose passages are missing is there for whoever lists it, and not there for whoever searches.",
-        shown: "The connection is cut at the statement that stores a document's passages; then the database is looked into.",
+        shown: "The connection is cut at the statement that stores a document's passages; then it is carried out and its reply lost. Each time the \
+                database is looked into.",
         remedy: "Write what belongs together in one transaction, or in one statement.",
         needs: STORED,
         spec: on_postgres,
@@ -125,15 +127,24 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
 
 /// DATA-02 (MUST): a connection cut in a transaction leaves no half record.
 async fn data_02(ctx: &Ctx) -> CaseResult {
-    // given
-    ctx.database_wire()?.at_statement("into passages", AtStatement::Cut);
-    // when
-    let stored = ctx.client.post(DOCUMENTS, document()).await?;
-    // then
-    holds(stored.status == 201 || stored.status >= 500, "201, or a status of 500 or more", stored.status)?;
-    let whole = i64::from(stored.status == 201);
-    for table in ["documents", "passages"] {
-        equal(&format!("rows of {table}"), whole, ctx.database()?.count(table).await?).map_err(lied)?;
+    let rows = async || Ok::<_, Failure>([ctx.database()?.count("documents").await?, ctx.database()?.count("passages").await?]);
+    for (fault, end) in [(AtStatement::Cut, "is cut"), (AtStatement::LoseReply, "is reset")] {
+        // given
+        let before = rows().await?;
+        ctx.database_wire()?.at_statement("into passages", fault);
+        // when
+        let stored = ctx.client.post(DOCUMENTS, document()).await?;
+        // then
+        let ended = ctx.tape.first(|entry| matches!(&entry.event, Event::Database { what } if what.ends_with(end)));
+        holds(ended.is_some(), format!("a statement that stores passages, at which the connection {end}"), "none")?;
+        holds(stored.status == 201 || stored.status >= 500, "201, or a status of 500 or more", stored.status)?;
+        let after = rows().await?;
+        let (documents, passages) = (after[0] - before[0], after[1] - before[1]);
+        // a reply that was lost may be that of a statement that was carried out
+        let least = i64::from(stored.status == 201);
+        let whole = documents == passages && (least..=1).contains(&documents);
+        let observed = format_args!("status {}, {documents} documents, {passages} passages", stored.status);
+        holds(whole, "a document with its passage, once, or neither of them and no 201", observed).map_err(lied)?;
     }
     Ok(())
 }

@@ -262,7 +262,9 @@ defects! {
     /// Records each query twice, under two ids.
     RecordsTwice = "DATA-01" seen "records Some(3); observed records Some(6)",
     /// Writes a document and its passages without a transaction.
-    WritesPiecemeal = "DATA-02" seen "rows of documents 0; observed rows of documents 1",
+    WritesPiecemeal = "DATA-02" seen ", 1 documents, 0 passages",
+    /// A document that was lost with its connection is told as stored.
+    TellsLostAsStored = "DATA-02" seen "observed status 201, 0 documents, 0 passages",
     /// Waits for a free connection of the pool without a time-out.
     PoolWaitsForEver = "DATA-03" seen "the whole answer to client a; observed nothing came",
     /// Keeps the connection that broke, and never makes a new one.
