@@ -44,6 +44,9 @@ pub struct ProviderSpec {
     pub protocol: Protocol,
     /// The key that the gateway must present to it; a canary that must show up nowhere else.
     pub api_key: String,
+    /// `user:password` in its base URL, for a target that takes that ([`crate::target::Capability::UrlCredentials`]).
+    #[serde(default)]
+    pub userinfo: Option<String>,
     /// The provider's concurrency limit, if the case needs one.
     pub max_in_flight: Option<u32>,
     /// Overrides of the default time-outs.
@@ -219,7 +222,14 @@ impl Spec {
     #[must_use]
     pub fn provider(mut self, name: &str, protocol: Protocol) -> Self {
         let api_key = format!("sk-canary-provider-{name}-7f3a91c5e2d84b60");
-        self.providers.push(ProviderSpec { name: name.into(), protocol, api_key, max_in_flight: None, timeouts: Timeouts::default() });
+        self.providers.push(ProviderSpec {
+            name: name.into(),
+            protocol,
+            api_key,
+            userinfo: None,
+            max_in_flight: None,
+            timeouts: Timeouts::default(),
+        });
         self
     }
 

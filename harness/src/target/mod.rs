@@ -72,6 +72,8 @@ pub enum Capability {
     StoredKeys,
     /// The gateway presents its own provider keys (a client's 401 is not a provider's).
     OwnProviderKeys,
+    /// A provider's base URL may hold a user and a password.
+    UrlCredentials,
     /// `x-request-id` accepted, returned and sent on.
     RequestId,
     /// Tells who served a request.

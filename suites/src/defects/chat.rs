@@ -250,6 +250,9 @@ async fn exchange(
         }
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
+            if gateway.has(Defect::TellsUrl) && error.cause == Cause::Refused {
+                error.message = format!("{} at {}", error.message, lane.provider.base_url);
+            }
             if gateway.has(Defect::TellsKey) {
                 error.message = format!("{} (sent: authorization: Bearer {})", error.message, lane.provider.spec.api_key);
             }

@@ -78,6 +78,7 @@ const CAPABILITIES: &[Capability] = &[
     Capability::Keys,
     Capability::StoredKeys,
     Capability::OwnProviderKeys,
+    Capability::UrlCredentials,
     Capability::RequestId,
     Capability::ServedBy,
     Capability::AttemptList,

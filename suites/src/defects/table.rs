@@ -231,6 +231,8 @@ defects! {
     TellsPlainText = "ERR-03" seen "OpenAI's error envelope for invalid JSON (400)",
     /// The final error holds the headers that were sent to the provider.
     TellsKey = "ERR-04" seen "in status 400",
+    /// The error of a provider that cannot be reached holds its URL, credentials included.
+    TellsUrl = "ERR-04" seen "\"canary-password-3e9a1c7f\" in a refused connection",
     /// The log holds the headers that were sent to the provider.
     LogsKey = "ERR-04" seen "in the log",
     /// The client's request id is neither returned nor sent on.
