@@ -6,7 +6,7 @@ use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equ
 use gauntlet_harness::client::{Exchange, Reply};
 use gauntlet_harness::gate::{guard, settled};
 use gauntlet_harness::llm::{chat, echo, raw, reply};
-use gauntlet_harness::plan::Plan;
+use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::target::Capability;
 
@@ -89,7 +89,8 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "N concurrent different prompts each get their own answer, for any interleaving",
         why: "An answer to another user's question is the one failure that no retry and no apology mends.",
-        shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words.",
+        shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words, and in \
+                pieces that cut events.",
         remedy: "Keep nothing of a request outside its own task: no shared buffers, no cache keyed by less than the whole request.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
@@ -195,7 +196,8 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
 async fn para_09(ctx: &Ctx) -> CaseResult {
     // given
     const EACH: usize = 24;
-    ctx.stub("p1")?.answers(echo().plan(Plan::met("everybody", 2 * EACH)));
+    let all = Step::Meet { name: "everybody".into(), count: 2 * EACH };
+    ctx.stub("p1")?.answers(echo().plan(Plan::of([all, Step::Head, Step::Drip { bytes: 60, every_ms: 5 }])));
     let words = |n: usize| format!("my own words {n}.");
     // when
     let plain = try_join_all((0..EACH).map(|n| ctx.client.chat(ctx.prompt("solo", &words(n)))));

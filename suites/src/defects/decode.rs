@@ -79,6 +79,11 @@ impl Decoder {
         self.defect == Some(defect)
     }
 
+    /// [`Defect::SharesBuffer`]: goes on with what another stream has left.
+    pub(super) fn swap_buffer(&mut self, other: &mut Vec<u8>) {
+        mem::swap(&mut self.buffer, other);
+    }
+
     /// Takes the next bytes; appends what they complete.
     pub(super) fn push(&mut self, bytes: &[u8], out: &mut VecDeque<Item>) {
         let replaced;

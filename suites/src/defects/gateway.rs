@@ -47,6 +47,8 @@ pub(super) struct Gateway {
     pub line: Arc<Semaphore>,
     /// The requests in flight by alias: for [`Defect::SharesPrompts`].
     pub prompts: Mutex<HashMap<String, Vec<Prompt>>>,
+    /// For [`Defect::SharesBuffer`].
+    pub buffer: Mutex<Vec<u8>>,
     /// What the last probes found, and when: told again for a moment. The one who probes holds the lock.
     pub probed: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
     lines: Mutex<String>,
@@ -156,6 +158,7 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
         in_flight: watch::Sender::new(0),
         line: Arc::new(Semaphore::new(if defect == Some(Defect::HeadOfLine) { 32 } else { 1 })),
         prompts: Mutex::default(),
+        buffer: Mutex::default(),
         probed: tokio::sync::Mutex::default(),
         lines: Mutex::default(),
     });

@@ -47,6 +47,10 @@ impl Defect {
 defects! {
     /// Rebuilds the answer from its text alone: tool calls are lost, finish_reason is always `stop`, usage is lost.
     KeepsOnlyText = "WIRE-01" seen "usage.prompt_tokens Number(12); observed",
+    /// Gives tool calls ids of its own.
+    RenamesCalls = "WIRE-01" seen "observed the tool calls Array [Object {\"id\": String(\"call_1\")",
+    /// Keeps the first tool call alone.
+    KeepsFirstCall = "WIRE-01" seen "the tool calls Array",
     /// Collects the whole stream before it sends the first chunk.
     BuffersStream = "WIRE-02" seen "the text while the provider holds the next event",
     /// Sends `[DONE]` twice: once with the last chunk, once at the end.
@@ -65,6 +69,10 @@ defects! {
     ListsBareNames = "WIRE-09" seen "object String(\"list\"); observed object Null",
     /// Passes Ollama's tool arguments on as an object, its `stop` as finish_reason of a tool call, and no usage.
     CopiesOllamaFields = "WIRE-12" seen "the answer to capital of local:",
+    /// A stream that was translated ends without `[DONE]`.
+    TranslatesWithoutEnd = "WIRE-12" seen "[DONE] of a translated stream 1; observed [DONE] of a translated stream 0",
+    /// A tool call that was translated has an empty id.
+    TranslatesWithoutId = "WIRE-12" seen "an id for each tool call",
     /// Holds one piece of text back to look ahead, and forgets it at the end of the stream.
     StreamLosesLastText = "WIRE-13" seen "the answer, not streamed and streamed:",
     /// Waits for a connection for as long as the system does.
@@ -129,6 +137,8 @@ defects! {
     HealthWaitsForRequests = "PARA-08" seen "the whole answer to client gs; observed nothing came",
     /// A request that comes while another of its model is in flight is asked with that one's messages.
     SharesPrompts = "PARA-09" seen "observed the answer to somebody else's prompt",
+    /// All streams share the buffer of the event that is still to be completed.
+    SharesBuffer = "PARA-09" seen "observed the answer to a prompt",
     /// Tries each candidate once, whatever is configured.
     NeverRetries = "RETRY-01" seen "status after two failures (status 429) 200",
     /// Tries a refused request (400, 401, 404, 422 and so on) again.
