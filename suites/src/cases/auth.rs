@@ -3,11 +3,13 @@
 use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
 use gauntlet_harness::client::{Client, Reply};
-use gauntlet_harness::llm::{Responder, chat, error, reply};
+use gauntlet_harness::llm::{Responder, Stub, chat, error, reply};
 use gauntlet_harness::spec::{KeySpec, Protocol, Spec};
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use serde_json::{Value, json};
+
+use super::query::{DOCUMENTS, QUERIES};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -46,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
                 exchange that host must have seen no connection, and the provider no header that was smuggled in.",
         remedy: "Connect to configured addresses alone; refuse line breaks in what becomes a header.",
         needs: &[Capability::Chat],
-        spec: || Spec::solo().provider("p2", Protocol::OpenAi).model("other", &["p2"]),
+        spec: Spec::solo,
         run: |ctx| auth_04(ctx).boxed(),
     },
 ];
@@ -94,14 +96,20 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     equal("requests at the provider", 1, p1.requests().len()).map_err(lied)
 }
 
-/// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries where there are any.
+/// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries and documents where there are any.
 async fn answers(ctx: &Ctx, client: &Client, text: &str) -> Result<Vec<Reply>, Failure> {
     let mut streamed = ctx.prompt("solo", text);
     streamed["stream"] = true.into();
     let mut answers = vec![client.chat(ctx.prompt("solo", text)).await?, client.chat(streamed).await?, client.get("/v1/models").await?];
     if ctx.manifest.capabilities.contains(&Capability::Query) {
-        answers.push(client.post("/api/v1/queries", json!({"question": text})).await?);
-        answers.push(client.get("/api/v1/queries").await?);
+        const ID: &str = "01890000-0000-7000-8000-000000000000";
+        let (query, document) = (format!("{QUERIES}/{ID}"), format!("{DOCUMENTS}/{ID}"));
+        answers.push(client.post(QUERIES, json!({"question": text})).await?);
+        answers.push(client.post(DOCUMENTS, json!({"title": "", "text": text})).await?);
+        for path in [QUERIES, &query, &document] {
+            answers.push(client.get(path).await?);
+        }
+        answers.push(client.request("DELETE", &document, &[], b"").await?);
     }
     Ok(answers)
 }
@@ -138,22 +146,25 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
 /// AUTH-04 (MUST): nothing in a request steers where the gateway connects, or splits a header.
 async fn auth_04(ctx: &Ctx) -> CaseResult {
     // given
-    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    let p1 = ctx.stub("p1")?;
     p1.answers(reply("fine"));
-    p2.answers(reply("whatever the client wants"));
-    let host = p2.wire().addr().to_string();
+    // a provider that no gateway is configured with
+    let elsewhere = Spec::default().provider("elsewhere", Protocol::OpenAi).providers.remove(0);
+    let elsewhere = Stub::in_process(&elsewhere, "elsewhere", ctx.tape.clone(), ctx.gates.clone()).await?;
+    elsewhere.answers(reply("whatever the client wants"));
+    let (url, host) = (elsewhere.base_url(), elsewhere.wire().addr().to_string());
     // when
-    for body in steering(ctx, &p2.base_url(), &host) {
+    for body in steering(ctx, &url, &host) {
         ctx.client.chat(body).await?;
     }
     for name in ["x-portkey-custom-host", "x-base-url", "x-upstream", "x-forwarded-host", "x-original-url", "forwarded"] {
-        ctx.client.with_header(name, &p2.base_url()).chat(ctx.prompt("solo", name)).await?;
+        ctx.client.with_header(name, &url).chat(ctx.prompt("solo", name)).await?;
     }
     smuggle(ctx).await?;
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     equal("status of a plain request afterwards", 200, afterwards.status)?;
-    let reached = p2.tape().iter().any(|entry| matches!(entry.event, Event::Accepted { .. } | Event::RequestRead { .. }));
+    let reached = elsewhere.tape().iter().any(|entry| matches!(entry.event, Event::Accepted { .. } | Event::RequestRead { .. }));
     holds(!reached, "no connection to the host that requests named", format_args!("a connection to {host}")).map_err(lied)?;
     let smuggled = p1.all_requests().into_iter().find(|request| request.header("x-smuggled").is_some());
     holds(smuggled.is_none(), "no header smuggled into a provider's request", "x-smuggled at the provider").map_err(lied)
@@ -194,7 +205,7 @@ fn steering(ctx: &Ctx, url: &str, host: &str) -> Vec<Value> {
         with_field("base_url", url.into()),
         with_field("custom_host", host.into()),
         with_field("api_key", "sk-chosen-by-the-client".into()),
-        with_field("extra_headers", json!({"host": host, "x-smuggled": "1"})),
+        with_field("extra_headers", json!({"host": host})),
         with_field("metadata", json!({"api_base": url})),
         with_field("user", "me\r\nx-smuggled: 1".into()),
         with_field("model", url.into()),

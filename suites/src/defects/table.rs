@@ -307,6 +307,8 @@ defects! {
     DrainCutsSilently = "DRAIN-02" seen "an error event; observed no error",
     /// Any key will do.
     TakesAnyKey = "AUTH-01" seen "observed status with an unknown key 200",
+    /// Documents are open to whoever knows their ids.
+    OpenDocuments = "AUTH-01" seen "status with no key 401; observed status with no key 503",
     /// The key is looked at after the provider has been asked.
     ChecksKeyLate = "AUTH-01" seen "observed status with no key 200",
     /// 401 comes without WWW-Authenticate.
