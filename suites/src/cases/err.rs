@@ -182,7 +182,9 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
 async fn err_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.answers(reply("fine"));
+    p1.mount(chat().user_says("right"), reply("fine")).await;
+    // a gateway may leave it to the provider to refuse
+    p1.answers(error(400));
     // when
     for Wrong { what, method, path, media, body, allowed } in wrong_requests(ctx) {
         let answer = ctx.client.request(method, path, &[("content-type", media)], body.as_bytes()).await?;
@@ -190,8 +192,7 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     }
     let right = ctx.client.chat(ctx.prompt("solo", "right")).await?;
     // then
-    equal("status of a good request", 200, right.status)?;
-    equal("requests at the provider", 1, p1.requests().len())
+    equal("status of a good request", 200, right.status)
 }
 
 /// A request that has to be refused, and the statuses that say why.

@@ -64,13 +64,13 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "gaps grow exponentially with jitter (lower bounds only)",
         why: "Clients that ask again at once, or all at the same moment, keep a recovering provider down.",
-        shown: "32 requests fail for ever. The mean of their n-th gaps must reach a quarter of the n-th back-off, so that a back-off which is \
+        shown: "24 requests fail for ever. The mean of their n-th gaps must reach a quarter of the n-th back-off, so that a back-off which is \
                 all jitter passes too, and one that never grows does not. That there is jitter cannot be shown by lower bounds.",
         remedy: "Double the back-off with each attempt, up to its bound, and make a part of it random.",
         needs: RETRY,
         spec: || {
             let mut spec = attempts(5);
-            (spec.retry.base_ms, spec.retry.max_ms) = (300, 2_400);
+            (spec.retry.base_ms, spec.retry.max_ms) = (400, 3_200);
             spec
         },
         run: |ctx| retry_04(ctx).boxed(),
@@ -225,7 +225,7 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
 /// RETRY-04 (MUST): gaps grow exponentially.
 async fn retry_04(ctx: &Ctx) -> CaseResult {
     // given
-    const REQUESTS: usize = 32;
+    const REQUESTS: usize = 24;
     let p1 = ctx.stub("p1")?;
     p1.answers(error(503));
     // when
@@ -237,7 +237,7 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
         equal("attempts of a request", 5, of_one.len())?;
     }
     // the longest first: it tells a busy machine from a back-off
-    for (n, back_off) in [300, 600, 1_200, 2_400].into_iter().enumerate().rev() {
+    for (n, back_off) in [400, 800, 1_600, 3_200].into_iter().enumerate().rev() {
         let all: Duration = attempts.iter().map(|of_one| gap(&of_one[n], &of_one[n + 1])).sum();
         let quarter = Duration::from_millis(back_off / 4);
         at_least(&format!("retry {} of {REQUESTS} requests, on average,", n + 1), all / REQUESTS as u32, quarter)?;

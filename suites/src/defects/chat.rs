@@ -69,6 +69,7 @@ impl Hold {
             admitted.succeeded();
         }
         self.gateway.attempted(&self.lane, Ok("success"));
+        self.lane.provider.keeps_a_connection();
         self.gateway.metrics.tokens(&self.lane, usage);
     }
 }
@@ -196,6 +197,9 @@ async fn attempt(gateway: &Arc<Gateway>, lane: &Arc<Lane>, call: &Call, until: I
         .admit()
         .map_err(|wait| AttemptError { retry_after: Some(wait), ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures") })
         .map_err(refused)?;
+    if gateway.has(Defect::TrustsKeptConnections) && lane.provider.uses_a_dead_connection() {
+        return Err(AttemptError::new(Cause::Reset, "the connection was closed before an answer"));
+    }
     if gateway.has(Defect::NeverForgives) && lane.provider.gone.load(Ordering::SeqCst) {
         return Err(AttemptError::new(Cause::ServerError, "the provider failed before"));
     }
@@ -250,6 +254,9 @@ async fn exchange(
         }
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
+            if error.cause == Cause::Refused {
+                lane.provider.kept_connections_die();
+            }
             if gateway.has(Defect::TellsUrl) && error.cause == Cause::Refused {
                 error.message = format!("{} at {}", error.message, lane.provider.base_url);
             }

@@ -1,7 +1,7 @@
 //! What a gateway knows of its aliases: for each, the candidates in order, with everything that guards them.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gauntlet_harness::spec::{ProviderSpec, Spec, Timeouts};
@@ -18,6 +18,27 @@ pub(super) struct Provider {
     pub budget: Budget,
     /// For [`Defect::NeverForgives`].
     pub gone: AtomicBool,
+    /// For [`Defect::TrustsKeptConnections`]: how many connections are kept, and how many of those are dead.
+    pub kept: Mutex<(usize, usize)>,
+}
+
+/// [`Defect::TrustsKeptConnections`]; all others make a connection for each attempt.
+impl Provider {
+    pub(super) fn keeps_a_connection(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+    }
+
+    pub(super) fn kept_connections_die(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = (0, kept.1 + kept.0);
+    }
+
+    pub(super) fn uses_a_dead_connection(&self) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let dead = kept.1 > 0;
+        kept.1 = kept.1.saturating_sub(1);
+        dead
+    }
 }
 
 /// One candidate of an alias.
@@ -57,7 +78,14 @@ impl Routes {
             let base_url = base_url.ok_or_else(|| TargetError::Definition(format!("the provider {} has no address", provider.name)))?;
             let bulkhead = Bulkhead::new(provider.max_in_flight, defect);
             let budget = Budget::new(spec.retry);
-            providers.push(Arc::new(Provider { spec: provider.clone(), base_url, bulkhead, budget, gone: AtomicBool::new(false) }));
+            providers.push(Arc::new(Provider {
+                spec: provider.clone(),
+                base_url,
+                bulkhead,
+                budget,
+                gone: AtomicBool::new(false),
+                kept: Mutex::default(),
+            }));
         }
         let mut this = Self { providers, routes: Vec::new(), breakers: Vec::new() };
         for model in &spec.models {

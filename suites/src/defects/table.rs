@@ -146,9 +146,9 @@ defects! {
     /// Retry-After is not read.
     IgnoresRetryAfter = "RETRY-03" seen "the attempt that was asked to come in a second after 1000 ms",
     /// Tries again at once, without back-off.
-    RetriesAtOnce = "RETRY-04" seen "retry 4 of 32 requests, on average, after 600 ms",
+    RetriesAtOnce = "RETRY-04" seen "retry 4 of 24 requests, on average, after 800 ms",
     /// Waits as long before each retry as before the first.
-    ConstantBackoff = "RETRY-04" seen "retry 4 of 32 requests, on average, after 600 ms",
+    ConstantBackoff = "RETRY-04" seen "retry 4 of 24 requests, on average, after 800 ms",
     /// Starts the stream again from its beginning after a failure in its middle.
     RestartsStream = "RETRY-05" seen "text \"Par\"; observed text \"ParParis\"",
     /// Retries have no budget.
@@ -184,7 +184,7 @@ defects! {
     /// A successful probe leaves the breaker open.
     BreakerNeverCloses = "BRKR-03" seen "observed answers after a success [\"Bern\"",
     /// A failed probe closes the breaker.
-    FailedProbeCloses = "BRKR-03" seen "the next probe after 250 ms at the earliest",
+    FailedProbeCloses = "BRKR-03" seen "the next probe after 600 ms at the earliest",
     /// An open breaker is told as 502, without Retry-After.
     OpenIsBadGateway = "BRKR-04" seen "status 503; observed status 502",
     /// One breaker for all providers and models.
@@ -269,6 +269,8 @@ defects! {
     ClaimsRecord = "DEGR-08" seen "recorded Some(false); observed recorded Some(true)",
     /// A provider that failed once is never asked again.
     NeverForgives = "DEGR-11" seen "the query's status \"complete\"; observed the query's status \"degraded\"",
+    /// Sends a request over a kept connection without looking whether it still stands.
+    TrustsKeptConnections = "DEGR-11" seen "observed statuses after the provider's restart [502",
     /// Records the document before the review has changed it.
     RecordsDraft = "DATA-01" seen "expected the record Object",
     /// Records each query twice, under two ids.
