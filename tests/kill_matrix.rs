@@ -29,8 +29,8 @@ use tokio::sync::{OnceCell, Semaphore};
 
 /// Many defects are shown by a hang: for these the guard is short. The reference has the usual one.
 const GUARD: Duration = Duration::from_secs(6);
-/// Gateways examined at once: most of them wait.
-const AT_ONCE: usize = 32;
+/// Gateways examined at once: most of them wait, but a few keep a core busy, and all share one process.
+const AT_ONCE: usize = 16;
 
 /// What the reference and the defects of one case came to.
 struct Row {

@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::{Either, join, select, try_join_all};
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds};
 use gauntlet_harness::client::Reply;
-use gauntlet_harness::gate::{at_least, gap, guard};
+use gauntlet_harness::gate::{at_least, converge, gap, guard};
 use gauntlet_harness::llm::{Stub, chat, error, in_turn, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{BreakerSpec, CandidateSpec, ModelSpec, Spec, Timeouts};
@@ -59,7 +59,8 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "success closes it, failure opens it again",
         why: "A second cool-down was cut short by the first one (https://github.com/BerriAI/litellm/issues/40130); one that never ends costs the provider.",
-        shown: "While the first provider fails, each probe must come a whole cool-down after the failure before. Once it serves, the requests \
+        shown: "While the first provider fails, bursts of eight go on until it has seen two probes; each must come a whole cool-down after the \
+                failure before. Once it serves, the requests \
                 after its first success must all be its own.",
         remedy: "Open for a whole cool-down after a failed probe; close on success.",
         needs: PAIR,
@@ -189,8 +190,13 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(error(500));
     ctx.stub("p2")?.answers(reply("Bern"));
+    for n in 0..2 {
+        ctx.client.chat(ctx.prompt("pair", &format!("failure {n}"))).await?;
+    }
     // when
-    asked_until(ctx, "the breaker lets two probes through", |_| p1.requests().len() >= 4).await?;
+    let burst = || try_join_all((0..8).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
+    let two_probes = || async { Ok(Some(burst().await?).filter(|_| p1.requests().len() >= 4)) };
+    converge("the breaker lets two probes through", two_probes).await?;
     let failed = arrivals(ctx, p1);
     p1.answers(reply("Paris"));
     asked_until(ctx, "the first provider serves again", |answer| answer.content() == "Paris").await?;
