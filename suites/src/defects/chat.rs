@@ -89,7 +89,7 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, firs
     if gateway.has(Defect::CountsRequestsAsAttempts)
         && let Some(lane) = route.lanes.first()
     {
-        gateway.metrics.attempt(lane, Ok("success"));
+        gateway.metrics.attempt(lane, Ok("success"), gateway.defect);
     }
     for (position, lane) in route.lanes.iter().enumerate().skip(first) {
         if position > first {

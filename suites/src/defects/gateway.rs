@@ -88,7 +88,7 @@ impl Gateway {
     /// Counts an attempt that has ended.
     pub(super) fn attempted(&self, lane: &Lane, outcome: Result<&str, Cause>) {
         if !self.has(Defect::CountsRequestsAsAttempts) {
-            self.metrics.attempt(lane, outcome);
+            self.metrics.attempt(lane, outcome, self.defect);
         }
     }
 

@@ -323,6 +323,10 @@ defects! {
     ConnectsWhereTold = "AUTH-04" seen "no connection to the host that requests named",
     /// Attempts are counted once a request, however many there were.
     CountsRequestsAsAttempts = "OBS-01" seen "observed gauntlet_attempts_total{provider=\"p1\"} 3",
+    /// Time-outs are counted as errors like others.
+    CountsNoTimeouts = "OBS-01" seen "gauntlet_timeouts_total{} 1; observed gauntlet_timeouts_total{} 0",
+    /// The metrics tell every breaker as closed.
+    TellsBreakersClosed = "OBS-01" seen "observed gauntlet_breaker_state{provider=\"p1\"} 0",
     /// `traceparent` is not sent on.
     DropsTraceparent = "OBS-02" seen "observed \"\"",
     /// Usage is guessed from the length of the texts.
