@@ -21,7 +21,8 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "429, 500, 502, 503, 504, refused and reset connections are tried again up to the configured attempts",
         why: "A provider's second of overload is the users' error where a gateway asks once; one that asks without end makes it an outage.",
-        shown: "For each failure the provider fails twice and answers the third attempt; another request fails for ever and must cost three attempts. \
+        shown: "For each failure the provider fails twice and answers the third attempt, the last time a stream; another request fails for ever and \
+                must cost three attempts. \
                 Refused connections nobody sees: there the attempts that the error lists are counted, where the gateway lists them.",
         remedy: "Retry 429, 500, 502, 503, 504 and broken connections before the first token, and count the attempts of a request.",
         needs: RETRY,
@@ -153,6 +154,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     }
     p1.mount(chat().user_says("reset"), twice(reply("lost").plan(Plan::of([Step::Reset])))).await;
     p1.mount(chat().user_says("for ever"), error(503)).await;
+    p1.mount(chat().user_says("streamed"), twice(error(503))).await;
     // when
     let prompts = ["status 429", "status 500", "status 502", "status 503", "status 504", "reset"];
     let answers = try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
@@ -164,13 +166,19 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     }
     holds(hopeless.status >= 500, "an error once the attempts are used up", hopeless.status)?;
     equal("attempts at a provider that fails for ever", 3, p1.calls("for ever").len())?;
-    if ctx.manifest.capabilities.contains(&Capability::AttemptList) {
-        p1.listen(Listen::Refuse).await?;
-        let refused = ctx.client.chat(ctx.prompt("solo", "refused")).await?;
-        let listed = refused.json()["error"]["attempts"].as_array().map_or(0, Vec::len);
-        equal("attempts listed by the error of a provider that refuses connections", 3, listed)?;
+    if ctx.manifest.capabilities.contains(&Capability::Stream) {
+        let stream = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+        equal("a stream after two failures", (200, "Paris"), (stream.status, stream.text.as_str()))?;
     }
-    Ok(())
+    if ctx.manifest.capabilities.contains(&Capability::AttemptList) { refused_attempts(ctx).await } else { Ok(()) }
+}
+
+/// Refused connections nobody sees: the attempts that the error lists are counted.
+async fn refused_attempts(ctx: &Ctx) -> CaseResult {
+    ctx.stub("p1")?.listen(Listen::Refuse).await?;
+    let refused = ctx.client.chat(ctx.prompt("solo", "refused")).await?;
+    let listed = refused.json()["error"]["attempts"].as_array().map_or(0, Vec::len);
+    equal("attempts listed by the error of a provider that refuses connections", 3, listed)
 }
 
 /// RETRY-02 (MUST NOT): a refused request is not tried again.

@@ -142,7 +142,8 @@ async fn candidate(
     attempts: &mut Vec<Attempt>,
 ) -> Option<Answer> {
     let retry = gateway.spec.retry;
-    let most = if gateway.has(Defect::NeverRetries) { 1 } else { retry.max_attempts.max(1) };
+    let most =
+        if gateway.has(Defect::NeverRetries) || (call.stream && gateway.has(Defect::NeverRetriesStreams)) { 1 } else { retry.max_attempts.max(1) };
     let mut backoff = Duration::from_millis(retry.base_ms);
     lane.provider.budget.request();
     for n in 1..=most {

@@ -141,6 +141,8 @@ defects! {
     SharesBuffer = "PARA-09" seen "observed the answer to a prompt",
     /// Tries each candidate once, whatever is configured.
     NeverRetries = "RETRY-01" seen "status after two failures (status 429) 200",
+    /// Tries a streamed request once.
+    NeverRetriesStreams = "RETRY-01" seen "a stream after two failures (200, \"Paris\"); observed a stream after two failures (503",
     /// Tries a refused request (400, 401, 404, 422 and so on) again.
     RetriesRejected = "RETRY-02" seen "attempts after 400 1; observed attempts after 400 3",
     /// Retry-After is not read.
