@@ -241,6 +241,20 @@ impl Spec {
         self
     }
 
+    /// Adds a key that clients present.
+    #[must_use]
+    pub fn key(mut self, tenant: &str, token: &str) -> Self {
+        self.keys.push(KeySpec { tenant: tenant.into(), token: token.into() });
+        self
+    }
+
+    /// Changes the orchestrator's settings, where there is one.
+    #[must_use]
+    pub fn with_query(mut self, change: impl FnOnce(&mut QuerySpec)) -> Self {
+        self.query.as_mut().map(change);
+        self
+    }
+
     /// Gives the alias time-outs of its own.
     #[must_use]
     pub fn model_timeouts(mut self, alias: &str, timeouts: Timeouts) -> Self {

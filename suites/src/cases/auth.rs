@@ -4,7 +4,7 @@ use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
 use gauntlet_harness::client::{Client, Reply};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply};
-use gauntlet_harness::spec::{KeySpec, Protocol, Spec};
+use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
                 follows, and must be all that the provider saw.",
         remedy: "Check the key before the body is read; answer 401 with the challenge of RFC 6750.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Keys],
-        spec: || with_a_key(Spec::solo()),
+        spec: || Spec::solo().key("b", KEY),
         run: |ctx| auth_01(ctx).boxed(),
     },
     Case {
@@ -35,7 +35,7 @@ pub(super) const CASES: &[Case] = &[
                 headers; nothing that the client receives may hold it.",
         remedy: "Build the provider's request anew with the headers that are meant for it; pass on no header of its answer that is not known.",
         needs: &[Capability::Chat, Capability::Stream, Capability::OwnProviderKeys],
-        spec: || with_a_key(Spec::solo()),
+        spec: || Spec::solo().key("b", KEY),
         run: |ctx| auth_03(ctx).boxed(),
     },
     Case {
@@ -63,11 +63,6 @@ const OTHERS: [(&str, &str); 4] = [
     ("api-key", "canary-api-key-7a3c"),
     ("proxy-authorization", "Basic canary-proxy-6e5d"),
 ];
-
-fn with_a_key(mut spec: Spec) -> Spec {
-    spec.keys.push(KeySpec { tenant: "b".into(), token: KEY.into() });
-    spec
-}
 
 /// AUTH-01 (MUST): without a known key 401, before any call of a provider.
 async fn auth_01(ctx: &Ctx) -> CaseResult {
@@ -128,7 +123,7 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     // when
     for what in ["served", "fails"] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
-        let stream = client.stream(ctx.prompt("solo", what)).await?.collect().await?;
+        let stream = client.streamed(ctx.prompt("solo", what)).await?;
         // then
         let came = format!("{:?} {} {:?} {}", plain.headers, plain.text(), stream.headers, String::from_utf8_lossy(&stream.body));
         holds(!came.contains(&key), format!("nothing of the provider's key at the client ({what})"), "the key")?;

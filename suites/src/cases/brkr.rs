@@ -156,9 +156,7 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(in_turn([error(500), error(500), reply("Paris").plan(Plan::held("probe"))]));
     ctx.stub("p2")?.answers(reply("Bern"));
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("pair", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "pair", 2).await?;
     // when
     let burst = || try_join_all((0..64).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
     let bursts = async {
@@ -190,9 +188,7 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(error(500));
     ctx.stub("p2")?.answers(reply("Bern"));
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("pair", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "pair", 2).await?;
     // when
     let burst = || try_join_all((0..8).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
     let two_probes = || async { Ok(Some(burst().await?).filter(|_| p1.requests().len() >= 4)) };
@@ -216,12 +212,10 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     p1.answers(error(500));
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("solo", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "solo", 2).await?;
     // when
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
-    let stream = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
     equal("requests at the provider", 2, p1.requests().len())?;
     for (status, wait) in [(plain.status, plain.header("retry-after")), (stream.status, stream.header("retry-after"))] {
@@ -240,9 +234,7 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().model("m-well"), reply("Paris")).await;
     p2.answers(reply("Bern"));
     // when
-    for n in 0..4 {
-        ctx.client.chat(ctx.prompt("ill", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "ill", 4).await?;
     let well = ctx.client.chat(ctx.prompt("well", "capital")).await?;
     let other = ctx.client.chat(ctx.prompt("other", "capital")).await?;
     // then
@@ -257,9 +249,7 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.answers(error(500));
     let before = told(ctx).await?;
     // when
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("solo", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "solo", 2).await?;
     // then
     equal("health and metrics before any failure", ("closed".to_string(), Some(0)), before)?;
     equal("health and metrics after two failures", ("open".to_string(), Some(2)), told(ctx).await?)
@@ -323,6 +313,14 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
         Either::Right((failure, _)) => return Err(failure),
     };
     stub.peer_closed(n).await.map(drop)
+}
+
+/// Asks the alias so often, one request after the other, while its provider fails.
+async fn fail(ctx: &Ctx, alias: &str, times: usize) -> CaseResult {
+    for n in 0..times {
+        ctx.client.chat(ctx.prompt(alias, &format!("failure {n}"))).await?;
+    }
+    Ok(())
 }
 
 /// When the case's own requests had been read: gateways may probe their providers besides.

@@ -8,7 +8,7 @@ use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equ
 use gauntlet_harness::database::{CaseDatabase, DatabaseError};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::error;
-use gauntlet_harness::spec::{KeySpec, QuerySpec, Spec};
+use gauntlet_harness::spec::Spec;
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
@@ -51,11 +51,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "A table is locked while more requests than the pool has connections read from it; each gets 503, and once the lock is gone 200.",
         remedy: "Bound the wait for a connection and for a statement, and answer 503.",
         needs: STORED,
-        spec: || {
-            let spec = soon_without_store(on_postgres());
-            let query = spec.query.map(|query| QuerySpec { pool: 2, ..query });
-            Spec { query, ..spec }
-        },
+        spec: || soon_without_store(on_postgres()).with_query(|query| query.pool = 2),
         run: |ctx| data_03(ctx).boxed(),
     },
     Case {
@@ -79,11 +75,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "Pages are read while queries are recorded between them; questions and documents hold quotes, SQL, NUL, emoji and a megabyte.",
         remedy: "Page by the last row's id, bind every value, refuse what cannot be stored.",
         needs: STORED,
-        spec: || {
-            let spec = Spec::query();
-            let query = spec.query.map(|query| QuerySpec { store_ms: 5_000, ..query });
-            Spec { query, ..spec }
-        },
+        spec: || Spec::query().with_query(|query| query.store_ms = 5_000),
         run: |ctx| data_08(ctx).boxed(),
     },
     Case {
@@ -96,7 +88,7 @@ pub(super) const CASES: &[Case] = &[
                 asked with the configured key and with one that has to be looked up: 401 is right only while somebody can look.",
         remedy: "Map every failure of the database to 503, and write in one transaction.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
-        spec: || Spec { keys: vec![KeySpec { tenant: "c".into(), token: KEY.into() }], ..on_postgres() },
+        spec: || on_postgres().key("c", KEY),
         run: |ctx| data_10(ctx).boxed(),
     },
 ];

@@ -6,7 +6,7 @@ use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{guard, poll_until};
 use gauntlet_harness::llm::{Asked, Responder, chat, error, raw, reply, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
-use gauntlet_harness::spec::{DatabaseNeed, KeySpec, Protocol, Spec};
+use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec};
 use gauntlet_harness::target::Capability;
 use serde_json::{Value, json};
 
@@ -101,8 +101,7 @@ const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
 fn with_a_key() -> Spec {
     let mut spec = Spec { database: DatabaseNeed::None, ..Spec::query() }.provider("p1", Protocol::OpenAi).model("solo", &["p1"]);
     spec.providers.iter_mut().for_each(|provider| provider.userinfo = Some(format!("canary-user:{URL_PASSWORD}")));
-    spec.keys.push(KeySpec { tenant: "a".into(), token: CLIENT_KEY.into() });
-    spec
+    spec.key("a", CLIENT_KEY)
 }
 
 /// ERR-01 (MUST): each class of a provider's failure has its status, in the envelope.
@@ -170,7 +169,7 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
         p1.answers(error(status));
         // when
         let plain = ctx.client.chat(ctx.prompt("solo", &format!("plain {status}"))).await?;
-        let stream = ctx.client.stream(ctx.prompt("solo", &format!("streamed {status}"))).await?.collect().await?;
+        let stream = ctx.client.streamed(ctx.prompt("solo", &format!("streamed {status}"))).await?;
         // then
         equal(&format!("status for a provider's {status}"), 502, plain.status)?;
         equal(&format!("status of a stream for a provider's {status}"), 502, stream.status)?;
@@ -273,7 +272,7 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut seen = Vec::new();
     for what in ["status 400", "status 401", "status 403", "status 429", "status 500", "status 503", "html", "in band"] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
-        let stream = client.stream(ctx.prompt("solo", what)).await?.collect().await?;
+        let stream = client.streamed(ctx.prompt("solo", what)).await?;
         seen.push((what, format!("{:?} {}", plain.headers, plain.text())));
         seen.push((what, format!("{:?} {}", stream.headers, String::from_utf8_lossy(&stream.body))));
     }

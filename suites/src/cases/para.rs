@@ -141,7 +141,7 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     slow.next().await?;
     // when
     let taken = p1.sent_settles().await?;
-    let small = (0..OTHERS).map(|_| async { ctx.client.stream(ctx.prompt("solo", "small")).await?.collect().await });
+    let small = (0..OTHERS).map(|_| ctx.client.streamed(ctx.prompt("solo", "small")));
     let others = try_join_all(small).await?;
     // then
     let complete = others.iter().filter(|stream| stream.looks_complete() && stream.text == "Paris is big.").count();
@@ -201,7 +201,7 @@ async fn para_09(ctx: &Ctx) -> CaseResult {
     let words = |n: usize| format!("my own words {n}.");
     // when
     let plain = try_join_all((0..EACH).map(|n| ctx.client.chat(ctx.prompt("solo", &words(n)))));
-    let streams = try_join_all((EACH..2 * EACH).map(|n| async move { ctx.client.stream(ctx.prompt("solo", &words(n))).await?.collect().await }));
+    let streams = try_join_all((EACH..2 * EACH).map(|n| async move { ctx.client.streamed(ctx.prompt("solo", &words(n))).await }));
     let (plain, streams) = futures::try_join!(plain, streams)?;
     // then
     let said = plain.iter().map(Reply::content).chain(streams.iter().map(|stream| stream.text.clone()));

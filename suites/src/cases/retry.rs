@@ -167,7 +167,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     holds(hopeless.status >= 500, "an error once the attempts are used up", hopeless.status)?;
     equal("attempts at a provider that fails for ever", 3, p1.calls("for ever").len())?;
     if ctx.manifest.capabilities.contains(&Capability::Stream) {
-        let stream = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+        let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
         equal("a stream after two failures", (200, "Paris"), (stream.status, stream.text.as_str()))?;
     }
     if ctx.manifest.capabilities.contains(&Capability::AttemptList) { refused_attempts(ctx).await } else { Ok(()) }
@@ -261,8 +261,8 @@ async fn retry_05(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().user_says("capital"), sequence([broken, reply("").tokens(["Par", "is"])])).await;
     p1.mount(chat().user_says("afterwards"), reply("fine")).await;
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
-    let afterwards = ctx.client.stream(ctx.prompt("solo", "afterwards")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    let afterwards = ctx.client.streamed(ctx.prompt("solo", "afterwards")).await?;
     // then
     equal("text", "Par", stream.text.as_str()).map_err(lied)?;
     holds(!stream.looks_complete(), "a stream that does not look finished", "a finished one").map_err(lied)?;

@@ -127,7 +127,7 @@ async fn strm_01(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(reply("").tokens(["Par", "is"]).without_finish());
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text", "Paris", stream.text.as_str())?;
     broken(&stream)
@@ -138,7 +138,7 @@ async fn strm_02(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(reply("").tokens(["Par", "is", "!"]).plan(Plan::events_then(3, Step::Reset)));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text", "Paris", stream.text.as_str())?;
     broken(&stream)
@@ -150,7 +150,7 @@ async fn strm_03(ctx: &Ctx) -> CaseResult {
     let cut = Plan::of([Step::Head, Step::Events(2), Step::Bytes(70), Step::Cut]);
     ctx.stub("p1")?.answers(reply("").tokens(["Par", "is"]).plan(cut));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     stream.strict().or_else(|why| holds(false, "every event whole", why))?;
     equal("text", "Par", stream.text.as_str())?;
@@ -166,8 +166,8 @@ async fn strm_04(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().user_says("malformed"), raw(200, "text/event-stream", body)).await;
     p1.mount(chat().user_says("healthy"), reply("Bern")).await;
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "malformed")).await?.collect().await?;
-    let next = ctx.client.stream(ctx.prompt("solo", "healthy")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "malformed")).await?;
+    let next = ctx.client.streamed(ctx.prompt("solo", "healthy")).await?;
     // then
     broken(&stream)?;
     equal("the next stream's text", "Bern", next.text.as_str())
@@ -180,7 +180,7 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.answers(in_band(["Par", "is"]));
     ctx.stub("p2")?.answers(in_band(["Be", "rn"]));
     // when
-    let openai = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let openai = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text before the error", "Paris", openai.text.as_str())?;
     broken(&openai)?;
@@ -189,7 +189,7 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     if !ctx.manifest.capabilities.contains(&Capability::Ollama) {
         return Ok(());
     }
-    let ollama = ctx.client.stream(ctx.prompt("local", "capital")).await?.collect().await?;
+    let ollama = ctx.client.streamed(ctx.prompt("local", "capital")).await?;
     equal("text before the error of the Ollama provider", "Bern", ollama.text.as_str())?;
     broken(&ollama)
 }
@@ -200,7 +200,7 @@ async fn strm_06(ctx: &Ctx) -> CaseResult {
     let body = [&chunk("Paris", None), &chunk("", Some("stop")), DONE, &chunk(" and Rome", None), DONE].concat();
     ctx.stub("p1")?.answers(raw(200, "text/event-stream", body));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text", "Paris", stream.text.as_str()).map_err(lied)?;
     equal("[DONE]", 1, stream.done_count)?;
@@ -212,7 +212,7 @@ async fn strm_07(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(raw(200, "text/html", "<html><body>Please log in</body></html>"));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     holds(stream.status >= 500, "a status of 500 or more", stream.status).map_err(lied)?;
     equal("text", "", stream.text.as_str()).map_err(lied)
@@ -228,7 +228,7 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(raw(200, "text/event-stream", body).plan(Plan::of([Step::Head, Step::Events(1), Step::Rest, Step::Stall])));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     broken(&stream)?;
     p1.peer_closed(1).await?;
@@ -246,8 +246,8 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().user_says("late"), cut([Step::Head, Step::Events(2), Step::Cut])).await;
     // when
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
-    let early = ctx.client.stream(ctx.prompt("solo", "early")).await?.collect().await?;
-    let late = ctx.client.stream(ctx.prompt("solo", "late")).await?.collect().await?;
+    let early = ctx.client.streamed(ctx.prompt("solo", "early")).await?;
+    let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
     // then
     holds(plain.status >= 500, "a status of 500 or more for a plain answer that was cut", plain.status)?;
     holds(early.status >= 500 || early.status == 200, "no 4xx for a stream cut before its text", early.status)?;
@@ -269,6 +269,13 @@ pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
     });
     format!("data: {chunk}\n\n")
+}
+
+/// A stream that a client takes for a finished one, with this text.
+pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
+    equal("status", 200, stream.status)?;
+    equal("the stream's text", text, stream.text.as_str())?;
+    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))
 }
 
 /// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.

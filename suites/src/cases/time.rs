@@ -15,7 +15,7 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::tape::{Entry, Event, Side};
 use gauntlet_harness::target::Capability;
 
-use super::strm::broken;
+use super::strm::{broken, whole};
 
 /// The short time-out of a path that has to time out, as told to the gateway and as a bound: long enough to reach the provider within it.
 const SHORT: Option<u64> = Some(1_000);
@@ -170,7 +170,7 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("never").plan(Plan::of([Step::DripHead { every_ms: 20, finish: false }])));
     // when
-    let stream = ctx.client.labelled("dripped").stream(ctx.prompt("solo", "hello")).await?.collect().await?;
+    let stream = ctx.client.labelled("dripped").streamed(ctx.prompt("solo", "hello")).await?;
     // then
     refused(stream.status)?;
     at_least("the error", took(ctx, "dripped"), SHORT_BOUND)?;
@@ -183,7 +183,7 @@ async fn time_04(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("").tokens(["Par", "is", "!"]).plan(Plan::events_then(3, Step::Stall)));
     // when
-    let stream = ctx.client.labelled("stalled").stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.labelled("stalled").streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text", "Paris", stream.text.as_str())?;
     broken(&stream)?;
@@ -212,7 +212,7 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("never").plan(Plan::held("late")));
     // when
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
-    let streamed = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+    let streamed = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
     refused(plain.status)?;
     refused(streamed.status)?;
@@ -228,14 +228,12 @@ async fn time_11(ctx: &Ctx) -> CaseResult {
     let plain = ctx.stub("p2")?;
     plain.answers(reply("Paris is big.").plan(Plan::of([Step::Head, Step::Drip { bytes: 55, every_ms: 250 }])));
     // when
-    let streaming = async { ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await };
-    let (stream, answer) = futures::try_join!(streaming, ctx.client.chat(ctx.prompt("plain", "capital")))?;
+    let (stream, answer) = futures::try_join!(ctx.client.streamed(ctx.prompt("solo", "capital")), ctx.client.chat(ctx.prompt("plain", "capital")))?;
     // then
     for stub in [p1, plain] {
         at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| Failure::Harness { what: early.to_string() })?;
     }
-    equal("the stream's text", "Paris is big.", stream.text.as_str())?;
-    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))?;
+    whole(&stream, "Paris is big.")?;
     equal("status", 200, answer.status)?;
     equal("text", "Paris is big.", answer.content().as_str()).map_err(lied)
 }
@@ -247,11 +245,9 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("never").plan(Plan::of([Step::Head, Step::Stall])));
     ctx.stub("p2")?.answers(reply("").tokens(["Par", "is"]));
     // when
-    let stream = ctx.client.labelled("waiting").stream(ctx.prompt("pair", "capital")).await?.collect().await?;
+    let stream = ctx.client.labelled("waiting").streamed(ctx.prompt("pair", "capital")).await?;
     // then
-    equal("status", 200, stream.status)?;
-    equal("text", "Paris", stream.text.as_str())?;
-    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))?;
+    whole(&stream, "Paris")?;
     at_least("the second candidate's answer", took(ctx, "waiting"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }

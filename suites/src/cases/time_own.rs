@@ -189,6 +189,6 @@ async fn given_up(client: &Client, body: Value) -> CaseResult {
     if body["stream"] != true {
         return refused(client.chat(body).await?.status);
     }
-    let stream = client.stream(body).await?.collect().await?;
+    let stream = client.streamed(body).await?;
     if stream.status == 200 { broken(&stream) } else { refused(stream.status) }
 }

@@ -177,7 +177,7 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().user_says("long"), reply("Paris is").finish("length")).await;
     // when
     for (prompt, finish) in [("short", "stop"), ("long", "length")] {
-        let stream = ctx.client.stream(ctx.prompt("solo", prompt)).await?.collect().await?;
+        let stream = ctx.client.streamed(ctx.prompt("solo", prompt)).await?;
         // then
         equal("status", 200, stream.status)?;
         equal("finish reasons", &vec![finish.to_string()], &stream.finish_reasons).map_err(lied)?;
@@ -194,7 +194,7 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(reply("Paris is big.").usage(12, 7));
     // when
-    let stream = ctx.client.stream(with_usage(ctx.prompt("solo", "capital"))).await?.collect().await?;
+    let stream = ctx.client.streamed(with_usage(ctx.prompt("solo", "capital"))).await?;
     // then
     let told: Vec<&Value> =
         stream.events.iter().filter_map(|event| event.json.as_ref()).map(|json| &json["usage"]).filter(|usage| usage.is_object()).collect();
@@ -212,7 +212,7 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
     let time = json!({"zone": "Europe/Zurich"});
     ctx.stub("p1")?.answers(tool_call("weather", weather.clone()).tool_call("time", time.clone()));
     // when
-    let stream = ctx.client.stream(with_tools(ctx.prompt("solo", "weather"))).await?.collect().await?;
+    let stream = ctx.client.streamed(with_tools(ctx.prompt("solo", "weather"))).await?;
     // then
     let calls: Vec<(String, Value)> = stream.tool_calls.iter().map(|call| (call.name.clone(), parsed(&json!(call.arguments)))).collect();
     equal("tool calls", &vec![("weather".to_string(), weather), ("time".to_string(), time)], &calls).map_err(lied)?;
@@ -231,7 +231,7 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     let split = Plan::of([Step::Head, Step::Bytes(inside)].into_iter().chain(pieces).chain([Step::Drain, Step::Rest]));
     ctx.stub("p1")?.answers(raw(200, "text/event-stream", body).plan(split));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text", said, stream.text.as_str()).map_err(lied)?;
     equal("[DONE]", 1, stream.done_count)
@@ -253,7 +253,7 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
     ];
     ctx.stub("p1")?.answers(raw(200, "text/event-stream", body.concat()));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("status", 200, stream.status)?;
     equal("text", "Paris is big.", stream.text.as_str()).map_err(lied)?;

@@ -58,7 +58,7 @@ async fn wire_12(ctx: &Ctx) -> CaseResult {
         for alias in ["solo", "local"] {
             let asked = if prompt == "weather" { with_tools(ctx.prompt(alias, prompt)) } else { ctx.prompt(alias, prompt) };
             let plain = ctx.client.chat(asked.clone()).await?;
-            let streamed = ctx.client.stream(with_usage(asked)).await?.collect().await?;
+            let streamed = ctx.client.streamed(with_usage(asked)).await?;
             // then
             equal(&format!("the answer to {prompt} of {alias}:"), &expected, &Meaning::of_reply(&plain)).map_err(lied)?;
             equal(&format!("the streamed answer to {prompt} of {alias}:"), &expected, &Meaning::of_stream(&streamed)).map_err(lied)?;
@@ -78,7 +78,7 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
     // when
     for asked in [ctx.prompt("solo", "capital"), with_tools(ctx.prompt("solo", "weather"))] {
         let plain = ctx.client.chat(asked.clone()).await?;
-        let streamed = ctx.client.stream(with_usage(asked)).await?.collect().await?;
+        let streamed = ctx.client.streamed(with_usage(asked)).await?;
         // then
         equal("status", 200, plain.status)?;
         holds(streamed.looks_complete(), "a complete stream", format_args!("status {}, error {:?}", streamed.status, streamed.error))?;
