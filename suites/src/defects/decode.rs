@@ -70,6 +70,9 @@ impl Decoder {
 
     fn chunk(&self, model: &str, choices: Value) -> Value {
         let mut chunk = self.made.clone();
+        if self.has(Defect::TranslatesWithFreshIds) {
+            chunk["id"] = uuid::Uuid::now_v7().to_string().into();
+        }
         chunk["model"] = model.into();
         chunk["choices"] = choices;
         chunk

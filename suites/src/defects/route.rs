@@ -96,8 +96,11 @@ impl Routes {
                     provider.ok_or_else(|| TargetError::Definition(format!("{} names no provider: {}", model.alias, candidate.provider)))?;
                 let timeouts = resolve(spec, model.timeouts, &provider.spec, defect);
                 let breaker = this.breaker(spec, &candidate.provider, &candidate.model, defect);
-                let ms = |value: Option<u64>| Duration::from_millis(value.unwrap_or(1_000));
-                let (connect, first_token, idle) = (ms(timeouts.connect_ms), ms(timeouts.first_token_ms), ms(timeouts.idle_ms));
+                let ms =
+                    |value: Option<u64>, halved: Defect| Duration::from_millis(value.unwrap_or(1_000)) / if defect == Some(halved) { 2 } else { 1 };
+                let connect = ms(timeouts.connect_ms, Defect::ConnectsInHalfTheTime);
+                let first_token = ms(timeouts.first_token_ms, Defect::FirstTokenInHalfTheTime);
+                let idle = ms(timeouts.idle_ms, Defect::IdlesHalfTheTime);
                 lanes.push(Arc::new(Lane { provider, model: candidate.model.clone(), breaker, connect, first_token, idle }));
             }
             let first = lanes.first().map(|lane| &lane.provider.spec);
