@@ -80,7 +80,7 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "a multi-byte character split between two TCP segments arrives whole",
         why: "Decoding each read by itself turns a split character into two replacement characters; only users of other scripts see it.",
-        shown: "The provider sends the first byte of a character, and from there on three bytes at a time, which cuts others; each piece only \
+        shown: "The provider sends the first byte of a character, then six bytes, which end within another one, then the rest; each piece only \
                 after the gateway has read the one before.",
         remedy: "Decode at the end of a line or an event, never at the end of a read.",
         needs: STREAM,
@@ -227,8 +227,7 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     let said = "é東🦀ß";
     let body = [&chunk(said, None), &chunk("", Some("stop")), DONE].concat();
     let inside = body.find(said).unwrap_or_default() + 1;
-    let pieces = (0..said.len()).step_by(3).flat_map(|_| [Step::Drain, Step::Bytes(3)]);
-    let split = Plan::of([Step::Head, Step::Bytes(inside)].into_iter().chain(pieces).chain([Step::Drain, Step::Rest]));
+    let split = Plan::of([Step::Head, Step::Bytes(inside), Step::Drain, Step::Bytes(6), Step::Drain, Step::Rest]);
     ctx.stub("p1")?.answers(raw(200, "text/event-stream", body).plan(split));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;

@@ -96,16 +96,17 @@ impl Routes {
                     provider.ok_or_else(|| TargetError::Definition(format!("{} names no provider: {}", model.alias, candidate.provider)))?;
                 let timeouts = resolve(spec, model.timeouts, &provider.spec, defect);
                 let breaker = this.breaker(spec, &candidate.provider, &candidate.model, defect);
-                let ms =
-                    |value: Option<u64>, halved: Defect| Duration::from_millis(value.unwrap_or(1_000)) / if defect == Some(halved) { 2 } else { 1 };
-                let connect = ms(timeouts.connect_ms, Defect::ConnectsInHalfTheTime);
-                let first_token = ms(timeouts.first_token_ms, Defect::FirstTokenInHalfTheTime);
-                let idle = ms(timeouts.idle_ms, Defect::IdlesHalfTheTime);
+                let ms = |value: Option<u64>, shortened: Defect| {
+                    Duration::from_millis(value.unwrap_or(1_000)) / if defect == Some(shortened) { 10 } else { 1 }
+                };
+                let connect = ms(timeouts.connect_ms, Defect::ConnectTimeoutTooShort);
+                let first_token = ms(timeouts.first_token_ms, Defect::FirstTokenTimeoutTooShort);
+                let idle = ms(timeouts.idle_ms, Defect::IdleTimeoutTooShort);
                 lanes.push(Arc::new(Lane { provider, model: candidate.model.clone(), breaker, connect, first_token, idle }));
             }
             let first = lanes.first().map(|lane| &lane.provider.spec);
             let total = first.and_then(|provider| resolve(spec, model.timeouts, provider, defect).total_ms).or(spec.timeouts.total_ms);
-            let total = Duration::from_millis(total.unwrap_or(4_000)) / if defect == Some(Defect::GivesUpEarly) { 2 } else { 1 };
+            let total = Duration::from_millis(total.unwrap_or(4_000)) / if defect == Some(Defect::GivesUpEarly) { 10 } else { 1 };
             let reserve = total / (2 * u32::try_from(lanes.len()).unwrap_or(u32::MAX)).max(1);
             this.routes.push(Route { alias: model.alias.clone(), lanes, total, reserve });
         }

@@ -79,20 +79,20 @@ defects! {
     StreamLosesLastText = "WIRE-13" seen "the answer, not streamed and streamed:",
     /// Waits for a connection for as long as the system does.
     NoConnectTimeout = "TIME-01" seen "the whole answer to client a; observed nothing came",
-    /// Gives a connection up at half of its time-out.
-    ConnectsInHalfTheTime = "TIME-01" seen "the error after 1000 ms at the earliest",
+    /// Gives a connection up at a tenth of its time-out.
+    ConnectTimeoutTooShort = "TIME-01" seen "the error after 1000 ms at the earliest",
     /// Answers 200 with an empty completion when the time is over.
     TimeoutIsEmptyAnswer = "TIME-02" seen "status 504; observed status 200",
     /// Waits for an answer without any time-out.
     WaitsForEver = "TIME-02" seen "the whole answer to client a; observed nothing came",
-    /// Gives up when half of the time is over.
+    /// Gives up when a tenth of the time is over.
     GivesUpEarly = "TIME-02" seen "the error after 1000 ms at the earliest",
     /// Each byte of the answer's headers starts the time-out anew.
     HeaderBytesRestartTimer = "TIME-03" seen "the head of the answer to client dripped; observed nothing came",
     /// A stream that stalls is ended with `[DONE]` when its idle time-out is over.
     StallIsDone = "TIME-04" seen "no [DONE] after a broken stream",
-    /// Ends a stream at half of its idle time-out.
-    IdlesHalfTheTime = "TIME-04" seen "the error after 1000 ms at the earliest",
+    /// Ends a stream at a tenth of its idle time-out.
+    IdleTimeoutTooShort = "TIME-04" seen "the error after 1000 ms at the earliest",
     /// A stream has no idle time-out and no deadline.
     NoIdleTimeout = "TIME-04" seen "event 4 of the stream to client stalled, or its end; observed nothing came",
     /// Each chunk moves the deadline.
@@ -123,8 +123,8 @@ defects! {
     IdleNeverRestarts = "TIME-11" seen "the stream's text \"Paris is big.\"",
     /// Headers end the first-token time-out; afterwards nothing is timed until content comes.
     HeadersEndFirstToken = "TIME-12" seen "the head of the answer to client waiting; observed nothing came",
-    /// Gives a stream up at half of its first-token time-out.
-    FirstTokenInHalfTheTime = "TIME-12" seen "the second candidate's answer after 1000 ms at the earliest",
+    /// Gives a stream up at a tenth of its first-token time-out.
+    FirstTokenTimeoutTooShort = "TIME-12" seen "the second candidate's answer after 1000 ms at the earliest",
     /// At most eight requests are at a provider at once, whatever is configured.
     PoolOfEight = "PARA-01" seen "observed saw 8 of 64 together",
     /// All providers share one pool of 32 connections: a stalled one takes them all.
