@@ -1,8 +1,9 @@
 //! PROP-03 (MUST): SSE and NDJSON decoders, alone and inside the codecs: any bytes never panic, and the result does not depend on
-//! how the bytes were split.
+//! how the bytes were split. And proof that this can fail, and that the bytes reach what they are made for.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,16 +13,36 @@ use gauntlet::llm::framing::FrameError;
 use gauntlet::llm::framing::ndjson::NdjsonDecoder;
 use gauntlet::llm::framing::sse::{SseDecoder, SseEvent};
 use gauntlet::llm::provider::{ChunkDecoder, Codec, Decoded, codec};
+use gauntlet_suites::properties::counterexample;
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
+use rstest::rstest;
 
 /// Small, so that events beyond it are common.
 const LIMIT: usize = 48;
 
-fn sse(pieces: &[&[u8]]) -> Vec<Result<SseEvent, FrameError>> {
+/// A decoder as it is, or one with a bug that the property has to find.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bug {
+    None,
+    /// What a piece leaves unfinished is forgotten.
+    ForgetsAtSplit,
+    /// A piece is read as text by itself.
+    DecodesEachPiece,
+}
+
+fn sse(pieces: &[&[u8]], bug: Bug) -> Vec<Result<SseEvent, FrameError>> {
     let mut decoder = SseDecoder::new(LIMIT);
     let mut events = Vec::new();
     for piece in pieces {
+        if bug == Bug::DecodesEachPiece {
+            decoder.push(String::from_utf8_lossy(piece).into_owned().into());
+            events.extend(std::iter::from_fn(|| decoder.next_event()));
+            continue;
+        }
+        if bug == Bug::ForgetsAtSplit {
+            decoder = SseDecoder::new(LIMIT);
+        }
         decoder.push(Bytes::copy_from_slice(piece));
         events.extend(std::iter::from_fn(|| decoder.next_event()));
     }
@@ -232,19 +253,66 @@ fn each_byte(bytes: &[u8]) -> Vec<&[u8]> {
     bytes.chunks(1).collect()
 }
 
+fn whole_as_in_pieces(bytes: &[u8], cuts: &[prop::sample::Index], bug: Bug) -> Result<(), TestCaseError> {
+    let whole = sse(&[bytes], bug);
+    prop_assert_eq!(&sse(&split(bytes, cuts), bug), &whole);
+    prop_assert_eq!(&sse(&each_byte(bytes), bug), &whole);
+    Ok(())
+}
+
+/// The property can fail: each bug is found.
+#[rstest]
+#[case::forgets(Bug::ForgetsAtSplit)]
+#[case::decodes(Bug::DecodesEachPiece)]
+fn every_bug_is_found(#[case] bug: Bug) {
+    let any = (near(SSE), cuts());
+    let found =
+        counterexample::find(counterexample::fixed(300), &any, |(bytes, cuts)| whole_as_in_pieces(bytes, cuts, bug).map_err(|why| why.to_string()));
+    assert!(found.unwrap().is_some(), "{bug:?} survives");
+}
+
+/// The bytes reach what they are made for: events of every kind, both errors, streams that end and streams that fail, and cuts inside an event.
+#[test]
+fn the_bytes_reach_every_outcome() {
+    let reached = RefCell::new(BTreeMap::<&str, usize>::new());
+    let count = |what, there: bool| *reached.borrow_mut().entry(what).or_default() += usize::from(there);
+    let any = (near(SSE), near(OPENAI), near(OLLAMA), cuts());
+    counterexample::find(counterexample::fixed(1_000), &any, |(bytes, openai, ollama, cuts)| {
+        let events = sse(&[bytes], Bug::None);
+        let read = || events.iter().flatten();
+        count("an event", read().next().is_some());
+        count("an event with a name", read().any(|event| !event.name.is_empty()));
+        count("an event of many lines", read().any(|event| event.data.contains(&b'\n')));
+        count("too large", events.iter().any(|event| matches!(event, Err(FrameError::Oversized { .. }))));
+        count("not UTF-8", events.iter().any(|event| matches!(event, Err(FrameError::InvalidUtf8))));
+        count("a cut within the bytes", split(bytes, cuts).iter().filter(|piece| !piece.is_empty()).count() > 1);
+        for (done, failed, chunk, protocol, bytes) in [
+            ("OpenAI done", "OpenAI failed", "OpenAI chunk", Protocol::OpenAi, openai),
+            ("Ollama done", "Ollama failed", "Ollama chunk", Protocol::Ollama, ollama),
+        ] {
+            let told = chunks(decoder(protocol), &[bytes]);
+            count(done, told.iter().any(|item| item.starts_with("done")));
+            count(failed, told.iter().any(|item| item.starts_with("failed")));
+            count(chunk, told.len() > 1);
+        }
+        Ok(())
+    })
+    .unwrap();
+    let reached = reached.into_inner();
+    assert!(reached.values().all(|times| *times >= 10), "hardly reached: {reached:#?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn sse_does_not_depend_on_the_split(bytes in prop_oneof![near(SSE), prop::collection::vec(any::<u8>(), 0..200)], cuts in cuts()) {
-        let whole = sse(&[&bytes]);
-        prop_assert_eq!(&sse(&split(&bytes, &cuts)), &whole);
-        prop_assert_eq!(&sse(&each_byte(&bytes)), &whole);
+        whole_as_in_pieces(&bytes, &cuts, Bug::None)?;
     }
 
     #[test]
     fn sse_reads_what_the_standard_says(bytes in near(SSE)) {
-        let read = sse(&[&bytes]);
+        let read = sse(&[&bytes], Bug::None);
         let expected = sse_by_the_book(&bytes);
         match read.last() {
             // the book knows no bound: up to it, both agree

@@ -1,24 +1,30 @@
-//! DEGR-09, DEGR-10 and DATA-01 over random schedules on the paused clock (PROP-04): whatever agents, providers and database do.
+//! DEGR-09, DEGR-10 and DATA-01 over random schedules on the paused clock (PROP-04): whatever agents, providers and database do; and
+//! proof that the properties can fail and reach every outcome.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod scripted;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gauntlet::config::StepConfig;
-use gauntlet::orchestrator::QueryDocument;
 use gauntlet::orchestrator::outcome::{Cause, Status};
 use gauntlet::orchestrator::plan::{PIPELINE, Step};
+use gauntlet::orchestrator::{Ask, QueryDocument};
 use gauntlet::store::StoreError;
+use gauntlet_suites::properties::counterexample;
 use proptest::prelude::*;
-use scripted::{Act, Event, Pace, RECORD_BOUND, StoreAct, World};
+use rstest::rstest;
+use scripted::{Act, Event, Pace, RECORD_BOUND, Running, StoreAct, World};
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 /// tokio's timer counts in milliseconds and rounds up.
 const GRACE: Duration = Duration::from_millis(5);
+
+type Property = Result<(), TestCaseError>;
 
 const AGENTS: [Step; 5] = [Step::Entities, Step::FactCheck, Step::Synthesis, Step::Citation, Step::Review];
 
@@ -79,11 +85,10 @@ impl Schedule {
         faulty
     }
 
-    fn answer(&self) -> QueryDocument {
-        let schedule = self.clone();
-        on_paused_clock(async move {
-            let world = schedule.world().start();
-            world.orchestrator.answer(world.ask()).await
+    fn answer(&self, bug: Bug) -> QueryDocument {
+        on_paused_clock(async {
+            let world = self.world().start();
+            answered(&world, world.ask(), bug).await
         })
     }
 }
@@ -129,11 +134,11 @@ fn cause() -> impl Strategy<Value = Cause> {
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
-    prop_oneof![4 => Just(Fate::Works), 2 => cause().prop_map(Fate::Fails), 1 => Just(Fate::Never)]
+    prop_oneof![8 => Just(Fate::Works), 3 => cause().prop_map(Fate::Fails), 1 => Just(Fate::Never)]
 }
 
 fn delay() -> impl Strategy<Value = u64> {
-    prop_oneof![3 => 0_u64..300, 2 => 0_u64..5_000, 1 => 0_u64..40_000]
+    prop_oneof![8 => 0_u64..300, 3 => 0_u64..5_000, 1 => 0_u64..40_000]
 }
 
 fn content() -> impl Strategy<Value = Content> {
@@ -142,7 +147,7 @@ fn content() -> impl Strategy<Value = Content> {
 }
 
 fn schedule(minimum: impl Strategy<Value = u64>) -> impl Strategy<Value = Schedule> {
-    let deadline = prop_oneof![1_u64..2_000, 1_u64..120_000];
+    let deadline = prop_oneof![1 => 1_u64..2_000, 3 => 1_u64..120_000];
     let steps = prop::collection::vec((delay(), fate()), 7);
     (deadline, minimum, 0_usize..3, content(), steps).prop_map(|(deadline, minimum, found, content, fates)| {
         let steps = PIPELINE.steps().chain([Step::Record]).zip(fates).collect();
@@ -154,78 +159,162 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop::sample::select(PIPELINE.steps().chain([Step::Record]).collect::<Vec<_>>())
 }
 
-fn no_better(faulty: &QueryDocument, sound: &QueryDocument) -> Result<(), TestCaseError> {
+/// What stands between the orchestrator and its client: nothing, or a bug that the properties have to find.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bug {
+    None,
+    /// DEGR-09: an answer that lacks something is told as sure.
+    FaultRaisesConfidence,
+    /// DEGR-10: an answer that lacks something waits for it far beyond the deadline.
+    AnswersLate,
+    /// DATA-01: what is sent is changed after it was recorded.
+    ChangesAfterRecord,
+    /// DATA-01: an answer that was not recorded says nothing of it.
+    ClaimsRecord,
+}
+
+async fn answered(world: &Running, ask: Ask, bug: Bug) -> QueryDocument {
+    let mut document = world.orchestrator.answer(ask).await;
+    let lacks = !document.degraded.is_empty();
+    match bug {
+        Bug::FaultRaisesConfidence if lacks => document.confidence = 1.0,
+        Bug::AnswersLate if lacks => Pace::After(Duration::from_secs(3_600)).pass().await,
+        Bug::ChangesAfterRecord => document.verified = !document.verified,
+        Bug::ClaimsRecord => document.recorded = true,
+        _ => {}
+    }
+    document
+}
+
+fn no_better(faulty: &QueryDocument, sound: &QueryDocument) -> Property {
     prop_assert!(faulty.status >= sound.status, "status {:?} became {:?}", sound.status, faulty.status);
     prop_assert!(faulty.confidence <= sound.confidence, "confidence {} became {}", sound.confidence, faulty.confidence);
     prop_assert!(sound.verified || !faulty.verified, "unverified became verified");
     Ok(())
 }
 
+/// DEGR-09: a step that would have worked fails instead, at the same time; all else is equal.
+fn one_more_fault(schedule: &Schedule, step: Step, cause: Cause, bug: Bug) -> Property {
+    no_better(&schedule.with(step, Fate::Fails(cause)).answer(bug), &schedule.with(step, Fate::Works).answer(bug))
+}
+
+/// DEGR-10, DATA-01: an answer by the deadline, plus the store's own time-outs for the record; recorded once and equal, or said not to be.
+fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
+    on_paused_clock(async {
+        let world = schedule.world().start();
+        let ask = world.ask();
+        let latest = ask.deadline.at + RECORD_BOUND + GRACE;
+        let document = timeout_at(latest, answered(&world, ask, bug)).await;
+        prop_assert!(document.is_ok(), "no answer by the deadline and its grace");
+        let document = document.unwrap();
+        let asked_to_record = world.log.at(&Event::Asked(Step::Record));
+        prop_assert_eq!(
+            asked_to_record,
+            world.log.events().iter().rposition(|event| matches!(event, Event::Asked(_))).unwrap(),
+            "the record comes last"
+        );
+        prop_assert_eq!(document.answer.is_some(), document.status < Status::Failed);
+        prop_assert_eq!(document.status == Status::Complete, document.degraded.is_empty());
+        let evidence = !document.sources.is_empty();
+        prop_assert!(document.answer.is_some() || !evidence, "once there is evidence there is an answer");
+        let records = world.records();
+        prop_assert_eq!(records.len(), usize::from(document.recorded), "records");
+        if document.recorded {
+            prop_assert_eq!(&records[0].document, &document.to_json());
+        } else {
+            prop_assert!(document.degraded.iter().any(|lost| lost.step == Step::Record));
+        }
+        for step in AGENTS {
+            prop_assert!(world.log.asked(step) <= 1, "{:?} was asked again", step);
+        }
+        Ok(())
+    })
+}
+
+/// CANC-03, DATA-01: nothing stays in flight, and the query is recorded once, as cancelled or as it had ended. Whether the client left first.
+fn left_at(schedule: &Schedule, leaves: u64) -> Result<bool, TestCaseError> {
+    let mut schedule = schedule.clone();
+    schedule.steps.insert(Step::Record, (0, Fate::Works));
+    on_paused_clock(async {
+        let world = schedule.world().start();
+        let client = timeout_at(Instant::now() + Duration::from_millis(leaves), world.orchestrator.answer(world.ask())).await;
+        world.orchestrator.drained().await;
+        let events = world.log.events();
+        let asked = events.iter().filter(|event| matches!(event, Event::Asked(_))).count();
+        prop_assert_eq!(asked * 2, events.len(), "what was asked was answered or dropped: {:?}", events);
+        let records = world.records();
+        prop_assert_eq!(records.len(), 1);
+        if let Ok(document) = &client {
+            prop_assert_eq!(&records[0].document, &document.to_json());
+        }
+        Ok(client.is_err())
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// DEGR-09: a step that would have worked fails instead, at the same time; all else is equal.
     #[test]
     fn degr_09_one_more_fault_never_improves_status_or_confidence(schedule in schedule(0_u64..500), step in any_step(), cause in cause()) {
-        no_better(&schedule.with(step, Fate::Fails(cause)).answer(), &schedule.with(step, Fate::Works).answer())?;
+        one_more_fault(&schedule, step, cause, Bug::None)?;
     }
 
     /// DEGR-09, where the fault also costs time: a step never answers. (Without minimums: a step that is skipped for want of time
     /// leaves its time to the later ones, which is better than letting both run out.)
     #[test]
     fn degr_09_one_more_stall_never_improves_status_or_confidence(schedule in schedule(Just(0)), step in any_step()) {
-        no_better(&schedule.with(step, Fate::Never).answer(), &schedule.answer())?;
+        no_better(&schedule.with(step, Fate::Never).answer(Bug::None), &schedule.answer(Bug::None))?;
     }
 
-    /// DEGR-10, DATA-01: an answer by the deadline, plus the store's own time-outs for the record; recorded once and equal, or said not to be.
     #[test]
     fn degr_10_an_answer_comes_by_the_deadline_and_is_recorded_once(schedule in schedule(0_u64..500)) {
-        on_paused_clock(async {
-            let world = schedule.world().start();
-            let ask = world.ask();
-            let latest = ask.deadline.at + RECORD_BOUND + GRACE;
-            let document = timeout_at(latest, world.orchestrator.answer(ask)).await;
-            prop_assert!(document.is_ok(), "no answer by the deadline and its grace");
-            let document = document.unwrap();
-            let asked_to_record = world.log.at(&Event::Asked(Step::Record));
-            prop_assert_eq!(asked_to_record, world.log.events().iter().rposition(|event| matches!(event, Event::Asked(_))).unwrap(), "the record comes last");
-            prop_assert_eq!(document.answer.is_some(), document.status < Status::Failed);
-            prop_assert_eq!(document.status == Status::Complete, document.degraded.is_empty());
-            let evidence = !document.sources.is_empty();
-            prop_assert!(document.answer.is_some() || !evidence, "once there is evidence there is an answer");
-            let records = world.records();
-            if document.recorded {
-                prop_assert_eq!(records.len(), 1);
-                prop_assert_eq!(&records[0].document, &document.to_json());
-            } else {
-                prop_assert_eq!(records.len(), 0);
-                prop_assert!(document.degraded.iter().any(|lost| lost.step == Step::Record));
-            }
-            for step in AGENTS {
-                prop_assert!(world.log.asked(step) <= 1, "{:?} was asked again", step);
-            }
-            Ok(())
-        })?;
+        in_time_and_recorded_once(&schedule, Bug::None)?;
     }
 
-    /// CANC-03, DATA-01: the client leaves at any time. Nothing stays in flight, and the query is recorded once, as cancelled or as it had ended.
     #[test]
     fn canc_03_a_client_may_leave_at_any_time(schedule in schedule(0_u64..500), leaves in delay()) {
-        let mut schedule = schedule;
-        schedule.steps.insert(Step::Record, (0, Fate::Works));
-        on_paused_clock(async {
-            let world = schedule.world().start();
-            let client = timeout_at(Instant::now() + Duration::from_millis(leaves), world.orchestrator.answer(world.ask())).await;
-            world.orchestrator.drained().await;
-            let events = world.log.events();
-            let asked = events.iter().filter(|event| matches!(event, Event::Asked(_))).count();
-            prop_assert_eq!(asked * 2, events.len(), "what was asked was answered or dropped: {:?}", events);
-            let records = world.records();
-            prop_assert_eq!(records.len(), 1);
-            if let Ok(document) = client {
-                prop_assert_eq!(&records[0].document, &document.to_json());
-            }
-            Ok(())
-        })?;
+        left_at(&schedule, leaves)?;
+    }
+}
+
+/// The properties can fail: each bug is found.
+#[rstest]
+#[case::confidence(Bug::FaultRaisesConfidence, "confidence")]
+#[case::late(Bug::AnswersLate, "no answer by the deadline")]
+#[case::changed(Bug::ChangesAfterRecord, "assertion failed")]
+#[case::unrecorded(Bug::ClaimsRecord, "records")]
+fn every_bug_is_found(#[case] bug: Bug, #[case] seen: &str) {
+    let any = (schedule(0_u64..500), any_step(), cause());
+    let found = counterexample::find(counterexample::fixed(300), &any, |(schedule, step, cause)| {
+        one_more_fault(schedule, *step, *cause, bug).and_then(|()| in_time_and_recorded_once(schedule, bug)).map_err(|why| why.to_string())
+    });
+    let (_, why) = found.unwrap().unwrap_or_else(|| panic!("{bug:?} survives"));
+    assert!(why.contains(seen), "{bug:?} is found by another property: {why}");
+}
+
+/// The schedules reach what they are made for: every status, every step lost for every cause that it can have, clients that leave early and late.
+#[test]
+fn the_schedules_reach_every_outcome() {
+    let reached = RefCell::new(BTreeMap::<String, usize>::new());
+    let count = |what: String| *reached.borrow_mut().entry(what).or_default() += 1;
+    let any = (schedule(0_u64..500), delay());
+    counterexample::find(counterexample::fixed(2_000), &any, |(schedule, leaves)| {
+        let document = schedule.answer(Bug::None);
+        count(format!("{:?}", document.status));
+        count(format!("recorded {}", document.recorded));
+        document.degraded.iter().for_each(|lost| count(format!("{:?} by {:?}", lost.step, lost.cause)));
+        count(format!("left {}", left_at(schedule, *leaves).map_err(|why| why.to_string())?));
+        Ok(())
+    })
+    .unwrap();
+    let statuses =
+        ["Complete", "Degraded", "Failed", "recorded true", "recorded false", "left true", "left false", "Synthesis by Skipped"].map(String::from);
+    let causes = [Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen];
+    let of_agents = AGENTS.into_iter().flat_map(|step| causes.map(|cause| format!("{step:?} by {cause:?}")));
+    let of_store = [Step::Retrieval, Step::Record]
+        .into_iter()
+        .flat_map(|step| [Cause::Error, Cause::Timeout, Cause::StoreUnavailable].map(|cause| format!("{step:?} by {cause:?}")));
+    for outcome in statuses.into_iter().chain(of_agents).chain(of_store) {
+        assert!(reached.borrow().get(&outcome).is_some_and(|times| *times >= 5), "{outcome} is hardly reached: {:#?}", reached.borrow());
     }
 }

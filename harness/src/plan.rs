@@ -44,6 +44,8 @@ pub enum Step {
     Drip { bytes: usize, every_ms: u64 },
     /// Repeats the last event sent, a gap between, until the peer leaves.
     RepeatForever { every_ms: u64 },
+    /// Waits until the peer has read everything that was sent, so that what comes next is a read of its own (as far as the system tells).
+    Drain,
     /// Sends all that is left of the body.
     Rest,
     /// Sends these bytes, which are not part of the answer.

@@ -1,7 +1,8 @@
 //! What a case asks of the gateway under test, in words that no gateway owns.
 //!
 //! A target renders a [`Spec`] into its own configuration. Everything has a default that suits most cases, so that
-//! targets which start slowly can serve many cases from one process. Times are short, because suites run on real sockets.
+//! targets which start slowly can serve many cases from one process. Times are short, because suites run on real sockets, and long enough
+//! for a busy machine: a case that examines a time-out sets it.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct ProviderSpec {
     pub protocol: Protocol,
     /// The key that the gateway must present to it; a canary that must show up nowhere else.
     pub api_key: String,
+    /// `user:password` in its base URL, for a target that takes that ([`crate::target::Capability::UrlCredentials`]).
+    #[serde(default)]
+    pub userinfo: Option<String>,
     /// The provider's concurrency limit, if the case needs one.
     pub max_in_flight: Option<u32>,
     /// Overrides of the default time-outs.
@@ -175,7 +179,7 @@ impl Default for Spec {
         Self {
             providers: Vec::new(),
             models: Vec::new(),
-            timeouts: Timeouts { connect_ms: Some(500), first_token_ms: Some(1_000), idle_ms: Some(1_000), total_ms: Some(4_000) },
+            timeouts: Timeouts { connect_ms: Some(1_000), first_token_ms: Some(3_000), idle_ms: Some(3_000), total_ms: Some(8_000) },
             retry: RetrySpec { max_attempts: 1, base_ms: 20, max_ms: 200, budget_ratio: 10.0, budget_floor: 100 },
             breaker: BreakerSpec { failure_threshold: 1_000, cool_down_ms: 60_000, half_open_probes: 1 },
             limits: LimitSpec { body_bytes: 16 << 20, max_in_flight: 1_024, header_ms: 5_000, body_ms: 5_000, drain_ms: 5_000 },
@@ -206,9 +210,9 @@ impl Spec {
         }
         spec.query = Some(QuerySpec {
             agents: agents.iter().map(|agent| (agent.to_string(), agent.to_string())).collect(),
-            deadline_ms: 8_000,
-            step_ms: 2_000,
-            store_ms: 1_000,
+            deadline_ms: 20_000,
+            step_ms: 5_000,
+            store_ms: 3_000,
             pool: 4,
         });
         spec
@@ -218,7 +222,14 @@ impl Spec {
     #[must_use]
     pub fn provider(mut self, name: &str, protocol: Protocol) -> Self {
         let api_key = format!("sk-canary-provider-{name}-7f3a91c5e2d84b60");
-        self.providers.push(ProviderSpec { name: name.into(), protocol, api_key, max_in_flight: None, timeouts: Timeouts::default() });
+        self.providers.push(ProviderSpec {
+            name: name.into(),
+            protocol,
+            api_key,
+            userinfo: None,
+            max_in_flight: None,
+            timeouts: Timeouts::default(),
+        });
         self
     }
 
@@ -227,6 +238,20 @@ impl Spec {
     pub fn model(mut self, alias: &str, providers: &[&str]) -> Self {
         let candidates = providers.iter().map(|provider| CandidateSpec { provider: provider.to_string(), model: format!("m-{provider}") }).collect();
         self.models.push(ModelSpec { alias: alias.into(), candidates, timeouts: Timeouts::default() });
+        self
+    }
+
+    /// Adds a key that clients present.
+    #[must_use]
+    pub fn key(mut self, tenant: &str, token: &str) -> Self {
+        self.keys.push(KeySpec { tenant: tenant.into(), token: token.into() });
+        self
+    }
+
+    /// Changes the orchestrator's settings, where there is one.
+    #[must_use]
+    pub fn with_query(mut self, change: impl FnOnce(&mut QuerySpec)) -> Self {
+        self.query.as_mut().map(change);
         self
     }
 

@@ -106,7 +106,8 @@ impl Scene {
 
 impl Provider {
     async fn start(name: &str, protocol: Protocol, answers: Vec<Responder>, tape: &Tape, gates: &Gates) -> Self {
-        let spec = ProviderSpec { name: name.into(), protocol, api_key: key_of(name), max_in_flight: None, timeouts: Timeouts::default() };
+        let spec =
+            ProviderSpec { name: name.into(), protocol, api_key: key_of(name), userinfo: None, max_in_flight: None, timeouts: Timeouts::default() };
         let stub = Stub::in_process(&spec, "exchange", tape.clone(), gates.clone()).await.unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let listens = !answers.is_empty();

@@ -54,7 +54,7 @@ pub enum Pace {
 }
 
 impl Pace {
-    async fn pass(&self) {
+    pub async fn pass(&self) {
         match self {
             Self::AtOnce => {}
             Self::After(delay) => {

@@ -128,6 +128,14 @@ impl Client {
         self.send_stream(body).await?.stream().await
     }
 
+    /// The same, read to its end.
+    ///
+    /// # Errors
+    /// As [`Client::chat`].
+    pub async fn streamed(&self, body: Value) -> Result<Transcript, Failure> {
+        self.stream(body).await?.collect().await
+    }
+
     /// Writes a chat request and reads nothing yet.
     ///
     /// # Errors

@@ -32,7 +32,10 @@ pub(super) struct Setting {
 
 impl Setting {
     /// Binds the stubs, makes the database; `name` is in the names of everything.
-    pub(super) async fn prepare(target: &Arc<dyn Target>, name: &str, spec: Spec, database: Option<&Database>) -> Result<Self, Failure> {
+    pub(super) async fn prepare(target: &Arc<dyn Target>, name: &str, mut spec: Spec, database: Option<&Database>) -> Result<Self, Failure> {
+        if !target.manifest().capabilities.contains(&Capability::UrlCredentials) {
+            spec.providers.iter_mut().for_each(|provider| provider.userinfo = None);
+        }
         let nonce = uuid::Uuid::new_v4().simple().to_string()[..12].to_string();
         let id = format!("{}-{nonce}", name.to_lowercase());
         let tape = Tape::new();
@@ -66,7 +69,12 @@ impl Setting {
 
     /// Where the providers listen, their names under `prefix`.
     pub(super) fn endpoints(&self, prefix: &str) -> IndexMap<String, String> {
-        self.stubs.iter().map(|(name, stub)| (format!("{prefix}{name}"), stub.base_url())).collect()
+        let userinfo = |name: &str| self.spec.providers.iter().find(|provider| provider.name == name)?.userinfo.as_deref();
+        let base_url = |name: &str, stub: &Stub| match userinfo(name) {
+            Some(user) => stub.base_url().replacen("://", &format!("://{user}@"), 1),
+            None => stub.base_url(),
+        };
+        self.stubs.iter().map(|(name, stub)| (format!("{prefix}{name}"), base_url(name, stub))).collect()
     }
 
     /// What a gateway of the case's own is given.

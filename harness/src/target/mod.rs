@@ -68,8 +68,12 @@ pub enum Capability {
     SlowClient,
     /// Client keys with tenants.
     Keys,
+    /// Client keys in its store: one that it is not configured with is looked up there.
+    StoredKeys,
     /// The gateway presents its own provider keys (a client's 401 is not a provider's).
     OwnProviderKeys,
+    /// A provider's base URL may hold a user and a password.
+    UrlCredentials,
     /// `x-request-id` accepted, returned and sent on.
     RequestId,
     /// Tells who served a request.

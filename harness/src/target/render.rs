@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_template_sees_specification_endpoints_and_files() {
         let text = "{{ providers[0].base_url }} {{ models[0].alias }} {{ timeouts.total_ms | seconds }} {{ file['a.toml'] }} {{ port }}";
-        assert_eq!(renderer().render("x", text).unwrap(), "http://127.0.0.1:1/v1 solo 4.0 /tmp/x/a.toml 4000");
+        assert_eq!(renderer().render("x", text).unwrap(), "http://127.0.0.1:1/v1 solo 8.0 /tmp/x/a.toml 4000");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::WriteHalf;
 
 use super::connection::{InFlight, still_there};
+use super::drain::drain;
 use super::events::event_ends;
 use super::head::{Layout, head_text};
 use super::{Answer, Request, Shared};
@@ -109,6 +110,10 @@ impl Player<'_, '_, '_> {
                 }
                 Step::Drip { bytes, every_ms } => self.drip(*bytes, *every_ms).await?,
                 Step::RepeatForever { every_ms } => self.repeat(*every_ms).await?,
+                Step::Drain => {
+                    self.flush().await?;
+                    drain(self.write.as_ref()).await;
+                }
                 Step::Rest => {
                     self.advance(answer.body.len()).await?;
                     self.finish();

@@ -3,11 +3,13 @@
 use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
 use gauntlet_harness::client::{Client, Reply};
-use gauntlet_harness::llm::{Responder, chat, error, reply};
-use gauntlet_harness::spec::{KeySpec, Protocol, Spec};
+use gauntlet_harness::llm::{Responder, Stub, chat, error, reply};
+use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use serde_json::{Value, json};
+
+use super::query::{DOCUMENTS, QUERIES};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -20,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
                 follows, and must be all that the provider saw.",
         remedy: "Check the key before the body is read; answer 401 with the challenge of RFC 6750.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Keys],
-        spec: || with_a_key(Spec::solo()),
+        spec: || Spec::solo().key("b", KEY),
         run: |ctx| auth_01(ctx).boxed(),
     },
     Case {
@@ -33,7 +35,7 @@ pub(super) const CASES: &[Case] = &[
                 headers; nothing that the client receives may hold it.",
         remedy: "Build the provider's request anew with the headers that are meant for it; pass on no header of its answer that is not known.",
         needs: &[Capability::Chat, Capability::Stream, Capability::OwnProviderKeys],
-        spec: || with_a_key(Spec::solo()),
+        spec: || Spec::solo().key("b", KEY),
         run: |ctx| auth_03(ctx).boxed(),
     },
     Case {
@@ -46,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
                 exchange that host must have seen no connection, and the provider no header that was smuggled in.",
         remedy: "Connect to configured addresses alone; refuse line breaks in what becomes a header.",
         needs: &[Capability::Chat],
-        spec: || Spec::solo().provider("p2", Protocol::OpenAi).model("other", &["p2"]),
+        spec: Spec::solo,
         run: |ctx| auth_04(ctx).boxed(),
     },
 ];
@@ -61,11 +63,6 @@ const OTHERS: [(&str, &str); 4] = [
     ("api-key", "canary-api-key-7a3c"),
     ("proxy-authorization", "Basic canary-proxy-6e5d"),
 ];
-
-fn with_a_key(mut spec: Spec) -> Spec {
-    spec.keys.push(KeySpec { tenant: "b".into(), token: KEY.into() });
-    spec
-}
 
 /// AUTH-01 (MUST): without a known key 401, before any call of a provider.
 async fn auth_01(ctx: &Ctx) -> CaseResult {
@@ -94,14 +91,20 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     equal("requests at the provider", 1, p1.requests().len()).map_err(lied)
 }
 
-/// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries where there are any.
+/// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries and documents where there are any.
 async fn answers(ctx: &Ctx, client: &Client, text: &str) -> Result<Vec<Reply>, Failure> {
     let mut streamed = ctx.prompt("solo", text);
     streamed["stream"] = true.into();
     let mut answers = vec![client.chat(ctx.prompt("solo", text)).await?, client.chat(streamed).await?, client.get("/v1/models").await?];
     if ctx.manifest.capabilities.contains(&Capability::Query) {
-        answers.push(client.post("/api/v1/queries", json!({"question": text})).await?);
-        answers.push(client.get("/api/v1/queries").await?);
+        const ID: &str = "01890000-0000-7000-8000-000000000000";
+        let (query, document) = (format!("{QUERIES}/{ID}"), format!("{DOCUMENTS}/{ID}"));
+        answers.push(client.post(QUERIES, json!({"question": text})).await?);
+        answers.push(client.post(DOCUMENTS, json!({"title": "", "text": text})).await?);
+        for path in [QUERIES, &query, &document] {
+            answers.push(client.get(path).await?);
+        }
+        answers.push(client.request("DELETE", &document, &[], b"").await?);
     }
     Ok(answers)
 }
@@ -120,7 +123,7 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     // when
     for what in ["served", "fails"] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
-        let stream = client.stream(ctx.prompt("solo", what)).await?.collect().await?;
+        let stream = client.streamed(ctx.prompt("solo", what)).await?;
         // then
         let came = format!("{:?} {} {:?} {}", plain.headers, plain.text(), stream.headers, String::from_utf8_lossy(&stream.body));
         holds(!came.contains(&key), format!("nothing of the provider's key at the client ({what})"), "the key")?;
@@ -138,22 +141,25 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
 /// AUTH-04 (MUST): nothing in a request steers where the gateway connects, or splits a header.
 async fn auth_04(ctx: &Ctx) -> CaseResult {
     // given
-    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    let p1 = ctx.stub("p1")?;
     p1.answers(reply("fine"));
-    p2.answers(reply("whatever the client wants"));
-    let host = p2.wire().addr().to_string();
+    // a provider that no gateway is configured with
+    let elsewhere = Spec::default().provider("elsewhere", Protocol::OpenAi).providers.remove(0);
+    let elsewhere = Stub::in_process(&elsewhere, "elsewhere", ctx.tape.clone(), ctx.gates.clone()).await?;
+    elsewhere.answers(reply("whatever the client wants"));
+    let (url, host) = (elsewhere.base_url(), elsewhere.wire().addr().to_string());
     // when
-    for body in steering(ctx, &p2.base_url(), &host) {
+    for body in steering(ctx, &url, &host) {
         ctx.client.chat(body).await?;
     }
     for name in ["x-portkey-custom-host", "x-base-url", "x-upstream", "x-forwarded-host", "x-original-url", "forwarded"] {
-        ctx.client.with_header(name, &p2.base_url()).chat(ctx.prompt("solo", name)).await?;
+        ctx.client.with_header(name, &url).chat(ctx.prompt("solo", name)).await?;
     }
     smuggle(ctx).await?;
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     equal("status of a plain request afterwards", 200, afterwards.status)?;
-    let reached = p2.tape().iter().any(|entry| matches!(entry.event, Event::Accepted { .. } | Event::RequestRead { .. }));
+    let reached = elsewhere.tape().iter().any(|entry| matches!(entry.event, Event::Accepted { .. } | Event::RequestRead { .. }));
     holds(!reached, "no connection to the host that requests named", format_args!("a connection to {host}")).map_err(lied)?;
     let smuggled = p1.all_requests().into_iter().find(|request| request.header("x-smuggled").is_some());
     holds(smuggled.is_none(), "no header smuggled into a provider's request", "x-smuggled at the provider").map_err(lied)
@@ -194,7 +200,7 @@ fn steering(ctx: &Ctx, url: &str, host: &str) -> Vec<Value> {
         with_field("base_url", url.into()),
         with_field("custom_host", host.into()),
         with_field("api_key", "sk-chosen-by-the-client".into()),
-        with_field("extra_headers", json!({"host": host, "x-smuggled": "1"})),
+        with_field("extra_headers", json!({"host": host})),
         with_field("metadata", json!({"api_base": url})),
         with_field("user", "me\r\nx-smuggled: 1".into()),
         with_field("model", url.into()),

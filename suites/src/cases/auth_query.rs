@@ -2,7 +2,7 @@
 
 use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, lied};
-use gauntlet_harness::spec::{KeySpec, Spec};
+use gauntlet_harness::spec::Spec;
 use gauntlet_harness::target::Capability;
 
 use super::query::{DOCUMENTS, QUERIES, document, healthy, question, text};
@@ -19,10 +19,7 @@ pub(super) const CASES: &[Case] = &[Case {
     shown: "One tenant stores a document and asks; the other reads, lists, deletes and asks the same, and gets what he would get if they did not exist.",
     remedy: "Put the tenant into the condition of every statement, and answer 404 for what is somebody else's.",
     needs: &[Capability::Query, Capability::Store, Capability::Keys],
-    spec: || {
-        let key = |tenant: &str, token: &str| KeySpec { tenant: tenant.into(), token: token.into() };
-        Spec { keys: vec![key("curie", HERS), key("bohr", HIS)], ..Spec::query() }
-    },
+    spec: || Spec::query().key("curie", HERS).key("bohr", HIS),
     run: |ctx| auth_02(ctx).boxed(),
 }];
 

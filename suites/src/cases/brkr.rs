@@ -1,13 +1,13 @@
 //! BRKR: a provider that fails is left alone for a while, and only that one.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::{Either, join, select, try_join_all};
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds};
 use gauntlet_harness::client::Reply;
-use gauntlet_harness::gate::{at_least, gap, guard};
+use gauntlet_harness::gate::{at_least, converge, gap, guard};
 use gauntlet_harness::llm::{Stub, chat, error, in_turn, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{BreakerSpec, CandidateSpec, ModelSpec, Spec, Timeouts};
@@ -18,6 +18,8 @@ const PAIR: &[Capability] = &[Capability::Chat, Capability::Fallback, Capability
 
 /// Longer than any case: what is open stays open.
 const LONG_MS: u64 = 60_000;
+/// A cool-down that is measured: much longer than an exchange takes on a busy machine.
+const COOL_DOWN_MS: u64 = 600;
 /// For cases that see the end of the cool-down.
 const SHORT_MS: u64 = 250;
 
@@ -57,11 +59,12 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "success closes it, failure opens it again",
         why: "A second cool-down was cut short by the first one (https://github.com/BerriAI/litellm/issues/40130); one that never ends costs the provider.",
-        shown: "While the first provider fails, each probe must come a whole cool-down after the failure before. Once it serves, the requests \
+        shown: "While the first provider fails, bursts of eight go on until it has seen two probes; each must come a whole cool-down after the \
+                failure before. Once it serves, the requests \
                 after its first success must all be its own.",
         remedy: "Open for a whole cool-down after a failed probe; close on success.",
         needs: PAIR,
-        spec: || with_breaker(Spec::pair(), 2, SHORT_MS),
+        spec: || with_breaker(Spec::pair(), 2, COOL_DOWN_MS),
         run: |ctx| brkr_03(ctx).boxed(),
     },
     Case {
@@ -153,9 +156,7 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(in_turn([error(500), error(500), reply("Paris").plan(Plan::held("probe"))]));
     ctx.stub("p2")?.answers(reply("Bern"));
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("pair", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "pair", 2).await?;
     // when
     let burst = || try_join_all((0..64).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
     let bursts = async {
@@ -187,9 +188,12 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(error(500));
     ctx.stub("p2")?.answers(reply("Bern"));
+    fail(ctx, "pair", 2).await?;
     // when
-    asked_until(ctx, "the breaker lets three probes through", |_| p1.requests().len() >= 5).await?;
-    let failed = arrivals(p1);
+    let burst = || try_join_all((0..8).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
+    let two_probes = || async { Ok(Some(burst().await?).filter(|_| p1.requests().len() >= 4)) };
+    converge("the breaker lets two probes through", two_probes).await?;
+    let failed = arrivals(ctx, p1);
     p1.answers(reply("Paris"));
     asked_until(ctx, "the first provider serves again", |answer| answer.content() == "Paris").await?;
     let mut afterwards = Vec::new();
@@ -198,7 +202,7 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     }
     // then
     for pair in failed[1..].windows(2) {
-        at_least("the next probe", gap(&pair[0], &pair[1]), Duration::from_millis(SHORT_MS))?;
+        at_least("the next probe", gap(&pair[0], &pair[1]), Duration::from_millis(COOL_DOWN_MS))?;
     }
     equal("answers after a success", vec!["Paris"; 5], afterwards.iter().map(String::as_str).collect())
 }
@@ -208,18 +212,15 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     p1.answers(error(500));
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("solo", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "solo", 2).await?;
     // when
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
-    let stream = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
     equal("requests at the provider", 2, p1.requests().len())?;
     for (status, wait) in [(plain.status, plain.header("retry-after")), (stream.status, stream.header("retry-after"))] {
         equal("status", 503, status)?;
-        let seconds: Option<u64> = wait.and_then(|wait| wait.parse().ok());
-        let sane = seconds.is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
+        let sane = wait.and_then(seconds).is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
         holds(sane, "Retry-After of 1 to 60 seconds", wait.unwrap_or("none"))?;
     }
     Ok(())
@@ -233,9 +234,7 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().model("m-well"), reply("Paris")).await;
     p2.answers(reply("Bern"));
     // when
-    for n in 0..4 {
-        ctx.client.chat(ctx.prompt("ill", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "ill", 4).await?;
     let well = ctx.client.chat(ctx.prompt("well", "capital")).await?;
     let other = ctx.client.chat(ctx.prompt("other", "capital")).await?;
     // then
@@ -250,9 +249,7 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.answers(error(500));
     let before = told(ctx).await?;
     // when
-    for n in 0..2 {
-        ctx.client.chat(ctx.prompt("solo", &format!("failure {n}"))).await?;
-    }
+    fail(ctx, "solo", 2).await?;
     // then
     equal("health and metrics before any failure", ("closed".to_string(), Some(0)), before)?;
     equal("health and metrics after two failures", ("open".to_string(), Some(2)), told(ctx).await?)
@@ -318,7 +315,22 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
     stub.peer_closed(n).await.map(drop)
 }
 
-/// When the requests had been read.
-fn arrivals(stub: &Stub) -> Vec<Entry> {
-    stub.tape().into_iter().filter(|entry| matches!(entry.event, Event::RequestRead { .. })).collect()
+/// Asks the alias so often, one request after the other, while its provider fails.
+async fn fail(ctx: &Ctx, alias: &str, times: usize) -> CaseResult {
+    for n in 0..times {
+        ctx.client.chat(ctx.prompt(alias, &format!("failure {n}"))).await?;
+    }
+    Ok(())
+}
+
+/// When the case's own requests had been read: gateways may probe their providers besides.
+fn arrivals(ctx: &Ctx, stub: &Stub) -> Vec<Entry> {
+    let own = |entry: &Entry| matches!(&entry.event, Event::RequestRead { body, .. } if body.contains(&ctx.nonce));
+    stub.tape().into_iter().filter(own).collect()
+}
+
+/// The wait that Retry-After asks for, in seconds; an HTTP date counts from now.
+fn seconds(retry_after: &str) -> Option<u64> {
+    let until = || httpdate::parse_http_date(retry_after).ok()?.duration_since(SystemTime::now()).ok();
+    retry_after.parse().ok().or_else(|| until().map(|wait| wait.as_secs() + 1))
 }

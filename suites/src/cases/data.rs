@@ -3,15 +3,18 @@
 use std::collections::HashSet;
 
 use futures::FutureExt;
-use futures::future::{join_all, try_join_all};
+use futures::future::{BoxFuture, join_all, try_join_all};
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::database::{CaseDatabase, DatabaseError};
+use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::error;
-use gauntlet_harness::spec::{QuerySpec, Spec};
+use gauntlet_harness::spec::Spec;
+use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
 use serde_json::{Value, json};
 
-use super::query::{DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, text, until_status};
+use super::query::{DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, soon_without_store, text, until_status};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -32,7 +35,8 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Query, Profile::Store],
         requirement: "a connection cut in a transaction leaves no half record",
         why: "A document whose passages are missing is there for whoever lists it, and not there for whoever searches.",
-        shown: "The connection is cut at the statement that stores a document's passages; then the database is looked into.",
+        shown: "The connection is cut at the statement that stores a document's passages; then it is carried out and its reply lost. Each time the \
+                database is looked into.",
         remedy: "Write what belongs together in one transaction, or in one statement.",
         needs: STORED,
         spec: on_postgres,
@@ -47,11 +51,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "A table is locked while more requests than the pool has connections read from it; each gets 503, and once the lock is gone 200.",
         remedy: "Bound the wait for a connection and for a statement, and answer 503.",
         needs: STORED,
-        spec: || {
-            let spec = on_postgres();
-            let query = spec.query.map(|query| QuerySpec { pool: 2, ..query });
-            Spec { query, ..spec }
-        },
+        spec: || soon_without_store(on_postgres()).with_query(|query| query.pool = 2),
         run: |ctx| data_03(ctx).boxed(),
     },
     Case {
@@ -75,11 +75,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "Pages are read while queries are recorded between them; questions and documents hold quotes, SQL, NUL, emoji and a megabyte.",
         remedy: "Page by the last row's id, bind every value, refuse what cannot be stored.",
         needs: STORED,
-        spec: || {
-            let spec = Spec::query();
-            let query = spec.query.map(|query| QuerySpec { store_ms: 5_000, ..query });
-            Spec { query, ..spec }
-        },
+        spec: || Spec::query().with_query(|query| query.store_ms = 5_000),
         run: |ctx| data_08(ctx).boxed(),
     },
     Case {
@@ -88,10 +84,11 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm, Profile::Query, Profile::Store],
         requirement: "a database that refuses, is read-only, full or denies a right is never shown as the client's 401/403, and leaves no partial rows",
         why: "With its database down a proxy told clients with valid keys 401, and they rotated their keys (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "The database is made read-only, full, without the right to insert, and closed; a document is handed in each time, and a chat asked.",
+        shown: "The database is made read-only, full, without the right to insert, and closed; a document is handed in each time, and a chat \
+                asked with the configured key and with one that has to be looked up: 401 is right only while somebody can look.",
         remedy: "Map every failure of the database to 503, and write in one transaction.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
-        spec: on_postgres,
+        spec: || on_postgres().key("c", KEY),
         run: |ctx| data_10(ctx).boxed(),
     },
 ];
@@ -122,15 +119,24 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
 
 /// DATA-02 (MUST): a connection cut in a transaction leaves no half record.
 async fn data_02(ctx: &Ctx) -> CaseResult {
-    // given
-    ctx.database_wire()?.at_statement("into passages", AtStatement::Cut);
-    // when
-    let stored = ctx.client.post(DOCUMENTS, document()).await?;
-    // then
-    holds(stored.status == 201 || stored.status >= 500, "201, or a status of 500 or more", stored.status)?;
-    let whole = i64::from(stored.status == 201);
-    for table in ["documents", "passages"] {
-        equal(&format!("rows of {table}"), whole, ctx.database()?.count(table).await?).map_err(lied)?;
+    let rows = async || Ok::<_, Failure>([ctx.database()?.count("documents").await?, ctx.database()?.count("passages").await?]);
+    for (fault, end) in [(AtStatement::Cut, "is cut"), (AtStatement::LoseReply, "is reset")] {
+        // given
+        let before = rows().await?;
+        ctx.database_wire()?.at_statement("into passages", fault);
+        // when
+        let stored = ctx.client.post(DOCUMENTS, document()).await?;
+        // then
+        let ended = ctx.tape.first(|entry| matches!(&entry.event, Event::Database { what } if what.ends_with(end)));
+        holds(ended.is_some(), format!("a statement that stores passages, at which the connection {end}"), "none")?;
+        holds(stored.status == 201 || stored.status >= 500, "201, or a status of 500 or more", stored.status)?;
+        let after = rows().await?;
+        let (documents, passages) = (after[0] - before[0], after[1] - before[1]);
+        // a reply that was lost may be that of a statement that was carried out
+        let least = i64::from(stored.status == 201);
+        let whole = documents == passages && (least..=1).contains(&documents);
+        let observed = format_args!("status {}, {documents} documents, {passages} passages", stored.status);
+        holds(whole, "a document with its passage, once, or neither of them and no 201", observed).map_err(lied)?;
     }
     Ok(())
 }
@@ -198,37 +204,59 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
 /// DATA-10 (MUST): the database's refusals are never the client's, and leave nothing behind.
 async fn data_10(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
-    let database = ctx.database()?;
-    for fault in ["read-only", "full", "no right to insert", "closed"] {
+    let (database, client) = (ctx.database()?, ctx.client.with_bearer(KEY));
+    for Fault { name, set, undo, unknown_key } in FAULTS {
         // given
-        match fault {
-            "read-only" => database.read_only().await?,
-            "full" => database.disk_full().await?,
-            "no right to insert" => database.revoke_insert().await?,
-            _ => {
-                database.forbid_connections().await?;
-                database.terminate_backends().await?;
-            }
-        }
+        set(database).await?;
         // when
-        let stored = ctx.client.post(DOCUMENTS, document()).await?;
-        let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
+        let stored = client.post(DOCUMENTS, document()).await?;
+        let chat = client.chat(ctx.prompt("review", "hello")).await?;
+        let unknown = client.with_bearer("sk-canary-nobody-6d8f2b").chat(ctx.prompt("review", "hello")).await?;
+        undo(database).await?;
         // then
-        equal(&format!("status of a document, the database being {fault}"), 503, stored.status)?;
-        equal(&format!("status of a chat, the database being {fault}"), 200, chat.status)?;
-        match fault {
-            "read-only" => database.read_write().await?,
-            "full" => database.disk_free().await?,
-            "no right to insert" => database.grant_insert().await?,
-            _ => database.allow_connections().await?,
+        equal(&format!("status of a document, the database being {name}"), 503, stored.status)?;
+        equal(&format!("status of a chat, the database being {name}"), 200, chat.status)?;
+        if ctx.manifest.capabilities.contains(&Capability::StoredKeys) {
+            equal(&format!("status with a key that nobody has, the database being {name}"), unknown_key, unknown.status)?;
         }
         for table in ["documents", "passages"] {
             equal(&format!("rows of {table}"), 0, database.count(table).await?).map_err(lied)?;
         }
     }
-    until_status(ctx, QUERIES, 200).await?;
-    Ok(())
+    let back = || async { Ok(Some(client.get(QUERIES).await?.status).filter(|status| *status == 200)) };
+    converge("queries are listed again", back).await.map(drop)
 }
+
+/// The one key that is configured.
+const KEY: &str = "sk-canary-client-c-8b41f6d09e7a2c53";
+
+/// What a database may do, and how it is undone.
+struct Fault {
+    name: &'static str,
+    set: Change,
+    undo: Change,
+    /// The status of a request with a key that is not configured: 401 where the database can say so, otherwise 503.
+    unknown_key: u16,
+}
+
+type Change = for<'d> fn(&'d CaseDatabase) -> BoxFuture<'d, Result<(), DatabaseError>>;
+
+const FAULTS: [Fault; 4] = [
+    Fault { name: "read-only", set: |database| database.read_only().boxed(), undo: |database| database.read_write().boxed(), unknown_key: 401 },
+    Fault { name: "full", set: |database| database.disk_full().boxed(), undo: |database| database.disk_free().boxed(), unknown_key: 401 },
+    Fault {
+        name: "without the right to insert",
+        set: |database| database.revoke_insert().boxed(),
+        undo: |database| database.grant_insert().boxed(),
+        unknown_key: 401,
+    },
+    Fault {
+        name: "closed",
+        set: |database| async { database.forbid_connections().await.and(database.terminate_backends().await.map(drop)) }.boxed(),
+        undo: |database| database.allow_connections().boxed(),
+        unknown_key: 503,
+    },
+];
 
 /// Asks a question of this text, and returns what was told.
 async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {

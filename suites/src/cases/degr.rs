@@ -1,15 +1,17 @@
 //! DEGR: what fails costs the answer something, never the answer itself, and the reader is told.
 
 use futures::FutureExt;
+use futures::future::try_join_all;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
 use gauntlet_harness::llm::{error, reply};
-use gauntlet_harness::plan::Plan;
-use gauntlet_harness::spec::Spec;
+use gauntlet_harness::plan::{Listen, Plan};
+use gauntlet_harness::spec::{Spec, Timeouts};
 use gauntlet_harness::target::Capability;
 
+use super::para::statuses;
 use super::query::{
-    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost, number, on_postgres, text, until_status,
-    with_spare,
+    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost, number, on_postgres, soon_without_store, text,
+    until_status, with_spare,
 };
 
 /// Why a store's step may be told as lost.
@@ -26,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
-            let mut spec = Spec::query();
+            let mut spec = Spec::query().model_timeouts("entities", Timeouts { total_ms: Some(1_000), ..Timeouts::default() });
             spec.breaker.failure_threshold = 2;
             spec
         },
@@ -101,7 +103,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "Every connection to the database is reset and new ones are refused. The query is answered by the models alone; readiness is 503.",
         remedy: "Answer without the record, say that there is none, and tell it by readiness.",
         needs: &[Capability::Query, Capability::Store, Capability::Health],
-        spec: on_postgres,
+        spec: || soon_without_store(on_postgres()),
         run: |ctx| degr_08(ctx).boxed(),
     },
     Case {
@@ -110,9 +112,10 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm, Profile::Query],
         requirement: "once a fault is gone the next requests succeed, without a restart",
         why: "A proxy that had lost its database stayed broken after the database was back, until somebody restarted it (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "Every model fails for a query and for a chat; then every model answers, and so do the next query and chat.",
+        shown: "Every model fails for a chat and, where the gateway has them, for a query; then every model answers, and so do the next query and \
+                chat. A provider is restarted after four requests that it had together; the next four are answered.",
         remedy: "Let nothing remember a failure longer than a breaker's cool-down.",
-        needs: &[Capability::Query, Capability::Store, Capability::Chat],
+        needs: &[Capability::Chat],
         spec: Spec::query,
         run: |ctx| degr_11(ctx).boxed(),
     },
@@ -243,18 +246,43 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
 
 /// DEGR-11 (MUST): once a fault is gone the next requests succeed.
 async fn degr_11(ctx: &Ctx) -> CaseResult {
+    let queries = STORED.iter().all(|capability| ctx.manifest.capabilities.contains(capability));
     // given
-    known(ctx).await?;
+    if queries {
+        known(ctx).await?;
+    }
     for stub in ctx.stubs.values() {
         stub.answers(error(503));
     }
-    let faulted = ask(ctx).await?;
-    holds(faulted.json()["degraded"] != serde_json::json!([]), "a query that is touched by the fault", faulted.text())?;
+    if queries {
+        let faulted = ask(ctx).await?;
+        holds(faulted.json()["degraded"] != serde_json::json!([]), "a query that is touched by the fault", faulted.text())?;
+    }
     let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
     holds(chat.status >= 500, "a chat that is touched by the fault", chat.status)?;
     // when
     healthy(ctx)?;
     // then
-    complete(ctx).await?;
-    equal("status of the next chat", 200, ctx.client.chat(ctx.prompt("review", "hello again")).await?.status)
+    if queries {
+        complete(ctx).await?;
+    }
+    equal("status of the next chat", 200, ctx.client.chat(ctx.prompt("review", "hello again")).await?.status)?;
+    restarted(ctx).await
+}
+
+/// A provider that has answered four requests together restarts: each connection that a gateway has kept is dead.
+async fn restarted(ctx: &Ctx) -> CaseResult {
+    const TOGETHER: usize = 4;
+    // given
+    let review = ctx.stub("review")?;
+    let together = async || try_join_all((0..TOGETHER).map(|_| ctx.client.chat(ctx.prompt("review", "hello")))).await;
+    review.answers(reply("hello").plan(Plan::met("together", TOGETHER)));
+    equal("statuses before the restart", vec![200; TOGETHER], statuses(&together().await?))?;
+    review.listen(Listen::Refuse).await?;
+    let meanwhile = ctx.client.chat(ctx.prompt("review", "is anybody there?")).await?;
+    holds(meanwhile.status >= 500, "an error while nobody listens", meanwhile.status)?;
+    // when
+    review.listen(Listen::Serve).await?;
+    // then
+    equal("statuses after the provider's restart", vec![200; TOGETHER], statuses(&together().await?))
 }

@@ -184,7 +184,7 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
     for (what, responder) in failures {
         p1.answers(responder);
         // when
-        let stream = ctx.client.stream(ctx.prompt("pair", what)).await?.collect().await?;
+        let stream = ctx.client.streamed(ctx.prompt("pair", what)).await?;
         // then
         equal(&format!("requests at the first candidate ({what})"), 1, p1.calls(what).len())?;
         clean(ctx, &stream, what)?;
@@ -215,7 +215,7 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
         reply(if continues { "is" } else { "Paris" })
     }));
     // when
-    let stream = ctx.client.stream(ctx.prompt("pair", "capital")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("pair", "capital")).await?;
     // then
     let told = stream.error.is_some() || matches!(stream.end, End::Cut(_));
     match stream.text.as_str() {
@@ -234,7 +234,7 @@ async fn fall_05(ctx: &Ctx) -> CaseResult {
     p2.mount(chat().streaming(true), reply("Paris").plan(Plan::events_then(1, Step::Cut))).await;
     p2.mount(chat().streaming(false), error(500)).await;
     // when
-    let stream = ctx.client.stream(ctx.prompt("pair", "streamed")).await?.collect().await?;
+    let stream = ctx.client.streamed(ctx.prompt("pair", "streamed")).await?;
     let plain = ctx.client.chat(ctx.prompt("pair", "plain")).await?;
     // then
     equal("requests at the second candidate", 2, p2.requests().len())?;

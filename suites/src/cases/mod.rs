@@ -22,8 +22,10 @@ mod query;
 mod retry;
 mod strm;
 mod time;
+mod time_own;
 mod time_store;
 mod wire;
+mod wire_meaning;
 
 use gauntlet_harness::case::Case;
 
@@ -35,8 +37,8 @@ const AREAS: [&str; 16] = ["WIRE", "TIME", "PARA", "RETRY", "FALL", "BRKR", "STR
 pub fn all() -> Vec<Case> {
     #[rustfmt::skip] // one line an area
     let areas = [
-        wire::CASES,
-        time::CASES, time_store::CASES,
+        wire::CASES, wire_meaning::CASES,
+        time::CASES, time_own::CASES, time_store::CASES,
         para::CASES, para_query::CASES,
         retry::CASES,
         fall::CASES,

@@ -4,11 +4,13 @@ use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::{error, reply};
-use gauntlet_harness::spec::Spec;
+use gauntlet_harness::plan::Plan;
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::target::Capability;
 use serde_json::Value;
 
 use super::query::{QUERIES, complete, does_its_part, healthy, known, text};
+use super::time::refused;
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -17,12 +19,15 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Ops],
         requirement: "counters of requests, attempts, retries, fallbacks, time-outs and breaker states equal what the stubs saw",
         why: "Counters that count requests where attempts are meant hide the retries, which are the bill and the outage.",
-        shown: "Three requests fail twice at the first candidate and are served by the second; the counters are compared with the tape.",
+        shown: "Three requests fail twice at the first candidate, whose breaker then is open, and are served by the second; another request times \
+                out. The counters are compared with the tape.",
         remedy: "Count an attempt where it is made, and a retry and a fallback where they are decided.",
-        needs: &[Capability::Chat, Capability::Fallback, Capability::Retry, Capability::Metrics],
+        needs: &[Capability::Chat, Capability::Fallback, Capability::Retry, Capability::Breaker, Capability::TimeoutPerModel, Capability::Metrics],
         spec: || {
-            let mut spec = Spec::pair();
+            let short = Timeouts { total_ms: Some(500), ..Timeouts::default() };
+            let mut spec = Spec::pair().provider("p3", Protocol::OpenAi).model("late", &["p3"]).model_timeouts("late", short);
             spec.retry.max_attempts = 2;
+            spec.breaker.failure_threshold = 6;
             spec
         },
         run: |ctx| obs_01(ctx).boxed(),
@@ -60,11 +65,13 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
     let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
     p1.answers(error(503));
     p2.answers(reply("Paris"));
+    ctx.stub("p3")?.answers(reply("late").plan(Plan::silent()));
     // when
     for n in 0..REQUESTS {
         let answer = ctx.client.chat(ctx.prompt("pair", &format!("capital {n}"))).await?;
         equal("status", 200, answer.status)?;
     }
+    refused(ctx.client.chat(ctx.prompt("late", "never")).await?.status)?;
     // then
     let (first, second) = (p1.requests().len(), p2.requests().len());
     equal("attempts at both providers", (2 * REQUESTS, REQUESTS), (first, second))?;
@@ -73,7 +80,11 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
     counted(ctx, "gauntlet_attempts_total", &["provider=\"p2\""], second).await?;
     counted(ctx, "gauntlet_retries_total", &["provider=\"p1\""], first - REQUESTS).await?;
     counted(ctx, "gauntlet_fallbacks_total", &["model=\"pair\""], REQUESTS).await?;
-    counted(ctx, "gauntlet_timeouts_total", &[], 0).await
+    counted(ctx, "gauntlet_timeouts_total", &[], 1).await?;
+    counted(ctx, "gauntlet_timeouts_total", &["provider=\"p3\""], 1).await?;
+    // 2 is open, 0 is closed
+    counted(ctx, "gauntlet_breaker_state", &["provider=\"p1\""], 2).await?;
+    counted(ctx, "gauntlet_breaker_state", &["provider=\"p2\""], 0).await
 }
 
 /// OBS-02 (SHOULD): the trace goes on at the provider.

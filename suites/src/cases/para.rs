@@ -6,7 +6,7 @@ use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equ
 use gauntlet_harness::client::{Exchange, Reply};
 use gauntlet_harness::gate::{guard, settled};
 use gauntlet_harness::llm::{chat, echo, raw, reply};
-use gauntlet_harness::plan::Plan;
+use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::target::Capability;
 
@@ -89,7 +89,8 @@ pub(super) const CASES: &[Case] = &[
         profiles: &[Profile::Llm],
         requirement: "N concurrent different prompts each get their own answer, for any interleaving",
         why: "An answer to another user's question is the one failure that no retry and no apology mends.",
-        shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words.",
+        shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words, and in \
+                pieces that cut events.",
         remedy: "Keep nothing of a request outside its own task: no shared buffers, no cache keyed by less than the whole request.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
@@ -103,11 +104,10 @@ async fn para_01(ctx: &Ctx) -> CaseResult {
     const TOGETHER: usize = 64;
     ctx.stub("p1")?.answers(reply("all here").plan(Plan::met("everybody", TOGETHER)));
     // when
-    let asked = (0..TOGETHER).map(|_| ctx.client.chat(ctx.prompt("solo", "hello")));
-    let met = ctx.gates.rendezvous("everybody", TOGETHER);
-    let (answers, ()) = futures::try_join!(try_join_all(asked), met.met())?;
+    let asked = try_join_all((0..TOGETHER).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
     // then
-    equal("statuses", vec![200; TOGETHER], statuses(&answers))
+    ctx.gates.rendezvous("everybody", TOGETHER).met().await?;
+    equal("statuses", vec![200; TOGETHER], statuses(&answers(asked).await?))
 }
 
 /// PARA-02 (MUST): a stalled provider delays no other model.
@@ -141,7 +141,7 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     slow.next().await?;
     // when
     let taken = p1.sent_settles().await?;
-    let small = (0..OTHERS).map(|_| async { ctx.client.stream(ctx.prompt("solo", "small")).await?.collect().await });
+    let small = (0..OTHERS).map(|_| ctx.client.streamed(ctx.prompt("solo", "small")));
     let others = try_join_all(small).await?;
     // then
     let complete = others.iter().filter(|stream| stream.looks_complete() && stream.text == "Paris is big.").count();
@@ -160,7 +160,7 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
     ctx.stub("p2")?.answers(reply("Bern"));
     // when
     let asked = try_join_all((0..3 * LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
-    p1.in_flight_is(LIMIT).await?;
+    p1.held(LIMIT).await?;
     equal("status of a request to another provider", 200, ctx.client.chat(ctx.prompt("other", "hello")).await?.status)?;
     let held = guard("no more requests at the provider", settled(|| p1.in_flight())).await?;
     // then
@@ -196,16 +196,20 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
 async fn para_09(ctx: &Ctx) -> CaseResult {
     // given
     const EACH: usize = 24;
-    ctx.stub("p1")?.answers(echo().plan(Plan::met("everybody", 2 * EACH)));
+    let all = Step::Meet { name: "everybody".into(), count: 2 * EACH };
+    ctx.stub("p1")?.answers(echo().plan(Plan::of([all, Step::Head, Step::Drip { bytes: 60, every_ms: 5 }])));
     let words = |n: usize| format!("my own words {n}.");
     // when
     let plain = try_join_all((0..EACH).map(|n| ctx.client.chat(ctx.prompt("solo", &words(n)))));
-    let streams = try_join_all((EACH..2 * EACH).map(|n| async move { ctx.client.stream(ctx.prompt("solo", &words(n))).await?.collect().await }));
+    let streams = try_join_all((EACH..2 * EACH).map(|n| async move { ctx.client.streamed(ctx.prompt("solo", &words(n))).await }));
     let (plain, streams) = futures::try_join!(plain, streams)?;
     // then
     let said = plain.iter().map(Reply::content).chain(streams.iter().map(|stream| stream.text.clone()));
     for (n, said) in said.enumerate() {
-        equal("the answer to a prompt", format!("{} [{}]", words(n), ctx.nonce), said).map_err(lied)?;
+        let answer = |n| format!("{} [{}]", words(n), ctx.nonce);
+        let foreign = (0..2 * EACH).any(|other| other != n && said == answer(other));
+        holds(!foreign, format!("the answer to prompt {n}"), format_args!("the answer to somebody else's prompt: {said:?}")).map_err(lied)?;
+        equal("the answer to a prompt", answer(n), said).map_err(lied)?;
     }
     Ok(())
 }

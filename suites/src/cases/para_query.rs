@@ -104,11 +104,12 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
     known(ctx).await?;
-    ctx.stub("entities")?.answers(error(500));
+    ctx.stub("entities")?.answers(error(500).plan(Plan::held("failure")));
     ctx.database_wire()?.at_statement("passages", AtStatement::Hold("search".into()));
     // when
     let failing = async {
         ctx.database_wire()?.held("search").await?;
+        ctx.gates.gate("failure").open();
         let failed = ctx.stub("entities")?.seen(1).await?;
         let over = |event: &Event| matches!(event, Event::AnswerSent { request } if failed.iter().any(|call| call.request == *request));
         guard("the failure to be sent", ctx.tape.wait_for(1, |entry| over(&entry.event))).await?;

@@ -122,11 +122,15 @@ pub(super) fn on_postgres() -> Spec {
     Spec { database: DatabaseNeed::Postgres, ..Spec::query() }
 }
 
+/// With a second for each call of the database: for cases in which it never answers.
+pub(super) fn soon_without_store(spec: Spec) -> Spec {
+    spec.with_query(|query| query.store_ms = 1_000)
+}
+
 /// The same with every time-out far away, so that nothing but the case ends what is held.
 pub(super) fn patient(spec: Spec) -> Spec {
     let timeouts = Timeouts { first_token_ms: Some(15_000), idle_ms: Some(15_000), total_ms: Some(30_000), ..spec.timeouts };
-    let query = spec.query.map(|query| gauntlet_harness::spec::QuerySpec { deadline_ms: 40_000, step_ms: 15_000, store_ms: 10_000, ..query });
-    Spec { timeouts, query, ..spec }
+    Spec { timeouts, ..spec }.with_query(|query| (query.deadline_ms, query.step_ms, query.store_ms) = (40_000, 15_000, 10_000))
 }
 
 /// Queries whose synthesis has a second candidate, at the provider `spare`.

@@ -1,24 +1,27 @@
 //! TIME: every wait has an end, and an end that is the gateway's own.
 //!
-//! That something ended by its own time-out and not by another one is shown in two ways: the others are a minute, far behind the
-//! hang guard; or a request under the longer time-out was asked before and is still held.
+//! That something ended by its own time-out and not by another one is shown by the others: they are a minute, far behind the hang guard.
+//! That it was the time-out and not some other failure is shown by a lower bound.
 
 use std::time::Duration;
 
 use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
-use gauntlet_harness::client::{Exchange, Transcript};
+use gauntlet_harness::client::Transcript;
 use gauntlet_harness::gate::{at_least, gap, guard};
 use gauntlet_harness::llm::{Stub, reply};
 use gauntlet_harness::plan::{Listen, Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
-use gauntlet_harness::tape::Event;
+use gauntlet_harness::tape::{Entry, Event, Side};
 use gauntlet_harness::target::Capability;
 
-use super::strm::broken;
+use super::strm::{broken, whole};
 
-/// The short time-out of a path that has to time out.
-const SHORT: Option<u64> = Some(300);
+/// The short time-out of a path that has to time out, as told to the gateway and as a bound: long enough to reach the provider within it.
+const SHORT: Option<u64> = Some(1_000);
+const SHORT_BOUND: Duration = Duration::from_secs(1);
+/// The default connect time-out.
+const CONNECT: Duration = Duration::from_secs(1);
 /// The idle time-out of a path that has to stay whole.
 const IDLE: Duration = Duration::from_millis(1_500);
 
@@ -58,7 +61,7 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
         remedy: "Start the timer once, when the request is sent; let no read restart it.",
         needs: &[Capability::Chat, Capability::Stream, Capability::FirstTokenTimeout],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { first_token_ms: Some(1_000), ..Timeouts::PATIENT }),
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { first_token_ms: SHORT, ..Timeouts::PATIENT }),
         run: |ctx| time_03(ctx).boxed(),
     },
     Case {
@@ -82,49 +85,8 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider repeats its last event for ever; the stream must end with an error although nothing was ever late.",
         remedy: "Keep a deadline over the whole request that no event moves.",
         needs: &[Capability::Chat, Capability::Stream, Capability::TotalDeadline],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: Some(400), ..Timeouts::default() }),
+        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
         run: |ctx| time_05(ctx).boxed(),
-    },
-    Case {
-        id: "TIME-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the deadline spans all attempts and fallbacks: it is not multiplied by them",
-        why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were configured (failoverbench, S06).",
-        shown: "Eight candidates never answer. The error must come before the end of a request asked earlier whose limit is six times as long.",
-        remedy: "Compute one deadline when the request comes, and give each attempt what is left of it.",
-        needs: &[Capability::Chat, Capability::Fallback, Capability::TotalDeadline],
-        spec: chain_of_eight,
-        run: |ctx| time_06(ctx).boxed(),
-    },
-    Case {
-        id: "TIME-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a model's or provider's own time-outs override the default",
-        why: "One limit for a small model and for a reasoning one is wrong for both; a limit that is read and not used is worse.",
-        shown: "Two silent providers, one with a short limit of its own, one behind a model with one; both end before a request asked earlier under the default.",
-        remedy: "Resolve each time-out from the model, then the provider, then the default.",
-        needs: &[Capability::Chat, Capability::TimeoutPerModel],
-        spec: || {
-            let short = Timeouts { total_ms: SHORT, ..Timeouts::default() };
-            clocked(Spec::pair().model("of-model", &["p1"]).model("of-provider", &["p2"]))
-                .model_timeouts("of-model", short)
-                .provider_timeouts("p2", short)
-        },
-        run: |ctx| time_07(ctx).boxed(),
-    },
-    Case {
-        id: "TIME-08",
-        level: Level::Should,
-        profiles: &[Profile::Llm],
-        requirement: "a client's shorter deadline (header) is honoured and can't lengthen the configured one",
-        why: "Who has a second left for an answer gains nothing from one that comes later, and the provider is paid for it.",
-        shown: "A client asks with a deadline of 300 ms, another with a minute where 300 ms are configured; both end before a request asked earlier under the default.",
-        remedy: "Take the smaller of the client's deadline and the configured one.",
-        needs: &[Capability::Chat, Capability::ClientDeadline],
-        spec: || clocked(Spec::solo().model("quick", &["p1"])).model_timeouts("quick", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
-        run: |ctx| time_08(ctx).boxed(),
     },
     Case {
         id: "TIME-09",
@@ -179,6 +141,7 @@ async fn time_01(ctx: &Ctx) -> CaseResult {
     let (alone, pair) = futures::try_join!(ctx.client.chat(ctx.prompt("solo", "hello")), ctx.client.chat(ctx.prompt("pair", "hello")))?;
     // then
     refused(alone.status)?;
+    at_least("the error", took(ctx, &alone.label), CONNECT)?;
     if ctx.manifest.capabilities.contains(&Capability::Fallback) {
         equal("status with a second candidate", 200, pair.status)?;
         equal("its text", "Paris", pair.content().as_str())?;
@@ -197,7 +160,8 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     let held = p1.seen(1).await?;
     ctx.gates.gate("late").open();
     equal("requests at the provider", 1, held.len())?;
-    equal("status", 504, answer.status)
+    equal("status", 504, answer.status)?;
+    at_least("the error", took(ctx, &answer.label), SHORT_BOUND)
 }
 
 /// TIME-03 (MUST): dripped headers do not extend the first-byte time-out.
@@ -206,9 +170,10 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("never").plan(Plan::of([Step::DripHead { every_ms: 20, finish: false }])));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "hello")).await?;
+    let stream = ctx.client.labelled("dripped").streamed(ctx.prompt("solo", "hello")).await?;
     // then
     refused(stream.status)?;
+    at_least("the error", took(ctx, "dripped"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -218,10 +183,11 @@ async fn time_04(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("").tokens(["Par", "is", "!"]).plan(Plan::events_then(3, Step::Stall)));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await?;
+    let stream = ctx.client.labelled("stalled").streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("text", "Paris", stream.text.as_str())?;
     broken(&stream)?;
+    at_least("the error", took(ctx, "stalled"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -231,61 +197,12 @@ async fn time_05(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("").tokens(["and "; 3]).plan(Plan::of([Step::Head, Step::Events(3), Step::RepeatForever { every_ms: 20 }])));
     // when
-    let stream = ctx.client.stream(ctx.prompt("solo", "go on")).await?;
+    let stream = ctx.client.labelled("endless").stream(ctx.prompt("solo", "go on")).await?;
     let transcript: Transcript = guard("the end of a stream whose provider never ends it", stream.collect()).await??;
     // then
     broken(&transcript)?;
+    at_least("the error", took(ctx, "endless"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
-}
-
-/// TIME-06 (MUST): the deadline spans all candidates.
-async fn time_06(ctx: &Ctx) -> CaseResult {
-    // given
-    for n in 1..=8 {
-        ctx.stub(&format!("p{n}"))?.answers(reply("never").plan(Plan::held("late")));
-    }
-    let clock = asked_under_the_default(ctx).await?;
-    // when
-    let answer = ctx.client.chat(ctx.prompt("chain", "hello")).await?;
-    // then
-    still_held(ctx, "the chain's answer")?;
-    clock.leave();
-    ctx.stub("p1")?.seen(1).await?;
-    refused(answer.status)
-}
-
-/// TIME-07 (MUST): time-outs of a model and of a provider override the default.
-async fn time_07(ctx: &Ctx) -> CaseResult {
-    // given
-    for name in ["p1", "p2"] {
-        ctx.stub(name)?.answers(reply("never").plan(Plan::held("late")));
-    }
-    let clock = asked_under_the_default(ctx).await?;
-    for alias in ["of-model", "of-provider"] {
-        // when
-        let answer = ctx.client.chat(ctx.prompt(alias, "hello")).await?;
-        // then
-        still_held(ctx, &format!("the answer of {alias}"))?;
-        refused(answer.status)?;
-    }
-    clock.leave();
-    Ok(())
-}
-
-/// TIME-08 (SHOULD): the shorter of the client's deadline and the configured one holds.
-async fn time_08(ctx: &Ctx) -> CaseResult {
-    // given
-    ctx.stub("p1")?.answers(reply("never").plan(Plan::held("late")));
-    let clock = asked_under_the_default(ctx).await?;
-    for (alias, deadline) in [("solo", "300"), ("quick", "60000")] {
-        // when
-        let answer = ctx.client.with_header("x-request-timeout-ms", deadline).chat(ctx.prompt(alias, "hello")).await?;
-        // then
-        still_held(ctx, &format!("the answer of {alias} to a client with a deadline of {deadline} ms"))?;
-        refused(answer.status)?;
-    }
-    clock.leave();
-    Ok(())
 }
 
 /// TIME-09 (MUST): a timed-out attempt closes its connection.
@@ -295,7 +212,7 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("never").plan(Plan::held("late")));
     // when
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
-    let streamed = ctx.client.stream(ctx.prompt("solo", "streamed")).await?.collect().await?;
+    let streamed = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
     refused(plain.status)?;
     refused(streamed.status)?;
@@ -311,14 +228,12 @@ async fn time_11(ctx: &Ctx) -> CaseResult {
     let plain = ctx.stub("p2")?;
     plain.answers(reply("Paris is big.").plan(Plan::of([Step::Head, Step::Drip { bytes: 55, every_ms: 250 }])));
     // when
-    let streaming = async { ctx.client.stream(ctx.prompt("solo", "capital")).await?.collect().await };
-    let (stream, answer) = futures::try_join!(streaming, ctx.client.chat(ctx.prompt("plain", "capital")))?;
+    let (stream, answer) = futures::try_join!(ctx.client.streamed(ctx.prompt("solo", "capital")), ctx.client.chat(ctx.prompt("plain", "capital")))?;
     // then
     for stub in [p1, plain] {
         at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| Failure::Harness { what: early.to_string() })?;
     }
-    equal("the stream's text", "Paris is big.", stream.text.as_str())?;
-    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))?;
+    whole(&stream, "Paris is big.")?;
     equal("status", 200, answer.status)?;
     equal("text", "Paris is big.", answer.content().as_str()).map_err(lied)
 }
@@ -330,45 +245,24 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("never").plan(Plan::of([Step::Head, Step::Stall])));
     ctx.stub("p2")?.answers(reply("").tokens(["Par", "is"]));
     // when
-    let stream = ctx.client.stream(ctx.prompt("pair", "capital")).await?.collect().await?;
+    let stream = ctx.client.labelled("waiting").streamed(ctx.prompt("pair", "capital")).await?;
     // then
-    equal("status", 200, stream.status)?;
-    equal("text", "Paris", stream.text.as_str())?;
-    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))?;
+    whole(&stream, "Paris")?;
+    at_least("the second candidate's answer", took(ctx, "waiting"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
 /// A status that tells of an error; TIME-02 and the cases of ERR say which.
-fn refused(status: u16) -> CaseResult {
+pub(super) fn refused(status: u16) -> CaseResult {
     holds(status >= 400, "a status that tells of an error", status).map_err(lied)
 }
 
-/// Eight providers behind one alias with a total of 700 ms: a deadline for each of them would come to more than the default.
-fn chain_of_eight() -> Spec {
-    let names: Vec<String> = (1..=8).map(|n| format!("p{n}")).collect();
-    let spec = names.iter().fold(Spec::default(), |spec, name| spec.provider(name, Protocol::OpenAi));
-    let candidates: Vec<&str> = names.iter().map(String::as_str).collect();
-    clocked(spec.model("chain", &candidates)).model_timeouts("chain", Timeouts { total_ms: Some(700), ..Timeouts::default() })
-}
-
-/// With a provider of its own for the request that runs under the default time-outs.
-fn clocked(spec: Spec) -> Spec {
-    spec.provider("clock", Protocol::OpenAi).model("clock", &["clock"])
-}
-
-/// Asks a request that its provider holds until the default total is over: the clock of what is asked later.
-async fn asked_under_the_default(ctx: &Ctx) -> Result<Exchange, Failure> {
-    let provider = ctx.stub("clock")?;
-    provider.answers(reply("never").plan(Plan::held("clock")));
-    let asked = ctx.client.labelled("clock").send_chat(ctx.prompt("clock", "hello")).await?;
-    provider.held(1).await?;
-    Ok(asked)
-}
-
-/// The request under the default has not timed out yet.
-fn still_held(ctx: &Ctx, what: &str) -> CaseResult {
-    let running = ctx.stub("clock")?.in_flight() == 1;
-    holds(running, format!("{what} before the end of a request asked earlier under the default time-out"), "it came after")
+/// From before the request of that label was written to after its answer had come.
+pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
+    let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
+    let sent = ctx.tape.first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
+    let answered = ctx.tape.first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
+    sent.zip(answered).map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
 }
 
 /// From the head of the stub's first answer to a call (gateways look at lists of models, too) to its last byte.

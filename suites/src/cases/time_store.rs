@@ -4,7 +4,7 @@ use futures::FutureExt;
 use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
 use gauntlet_harness::target::Capability;
 
-use super::query::{ask, healthy, lost, on_postgres, until_status};
+use super::query::{ask, healthy, lost, on_postgres, soon_without_store, until_status};
 
 pub(super) const CASES: &[Case] = &[Case {
     id: "TIME-10",
@@ -15,7 +15,7 @@ pub(super) const CASES: &[Case] = &[Case {
     shown: "Nothing is relayed to or from the database any more. A query is answered without it, a chat is not touched, and readiness is 200 again afterwards.",
     remedy: "Give every call of the database a time-out, the wait for a connection included.",
     needs: &[Capability::Query, Capability::Store, Capability::Chat, Capability::Health],
-    spec: on_postgres,
+    spec: || soon_without_store(on_postgres()),
     run: |ctx| time_10(ctx).boxed(),
 }];
 

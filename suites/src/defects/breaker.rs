@@ -127,8 +127,18 @@ impl Admitted {
     }
 
     /// The attempt says nothing about the provider (a refused request): the place is given back.
-    pub(super) fn says_nothing(self) {
-        drop(self);
+    pub(super) fn says_nothing(mut self) {
+        self.settled = true;
+        self.give_back();
+    }
+
+    fn give_back(&self) {
+        let mut inner = self.breaker.lock();
+        if inner.generation == self.generation
+            && let State::HalfOpen { probes } = &mut inner.state
+        {
+            *probes = probes.saturating_sub(1);
+        }
     }
 }
 
@@ -138,18 +148,9 @@ impl Drop for Admitted {
             return;
         }
         match self.breaker.defect {
-            Some(Defect::LeftProbeWedges) => return,
-            Some(Defect::LeavingIsFailure) => {
-                Self { breaker: self.breaker.clone(), generation: self.generation, settled: true }.failed();
-                return;
-            }
-            _ => {}
-        }
-        let mut inner = self.breaker.lock();
-        if inner.generation == self.generation
-            && let State::HalfOpen { probes } = &mut inner.state
-        {
-            *probes = probes.saturating_sub(1);
+            Some(Defect::LeftProbeWedges) => {}
+            Some(Defect::LeavingIsFailure) => Self { breaker: self.breaker.clone(), generation: self.generation, settled: true }.failed(),
+            _ => self.give_back(),
         }
     }
 }

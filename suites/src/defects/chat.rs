@@ -69,6 +69,7 @@ impl Hold {
             admitted.succeeded();
         }
         self.gateway.attempted(&self.lane, Ok("success"));
+        self.lane.provider.keeps_a_connection();
         self.gateway.metrics.tokens(&self.lane, usage);
     }
 }
@@ -88,7 +89,7 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, firs
     if gateway.has(Defect::CountsRequestsAsAttempts)
         && let Some(lane) = route.lanes.first()
     {
-        gateway.metrics.attempt(lane, Ok("success"));
+        gateway.metrics.attempt(lane, Ok("success"), gateway.defect);
     }
     for (position, lane) in route.lanes.iter().enumerate().skip(first) {
         if position > first {
@@ -99,7 +100,7 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, firs
         }
         let deadline = if gateway.has(Defect::DeadlinePerCandidate) { Instant::now() + route.total } else { deadline };
         let until = share(deadline, route.reserve, route.lanes.len() - 1 - position, gateway);
-        if let Some(answer) = candidate(gateway, lane, call, until, deadline, &mut attempts).await {
+        if let Some(answer) = candidate(gateway, lane, call, (until, deadline, route.total), &mut attempts).await {
             return Ok(Served { answer, lane: lane.clone() });
         }
         let last = attempts.last().and_then(|attempt: &Attempt| attempt.error.as_ref()).map(|error| error.cause);
@@ -137,12 +138,12 @@ async fn candidate(
     gateway: &Arc<Gateway>,
     lane: &Arc<Lane>,
     call: &Call,
-    until: Instant,
-    deadline: Instant,
+    (mut until, mut deadline, total): (Instant, Instant, Duration),
     attempts: &mut Vec<Attempt>,
 ) -> Option<Answer> {
     let retry = gateway.spec.retry;
-    let most = if gateway.has(Defect::NeverRetries) { 1 } else { retry.max_attempts.max(1) };
+    let most =
+        if gateway.has(Defect::NeverRetries) || (call.stream && gateway.has(Defect::NeverRetriesStreams)) { 1 } else { retry.max_attempts.max(1) };
     let mut backoff = Duration::from_millis(retry.base_ms);
     lane.provider.budget.request();
     for n in 1..=most {
@@ -156,13 +157,14 @@ async fn candidate(
         }
         gateway.log(&format!("attempt request_id={} provider={} cause={}", call.request_id, lane.provider.spec.name, error.cause.name()));
         lane.provider.gone.store(true, Ordering::SeqCst);
-        let again = error.cause.is_passing() || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
+        let late = gateway.has(Defect::DeadlinePerRetry) && error.cause.is_timeout();
+        let again = late || error.cause.is_passing() || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
         let asked = error.retry_after.filter(|_| !gateway.has(Defect::IgnoresRetryAfter)).unwrap_or_default();
         attempts.push(Attempt { provider: lane.provider.spec.name.clone(), model: lane.model.clone(), error: Some(error) });
         // half of a back-off is random, so that those who failed together do not come back together
         let jittered = backoff.mul_f64(rand::random_range(0.5..=1.0)).max(asked);
         let wait = if gateway.has(Defect::RetriesAtOnce) { asked } else { jittered };
-        if n == most || !again || Instant::now() + wait >= until {
+        if n == most || !again || (Instant::now() + wait >= until && !late) {
             return None;
         }
         if !gateway.has(Defect::NoRetryBudget) && !lane.provider.budget.take() {
@@ -170,7 +172,11 @@ async fn candidate(
         }
         sleep(wait).await;
         gateway.metrics.add("gauntlet_retries_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model)], 1);
-        backoff = (backoff * 2).min(Duration::from_millis(retry.max_ms));
+        backoff = (backoff * if gateway.has(Defect::ConstantBackoff) { 1 } else { 2 }).min(Duration::from_millis(retry.max_ms));
+        if gateway.has(Defect::DeadlinePerRetry) {
+            deadline = Instant::now() + total;
+            until = deadline;
+        }
     }
     None
 }
@@ -192,6 +198,9 @@ async fn attempt(gateway: &Arc<Gateway>, lane: &Arc<Lane>, call: &Call, until: I
         .admit()
         .map_err(|wait| AttemptError { retry_after: Some(wait), ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures") })
         .map_err(refused)?;
+    if gateway.has(Defect::TrustsKeptConnections) && lane.provider.uses_a_dead_connection() {
+        return Err(AttemptError::new(Cause::Reset, "the connection was closed before an answer"));
+    }
     if gateway.has(Defect::NeverForgives) && lane.provider.gone.load(Ordering::SeqCst) {
         return Err(AttemptError::new(Cause::ServerError, "the provider failed before"));
     }
@@ -246,6 +255,12 @@ async fn exchange(
         }
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
+            if error.cause == Cause::Refused {
+                lane.provider.kept_connections_die();
+            }
+            if gateway.has(Defect::TellsUrl) && error.cause == Cause::Refused {
+                error.message = format!("{} at {}", error.message, lane.provider.base_url);
+            }
             if gateway.has(Defect::TellsKey) {
                 error.message = format!("{} (sent: authorization: Bearer {})", error.message, lane.provider.spec.api_key);
             }

@@ -70,6 +70,9 @@ impl Decoder {
 
     fn chunk(&self, model: &str, choices: Value) -> Value {
         let mut chunk = self.made.clone();
+        if self.has(Defect::TranslatesWithFreshIds) {
+            chunk["id"] = uuid::Uuid::now_v7().to_string().into();
+        }
         chunk["model"] = model.into();
         chunk["choices"] = choices;
         chunk
@@ -77,6 +80,11 @@ impl Decoder {
 
     fn has(&self, defect: Defect) -> bool {
         self.defect == Some(defect)
+    }
+
+    /// [`Defect::SharesBuffer`]: goes on with what another stream has left.
+    pub(super) fn swap_buffer(&mut self, other: &mut Vec<u8>) {
+        mem::swap(&mut self.buffer, other);
     }
 
     /// Takes the next bytes; appends what they complete.

@@ -92,7 +92,11 @@ async fn dispatch(gateway: &Arc<Gateway>, request: Request<Incoming>, request_id
         ["metrics"] => return Ok(ops::metrics(gateway)),
         _ => {}
     }
-    let known_tenant = tenant(gateway, &head.headers);
+    let known_tenant = tenant(gateway, &head.headers).await;
+    let known_tenant = match segments.as_slice() {
+        ["api", "v1", "documents", _] if gateway.has(Defect::OpenDocuments) => Ok("default".into()),
+        _ => known_tenant,
+    };
     let tenant = if gateway.has(Defect::ChecksKeyLate) { "default".into() } else { known_tenant.clone()? };
     let visit = Visit { tenant, request_id, headers: head.headers };
     if let ["v1", "models", rest @ ..] = segments.as_slice() {
@@ -272,14 +276,20 @@ fn refuse(gateway: &Gateway, mut body: Incoming, told: Told) -> Told {
     told
 }
 
-/// Whose request it is (AUTH-01).
-fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, Told> {
+/// Whose request it is (AUTH-01): by a configured key, or by one that the store knows.
+async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, Told> {
     if gateway.spec.keys.is_empty() {
         return Ok("default".into());
     }
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.split_once(' '));
     let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
-    let known = gateway.spec.keys.iter().find(|key| Some(key.token.as_str()) == token).map(|key| key.tenant.clone());
+    let mut known = gateway.spec.keys.iter().find(|key| Some(key.token.as_str()) == token).map(|key| key.tenant.clone());
+    if let (None, Some(token), Some(store)) = (&known, token, &gateway.store) {
+        known = match store.tenant(token).await {
+            Err(_) if gateway.has(Defect::FailedLookupIs401) => None,
+            found => found.map_err(|error| records::store_told(gateway, &error))?,
+        };
+    }
     match known {
         Some(tenant) => Ok(tenant),
         None if gateway.has(Defect::TakesAnyKey) && token.is_some() => Ok("default".into()),
@@ -358,13 +368,14 @@ fn for_client(gateway: &Arc<Gateway>, events: impl Stream<Item = Bytes> + Send +
     }
 }
 
-/// [`Defect::SharesPrompts`]: the fields of the earliest request of this alias that is in flight; the request's own otherwise.
-fn share_prompt(gateway: &Gateway, request_id: &str, alias: &str, fields: Map<String, Value>) -> Map<String, Value> {
+/// [`Defect::SharesPrompts`]: with the messages of the earliest request of this alias that is in flight; with its own otherwise.
+fn share_prompt(gateway: &Gateway, request_id: &str, alias: &str, mut fields: Map<String, Value>) -> Map<String, Value> {
     if !gateway.has(Defect::SharesPrompts) {
         return fields;
     }
     let mut prompts = gateway.prompts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let earlier = prompts.entry(alias.to_owned()).or_default();
-    earlier.push((request_id.to_owned(), fields));
-    earlier.first().map(|(_, fields)| fields.clone()).unwrap_or_default()
+    earlier.push((request_id.to_owned(), fields["messages"].clone()));
+    fields["messages"] = earlier[0].1.clone();
+    fields
 }

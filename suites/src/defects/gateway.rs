@@ -12,7 +12,7 @@ use gauntlet_harness::target::{Deployment, Process, RunningTarget, TargetError};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -43,17 +43,19 @@ pub(super) struct Gateway {
     pub cut: watch::Sender<bool>,
     /// Requests in flight.
     pub in_flight: watch::Sender<u32>,
-    /// One at a time: for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
+    /// One pool for all: for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
     pub line: Arc<Semaphore>,
     /// The requests in flight by alias: for [`Defect::SharesPrompts`].
     pub prompts: Mutex<HashMap<String, Vec<Prompt>>>,
+    /// For [`Defect::SharesBuffer`].
+    pub buffer: Mutex<Vec<u8>>,
     /// What the last probes found, and when: told again for a moment. The one who probes holds the lock.
     pub probed: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
     lines: Mutex<String>,
 }
 
-/// A request's id and fields.
-type Prompt = (String, Map<String, Value>);
+/// A request's id and messages.
+type Prompt = (String, Value);
 
 /// A place among the requests in flight; given back when it is dropped.
 pub(super) struct Place {
@@ -86,7 +88,7 @@ impl Gateway {
     /// Counts an attempt that has ended.
     pub(super) fn attempted(&self, lane: &Lane, outcome: Result<&str, Cause>) {
         if !self.has(Defect::CountsRequestsAsAttempts) {
-            self.metrics.attempt(lane, outcome);
+            self.metrics.attempt(lane, outcome, self.defect);
         }
     }
 
@@ -154,8 +156,9 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
         draining: AtomicBool::new(false),
         cut: watch::Sender::new(false),
         in_flight: watch::Sender::new(0),
-        line: Arc::new(Semaphore::new(1)),
+        line: Arc::new(Semaphore::new(if defect == Some(Defect::HeadOfLine) { 32 } else { 1 })),
         prompts: Mutex::default(),
+        buffer: Mutex::default(),
         probed: tokio::sync::Mutex::default(),
         lines: Mutex::default(),
     });

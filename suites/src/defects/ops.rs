@@ -51,14 +51,14 @@ impl Metrics {
 
     /// An attempt has ended: `success`, `cancelled`, or the cause of its failure. One that was refused before anything was sent is
     /// counted apart, so that attempts are what the provider saw (OBS-01).
-    pub(super) fn attempt(&self, lane: &Lane, outcome: Result<&str, Cause>) {
+    pub(super) fn attempt(&self, lane: &Lane, outcome: Result<&str, Cause>, defect: Option<Defect>) {
         let candidate = [("provider", lane.provider.spec.name.as_str()), ("model", lane.model.as_str())];
         let count = |name: &str, label: (&str, &str)| self.add(name, &[candidate[0], candidate[1], label], 1);
         match outcome {
             Err(cause) if !cause.was_sent() => count("gauntlet_attempts_not_sent_total", ("cause", cause.name())),
             Err(cause) => {
                 count("gauntlet_attempts_total", ("outcome", cause.name()));
-                if cause.is_timeout() {
+                if cause.is_timeout() && defect != Some(Defect::CountsNoTimeouts) {
                     count("gauntlet_timeouts_total", ("cause", cause.name()));
                 }
             }
@@ -85,6 +85,7 @@ pub(super) fn metrics(gateway: &Gateway) -> Response<Body> {
     if !gateway.has(Defect::HidesBreakers) {
         for (provider, model, breaker) in &gateway.routes.breakers {
             let state = match breaker.state() {
+                _ if gateway.has(Defect::TellsBreakersClosed) => 0,
                 "closed" => 0,
                 "half_open" => 1,
                 _ => 2,

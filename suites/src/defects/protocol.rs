@@ -106,6 +106,16 @@ pub(super) fn completion(protocol: Protocol, bytes: Bytes, secret: &str, defect:
         let choices = json!([{ "index": 0, "message": message, "finish_reason": "stop" }]);
         completion = Completion::of(envelope("chat.completion", completion.document["model"].as_str().unwrap_or_default(), &choices));
     }
+    if matches!(defect, Some(Defect::RenamesCalls | Defect::KeepsFirstCall)) {
+        let mut document = completion.document.clone();
+        if let Some(calls) = document.pointer_mut("/choices/0/message/tool_calls").and_then(Value::as_array_mut) {
+            match defect {
+                Some(Defect::KeepsFirstCall) => calls.truncate(1),
+                _ => calls.iter_mut().zip(1..).for_each(|(call, n)| call["id"] = format!("call_{n}").into()),
+            }
+        }
+        completion = Completion::of(document);
+    }
     if defect == Some(Defect::GuessesUsage) {
         let mut document = completion.document.clone();
         document["usage"] = guess(completion.text()).document();
@@ -167,7 +177,8 @@ pub(super) fn guess(text: &str) -> Usage {
 pub(super) fn tool_calls(message: &Value, first: usize, defect: Option<Defect>) -> Vec<Value> {
     let calls = message.get("tool_calls").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let call = |(index, call): (usize, &Value)| {
-        let id = call["id"].as_str().map_or_else(|| format!("call_{}", uuid::Uuid::now_v7().simple()), str::to_owned);
+        let own = if defect == Some(Defect::TranslatesWithoutId) { Some("") } else { call["id"].as_str() };
+        let id = own.map_or_else(|| format!("call_{}", uuid::Uuid::now_v7().simple()), str::to_owned);
         let arguments = &call["function"]["arguments"];
         let arguments = if defect == Some(Defect::CopiesOllamaFields) { arguments.clone() } else { arguments.to_string().into() };
         json!({ "index": first + index, "id": id, "type": "function", "function": { "name": call["function"]["name"], "arguments": arguments } })

@@ -1,7 +1,7 @@
 //! What a gateway knows of its aliases: for each, the candidates in order, with everything that guards them.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gauntlet_harness::spec::{ProviderSpec, Spec, Timeouts};
@@ -18,6 +18,27 @@ pub(super) struct Provider {
     pub budget: Budget,
     /// For [`Defect::NeverForgives`].
     pub gone: AtomicBool,
+    /// For [`Defect::TrustsKeptConnections`]: how many connections are kept, and how many of those are dead.
+    pub kept: Mutex<(usize, usize)>,
+}
+
+/// [`Defect::TrustsKeptConnections`]; all others make a connection for each attempt.
+impl Provider {
+    pub(super) fn keeps_a_connection(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+    }
+
+    pub(super) fn kept_connections_die(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = (0, kept.1 + kept.0);
+    }
+
+    pub(super) fn uses_a_dead_connection(&self) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let dead = kept.1 > 0;
+        kept.1 = kept.1.saturating_sub(1);
+        dead
+    }
 }
 
 /// One candidate of an alias.
@@ -57,7 +78,14 @@ impl Routes {
             let base_url = base_url.ok_or_else(|| TargetError::Definition(format!("the provider {} has no address", provider.name)))?;
             let bulkhead = Bulkhead::new(provider.max_in_flight, defect);
             let budget = Budget::new(spec.retry);
-            providers.push(Arc::new(Provider { spec: provider.clone(), base_url, bulkhead, budget, gone: AtomicBool::new(false) }));
+            providers.push(Arc::new(Provider {
+                spec: provider.clone(),
+                base_url,
+                bulkhead,
+                budget,
+                gone: AtomicBool::new(false),
+                kept: Mutex::default(),
+            }));
         }
         let mut this = Self { providers, routes: Vec::new(), breakers: Vec::new() };
         for model in &spec.models {
@@ -68,13 +96,17 @@ impl Routes {
                     provider.ok_or_else(|| TargetError::Definition(format!("{} names no provider: {}", model.alias, candidate.provider)))?;
                 let timeouts = resolve(spec, model.timeouts, &provider.spec, defect);
                 let breaker = this.breaker(spec, &candidate.provider, &candidate.model, defect);
-                let ms = |value: Option<u64>| Duration::from_millis(value.unwrap_or(1_000));
-                let (connect, first_token, idle) = (ms(timeouts.connect_ms), ms(timeouts.first_token_ms), ms(timeouts.idle_ms));
+                let ms = |value: Option<u64>, shortened: Defect| {
+                    Duration::from_millis(value.unwrap_or(1_000)) / if defect == Some(shortened) { 10 } else { 1 }
+                };
+                let connect = ms(timeouts.connect_ms, Defect::ConnectTimeoutTooShort);
+                let first_token = ms(timeouts.first_token_ms, Defect::FirstTokenTimeoutTooShort);
+                let idle = ms(timeouts.idle_ms, Defect::IdleTimeoutTooShort);
                 lanes.push(Arc::new(Lane { provider, model: candidate.model.clone(), breaker, connect, first_token, idle }));
             }
             let first = lanes.first().map(|lane| &lane.provider.spec);
             let total = first.and_then(|provider| resolve(spec, model.timeouts, provider, defect).total_ms).or(spec.timeouts.total_ms);
-            let total = Duration::from_millis(total.unwrap_or(4_000));
+            let total = Duration::from_millis(total.unwrap_or(4_000)) / if defect == Some(Defect::GivesUpEarly) { 10 } else { 1 };
             let reserve = total / (2 * u32::try_from(lanes.len()).unwrap_or(u32::MAX)).max(1);
             this.routes.push(Route { alias: model.alias.clone(), lanes, total, reserve });
         }
@@ -100,10 +132,19 @@ impl Routes {
 
 /// Model over provider over default (TIME-07).
 fn resolve(spec: &Spec, model: Timeouts, provider: &ProviderSpec, defect: Option<Defect>) -> Timeouts {
-    if defect == Some(Defect::IgnoresOwnTimeouts) {
-        return spec.timeouts;
+    let mut model = model;
+    let ignored = match defect {
+        Some(Defect::IgnoresOwnConnect) => Some(&mut model.connect_ms),
+        Some(Defect::IgnoresOwnFirstToken) => Some(&mut model.first_token_ms),
+        Some(Defect::IgnoresOwnIdle) => Some(&mut model.idle_ms),
+        Some(Defect::IgnoresOwnTotal) => Some(&mut model.total_ms),
+        _ => None,
+    };
+    if let Some(ignored) = ignored {
+        *ignored = None;
     }
-    let levels = [model, provider.timeouts, spec.timeouts];
+    let of_provider = if defect == Some(Defect::IgnoresProvidersTimeouts) { Timeouts::default() } else { provider.timeouts };
+    let levels = [model, of_provider, spec.timeouts];
     let pick = |field: fn(&Timeouts) -> Option<u64>| levels.iter().find_map(field);
     Timeouts {
         connect_ms: pick(|timeouts| timeouts.connect_ms),

@@ -1,11 +1,12 @@
 //! A provider's stream past its commit point, and how it is told to the client: chunks as they come, then `[DONE]`, or one error and no `[DONE]`.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures::stream::unfold;
 use futures::{Stream, StreamExt as _};
+use gauntlet_harness::spec::Protocol;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
@@ -97,11 +98,21 @@ impl Committed {
     async fn read(&mut self) {
         let Some(body) = &mut self.body else { return std::future::pending().await };
         match body.chunk().await {
+            Some(Ok(bytes)) if self.gateway.has(Defect::SharesBuffer) => {
+                let mut shared = self.gateway.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+                self.decoder.swap_buffer(&mut shared);
+                self.decoder.push(&bytes, &mut self.items);
+                self.decoder.swap_buffer(&mut shared);
+            }
             Some(Ok(bytes)) => self.decoder.push(&bytes, &mut self.items),
             Some(Err(error)) if self.gateway.has(Defect::ResetEndsSilently) => self.items.push_back(Item::Failed(error)),
             Some(Err(error)) => self.decoder.cut(error, &mut self.items),
             None => self.decoder.finish(&mut self.items),
         }
+    }
+
+    fn is_translated(&self) -> bool {
+        self.lane.provider.spec.protocol == Protocol::Ollama
     }
 
     /// An end tells the breaker and the counters what came of the provider, and closes its connection.
@@ -166,6 +177,7 @@ pub(super) fn events(stream: Committed, place: Place) -> impl Stream<Item = Byte
             };
             match item {
                 Item::Chunk { data, .. } => Some((format!("data: {data}\n\n").into(), Some((stream, place, cut)))),
+                Item::Done(_) if gateway.has(Defect::TranslatesWithoutEnd) && stream.is_translated() => None,
                 Item::Done(_) => {
                     let done = if gateway.has(Defect::SendsDoneTwice) { "data: [DONE]\n\ndata: [DONE]\n\n" } else { "data: [DONE]\n\n" };
                     Some((Bytes::from_static(done.as_bytes()), None))

@@ -1,0 +1,144 @@
+//! WIRE, of meanings: whoever speaks, streamed or not, the client understands the same.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::client::{Reply, Transcript};
+use gauntlet_harness::llm::{chat, reply, tool_call};
+use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::target::Capability;
+use serde_json::{Value, json};
+
+use super::wire::{parsed, with_tools, with_usage};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "WIRE-12",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an Ollama (NDJSON) provider behind the same OpenAI request gives the same semantics: text, finish_reason, usage, tool calls",
+        why: "Ollama's tool calls came through with their arguments as an object and \"stop\" as their end (https://github.com/BerriAI/litellm/issues/37792).",
+        shown: "An OpenAI and an Ollama provider say the same three things, streamed and not; the client reads the same from both, each tool call with \
+                an id, each stream with its one end.",
+        remedy: "Translate every field: arguments as text, tool_calls as finish_reason, the eval counts as usage.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Tools, Capability::Ollama],
+        spec: || Spec::solo().provider("p2", Protocol::Ollama).model("local", &["p2"]),
+        run: |ctx| wire_12(ctx).boxed(),
+    },
+    Case {
+        id: "WIRE-13",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "the same script streamed and not streamed gives equal text, tool calls, finish_reason and usage",
+        why: "Streaming is a second code path in most gateways, and what is lost in it is seen by no test of the first.",
+        shown: "The provider says the same twice, once streamed, once not; the client compares what it understood.",
+        remedy: "Derive both forms from one reading of the provider's answer, or forward both untouched.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
+        spec: Spec::solo,
+        run: |ctx| wire_13(ctx).boxed(),
+    },
+];
+
+/// WIRE-12 (MUST): an Ollama provider behind the same OpenAI request gives the same semantics.
+async fn wire_12(ctx: &Ctx) -> CaseResult {
+    // given
+    let arguments = json!({"city": "Zürich", "days": 3});
+    for name in ["p1", "p2"] {
+        let provider = ctx.stub(name)?;
+        provider.mount(chat().user_says("capital"), reply("Paris is big.").usage(12, 7)).await;
+        provider.mount(chat().user_says("long"), reply("Paris is").finish("length").usage(12, 2)).await;
+        provider.mount(chat().tool_named("weather"), tool_call("weather", arguments.clone()).usage(21, 9)).await;
+    }
+    let expected = [
+        ("capital", Meaning::new("Paris is big.", &[], "stop", [12, 7])),
+        ("long", Meaning::new("Paris is", &[], "length", [12, 2])),
+        ("weather", Meaning::new("", &[("weather", arguments)], "tool_calls", [21, 9])),
+    ];
+    // when
+    for (prompt, expected) in expected {
+        for alias in ["solo", "local"] {
+            let asked = if prompt == "weather" { with_tools(ctx.prompt(alias, prompt)) } else { ctx.prompt(alias, prompt) };
+            let plain = ctx.client.chat(asked.clone()).await?;
+            let streamed = ctx.client.streamed(with_usage(asked)).await?;
+            // then
+            equal(&format!("the answer to {prompt} of {alias}:"), &expected, &Meaning::of_reply(&plain)).map_err(lied)?;
+            equal(&format!("the streamed answer to {prompt} of {alias}:"), &expected, &Meaning::of_stream(&streamed)).map_err(lied)?;
+            well_formed(&plain, &streamed)?;
+        }
+    }
+    Ok(())
+}
+
+/// WIRE-13 (MUST): streamed and not streamed, the same script means the same.
+async fn wire_13(ctx: &Ctx) -> CaseResult {
+    // given
+    let arguments = json!({"city": "Zürich", "days": 3});
+    let p1 = ctx.stub("p1")?;
+    p1.mount(chat().user_says("capital"), reply("Paris, 東京 and \"Bern\".").usage(12, 7)).await;
+    p1.mount(chat().user_says("weather"), reply("I look it up.").tool_call("weather", arguments).usage(21, 9)).await;
+    // when
+    for asked in [ctx.prompt("solo", "capital"), with_tools(ctx.prompt("solo", "weather"))] {
+        let plain = ctx.client.chat(asked.clone()).await?;
+        let streamed = ctx.client.streamed(with_usage(asked)).await?;
+        // then
+        equal("status", 200, plain.status)?;
+        holds(streamed.looks_complete(), "a complete stream", format_args!("status {}, error {:?}", streamed.status, streamed.error))?;
+        equal("the answer, not streamed and streamed:", &Meaning::of_reply(&plain), &Meaning::of_stream(&streamed)).map_err(lied)?;
+    }
+    Ok(())
+}
+
+/// What a client understands of an answer, streamed or not, whoever gave it.
+#[derive(Debug, PartialEq)]
+struct Meaning {
+    text: String,
+    tools: Vec<(String, Value)>,
+    finish: Vec<String>,
+    /// Prompt and completion tokens.
+    usage: [Value; 2],
+}
+
+impl Meaning {
+    fn new(text: &str, tools: &[(&str, Value)], finish: &str, usage: [u64; 2]) -> Self {
+        let tools = tools.iter().map(|(name, arguments)| (name.to_string(), arguments.clone())).collect();
+        Self { text: text.into(), tools, finish: vec![finish.into()], usage: usage.map(Value::from) }
+    }
+
+    fn of_reply(reply: &Reply) -> Self {
+        let json = reply.json();
+        let choice = &json["choices"][0];
+        let calls = choice["message"]["tool_calls"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let tools = calls.iter().map(|call| &call["function"]);
+        Self {
+            text: reply.content(),
+            tools: tools.map(|tool| (tool["name"].as_str().unwrap_or_default().to_string(), parsed(&tool["arguments"]))).collect(),
+            finish: choice["finish_reason"].as_str().map(str::to_string).into_iter().collect(),
+            usage: tokens(&json["usage"]),
+        }
+    }
+
+    fn of_stream(stream: &Transcript) -> Self {
+        Self {
+            text: stream.text.clone(),
+            tools: stream.tool_calls.iter().map(|call| (call.name.clone(), parsed(&json!(call.arguments)))).collect(),
+            finish: stream.finish_reasons.clone(),
+            usage: tokens(stream.usage.as_ref().unwrap_or(&Value::Null)),
+        }
+    }
+}
+
+fn tokens(usage: &Value) -> [Value; 2] {
+    [usage["prompt_tokens"].clone(), usage["completion_tokens"].clone()]
+}
+
+/// Both forms of an answer as OpenAI's published types have them: a stream with its one end, each tool call with an id.
+fn well_formed(plain: &Reply, streamed: &Transcript) -> CaseResult {
+    plain.strict().or_else(|why| holds(false, "a completion of OpenAI's shape", why))?;
+    streamed.strict().or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
+    equal("[DONE] of a translated stream", 1, streamed.done_count)?;
+    holds(streamed.looks_complete(), "a complete stream", format_args!("error {:?}, end {:?}", streamed.error, streamed.end))?;
+    let message = &plain.json()["choices"][0]["message"];
+    let mut ids = message["tool_calls"].as_array().into_iter().flatten().filter_map(|call| call["id"].as_str());
+    let mut streamed_ids = streamed.tool_calls.iter().map(|call| call.id.as_str());
+    holds(ids.all(|id| !id.is_empty()), "an id for each tool call", message)?;
+    holds(streamed_ids.all(|id| !id.is_empty()), "an id for each streamed tool call", format_args!("{:?}", streamed.tool_calls))
+}
