@@ -65,8 +65,8 @@ pub(super) const CASES: &[Case] = &[
         requirement: "no error or log holds a key, a provider's URL with credentials, or a panic's text (canary secrets)",
         why: "Providers' errors repeat the key they were sent, and gateways passed them on (https://github.com/BerriAI/litellm/issues/6963, \
               https://github.com/BerriAI/litellm/issues/15799).",
-        shown: "The providers repeat the key that they were sent in their errors, plain, in band, as HTML and in headers; a query meets them, too; one then refuses \
-                its connection, whose URL holds a password. No answer of the gateway and, where the harness sees it, no line of its log may hold that password, \
+        shown: "The providers repeat the key that they were sent in their errors, plain, in band, as HTML and in headers; a query meets them, too; one, whose URL \
+                holds a password, then refuses its connection. No answer of the gateway and, where the harness sees it, no line of its log may hold that password, \
                 that key, the client's, or a wrong one.",
         remedy: "Take known keys out of providers' messages; never log headers; pass on no header of a provider that is not known.",
         needs: &[Capability::Chat, Capability::Stream],
@@ -91,16 +91,20 @@ pub(super) const CASES: &[Case] = &[
 /// The client's key of [`with_a_key`].
 const CLIENT_KEY: &str = "sk-canary-client-a-94e1d07c5b2f4f3e";
 
-/// The password in the providers' base URLs, where the gateway takes one there.
+/// The password in the base URL of [`with_a_key`]'s second provider, where the gateway takes one there, and the two as they are sent.
 const URL_PASSWORD: &str = "canary-password-3e9a1c7f";
+const URL_BASIC: &str = "Y2FuYXJ5LXVzZXI6Y2FuYXJ5LXBhc3N3b3JkLTNlOWExYzdm";
 
 /// A key that nobody has.
 const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
 
-/// One provider, those of the orchestrator's agents, and one client's key.
+/// One provider, one whose URL holds a password, those of the orchestrator's agents, and one client's key.
 fn with_a_key() -> Spec {
-    let mut spec = Spec { database: DatabaseNeed::None, ..Spec::query() }.provider("p1", Protocol::OpenAi).model("solo", &["p1"]);
-    spec.providers.iter_mut().for_each(|provider| provider.userinfo = Some(format!("canary-user:{URL_PASSWORD}")));
+    let spec = Spec { database: DatabaseNeed::None, ..Spec::query() }.provider("p1", Protocol::OpenAi).model("solo", &["p1"]);
+    let mut spec = spec.provider("locked", Protocol::OpenAi).model("locked", &["locked"]);
+    spec.providers.iter_mut().filter(|provider| provider.name == "locked").for_each(|provider| {
+        provider.userinfo = Some(format!("canary-user:{URL_PASSWORD}"));
+    });
     spec.key("a", CLIENT_KEY)
 }
 
@@ -252,7 +256,8 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
         seen.push(("the log", process.log()));
     }
     // then
-    let secrets = ctx.spec.providers.iter().map(|provider| provider.api_key.as_str()).chain([URL_PASSWORD, CLIENT_KEY, WRONG_KEY, "panicked at"]);
+    let secrets =
+        ctx.spec.providers.iter().map(|provider| provider.api_key.as_str()).chain([URL_PASSWORD, URL_BASIC, CLIENT_KEY, WRONG_KEY, "panicked at"]);
     for secret in secrets {
         let leak = seen.iter().find(|(_, text)| text.contains(secret)).map(|(what, _)| *what).unwrap_or_default();
         holds(leak.is_empty(), "no secret in errors, headers and log", format_args!("{secret:?} in {leak}"))?;
@@ -284,10 +289,12 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
         let answer = client.post(QUERY_PATH, json!({"question": "status 500"})).await?;
         seen.push(("the answer to a query", format!("{:?} {}", answer.headers, answer.text())));
     }
+    let locked = client.chat(ctx.prompt("locked", "status 401")).await?;
+    seen.push(("the answer of a provider whose URL holds a password", format!("{:?} {}", locked.headers, locked.text())));
     // the last request is in the log before the log is read
-    ctx.stub("p1")?.listen(Listen::Refuse).await?;
+    ctx.stub("locked")?.listen(Listen::Refuse).await?;
     let id = format!("req-last-{}", ctx.nonce);
-    let refused = client.with_header("x-request-id", &id).chat(ctx.prompt("solo", "refused connection")).await?;
+    let refused = client.with_header("x-request-id", &id).chat(ctx.prompt("locked", "refused connection")).await?;
     seen.push(("a refused connection", format!("{:?} {}", refused.headers, refused.text())));
     if can(Capability::RequestId) {
         logged(ctx, &[id]).await?;

@@ -94,9 +94,9 @@ defects! {
     /// Ends a stream at a tenth of its idle time-out.
     IdleTimeoutTooShort = "TIME-04" seen "the error after 1000 ms at the earliest",
     /// A stream has no idle time-out and no deadline.
-    NoIdleTimeout = "TIME-04" seen "event 4 of the stream to client stalled, or its end; observed nothing came",
+    NoIdleTimeout = "TIME-04" seen "observed 3 events came and no end within the hang guard",
     /// Each chunk moves the deadline.
-    ChunksMoveDeadline = "TIME-05" seen "the end of a stream whose provider never ends it; observed nothing came",
+    ChunksMoveDeadline = "TIME-05" seen "events came and no end within the hang guard",
     /// Each candidate gets the whole total anew.
     DeadlinePerCandidate = "TIME-06" seen "the answer of chain before",
     /// A time-out is tried again, each time with the whole deadline.
@@ -314,7 +314,7 @@ defects! {
     /// Readiness stays 200 while the gateway drains.
     ReadyWhileDraining = "DRAIN-01" seen "GET /health/ready answers 503; observed it never was so",
     /// The drain has no deadline.
-    DrainsForEver = "DRAIN-02" seen "of the stream to client a, or its end; observed nothing came",
+    DrainsForEver = "DRAIN-02" seen "the end of the stream to client a; observed 0 events came and no end",
     /// What the drain deadline cuts ends without a word.
     DrainCutsSilently = "DRAIN-02" seen "an error event; observed no error",
     /// Any key will do.
