@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use console::{Style, style};
 use gauntlet_harness::case::Level;
-use gauntlet_harness::report::{DatabaseRecord, RunRecord, TargetRecord};
+use gauntlet_harness::report::{DatabaseRecord, RunRecord, TargetRecord, cases};
 use gauntlet_harness::runner::{Outcome, Progress};
 use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -78,7 +78,7 @@ impl Table {
         ];
         let counts: Vec<String> =
             counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string()).collect();
-        say!("\n{} cases in {}: {}", summary.total, duration(record.duration_ms), counts.join(", "));
+        say!("\n{} in {}: {}", cases(summary.total), duration(record.duration_ms), counts.join(", "));
         self.group(record, "Failed", &["failed", "harness"]);
         self.group(record, "Warnings", &["warned"]);
         self.group(record, "Flaky", &["flaky"]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::RunRecord;
+use super::{RunRecord, cases};
 use crate::runner::Outcome;
 
 /// The run as Markdown.
@@ -16,7 +16,7 @@ pub(super) fn render(record: &RunRecord) -> String {
         "# Gauntlet: {} ({version})\n\n**{}**\n\n\
          | passed | failed | warnings | flaky | not supported | not run |\n|---|---|---|---|---|---|\n\
          | {} | {} | {} | {} | {} | {} |\n\n\
-         Database: {} ({}). {} cases in {:.1} s. Again: {}\n",
+         Database: {} ({}). {} in {:.1} s. Again: {}\n",
         inline(&record.target.name),
         inline(&record.headline()),
         summary.passed,
@@ -27,7 +27,7 @@ pub(super) fn render(record: &RunRecord) -> String {
         summary.not_run,
         inline(&record.database.kind),
         inline(&record.database.why),
-        summary.total,
+        cases(summary.total),
         std::time::Duration::from_millis(record.duration_ms).as_secs_f64(),
         code(&record.command),
     );

@@ -111,6 +111,11 @@ impl Outcome {
     }
 }
 
+/// A number of cases, for people.
+pub fn cases(n: usize) -> String {
+    format!("{n} case{}", if n == 1 { "" } else { "s" })
+}
+
 impl RunRecord {
     /// How many cases came to which verdict.
     pub fn summary(&self) -> Summary {
@@ -153,7 +158,7 @@ impl RunRecord {
             (0, 0) => format!("Every MUST that was examined holds: {} of {examined} cases passed", summary.passed),
             (0, 1) => "1 MUST does not hold".into(),
             (0, failed) => format!("{failed} MUSTs do not hold"),
-            (harness, _) => format!("The harness itself failed in {harness} cases"),
+            (harness, _) => format!("The harness itself failed in {}", cases(harness)),
         }
     }
 
