@@ -238,6 +238,20 @@ mod tests {
     }
 
     #[test]
+    fn attempts_are_told_one_by_one_and_a_crowd_is_not() {
+        let told = |requests: u64| {
+            let tape = Tape::new();
+            for request in 1..=requests {
+                read(&tape, request);
+                tape.record(Side::Provider("p1".into()), Event::AnswerSent { request });
+            }
+            timeline(&tape.entries()).matches("class=\"words").count()
+        };
+        assert_eq!(told(4), 8);
+        assert!(told(200) < 200, "{}", told(200));
+    }
+
+    #[test]
     fn an_empty_tape_has_no_picture() {
         assert_eq!(timeline(&[]), "");
     }

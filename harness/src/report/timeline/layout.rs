@@ -156,19 +156,19 @@ pub(super) struct Bar {
 pub(super) fn rows(entries: &[Entry]) -> Vec<f64> {
     let mut y = HEAD + ROW;
     let mut rows = Vec::with_capacity(entries.len());
-    for (i, entry) in entries.iter().enumerate() {
+    for i in 0..entries.len() {
         if i > 0 {
             y += if repeats(entries, i) { REPEATED_ROW } else { ROW };
         }
-        let _ = entry;
         rows.push(y);
     }
     rows
 }
 
-/// Whether an entry is one of a crowd: its kind and lane stood at least twice among the eight before it.
+/// Whether an entry is one of a crowd: its kind and lane stood at least six times among the two dozen before it. Fewer are told one
+/// by one: a third attempt may be what the whole picture is about.
 pub(super) fn repeats(entries: &[Entry], i: usize) -> bool {
-    i >= 2 && (i.saturating_sub(8)..i).filter(|&j| kind(&entries[j]) == kind(&entries[i])).count() >= 2
+    (i.saturating_sub(24)..i).filter(|&j| kind(&entries[j]) == kind(&entries[i])).count() >= 6
 }
 
 pub(super) fn kind(entry: &Entry) -> (std::mem::Discriminant<Event>, String) {
