@@ -131,8 +131,12 @@ async fn the_time_that_a_body_takes_is_part_of_the_deadline() {
     client
         .send(&format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len()))
         .await;
-    // a lower bound: what makes it longer makes the body only later
-    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    // begun after that head and answered: the head has been read by then
+    assert_eq!(get(gateway.address, "/health/live").await.status, 200);
+    // whoever comes later has the later deadline: it has passed, and so has the first one's
+    let mut clock = ask(gateway.address, "plain").await;
+    let _held = gateway.provider.next().await;
+    assert_eq!(clock.response().await.status, 504);
     client.send(&body).await;
     let response = client.response().await;
     assert_eq!((response.status, response.code().as_str(), response.header("x-gauntlet-attempts")), (504, "deadline_exceeded", Some("0")));
