@@ -105,16 +105,21 @@ struct Talk {
     lose_reply: AtomicBool,
 }
 
+/// Reads what comes next, while the wire flows; `false` when the peer has closed.
+async fn more(shared: &Shared, from: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> bool {
+    shared.flowing().await;
+    let came = matches!(from.read_buf(buffer).await, Ok(n) if n > 0);
+    shared.flowing().await;
+    came
+}
+
 async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
     let mut frontend = Frontend::default();
     let mut buffer = BytesMut::new();
     loop {
-        shared.flowing().await;
-        match from.read_buf(&mut buffer).await {
-            Ok(n) if n > 0 => {}
-            _ => return Ended::Closed,
+        if !more(shared, &mut from, &mut buffer).await {
+            return Ended::Closed;
         }
-        shared.flowing().await;
         while let Some(message) = frontend.take(&mut buffer, talk.opaque.load(Ordering::SeqCst)) {
             if message.asks_for_tls {
                 talk.asked_for_tls.store(true, Ordering::SeqCst);
@@ -161,12 +166,9 @@ async fn closed(stream: &TcpStream) {
 async fn to_the_client(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
     let mut buffer = BytesMut::with_capacity(16 * 1024);
     loop {
-        shared.flowing().await;
-        match from.read_buf(&mut buffer).await {
-            Ok(n) if n > 0 => {}
-            _ => return Ended::Closed,
+        if !more(shared, &mut from, &mut buffer).await {
+            return Ended::Closed;
         }
-        shared.flowing().await;
         if talk.lose_reply.load(Ordering::SeqCst) {
             return Ended::Reset;
         }
