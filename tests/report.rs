@@ -38,6 +38,7 @@ fn run() -> RunRecord {
         target: TargetRecord { name: "some-gateway".into(), version: Some("1.2.3".into()) },
         database: DatabaseRecord { kind: "SQLite".into(), why: "no Docker here".into() },
         command: "gauntlet run --target some-gateway".into(),
+        selection: "TIME WIRE-04".into(),
         strict: false,
         broken: None,
         outcomes: vec![

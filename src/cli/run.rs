@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use gauntlet_harness::case::Case;
 use gauntlet_harness::database::{Choice, Database, Require, Resolved};
 use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
@@ -120,6 +121,7 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
         target: TargetRecord { name: target.manifest().name.clone(), version: target.manifest().version.clone() },
         database: described(None),
         command: format!("{} --plan {}", command(&args), plan.display()),
+        selection: String::new(),
         strict: args.strict,
         broken: None,
         outcomes: vec![replay.outcome],
@@ -209,6 +211,7 @@ impl Prepared {
             target,
             database,
             command: command(&args),
+            selection: selection(&args),
             strict: args.strict,
             broken: result.broken,
             outcomes: result.outcomes,
@@ -272,6 +275,13 @@ fn command(args: &Args) -> String {
         words.push("--strict".into());
     }
     words.join(" ")
+}
+
+/// What was chosen of the cases, as it was written.
+fn selection(args: &Args) -> String {
+    let profile = args.profile.and_then(|profile| Some(format!("--profile {}", profile.to_possible_value()?.get_name())));
+    let shard = args.shard.map(|shard| format!("--shard {shard}"));
+    profile.into_iter().chain(shard).chain(args.cases.iter().cloned()).collect::<Vec<_>>().join(" ")
 }
 
 /// A duration for people.

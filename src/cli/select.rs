@@ -33,6 +33,12 @@ pub struct Shard {
     of: usize,
 }
 
+impl std::fmt::Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.part, self.of)
+    }
+}
+
 impl std::str::FromStr for Shard {
     type Err = String;
 

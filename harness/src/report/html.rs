@@ -73,7 +73,8 @@ fn record_without_tapes(record: &RunRecord) -> RunRecord {
         outcomes: Vec::new(),
         target: record.target.clone(),
         database: record.database.clone(),
-        command: record.command.clone(),
+        command: record.again(),
+        selection: String::new(),
         broken: record.broken.clone(),
         gauntlet: record.gauntlet.clone(),
         ..*record

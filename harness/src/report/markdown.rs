@@ -29,7 +29,7 @@ pub(super) fn render(record: &RunRecord) -> String {
         inline(&record.database.why),
         cases(summary.total),
         std::time::Duration::from_millis(record.duration_ms).as_secs_f64(),
-        code(&record.command),
+        code(&record.again()),
     );
     if let Some(broken) = &record.broken {
         let fence = "`".repeat(longest_run(broken).max(2) + 1);

@@ -36,8 +36,11 @@ pub struct RunRecord {
     pub target: TargetRecord,
     /// The database that the cases had.
     pub database: DatabaseRecord,
-    /// The command that runs it again; a case's id appended replays that case.
+    /// The command that examines the same target again; a case's id appended replays that case.
     pub command: String,
+    /// What was chosen of the cases, as arguments of that command; empty for all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub selection: String,
     /// Whether a failing SHOULD fails the run.
     pub strict: bool,
     /// Why the run itself did not come to its end, if so.
@@ -117,6 +120,11 @@ pub fn cases(n: usize) -> String {
 }
 
 impl RunRecord {
+    /// The command that makes the same run again.
+    pub fn again(&self) -> String {
+        if self.selection.is_empty() { self.command.clone() } else { format!("{} {}", self.command, self.selection) }
+    }
+
     /// How many cases came to which verdict.
     pub fn summary(&self) -> Summary {
         let mut summary = Summary { total: self.outcomes.len(), ..Summary::default() };
@@ -258,6 +266,7 @@ pub(crate) mod tests {
             target: TargetRecord { name: "bundled".into(), version: Some("gauntlet 0.1.0".into()) },
             database: DatabaseRecord { kind: "SQLite".into(), why: "no Docker here".into() },
             command: "gauntlet run --target bundled".into(),
+            selection: String::new(),
             strict: false,
             broken: None,
             outcomes,
