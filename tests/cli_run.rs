@@ -1,6 +1,7 @@
 //! `gauntlet run`, `list`, `explain`, `report` as people use them: bad input gets one sentence and exit code 2.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -176,6 +177,23 @@ fn an_interrupt_during_the_preparation_is_told_and_ends_it() {
     let said = said(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
     assert!(said.err.contains("interrupted before anything was examined"), "{}", said.err);
+}
+
+#[test]
+fn an_interrupt_in_the_middle_reports_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child =
+        command(folder.path(), &["run", "WIRE-01", "RETRY-04", "--jobs", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // RETRY-04 takes seconds, and is under way or next when WIRE-01 has been told
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.by_ref().any(|line| line.unwrap().contains("WIRE-01")));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let out: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(2), "{out:?}");
+    assert!(out.iter().any(|line| line.contains("interrupted")), "{out:?}");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("report/report.json")).unwrap()).unwrap();
+    let verdicts: Vec<_> = record["outcomes"].as_array().unwrap().iter().map(|one| (one["id"].as_str(), one["verdict"].as_str())).collect();
+    assert_eq!(verdicts, [(Some("WIRE-01"), Some("passed")), (Some("RETRY-04"), Some("not_run"))]);
 }
 
 #[test]
