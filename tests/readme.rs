@@ -94,3 +94,17 @@ fn the_commands_of_the_readme_exist() {
     }
     assert!(seen >= 8, "{seen} commands");
 }
+
+/// What the user of a URL is told to set is what the cases take for granted.
+#[test]
+fn the_help_tells_the_default_time_outs() {
+    let timeouts = gauntlet_harness::spec::Spec::default().timeouts;
+    let seconds = |ms: Option<u64>| format!("{} s", ms.unwrap() / 1_000);
+    let [connect, first_token, idle, total] = [timeouts.connect_ms, timeouts.first_token_ms, timeouts.idle_ms, timeouts.total_ms].map(seconds);
+    assert_eq!(first_token, idle);
+    let help = Command::new(env!("CARGO_BIN_EXE_gauntlet")).args(["run", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap().replace('\n', " ");
+    assert!(help.contains(&format!("{connect} (connect), {first_token} (first token, idle) and {total} (total)")), "{help}");
+    let targets = include_str!("../fixtures/targets/README.md");
+    assert!(targets.contains(&format!("{connect} to connect, {first_token} to the first token and between two, {total} in all")));
+}

@@ -35,7 +35,7 @@ run only with --strict.
 
 To examine a gateway of your own, describe it in a target file (see fixtures/targets), or start it yourself and give its
 URL. With a URL, point it at the stubs before: alias `solo` -> model `m-p1` at http://127.0.0.1:9101/v1, alias `pair` ->
-the same, then `m-p2` at http://127.0.0.1:9102/v1. Set the time-outs to 500 ms (connect), 1 s (first token, idle) and 4 s
+the same, then `m-p2` at http://127.0.0.1:9102/v1. Set the time-outs to 1 s (connect), 3 s (first token, idle) and 8 s
 (total), no retries; or say in a --manifest what they are.";
 
 /// Options of `gauntlet run`.
