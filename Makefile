@@ -1,5 +1,5 @@
 # Each target is a line that a person could type.
-.PHONY: run test review lint deny
+.PHONY: run test review lint clippy clippy-gateway docs deny
 
 run:            ## the main job: database, stubs, gateway, all cases, report
 	cargo run --release -- run
@@ -10,9 +10,16 @@ test:           ## all tests
 review:         ## look at pending snapshot changes (needs cargo-insta: cargo install cargo-insta)
 	cargo insta review
 
-lint:           ## clippy (whole, and the gateway alone) and rustdoc with denied warnings, licences and duplicates of dependencies
+lint: clippy clippy-gateway docs deny	## all of the four
+
+clippy:         ## clippy with denied warnings
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+clippy-gateway: ## the gateway alone
 	cargo clippy --no-default-features -- -D warnings
+
+docs:           ## rustdoc with denied warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-	command -v cargo-deny >/dev/null || cargo install cargo-deny --locked --quiet
-	cargo deny --all-features check bans licenses sources
+
+deny:           ## licences, sources and banned crates of the dependencies; installs cargo-deny where it is missing
+	(command -v cargo-deny || cargo install cargo-deny --locked --quiet) && cargo deny --all-features check bans licenses sources
