@@ -142,7 +142,7 @@ const UNAVAILABLE: &str = "service_unavailable_error";
 const UPSTREAM: &str = "upstream_error";
 const TIMEOUT: &str = "timeout_error";
 /// Characters of a client's own text that are told.
-const SHOWN: usize = 100;
+pub(super) const SHOWN: usize = 100;
 /// What a client is asked to wait where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::auth::Tenant;
 use super::body::Payload;
 use super::context::RequestContext;
-use super::error::{ApiError, Envelope, ErrorBody};
+use super::error::{ApiError, Envelope, ErrorBody, SHOWN};
 use super::state::AppState;
 use crate::llm::chat::InvalidRequest;
 use crate::llm::content::clip;
@@ -152,7 +152,7 @@ fn question(body: &[u8]) -> Result<Question, InvalidRequest> {
             "question" => question = Some(text(value)?),
             "deadline_ms" => deadline_ms = milliseconds(&value)?,
             _ => {
-                let name: String = name.chars().take(100).collect();
+                let name: String = name.chars().take(SHOWN).collect();
                 return Err(invalid(Some(&name), format!("there is no field {name:?} here: the fields are question and deadline_ms")));
             }
         }
@@ -208,16 +208,16 @@ fn listing(parameters: &[(String, String)]) -> Result<Listing, InvalidRequest> {
             "status" => {
                 let known = Status::ALL.into_iter().find(|status| status.name() == value);
                 let names = Status::ALL.map(Status::name).join(", ");
-                let known = known.ok_or_else(|| invalid(Some(name), format!("status is {:?}: it is one of {names}", clip(value, 100))))?;
+                let known = known.ok_or_else(|| invalid(Some(name), format!("status is {:?}: it is one of {names}", clip(value, SHOWN))))?;
                 listing.status = Some(known.name().to_owned());
             }
             "before" => {
-                let id =
-                    Uuid::parse_str(value).map_err(|_| invalid(Some(name), format!("before is {:?}: write the id of a query", clip(value, 100))))?;
+                let id = Uuid::parse_str(value)
+                    .map_err(|_| invalid(Some(name), format!("before is {:?}: write the id of a query", clip(value, SHOWN))))?;
                 listing.before = Some(id);
             }
             _ => {
-                let name = clip(name, 100);
+                let name = clip(name, SHOWN);
                 return Err(invalid(Some(&name), format!("there is no parameter {name:?} here: they are page, size, status and before")));
             }
         }
@@ -229,7 +229,7 @@ fn number(name: &str, value: &str, largest: u32) -> Result<u32, InvalidRequest> 
     let number = value.parse::<u32>().ok().filter(|number| (1..=largest).contains(number));
     number.ok_or_else(|| {
         let bound = if largest == u32::MAX { "1 or more".to_owned() } else { format!("1 to {largest}") };
-        invalid(Some(name), format!("{name} is {:?}: write a whole number, {bound}", clip(value, 100)))
+        invalid(Some(name), format!("{name} is {:?}: write a whole number, {bound}", clip(value, SHOWN)))
     })
 }
 

@@ -89,11 +89,8 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
     let generic = GenericImage::new(name, tag).with_exposed_port(PORT.tcp());
     if asked(ASK, daemon.inspect_image(&image)).await.is_err() {
         tracing::info!(image, "pulling the image of the database");
-        match bounded(PULL, generic.clone().pull_image()).await {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(format!("the image {image} is not here and cannot be pulled ({error})")),
-            None => return Err(format!("the image {image} was not pulled within {PULL:?}")),
-        }
+        let pulled = asked(PULL, generic.clone().pull_image()).await;
+        let _request = pulled.map_err(|reason| format!("the image {image} is not here and cannot be pulled ({reason})"))?;
     }
 
     let container_name = format!("gauntlet-{}", &Uuid::new_v4().simple().to_string()[..12]);
@@ -118,10 +115,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
                 config.port_bindings = Some(HashMap::from([(format!("{PORT}/tcp"), Some(bindings))]));
             }
         });
-    let container = bounded(START, request.start())
-        .await
-        .ok_or_else(|| format!("the container did not start within {START:?}"))?
-        .map_err(|error| format!("the container does not start ({error})"))?;
+    let container = asked(START, request.start()).await.map_err(|reason| format!("the container does not start ({reason})"))?;
     let container = Box::new(Container { daemon: daemon.clone(), container, guard });
     match connect(&daemon, &container.container, &password).await {
         Ok(url) => match Postgres::owned(url, container).await {
