@@ -43,7 +43,9 @@ pub enum StartError {
         remedy: &'static str,
     },
     /// The database is missing.
-    #[error("store.url = {url} can't be opened: {reason}; start that database, or write the URL of one that runs")]
+    #[error(
+        "store.url = {url} can't be opened: {reason}; start that database, or write the URL of one that runs"
+    )]
     Store {
         /// The URL without credentials.
         url: String,
@@ -73,7 +75,9 @@ impl Gateway {
     pub async fn start(config: Config) -> Result<Running, StartError> {
         let listener = bind(config.server.listen).await?;
         // bounded by the store itself, which waits longer for another replica that migrates than for anything else
-        let store = crate::store::open(&config.store).await.map_err(|reason| unopened(&config, reason))?;
+        let store = crate::store::open(&config.store)
+            .await
+            .map_err(|reason| unopened(&config, reason))?;
         Self::serve(config, store, listener).await
     }
 
@@ -86,25 +90,64 @@ impl Gateway {
         Self::serve(config, store, listener).await
     }
 
-    async fn serve(config: Config, store: Arc<dyn Store>, listener: TcpListener) -> Result<Running, StartError> {
-        let addr =
-            listener.local_addr().map_err(|reason| StartError::Listen { address: config.server.listen, reason, remedy: "write another address" })?;
-        let required = auth::required(&config.auth, store.as_ref()).await.map_err(|reason| unopened(&config, reason))?;
+    async fn serve(
+        config: Config,
+        store: Arc<dyn Store>,
+        listener: TcpListener,
+    ) -> Result<Running, StartError> {
+        let addr = listener.local_addr().map_err(|reason| StartError::Listen {
+            address: config.server.listen,
+            reason,
+            remedy: "write another address",
+        })?;
+        let required = auth::required(&config.auth, store.as_ref())
+            .await
+            .map_err(|reason| unopened(&config, reason))?;
         if !required {
-            tracing::warn!("auth.required is off: requests are taken without a key, and everybody is tenant `default`");
+            tracing::warn!(
+                "auth.required is off: requests are taken without a key, and everybody is tenant `default`"
+            );
         }
         let keys = Keys::new(&config.auth, required, store.clone());
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let router = Router::new(&config, http_transport, metrics.clone());
-        router.health().iter().for_each(|known| metrics.known_candidate(&known.candidate));
-        router.aliases().iter().for_each(|alias| metrics.known_alias(alias));
+        router
+            .health()
+            .iter()
+            .for_each(|known| metrics.known_candidate(&known.candidate));
+        router
+            .aliases()
+            .iter()
+            .for_each(|alias| metrics.known_alias(alias));
         let app = App::new(config.clone(), keys, Arc::new(router), store, metrics);
-        let (stop, finish, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let patience = Patience { headers: config.server.header_timeout, writes: config.server.write_timeout };
-        let accepting = connection::accept(listener, router::routes(app.clone()), patience, stop.clone(), finish.clone(), tasks.clone());
+        let (stop, finish, tasks) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            TaskTracker::new(),
+        );
+        let patience = Patience {
+            headers: config.server.header_timeout,
+            writes: config.server.write_timeout,
+        };
+        let accepting = connection::accept(
+            listener,
+            router::routes(app.clone()),
+            patience,
+            stop.clone(),
+            finish.clone(),
+            tasks.clone(),
+        );
         let accepting = tokio::spawn(accepting);
-        Ok(Running { addr, shutdown: app.shutdown.clone(), app, accepting, stop, finish, tasks })
+        Ok(Running {
+            addr,
+            shutdown: app.shutdown.clone(),
+            app,
+            accepting,
+            stop,
+            finish,
+            tasks,
+        })
     }
 }
 
@@ -113,8 +156,14 @@ impl Running {
     /// cut with an error that says so. Health is told to the end.
     pub async fn drain(mut self) {
         self.shutdown.drain();
-        if timeout(self.app.config.server.drain, self.app.admission.idle()).await.is_err() {
-            tracing::warn!(in_flight = self.app.admission.in_flight(), "the drain deadline is over: cutting what is left");
+        if timeout(self.app.config.server.drain, self.app.admission.idle())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                in_flight = self.app.admission.in_flight(),
+                "the drain deadline is over: cutting what is left"
+            );
             self.shutdown.cut();
         }
         self.stop.cancel();
@@ -140,17 +189,28 @@ impl Drop for Running {
 }
 
 fn unopened(config: &Config, reason: StoreError) -> StartError {
-    StartError::Store { url: redact_url(config.store.url.expose_secret()), reason }
+    StartError::Store {
+        url: redact_url(config.store.url.expose_secret()),
+        reason,
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|reason| {
         let remedy = match reason.kind() {
-            io::ErrorKind::AddrInUse => "stop what listens there, or write another port (0 takes a free one)",
-            io::ErrorKind::PermissionDenied => "write a port above 1023, or grant the right to bind this one",
+            io::ErrorKind::AddrInUse => {
+                "stop what listens there, or write another port (0 takes a free one)"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "write a port above 1023, or grant the right to bind this one"
+            }
             io::ErrorKind::AddrNotAvailable => "write an address of this machine",
             _ => "write another address",
         };
-        StartError::Listen { address, reason, remedy }
+        StartError::Listen {
+            address,
+            reason,
+            remedy,
+        }
     })
 }

@@ -61,26 +61,73 @@ impl Default for Metrics {
             queries: Family::default(),
             registry: Mutex::default(),
         };
-        registry.register("build", "The running version", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
-        registry.register("requests", "Requests answered, by route and status; 499 is a client that left before the end", metrics.requests.clone());
-        registry.register("requests_in_flight", "Requests that hold one of the permits at the door", metrics.in_flight.clone());
+        registry.register(
+            "build",
+            "The running version",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register(
+            "requests",
+            "Requests answered, by route and status; 499 is a client that left before the end",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "requests_in_flight",
+            "Requests that hold one of the permits at the door",
+            metrics.in_flight.clone(),
+        );
         registry.register(
             "attempts",
             "Attempts sent to a provider that have ended, by outcome: success, cancelled, or the cause of failure",
             metrics.attempts.clone(),
         );
-        registry.register("attempts_not_sent", "Attempts that were refused before anything was sent, by cause", metrics.not_sent.clone());
-        registry.register("retries", "Attempts that repeat one at the same candidate", metrics.retries.clone());
-        registry.register("fallbacks", "Turns to the next candidate of a model", metrics.fallbacks.clone());
-        registry.register("timeouts", "Attempts that ended by a time-out, by which", metrics.timeouts.clone());
-        registry.register("breaker_state", "Each candidate's breaker: 0 closed, 1 half-open, 2 open", metrics.breakers.clone());
-        registry.register("tokens", "Tokens as the providers counted them", metrics.tokens.clone());
-        registry.register("degraded_steps", "Steps of queries that degraded, by cause", metrics.degraded.clone());
-        registry.register("queries", "Queries ended, by status", metrics.queries.clone());
+        registry.register(
+            "attempts_not_sent",
+            "Attempts that were refused before anything was sent, by cause",
+            metrics.not_sent.clone(),
+        );
+        registry.register(
+            "retries",
+            "Attempts that repeat one at the same candidate",
+            metrics.retries.clone(),
+        );
+        registry.register(
+            "fallbacks",
+            "Turns to the next candidate of a model",
+            metrics.fallbacks.clone(),
+        );
+        registry.register(
+            "timeouts",
+            "Attempts that ended by a time-out, by which",
+            metrics.timeouts.clone(),
+        );
+        registry.register(
+            "breaker_state",
+            "Each candidate's breaker: 0 closed, 1 half-open, 2 open",
+            metrics.breakers.clone(),
+        );
+        registry.register(
+            "tokens",
+            "Tokens as the providers counted them",
+            metrics.tokens.clone(),
+        );
+        registry.register(
+            "degraded_steps",
+            "Steps of queries that degraded, by cause",
+            metrics.degraded.clone(),
+        );
+        registry.register(
+            "queries",
+            "Queries ended, by status",
+            metrics.queries.clone(),
+        );
         for status in ["complete", "degraded", "failed", "cancelled"] {
             drop(metrics.queries.get_or_create(&QueryStatus { status }));
         }
-        Self { registry: Mutex::new(registry), ..metrics }
+        Self {
+            registry: Mutex::new(registry),
+            ..metrics
+        }
     }
 }
 
@@ -93,24 +140,37 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// A request has been answered (or left by its client: status 499).
     pub fn request(&self, route: &'static str, status: u16) {
-        self.requests.get_or_create(&RouteStatus { route, status }).inc();
+        self.requests
+            .get_or_create(&RouteStatus { route, status })
+            .inc();
     }
 
     /// A configured candidate: its counters are there from the start, and its breaker is closed.
     pub fn known_candidate(&self, candidate: &Candidate) {
         self.breaker(candidate, BreakerState::Closed);
         self.tokens(candidate, Usage::default());
-        drop(self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome("success"))));
+        drop(
+            self.attempts
+                .get_or_create(&CandidateWith::new(candidate, Outcome("success"))),
+        );
         drop(self.retries.get_or_create(&CandidateLabels::new(candidate)));
-        drop(self.not_sent.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(Cause::BreakerOpen)))));
+        drop(self.not_sent.get_or_create(&CandidateWith::new(
+            candidate,
+            Reason(cause_name(Cause::BreakerOpen)),
+        )));
         for cause in TIMEOUTS {
-            drop(self.timeouts.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))));
+            drop(
+                self.timeouts
+                    .get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))),
+            );
         }
     }
 
     /// A configured alias: its counters are there from the start.
     pub fn known_alias(&self, alias: &str) {
-        drop(self.fallbacks.get_or_create(&Alias { model: alias.to_owned() }));
+        drop(self.fallbacks.get_or_create(&Alias {
+            model: alias.to_owned(),
+        }));
     }
 
     /// As many requests are in flight now.
@@ -123,31 +183,49 @@ impl Metrics {
     pub fn attempt(&self, candidate: &Candidate, error: Option<Cause>) {
         match error {
             Some(cause @ (Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported)) => {
-                self.not_sent.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))).inc();
+                self.not_sent
+                    .get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause))))
+                    .inc();
             }
             Some(cause) => {
-                self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome(cause_name(cause)))).inc();
+                self.attempts
+                    .get_or_create(&CandidateWith::new(candidate, Outcome(cause_name(cause))))
+                    .inc();
                 if TIMEOUTS.contains(&cause) {
-                    self.timeouts.get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))).inc();
+                    self.timeouts
+                        .get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause))))
+                        .inc();
                 }
             }
-            None => drop(self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome("success"))).inc()),
+            None => drop(
+                self.attempts
+                    .get_or_create(&CandidateWith::new(candidate, Outcome("success")))
+                    .inc(),
+            ),
         }
     }
 
     /// An attempt that was sent has been dropped, because its client left or its query no longer needs it.
     pub fn attempt_cancelled(&self, candidate: &Candidate) {
-        self.attempts.get_or_create(&CandidateWith::new(candidate, Outcome("cancelled"))).inc();
+        self.attempts
+            .get_or_create(&CandidateWith::new(candidate, Outcome("cancelled")))
+            .inc();
     }
 
     /// A retry of the same candidate starts.
     pub fn retry(&self, candidate: &Candidate) {
-        self.retries.get_or_create(&CandidateLabels::new(candidate)).inc();
+        self.retries
+            .get_or_create(&CandidateLabels::new(candidate))
+            .inc();
     }
 
     /// The next candidate is asked.
     pub fn fallback(&self, alias: &str) {
-        self.fallbacks.get_or_create(&Alias { model: alias.to_owned() }).inc();
+        self.fallbacks
+            .get_or_create(&Alias {
+                model: alias.to_owned(),
+            })
+            .inc();
     }
 
     /// A breaker's state now.
@@ -157,19 +235,28 @@ impl Metrics {
             BreakerState::HalfOpen => 1,
             BreakerState::Open => 2,
         };
-        self.breakers.get_or_create(&CandidateLabels::new(candidate)).set(value);
+        self.breakers
+            .get_or_create(&CandidateLabels::new(candidate))
+            .set(value);
     }
 
     /// A provider told its usage.
     pub fn tokens(&self, candidate: &Candidate, usage: Usage) {
-        for (kind, number) in [("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)] {
-            self.tokens.get_or_create(&CandidateWith::new(candidate, TokenKind(kind))).inc_by(number);
+        for (kind, number) in [
+            ("prompt", usage.prompt_tokens),
+            ("completion", usage.completion_tokens),
+        ] {
+            self.tokens
+                .get_or_create(&CandidateWith::new(candidate, TokenKind(kind)))
+                .inc_by(number);
         }
     }
 
     /// A step of a query degraded.
     pub fn degraded(&self, step: &'static str, cause: &'static str) {
-        self.degraded.get_or_create(&StepCause { step, cause }).inc();
+        self.degraded
+            .get_or_create(&StepCause { step, cause })
+            .inc();
     }
 
     /// A query ended with this status.
@@ -188,7 +275,12 @@ impl Metrics {
 }
 
 /// The causes that are time-outs.
-const TIMEOUTS: [Cause; 4] = [Cause::ConnectTimeout, Cause::FirstTokenTimeout, Cause::IdleTimeout, Cause::DeadlineExceeded];
+const TIMEOUTS: [Cause; 4] = [
+    Cause::ConnectTimeout,
+    Cause::FirstTokenTimeout,
+    Cause::IdleTimeout,
+    Cause::DeadlineExceeded,
+];
 
 /// A cause's name in metrics, the same as in documents.
 fn cause_name(cause: Cause) -> &'static str {
@@ -230,7 +322,10 @@ struct CandidateLabels {
 
 impl CandidateLabels {
     fn new(candidate: &Candidate) -> Self {
-        Self { provider: candidate.provider.clone(), model: candidate.model.clone() }
+        Self {
+            provider: candidate.provider.clone(),
+            model: candidate.model.clone(),
+        }
     }
 }
 
@@ -243,7 +338,10 @@ struct CandidateWith<L> {
 
 impl<L> CandidateWith<L> {
     fn new(candidate: &Candidate, label: L) -> Self {
-        Self { candidate: CandidateLabels::new(candidate), label }
+        Self {
+            candidate: CandidateLabels::new(candidate),
+            label,
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use gauntlet::config;
 use gauntlet::resilience::breaker::{Breaker, LONGEST_ASKED, Pass};
 use gauntlet::telemetry::BreakerState;
-use gauntlet_suites::properties::breaker_model::{Action, Model, Seen, Settings, actions, settings};
+use gauntlet_suites::properties::breaker_model::{
+    Action, Model, Seen, Settings, actions, settings,
+};
 use gauntlet_suites::properties::counterexample;
 use proptest::prelude::*;
 use tokio::time::Instant;
@@ -46,14 +48,23 @@ impl Real {
             cool_down: Duration::from_millis(settings.cool_down_ms),
             half_open_probes: settings.half_open_probes,
         };
-        Self { breaker: Breaker::new(settings, Box::new(|_| {})), under_way: Vec::new(), leaks, leaked: Vec::new() }
+        Self {
+            breaker: Breaker::new(settings, Box::new(|_| {})),
+            under_way: Vec::new(),
+            leaks,
+            leaked: Vec::new(),
+        }
     }
 }
 
 impl Subject for Real {
     fn ask(&mut self) -> bool {
         let checked = self.breaker.check().is_ok();
-        let passed = self.breaker.try_pass().map(|pass| self.under_way.push(pass)).is_ok();
+        let passed = self
+            .breaker
+            .try_pass()
+            .map(|pass| self.under_way.push(pass))
+            .is_ok();
         assert_eq!(checked, passed, "check and try_pass disagree");
         passed
     }
@@ -81,12 +92,21 @@ impl Subject for Real {
     }
 
     fn rests_for(&self) -> Option<Duration> {
-        (self.state() == Seen::Open).then(|| self.breaker.check().expect_err("open lets nothing through").retry_after)
+        (self.state() == Seen::Open).then(|| {
+            self.breaker
+                .check()
+                .expect_err("open lets nothing through")
+                .retry_after
+        })
     }
 }
 
 /// Runs both side by side; a sentence where they differ.
-async fn agrees(settings: Settings, steps: &[Action], subject: &mut impl Subject) -> Result<(), String> {
+async fn agrees(
+    settings: Settings,
+    steps: &[Action],
+    subject: &mut impl Subject,
+) -> Result<(), String> {
     let mut model = Model::new(settings, u64::try_from(LONGEST_ASKED.as_millis()).unwrap());
     for (step, action) in steps.iter().enumerate() {
         let wrong = |what: &str| format!("step {step}, {action:?}: {what}");
@@ -113,7 +133,10 @@ async fn agrees(settings: Settings, steps: &[Action], subject: &mut impl Subject
                 model.succeed(at % under_way);
             }
             Action::Fail(at, asked) => {
-                subject.end(at % under_way, Ending::Failure(asked.map(Duration::from_millis)));
+                subject.end(
+                    at % under_way,
+                    Ending::Failure(asked.map(Duration::from_millis)),
+                );
                 model.fail(at % under_way, asked);
             }
             Action::Leave(at) => {
@@ -122,9 +145,16 @@ async fn agrees(settings: Settings, steps: &[Action], subject: &mut impl Subject
             }
         }
         if subject.state() != model.state() {
-            return Err(wrong(&format!("{:?}, the model: {:?}", subject.state(), model.state())));
+            return Err(wrong(&format!(
+                "{:?}, the model: {:?}",
+                subject.state(),
+                model.state()
+            )));
         }
-        let (is, should) = (subject.rests_for(), model.rests_for_ms().map(Duration::from_millis));
+        let (is, should) = (
+            subject.rests_for(),
+            model.rests_for_ms().map(Duration::from_millis),
+        );
         if is != should {
             return Err(wrong(&format!("rests for {is:?}, the model: {should:?}")));
         }
@@ -133,7 +163,12 @@ async fn agrees(settings: Settings, steps: &[Action], subject: &mut impl Subject
 }
 
 fn paused<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
 fn runs() -> impl Strategy<Value = (Settings, Vec<Action>)> {
@@ -142,17 +177,35 @@ fn runs() -> impl Strategy<Value = (Settings, Vec<Action>)> {
 
 #[test]
 fn the_breaker_is_its_model() {
-    let property = |(settings, steps): &(Settings, Vec<Action>)| paused(async { agrees(*settings, steps, &mut Real::new(*settings, false)).await });
-    let found = counterexample::find(counterexample::config(3_000, REGRESSIONS), &runs(), property).unwrap();
-    assert!(found.is_none(), "the breaker differs from its model: {found:#?}");
+    let property = |(settings, steps): &(Settings, Vec<Action>)| {
+        paused(async { agrees(*settings, steps, &mut Real::new(*settings, false)).await })
+    };
+    let found = counterexample::find(
+        counterexample::config(3_000, REGRESSIONS),
+        &runs(),
+        property,
+    )
+    .unwrap();
+    assert!(
+        found.is_none(),
+        "the breaker differs from its model: {found:#?}"
+    );
 }
 
 /// The property can fail: a breaker whose probes keep their place when the client leaves is told from the model, in few steps.
 #[test]
 fn a_breaker_that_can_be_wedged_is_found() {
-    let property = |(settings, steps): &(Settings, Vec<Action>)| paused(async { agrees(*settings, steps, &mut Real::new(*settings, true)).await });
-    let ((_, steps), why) = counterexample::find(counterexample::fixed(3_000), &runs(), property).unwrap().expect("the defect must be found");
-    assert!(steps.len() <= 20, "shrunk to {} steps: {steps:?}", steps.len());
+    let property = |(settings, steps): &(Settings, Vec<Action>)| {
+        paused(async { agrees(*settings, steps, &mut Real::new(*settings, true)).await })
+    };
+    let ((_, steps), why) = counterexample::find(counterexample::fixed(3_000), &runs(), property)
+        .unwrap()
+        .expect("the defect must be found");
+    assert!(
+        steps.len() <= 20,
+        "shrunk to {} steps: {steps:?}",
+        steps.len()
+    );
     assert!(why.contains("let through: false, the model: true"), "{why}");
 }
 
@@ -174,13 +227,28 @@ fn the_runs_reach_every_state() {
                 Action::Fail(at, asked) => model.fail(at % under_way, asked),
                 Action::Leave(at) => model.leave(at % under_way),
             }
-            *reached.borrow_mut().entry(format!("{before:?} to {:?}", model.state())).or_default() += 1;
+            *reached
+                .borrow_mut()
+                .entry(format!("{before:?} to {:?}", model.state()))
+                .or_default() += 1;
         }
         Ok(())
     };
     counterexample::find(counterexample::fixed(300), &runs(), property).unwrap();
-    for change in ["Closed to Open", "Open to HalfOpen", "HalfOpen to Closed", "HalfOpen to Open", "Open to Open"] {
-        assert!(reached.borrow().get(change).is_some_and(|times| *times > 50), "{change} is hardly reached: {reached:?}");
+    for change in [
+        "Closed to Open",
+        "Open to HalfOpen",
+        "HalfOpen to Closed",
+        "HalfOpen to Open",
+        "Open to Open",
+    ] {
+        assert!(
+            reached
+                .borrow()
+                .get(change)
+                .is_some_and(|times| *times > 50),
+            "{change} is hardly reached: {reached:?}"
+        );
     }
 }
 

@@ -46,35 +46,71 @@ fn act(cause: Cause) -> Act {
 }
 
 /// More than any deadline leaves: the step is skipped.
-const UNAFFORDABLE: StepConfig = StepConfig { cap: Duration::from_secs(7_200), minimum: Duration::from_secs(3_600) };
+const UNAFFORDABLE: StepConfig = StepConfig {
+    cap: Duration::from_secs(7_200),
+    minimum: Duration::from_secs(3_600),
+};
 
 #[rstest]
 #[tokio::test(start_paused = true)]
 async fn an_agent_fails(
-    #[values(Step::Entities, Step::FactCheck, Step::Synthesis, Step::Citation, Step::Review)] step: Step,
+    #[values(
+        Step::Entities,
+        Step::FactCheck,
+        Step::Synthesis,
+        Step::Citation,
+        Step::Review
+    )]
+    step: Step,
     #[values(Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen)] cause: Cause,
 ) {
-    snapshot(&format!("{}__{}__{}", requirement(step), step.name(), cause.name()), World::default().with(step, act(cause))).await;
+    snapshot(
+        &format!("{}__{}__{}", requirement(step), step.name(), cause.name()),
+        World::default().with(step, act(cause)),
+    )
+    .await;
 }
 
 #[rstest]
 #[tokio::test(start_paused = true)]
-async fn a_step_is_skipped(#[values(Step::Entities, Step::Retrieval, Step::FactCheck, Step::Citation, Step::Review)] step: Step) {
-    let world = World { steps: [(step, UNAFFORDABLE)].into(), ..World::default() };
-    snapshot(&format!("{}__{}__skipped", requirement(step), step.name()), world).await;
+async fn a_step_is_skipped(
+    #[values(
+        Step::Entities,
+        Step::Retrieval,
+        Step::FactCheck,
+        Step::Citation,
+        Step::Review
+    )]
+    step: Step,
+) {
+    let world = World {
+        steps: [(step, UNAFFORDABLE)].into(),
+        ..World::default()
+    };
+    snapshot(
+        &format!("{}__{}__skipped", requirement(step), step.name()),
+        world,
+    )
+    .await;
 }
 
 fn store_act(cause: Cause) -> StoreAct {
     match cause {
         Cause::Timeout => StoreAct::Never,
-        Cause::StoreUnavailable => StoreAct::Fails(StoreError::Unavailable("connection refused".into())),
-        _ => StoreAct::Fails(StoreError::Failed("relation \"documents\" does not exist".into())),
+        Cause::StoreUnavailable => {
+            StoreAct::Fails(StoreError::Unavailable("connection refused".into()))
+        }
+        _ => StoreAct::Fails(StoreError::Failed(
+            "relation \"documents\" does not exist".into(),
+        )),
     }
 }
 
 #[rstest]
 #[tokio::test(start_paused = true)]
-async fn retrieval_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause) {
+async fn retrieval_fails(
+    #[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause,
+) {
     let mut world = World::default();
     world.search.1 = store_act(cause);
     snapshot(&format!("DEGR-03__retrieval__{}", cause.name()), world).await;
@@ -82,15 +118,25 @@ async fn retrieval_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnav
 
 #[rstest]
 #[tokio::test(start_paused = true)]
-async fn one_lane_of_two_fails(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause) {
-    let world =
-        World { lanes: vec![FakeLane { name: "scripted", passages: Vec::new(), search: (Pace::AtOnce, store_act(cause)) }], ..World::default() };
+async fn one_lane_of_two_fails(
+    #[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause,
+) {
+    let world = World {
+        lanes: vec![FakeLane {
+            name: "scripted",
+            passages: Vec::new(),
+            search: (Pace::AtOnce, store_act(cause)),
+        }],
+        ..World::default()
+    };
     snapshot(&format!("DEGR-02__lane__{}", cause.name()), world).await;
 }
 
 #[rstest]
 #[tokio::test(start_paused = true)]
-async fn the_record_cannot_be_written(#[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause) {
+async fn the_record_cannot_be_written(
+    #[values(Cause::Error, Cause::Timeout, Cause::StoreUnavailable)] cause: Cause,
+) {
     let mut world = World::default();
     world.record.1 = store_act(cause);
     snapshot(&format!("DEGR-08__record__{}", cause.name()), world).await;
@@ -106,13 +152,25 @@ async fn the_database_is_gone() {
 
 #[rstest]
 #[tokio::test(start_paused = true)]
-async fn everything_fails(#[values(Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen)] cause: Cause) {
-    let mut world = PIPELINE.steps().filter(|step| *step != Step::Retrieval).fold(World::default(), |world, step| world.with(step, act(cause)));
+async fn everything_fails(
+    #[values(Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen)] cause: Cause,
+) {
+    let mut world = PIPELINE
+        .steps()
+        .filter(|step| *step != Step::Retrieval)
+        .fold(World::default(), |world, step| world.with(step, act(cause)));
     world.search.1 = store_act(Cause::StoreUnavailable);
     snapshot(&format!("DEGR-07__everything__{}", cause.name()), world).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_deadline_leaves_no_time_for_anything() {
-    snapshot("DEGR-07__everything__skipped", World { deadline: Duration::from_millis(1), ..World::default() }).await;
+    snapshot(
+        "DEGR-07__everything__skipped",
+        World {
+            deadline: Duration::from_millis(1),
+            ..World::default()
+        },
+    )
+    .await;
 }

@@ -68,16 +68,25 @@ fn sse_by_the_book(bytes: &[u8]) -> Vec<Result<SseEvent, FrameError>> {
         if line.is_empty() {
             let name = std::mem::take(&mut name);
             match data.take() {
-                Some(data) if std::str::from_utf8(&data).is_err() || std::str::from_utf8(&name).is_err() => {
+                Some(data)
+                    if std::str::from_utf8(&data).is_err()
+                        || std::str::from_utf8(&name).is_err() =>
+                {
                     events.push(Err(FrameError::InvalidUtf8));
                     return events;
                 }
-                Some(data) => events.push(Ok(SseEvent { name: name.into(), data: data.into() })),
+                Some(data) => events.push(Ok(SseEvent {
+                    name: name.into(),
+                    data: data.into(),
+                })),
                 None => {}
             }
             continue;
         }
-        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let colon = line
+            .iter()
+            .position(|byte| *byte == b':')
+            .unwrap_or(line.len());
         let value = line.get(colon + 1..).unwrap_or_default();
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match &line[..colon] {
@@ -109,9 +118,14 @@ fn decoder(protocol: Protocol) -> Box<dyn ChunkDecoder> {
         Protocol::OpenAi => "text/event-stream",
         Protocol::Ollama => "application/x-ndjson",
     };
-    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+    let headers = HeaderMap::from_iter([(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static(content_type),
+    )]);
     let request = br#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user"}]}"#;
-    codec_of(protocol).decoder(&ChatRequest::parse(request).unwrap(), &headers).unwrap()
+    codec_of(protocol)
+        .decoder(&ChatRequest::parse(request).unwrap(), &headers)
+        .unwrap()
 }
 
 fn codec_of(protocol: Protocol) -> Arc<dyn Codec> {
@@ -138,7 +152,10 @@ fn chunks(mut decoder: Box<dyn ChunkDecoder>, pieces: &[&[u8]]) -> Vec<String> {
         .map(|item| match item {
             Decoded::Chunk { data, content } => {
                 let mut chunk: serde_json::Value = serde_json::from_slice(&data).unwrap();
-                assert!(!data.contains(&b'\n') && !data.contains(&b'\r'), "a chunk is one line");
+                assert!(
+                    !data.contains(&b'\n') && !data.contains(&b'\r'),
+                    "a chunk is one line"
+                );
                 scrub(&mut chunk);
                 format!("{content} {chunk}")
             }
@@ -146,9 +163,16 @@ fn chunks(mut decoder: Box<dyn ChunkDecoder>, pieces: &[&[u8]]) -> Vec<String> {
             Decoded::Failed(error) => format!("failed {error:?}"),
         })
         .collect();
-    let ends = told.iter().filter(|item| item.starts_with("done") || item.starts_with("failed")).count();
+    let ends = told
+        .iter()
+        .filter(|item| item.starts_with("done") || item.starts_with("failed"))
+        .count();
     assert_eq!(ends, 1, "one end: {told:?}");
-    assert!(told.last().is_some_and(|last| last.starts_with("done") || last.starts_with("failed")), "and it is the last: {told:?}");
+    assert!(
+        told.last()
+            .is_some_and(|last| last.starts_with("done") || last.starts_with("failed")),
+        "and it is the last: {told:?}"
+    );
     told
 }
 
@@ -212,7 +236,17 @@ const SSE: &[&str] = &[
     "0123456789012345678901234567890123456789",
 ];
 
-const NDJSON: &[&str] = &["\n", "\r\n", " ", "{}", "[1]", "\"é\"", "\u{1F44D}", "\u{FEFF}", "0123456789012345678901234567890123456789"];
+const NDJSON: &[&str] = &[
+    "\n",
+    "\r\n",
+    " ",
+    "{}",
+    "[1]",
+    "\"é\"",
+    "\u{1F44D}",
+    "\u{FEFF}",
+    "0123456789012345678901234567890123456789",
+];
 
 const OPENAI: &[&str] = &[
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n",
@@ -253,7 +287,11 @@ fn each_byte(bytes: &[u8]) -> Vec<&[u8]> {
     bytes.chunks(1).collect()
 }
 
-fn whole_as_in_pieces(bytes: &[u8], cuts: &[prop::sample::Index], bug: Bug) -> Result<(), TestCaseError> {
+fn whole_as_in_pieces(
+    bytes: &[u8],
+    cuts: &[prop::sample::Index],
+    bug: Bug,
+) -> Result<(), TestCaseError> {
     let whole = sse(&[bytes], bug);
     prop_assert_eq!(&sse(&split(bytes, cuts), bug), &whole);
     prop_assert_eq!(&sse(&each_byte(bytes), bug), &whole);
@@ -266,8 +304,9 @@ fn whole_as_in_pieces(bytes: &[u8], cuts: &[prop::sample::Index], bug: Bug) -> R
 #[case::decodes(Bug::DecodesEachPiece)]
 fn every_bug_is_found(#[case] bug: Bug) {
     let any = (near(SSE), cuts());
-    let found =
-        counterexample::find(counterexample::fixed(300), &any, |(bytes, cuts)| whole_as_in_pieces(bytes, cuts, bug).map_err(|why| why.to_string()));
+    let found = counterexample::find(counterexample::fixed(300), &any, |(bytes, cuts)| {
+        whole_as_in_pieces(bytes, cuts, bug).map_err(|why| why.to_string())
+    });
     assert!(found.unwrap().is_some(), "{bug:?} survives");
 }
 
@@ -275,31 +314,74 @@ fn every_bug_is_found(#[case] bug: Bug) {
 #[test]
 fn the_bytes_reach_every_outcome() {
     let reached = RefCell::new(BTreeMap::<&str, usize>::new());
-    let count = |what, there: bool| *reached.borrow_mut().entry(what).or_default() += usize::from(there);
+    let count =
+        |what, there: bool| *reached.borrow_mut().entry(what).or_default() += usize::from(there);
     let any = (near(SSE), near(OPENAI), near(OLLAMA), cuts());
-    counterexample::find(counterexample::fixed(1_000), &any, |(bytes, openai, ollama, cuts)| {
-        let events = sse(&[bytes], Bug::None);
-        let read = || events.iter().flatten();
-        count("an event", read().next().is_some());
-        count("an event with a name", read().any(|event| !event.name.is_empty()));
-        count("an event of many lines", read().any(|event| event.data.contains(&b'\n')));
-        count("too large", events.iter().any(|event| matches!(event, Err(FrameError::Oversized { .. }))));
-        count("not UTF-8", events.iter().any(|event| matches!(event, Err(FrameError::InvalidUtf8))));
-        count("a cut within the bytes", split(bytes, cuts).iter().filter(|piece| !piece.is_empty()).count() > 1);
-        for (done, failed, chunk, protocol, bytes) in [
-            ("OpenAI done", "OpenAI failed", "OpenAI chunk", Protocol::OpenAi, openai),
-            ("Ollama done", "Ollama failed", "Ollama chunk", Protocol::Ollama, ollama),
-        ] {
-            let told = chunks(decoder(protocol), &[bytes]);
-            count(done, told.iter().any(|item| item.starts_with("done")));
-            count(failed, told.iter().any(|item| item.starts_with("failed")));
-            count(chunk, told.len() > 1);
-        }
-        Ok(())
-    })
+    counterexample::find(
+        counterexample::fixed(1_000),
+        &any,
+        |(bytes, openai, ollama, cuts)| {
+            let events = sse(&[bytes], Bug::None);
+            let read = || events.iter().flatten();
+            count("an event", read().next().is_some());
+            count(
+                "an event with a name",
+                read().any(|event| !event.name.is_empty()),
+            );
+            count(
+                "an event of many lines",
+                read().any(|event| event.data.contains(&b'\n')),
+            );
+            count(
+                "too large",
+                events
+                    .iter()
+                    .any(|event| matches!(event, Err(FrameError::Oversized { .. }))),
+            );
+            count(
+                "not UTF-8",
+                events
+                    .iter()
+                    .any(|event| matches!(event, Err(FrameError::InvalidUtf8))),
+            );
+            count(
+                "a cut within the bytes",
+                split(bytes, cuts)
+                    .iter()
+                    .filter(|piece| !piece.is_empty())
+                    .count()
+                    > 1,
+            );
+            for (done, failed, chunk, protocol, bytes) in [
+                (
+                    "OpenAI done",
+                    "OpenAI failed",
+                    "OpenAI chunk",
+                    Protocol::OpenAi,
+                    openai,
+                ),
+                (
+                    "Ollama done",
+                    "Ollama failed",
+                    "Ollama chunk",
+                    Protocol::Ollama,
+                    ollama,
+                ),
+            ] {
+                let told = chunks(decoder(protocol), &[bytes]);
+                count(done, told.iter().any(|item| item.starts_with("done")));
+                count(failed, told.iter().any(|item| item.starts_with("failed")));
+                count(chunk, told.len() > 1);
+            }
+            Ok(())
+        },
+    )
     .unwrap();
     let reached = reached.into_inner();
-    assert!(reached.values().all(|times| *times >= 10), "hardly reached: {reached:#?}");
+    assert!(
+        reached.values().all(|times| *times >= 10),
+        "hardly reached: {reached:#?}"
+    );
 }
 
 proptest! {

@@ -5,7 +5,11 @@
 //! busy machine kills nobody. One trial a case
 //! (`cargo test --test kill_matrix -- TIME-02`); the matrix is printed at the end and written to `target/kill-matrix.md`.
 
-#![allow(clippy::expect_used, clippy::print_stdout, reason = "a test with its own main")]
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test with its own main"
+)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -64,13 +68,25 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // trials wait far more than they compute
     arguments.test_threads = arguments.test_threads.or(Some(AT_ONCE));
-    let trials = cases::all().into_iter().enumerate().map(|(order, case)| Trial::test(case.id, move || laboratory().trial(order, case)));
-    let trials: Vec<Trial> = trials.chain([Trial::test("every_defect_names_a_requirement", every_defect_names_a_requirement)]).collect();
+    let trials = cases::all()
+        .into_iter()
+        .enumerate()
+        .map(|(order, case)| Trial::test(case.id, move || laboratory().trial(order, case)));
+    let trials: Vec<Trial> = trials
+        .chain([Trial::test(
+            "every_defect_names_a_requirement",
+            every_defect_names_a_requirement,
+        )])
+        .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         laboratory().close();
     }
-    if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS }
+    if conclusion.has_failed() {
+        ExitCode::from(101)
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn laboratory() -> &'static Laboratory {
@@ -105,20 +121,38 @@ impl Laboratory {
     fn trial(&'static self, order: usize, case: Case) -> Result<(), Failed> {
         let row = self.runtime.block_on(self.row(&case));
         let verdict = judge(&case, &row);
-        self.matrix.lock().unwrap_or_else(PoisonError::into_inner).insert(order, (case.id, row));
+        self.matrix
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(order, (case.id, row));
         verdict.map_err(Failed::from)
     }
 
     async fn row(&self, case: &Case) -> Row {
         let reference = self.examine(case, None, hang_guard()).await;
         if !matches!(reference, Came::Passed) {
-            return Row { reference, defects: Vec::new() };
+            return Row {
+                reference,
+                defects: Vec::new(),
+            };
         }
-        let defects = Defect::of(case.id).into_iter().map(|defect| async move { (defect, self.seen(case, defect).await) });
+        let defects = Defect::of(case.id)
+            .into_iter()
+            .map(|defect| async move { (defect, self.seen(case, defect).await) });
         let mut defects = join_all(defects).await;
-        if defects.iter().any(|(_, came)| came.by_hang()) && !matches!(self.examine(case, None, GUARD).await, Came::Passed) {
-            let slow = || Came::Broken("the reference hangs, too, under the short guard: the machine is too busy".into());
-            defects.iter_mut().filter(|(_, came)| came.by_hang()).for_each(|(_, came)| *came = slow());
+        if defects.iter().any(|(_, came)| came.by_hang())
+            && !matches!(self.examine(case, None, GUARD).await, Came::Passed)
+        {
+            let slow = || {
+                Came::Broken(
+                    "the reference hangs, too, under the short guard: the machine is too busy"
+                        .into(),
+                )
+            };
+            defects
+                .iter_mut()
+                .filter(|(_, came)| came.by_hang())
+                .for_each(|(_, came)| *came = slow());
         }
         Row { reference, defects }
     }
@@ -145,10 +179,14 @@ impl Laboratory {
         match outcome.verdict {
             Verdict::Passed => Came::Passed,
             // a gateway that died or did not start was not examined
-            Verdict::Failed { failure: failure @ (Failure::Harness { .. } | Failure::Target { .. }) } => Came::Broken(failure.to_string()),
+            Verdict::Failed {
+                failure: failure @ (Failure::Harness { .. } | Failure::Target { .. }),
+            } => Came::Broken(failure.to_string()),
             Verdict::Failed { failure } => Came::Rejected(failure.to_string()),
             Verdict::NotRun { why } => Came::Nothing(why),
-            Verdict::NotSupported { capability } => Came::Broken(format!("the reference does not declare {capability}")),
+            Verdict::NotSupported { capability } => {
+                Came::Broken(format!("the reference does not declare {capability}"))
+            }
             Verdict::Flaky { failure } => Came::Broken(format!("flaky: {failure}")),
         }
     }
@@ -156,7 +194,9 @@ impl Laboratory {
     async fn database(&self) -> Result<Arc<Database>, String> {
         let resolve = async {
             let require = Require::from_env().map_err(|error| error.to_string())?;
-            let resolved = Database::resolve(&Choice::Auto, require).await.map_err(|error| error.to_string())?;
+            let resolved = Database::resolve(&Choice::Auto, require)
+                .await
+                .map_err(|error| error.to_string())?;
             println!("database: {}", resolved.taken);
             Ok(resolved.database)
         };
@@ -184,11 +224,18 @@ fn judge(case: &Case, row: &Row) -> Result<(), String> {
         Came::Passed => {}
         // what cannot be run here is listed in the matrix as such
         Came::Nothing(_) => return Ok(()),
-        Came::Rejected(why) => return Err(format!("{} rejects the correct gateway: {why}", case.id)),
-        Came::Broken(what) | Came::RejectedBeside(what) => return Err(format!("{} cannot be examined: {what}", case.id)),
+        Came::Rejected(why) => {
+            return Err(format!("{} rejects the correct gateway: {why}", case.id));
+        }
+        Came::Broken(what) | Came::RejectedBeside(what) => {
+            return Err(format!("{} cannot be examined: {what}", case.id));
+        }
     }
     if row.defects.is_empty() {
-        return Err(format!("{} kills nothing: there is no defect of this requirement", case.id));
+        return Err(format!(
+            "{} kills nothing: there is no defect of this requirement",
+            case.id
+        ));
     }
     let survivors: Vec<String> = row
         .defects
@@ -196,16 +243,27 @@ fn judge(case: &Case, row: &Row) -> Result<(), String> {
         .filter_map(|(defect, came)| match came {
             Came::Rejected(_) => None,
             Came::Passed => Some(format!("{defect:?} survives ({})", defect.bug())),
-            Came::RejectedBeside(how) => Some(format!("{defect:?} is rejected for another reason than {:?}: {how}", defect.seen())),
-            Came::Nothing(why) | Came::Broken(why) => Some(format!("{defect:?} is not judged: {why}")),
+            Came::RejectedBeside(how) => Some(format!(
+                "{defect:?} is rejected for another reason than {:?}: {how}",
+                defect.seen()
+            )),
+            Came::Nothing(why) | Came::Broken(why) => {
+                Some(format!("{defect:?} is not judged: {why}"))
+            }
         })
         .collect();
-    if survivors.is_empty() { Ok(()) } else { Err(format!("{}: {}", case.id, survivors.join("; "))) }
+    if survivors.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{}: {}", case.id, survivors.join("; ")))
+    }
 }
 
 /// The matrix as a table: a line for each case and defect.
 fn markdown<'r>(rows: impl Iterator<Item = &'r (&'static str, Row)>) -> String {
-    let mut text = String::from("# Kill matrix\n\n| case | reference | defect | | how it was seen |\n|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "# Kill matrix\n\n| case | reference | defect | | how it was seen |\n|---|---|---|---|---|\n",
+    );
     let (mut killed, mut of) = (0, 0);
     for (id, row) in rows {
         let reference = match &row.reference {
@@ -216,7 +274,10 @@ fn markdown<'r>(rows: impl Iterator<Item = &'r (&'static str, Row)>) -> String {
         if row.defects.is_empty() {
             let why = match &row.reference {
                 Came::Passed => "kills nothing",
-                Came::Nothing(why) | Came::Rejected(why) | Came::RejectedBeside(why) | Came::Broken(why) => why,
+                Came::Nothing(why)
+                | Came::Rejected(why)
+                | Came::RejectedBeside(why)
+                | Came::Broken(why) => why,
             };
             let _ = writeln!(text, "| {id} | {reference} | | | {} |", cell(why));
         }
@@ -229,20 +290,39 @@ fn markdown<'r>(rows: impl Iterator<Item = &'r (&'static str, Row)>) -> String {
             };
             killed += usize::from(matches!(came, Came::Rejected(_)));
             of += 1;
-            let _ = writeln!(text, "| {id} | {reference} | {defect:?} | {mark} | {} |", cell(how));
+            let _ = writeln!(
+                text,
+                "| {id} | {reference} | {defect:?} | {mark} | {} |",
+                cell(how)
+            );
         }
     }
     let covered: Vec<&str> = cases::all().iter().map(|case| case.id).collect();
-    let waiting: Vec<String> =
-        Defect::ALL.iter().filter(|defect| !covered.contains(&defect.requirement())).map(|defect| format!("{defect:?}")).collect();
+    let waiting: Vec<String> = Defect::ALL
+        .iter()
+        .filter(|defect| !covered.contains(&defect.requirement()))
+        .map(|defect| format!("{defect:?}"))
+        .collect();
     let _ = writeln!(text, "\n{killed} of {of} defects killed.");
     if !waiting.is_empty() {
-        let _ = writeln!(text, "Defects of requirements without a case: {}.", waiting.join(", "));
+        let _ = writeln!(
+            text,
+            "Defects of requirements without a case: {}.",
+            waiting.join(", ")
+        );
     }
     text
 }
 
 fn cell(text: &str) -> String {
-    let line: String = text.replace('|', "\\|").split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() > 160 { line.chars().take(160).chain(['…']).collect() } else { line }
+    let line: String = text
+        .replace('|', "\\|")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    if line.chars().count() > 160 {
+        line.chars().take(160).chain(['…']).collect()
+    } else {
+        line
+    }
 }

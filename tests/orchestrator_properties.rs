@@ -26,7 +26,13 @@ const GRACE: Duration = Duration::from_millis(5);
 
 type Property = Result<(), TestCaseError>;
 
-const AGENTS: [Step; 5] = [Step::Entities, Step::FactCheck, Step::Synthesis, Step::Citation, Step::Review];
+const AGENTS: [Step; 5] = [
+    Step::Entities,
+    Step::FactCheck,
+    Step::Synthesis,
+    Step::Citation,
+    Step::Review,
+];
 
 #[derive(Clone, Debug)]
 struct Schedule {
@@ -56,10 +62,23 @@ struct Content {
 
 impl Schedule {
     fn world(&self) -> World {
-        let mut world = World { deadline: Duration::from_millis(self.deadline), ..World::default() };
+        let mut world = World {
+            deadline: Duration::from_millis(self.deadline),
+            ..World::default()
+        };
         world.passages.truncate(self.found);
-        world.steps =
-            PIPELINE.steps().map(|step| (step, StepConfig { minimum: Duration::from_millis(self.minimum), ..step.default_bounds() })).collect();
+        world.steps = PIPELINE
+            .steps()
+            .map(|step| {
+                (
+                    step,
+                    StepConfig {
+                        minimum: Duration::from_millis(self.minimum),
+                        ..step.default_bounds()
+                    },
+                )
+            })
+            .collect();
         for (step, (delay, fate)) in &self.steps {
             let pace = Pace::After(Duration::from_millis(*delay));
             match step {
@@ -118,7 +137,9 @@ impl Content {
 fn store_act(fate: Fate) -> StoreAct {
     match fate {
         Fate::Works => StoreAct::Works,
-        Fate::Fails(Cause::StoreUnavailable) => StoreAct::Fails(StoreError::Unavailable("scripted".into())),
+        Fate::Fails(Cause::StoreUnavailable) => {
+            StoreAct::Fails(StoreError::Unavailable("scripted".into()))
+        }
         Fate::Fails(Cause::Timeout) => StoreAct::Fails(StoreError::Timeout(Duration::from_secs(1))),
         Fate::Fails(_) => StoreAct::Fails(StoreError::Failed("scripted".into())),
         Fate::Never => StoreAct::Never,
@@ -126,11 +147,22 @@ fn store_act(fate: Fate) -> StoreAct {
 }
 
 fn on_paused_clock<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 fn cause() -> impl Strategy<Value = Cause> {
-    prop_oneof![Just(Cause::Error), Just(Cause::Timeout), Just(Cause::Nonsense), Just(Cause::BreakerOpen), Just(Cause::StoreUnavailable)]
+    prop_oneof![
+        Just(Cause::Error),
+        Just(Cause::Timeout),
+        Just(Cause::Nonsense),
+        Just(Cause::BreakerOpen),
+        Just(Cause::StoreUnavailable)
+    ]
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
@@ -142,17 +174,39 @@ fn delay() -> impl Strategy<Value = u64> {
 }
 
 fn content() -> impl Strategy<Value = Content> {
-    (0_usize..3, 0_usize..3, 0_usize..3, 0_usize..3, prop::array::uniform3(0.0..=1.0))
-        .prop_map(|(supported, unclear, good_quotes, bad_quotes, scores)| Content { supported, unclear, good_quotes, bad_quotes, scores })
+    (
+        0_usize..3,
+        0_usize..3,
+        0_usize..3,
+        0_usize..3,
+        prop::array::uniform3(0.0..=1.0),
+    )
+        .prop_map(
+            |(supported, unclear, good_quotes, bad_quotes, scores)| Content {
+                supported,
+                unclear,
+                good_quotes,
+                bad_quotes,
+                scores,
+            },
+        )
 }
 
 fn schedule(minimum: impl Strategy<Value = u64>) -> impl Strategy<Value = Schedule> {
     let deadline = prop_oneof![1 => 1_u64..2_000, 3 => 1_u64..120_000];
     let steps = prop::collection::vec((delay(), fate()), 7);
-    (deadline, minimum, 0_usize..3, content(), steps).prop_map(|(deadline, minimum, found, content, fates)| {
-        let steps = PIPELINE.steps().chain([Step::Record]).zip(fates).collect();
-        Schedule { deadline, minimum, found, content, steps }
-    })
+    (deadline, minimum, 0_usize..3, content(), steps).prop_map(
+        |(deadline, minimum, found, content, fates)| {
+            let steps = PIPELINE.steps().chain([Step::Record]).zip(fates).collect();
+            Schedule {
+                deadline,
+                minimum,
+                found,
+                content,
+                steps,
+            }
+        },
+    )
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -187,15 +241,31 @@ async fn answered(world: &Running, ask: Ask, bug: Bug) -> QueryDocument {
 }
 
 fn no_better(faulty: &QueryDocument, sound: &QueryDocument) -> Property {
-    prop_assert!(faulty.status >= sound.status, "status {:?} became {:?}", sound.status, faulty.status);
-    prop_assert!(faulty.confidence <= sound.confidence, "confidence {} became {}", sound.confidence, faulty.confidence);
-    prop_assert!(sound.verified || !faulty.verified, "unverified became verified");
+    prop_assert!(
+        faulty.status >= sound.status,
+        "status {:?} became {:?}",
+        sound.status,
+        faulty.status
+    );
+    prop_assert!(
+        faulty.confidence <= sound.confidence,
+        "confidence {} became {}",
+        sound.confidence,
+        faulty.confidence
+    );
+    prop_assert!(
+        sound.verified || !faulty.verified,
+        "unverified became verified"
+    );
     Ok(())
 }
 
 /// DEGR-09: a step that would have worked fails instead, at the same time; all else is equal.
 fn one_more_fault(schedule: &Schedule, step: Step, cause: Cause, bug: Bug) -> Property {
-    no_better(&schedule.with(step, Fate::Fails(cause)).answer(bug), &schedule.with(step, Fate::Works).answer(bug))
+    no_better(
+        &schedule.with(step, Fate::Fails(cause)).answer(bug),
+        &schedule.with(step, Fate::Works).answer(bug),
+    )
 }
 
 /// DEGR-10, DATA-01: an answer by the deadline, plus the store's own time-outs for the record; recorded once and equal, or said not to be.
@@ -210,19 +280,35 @@ fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
         let asked_to_record = world.log.at(&Event::Asked(Step::Record));
         prop_assert_eq!(
             asked_to_record,
-            world.log.events().iter().rposition(|event| matches!(event, Event::Asked(_))).unwrap(),
+            world
+                .log
+                .events()
+                .iter()
+                .rposition(|event| matches!(event, Event::Asked(_)))
+                .unwrap(),
             "the record comes last"
         );
         prop_assert_eq!(document.answer.is_some(), document.status < Status::Failed);
-        prop_assert_eq!(document.status == Status::Complete, document.degraded.is_empty());
+        prop_assert_eq!(
+            document.status == Status::Complete,
+            document.degraded.is_empty()
+        );
         let evidence = !document.sources.is_empty();
-        prop_assert!(document.answer.is_some() || !evidence, "once there is evidence there is an answer");
+        prop_assert!(
+            document.answer.is_some() || !evidence,
+            "once there is evidence there is an answer"
+        );
         let records = world.records();
         prop_assert_eq!(records.len(), usize::from(document.recorded), "records");
         if document.recorded {
             prop_assert_eq!(&records[0].document, &document.to_json());
         } else {
-            prop_assert!(document.degraded.iter().any(|lost| lost.step == Step::Record));
+            prop_assert!(
+                document
+                    .degraded
+                    .iter()
+                    .any(|lost| lost.step == Step::Record)
+            );
         }
         for step in AGENTS {
             prop_assert!(world.log.asked(step) <= 1, "{:?} was asked again", step);
@@ -237,11 +323,23 @@ fn left_at(schedule: &Schedule, leaves: u64) -> Result<bool, TestCaseError> {
     schedule.steps.insert(Step::Record, (0, Fate::Works));
     on_paused_clock(async {
         let world = schedule.world().start();
-        let client = timeout_at(Instant::now() + Duration::from_millis(leaves), world.orchestrator.answer(world.ask())).await;
+        let client = timeout_at(
+            Instant::now() + Duration::from_millis(leaves),
+            world.orchestrator.answer(world.ask()),
+        )
+        .await;
         world.orchestrator.drained().await;
         let events = world.log.events();
-        let asked = events.iter().filter(|event| matches!(event, Event::Asked(_))).count();
-        prop_assert_eq!(asked * 2, events.len(), "what was asked was answered or dropped: {:?}", events);
+        let asked = events
+            .iter()
+            .filter(|event| matches!(event, Event::Asked(_)))
+            .count();
+        prop_assert_eq!(
+            asked * 2,
+            events.len(),
+            "what was asked was answered or dropped: {:?}",
+            events
+        );
         let records = world.records();
         prop_assert_eq!(records.len(), 1);
         if let Ok(document) = &client {
@@ -285,11 +383,20 @@ proptest! {
 #[case::unrecorded(Bug::ClaimsRecord, "records")]
 fn every_bug_is_found(#[case] bug: Bug, #[case] seen: &str) {
     let any = (schedule(0_u64..500), any_step(), cause());
-    let found = counterexample::find(counterexample::fixed(300), &any, |(schedule, step, cause)| {
-        one_more_fault(schedule, *step, *cause, bug).and_then(|()| in_time_and_recorded_once(schedule, bug)).map_err(|why| why.to_string())
-    });
+    let found = counterexample::find(
+        counterexample::fixed(300),
+        &any,
+        |(schedule, step, cause)| {
+            one_more_fault(schedule, *step, *cause, bug)
+                .and_then(|()| in_time_and_recorded_once(schedule, bug))
+                .map_err(|why| why.to_string())
+        },
+    );
     let (_, why) = found.unwrap().unwrap_or_else(|| panic!("{bug:?} survives"));
-    assert!(why.contains(seen), "{bug:?} is found by another property: {why}");
+    assert!(
+        why.contains(seen),
+        "{bug:?} is found by another property: {why}"
+    );
 }
 
 /// The schedules reach what they are made for: every status, every step lost for every cause that it can have, clients that leave early and late.
@@ -302,19 +409,51 @@ fn the_schedules_reach_every_outcome() {
         let document = schedule.answer(Bug::None);
         count(format!("{:?}", document.status));
         count(format!("recorded {}", document.recorded));
-        document.degraded.iter().for_each(|lost| count(format!("{:?} by {:?}", lost.step, lost.cause)));
-        count(format!("left {}", left_at(schedule, *leaves).map_err(|why| why.to_string())?));
+        document
+            .degraded
+            .iter()
+            .for_each(|lost| count(format!("{:?} by {:?}", lost.step, lost.cause)));
+        count(format!(
+            "left {}",
+            left_at(schedule, *leaves).map_err(|why| why.to_string())?
+        ));
         Ok(())
     })
     .unwrap();
-    let statuses =
-        ["Complete", "Degraded", "Failed", "recorded true", "recorded false", "left true", "left false", "Synthesis by Skipped"].map(String::from);
-    let causes = [Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen];
-    let of_agents = AGENTS.into_iter().flat_map(|step| causes.map(|cause| format!("{step:?} by {cause:?}")));
+    let statuses = [
+        "Complete",
+        "Degraded",
+        "Failed",
+        "recorded true",
+        "recorded false",
+        "left true",
+        "left false",
+        "Synthesis by Skipped",
+    ]
+    .map(String::from);
+    let causes = [
+        Cause::Error,
+        Cause::Timeout,
+        Cause::Nonsense,
+        Cause::BreakerOpen,
+    ];
+    let of_agents = AGENTS
+        .into_iter()
+        .flat_map(|step| causes.map(|cause| format!("{step:?} by {cause:?}")));
     let of_store = [Step::Retrieval, Step::Record]
         .into_iter()
-        .flat_map(|step| [Cause::Error, Cause::Timeout, Cause::StoreUnavailable].map(|cause| format!("{step:?} by {cause:?}")));
+        .flat_map(|step| {
+            [Cause::Error, Cause::Timeout, Cause::StoreUnavailable]
+                .map(|cause| format!("{step:?} by {cause:?}"))
+        });
     for outcome in statuses.into_iter().chain(of_agents).chain(of_store) {
-        assert!(reached.borrow().get(&outcome).is_some_and(|times| *times >= 5), "{outcome} is hardly reached: {:#?}", reached.borrow());
+        assert!(
+            reached
+                .borrow()
+                .get(&outcome)
+                .is_some_and(|times| *times >= 5),
+            "{outcome} is hardly reached: {:#?}",
+            reached.borrow()
+        );
     }
 }

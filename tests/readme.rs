@@ -11,11 +11,18 @@ const README: &str = include_str!("../README.md");
 /// The code blocks of a language.
 fn blocks(language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    README
+        .split(&fence)
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
 }
 
 fn without_indentation(text: &str) -> Vec<&str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect()
 }
 
 /// The body stands in the README word for word.
@@ -25,7 +32,10 @@ async fn the_stub_of_the_readme_answers_as_it_says() {
 
     let server = wiremock::MockServer::start().await;
     wiremock::Mock::given(openai::chat().model("gpt-4o").user_says("capital"))
-        .respond_with(sequence([error(503).retry_after(1), reply("Paris").usage(12, 1)]))
+        .respond_with(sequence([
+            error(503).retry_after(1),
+            reply("Paris").usage(12, 1),
+        ]))
         .mount(&server)
         .await;
     // point your client at format!("{}/v1", server.uri()); streamed and plain requests get the same answer, `ollama::chat()` speaks NDJSON
@@ -34,7 +44,10 @@ async fn the_stub_of_the_readme_answers_as_it_says() {
     let here = include_str!("readme.rs");
     let body = without_indentation(here);
     for line in without_indentation(&shown) {
-        assert!(body.contains(&line), "the README shows what is not tested: {line}");
+        assert!(
+            body.contains(&line),
+            "the README shows what is not tested: {line}"
+        );
     }
     let question = serde_json::json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "the capital of France?"}]});
     let answer = ask(&server.uri(), &question).await;
@@ -57,18 +70,39 @@ async fn ask(base: &str, body: &serde_json::Value) -> (u16, Option<String>, Opti
     let mut said = String::new();
     stream.read_to_string(&mut said).await.unwrap();
     let (head, body) = said.split_once("\r\n\r\n").unwrap();
-    let header = |name: &str| head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix(name).map(|value| value.trim().to_owned()));
-    let text =
-        serde_json::from_str::<serde_json::Value>(body).ok().and_then(|body| body["choices"][0]["message"]["content"].as_str().map(String::from));
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), header("retry-after:"), text)
+    let header = |name: &str| {
+        head.lines().find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix(name)
+                .map(|value| value.trim().to_owned())
+        })
+    };
+    let text = serde_json::from_str::<serde_json::Value>(body)
+        .ok()
+        .and_then(|body| {
+            body["choices"][0]["message"]["content"]
+                .as_str()
+                .map(String::from)
+        });
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        header("retry-after:"),
+        text,
+    )
 }
 
 #[test]
 fn the_files_of_the_readme_are_read() {
     let blocks = blocks("toml");
-    let target = blocks.iter().find(|block| block.contains("[start]")).expect("a target file");
+    let target = blocks
+        .iter()
+        .find(|block| block.contains("[start]"))
+        .expect("a target file");
     TargetFile::parse(target, "README.md").unwrap();
-    let gateway = blocks.iter().find(|block| block.contains("[[providers]]")).expect("a gateway's configuration");
+    let gateway = blocks
+        .iter()
+        .find(|block| block.contains("[[providers]]"))
+        .expect("a gateway's configuration");
     let environment = vec![("OPENAI_API_KEY".to_owned(), "sk-canary".to_owned())];
     let loaded = Loaded::from_text(gateway, "README.md", environment).unwrap();
     assert_eq!(loaded.config.models["chat"].candidates.len(), 2);
@@ -78,17 +112,29 @@ fn the_files_of_the_readme_are_read() {
 #[test]
 fn the_commands_of_the_readme_exist() {
     let mut seen = 0;
-    for line in README.lines().filter_map(|line| line.strip_prefix("    gauntlet ")) {
+    for line in README
+        .lines()
+        .filter_map(|line| line.strip_prefix("    gauntlet "))
+    {
         let words: Vec<&str> = line.split('#').next().unwrap().split_whitespace().collect();
-        let help = Command::new(env!("CARGO_BIN_EXE_gauntlet")).args([words[0], "--help"]).output().unwrap();
+        let help = Command::new(env!("CARGO_BIN_EXE_gauntlet"))
+            .args([words[0], "--help"])
+            .output()
+            .unwrap();
         assert!(help.status.success(), "gauntlet {line}");
         let mut help = String::from_utf8(help.stdout).unwrap();
         if words.get(1) == Some(&"add") {
-            let add = Command::new(env!("CARGO_BIN_EXE_gauntlet")).args([words[0], "add", "--help"]).output().unwrap();
+            let add = Command::new(env!("CARGO_BIN_EXE_gauntlet"))
+                .args([words[0], "add", "--help"])
+                .output()
+                .unwrap();
             help = String::from_utf8(add.stdout).unwrap();
         }
         for option in words.iter().filter(|word| word.starts_with("--")) {
-            assert!(help.contains(option), "gauntlet {line}: there is no {option}");
+            assert!(
+                help.contains(option),
+                "gauntlet {line}: there is no {option}"
+            );
         }
         seen += 1;
     }
@@ -100,11 +146,27 @@ fn the_commands_of_the_readme_exist() {
 fn the_help_tells_the_default_time_outs() {
     let timeouts = gauntlet_harness::spec::Spec::default().timeouts;
     let seconds = |ms: Option<u64>| format!("{} s", ms.unwrap() / 1_000);
-    let [connect, first_token, idle, total] = [timeouts.connect_ms, timeouts.first_token_ms, timeouts.idle_ms, timeouts.total_ms].map(seconds);
+    let [connect, first_token, idle, total] = [
+        timeouts.connect_ms,
+        timeouts.first_token_ms,
+        timeouts.idle_ms,
+        timeouts.total_ms,
+    ]
+    .map(seconds);
     assert_eq!(first_token, idle);
-    let help = Command::new(env!("CARGO_BIN_EXE_gauntlet")).args(["run", "--help"]).output().unwrap();
+    let help = Command::new(env!("CARGO_BIN_EXE_gauntlet"))
+        .args(["run", "--help"])
+        .output()
+        .unwrap();
     let help = String::from_utf8(help.stdout).unwrap().replace('\n', " ");
-    assert!(help.contains(&format!("{connect} (connect), {first_token} (first token, idle) and {total} (total)")), "{help}");
+    assert!(
+        help.contains(&format!(
+            "{connect} (connect), {first_token} (first token, idle) and {total} (total)"
+        )),
+        "{help}"
+    );
     let targets = include_str!("../fixtures/targets/README.md");
-    assert!(targets.contains(&format!("{connect} to connect, {first_token} to the first token and between two, {total} in all")));
+    assert!(targets.contains(&format!(
+        "{connect} to connect, {first_token} to the first token and between two, {total} in all"
+    )));
 }

@@ -24,7 +24,11 @@ fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
 }
 
 fn violated(honesty: Honesty) -> Failure {
-    Failure::Violated { expected: "status 504".into(), observed: "status 200 <a | b>\nand more".into(), honesty }
+    Failure::Violated {
+        expected: "status 504".into(),
+        observed: "status 200 <a | b>\nand more".into(),
+        honesty,
+    }
 }
 
 /// One case of every verdict.
@@ -35,8 +39,14 @@ fn run() -> RunRecord {
         gauntlet: "0.0.0".into(),
         started_at: jiff::Timestamp::UNIX_EPOCH,
         duration_ms: 65_432,
-        target: TargetRecord { name: "some-gateway".into(), version: Some("1.2.3".into()) },
-        database: DatabaseRecord { kind: "SQLite".into(), why: "no Docker here".into() },
+        target: TargetRecord {
+            name: "some-gateway".into(),
+            version: Some("1.2.3".into()),
+        },
+        database: DatabaseRecord {
+            kind: "SQLite".into(),
+            why: "no Docker here".into(),
+        },
         command: "gauntlet run --target some-gateway".into(),
         selection: "TIME WIRE-04".into(),
         strict: false,
@@ -44,12 +54,42 @@ fn run() -> RunRecord {
         outcomes: vec![
             outcome("WIRE-01", Level::Must, Verdict::Passed),
             outcome("WIRE-04", Level::Should, failed(violated(Honesty::Lied))),
-            outcome("TIME-01", Level::Must, failed(Failure::Target { what: "it exited with code 3".into() })),
+            outcome(
+                "TIME-01",
+                Level::Must,
+                failed(Failure::Target {
+                    what: "it exited with code 3".into(),
+                }),
+            ),
             outcome("TIME-02", Level::Must, failed(violated(Honesty::Hung))),
-            outcome("TIME-03", Level::Must, failed(Failure::Harness { what: "no port".into() })),
-            outcome("PARA-01", Level::Must, Verdict::Flaky { failure: violated(Honesty::Honest) }),
-            outcome("BRKR-01", Level::Must, Verdict::NotSupported { capability: "breaker: it has none".into() }),
-            outcome("DATA-01", Level::Must, Verdict::NotRun { why: "needs Postgres; the run has SQLite".into() }),
+            outcome(
+                "TIME-03",
+                Level::Must,
+                failed(Failure::Harness {
+                    what: "no port".into(),
+                }),
+            ),
+            outcome(
+                "PARA-01",
+                Level::Must,
+                Verdict::Flaky {
+                    failure: violated(Honesty::Honest),
+                },
+            ),
+            outcome(
+                "BRKR-01",
+                Level::Must,
+                Verdict::NotSupported {
+                    capability: "breaker: it has none".into(),
+                },
+            ),
+            outcome(
+                "DATA-01",
+                Level::Must,
+                Verdict::NotRun {
+                    why: "needs Postgres; the run has SQLite".into(),
+                },
+            ),
         ],
     }
 }

@@ -46,19 +46,34 @@ use crate::providers::{World, config_of, context, failure, read, request};
 #[case::cut(Action::Cut { events: 2 }, Cause::Truncated, 3, true)]
 #[case::stalled(Action::Stall { events: 2 }, Cause::IdleTimeout, 1, true)]
 #[tokio::test(start_paused = true)]
-async fn what_a_failure_leads_to(#[case] action: Action, #[case] cause: Cause, #[case] asked: usize, #[case] falls_back: bool) {
+async fn what_a_failure_leads_to(
+    #[case] action: Action,
+    #[case] cause: Cause,
+    #[case] asked: usize,
+    #[case] falls_back: bool,
+) {
     let schedule = doing(&[&[action; 9], &[]]);
     let world = world(&schedule);
-    let result = world.router(&config_of(&schedule)).chat(request(false), context(None)).await;
+    let result = world
+        .router(&config_of(&schedule))
+        .chat(request(false), context(None))
+        .await;
     let attempts = match &result {
         Ok(served) => &served.attempts,
         Err(RouterError::Failed(failure)) => &failure.attempts,
         Err(other) => panic!("{other:?}"),
     };
-    let causes: Vec<_> = attempts.iter().map(|attempt| attempt.error.as_ref().map(|error| error.cause)).collect();
+    let causes: Vec<_> = attempts
+        .iter()
+        .map(|attempt| attempt.error.as_ref().map(|error| error.cause))
+        .collect();
     assert_eq!(causes[..asked], vec![Some(cause); asked]);
     assert_eq!(result.is_ok(), falls_back);
-    let order = if falls_back { [vec![1; asked], vec![2]].concat() } else { vec![1; asked] };
+    let order = if falls_back {
+        [vec![1; asked], vec![2]].concat()
+    } else {
+        vec![1; asked]
+    };
     assert_eq!(world.order(), order);
     assert_eq!(world.open(), 0);
 }
@@ -70,15 +85,22 @@ async fn a_client_error_inside_a_200(#[values(true, false)] stream: bool) {
     let mut schedule = doing(&[&[], &[]]);
     schedule.settings.failure_threshold = 1;
     let world = World::new(|_, _, stream| {
-        let error = r#"{"error":{"message":"Too long.","type":"BadRequestError","param":null,"code":400}}"#;
+        let error =
+            r#"{"error":{"message":"Too long.","type":"BadRequestError","param":null,"code":400}}"#;
         match stream {
-            true => Played::at_once(Response::ok("text/event-stream", format!("data: {error}\n\ndata: [DONE]\n\n"))),
+            true => Played::at_once(Response::ok(
+                "text/event-stream",
+                format!("data: {error}\n\ndata: [DONE]\n\n"),
+            )),
             false => Played::at_once(Response::ok("application/json", error)),
         }
     });
     let router = world.router(&config_of(&schedule));
     let failure = failure(router.chat(request(stream), context(None)).await);
-    assert_eq!((failure.cause, failure.attempts.len(), world.order()), (Cause::Rejected, 1, vec![1]));
+    assert_eq!(
+        (failure.cause, failure.attempts.len(), world.order()),
+        (Cause::Rejected, 1, vec![1])
+    );
     assert_eq!(router.health()[0].breaker, BreakerState::Closed);
 }
 
@@ -89,7 +111,11 @@ async fn a_slow_answer_is_not_cut(#[values(true, false)] stream: bool) {
     let mut schedule = doing(&[&[Action::Drip { every_ms: 1_400 }]]);
     schedule.settings.total_ms = 30_000;
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(stream), context(None)).await.unwrap_or_else(|_| panic!("it comes in time"));
+    let served = world
+        .router(&config_of(&schedule))
+        .chat(request(stream), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("it comes in time"));
     let told = read(served).await;
     assert_eq!((told.text, told.done), (full_text(0, 0), 1));
 }
@@ -101,11 +127,18 @@ async fn an_endless_answer_is_cut_at_the_deadline(#[values(true, false)] stream:
     let schedule = doing(&[&[Action::DripForever { every_ms: 700 }]]);
     let world = world(&schedule);
     let start = Instant::now();
-    let cause = match world.router(&config_of(&schedule)).chat(request(stream), context(None)).await {
+    let cause = match world
+        .router(&config_of(&schedule))
+        .chat(request(stream), context(None))
+        .await
+    {
         Ok(served) => read(served).await.failed[0].cause,
         Err(error) => failure(Err(error)).cause,
     };
-    assert_eq!((cause, ms(start.elapsed())), (Cause::DeadlineExceeded, 10_000));
+    assert_eq!(
+        (cause, ms(start.elapsed())),
+        (Cause::DeadlineExceeded, 10_000)
+    );
     assert_eq!(world.open(), 0);
 }
 
@@ -115,8 +148,16 @@ async fn silent_providers_share_one_deadline() {
     let schedule = doing(&[&[Action::Silent], &[Action::Silent], &[Action::Silent]]);
     let world = world(&schedule);
     let start = Instant::now();
-    let failure = failure(world.router(&config_of(&schedule)).chat(request(false), context(None)).await);
-    assert_eq!((failure.cause, failure.attempts.len(), ms(start.elapsed())), (Cause::DeadlineExceeded, 3, 10_000));
+    let failure = failure(
+        world
+            .router(&config_of(&schedule))
+            .chat(request(false), context(None))
+            .await,
+    );
+    assert_eq!(
+        (failure.cause, failure.attempts.len(), ms(start.elapsed())),
+        (Cause::DeadlineExceeded, 3, 10_000)
+    );
     let starts: Vec<u128> = world.calls().iter().map(|call| ms(call.at)).collect();
     assert_eq!(starts, [0, 8_000, 9_000]);
 }
@@ -132,9 +173,20 @@ async fn the_callers_deadline(#[case] asked_ms: u64, #[case] ends_ms: u128, #[ca
     let world = world(&schedule);
     let start = Instant::now();
     let deadline = Some(start + Duration::from_millis(asked_ms));
-    let failure = failure(world.router(&config_of(&schedule)).chat(request(false), context(deadline)).await);
-    assert_eq!((failure.cause, ms(start.elapsed())), (Cause::DeadlineExceeded, ends_ms));
-    assert_eq!((failure.attempts.len(), world.calls().len()), (calls, calls));
+    let failure = failure(
+        world
+            .router(&config_of(&schedule))
+            .chat(request(false), context(deadline))
+            .await,
+    );
+    assert_eq!(
+        (failure.cause, ms(start.elapsed())),
+        (Cause::DeadlineExceeded, ends_ms)
+    );
+    assert_eq!(
+        (failure.attempts.len(), world.calls().len()),
+        (calls, calls)
+    );
 }
 
 /// The deadline runs from the arrival of the request, not from the moment at which its body had been read.
@@ -144,8 +196,16 @@ async fn the_deadline_runs_from_the_arrival() {
     let world = world(&schedule);
     let arrived = context(None);
     tokio::time::advance(4 * SECOND).await;
-    let failure = failure(world.router(&config_of(&schedule)).chat(request(false), arrived).await);
-    assert_eq!((failure.cause, ms(world.now())), (Cause::DeadlineExceeded, 10_000));
+    let failure = failure(
+        world
+            .router(&config_of(&schedule))
+            .chat(request(false), arrived)
+            .await,
+    );
+    assert_eq!(
+        (failure.cause, ms(world.now())),
+        (Cause::DeadlineExceeded, 10_000)
+    );
 }
 
 /// Back-off doubles; every attempt carries the same body and the same idempotency key.
@@ -154,10 +214,21 @@ async fn attempts_are_spaced_and_alike() {
     let mut schedule = doing(&[&[status(500); 9]]);
     schedule.settings.max_attempts = 4;
     let world = world(&schedule);
-    failure(world.router(&config_of(&schedule)).chat(request(false), context(None)).await);
+    failure(
+        world
+            .router(&config_of(&schedule))
+            .chat(request(false), context(None))
+            .await,
+    );
     let calls = world.calls();
-    assert_eq!(calls.iter().map(|call| ms(call.at)).collect::<Vec<_>>(), [0, 100, 300, 700]);
-    assert!(calls.iter().all(|call| call.body == calls[0].body && call.headers.get("idempotency-key").unwrap() == "k-1"));
+    assert_eq!(
+        calls.iter().map(|call| ms(call.at)).collect::<Vec<_>>(),
+        [0, 100, 300, 700]
+    );
+    assert!(
+        calls.iter().all(|call| call.body == calls[0].body
+            && call.headers.get("idempotency-key").unwrap() == "k-1")
+    );
 }
 
 /// Retry-After is waited for where it fits, else the next candidate is asked at once, else the client is told at once.
@@ -170,17 +241,31 @@ async fn attempts_are_spaced_and_alike() {
 #[case::the_soonest_of_two(vec![vec![limited(47)], vec![limited(30)]], &[(1, 0), (2, 0)], Some(30))]
 #[case::absurd(vec![vec![limited(u64::MAX / 2)]], &[(1, 0)], Some(86_400))]
 #[tokio::test(start_paused = true)]
-async fn retry_after(#[case] script: Vec<Vec<Action>>, #[case] calls: &[(usize, u128)], #[case] told: Option<u64>) {
+async fn retry_after(
+    #[case] script: Vec<Vec<Action>>,
+    #[case] calls: &[(usize, u128)],
+    #[case] told: Option<u64>,
+) {
     let schedule = doing(&script.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let world = world(&schedule);
-    let result = world.router(&config_of(&schedule)).chat(request(false), context(None)).await;
-    let seen: Vec<(usize, u128)> = world.calls().iter().map(|call| (call.candidate + 1, ms(call.at))).collect();
+    let result = world
+        .router(&config_of(&schedule))
+        .chat(request(false), context(None))
+        .await;
+    let seen: Vec<(usize, u128)> = world
+        .calls()
+        .iter()
+        .map(|call| (call.candidate + 1, ms(call.at)))
+        .collect();
     assert_eq!(seen, calls);
     match (result, told) {
         (Ok(_), None) => {}
         (result, told) => {
             let failure = failure(result);
-            assert_eq!((failure.cause, failure.retry_after), (Cause::RateLimited, told.map(Duration::from_secs)));
+            assert_eq!(
+                (failure.cause, failure.retry_after),
+                (Cause::RateLimited, told.map(Duration::from_secs))
+            );
         }
     }
 }
@@ -192,12 +277,25 @@ async fn retry_after(#[case] script: Vec<Vec<Action>>, #[case] calls: &[(usize, 
 #[case::the_last_of_two(vec![vec![status(401)], vec![limited(3)]], &[(1, 0), (2, 0), (2, 3_000)])]
 #[case::no_more_than_a_back_off(vec![vec![limited(2)], vec![]], &[(1, 0), (1, 2_000)])]
 #[tokio::test(start_paused = true)]
-async fn a_long_retry_after_is_not_slept_out_where_another_is_free(#[case] script: Vec<Vec<Action>>, #[case] calls: &[(usize, u128)]) {
+async fn a_long_retry_after_is_not_slept_out_where_another_is_free(
+    #[case] script: Vec<Vec<Action>>,
+    #[case] calls: &[(usize, u128)],
+) {
     let mut schedule = doing(&script.iter().map(Vec::as_slice).collect::<Vec<_>>());
     schedule.settings.max_ms = 2_000;
     let world = world(&schedule);
-    assert!(world.router(&config_of(&schedule)).chat(request(false), context(None)).await.is_ok());
-    let seen: Vec<(usize, u128)> = world.calls().iter().map(|call| (call.candidate + 1, ms(call.at))).collect();
+    assert!(
+        world
+            .router(&config_of(&schedule))
+            .chat(request(false), context(None))
+            .await
+            .is_ok()
+    );
+    let seen: Vec<(usize, u128)> = world
+        .calls()
+        .iter()
+        .map(|call| (call.candidate + 1, ms(call.at)))
+        .collect();
     assert_eq!(seen, calls);
 }
 
@@ -205,11 +303,21 @@ async fn a_long_retry_after_is_not_slept_out_where_another_is_free(#[case] scrip
 #[tokio::test(start_paused = true)]
 async fn retries_stay_within_the_budget() {
     let mut schedule = doing(&[&[status(500); 400]]);
-    (schedule.settings.budget_percent, schedule.settings.budget_floor, schedule.settings.failure_threshold) = (20, 3, 10_000);
+    (
+        schedule.settings.budget_percent,
+        schedule.settings.budget_floor,
+        schedule.settings.failure_threshold,
+    ) = (20, 3, 10_000);
     let world = world(&schedule);
     let router = world.router(&config_of(&schedule));
-    let asked = futures::future::join_all((0..100).map(|_| router.chat(request(false), context(None)))).await;
-    assert!(asked.into_iter().all(|result| failure(result).cause == Cause::ServerError));
+    let asked =
+        futures::future::join_all((0..100).map(|_| router.chat(request(false), context(None))))
+            .await;
+    assert!(
+        asked
+            .into_iter()
+            .all(|result| failure(result).cause == Cause::ServerError)
+    );
     assert_eq!(world.calls().len(), 100 + 23);
 }
 
@@ -218,11 +326,23 @@ async fn retries_stay_within_the_budget() {
 #[case::the_callers(400, Cause::DeadlineExceeded)]
 #[case::its_own(501, Cause::ConnectTimeout)]
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_waited_for_as_long_as_the_deadline_allows(#[case] deadline_ms: u64, #[case] cause: Cause) {
+async fn a_connection_is_waited_for_as_long_as_the_deadline_allows(
+    #[case] deadline_ms: u64,
+    #[case] cause: Cause,
+) {
     let schedule = doing(&[&[Action::NeverAccept]]);
     let world = world(&schedule);
     let deadline = Some(Instant::now() + Duration::from_millis(deadline_ms));
-    assert_eq!(failure(world.router(&config_of(&schedule)).chat(request(false), context(deadline)).await).cause, cause);
+    assert_eq!(
+        failure(
+            world
+                .router(&config_of(&schedule))
+                .chat(request(false), context(deadline))
+                .await
+        )
+        .cause,
+        cause
+    );
 }
 
 /// The client that leaves ends what runs for it, and nothing starts afterwards.
@@ -235,35 +355,70 @@ async fn a_client_that_leaves(#[case] script: &[Action], #[case] leaves_ms: u64)
     let schedule = doing(&[script, &[]]);
     let world = world(&schedule);
     let router = world.router(&config_of(&schedule));
-    let left = tokio::time::timeout(Duration::from_millis(leaves_ms), router.chat(request(true), context(None))).await;
+    let left = tokio::time::timeout(
+        Duration::from_millis(leaves_ms),
+        router.chat(request(true), context(None)),
+    )
+    .await;
     assert!(left.is_err());
     assert_eq!(world.open(), 0, "the connection is closed");
     tokio::time::advance(60 * SECOND).await;
     assert_eq!(world.order(), [1], "nothing started afterwards");
-    assert!(router.health().iter().all(|health| health.breaker == BreakerState::Closed));
+    assert!(
+        router
+            .health()
+            .iter()
+            .all(|health| health.breaker == BreakerState::Closed)
+    );
 }
 
 /// Attempts in metrics are what the provider saw; a client that leaves is told apart.
 #[tokio::test(start_paused = true)]
 async fn metrics_count_what_happened() {
-    let schedule = doing(&[&[status(500), Action::Answer, Action::Stall { events: 3 }], &[]]);
+    let schedule = doing(&[
+        &[status(500), Action::Answer, Action::Stall { events: 3 }],
+        &[],
+    ]);
     let world = world(&schedule);
     let router = world.router(&config_of(&schedule));
     assert!(router.chat(request(false), context(None)).await.is_ok());
     drop(router.chat(request(true), context(None)).await);
     let text = world.metrics.render();
-    for line in ["outcome=\"success\"} 1", "outcome=\"server_error\"} 1", "outcome=\"cancelled\"} 1"] {
-        assert!(text.lines().any(|metric| metric.starts_with("gauntlet_attempts") && metric.ends_with(line)), "{line} in\n{text}");
+    for line in [
+        "outcome=\"success\"} 1",
+        "outcome=\"server_error\"} 1",
+        "outcome=\"cancelled\"} 1",
+    ] {
+        assert!(
+            text.lines()
+                .any(|metric| metric.starts_with("gauntlet_attempts") && metric.ends_with(line)),
+            "{line} in\n{text}"
+        );
     }
-    assert!(text.lines().any(|metric| metric.starts_with("gauntlet_retries") && metric.ends_with("} 1")), "{text}");
+    assert!(
+        text.lines()
+            .any(|metric| metric.starts_with("gauntlet_retries") && metric.ends_with("} 1")),
+        "{text}"
+    );
 }
 
 /// A plain answer beyond the bound is given up while it comes.
 #[tokio::test(start_paused = true)]
 async fn a_plain_answer_is_bounded() {
     let schedule = doing(&[&[]]);
-    let world = World::new(|_, _, _| Played::at_once(Response::ok("application/json", " ".repeat((32 << 20) + 1))));
-    assert_eq!(failure(world.router(&config_of(&schedule)).chat(request(false), context(None)).await).cause, Cause::Oversized);
+    let world = World::new(|_, _, _| {
+        Played::at_once(Response::ok("application/json", " ".repeat((32 << 20) + 1)))
+    });
+    assert_eq!(
+        failure(
+            world
+                .router(&config_of(&schedule))
+                .chat(request(false), context(None))
+                .await
+        )
+        .cause,
+        Cause::Oversized
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -273,6 +428,8 @@ async fn an_unknown_alias() {
     let router = world.router(&config_of(&schedule));
     let mut asked = request(false);
     asked.model = "nobody".into();
-    assert!(matches!(router.chat(asked, context(None)).await, Err(RouterError::UnknownModel(name)) if name == "nobody"));
+    assert!(
+        matches!(router.chat(asked, context(None)).await, Err(RouterError::UnknownModel(name)) if name == "nobody")
+    );
     assert_eq!(router.aliases(), [gauntlet_harness::schedule::ALIAS]);
 }

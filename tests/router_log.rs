@@ -17,15 +17,26 @@ use crate::providers::{config_of, context, read, request};
 #[tokio::test(start_paused = true)]
 async fn failures_are_logged_with_the_id_of_the_request() {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(log.clone())
+        .with_ansi(false)
+        .finish();
     let _scope = tracing::subscriber::set_default(subscriber);
     let schedule = doing(&[&[status(500), Action::Cut { events: 3 }]]);
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
+    let served = world
+        .router(&config_of(&schedule))
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
     read(served).await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for event in ["attempt failed", "stream broke"] {
-        assert!(text.lines().any(|line| line.contains(event) && line.contains("request_id=\"r-1\"")), "{event} in\n{text}");
+        assert!(
+            text.lines()
+                .any(|line| line.contains(event) && line.contains("request_id=\"r-1\"")),
+            "{event} in\n{text}"
+        );
     }
 }
 

@@ -16,7 +16,9 @@ use futures::StreamExt;
 use gauntlet::config::Config;
 use gauntlet::llm::chat::{Answer, ChatStream, StreamItem};
 use gauntlet::llm::router::Router;
-use gauntlet_harness::schedule::invariants::{self, Call, End, Exchange, Invariant, Observation, Violation};
+use gauntlet_harness::schedule::invariants::{
+    self, Call, End, Exchange, Invariant, Observation, Violation,
+};
 use gauntlet_harness::schedule::{Action, Leave, Request, Schedule, Script, Settings, full_text};
 use gauntlet_suites::properties::counterexample;
 use gauntlet_suites::properties::schedules::schedules;
@@ -32,9 +34,16 @@ const SCHEDULES: u32 = 2_000;
 /// PROP-01.
 #[test]
 fn any_schedule_keeps_all_invariants() {
-    let found = counterexample::find(counterexample::config(SCHEDULES, REGRESSIONS), &schedules(), |schedule| judged(schedule, Bug::None)).unwrap();
+    let found = counterexample::find(
+        counterexample::config(SCHEDULES, REGRESSIONS),
+        &schedules(),
+        |schedule| judged(schedule, Bug::None),
+    )
+    .unwrap();
     if let Some((schedule, why)) = found {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("gauntlet").join("schedules");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .with_file_name("gauntlet")
+            .join("schedules");
         let (_, text) = counterexample::report(&schedule, &why, &folder).unwrap();
         panic!("{text}");
     }
@@ -53,7 +62,8 @@ fn the_schedules_reach_every_outcome() {
                 Some(end) => count(&format!("{kind} {end:?}")),
                 None => count(&format!("{kind} Left")),
             }
-            let mut served_by: Vec<usize> = exchange.calls.iter().map(|call| call.candidate).collect();
+            let mut served_by: Vec<usize> =
+                exchange.calls.iter().map(|call| call.candidate).collect();
             if served_by.windows(2).any(|pair| pair[0] == pair[1]) {
                 count("retry");
             }
@@ -80,7 +90,13 @@ fn the_schedules_reach_every_outcome() {
         "fallback",
         "nobody asked",
     ] {
-        assert!(reached.borrow().get(outcome).is_some_and(|times| *times >= 10), "{outcome} is hardly reached: {reached:#?}");
+        assert!(
+            reached
+                .borrow()
+                .get(outcome)
+                .is_some_and(|times| *times >= 10),
+            "{outcome} is hardly reached: {reached:#?}"
+        );
     }
 }
 
@@ -100,11 +116,23 @@ fn the_schedules_reach_every_outcome() {
 #[case::no_breaker(Bug::NoBreaker, &[Invariant::BreakerRests])]
 #[case::no_budget(Bug::NoBudget, &[Invariant::WithinBudget])]
 fn a_router_with_one_bug_is_found(#[case] bug: Bug, #[case] by: &[Invariant]) {
-    let found = counterexample::find(counterexample::fixed(SCHEDULES), &schedules(), |schedule| judged(schedule, bug)).unwrap();
-    let (schedule, why) = found.unwrap_or_else(|| panic!("{bug:?} was not found in {SCHEDULES} schedules"));
-    let Violation { invariant, .. } = invariants::check(&schedule, &observe(&schedule, bug)).expect_err("the smallest schedule shows the bug again");
-    assert!(by.contains(&invariant), "{bug:?} was found by {invariant:?}: {why}");
-    assert_eq!(judged(&schedule, Bug::None), Ok(()), "the same schedule is no trouble for the router itself");
+    let found = counterexample::find(counterexample::fixed(SCHEDULES), &schedules(), |schedule| {
+        judged(schedule, bug)
+    })
+    .unwrap();
+    let (schedule, why) =
+        found.unwrap_or_else(|| panic!("{bug:?} was not found in {SCHEDULES} schedules"));
+    let Violation { invariant, .. } = invariants::check(&schedule, &observe(&schedule, bug))
+        .expect_err("the smallest schedule shows the bug again");
+    assert!(
+        by.contains(&invariant),
+        "{bug:?} was found by {invariant:?}: {why}"
+    );
+    assert_eq!(
+        judged(&schedule, Bug::None),
+        Ok(()),
+        "the same schedule is no trouble for the router itself"
+    );
     // what is written is what was played
     let json = serde_json::to_string(&schedule).unwrap();
     assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), schedule);
@@ -115,9 +143,14 @@ fn a_router_with_one_bug_is_found(#[case] bug: Bug, #[case] by: &[Invariant]) {
 fn every_invariant_can_be_violated() {
     for invariant in Invariant::ALL {
         let (schedule, good) = quiet();
-        assert_eq!(invariants::check(&schedule, &good), Ok(()), "the observation to start from is good");
+        assert_eq!(
+            invariants::check(&schedule, &good),
+            Ok(()),
+            "the observation to start from is good"
+        );
         let (schedule, wrong) = spoiled(invariant);
-        let found = invariants::check_only(&[invariant], &schedule, &wrong).map_err(|violation| violation.invariant);
+        let found = invariants::check_only(&[invariant], &schedule, &wrong)
+            .map_err(|violation| violation.invariant);
         assert_eq!(found, Err(invariant), "{invariant:?} accepts {wrong:#?}");
     }
 }
@@ -146,7 +179,10 @@ impl Bug {
     /// Some bugs are in what the router is built with.
     fn built_in(self, mut config: Config) -> Config {
         match self {
-            Self::NoDeadline => config.models.values_mut().for_each(|model| model.total *= 3),
+            Self::NoDeadline => config
+                .models
+                .values_mut()
+                .for_each(|model| model.total *= 3),
             Self::OneAttemptTooMany => config.retry.max_attempts += 1,
             Self::NoBackOff => config.retry.base = Duration::ZERO,
             Self::NoBreaker => config.breaker.failure_threshold = u32::MAX,
@@ -159,7 +195,11 @@ impl Bug {
 
 /// Plays the schedule against a router of its own, and tells what was seen.
 fn observe(schedule: &Schedule, bug: Bug) -> Observation {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let script = schedule.clone();
         let world = World::new(move |candidate, call, stream| script.play(candidate, call, stream));
@@ -171,7 +211,11 @@ fn observe(schedule: &Schedule, bug: Bug) -> Observation {
         }
         drop(router);
         // the clock's grain, once for each timer of a chain
-        Observation { exchanges, left_open: world.open(), grace_ms: 5 }
+        Observation {
+            exchanges,
+            left_open: world.open(),
+            grace_ms: 5,
+        }
     })
 }
 
@@ -181,10 +225,25 @@ async fn exchange(world: &Arc<World>, router: &Arc<Router>, asked: Request, bug:
     let mut seen = Exchange::default();
     match asked.leaves {
         Some(Leave::AfterMs(ms)) => {
-            let leaving = tokio::time::timeout(Duration::from_millis(ms), client(router, asked, &mut seen, bug)).await;
+            let leaving = tokio::time::timeout(
+                Duration::from_millis(ms),
+                client(router, asked, &mut seen, bug),
+            )
+            .await;
             if leaving.is_err() && bug == Bug::GoesOnWithoutItsClient {
                 let router = Arc::clone(router);
-                tokio::spawn(async move { client(&router, Request { leaves: None, ..asked }, &mut Exchange::default(), Bug::None).await });
+                tokio::spawn(async move {
+                    client(
+                        &router,
+                        Request {
+                            leaves: None,
+                            ..asked
+                        },
+                        &mut Exchange::default(),
+                        Bug::None,
+                    )
+                    .await
+                });
             }
         }
         _ => client(router, asked, &mut seen, bug).await,
@@ -198,7 +257,11 @@ async fn exchange(world: &Arc<World>, router: &Arc<Router>, asked: Request, bug:
     seen.calls_after_leaving = calls.len() - left_at;
     seen.calls = calls[before..]
         .iter()
-        .map(|seen| Call { candidate: seen.candidate, call: seen.call, at_ms: u64::try_from(seen.at.as_millis()).unwrap() })
+        .map(|seen| Call {
+            candidate: seen.candidate,
+            call: seen.call,
+            at_ms: u64::try_from(seen.at.as_millis()).unwrap(),
+        })
         .collect();
     seen
 }
@@ -218,7 +281,13 @@ async fn client(router: &Router, asked: Request, seen: &mut Exchange, bug: Bug) 
     }
 }
 
-async fn read(router: &Router, mut stream: ChatStream, asked: Request, seen: &mut Exchange, bug: Bug) {
+async fn read(
+    router: &Router,
+    mut stream: ChatStream,
+    asked: Request,
+    seen: &mut Exchange,
+    bug: Bug,
+) {
     let wanted = match asked.leaves {
         Some(Leave::AfterWords(words)) => words,
         _ => usize::MAX,
@@ -266,26 +335,52 @@ fn quiet() -> (Schedule, Observation) {
     let schedule = Schedule {
         settings,
         candidates: vec![Script::default(), Script::default()],
-        requests: vec![Request { after_ms: 0, stream: true, leaves: None }],
+        requests: vec![Request {
+            after_ms: 0,
+            stream: true,
+            leaves: None,
+        }],
     };
-    let exchange = Exchange { text: full_text(0, 0), ends: vec![End::Complete], elapsed_ms: 1, calls: vec![call(0, 0, 0)], calls_after_leaving: 0 };
-    (schedule, Observation { exchanges: vec![exchange], left_open: 0, grace_ms: 5 })
+    let exchange = Exchange {
+        text: full_text(0, 0),
+        ends: vec![End::Complete],
+        elapsed_ms: 1,
+        calls: vec![call(0, 0, 0)],
+        calls_after_leaving: 0,
+    };
+    (
+        schedule,
+        Observation {
+            exchanges: vec![exchange],
+            left_open: 0,
+            grace_ms: 5,
+        },
+    )
 }
 
 fn call(candidate: usize, call: usize, at_ms: u64) -> Call {
-    Call { candidate, call, at_ms }
+    Call {
+        candidate,
+        call,
+        at_ms,
+    }
 }
 
 /// A schedule, and an observation of it that violates this invariant.
 fn spoiled(invariant: Invariant) -> (Schedule, Observation) {
     let (mut schedule, mut seen) = quiet();
-    let error = |status: u16| Action::Status { status, retry_after_s: None };
+    let error = |status: u16| Action::Status {
+        status,
+        retry_after_s: None,
+    };
     let exchange = &mut seen.exchanges[0];
     let first = &mut schedule.candidates[0].calls;
     match invariant {
         Invariant::OneEnd => exchange.ends = vec![End::Complete, End::Broken],
         Invariant::WithinDeadline => exchange.elapsed_ms = 10_006,
-        Invariant::WithinAttempts => exchange.calls = (0..4).map(|n| call(0, n, n as u64 * 3_000)).collect(),
+        Invariant::WithinAttempts => {
+            exchange.calls = (0..4).map(|n| call(0, n, n as u64 * 3_000)).collect()
+        }
         Invariant::InOrder => exchange.calls = vec![call(1, 0, 0), call(0, 0, 1)],
         Invariant::OneText => {
             *first = vec![Action::Cut { events: 3 }];
@@ -317,7 +412,10 @@ fn spoiled(invariant: Invariant) -> (Schedule, Observation) {
             exchange.ends = vec![End::Error];
         }
         Invariant::Waits => {
-            *first = vec![Action::Status { status: 429, retry_after_s: Some(2) }];
+            *first = vec![Action::Status {
+                status: 429,
+                retry_after_s: Some(2),
+            }];
             exchange.calls = vec![call(0, 0, 0), call(0, 1, 1_900)];
         }
         Invariant::NothingAfterLeaving => exchange.calls_after_leaving = 1,

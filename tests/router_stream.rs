@@ -35,10 +35,17 @@ use crate::providers::{World, config_of, content_of, context, failure, read, req
 async fn a_stream_that_fails_before_its_first_token_falls_back(#[case] action: Action) {
     let schedule = doing(&[&[action; 9], &[]]);
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("the second serves"));
+    let served = world
+        .router(&config_of(&schedule))
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("the second serves"));
     assert_eq!(served.by.provider, "p2");
     let told = read(served).await;
-    assert_eq!((told.text, told.done, told.failed.len()), (full_text(1, 0), 1, 0));
+    assert_eq!(
+        (told.text, told.done, told.failed.len()),
+        (full_text(1, 0), 1, 0)
+    );
     assert_eq!(world.open(), 0);
 }
 
@@ -52,10 +59,17 @@ async fn a_stream_that_fails_before_its_first_token_falls_back(#[case] action: A
 #[case::in_band(Action::InBandError { events: 3 }, Cause::InBand)]
 #[case::not_json(Action::Malformed { events: 3 }, Cause::BadResponse)]
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_breaks_after_its_first_token_says_so(#[case] action: Action, #[case] cause: Cause) {
+async fn a_stream_that_breaks_after_its_first_token_says_so(
+    #[case] action: Action,
+    #[case] cause: Cause,
+) {
     let schedule = doing(&[&[action; 9], &[]]);
     let world = world(&schedule);
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
+    let served = world
+        .router(&config_of(&schedule))
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
     let told = read(served).await;
     assert_eq!(told.text, [word(0, 0, 0), word(0, 0, 1)].concat());
     assert_eq!((told.done, told.failed.len()), (0, 1));
@@ -78,8 +92,16 @@ async fn the_first_token_is_waited_for_so_long(#[case] plan: Plan) {
         Played::flowing(Response::ok("text/event-stream", body), plan.clone())
     });
     let start = Instant::now();
-    let failure = failure(world.router(&config_of(&schedule)).chat(request(true), context(None)).await);
-    assert_eq!((failure.cause, ms(start.elapsed())), (Cause::FirstTokenTimeout, 3_000));
+    let failure = failure(
+        world
+            .router(&config_of(&schedule))
+            .chat(request(true), context(None))
+            .await,
+    );
+    assert_eq!(
+        (failure.cause, ms(start.elapsed())),
+        (Cause::FirstTokenTimeout, 3_000)
+    );
     assert_eq!(world.open(), 0);
 }
 
@@ -90,10 +112,19 @@ async fn a_slow_client_holds_the_provider_back() {
     schedule.settings.total_ms = 60_000;
     let world = World::new(|_, _, _| {
         let whole = doing(&[&[]]).play(0, 0, true).response;
-        Played::flowing(whole, Plan::of(std::iter::once(Step::Head).chain((0..7).map(|_| Step::Events(1)))))
+        Played::flowing(
+            whole,
+            Plan::of(std::iter::once(Step::Head).chain((0..7).map(|_| Step::Events(1)))),
+        )
     });
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
-    let Answer::Stream(mut stream) = served.answer else { panic!("a stream was asked for") };
+    let served = world
+        .router(&config_of(&schedule))
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
+    let Answer::Stream(mut stream) = served.answer else {
+        panic!("a stream was asked for")
+    };
     let mut text = String::new();
     loop {
         tokio::time::advance(5 * SECOND).await;
@@ -116,12 +147,19 @@ async fn the_rest_of_a_body_is_read_for_a_while(#[case] pause_ms: u64, #[case] o
     let schedule = doing(&[&[]]);
     let world = World::new(move |_, _, _| {
         let whole = doing(&[&[]]).play(0, 0, true).response;
-        let later = if pause_ms == u64::MAX { Step::Stall } else { Step::Pause { ms: pause_ms } };
+        let later = if pause_ms == u64::MAX {
+            Step::Stall
+        } else {
+            Step::Pause { ms: pause_ms }
+        };
         Played::flowing(whole, Plan::of([Step::Head, Step::Rest, later]))
     });
     let router = world.router(&config_of(&schedule));
     let start = Instant::now();
-    let served = router.chat(request(true), context(None)).await.unwrap_or_else(|_| panic!("committed"));
+    let served = router
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
     let told = read(served).await;
     assert_eq!((told.done, ms(start.elapsed())), (1, 0));
     tokio::time::sleep(Duration::from_millis(open_ms - 1)).await;
@@ -135,10 +173,26 @@ async fn the_rest_of_a_body_is_read_for_a_while(#[case] pause_ms: u64, #[case] o
 async fn the_start_up_buffer_is_bounded() {
     let schedule = doing(&[&[]]);
     let world = World::new(|_, _, _| {
-        let role = doing(&[&[]]).play(0, 0, true).response.body.split_inclusive("\n\n").next().unwrap().to_owned();
+        let role = doing(&[&[]])
+            .play(0, 0, true)
+            .response
+            .body
+            .split_inclusive("\n\n")
+            .next()
+            .unwrap()
+            .to_owned();
         Played::at_once(Response::ok("text/event-stream", role.repeat(4_000)))
     });
-    assert_eq!(failure(world.router(&config_of(&schedule)).chat(request(true), context(None)).await).cause, Cause::Oversized);
+    assert_eq!(
+        failure(
+            world
+                .router(&config_of(&schedule))
+                .chat(request(true), context(None))
+                .await
+        )
+        .cause,
+        Cause::Oversized
+    );
 }
 
 /// An event may be as large as the framing takes, also the first one, in however many reads it comes.
@@ -152,12 +206,22 @@ async fn a_large_first_event_is_taken() {
             let chunk = serde_json::json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]});
             format!("data: {chunk}\n\n")
         };
-        let body = event(serde_json::json!({"content": said}), None) + &event(serde_json::json!({}), Some("stop")) + "data: [DONE]\n\n";
+        let body = event(serde_json::json!({"content": said}), None)
+            + &event(serde_json::json!({}), Some("stop"))
+            + "data: [DONE]\n\n";
         Played::flowing(
             Response::ok("text/event-stream", body),
-            Plan::of(std::iter::once(Step::Head).chain((0..64).map(|_| Step::Bytes(16 << 10))).chain([Step::Rest])),
+            Plan::of(
+                std::iter::once(Step::Head)
+                    .chain((0..64).map(|_| Step::Bytes(16 << 10)))
+                    .chain([Step::Rest]),
+            ),
         )
     });
-    let served = world.router(&config_of(&schedule)).chat(request(true), context(None)).await.unwrap_or_else(|error| panic!("{error:?}"));
+    let served = world
+        .router(&config_of(&schedule))
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(read(served).await.text, text);
 }

@@ -11,21 +11,37 @@ use std::sync::Arc;
 
 use databases::{On, config, empty, store};
 use futures::future::join_all;
-use gauntlet::store::{self as stores, KeyRecord, Listing, NewDocument, QueryRecord, Store, StoreError};
+use gauntlet::store::{
+    self as stores, KeyRecord, Listing, NewDocument, QueryRecord, Store, StoreError,
+};
 use rstest::rstest;
 use serde_json::json;
 use uuid::Uuid;
 
 fn new(title: &str, text: &str) -> NewDocument {
-    NewDocument { title: title.into(), text: text.into() }
+    NewDocument {
+        title: title.into(),
+        text: text.into(),
+    }
 }
 
 fn record(created_at: i64, status: &str) -> QueryRecord {
-    QueryRecord { id: Uuid::now_v7(), tenant: "a".into(), status: status.into(), created_at, document: json!({"n": created_at}) }
+    QueryRecord {
+        id: Uuid::now_v7(),
+        tenant: "a".into(),
+        status: status.into(),
+        created_at,
+        document: json!({"n": created_at}),
+    }
 }
 
 fn page(page: u32, size: u32) -> Listing {
-    Listing { page, size, status: None, before: None }
+    Listing {
+        page,
+        size,
+        status: None,
+        before: None,
+    }
 }
 
 /// DATA-08, DATA-09
@@ -38,14 +54,33 @@ fn page(page: u32, size: u32) -> Listing {
 #[case::one_long_word(&"x".repeat(1 << 20))]
 #[case::many_words(&(0..150_000).map(|n| format!("w{n} ")).collect::<String>())]
 #[tokio::test]
-async fn a_document_comes_back_as_it_was(#[values(On::Sqlite, On::Postgres)] on: On, #[case] text: &str) {
+async fn a_document_comes_back_as_it_was(
+    #[values(On::Sqlite, On::Postgres)] on: On,
+    #[case] text: &str,
+) {
     let Some(bed) = store(on).await else { return };
-    let added = bed.store.add_document("a", new("Title ' \u{1F426}", text)).await.unwrap();
+    let added = bed
+        .store
+        .add_document("a", new("Title ' \u{1F426}", text))
+        .await
+        .unwrap();
     assert_eq!(added.text, text);
-    assert_eq!(bed.store.document("a", added.id).await.unwrap(), Some(added.clone()));
-    let word = text.split(|c: char| !c.is_alphanumeric()).find(|word| !word.is_empty()).unwrap();
+    assert_eq!(
+        bed.store.document("a", added.id).await.unwrap(),
+        Some(added.clone())
+    );
+    let word = text
+        .split(|c: char| !c.is_alphanumeric())
+        .find(|word| !word.is_empty())
+        .unwrap();
     let found = bed.store.search("a", word, 3).await.unwrap();
-    assert_eq!(found.iter().map(|passage| passage.document).collect::<Vec<_>>(), [added.id]);
+    assert_eq!(
+        found
+            .iter()
+            .map(|passage| passage.document)
+            .collect::<Vec<_>>(),
+        [added.id]
+    );
     assert!(found[0].text.len() <= 1_200, "a passage is bounded");
     bed.end().await;
 }
@@ -54,7 +89,13 @@ async fn a_document_comes_back_as_it_was(#[values(On::Sqlite, On::Postgres)] on:
 #[tokio::test]
 async fn tenants_do_not_see_each_other(#[values(On::Sqlite, On::Postgres)] on: On) {
     let Some(bed) = store(on).await else { return };
-    let (store, document) = (&bed.store, bed.store.add_document("a", new("t", "heron")).await.unwrap());
+    let (store, document) = (
+        &bed.store,
+        bed.store
+            .add_document("a", new("t", "heron"))
+            .await
+            .unwrap(),
+    );
     let query = record(1, "complete");
     store.record_query(query.clone()).await.unwrap();
     assert_eq!(store.document("b", document.id).await.unwrap(), None);
@@ -62,7 +103,20 @@ async fn tenants_do_not_see_each_other(#[values(On::Sqlite, On::Postgres)] on: O
     assert_eq!(store.search("b", "heron", 5).await.unwrap(), []);
     assert_eq!(store.query("b", query.id).await.unwrap(), None);
     assert_eq!(store.queries("b", page(1, 5)).await.unwrap().total, 0);
-    assert_eq!(store.queries("b", Listing { before: Some(query.id), ..page(1, 5) }).await.unwrap().total, 0);
+    assert_eq!(
+        store
+            .queries(
+                "b",
+                Listing {
+                    before: Some(query.id),
+                    ..page(1, 5)
+                }
+            )
+            .await
+            .unwrap()
+            .total,
+        0
+    );
     assert!(store.document("a", document.id).await.unwrap().is_some());
     bed.end().await;
 }
@@ -71,13 +125,24 @@ async fn tenants_do_not_see_each_other(#[values(On::Sqlite, On::Postgres)] on: O
 #[tokio::test]
 async fn a_deleted_document_is_found_no_more(#[values(On::Sqlite, On::Postgres)] on: On) {
     let Some(bed) = store(on).await else { return };
-    let (gone, stays) =
-        (bed.store.add_document("a", new("", "grey heron")).await.unwrap(), bed.store.add_document("a", new("", "grey cat")).await.unwrap());
+    let (gone, stays) = (
+        bed.store
+            .add_document("a", new("", "grey heron"))
+            .await
+            .unwrap(),
+        bed.store
+            .add_document("a", new("", "grey cat"))
+            .await
+            .unwrap(),
+    );
     assert!(bed.store.delete_document("a", gone.id).await.unwrap());
     assert!(!bed.store.delete_document("a", gone.id).await.unwrap());
     assert_eq!(bed.store.document("a", gone.id).await.unwrap(), None);
     assert_eq!(bed.store.search("a", "heron", 5).await.unwrap(), []);
-    assert_eq!(bed.store.search("a", "grey", 5).await.unwrap()[0].document, stays.id);
+    assert_eq!(
+        bed.store.search("a", "grey", 5).await.unwrap()[0].document,
+        stays.id
+    );
     assert_eq!(bed.case.count("passages").await.unwrap(), 1);
     bed.end().await;
 }
@@ -89,16 +154,40 @@ async fn text_with_a_nul_is_refused_and_leaves_nothing(#[values(On::Sqlite, On::
     let Some(bed) = store(on).await else { return };
     for document in [new("a\0b", "text"), new("t", "a\0b"), new("t", "\0")] {
         let refused = bed.store.add_document("a", document).await.unwrap_err();
-        assert!(matches!(&refused, StoreError::Rejected(message) if message.contains("NUL")), "{refused}");
+        assert!(
+            matches!(&refused, StoreError::Rejected(message) if message.contains("NUL")),
+            "{refused}"
+        );
     }
-    let refused = bed.store.add_document("a\0", new("t", "x")).await.unwrap_err();
+    let refused = bed
+        .store
+        .add_document("a\0", new("t", "x"))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, StoreError::Rejected(_)), "{refused}");
     for table in ["documents", "passages"] {
         assert_eq!(bed.case.count(table).await.unwrap(), 0, "{table}");
     }
-    assert!(matches!(bed.store.document("\0", Uuid::nil()).await, Err(StoreError::Rejected(_))));
-    assert!(matches!(bed.store.queries("a", Listing { status: Some("\0".into()), ..page(1, 1) }).await, Err(StoreError::Rejected(_))));
-    assert!(matches!(bed.store.key_by_hash("\0").await, Err(StoreError::Rejected(_))));
+    assert!(matches!(
+        bed.store.document("\0", Uuid::nil()).await,
+        Err(StoreError::Rejected(_))
+    ));
+    assert!(matches!(
+        bed.store
+            .queries(
+                "a",
+                Listing {
+                    status: Some("\0".into()),
+                    ..page(1, 1)
+                }
+            )
+            .await,
+        Err(StoreError::Rejected(_))
+    ));
+    assert!(matches!(
+        bed.store.key_by_hash("\0").await,
+        Err(StoreError::Rejected(_))
+    ));
     bed.end().await;
 }
 
@@ -107,7 +196,11 @@ async fn text_with_a_nul_is_refused_and_leaves_nothing(#[values(On::Sqlite, On::
 #[tokio::test]
 async fn no_query_is_a_syntax_error(#[values(On::Sqlite, On::Postgres)] on: On) {
     let Some(bed) = store(on).await else { return };
-    let heron = bed.store.add_document("a", new("Birds", "A heron stands in the water.")).await.unwrap();
+    let heron = bed
+        .store
+        .add_document("a", new("Birds", "A heron stands in the water."))
+        .await
+        .unwrap();
     let hostile = [
         "",
         " ",
@@ -126,10 +219,21 @@ async fn no_query_is_a_syntax_error(#[values(On::Sqlite, On::Postgres)] on: On) 
         "'; DROP TABLE documents; --",
     ];
     for query in hostile {
-        bed.store.search("a", query, 5).await.unwrap_or_else(|error| panic!("{query:?}: {error}"));
+        bed.store
+            .search("a", query, 5)
+            .await
+            .unwrap_or_else(|error| panic!("{query:?}: {error}"));
         let with_word = format!("{query} heron {query}");
-        let found = bed.store.search("a", &with_word, 5).await.unwrap_or_else(|error| panic!("{with_word:?}: {error}"));
-        assert_eq!(found.first().map(|passage| passage.document), Some(heron.id), "{with_word:?}");
+        let found = bed
+            .store
+            .search("a", &with_word, 5)
+            .await
+            .unwrap_or_else(|error| panic!("{with_word:?}: {error}"));
+        assert_eq!(
+            found.first().map(|passage| passage.document),
+            Some(heron.id),
+            "{with_word:?}"
+        );
     }
     let long = "word ".repeat(50_000) + "heron";
     assert_eq!(bed.store.search("a", &long, 5).await.unwrap().len(), 1);
@@ -140,20 +244,35 @@ async fn no_query_is_a_syntax_error(#[values(On::Sqlite, On::Postgres)] on: On) 
 /// DATA-09: the same documents, the same passages, the same order.
 #[tokio::test]
 async fn both_databases_find_the_same_in_the_same_order() {
-    let (Some(sqlite), Some(postgres)) = (store(On::Sqlite).await, store(On::Postgres).await) else { return };
+    let (Some(sqlite), Some(postgres)) = (store(On::Sqlite).await, store(On::Postgres).await)
+    else {
+        return;
+    };
     let corpus: Vec<NewDocument> = (0..60)
         .map(|n| {
             let animal = ["heron", "cat", "Otter", "Straße", "東京", "naïve"][n % 6];
             let place = ["river", "the house", "a reed bed"][n % 3];
             new(
                 &format!("Note {n}"),
-                &format!("The {animal} was seen at {place}. {}\n\nOn day {} it rained.", "It was grey. ".repeat(n % 5 * 40), n % 7),
+                &format!(
+                    "The {animal} was seen at {place}. {}\n\nOn day {} it rained.",
+                    "It was grey. ".repeat(n % 5 * 40),
+                    n % 7
+                ),
             )
         })
         .collect();
     for document in &corpus {
-        sqlite.store.add_document("a", document.clone()).await.unwrap();
-        postgres.store.add_document("a", document.clone()).await.unwrap();
+        sqlite
+            .store
+            .add_document("a", document.clone())
+            .await
+            .unwrap();
+        postgres
+            .store
+            .add_document("a", document.clone())
+            .await
+            .unwrap();
     }
     let queries = [
         "heron",
@@ -171,11 +290,19 @@ async fn both_databases_find_the_same_in_the_same_order() {
     for query in queries {
         let told = async |store: &Arc<dyn Store>| -> Vec<(String, String, f64)> {
             let found = store.search("a", query, 100).await.unwrap();
-            found.into_iter().map(|passage| (passage.title, passage.text, passage.score)).collect()
+            found
+                .into_iter()
+                .map(|passage| (passage.title, passage.text, passage.score))
+                .collect()
         };
         let (one, other) = (told(&sqlite.store).await, told(&postgres.store).await);
         assert_eq!(one, other, "{query:?}");
-        assert_eq!(one.is_empty(), query == "nothing of this", "{query:?} finds {} documents", one.len());
+        assert_eq!(
+            one.is_empty(),
+            query == "nothing of this",
+            "{query:?} finds {} documents",
+            one.len()
+        );
     }
     sqlite.end().await;
     postgres.end().await;
@@ -187,12 +314,29 @@ async fn both_databases_find_the_same_in_the_same_order() {
 async fn a_query_is_recorded_once_and_as_it_was_sent(#[values(On::Sqlite, On::Postgres)] on: On) {
     let Some(bed) = store(on).await else { return };
     let document = json!({"z": 1, "a": [0.1, -0.0, 1e300, 1.0 / 65.0, 1.0 / 70.0, 1.0 / 71.0, u64::MAX, i64::MIN], "text": "\u{0} \u{1F426} ' \" \\", "nested": {"b": null, "a": true}});
-    let record = QueryRecord { document: document.clone(), ..record(7, "degraded") };
-    let (one, other) = tokio::join!(bed.store.record_query(record.clone()), bed.store.record_query(record.clone()));
+    let record = QueryRecord {
+        document: document.clone(),
+        ..record(7, "degraded")
+    };
+    let (one, other) = tokio::join!(
+        bed.store.record_query(record.clone()),
+        bed.store.record_query(record.clone())
+    );
     assert_eq!((one, other), (Ok(()), Ok(())));
-    bed.store.record_query(QueryRecord { status: "failed".into(), document: json!(null), ..record.clone() }).await.unwrap();
+    bed.store
+        .record_query(QueryRecord {
+            status: "failed".into(),
+            document: json!(null),
+            ..record.clone()
+        })
+        .await
+        .unwrap();
     let kept = bed.store.query("a", record.id).await.unwrap().unwrap();
-    assert_eq!(kept.document.to_string(), document.to_string(), "to the byte");
+    assert_eq!(
+        kept.document.to_string(),
+        document.to_string(),
+        "to the byte"
+    );
     assert_eq!(kept, record);
     assert_eq!(bed.case.count("queries").await.unwrap(), 1);
     bed.end().await;
@@ -203,7 +347,9 @@ async fn a_query_is_recorded_once_and_as_it_was_sent(#[values(On::Sqlite, On::Po
 async fn queries_are_listed_newest_first(#[values(On::Sqlite, On::Postgres)] on: On) {
     let Some(bed) = store(on).await else { return };
     // pairs of the same moment: the id decides
-    let records: Vec<QueryRecord> = (0..7).map(|n| record(n / 2, if n == 3 { "degraded" } else { "complete" })).collect();
+    let records: Vec<QueryRecord> = (0..7)
+        .map(|n| record(n / 2, if n == 3 { "degraded" } else { "complete" }))
+        .collect();
     for record in records.iter().rev() {
         bed.store.record_query(record.clone()).await.unwrap();
     }
@@ -216,11 +362,25 @@ async fn queries_are_listed_newest_first(#[values(On::Sqlite, On::Postgres)] on:
             assert_eq!(page.total, 7);
             listed.extend(page.records);
         }
-        assert!(listed.starts_with(&newest) && listed.len() == 7, "pages of {size}");
+        assert!(
+            listed.starts_with(&newest) && listed.len() == 7,
+            "pages of {size}"
+        );
     }
-    let degraded = list(Listing { status: Some("degraded".into()), ..page(1, 9) }).await;
-    assert_eq!((degraded.records.as_slice(), degraded.total), (&records[3..4], 1));
-    let after = list(Listing { before: Some(records[3].id), ..page(1, 9) }).await;
+    let degraded = list(Listing {
+        status: Some("degraded".into()),
+        ..page(1, 9)
+    })
+    .await;
+    assert_eq!(
+        (degraded.records.as_slice(), degraded.total),
+        (&records[3..4], 1)
+    );
+    let after = list(Listing {
+        before: Some(records[3].id),
+        ..page(1, 9)
+    })
+    .await;
     assert_eq!((after.records.as_slice(), after.total), (&newest[4..], 7));
     for (number, size) in [(0, 3), (u32::MAX, u32::MAX), (1, 0)] {
         let page = list(page(number, size)).await;
@@ -232,7 +392,9 @@ async fn queries_are_listed_newest_first(#[values(On::Sqlite, On::Postgres)] on:
 /// DATA-08: a reader goes through the listing with `before` while others record; each page is asked for only after a record.
 #[rstest]
 #[tokio::test]
-async fn a_listing_that_grows_has_no_row_twice_and_none_missing(#[values(On::Sqlite, On::Postgres)] on: On) {
+async fn a_listing_that_grows_has_no_row_twice_and_none_missing(
+    #[values(On::Sqlite, On::Postgres)] on: On,
+) {
     let Some(bed) = store(on).await else { return };
     let there: Vec<QueryRecord> = (0..20).map(|n| record(n, "complete")).collect();
     for record in &there {
@@ -242,15 +404,40 @@ async fn a_listing_that_grows_has_no_row_twice_and_none_missing(#[values(On::Sql
     let mut before = None;
     for n in 0.. {
         // newer ones, and one that was accepted long ago and is recorded only now
-        bed.store.record_query(record(100 + n, "complete")).await.unwrap();
-        bed.store.record_query(record(n % 20, "complete")).await.unwrap();
-        let page = bed.store.queries("a", Listing { before, ..page(1, 3) }).await.unwrap();
-        let Some(last) = page.records.last() else { break };
+        bed.store
+            .record_query(record(100 + n, "complete"))
+            .await
+            .unwrap();
+        bed.store
+            .record_query(record(n % 20, "complete"))
+            .await
+            .unwrap();
+        let page = bed
+            .store
+            .queries(
+                "a",
+                Listing {
+                    before,
+                    ..page(1, 3)
+                },
+            )
+            .await
+            .unwrap();
+        let Some(last) = page.records.last() else {
+            break;
+        };
         before = Some(last.id);
         seen.extend(page.records.into_iter().map(|record| record.id));
     }
-    assert_eq!(seen.len(), seen.iter().collect::<HashSet<_>>().len(), "twice");
-    assert!(there.iter().all(|record| seen.contains(&record.id)), "missing");
+    assert_eq!(
+        seen.len(),
+        seen.iter().collect::<HashSet<_>>().len(),
+        "twice"
+    );
+    assert!(
+        there.iter().all(|record| seen.contains(&record.id)),
+        "missing"
+    );
     bed.end().await;
 }
 
@@ -270,10 +457,23 @@ async fn keys_are_found_by_hash_until_they_are_revoked(#[values(On::Sqlite, On::
     for key in [&second, &first, &first] {
         bed.store.add_key(key.clone()).await.unwrap();
     }
-    assert_eq!(bed.store.keys().await.unwrap(), [first.clone(), second.clone()]);
-    let twice = bed.store.add_key(KeyRecord { id: Uuid::now_v7(), ..first.clone() }).await.unwrap_err();
+    assert_eq!(
+        bed.store.keys().await.unwrap(),
+        [first.clone(), second.clone()]
+    );
+    let twice = bed
+        .store
+        .add_key(KeyRecord {
+            id: Uuid::now_v7(),
+            ..first.clone()
+        })
+        .await
+        .unwrap_err();
     assert!(matches!(twice, StoreError::Rejected(_)), "{twice}");
-    assert_eq!(bed.store.key_by_hash("hash1").await.unwrap(), Some(first.clone()));
+    assert_eq!(
+        bed.store.key_by_hash("hash1").await.unwrap(),
+        Some(first.clone())
+    );
     assert!(bed.store.revoke_key(first.id, 9).await.unwrap());
     assert!(!bed.store.revoke_key(first.id, 10).await.unwrap());
     assert_eq!(bed.store.key_by_hash("hash1").await.unwrap(), None);
@@ -289,15 +489,30 @@ async fn replicas_that_start_together_migrate_once(#[values(On::Sqlite, On::Post
     let Some(case) = empty(on).await else { return };
     let config = config(case.url());
     let opened = join_all((0..6).map(|_| stores::open(&config))).await;
-    let replicas: Vec<Arc<dyn Store>> = opened.into_iter().map(|opened| opened.unwrap_or_else(|error| panic!("{error}"))).collect();
+    let replicas: Vec<Arc<dyn Store>> = opened
+        .into_iter()
+        .map(|opened| opened.unwrap_or_else(|error| panic!("{error}")))
+        .collect();
     assert_eq!(case.count("schema_migrations").await.unwrap(), 1);
-    let added = replicas[0].add_document("a", new("t", "heron")).await.unwrap();
-    assert_eq!(replicas[5].document("a", added.id).await.unwrap(), Some(added));
+    let added = replicas[0]
+        .add_document("a", new("t", "heron"))
+        .await
+        .unwrap();
+    assert_eq!(
+        replicas[5].document("a", added.id).await.unwrap(),
+        Some(added)
+    );
     join_all(replicas.iter().map(|replica| replica.close())).await;
     let again = stores::open(&config).await.unwrap();
-    assert_eq!(case.count("documents").await.unwrap(), 1, "what was there stays");
+    assert_eq!(
+        case.count("documents").await.unwrap(),
+        1,
+        "what was there stays"
+    );
     again.close().await;
-    case.finish(gauntlet_harness::database::End::Drop).await.unwrap();
+    case.finish(gauntlet_harness::database::End::Drop)
+        .await
+        .unwrap();
 }
 
 #[rstest]
@@ -307,7 +522,10 @@ async fn many_writers_lose_nothing(#[values(On::Sqlite, On::Postgres)] on: On) {
     let writes = (0..64).map(|n| {
         let store = bed.store.clone();
         async move {
-            store.add_document("a", new(&n.to_string(), "heron")).await.unwrap();
+            store
+                .add_document("a", new(&n.to_string(), "heron"))
+                .await
+                .unwrap();
             store.record_query(record(n, "complete")).await.unwrap();
         }
     });
@@ -324,7 +542,10 @@ async fn a_closed_store_says_so(#[values(On::Sqlite, On::Postgres)] on: On) {
     let Some(bed) = store(on).await else { return };
     bed.store.ping().await.unwrap();
     bed.store.close().await;
-    assert!(matches!(bed.store.ping().await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(
+        bed.store.ping().await,
+        Err(StoreError::Unavailable(_))
+    ));
     bed.end().await;
 }
 
@@ -334,8 +555,16 @@ async fn memory_is_one_database_for_every_call() {
     let other = stores::open(&config("sqlite::memory:")).await.unwrap();
     let added = store.add_document("a", new("t", "heron")).await.unwrap();
     let reads = join_all((0..8).map(|_| store.document("a", added.id))).await;
-    assert!(reads.into_iter().all(|read| read == Ok(Some(added.clone()))));
-    assert_eq!(other.document("a", added.id).await.unwrap(), None, "two stores in memory are two databases");
+    assert!(
+        reads
+            .into_iter()
+            .all(|read| read == Ok(Some(added.clone())))
+    );
+    assert_eq!(
+        other.document("a", added.id).await.unwrap(),
+        None,
+        "two stores in memory are two databases"
+    );
 }
 
 #[rstest]

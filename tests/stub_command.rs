@@ -24,7 +24,9 @@ impl Drop for Running {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/conversations").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures/conversations")
+        .join(name)
 }
 
 fn stub(scripts: &[PathBuf]) -> Running {
@@ -38,7 +40,11 @@ fn stub(scripts: &[PathBuf]) -> Running {
     let told: Vec<String> = lines.map(Result::unwrap).take(3).collect();
     let root = told[1].split_whitespace().last().unwrap();
     let client = Client::new(root, Vec::new(), Tape::new()).unwrap();
-    Running { child, client, _told: told }
+    Running {
+        child,
+        client,
+        _told: told,
+    }
 }
 
 fn says(text: &str) -> Value {
@@ -48,7 +54,9 @@ fn says(text: &str) -> Value {
 #[test]
 fn every_shipped_script_can_be_read() {
     let scripts = std::fs::read_dir(fixture("")).unwrap();
-    let read: Vec<Script> = scripts.map(|entry| Script::read(&entry.unwrap().path()).unwrap()).collect();
+    let read: Vec<Script> = scripts
+        .map(|entry| Script::read(&entry.unwrap().path()).unwrap())
+        .collect();
     assert!(read.len() >= 2);
 }
 
@@ -56,8 +64,18 @@ fn every_shipped_script_can_be_read() {
 async fn one_port_speaks_both_protocols() {
     let stub = stub(&[fixture("capitals.yaml")]);
     let france = says("What is the capital of France?");
-    assert_eq!(stub.client.chat(france.clone()).await.unwrap().content(), "Paris is the capital of France.");
-    let streamed = stub.client.stream(france.clone()).await.unwrap().collect().await.unwrap();
+    assert_eq!(
+        stub.client.chat(france.clone()).await.unwrap().content(),
+        "Paris is the capital of France."
+    );
+    let streamed = stub
+        .client
+        .stream(france.clone())
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
     streamed.strict().unwrap();
     assert_eq!(streamed.text, "Paris is the capital of France.");
     let ollama = stub.client.post("/api/chat", france).await.unwrap();
@@ -74,12 +92,23 @@ async fn one_port_speaks_both_protocols() {
 #[tokio::test]
 async fn faults_reach_the_client() {
     let stub = stub(&[fixture("faults.yaml")]);
-    let reset = stub.client.stream(says("fault: reset")).await.unwrap().collect().await.unwrap();
+    let reset = stub
+        .client
+        .stream(says("fault: reset"))
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
     assert_eq!(reset.text, "It begins");
     assert!(matches!(reset.end, End::Cut(_)));
     let unmatched = stub.client.chat(says("something else")).await.unwrap();
     assert_eq!(unmatched.status, 599);
-    assert!(unmatched.text().contains("the nearest rule is"), "{}", unmatched.text());
+    assert!(
+        unmatched.text().contains("the nearest rule is"),
+        "{}",
+        unmatched.text()
+    );
 }
 
 #[tokio::test]
@@ -89,7 +118,10 @@ async fn gates_are_opened_from_outside() {
     std::fs::write(&script, "rules:\n  - answers:\n      - { reply: at last, plan: { steps: [{ hold: g }, head, rest] } }\n").unwrap();
     let stub = stub(&[script]);
     let held = stub.client.send_chat(says("x")).await.unwrap();
-    stub.client.post("/_gauntlet/gates/g/open", json!({})).await.unwrap();
+    stub.client
+        .post("/_gauntlet/gates/g/open", json!({}))
+        .await
+        .unwrap();
     assert_eq!(held.reply().await.unwrap().content(), "at last");
 }
 
@@ -97,10 +129,22 @@ async fn gates_are_opened_from_outside() {
 fn a_bad_script_is_told_in_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("bad.yaml");
-    std::fs::write(&script, "rules:\n  - match: { modle: m }\n    answers: [{ reply: a }]\n").unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_gauntlet")).arg("stub").arg("--script").arg(&script).output().unwrap();
+    std::fs::write(
+        &script,
+        "rules:\n  - match: { modle: m }\n    answers: [{ reply: a }]\n",
+    )
+    .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_gauntlet"))
+        .arg("stub")
+        .arg("--script")
+        .arg(&script)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(told.lines().count(), 1, "{told}");
-    assert!(told.contains("bad.yaml:2:") && told.contains("unknown field `modle`"), "{told}");
+    assert!(
+        told.contains("bad.yaml:2:") && told.contains("unknown field `modle`"),
+        "{told}"
+    );
 }

@@ -16,7 +16,9 @@ use crate::tape::Tape;
 use crate::target::{Capability, Deployment, Manifest, Process, RunningTarget, Target};
 use crate::wire::postgres::DatabaseWire;
 
-pub use crate::verdict::{CaseResult, Failure, Honesty, Level, Verdict, equal, holds, in_order, lied};
+pub use crate::verdict::{
+    CaseResult, Failure, Honesty, Level, Verdict, equal, holds, in_order, lied,
+};
 
 /// The surface that a requirement speaks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,16 +83,28 @@ impl Ctx {
     /// A failure of the target if it does not become ready; *not run* where the gateway is shared by cases.
     pub async fn start_another(&self) -> Result<Replica, Failure> {
         let Some(starter) = &self.starter else {
-            return Err(Failure::NotRun { why: "the gateway serves many cases; a case cannot start another".into() });
+            return Err(Failure::NotRun {
+                why: "the gateway serves many cases; a case cannot start another".into(),
+            });
         };
         let n = starter.started.fetch_add(1, Ordering::Relaxed) + 2;
         let mut deployment = starter.deployment.clone();
         deployment.id = format!("{}-{n}", deployment.id);
         deployment.folder = deployment.folder.join(format!("gateway-{n}"));
-        std::fs::create_dir_all(&deployment.folder)
-            .map_err(|error| Failure::Harness { what: format!("cannot make {}: {error}", deployment.folder.display()) })?;
-        let running = starter.target.start(deployment).await.map_err(|error| Failure::Target { what: error.to_string() })?;
-        Ok(Replica { client: Client::of(&running, self.tape.clone())?, target: Arc::new(running) })
+        std::fs::create_dir_all(&deployment.folder).map_err(|error| Failure::Harness {
+            what: format!("cannot make {}: {error}", deployment.folder.display()),
+        })?;
+        let running = starter
+            .target
+            .start(deployment)
+            .await
+            .map_err(|error| Failure::Target {
+                what: error.to_string(),
+            })?;
+        Ok(Replica {
+            client: Client::of(&running, self.tape.clone())?,
+            target: Arc::new(running),
+        })
     }
 
     /// The case's own database; the specification of the case asks for one, so it is there.
@@ -98,7 +112,9 @@ impl Ctx {
     /// # Errors
     /// A harness failure if the specification asks for none.
     pub fn database(&self) -> Result<&CaseDatabase, Failure> {
-        self.database.as_ref().ok_or_else(|| Failure::Harness { what: "the specification of the case asks for no database".into() })
+        self.database.as_ref().ok_or_else(|| Failure::Harness {
+            what: "the specification of the case asks for no database".into(),
+        })
     }
 
     /// The wire in front of the database; the specification of the case asks for Postgres, so it is there.
@@ -106,7 +122,9 @@ impl Ctx {
     /// # Errors
     /// A harness failure if the specification does not ask for Postgres.
     pub fn database_wire(&self) -> Result<&DatabaseWire, Failure> {
-        self.database_wire.as_ref().ok_or_else(|| Failure::Harness { what: "the specification of the case does not ask for Postgres".into() })
+        self.database_wire.as_ref().ok_or_else(|| Failure::Harness {
+            what: "the specification of the case does not ask for Postgres".into(),
+        })
     }
 
     /// The process of the gateway; the case declares [`Capability::Process`] or [`Capability::Drain`], so it is there.
@@ -114,7 +132,12 @@ impl Ctx {
     /// # Errors
     /// *Not run* where the harness did not start the gateway.
     pub fn process(&self) -> Result<&dyn Process, Failure> {
-        self.target.process.as_deref().ok_or_else(|| Failure::NotRun { why: "the harness did not start this gateway, and cannot signal it".into() })
+        self.target
+            .process
+            .as_deref()
+            .ok_or_else(|| Failure::NotRun {
+                why: "the harness did not start this gateway, and cannot signal it".into(),
+            })
     }
 
     /// The stub of that name; the specification of the case names it, so it exists.
@@ -122,7 +145,9 @@ impl Ctx {
     /// # Errors
     /// A harness failure if the specification has no such provider.
     pub fn stub(&self, name: &str) -> Result<&Stub, Failure> {
-        self.stubs.get(name).ok_or_else(|| Failure::Harness { what: format!("the case has no provider {name}") })
+        self.stubs.get(name).ok_or_else(|| Failure::Harness {
+            what: format!("the case has no provider {name}"),
+        })
     }
 
     /// A chat request for the alias: one user message that holds `text` and the case's nonce.

@@ -15,7 +15,10 @@ use tokio::sync::watch;
 use crate::tape::{Event, Side, Tape};
 
 pub(crate) use clock::bounded;
-pub use clock::{at_least, converge, gap, guard, guard_with, hang_guard, pace, poll_until, settled, with_hang_guard};
+pub use clock::{
+    at_least, converge, gap, guard, guard_with, hang_guard, pace, poll_until, settled,
+    with_hang_guard,
+};
 pub use rendezvous::Rendezvous;
 
 /// The gates of one case, by name. Clones share them.
@@ -35,7 +38,12 @@ struct Registry {
 impl Gates {
     /// No gates yet; openings and meetings are recorded on `tape`.
     pub fn new(tape: Tape) -> Self {
-        Self { shared: Arc::new(Registry { tape, ..Registry::default() }) }
+        Self {
+            shared: Arc::new(Registry {
+                tape,
+                ..Registry::default()
+            }),
+        }
     }
 
     /// The gate of that name, made closed when it is first named (by the case or by a plan).
@@ -43,20 +51,30 @@ impl Gates {
         let mut gates = lock(&self.shared.gates);
         gates
             .entry(name.to_string())
-            .or_insert_with(|| Gate { name: name.into(), tape: self.shared.tape.clone(), open: Arc::new(watch::Sender::new(false)) })
+            .or_insert_with(|| Gate {
+                name: name.into(),
+                tape: self.shared.tape.clone(),
+                open: Arc::new(watch::Sender::new(false)),
+            })
             .clone()
     }
 
     /// The rendezvous of that name. The count is the one first named.
     pub fn rendezvous(&self, name: &str, count: usize) -> Rendezvous {
         let mut all = lock(&self.shared.rendezvous);
-        all.entry(name.to_string()).or_insert_with(|| Rendezvous::new(name, count, self.shared.tape.clone())).clone()
+        all.entry(name.to_string())
+            .or_insert_with(|| Rendezvous::new(name, count, self.shared.tape.clone()))
+            .clone()
     }
 
     /// The interlock of that name.
     pub fn interlock(&self, name: &str) -> Interlock {
         let mut all = lock(&self.shared.interlocks);
-        all.entry(name.to_string()).or_insert_with(|| Interlock { acknowledged: Arc::new(watch::Sender::new(0)) }).clone()
+        all.entry(name.to_string())
+            .or_insert_with(|| Interlock {
+                acknowledged: Arc::new(watch::Sender::new(0)),
+            })
+            .clone()
     }
 
     /// Opens every gate, releases every interlock: what a case does before it waits for the end of everything.
@@ -80,7 +98,8 @@ impl Gate {
     /// Opens it. The tape has the opening before anything that it lets go.
     pub fn open(&self) {
         if !self.is_open() {
-            self.tape.record(Side::Gate(self.name.to_string()), Event::Opened);
+            self.tape
+                .record(Side::Gate(self.name.to_string()), Event::Opened);
         }
         self.open.send_replace(true);
     }
@@ -111,7 +130,8 @@ pub struct Interlock {
 impl Interlock {
     /// Acknowledges the events up to the n-th of the answer (from 1, as [`Event::EventSent`] counts them).
     pub fn ack(&self, n: usize) {
-        self.acknowledged.send_modify(|acknowledged| *acknowledged = n.max(*acknowledged));
+        self.acknowledged
+            .send_modify(|acknowledged| *acknowledged = n.max(*acknowledged));
     }
 
     /// Acknowledges everything to come.
@@ -121,7 +141,11 @@ impl Interlock {
 
     /// Waits until event n has been acknowledged. Cancel safe.
     pub async fn acknowledged(&self, n: usize) {
-        let _ = self.acknowledged.subscribe().wait_for(|acknowledged| *acknowledged >= n).await;
+        let _ = self
+            .acknowledged
+            .subscribe()
+            .wait_for(|acknowledged| *acknowledged >= n)
+            .await;
     }
 }
 
@@ -145,13 +169,30 @@ mod tests {
         let ((), ()) = tokio::join!(
             async {
                 gates.gate("g").wait().await;
-                tape.record(Side::Target, Event::Note { text: "went".into() });
+                tape.record(
+                    Side::Target,
+                    Event::Note {
+                        text: "went".into(),
+                    },
+                );
             },
             async { gate.open() }
         );
         gate.open();
-        let events: Vec<Event> = tape.entries().into_iter().map(|entry| entry.event).collect();
-        assert_eq!(events, [Event::Opened, Event::Note { text: "went".into() }]);
+        let events: Vec<Event> = tape
+            .entries()
+            .into_iter()
+            .map(|entry| entry.event)
+            .collect();
+        assert_eq!(
+            events,
+            [
+                Event::Opened,
+                Event::Note {
+                    text: "went".into()
+                }
+            ]
+        );
         gate.close();
         assert!(!gates.gate("g").is_open());
     }

@@ -25,15 +25,23 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Runs a shell script with arguments. The script must end, and clean up, when its standard input ends.
-    pub fn start(script: &str, arguments: &[String], environment: &[(&str, &str)]) -> std::io::Result<Self> {
-        Ok(Self { child: Command::from(shell(script, arguments, environment)).spawn()? })
+    pub fn start(
+        script: &str,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            child: Command::from(shell(script, arguments, environment)).spawn()?,
+        })
     }
 
     /// Tells the guard to clean up and waits until it has.
     pub async fn stop(mut self) {
         drop(self.child.stdin.take());
         if bounded(CLEAN_UP, self.child.wait()).await.is_none() {
-            tracing::warn!("the clean-up of the database takes longer than {CLEAN_UP:?}; it goes on without us");
+            tracing::warn!(
+                "the clean-up of the database takes longer than {CLEAN_UP:?}; it goes on without us"
+            );
         }
     }
 }
@@ -69,19 +77,45 @@ impl Group {
 
 fn tell(sign: char, group: u32) {
     static GUARD: OnceLock<Option<Mutex<ChildStdin>>> = OnceLock::new();
-    let guard = GUARD.get_or_init(|| shell(GROUPS, &[], &[]).spawn().ok().and_then(|guard| guard.stdin).map(Mutex::new));
+    let guard = GUARD.get_or_init(|| {
+        shell(GROUPS, &[], &[])
+            .spawn()
+            .ok()
+            .and_then(|guard| guard.stdin)
+            .map(Mutex::new)
+    });
     let told = guard.as_ref().is_some_and(|guard| {
         // one short write: whole, or not at all
-        guard.lock().unwrap_or_else(PoisonError::into_inner).write_all(format!("{sign} {group}\n").as_bytes()).is_ok()
+        guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write_all(format!("{sign} {group}\n").as_bytes())
+            .is_ok()
     });
     if !told {
-        tracing::warn!(group, "no guard process: a gateway will outlive a run that is killed");
+        tracing::warn!(
+            group,
+            "no guard process: a gateway will outlive a run that is killed"
+        );
     }
 }
 
-fn shell(script: &str, arguments: &[String], environment: &[(&str, &str)]) -> std::process::Command {
+fn shell(
+    script: &str,
+    arguments: &[String],
+    environment: &[(&str, &str)],
+) -> std::process::Command {
     let mut command = std::process::Command::new("sh");
-    command.arg("-c").arg(script).arg("gauntlet-guard").args(arguments).envs(environment.iter().copied());
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    command
+        .arg("-c")
+        .arg(script)
+        .arg("gauntlet-guard")
+        .args(arguments)
+        .envs(environment.iter().copied());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
     command
 }

@@ -84,14 +84,20 @@ pub struct Plan {
 impl Default for Plan {
     /// The whole answer at once.
     fn default() -> Self {
-        Self { steps: vec![Step::Head, Step::Rest], framing: Framing::Natural }
+        Self {
+            steps: vec![Step::Head, Step::Rest],
+            framing: Framing::Natural,
+        }
     }
 }
 
 impl Plan {
     /// A plan of these steps.
     pub fn of(steps: impl IntoIterator<Item = Step>) -> Self {
-        Self { steps: steps.into_iter().collect(), framing: Framing::Natural }
+        Self {
+            steps: steps.into_iter().collect(),
+            framing: Framing::Natural,
+        }
     }
 
     /// The whole answer, once the gate is open.
@@ -101,7 +107,14 @@ impl Plan {
 
     /// The whole answer, once `count` have come.
     pub fn met(name: &str, count: usize) -> Self {
-        Self::of([Step::Meet { name: name.into(), count }, Step::Head, Step::Rest])
+        Self::of([
+            Step::Meet {
+                name: name.into(),
+                count,
+            },
+            Step::Head,
+            Step::Rest,
+        ])
     }
 
     /// Reads the request and never answers.

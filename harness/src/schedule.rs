@@ -183,7 +183,10 @@ impl Schedule {
         let s = &schedule.settings;
         let longest = |name: &str, inner: u64| match inner {
             0 => Err(format!("settings.{name} is 0: write at least 1")),
-            inner if inner > s.total_ms => Err(format!("settings.{name} is {inner}, longer than settings.total_ms, {}", s.total_ms)),
+            inner if inner > s.total_ms => Err(format!(
+                "settings.{name} is {inner}, longer than settings.total_ms, {}",
+                s.total_ms
+            )),
             _ => Ok(()),
         };
         longest("connect_ms", s.connect_ms)?;
@@ -195,30 +198,51 @@ impl Schedule {
         if schedule.requests.is_empty() {
             return Err("requests is empty: write at least one".into());
         }
-        let statuses = schedule.candidates.iter().flat_map(|script| &script.calls).filter_map(|action| match action {
-            Action::Status { status, .. } => Some(*status),
-            _ => None,
-        });
-        match statuses.into_iter().find(|status| !(400..=599).contains(status)) {
-            Some(status) => Err(format!("status {status} is no failure: write 400 to 599, or another action")),
+        let statuses = schedule
+            .candidates
+            .iter()
+            .flat_map(|script| &script.calls)
+            .filter_map(|action| match action {
+                Action::Status { status, .. } => Some(*status),
+                _ => None,
+            });
+        match statuses
+            .into_iter()
+            .find(|status| !(400..=599).contains(status))
+        {
+            Some(status) => Err(format!(
+                "status {status} is no failure: write 400 to 599, or another action"
+            )),
             None => Ok(schedule),
         }
     }
 
     /// What candidate `candidate` does on its call `call` (both from 0).
     pub fn action(&self, candidate: usize, call: usize) -> Action {
-        self.candidates.get(candidate).and_then(|script| script.calls.get(call)).copied().unwrap_or(Action::Answer)
+        self.candidates
+            .get(candidate)
+            .and_then(|script| script.calls.get(call))
+            .copied()
+            .unwrap_or(Action::Answer)
     }
 
     /// How that call is answered, for a streamed or a plain request.
     pub fn play(&self, candidate: usize, call: usize, stream: bool) -> Played {
-        play::play(self.action(candidate, call), &full_text(candidate, call), stream)
+        play::play(
+            self.action(candidate, call),
+            &full_text(candidate, call),
+            stream,
+        )
     }
 
     /// What the candidate's port does on a real socket: refusing and never accepting are a port's, not a call's.
     pub fn listen(&self, candidate: usize) -> Listen {
-        let calls = self.candidates.get(candidate).map_or(&[][..], |script| &script.calls);
-        let all = |wanted: Action| !calls.is_empty() && calls.iter().all(|action| *action == wanted);
+        let calls = self
+            .candidates
+            .get(candidate)
+            .map_or(&[][..], |script| &script.calls);
+        let all =
+            |wanted: Action| !calls.is_empty() && calls.iter().all(|action| *action == wanted);
         if all(Action::Refuse) {
             Listen::Refuse
         } else if all(Action::NeverAccept) {
@@ -237,7 +261,9 @@ impl Schedule {
     /// The configuration that it asks of a gateway under test.
     pub fn spec(&self) -> Spec {
         let s = &self.settings;
-        let names: Vec<String> = (1..=self.candidates.len()).map(|n| format!("p{n}")).collect();
+        let names: Vec<String> = (1..=self.candidates.len())
+            .map(|n| format!("p{n}"))
+            .collect();
         let mut spec = Spec {
             timeouts: Timeouts {
                 connect_ms: Some(s.connect_ms),
@@ -252,7 +278,11 @@ impl Schedule {
                 budget_ratio: f64::from(s.budget_percent) / 100.0,
                 budget_floor: s.budget_floor,
             },
-            breaker: BreakerSpec { failure_threshold: s.failure_threshold, cool_down_ms: s.cool_down_ms, half_open_probes: s.half_open_probes },
+            breaker: BreakerSpec {
+                failure_threshold: s.failure_threshold,
+                cool_down_ms: s.cool_down_ms,
+                half_open_probes: s.half_open_probes,
+            },
             ..Spec::default()
         };
         for name in &names {
@@ -317,18 +347,46 @@ pub(crate) mod tests {
     #[test]
     fn a_plan_written_by_hand_is_read() {
         let schedule = Schedule::from_json(PLAN).unwrap();
-        assert_eq!(schedule.action(1, 1), Action::Status { status: 429, retry_after_s: Some(1) });
-        assert_eq!(schedule.action(1, 3), Action::Answer, "what is not said is answered well");
-        assert_eq!((schedule.listen(0), schedule.listen(1)), (Listen::Refuse, Listen::Serve));
-        assert_eq!(Schedule::from_json(&serde_json::to_string(&schedule).unwrap()).unwrap(), schedule);
+        assert_eq!(
+            schedule.action(1, 1),
+            Action::Status {
+                status: 429,
+                retry_after_s: Some(1)
+            }
+        );
+        assert_eq!(
+            schedule.action(1, 3),
+            Action::Answer,
+            "what is not said is answered well"
+        );
+        assert_eq!(
+            (schedule.listen(0), schedule.listen(1)),
+            (Listen::Refuse, Listen::Serve)
+        );
+        assert_eq!(
+            Schedule::from_json(&serde_json::to_string(&schedule).unwrap()).unwrap(),
+            schedule
+        );
     }
 
     #[test]
     fn a_wrong_plan_is_refused_with_what_is_wrong() {
         for (from, to, says) in [
-            ("\"idle_ms\": 1000", "\"idle_ms\": 5000", "settings.idle_ms is 5000"),
-            ("\"connect_ms\": 1000", "\"connect_ms\": 0", "settings.connect_ms is 0"),
-            ("\"status\": 429", "\"status\": 200", "status 200 is no failure"),
+            (
+                "\"idle_ms\": 1000",
+                "\"idle_ms\": 5000",
+                "settings.idle_ms is 5000",
+            ),
+            (
+                "\"connect_ms\": 1000",
+                "\"connect_ms\": 0",
+                "settings.connect_ms is 0",
+            ),
+            (
+                "\"status\": 429",
+                "\"status\": 200",
+                "status 200 is no failure",
+            ),
             ("\"answer\"", "\"answers\"", "unknown variant `answers`"),
             ("\"stream\"", "\"streams\"", "unknown field `streams`"),
         ] {

@@ -32,7 +32,12 @@ pub struct Timeouts {
 
 impl Timeouts {
     /// A minute for each, far behind any hang guard: what ends a wait within the guard is not one of them.
-    pub const PATIENT: Self = Self { connect_ms: None, first_token_ms: Some(60_000), idle_ms: Some(60_000), total_ms: Some(60_000) };
+    pub const PATIENT: Self = Self {
+        connect_ms: None,
+        first_token_ms: Some(60_000),
+        idle_ms: Some(60_000),
+        total_ms: Some(60_000),
+    };
 }
 
 /// One stubbed provider.
@@ -179,10 +184,31 @@ impl Default for Spec {
         Self {
             providers: Vec::new(),
             models: Vec::new(),
-            timeouts: Timeouts { connect_ms: Some(1_000), first_token_ms: Some(3_000), idle_ms: Some(3_000), total_ms: Some(8_000) },
-            retry: RetrySpec { max_attempts: 1, base_ms: 20, max_ms: 200, budget_ratio: 10.0, budget_floor: 100 },
-            breaker: BreakerSpec { failure_threshold: 1_000, cool_down_ms: 60_000, half_open_probes: 1 },
-            limits: LimitSpec { body_bytes: 16 << 20, max_in_flight: 1_024, header_ms: 5_000, body_ms: 5_000, drain_ms: 5_000 },
+            timeouts: Timeouts {
+                connect_ms: Some(1_000),
+                first_token_ms: Some(3_000),
+                idle_ms: Some(3_000),
+                total_ms: Some(8_000),
+            },
+            retry: RetrySpec {
+                max_attempts: 1,
+                base_ms: 20,
+                max_ms: 200,
+                budget_ratio: 10.0,
+                budget_floor: 100,
+            },
+            breaker: BreakerSpec {
+                failure_threshold: 1_000,
+                cool_down_ms: 60_000,
+                half_open_probes: 1,
+            },
+            limits: LimitSpec {
+                body_bytes: 16 << 20,
+                max_in_flight: 1_024,
+                header_ms: 5_000,
+                body_ms: 5_000,
+                drain_ms: 5_000,
+            },
             keys: Vec::new(),
             database: DatabaseNeed::None,
             query: None,
@@ -193,23 +219,36 @@ impl Default for Spec {
 impl Spec {
     /// One OpenAI-speaking provider `p1` behind the alias `solo`.
     pub fn solo() -> Self {
-        Self::default().provider("p1", Protocol::OpenAi).model("solo", &["p1"])
+        Self::default()
+            .provider("p1", Protocol::OpenAi)
+            .model("solo", &["p1"])
     }
 
     /// Two OpenAI-speaking providers behind the alias `pair`: `p1`, then `p2`.
     pub fn pair() -> Self {
-        Self::default().provider("p1", Protocol::OpenAi).provider("p2", Protocol::OpenAi).model("pair", &["p1", "p2"])
+        Self::default()
+            .provider("p1", Protocol::OpenAi)
+            .provider("p2", Protocol::OpenAi)
+            .model("pair", &["p1", "p2"])
     }
 
     /// The orchestrator: each agent asks an alias of its own name at its own provider of that name; needs a store.
     pub fn query() -> Self {
         let agents = ["entities", "fact_check", "synthesis", "citation", "review"];
-        let mut spec = Self { database: DatabaseNeed::Any, ..Self::default() };
+        let mut spec = Self {
+            database: DatabaseNeed::Any,
+            ..Self::default()
+        };
         for agent in agents {
-            spec = spec.provider(agent, Protocol::OpenAi).model(agent, &[agent]);
+            spec = spec
+                .provider(agent, Protocol::OpenAi)
+                .model(agent, &[agent]);
         }
         spec.query = Some(QuerySpec {
-            agents: agents.iter().map(|agent| (agent.to_string(), agent.to_string())).collect(),
+            agents: agents
+                .iter()
+                .map(|agent| (agent.to_string(), agent.to_string()))
+                .collect(),
             deadline_ms: 20_000,
             step_ms: 5_000,
             store_ms: 3_000,
@@ -236,15 +275,28 @@ impl Spec {
     /// Adds an alias whose candidates are `providers`, in order; the model at provider `p` is called `m-p`.
     #[must_use]
     pub fn model(mut self, alias: &str, providers: &[&str]) -> Self {
-        let candidates = providers.iter().map(|provider| CandidateSpec { provider: provider.to_string(), model: format!("m-{provider}") }).collect();
-        self.models.push(ModelSpec { alias: alias.into(), candidates, timeouts: Timeouts::default() });
+        let candidates = providers
+            .iter()
+            .map(|provider| CandidateSpec {
+                provider: provider.to_string(),
+                model: format!("m-{provider}"),
+            })
+            .collect();
+        self.models.push(ModelSpec {
+            alias: alias.into(),
+            candidates,
+            timeouts: Timeouts::default(),
+        });
         self
     }
 
     /// Adds a key that clients present.
     #[must_use]
     pub fn key(mut self, tenant: &str, token: &str) -> Self {
-        self.keys.push(KeySpec { tenant: tenant.into(), token: token.into() });
+        self.keys.push(KeySpec {
+            tenant: tenant.into(),
+            token: token.into(),
+        });
         self
     }
 
@@ -258,14 +310,20 @@ impl Spec {
     /// Gives the alias time-outs of its own.
     #[must_use]
     pub fn model_timeouts(mut self, alias: &str, timeouts: Timeouts) -> Self {
-        self.models.iter_mut().filter(|model| model.alias == alias).for_each(|model| model.timeouts = timeouts);
+        self.models
+            .iter_mut()
+            .filter(|model| model.alias == alias)
+            .for_each(|model| model.timeouts = timeouts);
         self
     }
 
     /// Gives the provider time-outs of its own.
     #[must_use]
     pub fn provider_timeouts(mut self, name: &str, timeouts: Timeouts) -> Self {
-        self.providers.iter_mut().filter(|provider| provider.name == name).for_each(|provider| provider.timeouts = timeouts);
+        self.providers
+            .iter_mut()
+            .filter(|provider| provider.name == name)
+            .for_each(|provider| provider.timeouts = timeouts);
         self
     }
 }

@@ -62,7 +62,14 @@ pub enum Event {
     /// Provider: a connection was accepted.
     Accepted { connection: u64 },
     /// Provider: a request was read whole.
-    RequestRead { connection: u64, request: u64, method: String, path: String, headers: Vec<(String, String)>, body: String },
+    RequestRead {
+        connection: u64,
+        request: u64,
+        method: String,
+        path: String,
+        headers: Vec<(String, String)>,
+        body: String,
+    },
     /// Provider: the answer waits at a gate or a rendezvous.
     Held { request: u64, gate: String },
     /// Provider: status and headers were written.
@@ -74,7 +81,11 @@ pub enum Event {
     /// Provider: the last byte of the answer was written.
     AnswerSent { request: u64 },
     /// Provider: the gateway closed the connection while the request was in flight or idle.
-    PeerClosed { connection: u64, request: Option<u64>, how: Close },
+    PeerClosed {
+        connection: u64,
+        request: Option<u64>,
+        how: Close,
+    },
     /// Provider: a request that nothing in the case answers; always the case's or the gateway's error.
     Unmatched { request: u64, reason: String },
     /// Gate: opened by the case.
@@ -145,7 +156,14 @@ impl Tape {
 
     /// An empty tape that keeps the last `most` entries, for stubs that stay up; with 0 it keeps nothing.
     pub fn keeping(most: usize) -> Self {
-        Self { shared: Arc::new(Shared { start: Instant::now(), most, log: Mutex::default(), length: watch::Sender::new(0) }) }
+        Self {
+            shared: Arc::new(Shared {
+                start: Instant::now(),
+                most,
+                log: Mutex::default(),
+                length: watch::Sender::new(0),
+            }),
+        }
     }
 
     /// Whether it keeps nothing, so that nobody needs to put entries together.
@@ -166,7 +184,12 @@ impl Tape {
                 log.entries.pop_front();
                 log.forgotten += 1;
             }
-            log.entries.push_back(Entry { seq, at_us, side, event });
+            log.entries.push_back(Entry {
+                seq,
+                at_us,
+                side,
+                event,
+            });
             (log.forgotten + log.entries.len(), seq)
         };
         self.shared.length.send_replace(length);
@@ -180,18 +203,31 @@ impl Tape {
 
     /// The entries that `matching` accepts, in order.
     pub fn select(&self, mut matching: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
-        self.lock().entries.iter().filter(|entry| matching(entry)).cloned().collect()
+        self.lock()
+            .entries
+            .iter()
+            .filter(|entry| matching(entry))
+            .cloned()
+            .collect()
     }
 
     /// The first entry that `matching` accepts, if it has been recorded.
     pub fn first(&self, mut matching: impl FnMut(&Entry) -> bool) -> Option<Entry> {
-        self.lock().entries.iter().find(|entry| matching(entry)).cloned()
+        self.lock()
+            .entries
+            .iter()
+            .find(|entry| matching(entry))
+            .cloned()
     }
 
     /// Waits until `count` entries that `matching` accepts have been recorded, and returns them.
     ///
     /// Waits for ever: callers put a hang guard round it. Cancel safe.
-    pub async fn wait_for(&self, count: usize, mut matching: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+    pub async fn wait_for(
+        &self,
+        count: usize,
+        mut matching: impl FnMut(&Entry) -> bool,
+    ) -> Vec<Entry> {
         let mut length = self.shared.length.subscribe();
         let mut found = Vec::new();
         let mut next = 0;
@@ -206,15 +242,29 @@ impl Tape {
     }
 
     /// Adds the matching entries from the `next`-th on, and moves `next` behind the last one there is.
-    fn collect_from(&self, next: &mut usize, found: &mut Vec<Entry>, matching: &mut impl FnMut(&Entry) -> bool) {
+    fn collect_from(
+        &self,
+        next: &mut usize,
+        found: &mut Vec<Entry>,
+        matching: &mut impl FnMut(&Entry) -> bool,
+    ) {
         let log = self.lock();
         let from = next.saturating_sub(log.forgotten);
-        found.extend(log.entries.iter().skip(from).filter(|entry| matching(entry)).cloned());
+        found.extend(
+            log.entries
+                .iter()
+                .skip(from)
+                .filter(|entry| matching(entry))
+                .cloned(),
+        );
         *next = log.forgotten + log.entries.len();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Log> {
-        self.shared.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -223,7 +273,9 @@ mod tests {
     use super::*;
 
     fn note(n: usize) -> Event {
-        Event::Note { text: n.to_string() }
+        Event::Note {
+            text: n.to_string(),
+        }
     }
 
     #[tokio::test]
@@ -245,7 +297,13 @@ mod tests {
         for n in 0..5 {
             tape.record(Side::Target, note(n));
         }
-        assert_eq!(tape.entries().iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(), [note(3), note(4)]);
+        assert_eq!(
+            tape.entries()
+                .iter()
+                .map(|entry| entry.event.clone())
+                .collect::<Vec<_>>(),
+            [note(3), note(4)]
+        );
         assert_eq!(tape.wait_for(2, |_| true).await.len(), 2);
         let off = Tape::keeping(0);
         off.record(Side::Target, note(0));

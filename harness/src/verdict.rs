@@ -32,7 +32,11 @@ pub enum Honesty {
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Failure {
     /// The gateway broke the requirement.
-    Violated { expected: String, observed: String, honesty: Honesty },
+    Violated {
+        expected: String,
+        observed: String,
+        honesty: Honesty,
+    },
     /// The gateway could not be brought to the point of the examination, or died there.
     Target { what: String },
     /// The harness itself failed: never counted against the gateway, ends the run with code 2.
@@ -44,7 +48,9 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Violated { expected, observed, .. } => write!(f, "expected {expected}; observed {observed}"),
+            Self::Violated {
+                expected, observed, ..
+            } => write!(f, "expected {expected}; observed {observed}"),
             Self::Target { what } => write!(f, "the gateway: {what}"),
             Self::Harness { what } => write!(f, "the harness: {what}"),
             Self::NotRun { why } => write!(f, "not run: {why}"),
@@ -86,7 +92,11 @@ pub fn holds(fact: bool, expected: impl Into<String>, observed: impl fmt::Displa
     if fact {
         return Ok(());
     }
-    Err(Failure::Violated { expected: expected.into(), observed: observed.to_string(), honesty: Honesty::Honest })
+    Err(Failure::Violated {
+        expected: expected.into(),
+        observed: observed.to_string(),
+        honesty: Honesty::Honest,
+    })
 }
 
 /// Two values that have to be equal; `what` names them.
@@ -94,7 +104,11 @@ pub fn holds(fact: bool, expected: impl Into<String>, observed: impl fmt::Displa
 /// # Errors
 /// As [`holds`].
 pub fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, observed: T) -> CaseResult {
-    holds(expected == observed, format!("{what} {expected:?}"), format_args!("{what} {observed:?}"))
+    holds(
+        expected == observed,
+        format!("{what} {expected:?}"),
+        format_args!("{what} {observed:?}"),
+    )
 }
 
 /// Two places on the tape, of which the first has to come before the second; each with its name.
@@ -102,13 +116,25 @@ pub fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, observed: T) ->
 /// # Errors
 /// As [`holds`].
 pub fn in_order(first: (&str, u64), second: (&str, u64)) -> CaseResult {
-    holds(first.1 < second.1, format!("{} before {}", first.0, second.0), format_args!("{} before {}", second.0, first.0))
+    holds(
+        first.1 < second.1,
+        format!("{} before {}", first.0, second.0),
+        format_args!("{} before {}", second.0, first.0),
+    )
 }
 
 /// The same violation, of a gateway whose wrong answer looks right: `equal(…).map_err(lied)?`.
 pub fn lied(failure: Failure) -> Failure {
     match failure {
-        Failure::Violated { expected, observed, honesty: Honesty::Honest } => Failure::Violated { expected, observed, honesty: Honesty::Lied },
+        Failure::Violated {
+            expected,
+            observed,
+            honesty: Honesty::Honest,
+        } => Failure::Violated {
+            expected,
+            observed,
+            honesty: Honesty::Lied,
+        },
         other => other,
     }
 }

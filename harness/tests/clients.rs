@@ -15,9 +15,19 @@ use tokio::net::TcpListener;
 
 async fn stub() -> (Stub, Client, Tape) {
     let tape = Tape::new();
-    let provider = Spec::default().provider("p1", Protocol::OpenAi).providers.remove(0);
-    let stub = Stub::in_process(&provider, "case", tape.clone(), Gates::new(tape.clone())).await.unwrap();
-    let client = Client::new(stub.base_url().trim_end_matches("/v1"), Vec::new(), tape.clone()).unwrap();
+    let provider = Spec::default()
+        .provider("p1", Protocol::OpenAi)
+        .providers
+        .remove(0);
+    let stub = Stub::in_process(&provider, "case", tape.clone(), Gates::new(tape.clone()))
+        .await
+        .unwrap();
+    let client = Client::new(
+        stub.base_url().trim_end_matches("/v1"),
+        Vec::new(),
+        tape.clone(),
+    )
+    .unwrap();
     (stub, client, tape)
 }
 
@@ -43,28 +53,65 @@ async fn hasty(most: usize, says: &'static str) -> (Client, tokio::task::JoinHan
 async fn a_dribbled_request_comes_in_pieces_and_is_answered() {
     let (stub, client, tape) = stub().await;
     stub.answers(echo());
-    let body = json!({"model": "m", "messages": [{"role": "user", "content": "slowly"}]}).to_string();
+    let body =
+        json!({"model": "m", "messages": [{"role": "user", "content": "slowly"}]}).to_string();
     let bytes = client.request_bytes("POST", "/v1/chat/completions", &[], body.as_bytes());
     let pieces = u32::try_from(bytes.len().div_ceil(40)).unwrap();
-    let reply = client.dribble(&bytes, 40, Duration::from_millis(2)).await.unwrap().unwrap();
+    let reply = client
+        .dribble(&bytes, 40, Duration::from_millis(2))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(reply.content(), "slowly");
     let place = |matching: fn(&Event) -> bool| tape.first(|entry| matching(&entry.event)).unwrap();
-    let gap = gate::gap(&place(|event| matches!(event, Event::ClientSent { .. })), &place(|event| matches!(event, Event::RequestRead { .. })));
-    gate::at_least("the last piece", gap, Duration::from_millis(2) * (pieces - 1)).unwrap();
+    let gap = gate::gap(
+        &place(|event| matches!(event, Event::ClientSent { .. })),
+        &place(|event| matches!(event, Event::RequestRead { .. })),
+    );
+    gate::at_least(
+        "the last piece",
+        gap,
+        Duration::from_millis(2) * (pieces - 1),
+    )
+    .unwrap();
 }
 
 #[tokio::test]
 async fn a_client_that_dribbles_stops_when_it_is_answered_or_closed_on() {
     let bytes = vec![b'x'; 10_000];
-    let (client, served) = hasty(10, "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n").await;
-    assert_eq!(client.dribble(&bytes, 1, Duration::from_millis(1)).await.unwrap().unwrap().status, 408);
-    let taken = guard("the end of the client", served).await.unwrap().unwrap();
+    let (client, served) = hasty(
+        10,
+        "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n",
+    )
+    .await;
+    assert_eq!(
+        client
+            .dribble(&bytes, 1, Duration::from_millis(1))
+            .await
+            .unwrap()
+            .unwrap()
+            .status,
+        408
+    );
+    let taken = guard("the end of the client", served)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(taken < bytes.len(), "it went on writing");
 
     let (client, served) = hasty(10, "").await;
-    let end = client.dribble(&bytes, 1, Duration::from_millis(1)).await.unwrap();
-    assert_eq!(end, Err(Transport::NoAnswer("end of the connection".into())));
-    let taken = guard("the end of the client", served).await.unwrap().unwrap();
+    let end = client
+        .dribble(&bytes, 1, Duration::from_millis(1))
+        .await
+        .unwrap();
+    assert_eq!(
+        end,
+        Err(Transport::NoAnswer("end of the connection".into()))
+    );
+    let taken = guard("the end of the client", served)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(taken < bytes.len(), "it went on writing");
 }
 
@@ -74,7 +121,11 @@ async fn a_small_receive_buffer_is_the_systems_and_loses_nothing() {
     let (stub, client, _) = stub().await;
     stub.answers(raw(200, "text/plain", vec![b'x'; LENGTH]));
     let slow = client.with_receive_buffer(8 << 10);
-    let buffer = async |client: &Client| SockRef::from(&client.raw().await.unwrap()).recv_buffer_size().unwrap();
+    let buffer = async |client: &Client| {
+        SockRef::from(&client.raw().await.unwrap())
+            .recv_buffer_size()
+            .unwrap()
+    };
     // Linux doubles what it is asked for
     assert!(buffer(&slow).await <= 16 << 10);
     assert!(buffer(&client).await > 16 << 10);

@@ -12,9 +12,21 @@ const TIME: [&str; 4] = ["sleep(", "sleep_until(", "interval(", ".elapsed()"];
 
 /// Who else may read the clock, and for what.
 const ALLOWED: [(&str, &str, &str); 3] = [
-    ("harness/src/tape.rs", ".elapsed()", "stamps entries, for pictures and for the gate's lower bounds"),
-    ("harness/src/runner/examine.rs", ".elapsed()", "how long a case took, for people"),
-    ("harness/src/runner/replay.rs", ".elapsed()", "how long a schedule took, for people, and its deadline, with the schedule's own tolerance"),
+    (
+        "harness/src/tape.rs",
+        ".elapsed()",
+        "stamps entries, for pictures and for the gate's lower bounds",
+    ),
+    (
+        "harness/src/runner/examine.rs",
+        ".elapsed()",
+        "how long a case took, for people",
+    ),
+    (
+        "harness/src/runner/replay.rs",
+        ".elapsed()",
+        "how long a schedule took, for people, and its deadline, with the schedule's own tolerance",
+    ),
 ];
 
 #[test]
@@ -24,9 +36,16 @@ fn time_is_the_gates_alone() {
     for folder in ["harness/src", "suites/src/cases", "suites/src/properties"] {
         sources(&root.join(folder), &mut files);
     }
-    assert!(files.len() > 50, "the sources are not where they were: {files:?}");
+    assert!(
+        files.len() > 50,
+        "the sources are not where they were: {files:?}"
+    );
     let found: Vec<String> = files.iter().flat_map(|file| offences(root, file)).collect();
-    assert!(found.is_empty(), "only harness/src/gate waits for time or measures it (see its functions):\n{}", found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "only harness/src/gate waits for time or measures it (see its functions):\n{}",
+        found.join("\n")
+    );
 }
 
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -41,12 +60,28 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
 }
 
 fn offences(root: &Path, file: &Path) -> Vec<String> {
-    let name = file.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+    let name = file
+        .strip_prefix(root)
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
     if name == "harness/src/gate.rs" || name.starts_with("harness/src/gate/") {
         return Vec::new();
     }
     let text = std::fs::read_to_string(file).unwrap();
-    let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
-    let offends = |line: &str| TIME.iter().any(|time| line.contains(time) && !ALLOWED.iter().any(|(path, what, _)| *path == name && what == time));
-    code.filter(|(_, line)| offends(line)).map(|(n, line)| format!("  {name}:{}: {}", n + 1, line.trim())).collect()
+    let code = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"));
+    let offends = |line: &str| {
+        TIME.iter().any(|time| {
+            line.contains(time)
+                && !ALLOWED
+                    .iter()
+                    .any(|(path, what, _)| *path == name && what == time)
+        })
+    };
+    code.filter(|(_, line)| offends(line))
+        .map(|(n, line)| format!("  {name}:{}: {}", n + 1, line.trim()))
+        .collect()
 }

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use gauntlet_harness::database::{CaseDatabase, Choice, Database, DatabaseError, End, Kind, Require, Resolved};
+use gauntlet_harness::database::{
+    CaseDatabase, Choice, Database, DatabaseError, End, Kind, Require, Resolved,
+};
 use gauntlet_harness::gate::{Gates, with_hang_guard};
 use gauntlet_harness::tape::Tape;
 use gauntlet_harness::wire::postgres::{AtStatement, DatabaseWire};
@@ -19,7 +21,9 @@ async fn resolve(choice: Choice) -> Option<Resolved> {
             println!("{resolved}");
             Some(resolved)
         }
-        Err(error @ DatabaseError::Missing { .. }) if required != Require::Docker || choice == Choice::Local => {
+        Err(error @ DatabaseError::Missing { .. })
+            if required != Require::Docker || choice == Choice::Local =>
+        {
             println!("not run: {error}");
             None
         }
@@ -30,12 +34,22 @@ async fn resolve(choice: Choice) -> Option<Resolved> {
 async fn schema(url: String) -> Result<(), String> {
     let sql = "CREATE TABLE things (id integer PRIMARY KEY); INSERT INTO things VALUES (7)";
     if url.starts_with("sqlite") {
-        let mut connection = sqlx::SqliteConnection::connect(&format!("{url}?mode=rwc")).await.map_err(|e| e.to_string())?;
-        sqlx::raw_sql(sql).execute(&mut connection).await.map_err(|e| e.to_string())?;
+        let mut connection = sqlx::SqliteConnection::connect(&format!("{url}?mode=rwc"))
+            .await
+            .map_err(|e| e.to_string())?;
+        sqlx::raw_sql(sql)
+            .execute(&mut connection)
+            .await
+            .map_err(|e| e.to_string())?;
         return connection.close().await.map_err(|e| e.to_string());
     }
-    let mut connection = PgConnection::connect(&url).await.map_err(|e| e.to_string())?;
-    sqlx::raw_sql(sql).execute(&mut connection).await.map_err(|e| e.to_string())?;
+    let mut connection = PgConnection::connect(&url)
+        .await
+        .map_err(|e| e.to_string())?;
+    sqlx::raw_sql(sql)
+        .execute(&mut connection)
+        .await
+        .map_err(|e| e.to_string())?;
     // stays open on purpose: the template must be had all the same
     std::mem::forget(connection);
     Ok(())
@@ -47,14 +61,24 @@ async fn schema(url: String) -> Result<(), String> {
 #[case::sqlite(Choice::Sqlite)]
 #[tokio::test]
 async fn cases_get_databases_of_their_own_from_one_template(#[case] choice: Choice) {
-    let Some(resolved) = resolve(choice).await else { return };
+    let Some(resolved) = resolve(choice).await else {
+        return;
+    };
     let database = resolved.database;
-    let (one, other) =
-        tokio::join!(database.template("schema 1", |url| Box::pin(schema(url))), database.template("schema 1", |url| Box::pin(schema(url))));
+    let (one, other) = tokio::join!(
+        database.template("schema 1", |url| Box::pin(schema(url))),
+        database.template("schema 1", |url| Box::pin(schema(url)))
+    );
     let (template, _) = (one.unwrap(), other.unwrap());
-    let first = database.case_database("DATA-01", Some(&template)).await.unwrap();
+    let first = database
+        .case_database("DATA-01", Some(&template))
+        .await
+        .unwrap();
     let start = tokio::time::Instant::now();
-    let second = database.case_database("DATA-01", Some(&template)).await.unwrap();
+    let second = database
+        .case_database("DATA-01", Some(&template))
+        .await
+        .unwrap();
     // a fact for people, not an assertion: machines differ
     println!("a clone took {:?}", start.elapsed());
     assert_ne!(first.url(), second.url());
@@ -62,18 +86,44 @@ async fn cases_get_databases_of_their_own_from_one_template(#[case] choice: Choi
         assert_eq!(case.scalar("SELECT max(id) FROM things").await.unwrap(), 7);
         assert_eq!(case.count("things").await.unwrap(), 1);
     }
-    assert_eq!(first.texts("SELECT CAST(id AS text) FROM things").await.unwrap(), ["7"]);
+    assert_eq!(
+        first
+            .texts("SELECT CAST(id AS text) FROM things")
+            .await
+            .unwrap(),
+        ["7"]
+    );
     let empty = database.case_database("empty", None).await.unwrap();
-    assert!(matches!(empty.count("things").await, Err(DatabaseError::Sql { .. })));
-    let failed = database.template("wrong", |_| Box::pin(async { Err("no".to_owned()) })).await;
+    assert!(matches!(
+        empty.count("things").await,
+        Err(DatabaseError::Sql { .. })
+    ));
+    let failed = database
+        .template("wrong", |_| Box::pin(async { Err("no".to_owned()) }))
+        .await;
     assert_eq!(failed.unwrap_err(), DatabaseError::Migration("no".into()));
     assert_eq!(first.finish(End::Drop).await.unwrap(), None);
     assert!(second.finish(End::Keep).await.unwrap().is_some());
     if database.kind() == Kind::Sqlite {
-        assert!(matches!(empty.lock("things").await, Err(DatabaseError::NotPostgres(_))));
+        assert!(matches!(
+            empty.lock("things").await,
+            Err(DatabaseError::NotPostgres(_))
+        ));
     } else {
-        faults(&database.case_database("faults", Some(&template)).await.unwrap()).await;
-        prepared(&database.case_database("prepared", Some(&template)).await.unwrap()).await;
+        faults(
+            &database
+                .case_database("faults", Some(&template))
+                .await
+                .unwrap(),
+        )
+        .await;
+        prepared(
+            &database
+                .case_database("prepared", Some(&template))
+                .await
+                .unwrap(),
+        )
+        .await;
     }
     database.stop().await;
 }
@@ -128,27 +178,52 @@ async fn prepared(case: &CaseDatabase) {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
     let (host, port) = case.upstream().unwrap();
-    let wire = DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone()).await.unwrap();
+    let wire = DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone())
+        .await
+        .unwrap();
     let mut client = PgConnection::connect(&wire.url(case.url())).await.unwrap();
     for n in 1..=2 {
         assert_eq!(insert(&mut client).await, "");
-        assert_eq!(wire.statements("insert into things", n).await.unwrap().len(), n, "prepared once, executed {n} times");
+        assert_eq!(
+            wire.statements("insert into things", n)
+                .await
+                .unwrap()
+                .len(),
+            n,
+            "prepared once, executed {n} times"
+        );
     }
     wire.at_statement("INSERT", AtStatement::Hold("g".into()));
     let waiting = tokio::spawn(async move { (insert(&mut client).await, client) });
     wire.held("g").await.unwrap();
-    assert_eq!(case.count("things").await.unwrap(), 3, "it is not executed while it is held");
+    assert_eq!(
+        case.count("things").await.unwrap(),
+        3,
+        "it is not executed while it is held"
+    );
     gates.gate("g").open();
     let (answer, mut client) = waiting.await.unwrap();
-    assert_eq!((answer.as_str(), case.count("things").await.unwrap()), ("", 4));
+    assert_eq!(
+        (answer.as_str(), case.count("things").await.unwrap()),
+        ("", 4)
+    );
     wire.at_statement("INSERT", AtStatement::LoseReply);
     assert!(insert(&mut client).await.contains("Io"));
-    assert_eq!(case.count("things").await.unwrap(), 5, "it is executed though its reply is lost");
+    assert_eq!(
+        case.count("things").await.unwrap(),
+        5,
+        "it is executed though its reply is lost"
+    );
 }
 
 /// The SQLSTATE of an insert; empty when it succeeds.
 async fn insert(client: &mut PgConnection) -> String {
-    code(sqlx::query("INSERT INTO things SELECT max(id) + 1 FROM things").execute(client).await.err())
+    code(
+        sqlx::query("INSERT INTO things SELECT max(id) + 1 FROM things")
+            .execute(client)
+            .await
+            .err(),
+    )
 }
 
 async fn refusal(url: &str) -> String {
@@ -165,9 +240,21 @@ fn code(error: Option<sqlx::Error>) -> String {
 
 #[tokio::test]
 async fn what_is_required_and_missing_is_an_error() {
-    let error = Database::resolve(&Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()), Require::Docker).await.err().unwrap();
+    let error = Database::resolve(
+        &Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()),
+        Require::Docker,
+    )
+    .await
+    .err()
+    .unwrap();
     assert!(matches!(&error, DatabaseError::Missing { .. }), "{error}");
-    let error = Database::resolve(&Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()), Require::Nothing).await.err().unwrap();
+    let error = Database::resolve(
+        &Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()),
+        Require::Nothing,
+    )
+    .await
+    .err()
+    .unwrap();
     assert!(!error.to_string().contains("secret"), "{error}");
 }
 
@@ -175,13 +262,22 @@ async fn what_is_required_and_missing_is_an_error() {
 fn a_wrong_choice_is_named_without_its_login() {
     for (value, named) in [
         ("mysql", "`mysql`"),
-        ("mysql://me:se/cr@t:?secret@db.example/d", "`mysql://…@db.example/d`"),
+        (
+            "mysql://me:se/cr@t:?secret@db.example/d",
+            "`mysql://…@db.example/d`",
+        ),
         ("me:secret@db.example", "`…@db.example`"),
-        ("mysql://db.example/d?password=secret", "`mysql://db.example/d`"),
+        (
+            "mysql://db.example/d?password=secret",
+            "`mysql://db.example/d`",
+        ),
         (" auto", "` auto`"),
     ] {
         let error = value.parse::<Choice>().unwrap_err().to_string();
-        assert!(error.ends_with(&format!("not {named}")) && !error.contains("secret"), "{error}");
+        assert!(
+            error.ends_with(&format!("not {named}")) && !error.contains("secret"),
+            "{error}"
+        );
     }
     assert_eq!("".parse::<Choice>().unwrap(), Choice::Auto);
 }

@@ -52,8 +52,16 @@ async fn bench() -> Bench {
     });
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
-    let wire = DatabaseWire::bind(&upstream, tape.clone(), gates.clone()).await.unwrap();
-    Bench { wire, received, tape, gates, _server: server }
+    let wire = DatabaseWire::bind(&upstream, tape.clone(), gates.clone())
+        .await
+        .unwrap();
+    Bench {
+        wire,
+        received,
+        tape,
+        gates,
+        _server: server,
+    }
 }
 
 fn query(text: &str) -> Vec<u8> {
@@ -68,7 +76,10 @@ impl Bench {
     /// A connection that has been started.
     async fn connect(&self) -> TcpStream {
         let mut stream = TcpStream::connect(self.wire.addr()).await.unwrap();
-        stream.write_all(&[0, 0, 0, 9, 0, 3, 0, 0, 0]).await.unwrap();
+        stream
+            .write_all(&[0, 0, 0, 9, 0, 3, 0, 0, 0])
+            .await
+            .unwrap();
         replies(&mut stream, 9).await;
         stream
     }
@@ -82,24 +93,35 @@ impl Bench {
     /// Whether the database got the statement.
     fn received(&self, text: &str) -> bool {
         let statement = query(text);
-        self.received.lock().unwrap().iter().any(|bytes| bytes.windows(statement.len()).any(|window| window == statement))
+        self.received.lock().unwrap().iter().any(|bytes| {
+            bytes
+                .windows(statement.len())
+                .any(|window| window == statement)
+        })
     }
 
     fn noted(&self, text: &str) -> bool {
-        self.tape.first(|entry| matches!(&entry.event, Event::Database { what } if what.contains(text))).is_some()
+        self.tape
+            .first(|entry| matches!(&entry.event, Event::Database { what } if what.contains(text)))
+            .is_some()
     }
 }
 
 async fn replies(stream: &mut TcpStream, count: usize) {
     let mut bytes = vec![0; count];
-    guard("the reply", stream.read_exact(&mut bytes)).await.unwrap().unwrap();
+    guard("the reply", stream.read_exact(&mut bytes))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(bytes.iter().all(|byte| *byte == b'r'));
 }
 
 /// How many bytes came until the end, and whether the end was a reset.
 async fn end(stream: &mut TcpStream) -> (usize, Option<ErrorKind>) {
     let mut bytes = Vec::new();
-    let end = guard("the end of the connection", stream.read_to_end(&mut bytes)).await.unwrap();
+    let end = guard("the end of the connection", stream.read_to_end(&mut bytes))
+        .await
+        .unwrap();
     (bytes.len(), end.err().map(|error| error.kind()))
 }
 
@@ -117,14 +139,26 @@ async fn refused_reset_and_back() {
     let bench = bench().await;
     let mut stream = bench.connect().await;
     bench.wire.refuse().await.unwrap();
-    assert_eq!(TcpStream::connect(bench.wire.addr()).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(
+        TcpStream::connect(bench.wire.addr())
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::ConnectionRefused
+    );
     bench.ask(&mut stream, "SELECT 1").await;
     bench.wire.reset().await.unwrap();
-    assert_eq!(end(&mut stream).await, (0, Some(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        end(&mut stream).await,
+        (0, Some(ErrorKind::ConnectionReset))
+    );
     bench.wire.resume().await.unwrap();
     let mut stream = bench.connect().await;
     bench.wire.gone().await.unwrap();
-    assert_eq!(end(&mut stream).await, (0, Some(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        end(&mut stream).await,
+        (0, Some(ErrorKind::ConnectionReset))
+    );
     assert_eq!(bench.wire.connections(), 0);
 }
 
@@ -136,7 +170,10 @@ async fn a_connection_is_reset_before_reset_returns() {
     for _ in 0..200 {
         let mut stream = bench.connect().await.into_std().unwrap();
         bench.wire.reset().await.unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            stream.read(&mut [0]).unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
     }
 }
 
@@ -148,10 +185,19 @@ async fn a_stall_keeps_everything_until_it_is_over() {
     stream.write_all(&query("SELECT 1")).await.unwrap();
     let mut fresh = TcpStream::connect(bench.wire.addr()).await.unwrap();
     fresh.write_all(&[0, 0, 0, 9, 0, 3, 0, 0, 0]).await.unwrap();
-    guard("two connections", bench.tape.wait_for(2, |entry| matches!(&entry.event, Event::Database { what } if what.contains("accepted"))))
-        .await
-        .unwrap();
-    assert_eq!(stream.try_read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    guard(
+        "two connections",
+        bench.tape.wait_for(
+            2,
+            |entry| matches!(&entry.event, Event::Database { what } if what.contains("accepted")),
+        ),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        stream.try_read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
     assert!(!bench.noted("statement"));
     bench.wire.resume().await.unwrap();
     replies(&mut stream, query("SELECT 1").len()).await;
@@ -174,11 +220,16 @@ async fn a_statement_is_held_and_the_others_go_on() {
     let bench = bench().await;
     let mut held = bench.connect().await;
     let mut other = bench.connect().await;
-    bench.wire.at_statement("INSERT into", AtStatement::Hold("g".into()));
+    bench
+        .wire
+        .at_statement("INSERT into", AtStatement::Hold("g".into()));
     held.write_all(&query("insert INTO t")).await.unwrap();
     bench.wire.statements("insert", 1).await.unwrap();
     bench.ask(&mut other, "INSERT INTO t").await;
-    assert_eq!(held.try_read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(
+        held.try_read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
     bench.gates.gate("g").open();
     replies(&mut held, query("insert INTO t").len()).await;
 }
@@ -186,14 +237,21 @@ async fn a_statement_is_held_and_the_others_go_on() {
 #[tokio::test]
 async fn a_statement_is_cut_or_reset_before_it_is_executed_or_its_reply_is_lost_after() {
     let reset = Some(ErrorKind::ConnectionReset);
-    for (fault, executed, expected) in [(AtStatement::Cut, false, None), (AtStatement::Reset, false, reset), (AtStatement::LoseReply, true, reset)] {
+    for (fault, executed, expected) in [
+        (AtStatement::Cut, false, None),
+        (AtStatement::Reset, false, reset),
+        (AtStatement::LoseReply, true, reset),
+    ] {
         let bench = bench().await;
         let mut stream = bench.connect().await;
         bench.ask(&mut stream, "BEGIN").await;
         bench.wire.at_statement("commit", fault);
         stream.write_all(&query("COMMIT")).await.unwrap();
         assert_eq!(end(&mut stream).await, (0, expected));
-        assert_eq!((bench.received("BEGIN"), bench.received("COMMIT")), (true, executed));
+        assert_eq!(
+            (bench.received("BEGIN"), bench.received("COMMIT")),
+            (true, executed)
+        );
     }
 }
 
@@ -203,7 +261,15 @@ async fn a_statement_stalls_everything() {
     let mut stream = bench.connect().await;
     bench.wire.at_statement("select", AtStatement::Stall);
     stream.write_all(&query("SELECT 1")).await.unwrap();
-    guard("the stall", bench.tape.wait_for(1, |entry| matches!(&entry.event, Event::Database { what } if what == "stalled"))).await.unwrap();
+    guard(
+        "the stall",
+        bench.tape.wait_for(
+            1,
+            |entry| matches!(&entry.event, Event::Database { what } if what == "stalled"),
+        ),
+    )
+    .await
+    .unwrap();
     bench.wire.resume().await.unwrap();
     replies(&mut stream, query("SELECT 1").len()).await;
 }
@@ -212,7 +278,9 @@ async fn a_statement_stalls_everything() {
 async fn a_gate_that_opens_while_everything_stalls_lets_nothing_through() {
     let bench = bench().await;
     let mut held = bench.connect().await;
-    bench.wire.at_statement("insert", AtStatement::Hold("g".into()));
+    bench
+        .wire
+        .at_statement("insert", AtStatement::Hold("g".into()));
     held.write_all(&query("INSERT INTO t")).await.unwrap();
     bench.wire.held("g").await.unwrap();
     bench.wire.stall();
@@ -231,10 +299,14 @@ async fn a_gate_that_opens_while_everything_stalls_lets_nothing_through() {
 async fn a_client_that_leaves_takes_its_held_statement_with_it() {
     let bench = bench().await;
     let mut held = bench.connect().await;
-    bench.wire.at_statement("insert", AtStatement::Hold("g".into()));
+    bench
+        .wire
+        .at_statement("insert", AtStatement::Hold("g".into()));
     held.write_all(&query("INSERT INTO t")).await.unwrap();
     bench.wire.statements("insert", 1).await.unwrap();
     drop(held);
     let left = |entry: &gauntlet_harness::tape::Entry| matches!(&entry.event, Event::Database { what } if what.contains("left while"));
-    guard("the end of the statement", bench.tape.wait_for(1, left)).await.unwrap();
+    guard("the end of the statement", bench.tape.wait_for(1, left))
+        .await
+        .unwrap();
 }

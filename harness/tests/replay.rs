@@ -10,7 +10,9 @@ use gauntlet_harness::gate::with_hang_guard;
 use gauntlet_harness::runner::{Replay, replay};
 use gauntlet_harness::schedule::Schedule;
 use gauntlet_harness::schedule::invariants::Invariant;
-use gauntlet_harness::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+use gauntlet_harness::target::{
+    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+};
 use serde_json::json;
 
 /// The first provider itself, called a gateway.
@@ -23,8 +25,15 @@ impl Target for PassesOn {
     }
 
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
-        let base_url = deployment.endpoints["p1"].trim_end_matches("/v1").to_string();
-        Ok(RunningTarget { base_url, model_prefix: String::new(), headers: Vec::new(), process: None })
+        let base_url = deployment.endpoints["p1"]
+            .trim_end_matches("/v1")
+            .to_string();
+        Ok(RunningTarget {
+            base_url,
+            model_prefix: String::new(),
+            headers: Vec::new(),
+            process: None,
+        })
     }
 }
 
@@ -36,14 +45,29 @@ async fn played(action: serde_json::Value) -> Replay {
         "candidates": [[action]],
         "requests": [{"after_ms": 0, "stream": true, "leaves": null}]
     });
-    let manifest = Manifest { name: "t".into(), version: None, capabilities: BTreeSet::from([Capability::Chat]), fixed_timeouts: None };
+    let manifest = Manifest {
+        name: "t".into(),
+        version: None,
+        capabilities: BTreeSet::from([Capability::Chat]),
+        fixed_timeouts: None,
+    };
     let target: Arc<dyn Target> = Arc::new(PassesOn(manifest));
     let schedule = Schedule::from_json(&schedule.to_string()).unwrap();
-    with_hang_guard(Duration::from_millis(100), replay(&target, &schedule, "by hand")).await.unwrap()
+    with_hang_guard(
+        Duration::from_millis(100),
+        replay(&target, &schedule, "by hand"),
+    )
+    .await
+    .unwrap()
 }
 
 fn broken(replay: &Replay) -> Vec<Invariant> {
-    replay.verdicts.iter().filter(|(_, violation)| violation.is_some()).map(|(invariant, _)| *invariant).collect()
+    replay
+        .verdicts
+        .iter()
+        .filter(|(_, violation)| violation.is_some())
+        .map(|(invariant, _)| *invariant)
+        .collect()
 }
 
 #[tokio::test]
@@ -54,5 +78,9 @@ async fn a_good_answer_passed_on_breaks_nothing() {
 #[tokio::test]
 async fn an_answer_without_end_is_judged_as_one() {
     let replay = played(json!({"drip_forever": {"every_ms": 1}})).await;
-    assert!(broken(&replay).contains(&Invariant::OneEnd), "{:?}", replay.verdicts);
+    assert!(
+        broken(&replay).contains(&Invariant::OneEnd),
+        "{:?}",
+        replay.verdicts
+    );
 }

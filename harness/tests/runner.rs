@@ -14,7 +14,9 @@ use gauntlet_harness::client::Client;
 use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
-use gauntlet_harness::target::{Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError};
+use gauntlet_harness::target::{
+    Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
+};
 use tokio_util::sync::CancellationToken;
 
 /// A target that starts nothing and remembers what it was given.
@@ -55,8 +57,19 @@ impl Process for Dying {
 
 impl Remembering {
     fn new() -> Self {
-        let manifest = Manifest { name: "t".into(), version: None, capabilities: BTreeSet::from([Capability::Chat]), fixed_timeouts: None };
-        Self { manifest, shared: false, starts: true, crashes: false, deployments: Mutex::default() }
+        let manifest = Manifest {
+            name: "t".into(),
+            version: None,
+            capabilities: BTreeSet::from([Capability::Chat]),
+            fixed_timeouts: None,
+        };
+        Self {
+            manifest,
+            shared: false,
+            starts: true,
+            crashes: false,
+            deployments: Mutex::default(),
+        }
     }
 }
 
@@ -80,7 +93,12 @@ impl Target for Remembering {
             return Err(TargetError::NotReady("it sleeps".into()));
         }
         let process = self.crashes.then(|| Box::new(Dying) as Box<dyn Process>);
-        Ok(RunningTarget { base_url: "http://127.0.0.1:9".into(), model_prefix: String::new(), headers: Vec::new(), process })
+        Ok(RunningTarget {
+            base_url: "http://127.0.0.1:9".into(),
+            model_prefix: String::new(),
+            headers: Vec::new(),
+            process,
+        })
     }
 }
 
@@ -107,9 +125,20 @@ fn fails(_: &Ctx) -> BoxFuture<'_, CaseResult> {
     async { holds(false, "this", "that") }.boxed()
 }
 
-async fn run_on(target: &Arc<Remembering>, cases: Vec<Case>, change: impl FnOnce(&mut Run)) -> RunResult {
+async fn run_on(
+    target: &Arc<Remembering>,
+    cases: Vec<Case>,
+    change: impl FnOnce(&mut Run),
+) -> RunResult {
     let target: Arc<dyn Target> = Arc::<Remembering>::clone(target);
-    let mut run = Run { target, cases, database: None, parallelism: 1, repeat: 1, fail_fast: false };
+    let mut run = Run {
+        target,
+        cases,
+        database: None,
+        parallelism: 1,
+        repeat: 1,
+        fail_fast: false,
+    };
     change(&mut run);
     run.execute(&|_| {}, &CancellationToken::new()).await
 }
@@ -124,7 +153,12 @@ async fn a_case_that_passes_is_examined_once_and_one_that_fails_twice() {
     let passed = one(case("A-01", passes)).await;
     assert_eq!((passed.verdict, passed.attempts), (Verdict::Passed, 1));
     let failed = one(case("A-01", fails)).await;
-    assert!(matches!(failed.verdict, Verdict::Failed { failure: Failure::Violated { .. } }));
+    assert!(matches!(
+        failed.verdict,
+        Verdict::Failed {
+            failure: Failure::Violated { .. }
+        }
+    ));
     assert_eq!(failed.attempts, 2);
 }
 
@@ -135,7 +169,10 @@ async fn a_case_that_fails_and_then_passes_is_flaky_with_the_first_failure() {
         async { holds(ASKED.fetch_add(1, Ordering::SeqCst) > 0, "calm", "nerves") }.boxed()
     }
     let outcome = one(case("A-01", at_first)).await;
-    assert!(matches!(&outcome.verdict, Verdict::Flaky { failure: Failure::Violated { observed, .. } } if observed == "nerves"), "{outcome:?}");
+    assert!(
+        matches!(&outcome.verdict, Verdict::Flaky { failure: Failure::Violated { observed, .. } } if observed == "nerves"),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]
@@ -144,7 +181,10 @@ async fn a_panic_is_the_harness_and_is_not_repeated() {
         async { panic!("a hole in the case") }.boxed()
     }
     let outcome = one(case("A-01", panics)).await;
-    assert!(matches!(&outcome.verdict, Verdict::Failed { failure: Failure::Harness { what } } if what.contains("a hole in the case")), "{outcome:?}");
+    assert!(
+        matches!(&outcome.verdict, Verdict::Failed { failure: Failure::Harness { what } } if what.contains("a hole in the case")),
+        "{outcome:?}"
+    );
     assert_eq!(outcome.attempts, 1);
 }
 
@@ -152,7 +192,11 @@ async fn a_panic_is_the_harness_and_is_not_repeated() {
 async fn a_request_that_no_stub_answers_fails_a_case_that_passed() {
     fn strays(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
         async {
-            let provider = Client::new(&ctx.stub("p1")?.wire().root_url(), Vec::new(), ctx.tape.clone())?;
+            let provider = Client::new(
+                &ctx.stub("p1")?.wire().root_url(),
+                Vec::new(),
+                ctx.tape.clone(),
+            )?;
             provider.get("/nobody/asked").await.map(|_| ())
         }
         .boxed()
@@ -166,36 +210,85 @@ async fn a_request_that_no_stub_answers_fails_a_case_that_passed() {
 
 #[tokio::test]
 async fn what_is_missing_is_named_and_never_passed() {
-    let without_tools = one(Case { needs: &[Capability::Chat, Capability::Tools], ..case("A-01", passes) }).await;
-    assert_eq!(without_tools.verdict, Verdict::NotSupported { capability: "tools: it has no hands".into() });
-    let without_database = one(Case { spec: || Spec { database: DatabaseNeed::Postgres, ..Spec::solo() }, ..case("A-01", passes) }).await;
+    let without_tools = one(Case {
+        needs: &[Capability::Chat, Capability::Tools],
+        ..case("A-01", passes)
+    })
+    .await;
+    assert_eq!(
+        without_tools.verdict,
+        Verdict::NotSupported {
+            capability: "tools: it has no hands".into()
+        }
+    );
+    let without_database = one(Case {
+        spec: || Spec {
+            database: DatabaseNeed::Postgres,
+            ..Spec::solo()
+        },
+        ..case("A-01", passes)
+    })
+    .await;
     assert!(matches!(without_database.verdict, Verdict::NotRun { .. }));
 }
 
 #[tokio::test]
 async fn a_target_that_does_not_start_breaks_the_run_and_judges_nobody() {
-    let target = Arc::new(Remembering { starts: false, ..Remembering::new() });
-    let result = run_on(&target, vec![case("A-01", passes), case("A-02", passes)], |_| {}).await;
+    let target = Arc::new(Remembering {
+        starts: false,
+        ..Remembering::new()
+    });
+    let result = run_on(
+        &target,
+        vec![case("A-01", passes), case("A-02", passes)],
+        |_| {},
+    )
+    .await;
     assert!(result.broken.unwrap().contains("it sleeps"));
-    assert!(result.outcomes.iter().all(|outcome| matches!(outcome.verdict, Verdict::NotRun { .. })), "{:?}", result.outcomes);
+    assert!(
+        result
+            .outcomes
+            .iter()
+            .all(|outcome| matches!(outcome.verdict, Verdict::NotRun { .. })),
+        "{:?}",
+        result.outcomes
+    );
 }
 
 #[tokio::test]
 async fn a_case_that_fails_because_its_gateway_crashed_is_no_verdict_on_the_requirement() {
-    let target = Arc::new(Remembering { crashes: true, ..Remembering::new() });
+    let target = Arc::new(Remembering {
+        crashes: true,
+        ..Remembering::new()
+    });
     let result = run_on(&target, vec![case("A-01", fails)], |_| {}).await;
     let verdict = &result.outcomes[0].verdict;
-    let Verdict::Failed { failure: Failure::Target { what } } = verdict else { panic!("{verdict:?}") };
-    assert!(what.contains("exited with code 101 in the middle of A-01") && what.contains("panicked"), "{what}");
+    let Verdict::Failed {
+        failure: Failure::Target { what },
+    } = verdict
+    else {
+        panic!("{verdict:?}")
+    };
+    assert!(
+        what.contains("exited with code 101 in the middle of A-01") && what.contains("panicked"),
+        "{what}"
+    );
     assert_eq!(result.outcomes[0].attempts, 1);
 }
 
 #[tokio::test]
 async fn fail_fast_leaves_the_rest_and_does_not_break_the_run() {
     let cases = vec![case("A-01", fails), case("A-02", passes)];
-    let result = run_on(&Arc::new(Remembering::new()), cases, |run| run.fail_fast = true).await;
+    let result = run_on(&Arc::new(Remembering::new()), cases, |run| {
+        run.fail_fast = true
+    })
+    .await;
     assert_eq!(result.broken, None);
-    assert!(matches!(&result.outcomes[1].verdict, Verdict::NotRun { why } if why.contains("A-01")), "{:?}", result.outcomes[1]);
+    assert!(
+        matches!(&result.outcomes[1].verdict, Verdict::NotRun { why } if why.contains("A-01")),
+        "{:?}",
+        result.outcomes[1]
+    );
 }
 
 #[tokio::test]
@@ -205,7 +298,14 @@ async fn an_interrupted_run_keeps_what_was_measured() {
     }
     let stop = CancellationToken::new();
     let target: Arc<dyn Target> = Arc::new(Remembering::new());
-    let run = Run { target, cases: vec![case("A-01", passes), case("A-02", waits)], database: None, parallelism: 1, repeat: 1, fail_fast: false };
+    let run = Run {
+        target,
+        cases: vec![case("A-01", passes), case("A-02", waits)],
+        database: None,
+        parallelism: 1,
+        repeat: 1,
+        fail_fast: false,
+    };
     let started = |progress: Progress<'_>| {
         if matches!(progress, Progress::Started("A-02")) {
             stop.cancel();
@@ -219,25 +319,67 @@ async fn an_interrupted_run_keeps_what_was_measured() {
 
 #[tokio::test]
 async fn every_repeat_counts() {
-    let mut result = run_on(&Arc::new(Remembering::new()), vec![case("A-01", passes)], |run| run.repeat = 3).await;
+    let mut result = run_on(
+        &Arc::new(Remembering::new()),
+        vec![case("A-01", passes)],
+        |run| run.repeat = 3,
+    )
+    .await;
     assert_eq!(result.outcomes.pop().unwrap().attempts, 3);
 }
 
 #[tokio::test]
 async fn a_shared_target_serves_cases_of_equal_settings_from_one_process() {
     fn prefixed(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
-        async { holds(ctx.model("solo").ends_with("-solo"), "a prefix", ctx.model("solo")) }.boxed()
+        async {
+            holds(
+                ctx.model("solo").ends_with("-solo"),
+                "a prefix",
+                ctx.model("solo"),
+            )
+        }
+        .boxed()
     }
-    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
+    let target = Arc::new(Remembering {
+        shared: true,
+        ..Remembering::new()
+    });
     let other = Case {
-        spec: || Spec { keys: vec![gauntlet_harness::spec::KeySpec { tenant: "t".into(), token: "k".into() }], ..Spec::solo() },
+        spec: || Spec {
+            keys: vec![gauntlet_harness::spec::KeySpec {
+                tenant: "t".into(),
+                token: "k".into(),
+            }],
+            ..Spec::solo()
+        },
         ..case("A-03", prefixed)
     };
-    let result = run_on(&target, vec![case("A-01", prefixed), case("A-02", prefixed), other], |run| run.parallelism = 2).await;
-    assert!(result.outcomes.iter().all(|outcome| outcome.verdict == Verdict::Passed), "{:?}", result.outcomes);
+    let result = run_on(
+        &target,
+        vec![case("A-01", prefixed), case("A-02", prefixed), other],
+        |run| run.parallelism = 2,
+    )
+    .await;
+    assert!(
+        result
+            .outcomes
+            .iter()
+            .all(|outcome| outcome.verdict == Verdict::Passed),
+        "{:?}",
+        result.outcomes
+    );
     let deployments = target.deployments.lock().unwrap();
-    let aliases: Vec<Vec<&str>> =
-        deployments.iter().map(|deployment| deployment.spec.models.iter().map(|model| model.alias.as_str()).collect()).collect();
+    let aliases: Vec<Vec<&str>> = deployments
+        .iter()
+        .map(|deployment| {
+            deployment
+                .spec
+                .models
+                .iter()
+                .map(|model| model.alias.as_str())
+                .collect()
+        })
+        .collect();
     assert_eq!(aliases, [vec!["a-01-solo", "a-02-solo"], vec!["a-03-solo"]]);
     assert!(deployments[0].endpoints.contains_key("a-02-p1"));
 }
@@ -252,19 +394,39 @@ async fn cases_on_a_shared_target_run_in_tasks_of_their_own() {
         }
         .boxed()
     }
-    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
-    run_on(&target, vec![case("A-01", notes_its_task), case("A-02", notes_its_task)], |run| run.parallelism = 2).await;
+    let target = Arc::new(Remembering {
+        shared: true,
+        ..Remembering::new()
+    });
+    run_on(
+        &target,
+        vec![case("A-01", notes_its_task), case("A-02", notes_its_task)],
+        |run| run.parallelism = 2,
+    )
+    .await;
     let tasks = TASKS.lock().unwrap();
     assert!(tasks.len() == 2 && tasks[0] != tasks[1], "{tasks:?}");
 }
 
 #[tokio::test]
 async fn what_fails_on_a_shared_target_is_repeated_on_a_fresh_one() {
-    let target = Arc::new(Remembering { shared: true, ..Remembering::new() });
-    let result = run_on(&target, vec![case("A-01", passes), case("A-02", fails)], |_| {}).await;
+    let target = Arc::new(Remembering {
+        shared: true,
+        ..Remembering::new()
+    });
+    let result = run_on(
+        &target,
+        vec![case("A-01", passes), case("A-02", fails)],
+        |_| {},
+    )
+    .await;
     assert_eq!(result.outcomes[0].attempts, 1);
     assert_eq!(result.outcomes[1].attempts, 2);
     let deployments = target.deployments.lock().unwrap();
     assert_eq!(deployments.len(), 2);
-    assert_eq!(deployments[1].spec.models.len(), 1, "only the failed one is repeated");
+    assert_eq!(
+        deployments[1].spec.models.len(),
+        1,
+        "only the failed one is repeated"
+    );
 }

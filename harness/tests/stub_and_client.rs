@@ -31,12 +31,21 @@ async fn bench(protocol: Protocol, voice: Voice) -> Bench {
     let gates = Gates::new(tape.clone());
     let provider = Spec::default().provider("p1", protocol).providers.remove(0);
     let stub = match voice {
-        Voice::Wiremock => Stub::start(&provider, "case", tape.clone(), gates.clone()).await.unwrap(),
-        Voice::InProcess => Stub::in_process(&provider, "case", tape.clone(), gates.clone()).await.unwrap(),
+        Voice::Wiremock => Stub::start(&provider, "case", tape.clone(), gates.clone())
+            .await
+            .unwrap(),
+        Voice::InProcess => Stub::in_process(&provider, "case", tape.clone(), gates.clone())
+            .await
+            .unwrap(),
     };
     let root = stub.base_url().trim_end_matches("/v1").to_string();
     let client = Client::new(&root, Vec::new(), tape.clone()).unwrap();
-    Bench { tape, gates, stub, client }
+    Bench {
+        tape,
+        gates,
+        stub,
+        client,
+    }
 }
 
 fn hello(text: &str) -> Value {
@@ -45,21 +54,41 @@ fn hello(text: &str) -> Value {
 
 #[rstest]
 #[tokio::test]
-async fn a_reply_is_read_strictly_streamed_and_not(#[values(Voice::Wiremock, Voice::InProcess)] voice: Voice) {
+async fn a_reply_is_read_strictly_streamed_and_not(
+    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+) {
     let bench = bench(Protocol::OpenAi, voice).await;
-    bench.stub.answers(reply("").tokens(["Par", "is"]).tool_call("look_up", json!({"city": "Paris"})).usage(12, 3));
+    bench.stub.answers(
+        reply("")
+            .tokens(["Par", "is"])
+            .tool_call("look_up", json!({"city": "Paris"}))
+            .usage(12, 3),
+    );
 
     let whole = bench.client.chat(hello("capital?")).await.unwrap();
     whole.strict().unwrap();
     assert_eq!((whole.status, whole.content().as_str()), (200, "Paris"));
 
-    let streamed = bench.client.stream(hello("capital?")).await.unwrap().collect().await.unwrap();
+    let streamed = bench
+        .client
+        .stream(hello("capital?"))
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
     streamed.strict().unwrap();
     assert_eq!(streamed.text, "Paris");
     assert_eq!(streamed.finish_reasons, ["tool_calls"]);
-    assert_eq!(streamed.tool_calls[0].arguments, whole.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]);
+    assert_eq!(
+        streamed.tool_calls[0].arguments,
+        whole.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
+    );
     assert_eq!(streamed.usage.as_ref().unwrap()["total_tokens"], 15);
-    assert_eq!((streamed.done_count, streamed.after_done, &streamed.end), (1, 0, &End::Orderly));
+    assert_eq!(
+        (streamed.done_count, streamed.after_done, &streamed.end),
+        (1, 0, &End::Orderly)
+    );
     assert!(streamed.looks_complete());
     assert_eq!(bench.stub.requests().len(), 2);
     assert_eq!(bench.stub.calls("capital?")[0].path, "/v1/chat/completions");
@@ -67,33 +96,78 @@ async fn a_reply_is_read_strictly_streamed_and_not(#[values(Voice::Wiremock, Voi
 
 #[rstest]
 #[tokio::test]
-async fn rules_win_over_the_default_and_what_none_matches_is_no_404(#[values(Voice::Wiremock, Voice::InProcess)] voice: Voice) {
+async fn rules_win_over_the_default_and_what_none_matches_is_no_404(
+    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+) {
     let bench = bench(Protocol::OpenAi, voice).await;
-    bench.stub.mount(chat().model("other").streaming(false), reply("other")).await;
+    bench
+        .stub
+        .mount(chat().model("other").streaming(false), reply("other"))
+        .await;
 
     let unmatched = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(unmatched.status, 599);
-    assert!(unmatched.text().contains("model \"other\" was wanted, model \"m\" came"), "{}", unmatched.text());
-    assert!(bench.tape.first(|entry| matches!(&entry.event, Event::Unmatched { .. })).is_some());
+    assert!(
+        unmatched
+            .text()
+            .contains("model \"other\" was wanted, model \"m\" came"),
+        "{}",
+        unmatched.text()
+    );
+    assert!(
+        bench
+            .tape
+            .first(|entry| matches!(&entry.event, Event::Unmatched { .. }))
+            .is_some()
+    );
 
     bench.stub.answers(reply("default"));
-    assert_eq!(bench.client.chat(hello("x")).await.unwrap().content(), "default");
+    assert_eq!(
+        bench.client.chat(hello("x")).await.unwrap().content(),
+        "default"
+    );
     let mut other = hello("x");
     other["model"] = "other".into();
     assert_eq!(bench.client.chat(other).await.unwrap().content(), "other");
     bench.stub.answers(echo());
-    assert_eq!(bench.client.chat(hello("say this")).await.unwrap().content(), "say this");
-    assert_eq!(bench.client.get("/v1/models").await.unwrap().json()["object"], "list");
+    assert_eq!(
+        bench
+            .client
+            .chat(hello("say this"))
+            .await
+            .unwrap()
+            .content(),
+        "say this"
+    );
+    assert_eq!(
+        bench.client.get("/v1/models").await.unwrap().json()["object"],
+        "list"
+    );
     assert_eq!(bench.client.get("/v1/files").await.unwrap().status, 599);
 }
 
 #[rstest]
 #[tokio::test]
-async fn sequences_are_counted_for_each_prompt_or_over_all(#[values(Voice::Wiremock, Voice::InProcess)] voice: Voice) {
+async fn sequences_are_counted_for_each_prompt_or_over_all(
+    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+) {
     let bench = bench(Protocol::OpenAi, voice).await;
     let status = async |text: &str| bench.client.chat(hello(text)).await.unwrap().status;
-    bench.stub.answers(sequence([error(503), error(429).retry_after(2), reply("ok")]));
-    assert_eq!([status("a").await, status("b").await, status("a").await, status("a").await, status("a").await], [503, 503, 429, 200, 200]);
+    bench.stub.answers(sequence([
+        error(503),
+        error(429).retry_after(2),
+        reply("ok"),
+    ]));
+    assert_eq!(
+        [
+            status("a").await,
+            status("b").await,
+            status("a").await,
+            status("a").await,
+            status("a").await
+        ],
+        [503, 503, 429, 200, 200]
+    );
     bench.stub.answers(in_turn([error(503), reply("ok")]));
     assert_eq!([status("a").await, status("b").await], [503, 200]);
 }
@@ -101,10 +175,19 @@ async fn sequences_are_counted_for_each_prompt_or_over_all(#[values(Voice::Wirem
 #[tokio::test]
 async fn errors_have_the_providers_own_form() {
     let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
-    bench.stub.answers(error(429).code("insufficient_quota").kind("insufficient_quota").message("no money").retry_after(7));
+    bench.stub.answers(
+        error(429)
+            .code("insufficient_quota")
+            .kind("insufficient_quota")
+            .message("no money")
+            .retry_after(7),
+    );
     let reply = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(reply.header("retry-after"), Some("7"));
-    assert_eq!(reply.json(), json!({"error": {"message": "no money", "type": "insufficient_quota", "param": null, "code": "insufficient_quota"}}));
+    assert_eq!(
+        reply.json(),
+        json!({"error": {"message": "no money", "type": "insufficient_quota", "param": null, "code": "insufficient_quota"}})
+    );
 }
 
 #[tokio::test]
@@ -113,73 +196,174 @@ async fn a_responder_put_together_wrongly_says_so() {
     bench.stub.answers(error(500).tokens(["a"]));
     let reply = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(reply.status, 599);
-    assert!(reply.text().contains("tokens() on something that is not a reply"));
+    assert!(
+        reply
+            .text()
+            .contains("tokens() on something that is not a reply")
+    );
 }
 
 #[rstest]
 #[tokio::test]
 async fn ollama_speaks_ndjson_and_whole(#[values(Voice::Wiremock, Voice::InProcess)] voice: Voice) {
     let bench = bench(Protocol::Ollama, voice).await;
-    bench.stub.answers(reply("Paris is big").finish("length").usage(5, 0));
+    bench
+        .stub
+        .answers(reply("Paris is big").finish("length").usage(5, 0));
     let body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
     let streamed = bench.client.post("/api/chat", body.clone()).await.unwrap();
-    assert_eq!(streamed.header("content-type"), Some("application/x-ndjson"));
-    let lines: Vec<Value> = streamed.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect::<String>(), "Paris is big");
+    assert_eq!(
+        streamed.header("content-type"),
+        Some("application/x-ndjson")
+    );
+    let lines: Vec<Value> = streamed
+        .text()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        lines
+            .iter()
+            .filter_map(|line| line["message"]["content"].as_str())
+            .collect::<String>(),
+        "Paris is big"
+    );
     let last = lines.last().unwrap();
-    assert_eq!((&last["done"], &last["done_reason"], &last["prompt_eval_count"]), (&json!(true), &json!("length"), &json!(5)));
+    assert_eq!(
+        (
+            &last["done"],
+            &last["done_reason"],
+            &last["prompt_eval_count"]
+        ),
+        (&json!(true), &json!("length"), &json!(5))
+    );
     assert!(last.get("eval_count").is_none(), "a zero is absent");
 
     let mut whole = body;
     whole["stream"] = false.into();
-    assert_eq!(bench.client.post("/api/chat", whole).await.unwrap().json()["message"]["content"], "Paris is big");
-    assert_eq!(bench.client.get("/api/version").await.unwrap().json()["version"], "0.33.0");
+    assert_eq!(
+        bench.client.post("/api/chat", whole).await.unwrap().json()["message"]["content"],
+        "Paris is big"
+    );
+    assert_eq!(
+        bench.client.get("/api/version").await.unwrap().json()["version"],
+        "0.33.0"
+    );
     assert_eq!(bench.client.get("/api/tags").await.unwrap().status, 200);
     bench.stub.answers(error(404));
-    assert_eq!(bench.client.post("/api/chat", json!({"model": "m"})).await.unwrap().json(), json!({"error": "model 'm-gauntlet' not found"}));
+    assert_eq!(
+        bench
+            .client
+            .post("/api/chat", json!({"model": "m"}))
+            .await
+            .unwrap()
+            .json(),
+        json!({"error": "model 'm-gauntlet' not found"})
+    );
 }
 
 #[tokio::test]
 async fn streams_can_end_wrongly_in_good_order() {
     let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
-    let ask = async || bench.client.stream(hello("x")).await.unwrap().collect().await.unwrap();
+    let ask = async || {
+        bench
+            .client
+            .stream(hello("x"))
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap()
+    };
     bench.stub.answers(reply("a b").without_done());
     let transcript = ask().await;
-    assert_eq!((transcript.done_count, transcript.finish_reasons.len(), &transcript.end), (0, 1, &End::Orderly));
+    assert_eq!(
+        (
+            transcript.done_count,
+            transcript.finish_reasons.len(),
+            &transcript.end
+        ),
+        (0, 1, &End::Orderly)
+    );
     bench.stub.answers(reply("a b").without_finish());
     let transcript = ask().await;
-    assert_eq!((transcript.done_count, transcript.finish_reasons.len(), &transcript.end), (0, 0, &End::Orderly));
-    bench.stub.answers(reply("a b").then_error(503, "overloaded"));
+    assert_eq!(
+        (
+            transcript.done_count,
+            transcript.finish_reasons.len(),
+            &transcript.end
+        ),
+        (0, 0, &End::Orderly)
+    );
+    bench
+        .stub
+        .answers(reply("a b").then_error(503, "overloaded"));
     let transcript = ask().await;
-    assert_eq!((transcript.text.as_str(), transcript.done_count), ("a b", 0));
+    assert_eq!(
+        (transcript.text.as_str(), transcript.done_count),
+        ("a b", 0)
+    );
     assert_eq!(transcript.error.unwrap()["message"], "overloaded");
 }
 
 #[tokio::test]
 async fn vectors_keep_the_order_of_their_inputs() {
     let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
-    bench.stub.mount(gauntlet_harness::llm::openai::embeddings(), vectors()).await;
-    let reply = bench.client.post("/v1/embeddings", json!({"model": "m", "input": ["a", "b"]})).await.unwrap();
+    bench
+        .stub
+        .mount(gauntlet_harness::llm::openai::embeddings(), vectors())
+        .await;
+    let reply = bench
+        .client
+        .post("/v1/embeddings", json!({"model": "m", "input": ["a", "b"]}))
+        .await
+        .unwrap();
     assert_eq!(reply.json()["data"][1]["embedding"][0], 1.0);
 }
 
 #[rstest]
 #[tokio::test]
-async fn a_plan_goes_from_the_responder_to_the_wire(#[values(Voice::Wiremock, Voice::InProcess)] voice: Voice) {
+async fn a_plan_goes_from_the_responder_to_the_wire(
+    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+) {
     let bench = bench(Protocol::OpenAi, voice).await;
-    bench.stub.answers(reply("one two three").plan(Plan::events_then(3, Step::Reset)));
-    let transcript = bench.client.stream(hello("x")).await.unwrap().collect().await.unwrap();
+    bench
+        .stub
+        .answers(reply("one two three").plan(Plan::events_then(3, Step::Reset)));
+    let transcript = bench
+        .client
+        .stream(hello("x"))
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
     assert_eq!(transcript.text, "one two");
-    assert!(matches!(&transcript.end, End::Cut(how) if how.contains("reset")), "{:?}", transcript.end);
+    assert!(
+        matches!(&transcript.end, End::Cut(how) if how.contains("reset")),
+        "{:?}",
+        transcript.end
+    );
 }
 
 #[tokio::test]
 async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
     let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
-    bench.stub.answers(reply("one two").plan(Plan::of([Step::Head, Step::Events(3), Step::RepeatForever { every_ms: 1 }])));
+    bench.stub.answers(reply("one two").plan(Plan::of([
+        Step::Head,
+        Step::Events(3),
+        Step::RepeatForever { every_ms: 1 },
+    ])));
     let stream = bench.client.stream(hello("x")).await.unwrap();
     let ended = with_hang_guard(Duration::from_millis(300), stream.collect()).await;
-    let Err(Failure::Violated { expected, observed, honesty: Honesty::Hung }) = ended else { panic!("{ended:?}") };
+    let Err(Failure::Violated {
+        expected,
+        observed,
+        honesty: Honesty::Hung,
+    }) = ended
+    else {
+        panic!("{ended:?}")
+    };
     assert_eq!(expected, "the end of the stream to client a");
     assert!(observed.contains("events came and no end"), "{observed}");
 }
@@ -187,7 +371,10 @@ async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
 #[tokio::test]
 async fn a_plan_refuses_to_be_flattened() {
     let server = wiremock::MockServer::start().await;
-    wiremock::Mock::given(chat()).respond_with(reply("hi").plan(Plan::held("g"))).mount(&server).await;
+    wiremock::Mock::given(chat())
+        .respond_with(reply("hi").plan(Plan::held("g")))
+        .mount(&server)
+        .await;
     let client = Client::new(&server.uri(), Vec::new(), Tape::new()).unwrap();
     let reply = client.chat(hello("x")).await.unwrap();
     assert_eq!(reply.status, 599);
@@ -204,17 +391,44 @@ async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
     bench.stub.peer_closed(1).await.unwrap();
     bench.stub.in_flight_is(0).await.unwrap();
     bench.gates.gate("g").open();
-    let place = |matching: fn(&Event) -> bool| bench.tape.first(|entry| matching(&entry.event)).unwrap().seq;
-    assert!(place(|event| *event == Event::ClientLeft) < place(|event| matches!(event, Event::PeerClosed { request: Some(_), .. })));
-    assert!(bench.tape.first(|entry| matches!(entry.event, Event::AnswerSent { .. })).is_none());
+    let place = |matching: fn(&Event) -> bool| {
+        bench
+            .tape
+            .first(|entry| matching(&entry.event))
+            .unwrap()
+            .seq
+    };
+    assert!(
+        place(|event| *event == Event::ClientLeft)
+            < place(|event| matches!(
+                event,
+                Event::PeerClosed {
+                    request: Some(_),
+                    ..
+                }
+            ))
+    );
+    assert!(
+        bench
+            .tape
+            .first(|entry| matches!(entry.event, Event::AnswerSent { .. }))
+            .is_none()
+    );
 }
 
 #[tokio::test]
 async fn many_meet_at_a_rendezvous_behind_one_wiremock_server() {
     let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
-    bench.stub.answers(reply("together").plan(Plan::met("all", 64)));
-    let replies = futures::future::join_all((0..64).map(|n| bench.client.chat(hello(&n.to_string())))).await;
-    assert!(replies.iter().all(|reply| reply.as_ref().unwrap().content() == "together"));
+    bench
+        .stub
+        .answers(reply("together").plan(Plan::met("all", 64)));
+    let replies =
+        futures::future::join_all((0..64).map(|n| bench.client.chat(hello(&n.to_string())))).await;
+    assert!(
+        replies
+            .iter()
+            .all(|reply| reply.as_ref().unwrap().content() == "together")
+    );
     assert_eq!((bench.stub.high_water(), bench.stub.in_flight()), (64, 0));
 }
 
@@ -223,5 +437,8 @@ async fn raw_bytes_are_what_was_said() {
     let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
     bench.stub.answers(raw(200, "text/html", "<h1>no</h1>"));
     let reply = bench.client.chat(hello("x")).await.unwrap();
-    assert_eq!((reply.header("content-type"), reply.text().as_str()), (Some("text/html"), "<h1>no</h1>"));
+    assert_eq!(
+        (reply.header("content-type"), reply.text().as_str()),
+        (Some("text/html"), "<h1>no</h1>")
+    );
 }

@@ -20,7 +20,10 @@ pub struct Args {
 /// Prints what is known of one requirement.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let all = gauntlet_suites::cases::all();
-    match all.iter().find(|case| case.id.eq_ignore_ascii_case(&args.id)) {
+    match all
+        .iter()
+        .find(|case| case.id.eq_ignore_ascii_case(&args.id))
+    {
         Some(case) => {
             // a reader that has gone wants no more lines
             let _ = std::io::stdout().lock().write_all(text(case).as_bytes());
@@ -31,17 +34,47 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
 }
 
 fn text(case: &Case) -> String {
-    let level = if case.level == Level::Must { "MUST" } else { "SHOULD" };
-    let profiles: Vec<String> = case.profiles.iter().map(|profile| format!("{profile:?}").to_lowercase()).collect();
+    let level = if case.level == Level::Must {
+        "MUST"
+    } else {
+        "SHOULD"
+    };
+    let profiles: Vec<String> = case
+        .profiles
+        .iter()
+        .map(|profile| format!("{profile:?}").to_lowercase())
+        .collect();
     let needs: Vec<String> = case.needs.iter().map(|need| need.name()).collect();
-    let defects: Vec<String> = Defect::of(case.id).iter().map(|defect| format!("{defect:?}: {}", defect.bug())).collect();
-    let mut text = format!("{} ({level}, {})\n\n{}\n", case.id, profiles.join(", "), case.requirement);
+    let defects: Vec<String> = Defect::of(case.id)
+        .iter()
+        .map(|defect| format!("{defect:?}: {}", defect.bug()))
+        .collect();
+    let mut text = format!(
+        "{} ({level}, {})\n\n{}\n",
+        case.id,
+        profiles.join(", "),
+        case.requirement
+    );
     for (title, body) in [
         ("Why", case.why.to_string()),
         ("How it is shown", case.shown.to_string()),
-        ("What it rejects", if defects.is_empty() { "no defective gateway is kept for it".into() } else { defects.join("\n") }),
+        (
+            "What it rejects",
+            if defects.is_empty() {
+                "no defective gateway is kept for it".into()
+            } else {
+                defects.join("\n")
+            },
+        ),
         ("What to do about it", case.remedy.to_string()),
-        ("Capabilities that a target declares for it", if needs.is_empty() { "none".into() } else { needs.join(", ") }),
+        (
+            "Capabilities that a target declares for it",
+            if needs.is_empty() {
+                "none".into()
+            } else {
+                needs.join(", ")
+            },
+        ),
         ("Examine it", format!("gauntlet run {}", case.id)),
     ] {
         text.push_str(&format!("\n{title}\n"));

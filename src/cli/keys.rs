@@ -23,7 +23,14 @@ const PREFIX: usize = 11;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration file (TOML); its [store] holds the keys
-    #[arg(long, short, env = "GAUNTLET_CONFIG", hide_env_values = true, value_name = "FILE", global = true)]
+    #[arg(
+        long,
+        short,
+        env = "GAUNTLET_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE",
+        global = true
+    )]
     config: Option<PathBuf>,
     #[command(subcommand)]
     action: Action,
@@ -65,17 +72,29 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
 }
 
 async fn act(store: &Arc<dyn Store>, auth: &Auth, action: &Action) -> Result<String, CommandError> {
-    let failed = |error: store::StoreError| CommandError(format!("{error}: nothing was changed; try again when the store answers"));
+    let failed = |error: store::StoreError| {
+        CommandError(format!(
+            "{error}: nothing was changed; try again when the store answers"
+        ))
+    };
     match action {
         Action::Add { tenant } => {
             let tenant = tenant.trim();
             if tenant.is_empty() || tenant.chars().any(char::is_control) {
-                return Err(CommandError(format!("--tenant {tenant:?} is no name: write one without control characters")));
+                return Err(CommandError(format!(
+                    "--tenant {tenant:?} is no name: write one without control characters"
+                )));
             }
             let token = new_token();
             let prefix = token.chars().take(PREFIX).collect();
-            let key =
-                KeyRecord { id: Uuid::now_v7(), tenant: tenant.to_owned(), hash: token_hash(&token), prefix, created_at: now(), revoked_at: None };
+            let key = KeyRecord {
+                id: Uuid::now_v7(),
+                tenant: tenant.to_owned(),
+                hash: token_hash(&token),
+                prefix,
+                created_at: now(),
+                revoked_at: None,
+            };
             let id = key.id;
             let first = store.keys().await.map_err(failed)?.is_empty();
             store.add_key(key).await.map_err(failed)?;
@@ -84,18 +103,32 @@ async fn act(store: &Arc<dyn Store>, auth: &Auth, action: &Action) -> Result<Str
             );
             Ok(match auth.required {
                 Some(false) => {
-                    format!("{shown}\nauth.required = false in this configuration: requests are taken without a key, and keys say nothing.")
+                    format!(
+                        "{shown}\nauth.required = false in this configuration: requests are taken without a key, and keys say nothing."
+                    )
                 }
-                None if first => format!("{shown}\nThis is the first key: a gateway that runs already asks for keys from its next start on."),
+                None if first => format!(
+                    "{shown}\nThis is the first key: a gateway that runs already asks for keys from its next start on."
+                ),
                 None | Some(true) => shown,
             })
         }
         Action::List => {
             let keys = store.keys().await.map_err(failed)?;
-            let mut text = format!("{:<36}  {:<14}  {:<20}  {:<20}  tenant", "id", "token", "created", "revoked");
+            let mut text = format!(
+                "{:<36}  {:<14}  {:<20}  {:<20}  tenant",
+                "id", "token", "created", "revoked"
+            );
             for key in keys {
                 let revoked = key.revoked_at.map_or_else(|| "-".to_owned(), time);
-                let _ = write!(text, "\n{}  {:<14}  {}  {revoked:<20}  {}", key.id, format!("{}…", key.prefix), time(key.created_at), key.tenant);
+                let _ = write!(
+                    text,
+                    "\n{}  {:<14}  {}  {revoked:<20}  {}",
+                    key.id,
+                    format!("{}…", key.prefix),
+                    time(key.created_at),
+                    key.tenant
+                );
             }
             Ok(text)
         }
@@ -103,7 +136,9 @@ async fn act(store: &Arc<dyn Store>, auth: &Auth, action: &Action) -> Result<Str
             if store.revoke_key(*id, now()).await.map_err(failed)? {
                 Ok(format!("revoked {id}"))
             } else {
-                Err(CommandError(format!("no key with the id {id} can be revoked: `gauntlet keys list` shows those that can")))
+                Err(CommandError(format!(
+                    "no key with the id {id} can be revoked: `gauntlet keys list` shows those that can"
+                )))
             }
         }
     }
@@ -119,5 +154,8 @@ fn now() -> Micros {
 }
 
 fn time(micros: Micros) -> String {
-    Timestamp::from_microsecond(micros).map_or_else(|_| "?".to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    Timestamp::from_microsecond(micros).map_or_else(
+        |_| "?".to_owned(),
+        |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    )
 }

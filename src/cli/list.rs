@@ -21,10 +21,20 @@ pub struct Args {
 
 /// Prints one line a case.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let cases = select(gauntlet_suites::cases::all(), &args.cases, args.profile.map(Into::into), None).map_err(CommandError)?;
+    let cases = select(
+        gauntlet_suites::cases::all(),
+        &args.cases,
+        args.profile.map(Into::into),
+        None,
+    )
+    .map_err(CommandError)?;
     let mut out = std::io::stdout().lock();
     for case in &cases {
-        let level = if case.level == Level::Must { "MUST  " } else { "SHOULD" };
+        let level = if case.level == Level::Must {
+            "MUST  "
+        } else {
+            "SHOULD"
+        };
         // a reader that has gone wants no more lines
         if writeln!(out, "{:<9} {level}  {}", case.id, case.requirement).is_err() {
             break;

@@ -114,11 +114,16 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
 
 /// The whole environment; a variable that is not UTF-8 can't be meant for us.
 fn environment() -> Vec<(String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 /// The configuration of `file` under `environment`; without a file, of the environment alone.
-fn configuration(file: Option<&PathBuf>, environment: Vec<(String, String)>) -> Result<Loaded, CommandError> {
+fn configuration(
+    file: Option<&PathBuf>,
+    environment: Vec<(String, String)>,
+) -> Result<Loaded, CommandError> {
     Ok(match file {
         Some(file) => Loaded::from_file(file, environment)?,
         None => Loaded::from_text("", "the environment", environment)?,

@@ -13,18 +13,42 @@ use super::CommandError;
 /// Plays the schedule in `path` and prints each request and each invariant.
 pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, CommandError> {
     let schedule = read(path)?;
-    say!("{} on {}: {} candidates, {} requests\n", path.display(), target.manifest().name, schedule.candidates.len(), schedule.requests.len());
-    let replay = replay(target, &schedule, &path.display().to_string()).await.map_err(|failure| CommandError(failure.to_string()))?;
+    say!(
+        "{} on {}: {} candidates, {} requests\n",
+        path.display(),
+        target.manifest().name,
+        schedule.candidates.len(),
+        schedule.requests.len()
+    );
+    let replay = replay(target, &schedule, &path.display().to_string())
+        .await
+        .map_err(|failure| CommandError(failure.to_string()))?;
     for (n, exchange) in replay.observation.exchanges.iter().enumerate() {
-        let calls: Vec<String> = exchange.calls.iter().map(|call| format!("p{} at {} ms", call.candidate + 1, call.at_ms)).collect();
-        let ends: Vec<String> = exchange.ends.iter().map(|end| format!("{end:?}").to_lowercase()).collect();
-        let end = if ends.is_empty() { "no end".to_string() } else { ends.join(", ") };
+        let calls: Vec<String> = exchange
+            .calls
+            .iter()
+            .map(|call| format!("p{} at {} ms", call.candidate + 1, call.at_ms))
+            .collect();
+        let ends: Vec<String> = exchange
+            .ends
+            .iter()
+            .map(|end| format!("{end:?}").to_lowercase())
+            .collect();
+        let end = if ends.is_empty() {
+            "no end".to_string()
+        } else {
+            ends.join(", ")
+        };
         say!(
             "  request {}: {end} after {} ms, text {:?}, calls: {}",
             n + 1,
             exchange.elapsed_ms,
             exchange.text,
-            if calls.is_empty() { "none".into() } else { calls.join(", ") }
+            if calls.is_empty() {
+                "none".into()
+            } else {
+                calls.join(", ")
+            }
         );
     }
     say!();
@@ -35,13 +59,26 @@ pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, Comma
         }
     }
     for (invariant, capability) in &replay.not_supported {
-        say!("  {} {invariant:?}: not supported, the target does not declare {}", style("-").dim(), capability.name());
+        say!(
+            "  {} {invariant:?}: not supported, the target does not declare {}",
+            style("-").dim(),
+            capability.name()
+        );
     }
     Ok(replay)
 }
 
 fn read(path: &Path) -> Result<Schedule, CommandError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| CommandError(format!("cannot read the plan {}: {error}; give a fault schedule as JSON", path.display())))?;
-    Schedule::from_json(&text).map_err(|error| CommandError(format!("the plan {} is not a fault schedule: {error}", path.display())))
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        CommandError(format!(
+            "cannot read the plan {}: {error}; give a fault schedule as JSON",
+            path.display()
+        ))
+    })?;
+    Schedule::from_json(&text).map_err(|error| {
+        CommandError(format!(
+            "the plan {} is not a fault schedule: {error}",
+            path.display()
+        ))
+    })
 }

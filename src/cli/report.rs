@@ -20,7 +20,11 @@ pub struct Args {
 
 /// Writes the report and says where it is. The exit code tells whether it could be written, not what it says.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let folder = args.out.clone().or_else(|| args.record.parent().map(PathBuf::from)).unwrap_or_default();
+    let folder = args
+        .out
+        .clone()
+        .or_else(|| args.record.parent().map(PathBuf::from))
+        .unwrap_or_default();
     let record = RunRecord::read(&args.record).map_err(CommandError)?;
     let page = record.write(&folder).map_err(CommandError)?;
     say!("{}: {}", page.display(), record.headline());

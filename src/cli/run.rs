@@ -49,10 +49,21 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     /// auto (Docker, then local Postgres, then SQLite), docker, local, sqlite, or postgres://user:password@host/name
-    #[arg(long, value_name = "DATABASE", default_value = "auto", env = "GAUNTLET_DATABASE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DATABASE",
+        default_value = "auto",
+        env = "GAUNTLET_DATABASE",
+        hide_env_values = true
+    )]
     database: String,
     /// Fail instead of falling back: docker, postgres
-    #[arg(long, value_name = "WHAT", env = "GAUNTLET_REQUIRE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        env = "GAUNTLET_REQUIRE",
+        hide_env_values = true
+    )]
     require: Option<String>,
     /// Where the report goes
     #[arg(long, value_name = "DIR", default_value = "report")]
@@ -87,8 +98,13 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode, CommandError> {
     // what the harness has to say besides verdicts: an image that is pulled for minutes, a container that stays behind
     let harness = EnvFilter::new("gauntlet_harness=info");
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(harness).with_writer(std::io::stderr).with_ansi(false).without_time().with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(harness)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .try_init();
     super::runtime()?.block_on(async {
         match args.plan.clone() {
             Some(plan) => play(args, &plan).await,
@@ -118,7 +134,10 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
         gauntlet: env!("CARGO_PKG_VERSION").into(),
         started_at,
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        target: TargetRecord { name: target.manifest().name.clone(), version: target.manifest().version.clone() },
+        target: TargetRecord {
+            name: target.manifest().name.clone(),
+            version: target.manifest().version.clone(),
+        },
         database: described(None),
         command: format!("{} --plan {}", command(&args), plan.display()),
         selection: String::new(),
@@ -132,7 +151,9 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
 }
 
 fn stopped() -> CommandError {
-    CommandError("interrupted before anything was examined; everything that was started is ended".into())
+    CommandError(
+        "interrupted before anything was examined; everything that was started is ended".into(),
+    )
 }
 
 /// Everything that can be refused before anything is examined.
@@ -143,7 +164,12 @@ struct Prepared {
 }
 
 async fn prepared(args: &Args) -> Result<Prepared, String> {
-    let cases = select(gauntlet_suites::cases::all(), &args.cases, args.profile.map(Into::into), args.shard)?;
+    let cases = select(
+        gauntlet_suites::cases::all(),
+        &args.cases,
+        args.profile.map(Into::into),
+        args.shard,
+    )?;
     if cases.is_empty() {
         return Err("no case is left to run; `gauntlet list` shows all".into());
     }
@@ -156,23 +182,34 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
     let needed = cases.iter().any(|case| {
         let spec = (case.spec)();
         spec.database != DatabaseNeed::None
-            && case.needs.iter().all(|need| target.manifest().capabilities.contains(need))
+            && case
+                .needs
+                .iter()
+                .all(|need| target.manifest().capabilities.contains(need))
             && target.accepts(&spec).is_ok()
     });
     let database = match needed || require != Require::Nothing {
-        true => {
-            Some(Database::resolve(&choice, require).await.map_err(|error| format!("{error}; correct --database or --require, or leave them out"))?)
-        }
+        true => Some(Database::resolve(&choice, require).await.map_err(|error| {
+            format!("{error}; correct --database or --require, or leave them out")
+        })?),
         false => None,
     };
-    Ok(Prepared { target, cases, database })
+    Ok(Prepared {
+        target,
+        cases,
+        database,
+    })
 }
 
 fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
-    let gauntlet = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let gauntlet =
+        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let is_url = args.target.contains("://");
     if args.manifest.is_some() && !is_url {
-        return Err(format!("--manifest belongs to a URL; {} is described by its own file", args.target));
+        return Err(format!(
+            "--manifest belongs to a URL; {} is described by its own file",
+            args.target
+        ));
     }
     let file = match (args.target.as_str(), &args.manifest) {
         ("bundled", _) => TargetFile::parse(BUNDLED, "bundled"),
@@ -181,20 +218,36 @@ fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
         (url, None) if is_url => Ok(TargetFile::for_url(url)),
         (path, None) => TargetFile::load(Path::new(path)),
     };
-    file.and_then(|file| file.into_target(gauntlet)).map_err(|error| error.to_string())
+    file.and_then(|file| file.into_target(gauntlet))
+        .map_err(|error| error.to_string())
 }
 
 impl Prepared {
     async fn run(self, args: Args) -> Result<ExitCode, CommandError> {
         let began = Instant::now();
         let started_at = jiff::Timestamp::now();
-        let jobs = args.jobs.and_then(|jobs| usize::try_from(jobs).ok()).unwrap_or_else(default_jobs);
-        let target = TargetRecord { name: self.target.manifest().name.clone(), version: self.target.manifest().version.clone() };
+        let jobs = args
+            .jobs
+            .and_then(|jobs| usize::try_from(jobs).ok())
+            .unwrap_or_else(default_jobs);
+        let target = TargetRecord {
+            name: self.target.manifest().name.clone(),
+            version: self.target.manifest().version.clone(),
+        };
         let database = described(self.database.as_ref());
         let table = Table::new(&target, &database, self.cases.len(), jobs);
-        let held = self.database.as_ref().map(|resolved| Arc::clone(&resolved.database));
-        let run =
-            Run { target: self.target, cases: self.cases, database: held.clone(), parallelism: jobs, repeat: args.repeat, fail_fast: args.fail_fast };
+        let held = self
+            .database
+            .as_ref()
+            .map(|resolved| Arc::clone(&resolved.database));
+        let run = Run {
+            target: self.target,
+            cases: self.cases,
+            database: held.clone(),
+            parallelism: jobs,
+            repeat: args.repeat,
+            fail_fast: args.fail_fast,
+        };
         let stop = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(stop.clone()));
         let result = run.execute(&|progress| table.show(progress), &stop).await;
@@ -226,7 +279,9 @@ impl Prepared {
 /// Cancels at the first Ctrl-C or SIGTERM; ends the process at the second.
 async fn cancel_on_signal(stop: CancellationToken) {
     interrupted().await;
-    eprintln!("stopping: everything that was started is ended, what was measured is reported; once more to leave at once");
+    eprintln!(
+        "stopping: everything that was started is ended, what was measured is reported; once more to leave at once"
+    );
     stop.cancel();
     interrupted().await;
     std::process::exit(2);
@@ -234,7 +289,9 @@ async fn cancel_on_signal(stop: CancellationToken) {
 
 async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
@@ -247,7 +304,10 @@ fn default_jobs() -> usize {
 
 fn described(database: Option<&Resolved>) -> DatabaseRecord {
     let Some(resolved) = database else {
-        return DatabaseRecord { kind: "none".into(), why: "no case of this run needs one".into() };
+        return DatabaseRecord {
+            kind: "none".into(),
+            why: "no case of this run needs one".into(),
+        };
     };
     let mut why = if resolved.passed_over.is_empty() {
         "the first that was asked for".to_string()
@@ -257,18 +317,26 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
     if let Some(not_run) = resolved.not_run {
         why.push_str(&format!("; not run: {not_run}"));
     }
-    DatabaseRecord { kind: resolved.taken.clone(), why }
+    DatabaseRecord {
+        kind: resolved.taken.clone(),
+        why,
+    }
 }
 
 /// The command that runs it again; never with a password.
 fn command(args: &Args) -> String {
-    let mut words = vec!["gauntlet run".to_string(), format!("--target {}", args.target)];
+    let mut words = vec![
+        "gauntlet run".to_string(),
+        format!("--target {}", args.target),
+    ];
     if let Some(manifest) = &args.manifest {
         words.push(format!("--manifest {}", manifest.display()));
     }
     match args.database.as_str() {
         "" | "auto" => {}
-        url if url.contains('@') || url.contains('?') => words.push("--database \"$GAUNTLET_DATABASE\"".into()),
+        url if url.contains('@') || url.contains('?') => {
+            words.push("--database \"$GAUNTLET_DATABASE\"".into())
+        }
         other => words.push(format!("--database {other}")),
     }
     if args.strict {
@@ -279,12 +347,26 @@ fn command(args: &Args) -> String {
 
 /// What was chosen of the cases, as it was written.
 fn selection(args: &Args) -> String {
-    let profile = args.profile.and_then(|profile| Some(format!("--profile {}", profile.to_possible_value()?.get_name())));
+    let profile = args.profile.and_then(|profile| {
+        Some(format!(
+            "--profile {}",
+            profile.to_possible_value()?.get_name()
+        ))
+    });
     let shard = args.shard.map(|shard| format!("--shard {shard}"));
-    profile.into_iter().chain(shard).chain(args.cases.iter().cloned()).collect::<Vec<_>>().join(" ")
+    profile
+        .into_iter()
+        .chain(shard)
+        .chain(args.cases.iter().cloned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A duration for people.
 pub(super) fn duration(ms: u64) -> String {
-    if ms < 1_000 { format!("{ms} ms") } else { format!("{:.1} s", Duration::from_millis(ms).as_secs_f64()) }
+    if ms < 1_000 {
+        format!("{ms} ms")
+    } else {
+        format!("{:.1} s", Duration::from_millis(ms).as_secs_f64())
+    }
 }

@@ -43,10 +43,14 @@ impl std::str::FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = text.split_once('/').and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
+        let parsed = text
+            .split_once('/')
+            .and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
         match parsed {
             Some((part, of)) if part >= 1 && part <= of => Ok(Self { part, of }),
-            _ => Err(format!("{text} is not k/n with 1 <= k <= n; write 1/4 for the first of four parts")),
+            _ => Err(format!(
+                "{text} is not k/n with 1 <= k <= n; write 1/4 for the first of four parts"
+            )),
         }
     }
 }
@@ -55,27 +59,55 @@ impl std::str::FromStr for Shard {
 ///
 /// # Errors
 /// A sentence that names the unknown id and the nearest known ones.
-pub fn select(all: Vec<Case>, wanted: &[String], profile: Option<Profile>, shard: Option<Shard>) -> Result<Vec<Case>, String> {
+pub fn select(
+    all: Vec<Case>,
+    wanted: &[String],
+    profile: Option<Profile>,
+    shard: Option<Shard>,
+) -> Result<Vec<Case>, String> {
     for name in wanted {
         if !all.iter().any(|case| is_meant(case, name)) {
             return Err(unknown(&all, name));
         }
     }
-    let chosen = all.into_iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| is_meant(case, name)));
-    let chosen = chosen.filter(|case| profile.is_none_or(|profile| case.profiles.contains(&profile)));
-    Ok(chosen.enumerate().filter(|(i, _)| shard.is_none_or(|shard| i % shard.of == shard.part - 1)).map(|(_, case)| case).collect())
+    let chosen = all
+        .into_iter()
+        .filter(|case| wanted.is_empty() || wanted.iter().any(|name| is_meant(case, name)));
+    let chosen =
+        chosen.filter(|case| profile.is_none_or(|profile| case.profiles.contains(&profile)));
+    Ok(chosen
+        .enumerate()
+        .filter(|(i, _)| shard.is_none_or(|shard| i % shard.of == shard.part - 1))
+        .map(|(_, case)| case)
+        .collect())
 }
 
 /// The sentence for an id that no case has.
 pub fn unknown(all: &[Case], name: &str) -> String {
-    let mut ids: Vec<(usize, &str)> = all.iter().map(|case| (distance(&case.id.to_lowercase(), &name.to_lowercase()), case.id)).collect();
+    let mut ids: Vec<(usize, &str)> = all
+        .iter()
+        .map(|case| {
+            (
+                distance(&case.id.to_lowercase(), &name.to_lowercase()),
+                case.id,
+            )
+        })
+        .collect();
     ids.sort();
     let nearest: Vec<&str> = ids.iter().take(3).map(|(_, id)| *id).collect();
-    format!("no case is called {name}; the nearest are {}; `gauntlet list` shows all", nearest.join(", "))
+    format!(
+        "no case is called {name}; the nearest are {}; `gauntlet list` shows all",
+        nearest.join(", ")
+    )
 }
 
 fn is_meant(case: &Case, name: &str) -> bool {
-    case.id.eq_ignore_ascii_case(name) || case.id.split('-').next().is_some_and(|area| area.eq_ignore_ascii_case(name))
+    case.id.eq_ignore_ascii_case(name)
+        || case
+            .id
+            .split('-')
+            .next()
+            .is_some_and(|area| area.eq_ignore_ascii_case(name))
 }
 
 /// Levenshtein's distance.
@@ -86,7 +118,9 @@ fn distance(left: &str, right: &str) -> usize {
         let mut diagonal = i;
         row[0] = i + 1;
         for (j, b) in right.iter().enumerate() {
-            let best = (diagonal + usize::from(a != *b)).min(row[j] + 1).min(row[j + 1] + 1);
+            let best = (diagonal + usize::from(a != *b))
+                .min(row[j] + 1)
+                .min(row[j + 1] + 1);
             diagonal = std::mem::replace(&mut row[j + 1], best);
         }
     }

@@ -25,7 +25,13 @@ const LISTEN: &str = "GAUNTLET_SERVER__LISTEN";
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration file (TOML)
-    #[arg(long, short, env = "GAUNTLET_CONFIG", hide_env_values = true, value_name = "FILE")]
+    #[arg(
+        long,
+        short,
+        env = "GAUNTLET_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     config: Option<PathBuf>,
     /// Where to listen, instead of server.listen
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -45,7 +51,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         environment.push((LISTEN.to_owned(), listen.to_string()));
     }
     let (loaded, findings) = match &args.config {
-        Some(_) => (configuration(args.config.as_ref(), environment)?, Vec::new()),
+        Some(_) => (
+            configuration(args.config.as_ref(), environment)?,
+            Vec::new(),
+        ),
         None => runtime.block_on(discovered(environment))?,
     };
     if args.print_config {
@@ -61,9 +70,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
 }
 
 /// Nobody wrote a configuration: looks around, and lets the environment override what it found.
-async fn discovered(environment: Vec<(String, String)>) -> Result<(Loaded, Vec<String>), CommandError> {
+async fn discovered(
+    environment: Vec<(String, String)>,
+) -> Result<(Loaded, Vec<String>), CommandError> {
     let found = super::discover::discover(&environment).await;
-    Ok((Loaded::from_text(&found.toml, "what was found", environment)?, found.findings))
+    Ok((
+        Loaded::from_text(&found.toml, "what was found", environment)?,
+        found.findings,
+    ))
 }
 
 async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
@@ -74,7 +88,8 @@ async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
         () = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     // whoever started us may not read our output
-    let _ = writeln!(io::stdout(), "listening on http://{}", running.addr).and_then(|()| io::stdout().flush());
+    let _ = writeln!(io::stdout(), "listening on http://{}", running.addr)
+        .and_then(|()| io::stdout().flush());
     signals.next().await;
     drain(running, signals).await;
     Ok(ExitCode::SUCCESS)
@@ -97,8 +112,14 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, CommandError> {
-        let listen = |kind| signal(kind).map_err(|error| CommandError(format!("signals can't be received: {error}")));
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| CommandError(format!("signals can't be received: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) {
@@ -112,14 +133,20 @@ impl Signals {
 /// Logs to stderr. A panic's text may hold what a request held: only its place is logged.
 fn logging(telemetry: &Telemetry) {
     let filter = EnvFilter::try_new(&telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     // fails only if somebody has set logging up before: then theirs stays
     let _ = match telemetry.format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().try_init(),
     };
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         tracing::error!(place, "a panic: this is a bug");
     }));
 }

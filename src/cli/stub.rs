@@ -30,7 +30,8 @@ pub(super) struct Args {
 
 /// Serves until it is interrupted.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let (source, gates) = fixture::source(&args.scripts).map_err(|error| CommandError(error.to_string()))?;
+    let (source, gates) =
+        fixture::source(&args.scripts).map_err(|error| CommandError(error.to_string()))?;
     super::runtime()?.block_on(async {
         let tape = Tape::keeping(KEPT);
         let case = Gates::new(tape.clone());

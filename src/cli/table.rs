@@ -22,36 +22,71 @@ pub struct Table {
 
 impl Table {
     /// Prints the header and starts the line of progress.
-    pub fn new(target: &TargetRecord, database: &DatabaseRecord, cases: usize, jobs: usize) -> Self {
+    pub fn new(
+        target: &TargetRecord,
+        database: &DatabaseRecord,
+        cases: usize,
+        jobs: usize,
+    ) -> Self {
         if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
             console::set_colors_enabled(false);
         }
         let term = console::Term::stdout();
         let is_terminal = term.is_term();
-        let width = if is_terminal { usize::from(term.size().1).max(60) } else { 160 };
-        let version = target.version.as_deref().map(|version| format!(" ({version})")).unwrap_or_default();
+        let width = if is_terminal {
+            usize::from(term.size().1).max(60)
+        } else {
+            160
+        };
+        let version = target
+            .version
+            .as_deref()
+            .map(|version| format!(" ({version})"))
+            .unwrap_or_default();
         let dim = Style::new().dim();
         say!("{} {}", style("Gauntlet").bold(), env!("CARGO_PKG_VERSION"));
         say!("  {}    {}{version}", dim.apply_to("target"), target.name);
-        say!("  {}  {}, {}", dim.apply_to("database"), database.kind, database.why);
-        say!("  {}     on 127.0.0.1, for each case its own, faults by the wire", dim.apply_to("stubs"));
+        say!(
+            "  {}  {}, {}",
+            dim.apply_to("database"),
+            database.kind,
+            database.why
+        );
+        say!(
+            "  {}     on 127.0.0.1, for each case its own, faults by the wire",
+            dim.apply_to("stubs")
+        );
         say!("  {}     {cases}, {jobs} at once\n", dim.apply_to("cases"));
         let bar = ProgressBar::with_draw_target(
             Some(u64::try_from(cases).unwrap_or(u64::MAX)),
-            if is_terminal { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() },
+            if is_terminal {
+                ProgressDrawTarget::stdout()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
         );
-        if let Ok(look) = ProgressStyle::with_template("  {spinner} {pos}/{len} {bar:24} {elapsed}  {wide_msg}") {
+        if let Ok(look) =
+            ProgressStyle::with_template("  {spinner} {pos}/{len} {bar:24} {elapsed}  {wide_msg}")
+        {
             bar.set_style(look.progress_chars("━╸─"));
         }
         if is_terminal {
             bar.enable_steady_tick(Duration::from_millis(120));
         }
-        Self { bar, is_terminal, width, running: std::sync::Mutex::default() }
+        Self {
+            bar,
+            is_terminal,
+            width,
+            running: std::sync::Mutex::default(),
+        }
     }
 
     /// Shows what has happened.
     pub fn show(&self, progress: Progress<'_>) {
-        let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut running = self
+            .running
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         match progress {
             Progress::Started(id) => running.push(id),
             Progress::Finished(outcome) => {
@@ -76,37 +111,68 @@ impl Table {
             (summary.not_supported, "not-supported", "not supported"),
             (summary.not_run, "not-run", "not run"),
         ];
-        let counts: Vec<String> =
-            counts.iter().filter(|(n, ..)| *n > 0).map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string()).collect();
-        say!("\n{} in {}: {}", cases(summary.total), duration(record.duration_ms), counts.join(", "));
+        let counts: Vec<String> = counts
+            .iter()
+            .filter(|(n, ..)| *n > 0)
+            .map(|(n, word, label)| look(word).0.apply_to(format!("{n} {label}")).to_string())
+            .collect();
+        say!(
+            "\n{} in {}: {}",
+            cases(summary.total),
+            duration(record.duration_ms),
+            counts.join(", ")
+        );
         self.group(record, "Failed", &["failed", "harness"]);
         self.group(record, "Warnings", &["warned"]);
         self.group(record, "Flaky", &["flaky"]);
         self.group(record, "Not run", &["not-run"]);
         if let Some(broken) = &record.broken {
-            say!("\n{} {broken}", style("The run did not come to its end:").red().bold());
+            say!(
+                "\n{} {broken}",
+                style("The run did not come to its end:").red().bold()
+            );
         }
         if let Some(page) = page {
             say!("\nReport: {}", page.display());
         }
         let (meaning, colour) = match record.exit_code() {
-            0 if summary.passed + summary.warned + summary.flaky == 0 => ("nothing was examined", Style::new().yellow()),
+            0 if summary.passed + summary.warned + summary.flaky == 0 => {
+                ("nothing was examined", Style::new().yellow())
+            }
             0 => ("every MUST that was examined holds", Style::new().green()),
-            1 => (if summary.failed > 0 { "a MUST does not hold" } else { "strict: a SHOULD does not hold, or a case is flaky" }, Style::new().red()),
+            1 => (
+                if summary.failed > 0 {
+                    "a MUST does not hold"
+                } else {
+                    "strict: a SHOULD does not hold, or a case is flaky"
+                },
+                Style::new().red(),
+            ),
             _ => ("the run itself failed", Style::new().red()),
         };
-        say!("Exit code {}: {}", record.exit_code(), colour.apply_to(meaning));
+        say!(
+            "Exit code {}: {}",
+            record.exit_code(),
+            colour.apply_to(meaning)
+        );
     }
 
     fn group(&self, record: &RunRecord, title: &str, words: &[&str]) {
-        let chosen: Vec<&Outcome> = record.outcomes.iter().filter(|outcome| words.contains(&outcome.word())).collect();
+        let chosen: Vec<&Outcome> = record
+            .outcomes
+            .iter()
+            .filter(|outcome| words.contains(&outcome.word()))
+            .collect();
         if chosen.is_empty() {
             return;
         }
         say!("\n{}", style(title).bold());
         let mut by_reason: IndexMap<String, Vec<&str>> = IndexMap::new();
         for outcome in chosen {
-            by_reason.entry(first_line(&outcome.reason()).to_string()).or_default().push(&outcome.id);
+            by_reason
+                .entry(first_line(&outcome.reason()).to_string())
+                .or_default()
+                .push(&outcome.id);
         }
         for (reason, ids) in by_reason {
             say!("  {:<9} {reason}", ids.join(" "));
@@ -115,17 +181,36 @@ impl Table {
 
     fn row(&self, outcome: &Outcome) -> String {
         let (look, sign) = look(outcome.word());
-        let level = if outcome.level == Level::Must { "MUST  " } else { "SHOULD" };
-        let took = if outcome.attempts == 0 { String::new() } else { duration(outcome.duration_ms) };
+        let level = if outcome.level == Level::Must {
+            "MUST  "
+        } else {
+            "SHOULD"
+        };
+        let took = if outcome.attempts == 0 {
+            String::new()
+        } else {
+            duration(outcome.duration_ms)
+        };
         let room = self.width.saturating_sub(2 + 16 + 10 + 8 + 9);
         let verdict = format!("{sign} {}", outcome.word().replace('-', " "));
-        let mut row =
-            format!("  {} {:<9} {level}  {:<room$} {took:>8}", look.apply_to(format!("{verdict:<15}")), outcome.id, clip(&outcome.requirement, room));
+        let mut row = format!(
+            "  {} {:<9} {level}  {:<room$} {took:>8}",
+            look.apply_to(format!("{verdict:<15}")),
+            outcome.id,
+            clip(&outcome.requirement, room)
+        );
         let reason = outcome.reason();
         if !reason.is_empty() {
             let reason = first_line(&reason);
-            let reason = if self.is_terminal { clip(reason, self.width.saturating_sub(20)) } else { reason.to_string() };
-            row.push_str(&format!("\n                    {}", Style::new().dim().apply_to(reason)));
+            let reason = if self.is_terminal {
+                clip(reason, self.width.saturating_sub(20))
+            } else {
+                reason.to_string()
+            };
+            row.push_str(&format!(
+                "\n                    {}",
+                Style::new().dim().apply_to(reason)
+            ));
         }
         row
     }

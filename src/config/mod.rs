@@ -54,7 +54,10 @@ impl Loaded {
     /// See [`ConfigError`].
     pub fn from_file(file: &Path, environment: Vec<(String, String)>) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
-            problems: vec![format!("the configuration file {} can't be read ({error}): write the path of a TOML file", file.display())],
+            problems: vec![format!(
+                "the configuration file {} can't be read ({error}): write the path of a TOML file",
+                file.display()
+            )],
         })?;
         Self::from_text(&text, &file.display().to_string(), environment)
     }
@@ -63,12 +66,23 @@ impl Loaded {
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn from_text(text: &str, origin: &str, environment: Vec<(String, String)>) -> Result<Self, ConfigError> {
-        let mut table = source::parse(text, origin).map_err(|problem| ConfigError { problems: vec![problem] })?;
+    pub fn from_text(
+        text: &str,
+        origin: &str,
+        environment: Vec<(String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = source::parse(text, origin).map_err(|problem| ConfigError {
+            problems: vec![problem],
+        })?;
         let mut problems = Vec::new();
         source::overlay(&mut table, environment.iter().cloned(), &mut problems);
         let mut reader = reader::Reader::new(&table, problems);
-        let variable = |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let variable = |name: &str| {
+            environment
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.clone())
+        };
         let config = resolve::resolve(&mut reader, &variable);
         let mut problems: Vec<String> = Vec::new();
         for problem in reader.problems {
@@ -76,7 +90,14 @@ impl Loaded {
                 problems.push(problem);
             }
         }
-        if problems.is_empty() { Ok(Self { config, effective: reader.effective }) } else { Err(ConfigError { problems }) }
+        if problems.is_empty() {
+            Ok(Self {
+                config,
+                effective: reader.effective,
+            })
+        } else {
+            Err(ConfigError { problems })
+        }
     }
 
     /// Every key with its effective value, default, unit and bound, as a configuration file; secrets are left out.

@@ -74,18 +74,40 @@ const HOUR: i64 = 3_600_000;
 const ANY_TIME: Kind = Kind::Millis(1, 24 * HOUR);
 const TIME_OR_NONE: Kind = Kind::Millis(0, 24 * HOUR);
 
-const fn opt(section: &'static str, key: &'static str, kind: Kind, fallback: Fallback, help: &'static str) -> Opt {
-    Opt { section, key, kind, fallback, help }
+const fn opt(
+    section: &'static str,
+    key: &'static str,
+    kind: Kind,
+    fallback: Fallback,
+    help: &'static str,
+) -> Opt {
+    Opt {
+        section,
+        key,
+        kind,
+        fallback,
+        help,
+    }
 }
 
 /// The steps of a query that have bounds of their own.
-pub(super) const STEPS: [&str; 6] = ["entities", "retrieval", "fact_check", "synthesis", "citation", "review"];
+pub(super) const STEPS: [&str; 6] = [
+    "entities",
+    "retrieval",
+    "fact_check",
+    "synthesis",
+    "citation",
+    "review",
+];
 
 /// The agents of a query that ask a model.
 pub(super) const AGENTS: [&str; 5] = ["entities", "fact_check", "synthesis", "citation", "review"];
 
 use Fallback::{AtLeast, AtMost, Derived, Float, Integer, Required, Text, Unset};
-use Kind::{Address, BaseUrl, Bytes, Choice, Count, Filter, Hash, Name, Ratio, Secret, StoreUrl, Switch, Variable};
+use Kind::{
+    Address, BaseUrl, Bytes, Choice, Count, Filter, Hash, Name, Ratio, Secret, StoreUrl, Switch,
+    Variable,
+};
 
 const CAP: &str = "The step gets no more time than this.";
 const MINIMUM: &str = "With less time left the step is skipped, and the answer says so.";
@@ -186,8 +208,14 @@ pub(super) fn known(section: &str) -> Vec<&'static str> {
         let name = if option.section == section {
             option.key
         } else {
-            let below =
-                if section.is_empty() { Some(option.section) } else { option.section.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) };
+            let below = if section.is_empty() {
+                Some(option.section)
+            } else {
+                option
+                    .section
+                    .strip_prefix(section)
+                    .and_then(|rest| rest.strip_prefix('.'))
+            };
             let Some(below) = below else { continue };
             below.split('.').next().unwrap_or(below)
         };
@@ -200,7 +228,9 @@ pub(super) fn known(section: &str) -> Vec<&'static str> {
 
 /// The option of that section and key.
 pub(super) fn find(section: &str, key: &str) -> Option<&'static Opt> {
-    OPTIONS.iter().find(|option| option.section == section && option.key == key)
+    OPTIONS
+        .iter()
+        .find(|option| option.section == section && option.key == key)
 }
 
 /// The known name nearest to `name`, if one is near enough to be meant.
@@ -209,7 +239,9 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
     known
         .into_iter()
         .map(|candidate| (distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= limit || candidate.starts_with(name) || name.starts_with(*candidate))
+        .filter(|(distance, candidate)| {
+            *distance <= limit || candidate.starts_with(name) || name.starts_with(*candidate)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

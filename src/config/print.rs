@@ -21,20 +21,36 @@ pub(super) fn print(effective: &[Effective]) -> String {
         }
     }
     for wanted_root in roots {
-        let mut values: Vec<&Effective> = effective.iter().filter(|value| root(&value.pattern) == wanted_root).collect();
+        let mut values: Vec<&Effective> = effective
+            .iter()
+            .filter(|value| root(&value.pattern) == wanted_root)
+            .collect();
         if wanted_root.ends_with("[]") {
             // elements come one after the other as they were read; a table of an element is read twice where two things need it
             let mut seen = HashSet::new();
-            values.retain(|value| seen.insert((&value.pattern, &value.place.indexes, value.option.key)));
+            values.retain(|value| {
+                seen.insert((&value.pattern, &value.place.indexes, value.option.key))
+            });
         } else {
             // the order of reading serves dependencies between keys; the order of showing is the table's, an element after the other
-            values.sort_by_key(|value| (section_position(&value.pattern), value.place.indexes.clone(), position(value.option)));
+            values.sort_by_key(|value| {
+                (
+                    section_position(&value.pattern),
+                    value.place.indexes.clone(),
+                    position(value.option),
+                )
+            });
         }
         lines(&mut out, &values);
         for section in sections_without_values(wanted_root, effective) {
             let _ = write!(out, "\n# {}\n", header(section));
             for option in OPTIONS.iter().filter(|option| option.section == section) {
-                let _ = writeln!(out, "# {}\n# {} = …", facts(option, &pattern_variable(section)), option.key);
+                let _ = writeln!(
+                    out,
+                    "# {}\n# {} = …",
+                    facts(option, &pattern_variable(section)),
+                    option.key
+                );
             }
         }
     }
@@ -52,8 +68,20 @@ fn lines(out: &mut String, values: &[&Effective]) {
         let _ = writeln!(out, "# {}", facts(value.option, &value.place.variable));
         let key = value.option.key;
         let _ = match (&value.value, value.inherited.as_deref()) {
-            (Some(Printed::Redacted { shown, instead: Some(instead) }), _) => writeln!(out, "# {key} = {shown}\n{key} = {instead}"),
-            (Some(Printed::Redacted { shown, instead: None }), _) => writeln!(out, "# {key} = {shown}"),
+            (
+                Some(Printed::Redacted {
+                    shown,
+                    instead: Some(instead),
+                }),
+                _,
+            ) => writeln!(out, "# {key} = {shown}\n{key} = {instead}"),
+            (
+                Some(Printed::Redacted {
+                    shown,
+                    instead: None,
+                }),
+                _,
+            ) => writeln!(out, "# {key} = {shown}"),
             (Some(Printed::Whole(text)), _) => writeln!(out, "{key} = {text}"),
             (None, Some(inherited)) => writeln!(out, "# {key} = {inherited}"),
             (None, None) => writeln!(out, "# {key} is not set"),
@@ -69,10 +97,22 @@ fn facts(option: &Opt, section: &[String]) -> String {
         Fallback::AtMost(number, key) => format!("default: {number}, or {key} if that is less"),
         Fallback::AtLeast(number, key) => format!("default: {number}, or {key} if that is more"),
         Fallback::Derived(words) => format!("default: {words}"),
-        _ => default(option).map_or_else(String::new, |value| format!("default: {}", shown(option.kind, &value))),
+        _ => default(option).map_or_else(String::new, |value| {
+            format!("default: {}", shown(option.kind, &value))
+        }),
     };
-    let variable: Vec<String> = section.iter().map(String::as_str).chain([option.key]).map(str::to_ascii_uppercase).collect();
-    format!("{} Takes {}; {fallback}. GAUNTLET_{}", option.help, wanted(option.kind), variable.join("__"))
+    let variable: Vec<String> = section
+        .iter()
+        .map(String::as_str)
+        .chain([option.key])
+        .map(str::to_ascii_uppercase)
+        .collect();
+    format!(
+        "{} Takes {}; {fallback}. GAUNTLET_{}",
+        option.help,
+        wanted(option.kind),
+        variable.join("__")
+    )
 }
 
 /// `auth.keys[]` → `auth`, `keys`, `NAME`.
@@ -87,7 +127,11 @@ fn pattern_variable(pattern: &str) -> Vec<String> {
 /// `server` → `[server]`, `providers[].timeouts` → `[providers.timeouts]`, `models[].candidates[]` → `[[models.candidates]]`.
 fn header(pattern: &str) -> String {
     let name = pattern.replace("[]", "");
-    if pattern.ends_with("[]") { format!("[[{name}]]") } else { format!("[{name}]") }
+    if pattern.ends_with("[]") {
+        format!("[[{name}]]")
+    } else {
+        format!("[{name}]")
+    }
 }
 
 fn root(pattern: &str) -> &str {
@@ -95,18 +139,31 @@ fn root(pattern: &str) -> &str {
 }
 
 fn section_position(pattern: &str) -> usize {
-    OPTIONS.iter().position(|option| option.section == pattern).unwrap_or(usize::MAX)
+    OPTIONS
+        .iter()
+        .position(|option| option.section == pattern)
+        .unwrap_or(usize::MAX)
 }
 
 fn position(option: &Opt) -> usize {
-    OPTIONS.iter().position(|other| std::ptr::eq(other, option)).unwrap_or(usize::MAX)
+    OPTIONS
+        .iter()
+        .position(|other| std::ptr::eq(other, option))
+        .unwrap_or(usize::MAX)
 }
 
 /// The sections below `wanted_root` of which no value was read: empty arrays.
 fn sections_without_values<'a>(wanted_root: &str, effective: &[Effective]) -> Vec<&'a str> {
     let mut sections = Vec::new();
-    for option in OPTIONS.iter().filter(|option| root(option.section) == wanted_root) {
-        if !effective.iter().any(|value| value.pattern == option.section) && !sections.contains(&option.section) {
+    for option in OPTIONS
+        .iter()
+        .filter(|option| root(option.section) == wanted_root)
+    {
+        if !effective
+            .iter()
+            .any(|value| value.pattern == option.section)
+            && !sections.contains(&option.section)
+        {
             sections.push(option.section);
         }
     }

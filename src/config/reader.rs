@@ -23,7 +23,12 @@ pub(super) struct Section<'a> {
 
 impl<'a> Section<'a> {
     fn root(table: &'a Table) -> Self {
-        Self { pattern: String::new(), label: String::new(), place: Place::default(), table: Some(table) }
+        Self {
+            pattern: String::new(),
+            label: String::new(),
+            place: Place::default(),
+            table: Some(table),
+        }
     }
 }
 
@@ -78,7 +83,11 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// A reader of a whole configuration; names unknown sections.
     pub(super) fn new(root: &'a Table, problems: Vec<String>) -> Self {
-        let mut reader = Self { root, problems, effective: Vec::new() };
+        let mut reader = Self {
+            root,
+            problems,
+            effective: Vec::new(),
+        };
         reader.names(&Section::root(root));
         reader
     }
@@ -95,19 +104,33 @@ impl<'a> Reader<'a> {
             None => None,
             Some(Value::Table(table)) => Some(table),
             Some(other) => {
-                self.problems.push(format!("{label} = {other} is no section: write [{label}] with its keys below"));
+                self.problems.push(format!(
+                    "{label} = {other} is no section: write [{label}] with its keys below"
+                ));
                 None
             }
         };
-        let section = Section { pattern: join(&parent.pattern, name), label, place: parent.place.below(name), table };
+        let section = Section {
+            pattern: join(&parent.pattern, name),
+            label,
+            place: parent.place.below(name),
+            table,
+        };
         self.names(&section);
         section
     }
 
     /// The elements of an array of tables.
-    pub(super) fn elements(&mut self, parent: Option<&Section<'a>>, name: &str) -> Vec<Section<'a>> {
+    pub(super) fn elements(
+        &mut self,
+        parent: Option<&Section<'a>>,
+        name: &str,
+    ) -> Vec<Section<'a>> {
         let parent = parent.cloned().unwrap_or_else(|| Section::root(self.root));
-        let (label, pattern) = (join(&parent.label, name), join(&parent.pattern, &format!("{name}[]")));
+        let (label, pattern) = (
+            join(&parent.label, name),
+            join(&parent.pattern, &format!("{name}[]")),
+        );
         let array = parent.place.below(name);
         let wrong = || format!("{label} is no array of tables: write [[{label}]] once for each");
         let elements = match parent.table.and_then(|table| table.get(name)) {
@@ -125,7 +148,12 @@ impl<'a> Reader<'a> {
                 continue;
             };
             let place = array.element(index, selector(elements, table, index));
-            let section = Section { pattern: pattern.clone(), label: format!("{label}.{}", identity(table, index)), place, table: Some(table) };
+            let section = Section {
+                pattern: pattern.clone(),
+                label: format!("{label}.{}", identity(table, index)),
+                place,
+                table: Some(table),
+            };
             self.names(&section);
             sections.push(section);
         }
@@ -136,8 +164,14 @@ impl<'a> Reader<'a> {
     fn value(&mut self, section: &Section<'a>, key: &str) -> Option<Value> {
         let option = self.option(section, key)?;
         let value = self.written(section, option).or_else(|| {
-            if option.fallback == Fallback::Required && section.table.is_none_or(|table| !table.contains_key(key)) {
-                self.problems.push(format!("{}.{key} is missing: write {}", section.label, super::value::wanted(option.kind)));
+            if option.fallback == Fallback::Required
+                && section.table.is_none_or(|table| !table.contains_key(key))
+            {
+                self.problems.push(format!(
+                    "{}.{key} is missing: write {}",
+                    section.label,
+                    super::value::wanted(option.kind)
+                ));
             }
             default(option)
         });
@@ -151,21 +185,40 @@ impl<'a> Reader<'a> {
     }
 
     /// Milliseconds whose default gives way to another key's value `other`; whether they were written.
-    pub(super) fn millis_by(&mut self, section: &Section<'a>, key: &str, other: Duration) -> (Duration, bool) {
-        let Some(option) = self.option(section, key) else { return (other, false) };
+    pub(super) fn millis_by(
+        &mut self,
+        section: &Section<'a>,
+        key: &str,
+        other: Duration,
+    ) -> (Duration, bool) {
+        let Some(option) = self.option(section, key) else {
+            return (other, false);
+        };
         let derived = match option.fallback {
             Fallback::AtMost(number, _) => other.min(Duration::from_millis(number.unsigned_abs())),
             Fallback::AtLeast(number, _) => other.max(Duration::from_millis(number.unsigned_abs())),
             _ => other,
         };
-        let written = self.written(section, option).and_then(|value| value.as_integer());
+        let written = self
+            .written(section, option)
+            .and_then(|value| value.as_integer());
         let effective = written.map_or(derived, |ms| Duration::from_millis(ms.unsigned_abs()));
-        self.keep(section, option, Some(&Value::Integer(i64::try_from(effective.as_millis()).unwrap_or(i64::MAX))));
+        self.keep(
+            section,
+            option,
+            Some(&Value::Integer(
+                i64::try_from(effective.as_millis()).unwrap_or(i64::MAX),
+            )),
+        );
         (effective, written.is_some())
     }
 
     /// Milliseconds, if they are written; the caller tells later what holds.
-    pub(super) fn millis_if_written(&mut self, section: &Section<'a>, key: &str) -> Option<Duration> {
+    pub(super) fn millis_if_written(
+        &mut self,
+        section: &Section<'a>,
+        key: &str,
+    ) -> Option<Duration> {
         let option = self.option(section, key)?;
         let value = self.written(section, option);
         self.keep(section, option, value.as_ref());
@@ -174,7 +227,9 @@ impl<'a> Reader<'a> {
 
     /// A whole number.
     pub(super) fn integer(&mut self, section: &Section<'a>, key: &str) -> i64 {
-        self.value(section, key).and_then(|value| value.as_integer()).unwrap_or_default()
+        self.value(section, key)
+            .and_then(|value| value.as_integer())
+            .unwrap_or_default()
     }
 
     /// A whole number that the bounds keep within `u32`.
@@ -193,9 +248,19 @@ impl<'a> Reader<'a> {
     }
 
     /// A switch whose default follows from something else; `None` where nothing decides it yet.
-    pub(super) fn switch_or(&mut self, section: &Section<'a>, key: &str, derived: Option<bool>) -> Option<bool> {
-        let Some(option) = self.option(section, key) else { return derived };
-        let effective = self.written(section, option).and_then(|value| value.as_bool()).or(derived);
+    pub(super) fn switch_or(
+        &mut self,
+        section: &Section<'a>,
+        key: &str,
+        derived: Option<bool>,
+    ) -> Option<bool> {
+        let Some(option) = self.option(section, key) else {
+            return derived;
+        };
+        let effective = self
+            .written(section, option)
+            .and_then(|value| value.as_bool())
+            .or(derived);
         self.keep(section, option, effective.map(Value::Boolean).as_ref());
         effective
     }
@@ -209,17 +274,32 @@ impl<'a> Reader<'a> {
     }
 
     /// A text whose default follows from other keys.
-    pub(super) fn text_or(&mut self, section: &Section<'a>, key: &str, derived: Option<&str>) -> Option<String> {
+    pub(super) fn text_or(
+        &mut self,
+        section: &Section<'a>,
+        key: &str,
+        derived: Option<&str>,
+    ) -> Option<String> {
         let option = self.option(section, key)?;
-        let value = self.written(section, option).or_else(|| derived.map(|text| Value::String(text.into())));
+        let value = self
+            .written(section, option)
+            .or_else(|| derived.map(|text| Value::String(text.into())));
         self.keep(section, option, value.as_ref());
         value.and_then(|value| value.as_str().map(Into::into))
     }
 
     /// Tells what holds where a key of a section is not written.
     pub(super) fn inherits(&mut self, section: &Section<'a>, key: &str, value: &str) {
-        let of = |effective: &Effective| effective.pattern == section.pattern && effective.place == section.place && effective.option.key == key;
-        for effective in self.effective.iter_mut().filter(|effective| of(effective) && effective.value.is_none()) {
+        let of = |effective: &Effective| {
+            effective.pattern == section.pattern
+                && effective.place == section.place
+                && effective.option.key == key
+        };
+        for effective in self
+            .effective
+            .iter_mut()
+            .filter(|effective| of(effective) && effective.value.is_none())
+        {
             effective.inherited = Some(value.to_owned());
         }
     }
@@ -235,7 +315,10 @@ impl<'a> Reader<'a> {
             Ok(()) => Some(value.clone()),
             Err(instead) => {
                 let path = join(&section.label, option.key);
-                self.problems.push(format!("{path} = {} is not possible: write {instead}", shown(option.kind, value)));
+                self.problems.push(format!(
+                    "{path} = {} is not possible: write {instead}",
+                    shown(option.kind, value)
+                ));
                 None
             }
         }
@@ -243,28 +326,48 @@ impl<'a> Reader<'a> {
 
     fn option(&mut self, section: &Section<'a>, key: &str) -> Option<&'static Opt> {
         let option = find(&section.pattern, key);
-        debug_assert!(option.is_some(), "{}.{key} is read, but is not in the table of options", section.pattern);
+        debug_assert!(
+            option.is_some(),
+            "{}.{key} is read, but is not in the table of options",
+            section.pattern
+        );
         option
     }
 
     fn keep(&mut self, section: &Section<'a>, option: &'static Opt, value: Option<&Value>) {
         let value = value.map(|value| printed(option.kind, value));
-        self.effective.push(Effective { place: section.place.clone(), pattern: section.pattern.clone(), option, value, inherited: None });
+        self.effective.push(Effective {
+            place: section.place.clone(),
+            pattern: section.pattern.clone(),
+            option,
+            value,
+            inherited: None,
+        });
     }
 
     /// Names what stands in a section and is not known there.
     fn names(&mut self, section: &Section<'a>) {
         let Some(table) = section.table else { return };
-        let known: Vec<&str> = known(&section.pattern).iter().map(|name| name.trim_end_matches("[]")).collect();
+        let known: Vec<&str> = known(&section.pattern)
+            .iter()
+            .map(|name| name.trim_end_matches("[]"))
+            .collect();
         for name in table.keys().filter(|name| !known.contains(&name.as_str())) {
             let path = join(&section.label, name);
-            let instead = nearest(name, known.iter().copied())
-                .map_or_else(|| format!("write one of {}", known.join(", ")), |near| format!("did you mean {}?", join(&section.label, near)));
-            self.problems.push(format!("{path} is not a known key: {instead}"));
+            let instead = nearest(name, known.iter().copied()).map_or_else(
+                || format!("write one of {}", known.join(", ")),
+                |near| format!("did you mean {}?", join(&section.label, near)),
+            );
+            self.problems
+                .push(format!("{path} is not a known key: {instead}"));
         }
     }
 }
 
 fn join(section: &str, key: &str) -> String {
-    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
+    if section.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{section}.{key}")
+    }
 }

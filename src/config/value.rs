@@ -15,19 +15,26 @@ use super::options::{Fallback, Kind, Opt};
 /// What to write instead, to be put behind "write".
 pub(super) fn check(kind: Kind, value: &Value) -> Result<(), String> {
     let fits = match (kind, value) {
-        (Kind::Millis(min, max) | Kind::Bytes(min, max) | Kind::Count(min, max), Value::Integer(n)) => (min..=max).contains(n),
+        (
+            Kind::Millis(min, max) | Kind::Bytes(min, max) | Kind::Count(min, max),
+            Value::Integer(n),
+        ) => (min..=max).contains(n),
         (Kind::Ratio(min, max), Value::Float(n)) => (min..=max).contains(n),
         #[allow(clippy::cast_precision_loss)]
         (Kind::Ratio(min, max), Value::Integer(n)) => (min..=max).contains(&(*n as f64)),
         (Kind::Switch, Value::Boolean(_)) => true,
         (Kind::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
         (Kind::Name | Kind::Variable, Value::String(text)) => is_name(text),
-        (Kind::Secret, Value::String(text)) => !text.is_empty() && text.bytes().all(|byte| (0x21..0x7f).contains(&byte)),
-        (Kind::BaseUrl, Value::String(text)) => is_base_url(text),
-        (Kind::StoreUrl, Value::String(text)) => {
-            ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| text.len() > scheme.len() && text.starts_with(scheme))
+        (Kind::Secret, Value::String(text)) => {
+            !text.is_empty() && text.bytes().all(|byte| (0x21..0x7f).contains(&byte))
         }
-        (Kind::Hash, Value::String(text)) => text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        (Kind::BaseUrl, Value::String(text)) => is_base_url(text),
+        (Kind::StoreUrl, Value::String(text)) => ["postgres://", "postgresql://", "sqlite:"]
+            .iter()
+            .any(|scheme| text.len() > scheme.len() && text.starts_with(scheme)),
+        (Kind::Hash, Value::String(text)) => {
+            text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+        }
         (Kind::Choice(words), Value::String(text)) => words.contains(&text.as_str()),
         (Kind::Filter, Value::String(text)) => tracing_subscriber::EnvFilter::try_new(text).is_ok(),
         _ => false,
@@ -38,7 +45,9 @@ pub(super) fn check(kind: Kind, value: &Value) -> Result<(), String> {
 /// What the kind takes, in words, bounds included.
 pub(super) fn wanted(kind: Kind) -> String {
     match kind {
-        Kind::Address => "an address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"".into(),
+        Kind::Address => {
+            "an address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"".into()
+        }
         Kind::Millis(min, max) => format!("whole milliseconds from {min} to {max}"),
         Kind::Bytes(min, max) => format!("a number of bytes from {min} to {max}"),
         Kind::Count(min, max) => format!("a whole number from {min} to {max}"),
@@ -47,18 +56,31 @@ pub(super) fn wanted(kind: Kind) -> String {
         Kind::Name => "a text of 1 to 200 characters, none of them a control character".into(),
         Kind::Secret => "a text of visible ASCII characters".into(),
         Kind::Variable => "the name of an environment variable".into(),
-        Kind::BaseUrl => "an address that begins with http:// or https:// and has a host and no query".into(),
-        Kind::StoreUrl => "postgres://user:password@host/name, sqlite://path or sqlite::memory:".into(),
+        Kind::BaseUrl => {
+            "an address that begins with http:// or https:// and has a host and no query".into()
+        }
+        Kind::StoreUrl => {
+            "postgres://user:password@host/name, sqlite://path or sqlite::memory:".into()
+        }
         Kind::Hash => "64 hex digits".into(),
-        Kind::Choice(words) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or "),
-        Kind::Filter => "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or module=level pairs".into(),
+        Kind::Choice(words) => words
+            .iter()
+            .map(|word| format!("{word:?}"))
+            .collect::<Vec<_>>()
+            .join(" or "),
+        Kind::Filter => {
+            "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or module=level pairs"
+                .into()
+        }
     }
 }
 
 /// The raw value as the environment gives it: a number where the kind takes one and the text is one, else the text.
 pub(super) fn from_text(kind: Kind, text: &str) -> Value {
     let parsed = match kind {
-        Kind::Millis(..) | Kind::Bytes(..) | Kind::Count(..) => text.parse().ok().map(Value::Integer),
+        Kind::Millis(..) | Kind::Bytes(..) | Kind::Count(..) => {
+            text.parse().ok().map(Value::Integer)
+        }
         Kind::Ratio(..) => text.parse().ok().map(Value::Float),
         Kind::Switch => text.parse().ok().map(Value::Boolean),
         _ => None,
@@ -80,7 +102,9 @@ pub(super) fn default(option: &Opt) -> Option<Value> {
 pub(super) fn shown(kind: Kind, value: &Value) -> String {
     match (kind, value) {
         (Kind::Secret, _) => "\"[redacted]\"".into(),
-        (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) => Value::String(redact_url(text)).to_string(),
+        (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) => {
+            Value::String(redact_url(text)).to_string()
+        }
         (_, Value::String(text)) if text.len() > 300 => format!("a text of {} bytes", text.len()),
         (_, Value::Table(_)) => "a table".into(),
         (_, Value::Array(_)) => "an array".into(),
@@ -94,23 +118,38 @@ pub(super) enum Printed {
     /// The value itself.
     Whole(String),
     /// What may be shown of it, and what a file can be started from instead, if there is something.
-    Redacted { shown: String, instead: Option<String> },
+    Redacted {
+        shown: String,
+        instead: Option<String>,
+    },
 }
 
 /// A value for a configuration file; a secret, or a URL with one, is redacted.
 pub(super) fn printed(kind: Kind, value: &Value) -> Printed {
     match (kind, value) {
-        (Kind::Secret, _) => Printed::Redacted { shown: "[redacted]".into(), instead: None },
+        (Kind::Secret, _) => Printed::Redacted {
+            shown: "[redacted]".into(),
+            instead: None,
+        },
         (Kind::BaseUrl | Kind::StoreUrl, Value::String(text)) if redact_url(text) != *text => {
             // a provider has to have a URL, and can be asked without user and password
-            let without_user = (kind == Kind::BaseUrl).then(|| text.parse().ok()).flatten().and_then(|url| split_user(url).ok());
+            let without_user = (kind == Kind::BaseUrl)
+                .then(|| text.parse().ok())
+                .flatten()
+                .and_then(|url| split_user(url).ok());
             match without_user {
                 Some((_, None)) => Printed::Whole(value.to_string()),
                 Some((url, Some(_))) => {
                     let instead = Some(Value::String(url.to_string()).to_string());
-                    Printed::Redacted { shown: shown(kind, value), instead }
+                    Printed::Redacted {
+                        shown: shown(kind, value),
+                        instead,
+                    }
                 }
-                None => Printed::Redacted { shown: shown(kind, value), instead: None },
+                None => Printed::Redacted {
+                    shown: shown(kind, value),
+                    instead: None,
+                },
             }
         }
         _ => Printed::Whole(value.to_string()),
@@ -128,9 +167,19 @@ pub(super) fn split_user(url: Uri) -> Result<(Uri, Option<String>), ()> {
         Some((user, host)) => (Some(user), host),
         None => (None, authority.as_str()),
     };
-    let user = user.filter(|user| !user.is_empty()).map(|user| percent_decode_str(user).decode_utf8()).transpose().map_err(drop)?;
+    let user = user
+        .filter(|user| !user.is_empty())
+        .map(|user| percent_decode_str(user).decode_utf8())
+        .transpose()
+        .map_err(drop)?;
     parts.authority = Some(host.parse().map_err(drop)?);
-    let user = user.map(|user| if user.contains(':') { user.into_owned() } else { format!("{user}:") });
+    let user = user.map(|user| {
+        if user.contains(':') {
+            user.into_owned()
+        } else {
+            format!("{user}:")
+        }
+    });
     Ok((Uri::from_parts(parts).map_err(drop)?, user))
 }
 
@@ -138,18 +187,37 @@ pub(super) fn split_user(url: Uri) -> Result<(Uri, Option<String>), ()> {
 /// stands before the last `@` is taken for user and password. An `@` behind a `?` may be one of a query's value as well: nothing
 /// but the scheme is shown then.
 pub fn redact_url(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
+    let (scheme, rest) = url
+        .split_once("://")
+        .map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
     let (user, rest) = match (scheme, rest.rsplit_once('@')) {
-        (Some(scheme), Some((before, _))) if before.contains('?') => return format!("{scheme}://[redacted]"),
+        (Some(scheme), Some((before, _))) if before.contains('?') => {
+            return format!("{scheme}://[redacted]");
+        }
         (Some(_), Some((_, rest))) => ("[redacted]@", rest),
         _ => ("", rest),
     };
-    let (base, query) = rest.split_once('?').map_or((rest, None), |(base, query)| (base, Some(query)));
-    let mut safe = scheme.map(|scheme| format!("{scheme}://")).unwrap_or_default();
+    let (base, query) = rest
+        .split_once('?')
+        .map_or((rest, None), |(base, query)| (base, Some(query)));
+    let mut safe = scheme
+        .map(|scheme| format!("{scheme}://"))
+        .unwrap_or_default();
     let _ = write!(safe, "{user}{base}");
     if let Some(query) = query {
-        let names: Vec<_> = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default()).collect();
-        let _ = write!(safe, "?{}", names.iter().map(|name| format!("{name}=[redacted]")).collect::<Vec<_>>().join("&"));
+        let names: Vec<_> = query
+            .split('&')
+            .map(|pair| pair.split('=').next().unwrap_or_default())
+            .collect();
+        let _ = write!(
+            safe,
+            "?{}",
+            names
+                .iter()
+                .map(|name| format!("{name}=[redacted]"))
+                .collect::<Vec<_>>()
+                .join("&")
+        );
     }
     safe
 }
@@ -160,7 +228,9 @@ fn is_name(text: &str) -> bool {
 
 fn is_base_url(text: &str) -> bool {
     text.parse::<Uri>().is_ok_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.query().is_none()
     })
 }
 
@@ -176,11 +246,17 @@ mod tests {
     #[case::slash("postgres://user:can/canary@host/db", "postgres://[redacted]@host/db")]
     #[case::question_mark("postgres://user:can?canary@host/db", "postgres://[redacted]")]
     #[case::at("postgres://user:can@canary@host/db", "postgres://[redacted]@host/db")]
-    #[case::all("https://user:c/an@ary/canary@host/v1?key=canary&x", "https://[redacted]@host/v1?key=[redacted]&x=[redacted]")]
+    #[case::all(
+        "https://user:c/an@ary/canary@host/v1?key=canary&x",
+        "https://[redacted]@host/v1?key=[redacted]&x=[redacted]"
+    )]
     #[case::at_in_the_query("postgres://host/db?password=c@canary", "postgres://[redacted]")]
     #[case::no_scheme("sqlite:data.db?mode=ro", "sqlite:data.db?mode=[redacted]")]
     #[case::path("sqlite://a@b.db", "sqlite://[redacted]@b.db")]
-    fn urls_are_shown_without_user_password_and_query_values(#[case] url: &str, #[case] shown: &str) {
+    fn urls_are_shown_without_user_password_and_query_values(
+        #[case] url: &str,
+        #[case] shown: &str,
+    ) {
         assert_eq!(redact_url(url), shown);
         assert!(!redact_url(url).contains("canary"));
     }

@@ -25,8 +25,13 @@ pub struct InFlight(#[allow(dead_code)] Arc<Held>);
 
 #[derive(Debug)]
 enum Held {
-    Work { in_flight: Arc<AtomicU64>, _permit: OwnedSemaphorePermit },
-    Reading { _token: TaskTrackerToken },
+    Work {
+        in_flight: Arc<AtomicU64>,
+        _permit: OwnedSemaphorePermit,
+    },
+    Reading {
+        _token: TaskTrackerToken,
+    },
 }
 
 impl Drop for Held {
@@ -40,7 +45,12 @@ impl Drop for Held {
 impl Admission {
     /// `limit` permits.
     pub fn new(limit: u32) -> Self {
-        Self { permits: Arc::new(Semaphore::new(limit as usize)), limit, in_flight: Arc::default(), reading: TaskTracker::new() }
+        Self {
+            permits: Arc::new(Semaphore::new(limit as usize)),
+            limit,
+            in_flight: Arc::default(),
+            reading: TaskTracker::new(),
+        }
     }
 
     /// Takes a permit, or refuses at once.
@@ -48,14 +58,23 @@ impl Admission {
     /// # Errors
     /// [`ApiError::Busy`]
     pub fn enter(&self) -> Result<InFlight, ApiError> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| ApiError::Busy { limit: self.limit })?;
+        let permit = self
+            .permits
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| ApiError::Busy { limit: self.limit })?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(InFlight(Arc::new(Held::Work { in_flight: self.in_flight.clone(), _permit: permit })))
+        Ok(InFlight(Arc::new(Held::Work {
+            in_flight: self.in_flight.clone(),
+            _permit: permit,
+        })))
     }
 
     /// Lets in what only reads: never refused.
     pub fn read(&self) -> InFlight {
-        InFlight(Arc::new(Held::Reading { _token: self.reading.token() }))
+        InFlight(Arc::new(Held::Reading {
+            _token: self.reading.token(),
+        }))
     }
 
     /// Requests in flight now, reading ones left out.

@@ -39,8 +39,19 @@ pub struct Keys {
 impl Keys {
     /// The file's keys, and those of the store; `required` says whether one of them is asked for.
     pub fn new(auth: &config::Auth, required: bool, store: Arc<dyn Store>) -> Self {
-        let configured = auth.keys.iter().filter_map(|key| Some((from_hex(&key.sha256)?, Tenant(key.tenant.as_str().into())))).collect();
-        Self { required, anonymous: Tenant("default".into()), configured, store, trust: auth.cache, found: Mutex::default() }
+        let configured = auth
+            .keys
+            .iter()
+            .filter_map(|key| Some((from_hex(&key.sha256)?, Tenant(key.tenant.as_str().into()))))
+            .collect();
+        Self {
+            required,
+            anonymous: Tenant("default".into()),
+            configured,
+            store,
+            trust: auth.cache,
+            found: Mutex::default(),
+        }
     }
 
     /// Whose request it is. Cancel safe.
@@ -53,7 +64,13 @@ impl Keys {
         }
         let hash = hash(bearer(headers).ok_or(ApiError::MissingKey)?);
         // every configured key is compared, whichever matches
-        let configured = self.configured.iter().fold(None, |found, (known, tenant)| if same(known, &hash) { Some(tenant) } else { found });
+        let configured = self.configured.iter().fold(None, |found, (known, tenant)| {
+            if same(known, &hash) {
+                Some(tenant)
+            } else {
+                found
+            }
+        });
         if let Some(tenant) = configured {
             return Ok(tenant.clone());
         }
@@ -75,13 +92,20 @@ impl Keys {
     }
 
     fn remembered(&self, hash: &Hash) -> Option<(Tenant, Instant)> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(hash)
+            .cloned()
     }
 
     fn remember(&self, hash: Hash, tenant: Tenant) -> Tenant {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if found.len() >= REMEMBERED
-            && let Some(oldest) = found.iter().min_by_key(|(_, (_, at))| *at).map(|(hash, _)| *hash)
+            && let Some(oldest) = found
+                .iter()
+                .min_by_key(|(_, (_, at))| *at)
+                .map(|(hash, _)| *hash)
         {
             found.remove(&oldest);
         }
@@ -90,7 +114,10 @@ impl Keys {
     }
 
     fn forget(&self, hash: &Hash) {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).remove(hash);
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(hash);
     }
 }
 
@@ -113,7 +140,11 @@ pub fn token_hash(token: &str) -> String {
 
 /// The token of `Authorization: Bearer …` (RFC 6750 section 2.1; the scheme in any case).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let (scheme, token) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
@@ -124,14 +155,18 @@ fn hash(token: &str) -> Hash {
 
 /// Compares without an early end.
 fn same(left: &Hash, right: &Hash) -> bool {
-    left.iter().zip(right).fold(0, |difference, (left, right)| difference | (left ^ right)) == 0
+    left.iter()
+        .zip(right)
+        .fold(0, |difference, (left, right)| difference | (left ^ right))
+        == 0
 }
 
 fn to_hex(hash: &Hash) -> String {
-    hash.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hash.iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn from_hex(text: &str) -> Option<Hash> {

@@ -31,7 +31,9 @@ impl FromRequest<AppState> for Payload {
         }
         match timeout(server.body_timeout, read(request.into_body(), limit)).await {
             Ok(read) => read.map(Self),
-            Err(_) => Err(ApiError::BodyTimeout { after: server.body_timeout }),
+            Err(_) => Err(ApiError::BodyTimeout {
+                after: server.body_timeout,
+            }),
         }
     }
 }
@@ -43,7 +45,10 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
         let Payload(bytes) = Payload::from_request(request, app).await?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             ApiError::Invalid(InvalidRequest {
-                message: format!("the body is not what is wanted here: {}", clip(&error.to_string(), 300)),
+                message: format!(
+                    "the body is not what is wanted here: {}",
+                    clip(&error.to_string(), 300)
+                ),
                 param: None,
             })
         })
@@ -56,14 +61,21 @@ fn media_type(headers: &HeaderMap) -> Result<(), ApiError> {
         return Ok(());
     }
     let essence = content::media_type(headers);
-    let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
-    if json { Ok(()) } else { Err(ApiError::MediaType { got: essence }) }
+    let json = essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    if json {
+        Ok(())
+    } else {
+        Err(ApiError::MediaType { got: essence })
+    }
 }
 
 async fn read(mut body: Body, limit: u64) -> Result<Bytes, ApiError> {
     let mut joined = Joined::default();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| ApiError::BodyBroken)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| ApiError::BodyBroken)?.into_data() else {
+            continue;
+        };
         if (joined.len() + data.len()) as u64 > limit {
             return Err(ApiError::BodyTooLarge { limit });
         }

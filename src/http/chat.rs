@@ -48,7 +48,11 @@ pub(super) struct ChatCompletionRequest {
         (status = 413, body = Envelope), (status = 415, body = Envelope), (status = 429, body = Envelope), (status = 502, body = Envelope),
         (status = 503, body = Envelope), (status = 504, body = Envelope),
     ))]
-pub(super) async fn create(State(app): State<AppState>, Extension(context): Extension<RequestContext>, Payload(body): Payload) -> Response {
+pub(super) async fn create(
+    State(app): State<AppState>,
+    Extension(context): Extension<RequestContext>,
+    Payload(body): Payload,
+) -> Response {
     match answer(&app, &context, &body).await {
         Ok(response) => response,
         Err(Failure::Api(error)) => error.into_response(),
@@ -66,17 +70,36 @@ enum Failure {
     Llm(LlmFailure),
 }
 
-async fn answer(app: &AppState, context: &RequestContext, body: &[u8]) -> Result<Response, Failure> {
+async fn answer(
+    app: &AppState,
+    context: &RequestContext,
+    body: &[u8],
+) -> Result<Response, Failure> {
     let request = ChatRequest::parse(body).map_err(|error| Failure::Api(error.into()))?;
-    let served = app.router.chat(request, context.call()).await.map_err(|error| match error {
-        RouterError::Failed(failure) => Failure::Llm(failure),
-        unknown @ RouterError::UnknownModel(_) => Failure::Api(unknown.into()),
-    })?;
+    let served = app
+        .router
+        .chat(request, context.call())
+        .await
+        .map_err(|error| match error {
+            RouterError::Failed(failure) => Failure::Llm(failure),
+            unknown @ RouterError::UnknownModel(_) => Failure::Api(unknown.into()),
+        })?;
     let mut response = match served.answer {
-        Answer::Plain(completion) => ([(header::CONTENT_TYPE, "application/json")], completion.body).into_response(),
+        Answer::Plain(completion) => (
+            [(header::CONTENT_TYPE, "application/json")],
+            completion.body,
+        )
+            .into_response(),
         Answer::Stream(stream) => {
-            let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-            (headers, Body::new(Events::new(stream, app.shutdown.cut_token()))).into_response()
+            let headers = [
+                (header::CONTENT_TYPE, "text/event-stream"),
+                (header::CACHE_CONTROL, "no-cache"),
+            ];
+            (
+                headers,
+                Body::new(Events::new(stream, app.shutdown.cut_token())),
+            )
+                .into_response()
         }
     };
     response.headers_mut().extend(served_by(&served.by));
@@ -86,11 +109,20 @@ async fn answer(app: &AppState, context: &RequestContext, body: &[u8]) -> Result
 
 /// Who served. A name that no header can carry is left out.
 fn served_by(by: &Candidate) -> HeaderMap {
-    [(PROVIDER, &by.provider), (MODEL, &by.model)].into_iter().filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?))).collect()
+    [(PROVIDER, &by.provider), (MODEL, &by.model)]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?)))
+        .collect()
 }
 
 /// How many attempts it took, and how often the next candidate was asked.
 fn tried(attempts: &[Attempt]) -> HeaderMap {
-    let fallbacks = attempts.windows(2).filter(|pair| matches!(pair, [one, next] if one.candidate != next.candidate)).count();
-    HeaderMap::from_iter([(ATTEMPTS, HeaderValue::from(attempts.len())), (FALLBACKS, HeaderValue::from(fallbacks))])
+    let fallbacks = attempts
+        .windows(2)
+        .filter(|pair| matches!(pair, [one, next] if one.candidate != next.candidate))
+        .count();
+    HeaderMap::from_iter([
+        (ATTEMPTS, HeaderValue::from(attempts.len())),
+        (FALLBACKS, HeaderValue::from(fallbacks)),
+    ])
 }

@@ -54,7 +54,13 @@ pub async fn accept(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) => drop(tasks.spawn(serve(stream, peer, service.clone(), patience, finish.clone()))),
+            Ok((stream, peer)) => drop(tasks.spawn(serve(
+                stream,
+                peer,
+                service.clone(),
+                patience,
+                finish.clone(),
+            ))),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "no connection can be accepted: trying again");
@@ -64,7 +70,13 @@ pub async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, service: Router, patience: Patience, finish: CancellationToken) {
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: Router,
+    patience: Patience,
+    finish: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY is not taken");
     }
@@ -72,9 +84,19 @@ async fn serve(stream: TcpStream, peer: SocketAddr, service: Router, patience: P
     let answered = {
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
             let service = service.clone();
-            async move { Ok::<Response, Infallible>(service.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {})) }
+            async move {
+                Ok::<Response, Infallible>(
+                    service
+                        .oneshot(request.map(Body::new))
+                        .await
+                        .unwrap_or_else(|never| match never {}),
+                )
+            }
         });
-        let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(patience.headers).serve_connection(&mut io, service);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(patience.headers)
+            .serve_connection(&mut io, service);
         let mut connection = pin!(connection);
         let (mut finishing, mut finished) = (pin!(finish.cancelled()), false);
         poll_fn(|context| {
@@ -110,5 +132,8 @@ async fn linger(mut stream: TcpStream) {
 /// The client went away between its connection and our accept.
 fn is_of_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as K;
-    matches!(error.kind(), K::ConnectionRefused | K::ConnectionAborted | K::ConnectionReset)
+    matches!(
+        error.kind(),
+        K::ConnectionRefused | K::ConnectionAborted | K::ConnectionReset
+    )
 }

@@ -63,15 +63,29 @@ impl RequestContext {
     }
 
     fn read(headers: &HeaderMap) -> (Self, Result<(), ApiError>) {
-        let request_id = sane(headers, &REQUEST_ID, 128).unwrap_or_else(|| Uuid::now_v7().simple().to_string().into());
-        let idempotency_key = sane(headers, &IDEMPOTENCY_KEY, 255).unwrap_or_else(|| Uuid::new_v4().simple().to_string().into());
+        let request_id = sane(headers, &REQUEST_ID, 128)
+            .unwrap_or_else(|| Uuid::now_v7().simple().to_string().into());
+        let idempotency_key = sane(headers, &IDEMPOTENCY_KEY, 255)
+            .unwrap_or_else(|| Uuid::new_v4().simple().to_string().into());
         let arrived = Instant::now();
         let (deadline, checked) = match deadline(headers, arrived) {
             Ok(deadline) => (deadline, Ok(())),
             Err(error) => (None, Err(error)),
         };
-        let traceparent = headers.get(TRACEPARENT).filter(|value| is_traceparent(value.as_bytes())).cloned();
-        (Self { request_id, traceparent, arrived, deadline, idempotency_key }, checked)
+        let traceparent = headers
+            .get(TRACEPARENT)
+            .filter(|value| is_traceparent(value.as_bytes()))
+            .cloned();
+        (
+            Self {
+                request_id,
+                traceparent,
+                arrived,
+                deadline,
+                idempotency_key,
+            },
+            checked,
+        )
     }
 }
 
@@ -82,7 +96,10 @@ pub async fn surround(State(app): State<AppState>, mut request: Request, next: N
     let mut record = Record::new(&app, &request, request_id.clone());
     request.extensions_mut().insert(context);
     let outcome = match checked {
-        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| ApiError::Internal.into_response()),
+        Ok(()) => AssertUnwindSafe(next.run(request))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| ApiError::Internal.into_response()),
         Err(error) => error.into_response(),
     };
     let (mut head, body) = outcome.into_parts();
@@ -90,7 +107,8 @@ pub async fn surround(State(app): State<AppState>, mut request: Request, next: N
         head.headers.insert(REQUEST_ID, value);
     }
     if app.shutdown.is_draining() {
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        head.headers
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     record.status = head.status.as_u16();
     record.in_flight = head.extensions.remove::<InFlight>();
@@ -111,8 +129,13 @@ struct Record {
 
 impl Record {
     fn new(app: &AppState, request: &Request, request_id: Arc<str>) -> Self {
-        let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let route = matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path)).unwrap_or("other");
+        let matched = request
+            .extensions()
+            .get::<MatchedPath>()
+            .map(MatchedPath::as_str);
+        let route = matched
+            .and_then(|path| ROUTES.into_iter().find(|route| *route == path))
+            .unwrap_or("other");
         Self {
             metrics: app.metrics.clone(),
             request_id,
@@ -128,11 +151,22 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let status = if self.complete || self.method == Method::HEAD { self.status } else { CLIENT_LEFT };
+        let status = if self.complete || self.method == Method::HEAD {
+            self.status
+        } else {
+            CLIENT_LEFT
+        };
         self.metrics.request(self.route, status);
         drop(self.in_flight.take());
         let elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        tracing::info!(request_id = &*self.request_id, method = self.method.as_str(), route = self.route, status, elapsed_us, "request");
+        tracing::info!(
+            request_id = &*self.request_id,
+            method = self.method.as_str(),
+            route = self.route,
+            status,
+            elapsed_us,
+            "request"
+        );
     }
 }
 
@@ -146,7 +180,10 @@ impl HttpBody for Recorded {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None)) {
             self.record.complete = true;
@@ -172,15 +209,26 @@ impl Drop for Recorded {
 /// A header's value if it is visible ASCII within the bound.
 fn sane(headers: &HeaderMap, name: &HeaderName, longest: usize) -> Option<Arc<str>> {
     let value = headers.get(name)?.to_str().ok()?;
-    (!value.is_empty() && value.len() <= longest && value.bytes().all(|byte| byte.is_ascii_graphic())).then(|| value.into())
+    (!value.is_empty()
+        && value.len() <= longest
+        && value.bytes().all(|byte| byte.is_ascii_graphic()))
+    .then(|| value.into())
 }
 
 fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, ApiError> {
-    let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(None) };
-    let millis = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).filter(|millis| *millis > 0);
+    let Some(value) = headers.get(REQUEST_TIMEOUT) else {
+        return Ok(None);
+    };
+    let millis = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .filter(|millis| *millis > 0);
     let Some(millis) = millis else {
         return Err(ApiError::Invalid(InvalidRequest {
-            message: format!("the header x-request-timeout-ms is {value:?}: write whole milliseconds, 1 or more"),
+            message: format!(
+                "the header x-request-timeout-ms is {value:?}: write whole milliseconds, 1 or more"
+            ),
             param: Some(REQUEST_TIMEOUT.as_str().into()),
         }));
     };
@@ -190,9 +238,16 @@ fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, Ap
 
 /// `version-traceid-parentid-flags` as W3C Trace Context (section 3.2) has it; all-zero ids are invalid.
 fn is_traceparent(value: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(value) else { return false };
+    let Ok(text) = std::str::from_utf8(value) else {
+        return false;
+    };
     let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length: usize| part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let hex = |part: &str, length: usize| {
+        part.len() == length
+            && part
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let nonzero = |part: &str| part.bytes().any(|byte| byte != b'0');
     match parts.as_slice() {
         [version, trace, parent, flags, rest @ ..] => {

@@ -40,8 +40,14 @@ struct ApiKey;
 
 impl Modify for ApiKey {
     fn modify(&self, document: &mut Document) {
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A key of `gauntlet keys add`, or of [[auth.keys]]")).build();
-        document.components.get_or_insert_default().add_security_scheme("key", SecurityScheme::Http(bearer));
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A key of `gauntlet keys add`, or of [[auth.keys]]"))
+            .build();
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("key", SecurityScheme::Http(bearer));
     }
 }
 

@@ -57,16 +57,32 @@ pub(super) async fn create(
     let Submission { title, text } = submission;
     if !text.chars().any(char::is_alphanumeric) {
         let message = "text holds no word: there would be nothing to find".into();
-        return Err(ApiError::Invalid(InvalidRequest { message, param: Some("text".into()) }));
+        return Err(ApiError::Invalid(InvalidRequest {
+            message,
+            param: Some("text".into()),
+        }));
     }
     let length = title.chars().count();
     if length > TITLE_CHARS {
-        let message = format!("title has {length} characters: the longest has {TITLE_CHARS}; what is longer belongs into text");
-        return Err(ApiError::Invalid(InvalidRequest { message, param: Some("title".into()) }));
+        let message = format!(
+            "title has {length} characters: the longest has {TITLE_CHARS}; what is longer belongs into text"
+        );
+        return Err(ApiError::Invalid(InvalidRequest {
+            message,
+            param: Some("title".into()),
+        }));
     }
-    let document = app.store.add_document(&tenant, NewDocument { title, text }).await?;
+    let document = app
+        .store
+        .add_document(&tenant, NewDocument { title, text })
+        .await?;
     let location = format!("/api/v1/documents/{}", document.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], axum::Json(shown(document))).into_response())
+    Ok((
+        StatusCode::CREATED,
+        [(header::LOCATION, location)],
+        axum::Json(shown(document)),
+    )
+        .into_response())
 }
 
 /// Tells a document.
@@ -78,8 +94,14 @@ pub(super) async fn one(
     uri: http::Uri,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    let Ok(Path(id)) = id else { return Err(missing(&uri)) };
-    let document = app.store.document(&tenant, id).await?.ok_or_else(|| missing(&uri))?;
+    let Ok(Path(id)) = id else {
+        return Err(missing(&uri));
+    };
+    let document = app
+        .store
+        .document(&tenant, id)
+        .await?
+        .ok_or_else(|| missing(&uri))?;
     Ok(axum::Json(shown(document)).into_response())
 }
 
@@ -92,17 +114,38 @@ pub(super) async fn delete(
     uri: http::Uri,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let Ok(Path(id)) = id else { return Err(missing(&uri)) };
-    if app.store.delete_document(&tenant, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing(&uri)) }
+    let Ok(Path(id)) = id else {
+        return Err(missing(&uri));
+    };
+    if app.store.delete_document(&tenant, id).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(missing(&uri))
+    }
 }
 
 /// What is no id at all is missing just the same.
 fn missing(uri: &http::Uri) -> ApiError {
-    ApiError::Missing { what: "document", id: uri.path().rsplit('/').next().unwrap_or_default().to_owned() }
+    ApiError::Missing {
+        what: "document",
+        id: uri.path().rsplit('/').next().unwrap_or_default().to_owned(),
+    }
 }
 
 fn shown(document: store::Document) -> Document {
-    let store::Document { id, title, text, created_at } = document;
-    let created_at = Timestamp::from_microsecond(created_at).map(|time| time.to_string()).unwrap_or_default();
-    Document { id, title, text, created_at }
+    let store::Document {
+        id,
+        title,
+        text,
+        created_at,
+    } = document;
+    let created_at = Timestamp::from_microsecond(created_at)
+        .map(|time| time.to_string())
+        .unwrap_or_default();
+    Document {
+        id,
+        title,
+        text,
+        created_at,
+    }
 }

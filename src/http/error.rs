@@ -151,7 +151,8 @@ impl ApiError {
     pub fn problem(&self) -> Problem {
         match self {
             Self::Invalid(invalid) => {
-                let mut problem = Problem::new(400, INVALID, "invalid_request", invalid.message.clone());
+                let mut problem =
+                    Problem::new(400, INVALID, "invalid_request", invalid.message.clone());
                 problem.envelope.error.param.clone_from(&invalid.param);
                 problem
             }
@@ -160,43 +161,110 @@ impl ApiError {
                     404,
                     INVALID,
                     "model_not_found",
-                    format!("the model {} does not exist: GET /v1/models lists those that do", quoted(model)),
+                    format!(
+                        "the model {} does not exist: GET /v1/models lists those that do",
+                        quoted(model)
+                    ),
                 );
                 problem.envelope.error.param = Some("model".into());
                 problem
             }
             Self::Llm(failure) => llm(failure),
             Self::Store(error) => store(error),
-            Self::MissingKey => unauthorised("missing_api_key", "no API key: send the header Authorization: Bearer KEY"),
-            Self::UnknownKey => unauthorised("invalid_api_key", "the API key is not known or was revoked"),
-            Self::Busy { limit } => {
-                Problem::new(503, UNAVAILABLE, "too_many_in_flight", format!("{limit} requests are in flight, and no more are taken: try again soon"))
-                    .wait(SOON)
+            Self::MissingKey => unauthorised(
+                "missing_api_key",
+                "no API key: send the header Authorization: Bearer KEY",
+            ),
+            Self::UnknownKey => {
+                unauthorised("invalid_api_key", "the API key is not known or was revoked")
             }
-            Self::Draining => Problem::new(503, UNAVAILABLE, "shutting_down", "the gateway is shutting down: try again").wait(SOON).closing(),
-            Self::BodyTooLarge { limit } => Problem::new(413, INVALID, "body_too_large", format!("the body is larger than {limit} bytes")).closing(),
-            Self::BodyTimeout { after } => {
-                Problem::new(408, INVALID, "body_timeout", format!("the body did not come whole within {} ms", after.as_millis())).closing()
-            }
-            Self::BodyBroken => Problem::new(400, INVALID, "body_broken", "the body broke off before its end").closing(),
-            Self::MediaType { got } => {
-                Problem::new(415, INVALID, "unsupported_media_type", format!("the media type {} is not taken: send application/json", quoted(got)))
-            }
-            Self::Route { method, path } => {
-                Problem::new(404, INVALID, "route_not_found", format!("there is no {method} {}: /docs lists what there is", clip(path, SHOWN)))
-            }
+            Self::Busy { limit } => Problem::new(
+                503,
+                UNAVAILABLE,
+                "too_many_in_flight",
+                format!("{limit} requests are in flight, and no more are taken: try again soon"),
+            )
+            .wait(SOON),
+            Self::Draining => Problem::new(
+                503,
+                UNAVAILABLE,
+                "shutting_down",
+                "the gateway is shutting down: try again",
+            )
+            .wait(SOON)
+            .closing(),
+            Self::BodyTooLarge { limit } => Problem::new(
+                413,
+                INVALID,
+                "body_too_large",
+                format!("the body is larger than {limit} bytes"),
+            )
+            .closing(),
+            Self::BodyTimeout { after } => Problem::new(
+                408,
+                INVALID,
+                "body_timeout",
+                format!(
+                    "the body did not come whole within {} ms",
+                    after.as_millis()
+                ),
+            )
+            .closing(),
+            Self::BodyBroken => Problem::new(
+                400,
+                INVALID,
+                "body_broken",
+                "the body broke off before its end",
+            )
+            .closing(),
+            Self::MediaType { got } => Problem::new(
+                415,
+                INVALID,
+                "unsupported_media_type",
+                format!(
+                    "the media type {} is not taken: send application/json",
+                    quoted(got)
+                ),
+            ),
+            Self::Route { method, path } => Problem::new(
+                404,
+                INVALID,
+                "route_not_found",
+                format!(
+                    "there is no {method} {}: /docs lists what there is",
+                    clip(path, SHOWN)
+                ),
+            ),
             Self::Method { method, path } => Problem::new(
                 405,
                 INVALID,
                 "method_not_allowed",
-                format!("{} does not take {method}: the header Allow lists what it takes", clip(path, SHOWN)),
+                format!(
+                    "{} does not take {method}: the header Allow lists what it takes",
+                    clip(path, SHOWN)
+                ),
             ),
-            Self::Missing { what, id } => Problem::new(404, INVALID, &format!("{what}_not_found"), format!("there is no {what} {}", quoted(id))),
-            Self::NotConfigured(what) => Problem::new(503, UNAVAILABLE, "not_configured", what.clone()),
-            Self::NoAnswer(lost) => Problem::new(503, UNAVAILABLE, "no_answer", format!("there is no answer, because these steps failed: {lost}")),
-            Self::Internal => {
-                Problem::new(500, "server_error", "internal_error", "the gateway failed: this is a bug; tell its operator the request id")
+            Self::Missing { what, id } => Problem::new(
+                404,
+                INVALID,
+                &format!("{what}_not_found"),
+                format!("there is no {what} {}", quoted(id)),
+            ),
+            Self::NotConfigured(what) => {
+                Problem::new(503, UNAVAILABLE, "not_configured", what.clone())
             }
+            Self::NoAnswer(lost) => Problem::new(
+                503,
+                UNAVAILABLE,
+                "no_answer",
+                format!("there is no answer, because these steps failed: {lost}"),
+            ),
+            Self::Internal => Problem::new(
+                500,
+                "server_error",
+                "internal_error",
+                "the gateway failed: this is a bug; tell its operator the request id",
+            ),
         }
     }
 }
@@ -233,9 +301,21 @@ impl From<RouterError> for ApiError {
 
 impl Problem {
     fn new(status: u16, kind: &str, code: &str, message: impl Into<String>) -> Self {
-        let error = ErrorBody { message: message.into(), kind: kind.into(), param: None, code: Some(code.into()), attempts: None };
+        let error = ErrorBody {
+            message: message.into(),
+            kind: kind.into(),
+            param: None,
+            code: Some(code.into()),
+            attempts: None,
+        };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-        Self { status, envelope: Envelope { error }, retry_after: None, header: None, close: false }
+        Self {
+            status,
+            envelope: Envelope { error },
+            retry_after: None,
+            header: None,
+            close: false,
+        }
     }
 
     fn wait(mut self, time: Duration) -> Self {
@@ -268,7 +348,15 @@ impl IntoResponse for Problem {
 
 /// The JSON text of the one in-band event that tells a committed stream's failure (what stands behind `data: `).
 pub fn in_band(error: &AttemptError) -> Bytes {
-    text(&cause(error.cause, error.status, &error.detail, error.message.clone()).envelope)
+    text(
+        &cause(
+            error.cause,
+            error.status,
+            &error.detail,
+            error.message.clone(),
+        )
+        .envelope,
+    )
 }
 
 /// The same where the gateway itself ends the stream.
@@ -285,27 +373,48 @@ fn text(envelope: &Envelope) -> Bytes {
 
 /// A failure of the LLM path: its status by the cause that decides, its message by the attempt that had it, and all attempts.
 fn llm(failure: &LlmFailure) -> Problem {
-    let decisive = failure
-        .attempts
-        .iter()
-        .rev()
-        .find_map(|attempt| attempt.error.as_ref().filter(|error| error.cause == failure.cause).map(|error| (attempt, error)));
+    let decisive = failure.attempts.iter().rev().find_map(|attempt| {
+        attempt
+            .error
+            .as_ref()
+            .filter(|error| error.cause == failure.cause)
+            .map(|error| (attempt, error))
+    });
     let mut problem = match decisive {
         // the client's own mistake, in the provider's words
-        Some((_, error)) if matches!(error.cause, Cause::Rejected | Cause::Unsupported) => {
-            cause(error.cause, error.status, &error.detail, error.message.clone())
-        }
+        Some((_, error)) if matches!(error.cause, Cause::Rejected | Cause::Unsupported) => cause(
+            error.cause,
+            error.status,
+            &error.detail,
+            error.message.clone(),
+        ),
         Some((attempt, error)) => {
             let many = if failure.attempts.len() > 1 {
-                format!("{} attempts failed; the one that decides: ", failure.attempts.len())
+                format!(
+                    "{} attempts failed; the one that decides: ",
+                    failure.attempts.len()
+                )
             } else {
                 String::new()
             };
-            cause(error.cause, error.status, &error.detail, format!("{many}{}: {}", attempt.candidate, error.message))
+            cause(
+                error.cause,
+                error.status,
+                &error.detail,
+                format!("{many}{}: {}", attempt.candidate, error.message),
+            )
         }
-        None => cause(failure.cause, None, &ErrorDetail::default(), "the time allowed was over before a provider could be asked".into()),
+        None => cause(
+            failure.cause,
+            None,
+            &ErrorDetail::default(),
+            "the time allowed was over before a provider could be asked".into(),
+        ),
     };
-    problem.retry_after = failure.retry_after.or(problem.retry_after).filter(|_| matches!(problem.status.as_u16(), 429 | 503));
+    problem.retry_after = failure
+        .retry_after
+        .or(problem.retry_after)
+        .filter(|_| matches!(problem.status.as_u16(), 429 | 503));
     problem.envelope.error.attempts = Some(failure.attempts.iter().map(attempt_body).collect());
     problem
 }
@@ -322,7 +431,12 @@ fn attempt_body(attempt: &Attempt) -> AttemptBody {
 }
 
 /// One cause: its status, type and code.
-fn cause(cause: Cause, provider_status: Option<u16>, detail: &ErrorDetail, message: String) -> Problem {
+fn cause(
+    cause: Cause,
+    provider_status: Option<u16>,
+    detail: &ErrorDetail,
+    message: String,
+) -> Problem {
     let named = |status, kind, code| Problem::new(status, kind, code, message.clone());
     match cause {
         Cause::Refused => named(502, UPSTREAM, "provider_unreachable"),
@@ -367,24 +481,44 @@ fn theirs(mut problem: Problem, detail: &ErrorDetail) -> Problem {
 }
 
 fn store(error: &StoreError) -> Problem {
-    let unavailable = |code, message: String| Problem::new(503, UNAVAILABLE, code, message).wait(SOON);
+    let unavailable =
+        |code, message: String| Problem::new(503, UNAVAILABLE, code, message).wait(SOON);
     match error {
-        StoreError::Unavailable(_) => unavailable("store_unavailable", "the database cannot be reached: try again soon".into()),
-        StoreError::PoolExhausted(time) => {
-            unavailable("store_busy", format!("no connection to the database became free within {} ms: try again soon", time.as_millis()))
+        StoreError::Unavailable(_) => unavailable(
+            "store_unavailable",
+            "the database cannot be reached: try again soon".into(),
+        ),
+        StoreError::PoolExhausted(time) => unavailable(
+            "store_busy",
+            format!(
+                "no connection to the database became free within {} ms: try again soon",
+                time.as_millis()
+            ),
+        ),
+        StoreError::Timeout(time) => unavailable(
+            "store_timeout",
+            format!(
+                "the database did not answer within {} ms: try again soon",
+                time.as_millis()
+            ),
+        ),
+        StoreError::NotWritable(_) => unavailable(
+            "store_not_writable",
+            "the database takes no writes at the moment".into(),
+        ),
+        StoreError::Rejected(message) => {
+            Problem::new(400, INVALID, "invalid_request", message.clone())
         }
-        StoreError::Timeout(time) => {
-            unavailable("store_timeout", format!("the database did not answer within {} ms: try again soon", time.as_millis()))
-        }
-        StoreError::NotWritable(_) => unavailable("store_not_writable", "the database takes no writes at the moment".into()),
-        StoreError::Rejected(message) => Problem::new(400, INVALID, "invalid_request", message.clone()),
         StoreError::Failed(_) => unavailable("store_failed", "the database failed".into()),
     }
 }
 
 fn unauthorised(code: &str, message: &str) -> Problem {
     let mut problem = Problem::new(401, "authentication_error", code, message);
-    problem.header = Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"gauntlet\"")));
+    problem.header = Some((
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static("Bearer realm=\"gauntlet\""),
+    ));
     problem
 }
 

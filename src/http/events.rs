@@ -29,7 +29,11 @@ pub(super) struct Events {
 impl Events {
     /// The events of `stream`; `cut` ends them with an error that says so.
     pub(super) fn new(stream: ChatStream, cut: CancellationToken) -> Self {
-        Self { stream: Some(stream), cut: Box::pin(cut.cancelled_owned()), frame: BytesMut::new() }
+        Self {
+            stream: Some(stream),
+            cut: Box::pin(cut.cancelled_owned()),
+            frame: BytesMut::new(),
+        }
     }
 
     fn push(&mut self, data: &[u8]) {
@@ -47,8 +51,11 @@ impl Events {
     /// Takes what is there; whether the stream waits for more.
     fn fill(&mut self, context: &mut Context<'_>) -> bool {
         while self.frame.len() < JOINED {
-            let Some(stream) = self.stream.as_mut() else { return false };
-            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(context)));
+            let Some(stream) = self.stream.as_mut() else {
+                return false;
+            };
+            let polled =
+                std::panic::catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(context)));
             match polled {
                 Ok(Poll::Pending) => return true,
                 Ok(Poll::Ready(Some(StreamItem::Chunk(data)))) => self.push(&data),
@@ -66,7 +73,10 @@ impl HttpBody for Events {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if self.stream.is_some() && self.cut.as_mut().poll(context).is_ready() {
             self.end(&in_band_of(&ApiError::Draining));
         }
@@ -74,7 +84,11 @@ impl HttpBody for Events {
         if !self.frame.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(self.frame.split().freeze()))));
         }
-        if waits { Poll::Pending } else { Poll::Ready(None) }
+        if waits {
+            Poll::Pending
+        } else {
+            Poll::Ready(None)
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -80,7 +80,11 @@ pub(super) struct Brief {
 /// The process lives: always 200.
 #[utoipa::path(get, path = "/health/live", tag = "operation", responses((status = 200, body = Brief)))]
 pub(super) async fn live() -> Response {
-    Json(Brief { status: "live", reason: None }).into_response()
+    Json(Brief {
+        status: "live",
+        reason: None,
+    })
+    .into_response()
 }
 
 /// Whether work is taken: 503 while draining or without the store.
@@ -93,25 +97,47 @@ pub(super) async fn ready(State(app): State<AppState>) -> Response {
         store.error.map(|error| format!("store: {error}"))
     };
     match reason {
-        None => Json(Brief { status: "ready", reason: None }).into_response(),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, Json(Brief { status: "not_ready", reason: Some(reason) })).into_response(),
+        None => Json(Brief {
+            status: "ready",
+            reason: None,
+        })
+        .into_response(),
+        Some(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(Brief {
+                status: "not_ready",
+                reason: Some(reason),
+            }),
+        )
+            .into_response(),
     }
 }
 
 /// What each dependency does; 503 if no work is taken or none can be recorded.
 #[utoipa::path(get, path = "/health", tag = "operation", responses((status = 200, body = Report), (status = 503, body = Report)))]
 pub(super) async fn all(State(app): State<AppState>) -> Response {
-    let dependencies = join_all(std::iter::once(&app.health.store).chain(&app.health.providers).map(Probe::look)).await;
+    let dependencies = join_all(
+        std::iter::once(&app.health.store)
+            .chain(&app.health.providers)
+            .map(Probe::look),
+    )
+    .await;
     let breakers: Vec<_> = app
         .router
         .health()
         .into_iter()
-        .map(|candidate| BreakerEntry { provider: candidate.candidate.provider, model: candidate.candidate.model, state: candidate.breaker })
+        .map(|candidate| BreakerEntry {
+            provider: candidate.candidate.provider,
+            model: candidate.candidate.model,
+            state: candidate.breaker,
+        })
         .collect();
     let draining = app.shutdown.is_draining();
     let store_up = dependencies.first().is_some_and(|store| store.up);
-    let whole =
-        dependencies.iter().all(|dependency| dependency.up) && breakers.iter().all(|entry| entry.state == crate::telemetry::BreakerState::Closed);
+    let whole = dependencies.iter().all(|dependency| dependency.up)
+        && breakers
+            .iter()
+            .all(|entry| entry.state == crate::telemetry::BreakerState::Closed);
     let status = if draining || !store_up {
         "unavailable"
     } else if whole {
@@ -119,8 +145,19 @@ pub(super) async fn all(State(app): State<AppState>) -> Response {
     } else {
         "degraded"
     };
-    let code = if status == "unavailable" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    let report = Report { status, version: env!("CARGO_PKG_VERSION"), draining, in_flight: app.admission.in_flight(), dependencies, breakers };
+    let code = if status == "unavailable" {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    let report = Report {
+        status,
+        version: env!("CARGO_PKG_VERSION"),
+        draining,
+        in_flight: app.admission.in_flight(),
+        dependencies,
+        breakers,
+    };
     (code, Json(report)).into_response()
 }
 
@@ -133,9 +170,23 @@ impl Health {
             let store = store.clone();
             async move { store.ping().await.map_err(|error| store_reason(&error)) }.boxed()
         };
-        let providers =
-            config.providers.values().map(|provider| Probe::new(provider.name.clone(), protocol(provider), bound, fresh, greet(provider))).collect();
-        Self { store: Probe::new("store".into(), kind, bound, fresh, ping), providers }
+        let providers = config
+            .providers
+            .values()
+            .map(|provider| {
+                Probe::new(
+                    provider.name.clone(),
+                    protocol(provider),
+                    bound,
+                    fresh,
+                    greet(provider),
+                )
+            })
+            .collect();
+        Self {
+            store: Probe::new("store".into(), kind, bound, fresh, ping),
+            providers,
+        }
     }
 }
 
@@ -157,7 +208,14 @@ impl Probe {
         fresh: Duration,
         ask: impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
     ) -> Self {
-        Self { name, kind, bound, fresh, ask: Box::new(ask), last: Mutex::new(None) }
+        Self {
+            name,
+            kind,
+            bound,
+            fresh,
+            ask: Box::new(ask),
+            last: Mutex::new(None),
+        }
     }
 
     /// The fresh result, or that of the probe under way, or that of a new one. Cancel safe: a probe is a task, so that it ends, and gives
@@ -167,7 +225,12 @@ impl Probe {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             match &*last {
                 Some((started, finding))
-                    if started.elapsed() < self.fresh.max(if finding.peek().is_none() { self.bound } else { Duration::ZERO }) =>
+                    if started.elapsed()
+                        < self.fresh.max(if finding.peek().is_none() {
+                            self.bound
+                        } else {
+                            Duration::ZERO
+                        }) =>
                 {
                     finding.clone()
                 }
@@ -183,7 +246,13 @@ impl Probe {
 
     fn start(&self) -> Shared<BoxFuture<'static, Finding>> {
         let (name, kind, bound, asked) = (self.name.clone(), self.kind, self.bound, (self.ask)());
-        let lost = Finding { name: name.clone(), kind, up: false, latency_ms: 0, error: Some("its probe failed".into()) };
+        let lost = Finding {
+            name: name.clone(),
+            kind,
+            up: false,
+            latency_ms: 0,
+            error: Some("its probe failed".into()),
+        };
         let probing = tokio::spawn(async move {
             let started = Instant::now();
             let error = match timeout(bound, asked).await {
@@ -192,9 +261,17 @@ impl Probe {
                 Err(_) => Some(format!("no answer within {} ms", bound.as_millis())),
             };
             let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            Finding { name, kind, up: error.is_none(), latency_ms, error }
+            Finding {
+                name,
+                kind,
+                up: error.is_none(),
+                latency_ms,
+                error,
+            }
         });
-        async move { probing.await.unwrap_or(lost) }.boxed().shared()
+        async move { probing.await.unwrap_or(lost) }
+            .boxed()
+            .shared()
     }
 }
 
@@ -206,7 +283,9 @@ fn protocol(provider: &ProviderConfig) -> &'static str {
 }
 
 /// Asks a provider what costs nothing: its list of models, or its version.
-fn greet(provider: &ProviderConfig) -> impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static {
+fn greet(
+    provider: &ProviderConfig,
+) -> impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static {
     let prober = Prober::new(&provider.base_url);
     let authorization = authorization(provider);
     let path = match provider.protocol {

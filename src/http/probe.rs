@@ -29,7 +29,10 @@ impl Prober {
             .pool_max_idle_per_host(0)
             .build()
             .map_err(|error| reason(&error))?;
-        Ok(Self { client, base: base.to_string().trim_end_matches('/').to_owned() })
+        Ok(Self {
+            client,
+            base: base.to_string().trim_end_matches('/').to_owned(),
+        })
     }
 
     /// Whether a provider is there: any HTTP answer to a GET of the base and `path` but one that tells of trouble (5xx), or that our
@@ -37,7 +40,11 @@ impl Prober {
     ///
     /// # Errors
     /// One phrase without secrets: what happened instead.
-    pub async fn answers(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<(), String> {
+    pub async fn answers(
+        &self,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<(), String> {
         let status = self.send(path, authorization).await?.status();
         match status.as_u16() {
             401 | 403 | 500.. => Err(format!("status {}", status.as_u16())),
@@ -49,7 +56,11 @@ impl Prober {
     ///
     /// # Errors
     /// One phrase without secrets: what happened instead.
-    pub async fn get(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<Bytes, String> {
+    pub async fn get(
+        &self,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Bytes, String> {
         let response = self.send(path, authorization).await?;
         let status = response.status();
         if !status.is_success() {
@@ -67,7 +78,11 @@ impl Prober {
 }
 
 impl Prober {
-    async fn send(&self, path: &str, authorization: Option<&HeaderValue>) -> Result<reqwest::Response, String> {
+    async fn send(
+        &self,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<reqwest::Response, String> {
         let mut request = self.client.get(format!("{}{path}", self.base));
         if let Some(value) = authorization {
             request = request.header(header::AUTHORIZATION, value);

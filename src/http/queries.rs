@@ -79,9 +79,18 @@ pub(super) async fn create(
     Extension(context): Extension<RequestContext>,
     Payload(body): Payload,
 ) -> Result<Response, ApiError> {
-    let Question { question, deadline_ms } = question(&body)?;
-    app.orchestrator.configured().map_err(|error| ApiError::NotConfigured(error.to_string()))?;
-    let asked = deadline_ms.map(|ms| point(context.arrived, Duration::from_millis(ms))).into_iter().chain(context.deadline).min();
+    let Question {
+        question,
+        deadline_ms,
+    } = question(&body)?;
+    app.orchestrator
+        .configured()
+        .map_err(|error| ApiError::NotConfigured(error.to_string()))?;
+    let asked = deadline_ms
+        .map(|ms| point(context.arrived, Duration::from_millis(ms)))
+        .into_iter()
+        .chain(context.deadline)
+        .min();
     let ask = Ask {
         tenant: tenant.0.to_string(),
         question,
@@ -102,8 +111,13 @@ pub(super) async fn one(
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Response, ApiError> {
     // what is no id at all is missing just the same
-    let missing = || ApiError::Missing { what: "query", id: uri.path().rsplit('/').next().unwrap_or_default().to_owned() };
-    let Ok(Path(id)) = id else { return Err(missing()) };
+    let missing = || ApiError::Missing {
+        what: "query",
+        id: uri.path().rsplit('/').next().unwrap_or_default().to_owned(),
+    };
+    let Ok(Path(id)) = id else {
+        return Err(missing());
+    };
     let record = app.store.query(&tenant.0, id).await?.ok_or_else(missing)?;
     Ok(Json(record.document).into_response())
 }
@@ -122,28 +136,58 @@ pub(super) async fn list(
     Extension(tenant): Extension<Tenant>,
     parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(parameters) = parameters.map_err(|error| invalid(None, format!("the query string can't be read: {}", error.body_text())))?;
+    let Query(parameters) = parameters.map_err(|error| {
+        invalid(
+            None,
+            format!("the query string can't be read: {}", error.body_text()),
+        )
+    })?;
     let listing = listing(&parameters)?;
     let (page, size) = (listing.page, listing.size);
     let found = app.store.queries(&tenant.0, listing).await?;
-    let queries = found.records.into_iter().map(|record| record.document).collect();
-    Ok(Json(QueryPage { queries, page, size, total: found.total }).into_response())
+    let queries = found
+        .records
+        .into_iter()
+        .map(|record| record.document)
+        .collect();
+    Ok(Json(QueryPage {
+        queries,
+        page,
+        size,
+        total: found.total,
+    })
+    .into_response())
 }
 
 fn respond(document: &QueryDocument) -> Response {
     if document.status < Status::Failed {
         return Json(document.to_json()).into_response();
     }
-    let lost: Vec<_> = document.degraded.iter().map(|lost| format!("{} ({})", lost.step.name(), lost.cause.name())).collect();
+    let lost: Vec<_> = document
+        .degraded
+        .iter()
+        .map(|lost| format!("{} ({})", lost.step.name(), lost.cause.name()))
+        .collect();
     let problem = ApiError::NoAnswer(lost.join(", ")).problem();
-    (problem.status, Json(FailedQuery { error: problem.envelope.error, query: document.to_json() })).into_response()
+    (
+        problem.status,
+        Json(FailedQuery {
+            error: problem.envelope.error,
+            query: document.to_json(),
+        }),
+    )
+        .into_response()
 }
 
 /// Reads the body of a question: every mistake is told with its field.
 fn question(body: &[u8]) -> Result<Question, InvalidRequest> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| invalid(None, format!("the body is not JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|error| invalid(None, format!("the body is not JSON: {error}")))?;
     let Value::Object(fields) = value else {
-        return Err(invalid(None, "the body is not a JSON object: send {\"question\": \"…\"}".into()));
+        return Err(invalid(
+            None,
+            "the body is not a JSON object: send {\"question\": \"…\"}".into(),
+        ));
     };
     let mut question = None;
     let mut deadline_ms = None;
@@ -153,12 +197,21 @@ fn question(body: &[u8]) -> Result<Question, InvalidRequest> {
             "deadline_ms" => deadline_ms = milliseconds(&value)?,
             _ => {
                 let name: String = name.chars().take(SHOWN).collect();
-                return Err(invalid(Some(&name), format!("there is no field {name:?} here: the fields are question and deadline_ms")));
+                return Err(invalid(
+                    Some(&name),
+                    format!(
+                        "there is no field {name:?} here: the fields are question and deadline_ms"
+                    ),
+                ));
             }
         }
     }
-    let question = question.ok_or_else(|| invalid(Some("question"), "question is missing".into()))?;
-    Ok(Question { question, deadline_ms })
+    let question =
+        question.ok_or_else(|| invalid(Some("question"), "question is missing".into()))?;
+    Ok(Question {
+        question,
+        deadline_ms,
+    })
 }
 
 fn text(value: Value) -> Result<String, InvalidRequest> {
@@ -169,8 +222,12 @@ fn text(value: Value) -> Result<String, InvalidRequest> {
     let length = text.chars().count();
     match () {
         () if text.trim().is_empty() => wrong("question is empty".into()),
-        () if length > QUESTION_CHARS => wrong(format!("question has {length} characters: at most {QUESTION_CHARS} are taken")),
-        () if text.contains('\0') => wrong("question holds a NUL character, which no document can hold".into()),
+        () if length > QUESTION_CHARS => wrong(format!(
+            "question has {length} characters: at most {QUESTION_CHARS} are taken"
+        )),
+        () if text.contains('\0') => {
+            wrong("question holds a NUL character, which no document can hold".into())
+        }
         () => Ok(text),
     }
 }
@@ -181,8 +238,15 @@ fn milliseconds(value: &Value) -> Result<Option<u64>, InvalidRequest> {
         value => match value.as_u64() {
             Some(millis) if millis > 0 => Ok(Some(millis)),
             _ => {
-                let told = if value.is_number() { value.to_string() } else { kind(value).into() };
-                Err(invalid(Some("deadline_ms"), format!("deadline_ms is {told}: send whole milliseconds, 1 or more")))
+                let told = if value.is_number() {
+                    value.to_string()
+                } else {
+                    kind(value).into()
+                };
+                Err(invalid(
+                    Some("deadline_ms"),
+                    format!("deadline_ms is {told}: send whole milliseconds, 1 or more"),
+                ))
             }
         },
     }
@@ -200,25 +264,49 @@ fn kind(value: &Value) -> &'static str {
 }
 
 fn listing(parameters: &[(String, String)]) -> Result<Listing, InvalidRequest> {
-    let mut listing = Listing { page: 1, size: DEFAULT_PAGE_SIZE, status: None, before: None };
+    let mut listing = Listing {
+        page: 1,
+        size: DEFAULT_PAGE_SIZE,
+        status: None,
+        before: None,
+    };
     for (name, value) in parameters {
         match name.as_str() {
             "page" => listing.page = number(name, value, u32::MAX)?,
             "size" => listing.size = number(name, value, PAGE_SIZE)?,
             "status" => {
-                let known = Status::ALL.into_iter().find(|status| status.name() == value);
+                let known = Status::ALL
+                    .into_iter()
+                    .find(|status| status.name() == value);
                 let names = Status::ALL.map(Status::name).join(", ");
-                let known = known.ok_or_else(|| invalid(Some(name), format!("status is {:?}: it is one of {names}", clip(value, SHOWN))))?;
+                let known = known.ok_or_else(|| {
+                    invalid(
+                        Some(name),
+                        format!("status is {:?}: it is one of {names}", clip(value, SHOWN)),
+                    )
+                })?;
                 listing.status = Some(known.name().to_owned());
             }
             "before" => {
-                let id = Uuid::parse_str(value)
-                    .map_err(|_| invalid(Some(name), format!("before is {:?}: write the id of a query", clip(value, SHOWN))))?;
+                let id = Uuid::parse_str(value).map_err(|_| {
+                    invalid(
+                        Some(name),
+                        format!(
+                            "before is {:?}: write the id of a query",
+                            clip(value, SHOWN)
+                        ),
+                    )
+                })?;
                 listing.before = Some(id);
             }
             _ => {
                 let name = clip(name, SHOWN);
-                return Err(invalid(Some(&name), format!("there is no parameter {name:?} here: they are page, size, status and before")));
+                return Err(invalid(
+                    Some(&name),
+                    format!(
+                        "there is no parameter {name:?} here: they are page, size, status and before"
+                    ),
+                ));
             }
         }
     }
@@ -226,15 +314,31 @@ fn listing(parameters: &[(String, String)]) -> Result<Listing, InvalidRequest> {
 }
 
 fn number(name: &str, value: &str, largest: u32) -> Result<u32, InvalidRequest> {
-    let number = value.parse::<u32>().ok().filter(|number| (1..=largest).contains(number));
+    let number = value
+        .parse::<u32>()
+        .ok()
+        .filter(|number| (1..=largest).contains(number));
     number.ok_or_else(|| {
-        let bound = if largest == u32::MAX { "1 or more".to_owned() } else { format!("1 to {largest}") };
-        invalid(Some(name), format!("{name} is {:?}: write a whole number, {bound}", clip(value, SHOWN)))
+        let bound = if largest == u32::MAX {
+            "1 or more".to_owned()
+        } else {
+            format!("1 to {largest}")
+        };
+        invalid(
+            Some(name),
+            format!(
+                "{name} is {:?}: write a whole number, {bound}",
+                clip(value, SHOWN)
+            ),
+        )
     })
 }
 
 fn invalid(param: Option<&str>, message: String) -> InvalidRequest {
-    InvalidRequest { message, param: param.map(str::to_owned) }
+    InvalidRequest {
+        message,
+        param: param.map(str::to_owned),
+    }
 }
 
 #[cfg(test)]
@@ -245,11 +349,22 @@ mod tests {
 
     #[test]
     fn a_question_may_have_a_deadline() {
-        let asked = |question: &str, deadline_ms| Ok(Question { question: question.into(), deadline_ms });
+        let asked = |question: &str, deadline_ms| {
+            Ok(Question {
+                question: question.into(),
+                deadline_ms,
+            })
+        };
         assert_eq!(question(br#"{"question":"why?"}"#), asked("why?", None));
-        assert_eq!(question(br#"{"question":" why? ","deadline_ms":1}"#), asked(" why? ", Some(1)));
+        assert_eq!(
+            question(br#"{"question":" why? ","deadline_ms":1}"#),
+            asked(" why? ", Some(1))
+        );
         let longest = "é".repeat(QUESTION_CHARS);
-        assert_eq!(question(format!(r#"{{"question":"{longest}"}}"#).as_bytes()), asked(&longest, None));
+        assert_eq!(
+            question(format!(r#"{{"question":"{longest}"}}"#).as_bytes()),
+            asked(&longest, None)
+        );
     }
 
     #[test]
@@ -267,24 +382,60 @@ mod tests {
             (r#"{"question":null}"#, Some("question")),
             (r#"{"question":"a\u0000b"}"#, Some("question")),
             (&too_long, Some("question")),
-            (r#"{"question":"why?","deadline_ms":0}"#, Some("deadline_ms")),
-            (r#"{"question":"why?","deadline_ms":-5}"#, Some("deadline_ms")),
-            (r#"{"question":"why?","deadline_ms":1.5}"#, Some("deadline_ms")),
-            (r#"{"question":"why?","deadline_ms":"5"}"#, Some("deadline_ms")),
+            (
+                r#"{"question":"why?","deadline_ms":0}"#,
+                Some("deadline_ms"),
+            ),
+            (
+                r#"{"question":"why?","deadline_ms":-5}"#,
+                Some("deadline_ms"),
+            ),
+            (
+                r#"{"question":"why?","deadline_ms":1.5}"#,
+                Some("deadline_ms"),
+            ),
+            (
+                r#"{"question":"why?","deadline_ms":"5"}"#,
+                Some("deadline_ms"),
+            ),
             (r#"{"question":"why?","stream":true}"#, Some("stream")),
         ] {
-            assert_eq!(question(body.as_bytes()).unwrap_err().param.as_deref(), param, "{body}");
+            assert_eq!(
+                question(body.as_bytes()).unwrap_err().param.as_deref(),
+                param,
+                "{body}"
+            );
         }
         assert!(question(b"{\"question\":\"\xff\"}").is_err(), "not UTF-8");
     }
 
     #[test]
     fn a_listing_is_bounded() {
-        let given = |pairs: &[(&str, &str)]| listing(&pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect::<Vec<_>>());
-        assert_eq!(given(&[]), Ok(Listing { page: 1, size: 20, status: None, before: None }));
+        let given = |pairs: &[(&str, &str)]| {
+            listing(
+                &pairs
+                    .iter()
+                    .map(|(name, value)| ((*name).into(), (*value).into()))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(
+            given(&[]),
+            Ok(Listing {
+                page: 1,
+                size: 20,
+                status: None,
+                before: None
+            })
+        );
         assert_eq!(
             given(&[("page", "3"), ("size", "100"), ("status", "failed")]),
-            Ok(Listing { page: 3, size: 100, status: Some("failed".into()), before: None })
+            Ok(Listing {
+                page: 3,
+                size: 100,
+                status: Some("failed".into()),
+                before: None
+            })
         );
         for (name, value) in [
             ("page", "0"),
@@ -297,7 +448,11 @@ mod tests {
             ("before", "7"),
             ("sort", "id"),
         ] {
-            assert_eq!(given(&[(name, value)]).unwrap_err().param.as_deref(), Some(name), "{name}={value}");
+            assert_eq!(
+                given(&[(name, value)]).unwrap_err().param.as_deref(),
+                Some(name),
+                "{name}={value}"
+            );
         }
     }
 }

@@ -32,7 +32,10 @@ pub fn routes(app: AppState) -> Router {
     let work = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/api/v1/documents", post(documents::create))
-        .route("/api/v1/documents/{id}", get(documents::one).delete(documents::delete))
+        .route(
+            "/api/v1/documents/{id}",
+            get(documents::one).delete(documents::delete),
+        )
         .route("/api/v1/queries", post(queries::create))
         .layer(from_fn_with_state(app.clone(), admit));
     let reading = Router::new()
@@ -50,7 +53,10 @@ pub fn routes(app: AppState) -> Router {
         .route("/docs/openapi.json", get(docs::document));
     work.merge(reading)
         .merge(operation)
-        .fallback(async |request: Request| ApiError::Route { method: request.method().clone(), path: request.uri().path().into() })
+        .fallback(async |request: Request| ApiError::Route {
+            method: request.method().clone(),
+            path: request.uri().path().into(),
+        })
         .method_not_allowed_fallback(async |request: Request| ApiError::Method {
             method: request.method().clone(),
             path: request.uri().path().into(),
@@ -60,7 +66,11 @@ pub fn routes(app: AppState) -> Router {
 }
 
 /// For what needs a key, and costs little: served while the gateway drains, and waited for.
-async fn authenticate(State(app): State<AppState>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+async fn authenticate(
+    State(app): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     let reading = app.admission.read();
     let tenant = app.keys.tenant(request.headers()).await?;
     request.extensions_mut().insert(tenant);
@@ -71,7 +81,11 @@ async fn authenticate(State(app): State<AppState>, mut request: Request, next: N
 
 /// For work: a key, then a place among the requests in flight, held until the response has ended; when the drain deadline is
 /// over, the handler is dropped with all that it does.
-async fn admit(State(app): State<AppState>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+async fn admit(
+    State(app): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     let tenant = app.keys.tenant(request.headers()).await?;
     if app.shutdown.is_draining() {
         return Err(ApiError::Draining);

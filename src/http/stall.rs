@@ -29,7 +29,11 @@ struct Waiting {
 
 impl<S> Unstalled<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, waiting: None }
+        Self {
+            stream,
+            limit,
+            waiting: None,
+        }
     }
 
     pub(super) fn into_inner(self) -> S {
@@ -37,8 +41,14 @@ impl<S> Unstalled<S> {
     }
 
     /// Counts what was written; what waits runs against the time.
-    fn written(&mut self, polled: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Poll::Ready(written) = polled else { return self.waits(context) };
+    fn written(
+        &mut self,
+        polled: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let Poll::Ready(written) = polled else {
+            return self.waits(context);
+        };
         if let (Some(waiting), Ok(bytes)) = (self.waiting.as_mut(), written.as_ref()) {
             waiting.taken += bytes;
             if waiting.taken >= PROGRESS {
@@ -49,7 +59,11 @@ impl<S> Unstalled<S> {
     }
 
     /// A flush, asked for once nothing is left to write, is progress as well.
-    fn flushed(&mut self, polled: Poll<io::Result<()>>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn flushed(
+        &mut self,
+        polled: Poll<io::Result<()>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         if polled.is_pending() {
             return self.waits(context);
         }
@@ -59,25 +73,43 @@ impl<S> Unstalled<S> {
 
     fn waits<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         let limit = self.limit;
-        let waiting = self.waiting.get_or_insert_with(|| Waiting { time: Box::pin(sleep(limit)), taken: 0 });
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            time: Box::pin(sleep(limit)),
+            taken: 0,
+        });
         ready!(waiting.time.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes next to nothing of its answer")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client takes next to nothing of its answer",
+        )))
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.written(polled, context)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.written(polled, context)
     }
@@ -113,7 +145,10 @@ mod tests {
         let mut ours = Unstalled::new(ours, LIMIT);
         let started = Instant::now();
         let error = ours.write_all(b"more than four").await.unwrap_err();
-        assert_eq!((error.kind(), started.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
+        assert_eq!(
+            (error.kind(), started.elapsed()),
+            (io::ErrorKind::TimedOut, LIMIT)
+        );
     }
 
     /// Writes `bytes` to a peer that takes `at_once` of them just before each limit; when the writing ended, and how.
@@ -128,7 +163,12 @@ mod tests {
         });
         loop {
             let taking = async {
-                timeout(LIMIT - Duration::from_millis(1), std::future::pending::<()>()).await.unwrap_err();
+                timeout(
+                    LIMIT - Duration::from_millis(1),
+                    std::future::pending::<()>(),
+                )
+                .await
+                .unwrap_err();
                 theirs.read_exact(&mut vec![0; at_once]).await
             };
             tokio::select! {
@@ -144,7 +184,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_a_little_now_and_then_is_given_up_at_the_limit() {
         let (elapsed, written) = to_a_slow_peer(PROGRESS * 4, 1024).await;
-        assert_eq!((elapsed, written.unwrap_err().kind()), (LIMIT, io::ErrorKind::TimedOut));
+        assert_eq!(
+            (elapsed, written.unwrap_err().kind()),
+            (LIMIT, io::ErrorKind::TimedOut)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -166,7 +209,12 @@ mod tests {
                     ours.flush().await
                 },
                 async {
-                    timeout(LIMIT - Duration::from_millis(1), std::future::pending::<()>()).await.unwrap_err();
+                    timeout(
+                        LIMIT - Duration::from_millis(1),
+                        std::future::pending::<()>(),
+                    )
+                    .await
+                    .unwrap_err();
                     theirs.read_exact(&mut taken).await
                 }
             );

@@ -39,11 +39,22 @@ pub type AppState = Arc<App>;
 
 impl App {
     /// Puts a gateway together; nothing is started.
-    pub fn new(config: Arc<Config>, keys: Keys, router: Arc<Router>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> AppState {
+    pub fn new(
+        config: Arc<Config>,
+        keys: Keys,
+        router: Arc<Router>,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+    ) -> AppState {
         Arc::new(Self {
             keys,
             admission: Admission::new(config.server.max_in_flight),
-            orchestrator: Orchestrator::new(Settings::of(&config), router.clone(), store.clone(), metrics.clone()),
+            orchestrator: Orchestrator::new(
+                Settings::of(&config),
+                router.clone(),
+                store.clone(),
+                metrics.clone(),
+            ),
             health: Health::new(&config, store.clone()),
             shutdown: Shutdown::default(),
             config,

@@ -183,7 +183,13 @@ pub struct AttemptError {
 impl AttemptError {
     /// An error that no provider's status, hint or detail came with.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
-        Self { cause, message: message.into(), status: None, retry_after: None, detail: ErrorDetail::default() }
+        Self {
+            cause,
+            message: message.into(),
+            status: None,
+            retry_after: None,
+            detail: ErrorDetail::default(),
+        }
     }
 }
 
@@ -256,11 +262,26 @@ mod tests {
 
     #[test]
     fn the_text_is_the_first_choices_or_none() {
-        let text = |body: &'static [u8]| Completion { body: Bytes::from_static(body), usage: None }.text();
-        assert_eq!(text(br#"{"choices":[{"message":{"content":"Paris"}},{"message":{"content":"Lyon"}}]}"#).as_deref(), Some("Paris"));
-        for nothing in
-            [&br#"{"choices":[]}"#[..], br#"{"choices":[{"message":{"content":null}}]}"#, br#"{"choices":[{"message":{"content":[1]}}]}"#, b"<html>"]
-        {
+        let text = |body: &'static [u8]| {
+            Completion {
+                body: Bytes::from_static(body),
+                usage: None,
+            }
+            .text()
+        };
+        assert_eq!(
+            text(
+                br#"{"choices":[{"message":{"content":"Paris"}},{"message":{"content":"Lyon"}}]}"#
+            )
+            .as_deref(),
+            Some("Paris")
+        );
+        for nothing in [
+            &br#"{"choices":[]}"#[..],
+            br#"{"choices":[{"message":{"content":null}}]}"#,
+            br#"{"choices":[{"message":{"content":[1]}}]}"#,
+            b"<html>",
+        ] {
             assert_eq!(text(nothing), None);
         }
     }

@@ -6,8 +6,16 @@ use http::{HeaderMap, header};
 
 /// The media type of a message, lower case and without parameters; empty where none is told.
 pub(crate) fn media_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
 }
 
 /// The start of a text, at most `limit` characters of it and on one line; an ellipsis says that there is more.
@@ -45,7 +53,11 @@ impl Joined {
 
     /// All of it.
     pub(crate) fn into_bytes(self) -> Bytes {
-        if self.all.is_empty() { self.first } else { self.all.freeze() }
+        if self.all.is_empty() {
+            self.first
+        } else {
+            self.all.freeze()
+        }
     }
 }
 
@@ -61,8 +73,13 @@ mod tests {
         joined.push(whole.clone());
         assert_eq!(joined.into_bytes().as_ptr(), whole.as_ptr());
         let mut joined = Joined::default();
-        ["in", "", " three ", "pieces"].into_iter().for_each(|piece| joined.push(Bytes::from_static(piece.as_bytes())));
-        assert_eq!((joined.len(), &joined.into_bytes()[..]), (15, &b"in three pieces"[..]));
+        ["in", "", " three ", "pieces"]
+            .into_iter()
+            .for_each(|piece| joined.push(Bytes::from_static(piece.as_bytes())));
+        assert_eq!(
+            (joined.len(), &joined.into_bytes()[..]),
+            (15, &b"in three pieces"[..])
+        );
     }
 
     #[test]

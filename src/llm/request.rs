@@ -25,14 +25,22 @@ impl ChatRequest {
     /// # Errors
     /// [`InvalidRequest`] with the field and the value.
     pub fn parse(body: &[u8]) -> Result<Self, InvalidRequest> {
-        let text = std::str::from_utf8(body).map_err(|error| invalid(None, format!("The request body is not UTF-8: {error}.")))?;
+        let text = std::str::from_utf8(body)
+            .map_err(|error| invalid(None, format!("The request body is not UTF-8: {error}.")))?;
         if text.trim_ascii().is_empty() {
             return Err(invalid(None, "The request body is empty: a JSON object with 'model' and 'messages' was expected.".to_owned()));
         }
-        let Fields { fields, duplicate } =
-            serde_json::from_str(text).map_err(|error| invalid(None, format!("The request body is not a valid JSON object: {error}.")))?;
+        let Fields { fields, duplicate } = serde_json::from_str(text).map_err(|error| {
+            invalid(
+                None,
+                format!("The request body is not a valid JSON object: {error}."),
+            )
+        })?;
         if let Some(name) = duplicate {
-            return Err(invalid(Some(&name), format!("Field '{}' is given more than once.", shown(&name))));
+            return Err(invalid(
+                Some(&name),
+                format!("Field '{}' is given more than once.", shown(&name)),
+            ));
         }
         let model = model(&fields)?;
         messages(&fields)?;
@@ -42,16 +50,29 @@ impl ChatRequest {
             }
         }
         let mode = mode(&fields)?;
-        Ok(Self { model, mode, fields })
+        Ok(Self {
+            model,
+            mode,
+            fields,
+        })
     }
 
     /// A plain request to `model` with a system and a user message. Further fields are added with [`ChatRequest::with`].
     pub fn compose(model: &str, system: &str, user: &str) -> Self {
         let fields = IndexMap::from([
             ("model".to_owned(), raw(&json!(model))),
-            ("messages".to_owned(), raw(&json!([{"role": "system", "content": system}, {"role": "user", "content": user}]))),
+            (
+                "messages".to_owned(),
+                raw(
+                    &json!([{"role": "system", "content": system}, {"role": "user", "content": user}]),
+                ),
+            ),
         ]);
-        Self { model: model.to_owned(), mode: Mode::Plain, fields }
+        Self {
+            model: model.to_owned(),
+            mode: Mode::Plain,
+            fields,
+        }
     }
 
     /// The request with this field set (`temperature`, `max_tokens`, …). Not for `model` and `stream`, which are told apart
@@ -70,7 +91,11 @@ impl ChatRequest {
 
     /// The request's body for `model`: every field as it came and in its order, `model` alone replaced.
     pub fn body_for(&self, model: &str) -> Bytes {
-        let length: usize = self.fields.iter().map(|(name, value)| name.len() + value.get().len() + 4).sum();
+        let length: usize = self
+            .fields
+            .iter()
+            .map(|(name, value)| name.len() + value.get().len() + 4)
+            .sum();
         let mut body = Vec::with_capacity(length + model.len() + 2);
         for (name, value) in &self.fields {
             body.push(if body.is_empty() { b'{' } else { b',' });
@@ -88,7 +113,9 @@ impl ChatRequest {
 
     /// A well-known boolean, number or whatever else a codec asks for; `None` where it is absent, null or not a `T`.
     pub(crate) fn field<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Option<T> {
-        self.fields.get(name).and_then(|value| serde_json::from_str(value.get()).ok())
+        self.fields
+            .get(name)
+            .and_then(|value| serde_json::from_str(value.get()).ok())
     }
 }
 
@@ -110,7 +137,10 @@ impl<'de> Deserialize<'de> for Fields {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut read = Fields { fields: IndexMap::with_capacity(16), duplicate: None };
+                let mut read = Fields {
+                    fields: IndexMap::with_capacity(16),
+                    duplicate: None,
+                };
                 while let Some(name) = map.next_key::<String>()? {
                     let value = map.next_value()?;
                     match read.fields.entry(name) {
@@ -131,7 +161,9 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 fn model(fields: &IndexMap<String, Box<RawValue>>) -> Result<String, InvalidRequest> {
-    let value = fields.get("model").ok_or_else(|| missing("model", "the name of a configured model"))?;
+    let value = fields
+        .get("model")
+        .ok_or_else(|| missing("model", "the name of a configured model"))?;
     match serde_json::from_str::<String>(value.get()) {
         Ok(model) if !model.is_empty() => Ok(model),
         _ => Err(wrong("model", "a non-empty string", value.get())),
@@ -150,28 +182,60 @@ fn messages(fields: &IndexMap<String, Box<RawValue>>) -> Result<(), InvalidReque
         tool_calls: Option<&'a RawValue>,
     }
 
-    let value = fields.get("messages").ok_or_else(|| missing("messages", "a non-empty array of messages"))?;
+    let value = fields
+        .get("messages")
+        .ok_or_else(|| missing("messages", "a non-empty array of messages"))?;
     let messages: Vec<&RawValue> = match serde_json::from_str(value.get()) {
         Ok(messages) => messages,
-        Err(_) => return Err(wrong("messages", "a non-empty array of messages", value.get())),
+        Err(_) => {
+            return Err(wrong(
+                "messages",
+                "a non-empty array of messages",
+                value.get(),
+            ));
+        }
     };
     if messages.is_empty() {
-        return Err(wrong("messages", "a non-empty array of messages", value.get()));
+        return Err(wrong(
+            "messages",
+            "a non-empty array of messages",
+            value.get(),
+        ));
     }
     for (index, value) in messages.into_iter().enumerate() {
         let at = format!("messages[{index}]");
         if !value.get().starts_with('{') {
-            return Err(wrong(&at, "an object with a role and a content", value.get()));
+            return Err(wrong(
+                &at,
+                "an object with a role and a content",
+                value.get(),
+            ));
         }
-        let message: Message<'_> = serde_json::from_str(value.get())
-            .map_err(|error| invalid(Some(&at), format!("Invalid value for '{at}': {}.", clip(&error.to_string(), 2 * SHOWN))))?;
-        match message.role.map(|role| (role.get(), serde_json::from_str::<String>(role.get()))) {
+        let message: Message<'_> = serde_json::from_str(value.get()).map_err(|error| {
+            invalid(
+                Some(&at),
+                format!(
+                    "Invalid value for '{at}': {}.",
+                    clip(&error.to_string(), 2 * SHOWN)
+                ),
+            )
+        })?;
+        match message
+            .role
+            .map(|role| (role.get(), serde_json::from_str::<String>(role.get())))
+        {
             Some((_, Ok(role))) if !role.is_empty() => {}
-            Some((role, _)) => return Err(wrong(&format!("{at}.role"), "a role such as 'user'", role)),
+            Some((role, _)) => {
+                return Err(wrong(&format!("{at}.role"), "a role such as 'user'", role));
+            }
             None => return Err(missing(&format!("{at}.role"), "a role such as 'user'")),
         }
         if let Some(content) = message.content {
-            check(&format!("{at}.content"), Shape::StringOrObjects, content.get())?;
+            check(
+                &format!("{at}.content"),
+                Shape::StringOrObjects,
+                content.get(),
+            )?;
         }
         if let Some(calls) = message.tool_calls {
             check(&format!("{at}.tool_calls"), Shape::Objects, calls.get())?;
@@ -190,16 +254,29 @@ fn mode(fields: &IndexMap<String, Box<RawValue>>) -> Result<Mode, InvalidRequest
 
     let options = match fields.get("stream_options") {
         Some(value) => serde_json::from_str::<Option<StreamOptions<'_>>>(value.get())
-            .map_err(|error| invalid(Some("stream_options"), format!("Invalid value for 'stream_options': {error}.")))?
+            .map_err(|error| {
+                invalid(
+                    Some("stream_options"),
+                    format!("Invalid value for 'stream_options': {error}."),
+                )
+            })?
             .unwrap_or_default(),
         None => StreamOptions::default(),
     };
     if let Some(value) = options.include_usage {
         check("stream_options.include_usage", Shape::Boolean, value.get())?;
     }
-    let include_usage = options.include_usage.is_some_and(|value| value.get() == "true");
-    let stream = fields.get("stream").is_some_and(|value| value.get() == "true");
-    Ok(if stream { Mode::Stream { include_usage } } else { Mode::Plain })
+    let include_usage = options
+        .include_usage
+        .is_some_and(|value| value.get() == "true");
+    let stream = fields
+        .get("stream")
+        .is_some_and(|value| value.get() == "true");
+    Ok(if stream {
+        Mode::Stream { include_usage }
+    } else {
+        Mode::Plain
+    })
 }
 
 /// What a well-known field must be (or null, which means that it is not there).
@@ -239,7 +316,8 @@ impl Shape {
     fn fits(self, value: &str) -> bool {
         let all = |first: char| {
             value.starts_with('[')
-                && serde_json::from_str::<Vec<&RawValue>>(value).is_ok_and(|all| all.iter().all(|one| one.get().starts_with(first)))
+                && serde_json::from_str::<Vec<&RawValue>>(value)
+                    .is_ok_and(|all| all.iter().all(|one| one.get().starts_with(first)))
         };
         match self {
             Self::Boolean => value == "true" || value == "false",
@@ -264,7 +342,8 @@ fn shape_of(name: &str) -> Option<Shape> {
         "temperature" | "top_p" | "presence_penalty" | "frequency_penalty" => Shape::Number,
         "seed" | "top_logprobs" => Shape::Integer,
         "n" | "max_tokens" | "max_completion_tokens" => Shape::Positive,
-        "user" | "reasoning_effort" | "service_tier" | "verbosity" | "safety_identifier" | "prompt_cache_key" => Shape::String,
+        "user" | "reasoning_effort" | "service_tier" | "verbosity" | "safety_identifier"
+        | "prompt_cache_key" => Shape::String,
         "stream_options" | "response_format" | "logit_bias" | "metadata" | "audio" => Shape::Object,
         "tools" | "functions" => Shape::Objects,
         "modalities" => Shape::Strings,
@@ -275,19 +354,35 @@ fn shape_of(name: &str) -> Option<Shape> {
 }
 
 fn check(name: &str, shape: Shape, value: &str) -> Result<(), InvalidRequest> {
-    if value == "null" || shape.fits(value) { Ok(()) } else { Err(wrong(name, shape.expected(), value)) }
+    if value == "null" || shape.fits(value) {
+        Ok(())
+    } else {
+        Err(wrong(name, shape.expected(), value))
+    }
 }
 
 fn missing(name: &str, expected: &str) -> InvalidRequest {
-    invalid(Some(name), format!("Missing required field '{name}': {expected} was expected."))
+    invalid(
+        Some(name),
+        format!("Missing required field '{name}': {expected} was expected."),
+    )
 }
 
 fn wrong(name: &str, expected: &str, value: &str) -> InvalidRequest {
-    invalid(Some(name), format!("Invalid value for '{name}': expected {expected}, got {}.", shown(value)))
+    invalid(
+        Some(name),
+        format!(
+            "Invalid value for '{name}': expected {expected}, got {}.",
+            shown(value)
+        ),
+    )
 }
 
 fn invalid(param: Option<&str>, message: String) -> InvalidRequest {
-    InvalidRequest { message, param: param.map(shown) }
+    InvalidRequest {
+        message,
+        param: param.map(shown),
+    }
 }
 
 /// As much of a value as is told.
@@ -303,7 +398,10 @@ fn raw(value: &Value) -> Box<RawValue> {
 
 /// Appends `text` as a JSON string.
 fn push_string(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+    if text
+        .bytes()
+        .all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\')
+    {
         out.push(b'"');
         out.extend_from_slice(text.as_bytes());
         out.push(b'"');

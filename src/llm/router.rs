@@ -66,7 +66,11 @@ impl Router {
     /// A router over the configured aliases; `transport` makes the way to each provider.
     ///
     /// Candidates whose provider is not configured are left out: `config` refuses them before.
-    pub fn new(config: &Config, transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        config: &Config,
+        transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self::with_parts(config, transport, provider::codec, rand::random, metrics)
     }
 
@@ -81,19 +85,40 @@ impl Router {
         let providers: HashMap<&str, Arc<Provider>> = config
             .providers
             .values()
-            .map(|provider| (provider.name.as_str(), Arc::new(Provider::new(provider, codec(provider), transport(provider), config.retry))))
+            .map(|provider| {
+                (
+                    provider.name.as_str(),
+                    Arc::new(Provider::new(
+                        provider,
+                        codec(provider),
+                        transport(provider),
+                        config.retry,
+                    )),
+                )
+            })
             .collect();
         let mut breakers: IndexMap<Candidate, Arc<Breaker>> = IndexMap::new();
         let mut routes = IndexMap::new();
         for (alias, model) in &config.models {
             let mut lanes = Vec::with_capacity(model.candidates.len());
             for (position, configured) in model.candidates.iter().enumerate() {
-                let Some(provider) = providers.get(configured.provider.as_str()) else { continue };
-                let candidate = Candidate { provider: configured.provider.clone(), model: configured.model.clone() };
-                let breaker = breakers.entry(candidate.clone()).or_insert_with(|| logged_breaker(config, &candidate));
+                let Some(provider) = providers.get(configured.provider.as_str()) else {
+                    continue;
+                };
+                let candidate = Candidate {
+                    provider: configured.provider.clone(),
+                    model: configured.model.clone(),
+                };
+                let breaker = breakers
+                    .entry(candidate.clone())
+                    .or_insert_with(|| logged_breaker(config, &candidate));
                 let later = model.candidates.len() - 1 - position;
                 lanes.push(Arc::new(Lane {
-                    least_fair_time: configured.timeouts.first_token.min(deadline::share_of(model.total, model.reserve, later)),
+                    least_fair_time: configured.timeouts.first_token.min(deadline::share_of(
+                        model.total,
+                        model.reserve,
+                        later,
+                    )),
                     provider: Arc::clone(provider),
                     breaker: Arc::clone(breaker),
                     timeouts: configured.timeouts,
@@ -104,9 +129,19 @@ impl Router {
                     candidate,
                 }));
             }
-            routes.insert(alias.clone(), Route { model: model.clone(), lanes });
+            routes.insert(
+                alias.clone(),
+                Route {
+                    model: model.clone(),
+                    lanes,
+                },
+            );
         }
-        Self { routes, breakers, metrics }
+        Self {
+            routes,
+            breakers,
+            metrics,
+        }
     }
 
     /// Serves the request by the first candidate that is known to be good, under one deadline: a stream is handed out
@@ -116,12 +151,24 @@ impl Router {
     ///
     /// # Errors
     /// See [`RouterError`].
-    pub async fn chat(&self, request: ChatRequest, context: CallContext) -> Result<Served, RouterError> {
+    pub async fn chat(
+        &self,
+        request: ChatRequest,
+        context: CallContext,
+    ) -> Result<Served, RouterError> {
         let Some(route) = self.routes.get(&request.model) else {
             return Err(RouterError::UnknownModel(request.model));
         };
-        let Deadline { at: deadline, set_by } = deadline::overall(context.arrived, route.model.total, context.deadline);
-        let call = Call { request: &request, context: &context, deadline, set_by };
+        let Deadline {
+            at: deadline,
+            set_by,
+        } = deadline::overall(context.arrived, route.model.total, context.deadline);
+        let call = Call {
+            request: &request,
+            context: &context,
+            deadline,
+            set_by,
+        };
         let mut attempts = Vec::new();
         for (position, lane) in route.lanes.iter().enumerate() {
             let now = Instant::now();
@@ -131,9 +178,20 @@ impl Router {
             if position > 0 {
                 self.metrics.fallback(&route.model.alias);
             }
-            let ends = deadline::share(now, deadline, route.model.reserve, route.lanes.len() - 1 - position);
+            let ends = deadline::share(
+                now,
+                deadline,
+                route.model.reserve,
+                route.lanes.len() - 1 - position,
+            );
             match lane.serve(&call, ends, &mut attempts).await {
-                Ok(answer) => return Ok(Served { answer, by: lane.candidate.clone(), attempts }),
+                Ok(answer) => {
+                    return Ok(Served {
+                        answer,
+                        by: lane.candidate.clone(),
+                        attempts,
+                    });
+                }
                 Err(Next::Candidate) => {}
                 Err(Next::Nobody) => break,
             }
@@ -148,11 +206,27 @@ impl Router {
 
     /// Every candidate with its breaker's state.
     pub fn health(&self) -> Vec<CandidateHealth> {
-        self.breakers.iter().map(|(candidate, breaker)| CandidateHealth { candidate: candidate.clone(), breaker: breaker.state() }).collect()
+        self.breakers
+            .iter()
+            .map(|(candidate, breaker)| CandidateHealth {
+                candidate: candidate.clone(),
+                breaker: breaker.state(),
+            })
+            .collect()
     }
 }
 
 fn logged_breaker(config: &Config, candidate: &Candidate) -> Arc<Breaker> {
     let candidate = candidate.clone();
-    Breaker::new(config.breaker, Box::new(move |state| tracing::info!(provider = candidate.provider, model = candidate.model, ?state, "breaker")))
+    Breaker::new(
+        config.breaker,
+        Box::new(move |state| {
+            tracing::info!(
+                provider = candidate.provider,
+                model = candidate.model,
+                ?state,
+                "breaker"
+            )
+        }),
+    )
 }

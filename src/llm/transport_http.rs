@@ -51,12 +51,19 @@ pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
     // fails only where reqwest would have to load certificates or a resolver by itself, and it has to load neither
     #[allow(clippy::expect_used)]
     let client = client.expect("a client with preconfigured TLS");
-    Arc::new(HttpTransport { provider: provider.name.clone(), client })
+    Arc::new(HttpTransport {
+        provider: provider.name.clone(),
+        client,
+    })
 }
 
 /// What TLS trusts on the way to `url`.
 pub fn tls_for(url: &http::Uri) -> ClientConfig {
-    if url.scheme() == Some(&http::uri::Scheme::HTTPS) { SYSTEM_ROOTS.clone() } else { NO_ROOTS.clone() }
+    if url.scheme() == Some(&http::uri::Scheme::HTTPS) {
+        SYSTEM_ROOTS.clone()
+    } else {
+        NO_ROOTS.clone()
+    }
 }
 
 /// TLS for `https` providers: the system's roots, or Mozilla's where the system has none (a container without certificates).
@@ -100,8 +107,11 @@ impl Transport for HttpTransport {
         *head.method_mut() = http::Method::POST;
         *head.uri_mut() = request.url;
         *head.headers_mut() = request.headers;
-        let outgoing = reqwest::Request::try_from(head).map_err(|error| TransportError::Protocol(reason(&error)))?;
-        let answer = CONNECT_TIMEOUT.scope(request.connect_timeout, self.client.execute(outgoing)).await;
+        let outgoing = reqwest::Request::try_from(head)
+            .map_err(|error| TransportError::Protocol(reason(&error)))?;
+        let answer = CONNECT_TIMEOUT
+            .scope(request.connect_timeout, self.client.execute(outgoing))
+            .await;
         let answer = answer.map_err(|error| {
             let error = before_the_answer(&error, request.connect_timeout);
             // what clients are told leaves the reason out: a name that does not resolve, a certificate that is not trusted
@@ -111,8 +121,13 @@ impl Transport for HttpTransport {
         let status = answer.status();
         let answer: http::Response<reqwest::Body> = answer.into();
         let (parts, body) = answer.into_parts();
-        let body = http_body_util::BodyDataStream::new(body).map(|read| read.map_err(|error| inside_the_answer(&error)));
-        Ok(UpstreamResponse { status, headers: parts.headers, body: Box::pin(body) })
+        let body = http_body_util::BodyDataStream::new(body)
+            .map(|read| read.map_err(|error| inside_the_answer(&error)));
+        Ok(UpstreamResponse {
+            status,
+            headers: parts.headers,
+            body: Box::pin(body),
+        })
     }
 }
 
@@ -125,10 +140,16 @@ fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> Trans
     if error.is_connect() {
         return match io {
             // the peer took the connection and left during the TLS handshake
-            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => TransportError::Reset(reason(error)),
+            Some(
+                io::ErrorKind::ConnectionReset
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::BrokenPipe,
+            ) => TransportError::Reset(reason(error)),
             Some(io::ErrorKind::TimedOut) => TransportError::ConnectTimeout(connect_timeout),
             // a certificate that is not trusted, or no TLS at all
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => TransportError::Protocol(reason(error)),
+            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+                TransportError::Protocol(reason(error))
+            }
             _ => TransportError::Refused(reason(error)),
         };
     }
@@ -145,9 +166,18 @@ fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> Trans
 
 /// What went wrong after the head had come: whatever it is, the answer is not whole. Broken chunk sizes are no HTTP.
 fn inside_the_answer(error: &reqwest::Error) -> TransportError {
-    let parse = chain(error).find_map(|source| source.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse);
-    let invalid = matches!(io_kind(error), Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput));
-    if parse || invalid { TransportError::Protocol(reason(error)) } else { TransportError::Truncated(reason(error)) }
+    let parse = chain(error)
+        .find_map(|source| source.downcast_ref::<hyper::Error>())
+        .is_some_and(hyper::Error::is_parse);
+    let invalid = matches!(
+        io_kind(error),
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+    );
+    if parse || invalid {
+        TransportError::Protocol(reason(error))
+    } else {
+        TransportError::Truncated(reason(error))
+    }
 }
 
 /// An error and its sources.
@@ -162,9 +192,14 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 /// The innermost I/O error's kind.
 fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
-    let mut io = chain(error).filter_map(|source| source.downcast_ref::<io::Error>()).last()?;
+    let mut io = chain(error)
+        .filter_map(|source| source.downcast_ref::<io::Error>())
+        .last()?;
     // an I/O error inside another is not its source, which is the inner one's
-    while let Some(inner) = io.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()) {
+    while let Some(inner) = io
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<io::Error>())
+    {
         io = inner;
     }
     Some(io.kind())
@@ -175,7 +210,10 @@ fn reason(error: &reqwest::Error) -> String {
     chain(error)
         .last()
         .filter(|source| !source.is::<reqwest::Error>())
-        .map_or_else(|| "the request could not be sent".to_owned(), ToString::to_string)
+        .map_or_else(
+            || "the request could not be sent".to_owned(),
+            ToString::to_string,
+        )
 }
 
 /// The connection did not stand in time.

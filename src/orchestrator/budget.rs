@@ -40,7 +40,11 @@ impl<'c> Budget<'c> {
     /// A budget that ends at `deadline`; `steps` are the configured bounds, by name.
     #[must_use]
     pub fn new(deadline: Instant, plan: Plan, steps: &'c IndexMap<String, StepConfig>) -> Self {
-        Self { deadline, plan, steps }
+        Self {
+            deadline,
+            plan,
+            steps,
+        }
     }
 
     /// The point in time by which the query is answered.
@@ -56,10 +60,25 @@ impl<'c> Budget<'c> {
         let remaining = self.deadline.saturating_duration_since(now);
         let firm = remaining.saturating_sub(self.reserve(step, Reserve::Firm));
         let ample = firm.saturating_sub(self.reserve(step, Reserve::Yielding));
-        let before_synthesis = self.plan.after(step).any(|phase| phase.contains(&Step::Synthesis));
-        let fair = if before_synthesis { ample.min(remaining / 2) } else { ample };
-        let left = if fair >= minimum { fair } else { firm.min(minimum) };
-        if left < minimum || left.is_zero() { Window::Skip { left, minimum } } else { Window::Until(now + left.min(cap)) }
+        let before_synthesis = self
+            .plan
+            .after(step)
+            .any(|phase| phase.contains(&Step::Synthesis));
+        let fair = if before_synthesis {
+            ample.min(remaining / 2)
+        } else {
+            ample
+        };
+        let left = if fair >= minimum {
+            fair
+        } else {
+            firm.min(minimum)
+        };
+        if left < minimum || left.is_zero() {
+            Window::Skip { left, minimum }
+        } else {
+            Window::Until(now + left.min(cap))
+        }
     }
 
     /// Whether a window of `step` from `started` to `until` ends at its cap, and not at what others leave it.
@@ -69,14 +88,23 @@ impl<'c> Budget<'c> {
     }
 
     fn bounds(&self, step: Step) -> StepConfig {
-        self.steps.get(step.name()).copied().unwrap_or_else(|| step.default_bounds())
+        self.steps
+            .get(step.name())
+            .copied()
+            .unwrap_or_else(|| step.default_bounds())
     }
 
     fn reserve(&self, step: Step, kind: Reserve) -> Duration {
         self.plan
             .after(step)
             .filter(|phase| phase.contains(&Step::Synthesis) == (kind == Reserve::Firm))
-            .map(|phase| phase.iter().map(|step| self.bounds(*step).minimum).max().unwrap_or_default())
+            .map(|phase| {
+                phase
+                    .iter()
+                    .map(|step| self.bounds(*step).minimum)
+                    .max()
+                    .unwrap_or_default()
+            })
             .sum()
     }
 }
@@ -96,16 +124,33 @@ mod tests {
 
     fn bounds(entries: &[(Step, u64, u64)]) -> IndexMap<String, StepConfig> {
         let millis = Duration::from_millis;
-        entries.iter().map(|(step, cap, minimum)| (step.name().to_owned(), StepConfig { cap: millis(*cap), minimum: millis(*minimum) })).collect()
+        entries
+            .iter()
+            .map(|(step, cap, minimum)| {
+                (
+                    step.name().to_owned(),
+                    StepConfig {
+                        cap: millis(*cap),
+                        minimum: millis(*minimum),
+                    },
+                )
+            })
+            .collect()
     }
 
     fn all(cap: u64, minimum: u64) -> IndexMap<String, StepConfig> {
-        bounds(&PIPELINE.steps().map(|step| (step, cap, minimum)).collect::<Vec<_>>())
+        bounds(
+            &PIPELINE
+                .steps()
+                .map(|step| (step, cap, minimum))
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn left(steps: &IndexMap<String, StepConfig>, step: Step, remaining: u64) -> Option<u128> {
         let now = Instant::now();
-        match Budget::new(now + Duration::from_millis(remaining), PIPELINE, steps).window(step, now) {
+        match Budget::new(now + Duration::from_millis(remaining), PIPELINE, steps).window(step, now)
+        {
             Window::Until(until) => Some((until - now).as_millis()),
             Window::Skip { .. } => None,
         }
@@ -115,17 +160,38 @@ mod tests {
     async fn a_step_gets_what_is_left_after_the_reserves_up_to_its_cap() {
         let steps = all(1_000, 100);
         assert_eq!(left(&steps, Step::Entities, 10_000), Some(1_000), "the cap");
-        assert_eq!(left(&steps, Step::Entities, 700), Some(300), "four phases come later");
-        assert_eq!(left(&steps, Step::Retrieval, 700), Some(300), "the other step of its phase takes nothing from it");
-        assert_eq!(left(&steps, Step::Review, 900), Some(900), "nothing comes later");
+        assert_eq!(
+            left(&steps, Step::Entities, 700),
+            Some(300),
+            "four phases come later"
+        );
+        assert_eq!(
+            left(&steps, Step::Retrieval, 700),
+            Some(300),
+            "the other step of its phase takes nothing from it"
+        );
+        assert_eq!(
+            left(&steps, Step::Review, 900),
+            Some(900),
+            "nothing comes later"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn citation_and_review_give_way_before_a_step_falls_below_its_minimum_and_synthesis_never_does() {
+    async fn citation_and_review_give_way_before_a_step_falls_below_its_minimum_and_synthesis_never_does()
+     {
         let steps = all(1_000, 100);
-        assert_eq!(left(&steps, Step::Synthesis, 150), Some(100), "the reserve of citation and review gives way");
+        assert_eq!(
+            left(&steps, Step::Synthesis, 150),
+            Some(100),
+            "the reserve of citation and review gives way"
+        );
         assert_eq!(left(&steps, Step::FactCheck, 250), Some(100));
-        assert_eq!(left(&steps, Step::FactCheck, 199), None, "100 of it are synthesis's");
+        assert_eq!(
+            left(&steps, Step::FactCheck, 199),
+            None,
+            "100 of it are synthesis's"
+        );
         assert_eq!(left(&steps, Step::Synthesis, 99), None);
         assert_eq!(left(&steps, Step::Synthesis, 100), Some(100));
     }
@@ -135,8 +201,20 @@ mod tests {
         let steps = all(10_000, 100);
         assert_eq!(left(&steps, Step::Entities, 10_000), Some(5_000));
         assert_eq!(left(&steps, Step::FactCheck, 5_000), Some(2_500));
-        assert_eq!(left(&steps, Step::Synthesis, 2_500), Some(2_300), "the reserve of citation and review");
-        assert_eq!(left(&bounds(&[(Step::Entities, 1_000, 600)]), Step::Entities, 1_000), Some(600), "its minimum is more than half");
+        assert_eq!(
+            left(&steps, Step::Synthesis, 2_500),
+            Some(2_300),
+            "the reserve of citation and review"
+        );
+        assert_eq!(
+            left(
+                &bounds(&[(Step::Entities, 1_000, 600)]),
+                Step::Entities,
+                1_000
+            ),
+            Some(600),
+            "its minimum is more than half"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -86,7 +86,11 @@ pub struct UsageDocument {
 
 impl From<Usage> for UsageDocument {
     fn from(usage: Usage) -> Self {
-        Self { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, total_tokens: usage.total_tokens }
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.total_tokens,
+        }
     }
 }
 
@@ -133,13 +137,24 @@ pub struct StepReport {
 impl StepReport {
     /// The report of a step that ended after `took`; `ended` is its cause where it failed, `None` where it had nothing to do.
     #[must_use]
-    pub fn new(step: Step, ended: Result<StepOutcome, Cause>, took: Duration, usage: Usage) -> Self {
+    pub fn new(
+        step: Step,
+        ended: Result<StepOutcome, Cause>,
+        took: Duration,
+        usage: Usage,
+    ) -> Self {
         let (outcome, cause) = match ended {
             Ok(outcome) => (outcome, None),
             Err(Cause::Skipped) => (StepOutcome::Skipped, Some(Cause::Skipped)),
             Err(cause) => (StepOutcome::Failed, Some(cause)),
         };
-        Self { step, outcome, cause, duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX), usage: usage.into() }
+        Self {
+            step,
+            outcome,
+            cause,
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            usage: usage.into(),
+        }
     }
 }
 
@@ -165,7 +180,11 @@ impl QueryDocument {
             answer: outcome.answer,
             confidence: outcome.confidence,
             verified: outcome.verified,
-            sources: outcome.sources.into_iter().map(SourceDocument::from).collect(),
+            sources: outcome
+                .sources
+                .into_iter()
+                .map(SourceDocument::from)
+                .collect(),
             citations: outcome.citations,
             dropped_citations: outcome.dropped,
             entities: outcome.entities,
@@ -205,7 +224,15 @@ impl QueryDocument {
     pub fn unrecorded(mut self, cause: Cause) -> Self {
         self.recorded = false;
         self.status = self.status.max(Status::Degraded);
-        self.degraded.push(degradation(Step::Record, cause, if self.answer.is_some() { Answered::Yes } else { Answered::No }));
+        self.degraded.push(degradation(
+            Step::Record,
+            cause,
+            if self.answer.is_some() {
+                Answered::Yes
+            } else {
+                Answered::No
+            },
+        ));
         self
     }
 
@@ -221,7 +248,13 @@ impl QueryDocument {
 impl From<Source> for SourceDocument {
     fn from(source: Source) -> Self {
         let passage = source.passage;
-        Self { n: source.n, document_id: passage.document, title: passage.title, passage: passage.text, score: passage.score }
+        Self {
+            n: source.n,
+            document_id: passage.document,
+            title: passage.title,
+            passage: passage.text,
+            score: passage.score,
+        }
     }
 }
 
@@ -235,5 +268,7 @@ fn replace_nul(value: &mut Value) {
 }
 
 fn rfc3339(micros: Micros) -> String {
-    jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+    jiff::Timestamp::from_microsecond(micros)
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+        .to_string()
 }

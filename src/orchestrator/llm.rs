@@ -33,30 +33,55 @@ pub trait Llm: Send + Sync {
     ///
     /// # Errors
     /// [`CallFailure`] once nothing more will be tried.
-    async fn complete(&self, request: ChatRequest, context: CallContext) -> Result<Said, CallFailure>;
+    async fn complete(
+        &self,
+        request: ChatRequest,
+        context: CallContext,
+    ) -> Result<Said, CallFailure>;
 }
 
 #[async_trait]
 impl Llm for Router {
-    async fn complete(&self, request: ChatRequest, context: CallContext) -> Result<Said, CallFailure> {
+    async fn complete(
+        &self,
+        request: ChatRequest,
+        context: CallContext,
+    ) -> Result<Said, CallFailure> {
         let served = self.chat(request, context).await.map_err(failure)?;
         match served.answer {
-            Answer::Plain(completion) => Ok(Said { text: completion.text().unwrap_or_default(), usage: completion.usage.unwrap_or_default() }),
-            Answer::Stream(_) => Err(CallFailure { cause: Cause::Error, detail: "a stream came where a document was asked for".into() }),
+            Answer::Plain(completion) => Ok(Said {
+                text: completion.text().unwrap_or_default(),
+                usage: completion.usage.unwrap_or_default(),
+            }),
+            Answer::Stream(_) => Err(CallFailure {
+                cause: Cause::Error,
+                detail: "a stream came where a document was asked for".into(),
+            }),
         }
     }
 }
 
 fn failure(error: RouterError) -> CallFailure {
     match error {
-        RouterError::UnknownModel(alias) => CallFailure { cause: Cause::Error, detail: format!("no model is configured under the alias {alias:?}") },
+        RouterError::UnknownModel(alias) => CallFailure {
+            cause: Cause::Error,
+            detail: format!("no model is configured under the alias {alias:?}"),
+        },
         RouterError::Failed(failure) => {
             let tried: Vec<_> = failure
                 .attempts
                 .iter()
-                .filter_map(|attempt| attempt.error.as_ref().map(|error| format!("{}: {}", attempt.candidate, error.message)))
+                .filter_map(|attempt| {
+                    attempt
+                        .error
+                        .as_ref()
+                        .map(|error| format!("{}: {}", attempt.candidate, error.message))
+                })
                 .collect();
-            CallFailure { cause: class(failure.cause), detail: tried.join("; ") }
+            CallFailure {
+                cause: class(failure.cause),
+                detail: tried.join("; "),
+            }
         }
     }
 }
@@ -64,7 +89,10 @@ fn failure(error: RouterError) -> CallFailure {
 /// The class of an LLM failure: total, so that a new cause cannot be forgotten.
 fn class(cause: LlmCause) -> Cause {
     match cause {
-        LlmCause::ConnectTimeout | LlmCause::FirstTokenTimeout | LlmCause::IdleTimeout | LlmCause::DeadlineExceeded => Cause::Timeout,
+        LlmCause::ConnectTimeout
+        | LlmCause::FirstTokenTimeout
+        | LlmCause::IdleTimeout
+        | LlmCause::DeadlineExceeded => Cause::Timeout,
         LlmCause::BadResponse => Cause::Nonsense,
         LlmCause::BreakerOpen => Cause::BreakerOpen,
         LlmCause::Refused

@@ -120,7 +120,12 @@ pub enum Status {
 
 impl Status {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Complete, Self::Degraded, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 4] = [
+        Self::Complete,
+        Self::Degraded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
 
     /// Its name in documents, listings and metrics.
     #[must_use]
@@ -175,13 +180,32 @@ pub struct Outcome {
 /// Builds the outcome. Total: every combination of results has one.
 #[must_use]
 pub fn conclude(question: &str, results: Results) -> Outcome {
-    let sources = results.retrieval.found().map(|evidence| evidence.sources.clone()).unwrap_or_default();
+    let sources = results
+        .retrieval
+        .found()
+        .map(|evidence| evidence.sources.clone())
+        .unwrap_or_default();
     let written = Written::of(&results.synthesis, &sources);
-    let degraded = degradations(&results, if written.answer.is_some() { Answered::Yes } else { Answered::No });
+    let degraded = degradations(
+        &results,
+        if written.answer.is_some() {
+            Answered::Yes
+        } else {
+            Answered::No
+        },
+    );
     let (citations, dropped) = citations(&results.citation, &written, &sources);
-    let confidence = if written.answer.is_some() { confidence(&results, &sources, &citations, dropped) } else { 0.0 };
-    let required = DECLARATIONS.iter().filter(|declaration| declaration.policy == Policy::Required);
-    let lacks_required = required.into_iter().any(|declaration| degraded.iter().any(|lost| lost.step == declaration.step));
+    let confidence = if written.answer.is_some() {
+        confidence(&results, &sources, &citations, dropped)
+    } else {
+        0.0
+    };
+    let required = DECLARATIONS
+        .iter()
+        .filter(|declaration| declaration.policy == Policy::Required);
+    let lacks_required = required
+        .into_iter()
+        .any(|declaration| degraded.iter().any(|lost| lost.step == declaration.step));
     let status = match (&written.answer, degraded.is_empty()) {
         (None, _) => Status::Failed,
         _ if lacks_required => Status::Failed,
@@ -192,7 +216,10 @@ pub fn conclude(question: &str, results: Results) -> Outcome {
     Outcome {
         status,
         confidence,
-        verified: !claims.is_empty() && claims.iter().all(|claim| claim.verdict == Verdict::Supported),
+        verified: !claims.is_empty()
+            && claims
+                .iter()
+                .all(|claim| claim.verdict == Verdict::Supported),
         sources,
         citations,
         dropped,
@@ -207,7 +234,9 @@ pub fn conclude(question: &str, results: Results) -> Outcome {
 /// The entities found by the model, or by rules where it failed.
 #[must_use]
 pub fn entities_or_rules(question: &str, did: &Did<Vec<Entity>>) -> Vec<Entity> {
-    did.found().cloned().unwrap_or_else(|| entities::by_rule(question))
+    did.found()
+        .cloned()
+        .unwrap_or_else(|| entities::by_rule(question))
 }
 
 struct Written {
@@ -220,21 +249,50 @@ struct Written {
 impl Written {
     fn of(synthesis: &Did<String>, sources: &[Source]) -> Self {
         if let Some(answer) = synthesis.found() {
-            let Marked { answer, sources: marked, removed } = citation::marks(answer, sources);
-            return Self { answer: Some(answer), marked, removed, quotes: Vec::new() };
+            let Marked {
+                answer,
+                sources: marked,
+                removed,
+            } = citation::marks(answer, sources);
+            return Self {
+                answer: Some(answer),
+                marked,
+                removed,
+                quotes: Vec::new(),
+            };
         }
         let quotes = synthesis::extract(sources);
-        let text: Vec<_> = quotes.iter().map(|(n, quote)| format!("{quote} [{n}]")).collect();
-        Self { answer: (!quotes.is_empty()).then(|| text.join("\n\n")), marked: Vec::new(), removed: 0, quotes }
+        let text: Vec<_> = quotes
+            .iter()
+            .map(|(n, quote)| format!("{quote} [{n}]"))
+            .collect();
+        Self {
+            answer: (!quotes.is_empty()).then(|| text.join("\n\n")),
+            marked: Vec::new(),
+            removed: 0,
+            quotes,
+        }
     }
 }
 
-fn citations(citation: &Did<Vec<Attribution>>, written: &Written, sources: &[Source]) -> (Vec<Citation>, Dropped) {
+fn citations(
+    citation: &Did<Vec<Attribution>>,
+    written: &Written,
+    sources: &[Source],
+) -> (Vec<Citation>, Dropped) {
     let (kept, mut dropped) = match citation {
         Did::Found(attributions) => citation::gate(attributions, sources),
         Did::Failed(_) | Did::NothingToDo => {
-            let quoted = written.quotes.iter().map(|(source, quote)| Citation { source: *source, quote: Some(quote.clone()), state: State::Found });
-            let marked = written.marked.iter().map(|source| Citation { source: *source, quote: None, state: State::Unchecked });
+            let quoted = written.quotes.iter().map(|(source, quote)| Citation {
+                source: *source,
+                quote: Some(quote.clone()),
+                state: State::Found,
+            });
+            let marked = written.marked.iter().map(|source| Citation {
+                source: *source,
+                quote: None,
+                state: State::Unchecked,
+            });
             (quoted.chain(marked).collect(), Dropped::default())
         }
     };
@@ -251,12 +309,21 @@ fn degradations(results: &Results, answered: Answered) -> Vec<Degradation> {
         (Step::Citation, results.citation.failed()),
         (Step::Review, results.review.failed()),
     ];
-    let mut degraded: Vec<_> = failed.into_iter().filter_map(|(step, cause)| Some(degradation(step, cause?, answered))).collect();
-    let lost = results.retrieval.found().map(|evidence| evidence.lost.as_slice()).unwrap_or_default();
+    let mut degraded: Vec<_> = failed
+        .into_iter()
+        .filter_map(|(step, cause)| Some(degradation(step, cause?, answered)))
+        .collect();
+    let lost = results
+        .retrieval
+        .found()
+        .map(|evidence| evidence.lost.as_slice())
+        .unwrap_or_default();
     degraded.extend(lost.iter().map(|(lane, cause)| Degradation {
         step: Step::Retrieval,
         cause: *cause,
-        effect: format!("The {lane} lane could not be searched: passages that only it would find are missing."),
+        effect: format!(
+            "The {lane} lane could not be searched: passages that only it would find are missing."
+        ),
     }));
     degraded.sort_by_key(|degradation| degradation.step);
     degraded
@@ -274,38 +341,75 @@ pub enum Answered {
 /// A degradation with the effect that the step declares.
 #[must_use]
 pub fn degradation(step: Step, cause: Cause, answered: Answered) -> Degradation {
-    let declared = DECLARATIONS.iter().find(|declaration| declaration.step == step);
+    let declared = DECLARATIONS
+        .iter()
+        .find(|declaration| declaration.step == step);
     let effect = declared.map(|declaration| match answered {
         Answered::Yes => declaration.effect,
         Answered::No => declaration.unanswered,
     });
-    Degradation { step, cause, effect: effect.unwrap_or_default().to_owned() }
+    Degradation {
+        step,
+        cause,
+        effect: effect.unwrap_or_default().to_owned(),
+    }
 }
 
-fn confidence(results: &Results, sources: &[Source], citations: &[Citation], dropped: Dropped) -> f64 {
+fn confidence(
+    results: &Results,
+    sources: &[Source],
+    citations: &[Citation],
+    dropped: Dropped,
+) -> f64 {
     let grounded = !sources.is_empty();
-    let entities = if results.entities.found().is_some() { 1.0 } else { 0.0 };
-    let retrieval =
-        results.retrieval.found().filter(|_| grounded).map_or(0.0, |evidence| share(evidence.lanes - evidence.lost.len(), evidence.lanes));
-    let fact_check = results
-        .fact_check
+    let entities = if results.entities.found().is_some() {
+        1.0
+    } else {
+        0.0
+    };
+    let retrieval = results
+        .retrieval
         .found()
-        .map_or(0.0, |claims| share(claims.iter().filter(|claim| claim.verdict == Verdict::Supported).count(), claims.len()));
+        .filter(|_| grounded)
+        .map_or(0.0, |evidence| {
+            share(evidence.lanes - evidence.lost.len(), evidence.lanes)
+        });
+    let fact_check = results.fact_check.found().map_or(0.0, |claims| {
+        share(
+            claims
+                .iter()
+                .filter(|claim| claim.verdict == Verdict::Supported)
+                .count(),
+            claims.len(),
+        )
+    });
     let synthesis = match results.synthesis {
         Did::Found(_) if grounded => 1.0,
         Did::Found(_) => 0.4,
         Did::Failed(_) | Did::NothingToDo => 0.0,
     };
-    let citation = results.citation.found().map_or(0.0, |_| share(citations.len(), citations.len() + dropped.total() as usize));
-    let review =
-        results.review.found().map_or(0.0, |scores| (scores.coherence + scores.relevance + if grounded { scores.support } else { 0.0 }) / 3.0);
-    let sum = 0.05 * entities + 0.30 * retrieval + 0.20 * fact_check + 0.25 * synthesis + 0.10 * citation + 0.10 * review;
+    let citation = results.citation.found().map_or(0.0, |_| {
+        share(citations.len(), citations.len() + dropped.total() as usize)
+    });
+    let review = results.review.found().map_or(0.0, |scores| {
+        (scores.coherence + scores.relevance + if grounded { scores.support } else { 0.0 }) / 3.0
+    });
+    let sum = 0.05 * entities
+        + 0.30 * retrieval
+        + 0.20 * fact_check
+        + 0.25 * synthesis
+        + 0.10 * citation
+        + 0.10 * review;
     (sum * 1000.0).round() / 1000.0
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of claims and lanes")]
 fn share(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 #[cfg(test)]
@@ -317,7 +421,11 @@ mod tests {
 
     /// Every combination of what six steps can have done: found something, failed, had nothing to do.
     fn all_results() -> impl Iterator<Item = [u8; 6]> {
-        (0..729_u32).map(|number| std::array::from_fn(|step| u8::try_from(number / 3_u32.pow(u32::try_from(step).unwrap_or(0)) % 3).unwrap_or(0)))
+        (0..729_u32).map(|number| {
+            std::array::from_fn(|step| {
+                u8::try_from(number / 3_u32.pow(u32::try_from(step).unwrap_or(0)) % 3).unwrap_or(0)
+            })
+        })
     }
 
     fn did<T>(kind: u8, found: T) -> Did<T> {
@@ -329,16 +437,47 @@ mod tests {
     }
 
     fn results(kinds: [u8; 6]) -> Results {
-        let passage = Passage { document: Uuid::nil(), title: "t".into(), text: "Radium glows.".into(), score: 1.0 };
-        let claim = |verdict| Claim { claim: "c".into(), source: 1, verdict, quote: "Radium".into() };
-        let attribution = |source| Attribution { sentence: 1, source, quote: "Radium glows.".into() };
+        let passage = Passage {
+            document: Uuid::nil(),
+            title: "t".into(),
+            text: "Radium glows.".into(),
+            score: 1.0,
+        };
+        let claim = |verdict| Claim {
+            claim: "c".into(),
+            source: 1,
+            verdict,
+            quote: "Radium".into(),
+        };
+        let attribution = |source| Attribution {
+            sentence: 1,
+            source,
+            quote: "Radium glows.".into(),
+        };
         Results {
             entities: did(kinds[0], Vec::new()),
-            retrieval: did(kinds[1], Evidence { sources: vec![Source { n: 1, passage }], lanes: 1, lost: Vec::new() }),
-            fact_check: did(kinds[2], vec![claim(Verdict::Supported), claim(Verdict::Unclear)]),
+            retrieval: did(
+                kinds[1],
+                Evidence {
+                    sources: vec![Source { n: 1, passage }],
+                    lanes: 1,
+                    lost: Vec::new(),
+                },
+            ),
+            fact_check: did(
+                kinds[2],
+                vec![claim(Verdict::Supported), claim(Verdict::Unclear)],
+            ),
             synthesis: did(kinds[3], "It glows [1][4].".to_owned()),
             citation: did(kinds[4], vec![attribution(1), attribution(2)]),
-            review: did(kinds[5], Scores { coherence: 0.5, relevance: 0.5, support: 0.5 }),
+            review: did(
+                kinds[5],
+                Scores {
+                    coherence: 0.5,
+                    relevance: 0.5,
+                    support: 0.5,
+                },
+            ),
         }
     }
 
@@ -346,11 +485,29 @@ mod tests {
     fn every_combination_has_an_honest_outcome() {
         for kinds in all_results() {
             let outcome = conclude("What glows?", results(kinds));
-            assert_eq!(outcome.status == Status::Failed, outcome.answer.is_none(), "{kinds:?}");
-            assert_eq!(outcome.status == Status::Complete, outcome.answer.is_some() && outcome.degraded.is_empty(), "{kinds:?}");
-            assert_eq!(outcome.degraded.len(), kinds.iter().filter(|kind| **kind == 1).count(), "each failure is told once: {kinds:?}");
+            assert_eq!(
+                outcome.status == Status::Failed,
+                outcome.answer.is_none(),
+                "{kinds:?}"
+            );
+            assert_eq!(
+                outcome.status == Status::Complete,
+                outcome.answer.is_some() && outcome.degraded.is_empty(),
+                "{kinds:?}"
+            );
+            assert_eq!(
+                outcome.degraded.len(),
+                kinds.iter().filter(|kind| **kind == 1).count(),
+                "each failure is told once: {kinds:?}"
+            );
             assert!((0.0..=1.0).contains(&outcome.confidence), "{kinds:?}");
-            assert!(outcome.citations.iter().all(|citation| outcome.sources.iter().any(|source| source.n == citation.source)), "{kinds:?}");
+            assert!(
+                outcome.citations.iter().all(|citation| outcome
+                    .sources
+                    .iter()
+                    .any(|source| source.n == citation.source)),
+                "{kinds:?}"
+            );
             assert!(!outcome.verified, "one claim is unclear: {kinds:?}");
         }
     }
@@ -363,7 +520,10 @@ mod tests {
                 let mut lost = kinds;
                 lost[step] = 1;
                 let after = conclude("What glows?", results(lost));
-                assert!(after.status >= before.status && after.confidence <= before.confidence, "{kinds:?} without {step}");
+                assert!(
+                    after.status >= before.status && after.confidence <= before.confidence,
+                    "{kinds:?} without {step}"
+                );
             }
         }
     }

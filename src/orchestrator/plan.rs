@@ -54,7 +54,10 @@ impl Step {
             Self::Review => (20_000, 100),
             Self::Record => (0, 0),
         };
-        StepConfig { cap: Duration::from_millis(cap), minimum: Duration::from_millis(minimum) }
+        StepConfig {
+            cap: Duration::from_millis(cap),
+            minimum: Duration::from_millis(minimum),
+        }
     }
 }
 
@@ -65,8 +68,15 @@ pub struct Plan {
 }
 
 /// The plan of every query: one pipeline whose first phase runs two steps together.
-pub const PIPELINE: Plan =
-    Plan { phases: &[&[Step::Entities, Step::Retrieval], &[Step::FactCheck], &[Step::Synthesis], &[Step::Citation], &[Step::Review]] };
+pub const PIPELINE: Plan = Plan {
+    phases: &[
+        &[Step::Entities, Step::Retrieval],
+        &[Step::FactCheck],
+        &[Step::Synthesis],
+        &[Step::Citation],
+        &[Step::Review],
+    ],
+};
 
 impl Plan {
     /// All steps, in their declared order.
@@ -76,7 +86,11 @@ impl Plan {
 
     /// The phases that start only after `step` has ended.
     pub fn after(self, step: Step) -> impl Iterator<Item = &'static [Step]> {
-        let own = self.phases.iter().position(|phase| phase.contains(&step)).unwrap_or(self.phases.len());
+        let own = self
+            .phases
+            .iter()
+            .position(|phase| phase.contains(&step))
+            .unwrap_or(self.phases.len());
         self.phases.iter().skip(own + 1).copied()
     }
 }

@@ -28,7 +28,12 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// Writes the record and returns the document that is true of it.
-    pub async fn record(&self, tenant: &str, document: QueryDocument, created_at: i64) -> QueryDocument {
+    pub async fn record(
+        &self,
+        tenant: &str,
+        document: QueryDocument,
+        created_at: i64,
+    ) -> QueryDocument {
         let record = record_of(tenant, &document, created_at);
         let written = self.tasks.spawn(write(self.clone(), record)).await;
         match written.unwrap_or(Err(Cause::Error)) {
@@ -43,14 +48,23 @@ async fn write(recorder: Recorder, record: QueryRecord) -> Result<(), Cause> {
     let (cause, error) = match timeout(recorder.bound, recorder.store.record_query(record)).await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => (retrieval::cause(&error), error.to_string()),
-        Err(_) => (Cause::Timeout, format!("no answer within {:?}", recorder.bound)),
+        Err(_) => (
+            Cause::Timeout,
+            format!("no answer within {:?}", recorder.bound),
+        ),
     };
     tracing::error!(query = %id, cause = cause.name(), error, "a query was not recorded");
     Err(cause)
 }
 
 fn record_of(tenant: &str, document: &QueryDocument, created_at: i64) -> QueryRecord {
-    QueryRecord { id: document.id, tenant: tenant.to_owned(), status: document.status.name().to_owned(), created_at, document: document.to_json() }
+    QueryRecord {
+        id: document.id,
+        tenant: tenant.to_owned(),
+        status: document.status.name().to_owned(),
+        created_at,
+        document: document.to_json(),
+    }
 }
 
 /// The steps that have ended, in the order of the plan.
@@ -59,11 +73,19 @@ pub(super) struct Ledger(Arc<Mutex<BTreeMap<Step, StepReport>>>);
 
 impl Ledger {
     pub fn add(&self, report: StepReport) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(report.step, report);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(report.step, report);
     }
 
     pub fn reports(&self) -> Vec<StepReport> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .copied()
+            .collect()
     }
 }
 
@@ -78,7 +100,12 @@ pub(super) struct Running {
 impl Running {
     /// Must be called inside the runtime.
     pub fn new(recorder: Recorder, accepted: Accepted, ledger: Ledger) -> Self {
-        Self { recorder, accepted: Some(accepted), ledger, runtime: Handle::current() }
+        Self {
+            recorder,
+            accepted: Some(accepted),
+            ledger,
+            runtime: Handle::current(),
+        }
     }
 
     /// The query has an outcome, which its caller records.
@@ -89,8 +116,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some(accepted) = self.accepted.take() else { return };
-        let status = if std::thread::panicking() { Status::Failed } else { Status::Cancelled };
+        let Some(accepted) = self.accepted.take() else {
+            return;
+        };
+        let status = if std::thread::panicking() {
+            Status::Failed
+        } else {
+            Status::Cancelled
+        };
         let document = QueryDocument::unanswered(&accepted, status, self.ledger.reports());
         let record = record_of(&accepted.tenant, &document, accepted.created_at);
         self.recorder.metrics.query(status.name());

@@ -11,7 +11,9 @@ use uuid::Uuid;
 use crate::config::{Config, OrchestratorConfig};
 use crate::llm::chat::{CallContext, Usage};
 use crate::orchestrator::agents::retrieval::{self, Evidence};
-use crate::orchestrator::agents::{Agent, Source, citation, entities, fact_check, review, synthesis};
+use crate::orchestrator::agents::{
+    Agent, Source, citation, entities, fact_check, review, synthesis,
+};
 use crate::orchestrator::budget::{Budget, Window};
 use crate::orchestrator::document::{Accepted, QueryDocument, StepOutcome, StepReport};
 use crate::orchestrator::llm::Llm;
@@ -40,7 +42,9 @@ pub struct Ask {
 
 /// There is no model to ask.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("queries are not configured: no model alias is configured; add [[models]], and name one per agent in [orchestrator.models]")]
+#[error(
+    "queries are not configured: no model alias is configured; add [[models]], and name one per agent in [orchestrator.models]"
+)]
 pub struct NotConfigured;
 
 /// What the orchestrator needs of the configuration.
@@ -78,10 +82,26 @@ pub struct Orchestrator {
 impl Orchestrator {
     /// An orchestrator over the LLM path and the store, with every lane.
     #[must_use]
-    pub fn new(settings: Settings, llm: Arc<dyn Llm>, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        settings: Settings,
+        llm: Arc<dyn Llm>,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let lanes = lanes::all(&store);
-        let recorder = Recorder { store, metrics, tasks: TaskTracker::new(), bound: settings.record_bound };
-        Self { llm, lanes, config: settings.orchestrator, default_alias: settings.default_alias, recorder }
+        let recorder = Recorder {
+            store,
+            metrics,
+            tasks: TaskTracker::new(),
+            bound: settings.record_bound,
+        };
+        Self {
+            llm,
+            lanes,
+            config: settings.orchestrator,
+            default_alias: settings.default_alias,
+            recorder,
+        }
     }
 
     /// The same over other lanes, in their declared order.
@@ -95,14 +115,21 @@ impl Orchestrator {
     /// # Errors
     /// [`NotConfigured`] if no model is configured at all.
     pub fn configured(&self) -> Result<(), NotConfigured> {
-        let missing = PIPELINE.steps().filter(|step| *step != Step::Retrieval).any(|step| self.alias(step).is_none());
+        let missing = PIPELINE
+            .steps()
+            .filter(|step| *step != Step::Retrieval)
+            .any(|step| self.alias(step).is_none());
         if missing { Err(NotConfigured) } else { Ok(()) }
     }
 
     /// The deadline of a query that came in at `arrived`: a client can shorten the configured one, never lengthen it.
     #[must_use]
     pub fn deadline(&self, arrived: Instant, client: Option<Instant>) -> Deadline {
-        deadline::overall(arrived, self.config.deadline, client.map(Deadline::of_caller))
+        deadline::overall(
+            arrived,
+            self.config.deadline,
+            client.map(Deadline::of_caller),
+        )
     }
 
     /// Answers and records. Ends by the deadline, plus at most the store's own time-outs for the record.
@@ -110,7 +137,12 @@ impl Orchestrator {
     /// Dropping the future ends every call in flight and records the query as cancelled.
     pub async fn answer(&self, ask: Ask) -> QueryDocument {
         let created_at = jiff::Timestamp::now().as_microsecond();
-        let accepted = Accepted { id: Uuid::now_v7(), tenant: ask.tenant.clone(), question: ask.question.clone(), created_at };
+        let accepted = Accepted {
+            id: Uuid::now_v7(),
+            tenant: ask.tenant.clone(),
+            question: ask.question.clone(),
+            created_at,
+        };
         let ledger = Ledger::default();
         let running = Running::new(self.recorder.clone(), accepted.clone(), ledger.clone());
         let query = Query {
@@ -123,10 +155,15 @@ impl Orchestrator {
         let outcome = conclude(&ask.question, query.run().await);
         let document = QueryDocument::new(&accepted, outcome, ledger.reports());
         running.ended();
-        let document = self.recorder.record(&ask.tenant, document, created_at).await;
+        let document = self
+            .recorder
+            .record(&ask.tenant, document, created_at)
+            .await;
         self.recorder.metrics.query(document.status.name());
         for degradation in &document.degraded {
-            self.recorder.metrics.degraded(degradation.step.name(), degradation.cause.name());
+            self.recorder
+                .metrics
+                .degraded(degradation.step.name(), degradation.cause.name());
         }
         document
     }
@@ -138,7 +175,11 @@ impl Orchestrator {
     }
 
     fn alias(&self, step: Step) -> Option<&str> {
-        self.config.models.get(step.name()).or(self.default_alias.as_ref()).map(String::as_str)
+        self.config
+            .models
+            .get(step.name())
+            .or(self.default_alias.as_ref())
+            .map(String::as_str)
     }
 }
 
@@ -153,26 +194,63 @@ struct Query<'q> {
 impl Query<'_> {
     async fn run(&self) -> Results {
         let question = self.ask.question.as_str();
-        let (entities, retrieval) = tokio::join!(self.consult::<entities::Entities>(question), self.retrieve());
+        let (entities, retrieval) = tokio::join!(
+            self.consult::<entities::Entities>(question),
+            self.retrieve()
+        );
         let named = entities_or_rules(question, &entities);
-        let sources: &[Source] = retrieval.found().map(|evidence| evidence.sources.as_slice()).unwrap_or_default();
+        let sources: &[Source] = retrieval
+            .found()
+            .map(|evidence| evidence.sources.as_slice())
+            .unwrap_or_default();
         let fact_check = if sources.is_empty() {
             self.nothing_to_do(Step::FactCheck)
         } else {
-            self.consult::<fact_check::FactCheck>(fact_check::Input { question, entities: &named, sources }).await
+            self.consult::<fact_check::FactCheck>(fact_check::Input {
+                question,
+                entities: &named,
+                sources,
+            })
+            .await
         };
         let claims = fact_check.found().map(Vec::as_slice).unwrap_or_default();
-        let synthesis = self.consult::<synthesis::Synthesis>(synthesis::Input { question, entities: &named, sources, claims }).await;
-        let answer = synthesis.found().map(|answer| citation::marks(answer, sources).answer);
+        let synthesis = self
+            .consult::<synthesis::Synthesis>(synthesis::Input {
+                question,
+                entities: &named,
+                sources,
+                claims,
+            })
+            .await;
+        let answer = synthesis
+            .found()
+            .map(|answer| citation::marks(answer, sources).answer);
         let citation = match answer.as_deref().filter(|_| !sources.is_empty()) {
-            Some(answer) => self.consult::<citation::Citations>(citation::Input { answer, sources }).await,
+            Some(answer) => {
+                self.consult::<citation::Citations>(citation::Input { answer, sources })
+                    .await
+            }
             None => self.nothing_to_do(Step::Citation),
         };
         let review = match answer.as_deref() {
-            Some(answer) => self.consult::<review::Review>(review::Input { question, answer, sources }).await,
+            Some(answer) => {
+                self.consult::<review::Review>(review::Input {
+                    question,
+                    answer,
+                    sources,
+                })
+                .await
+            }
             None => self.nothing_to_do(Step::Review),
         };
-        Results { entities, fact_check, synthesis, citation, review, retrieval }
+        Results {
+            entities,
+            fact_check,
+            synthesis,
+            citation,
+            review,
+            retrieval,
+        }
     }
 
     async fn retrieve(&self) -> Did<Evidence> {
@@ -181,7 +259,11 @@ impl Query<'_> {
         let did = match self.budget.window(Step::Retrieval, started) {
             Window::Skip { .. } => Did::Failed(Cause::Skipped),
             Window::Until(until) => {
-                let search = Search { tenant: &self.ask.tenant, text: &self.ask.question, limit: orchestrator.config.passages };
+                let search = Search {
+                    tenant: &self.ask.tenant,
+                    text: &self.ask.question,
+                    limit: orchestrator.config.passages,
+                };
                 match retrieval::retrieve(&orchestrator.lanes, search, until).await {
                     Ok(evidence) => Did::Found(evidence),
                     Err((cause, detail)) => {
@@ -212,11 +294,24 @@ impl Query<'_> {
         did
     }
 
-    async fn call<A: Agent>(&self, input: A::Input<'_>, started: Instant, until: Instant, usage: &mut Usage) -> Result<A::Output, (Cause, String)> {
-        let alias = self.orchestrator.alias(A::STEP).ok_or_else(|| (Cause::Error, NotConfigured.to_string()))?;
+    async fn call<A: Agent>(
+        &self,
+        input: A::Input<'_>,
+        started: Instant,
+        until: Instant,
+        usage: &mut Usage,
+    ) -> Result<A::Output, (Cause, String)> {
+        let alias = self
+            .orchestrator
+            .alias(A::STEP)
+            .ok_or_else(|| (Cause::Error, NotConfigured.to_string()))?;
         let request = A::prompt(input).request(A::STEP, alias);
         // a step that had its whole cap had what the configuration gives it, whatever the client wants
-        let set_by = if self.budget.is_capped(A::STEP, started, until) { SetBy::Configuration } else { self.ask.deadline.set_by };
+        let set_by = if self.budget.is_capped(A::STEP, started, until) {
+            SetBy::Configuration
+        } else {
+            self.ask.deadline.set_by
+        };
         let context = CallContext {
             request_id: self.ask.request_id.clone(),
             arrived: Instant::now(),
@@ -225,14 +320,24 @@ impl Query<'_> {
             traceparent: self.ask.traceparent.clone(),
         };
         let said = timeout_at(until, self.orchestrator.llm.complete(request, context)).await;
-        let said = said.map_err(|_| (Cause::Timeout, "no answer in its share of the deadline".to_owned()))?;
+        let said = said.map_err(|_| {
+            (
+                Cause::Timeout,
+                "no answer in its share of the deadline".to_owned(),
+            )
+        })?;
         let said = said.map_err(|failure| (failure.cause, failure.detail))?;
         *usage = said.usage;
         A::read(&said.text, input).map_err(|nonsense| (Cause::Nonsense, nonsense.to_string()))
     }
 
     fn nothing_to_do<T>(&self, step: Step) -> Did<T> {
-        self.report(step, &Did::<T>::NothingToDo, Instant::now(), Usage::default());
+        self.report(
+            step,
+            &Did::<T>::NothingToDo,
+            Instant::now(),
+            Usage::default(),
+        );
         Did::NothingToDo
     }
 
@@ -242,7 +347,8 @@ impl Query<'_> {
             Did::NothingToDo => Ok(StepOutcome::NothingToDo),
             Did::Failed(cause) => Err(*cause),
         };
-        self.ledger.add(StepReport::new(step, ended, started.elapsed(), usage));
+        self.ledger
+            .add(StepReport::new(step, ended, started.elapsed(), usage));
     }
 
     fn log(&self, step: Step, cause: Cause, detail: &str) {

@@ -19,14 +19,33 @@ pub struct Backoff {
 impl Backoff {
     /// A new sequence. `jitter` outside 0 to 1 is taken as the nearer end.
     pub fn new(base: Duration, max: Duration, jitter: f64, random: Random) -> Self {
-        let steps = ExponentialBuilder::new().with_factor(2.0).with_min_delay(base.min(max)).with_max_delay(max).without_max_times().build();
-        Self { steps, max, jitter: if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 }, random }
+        let steps = ExponentialBuilder::new()
+            .with_factor(2.0)
+            .with_min_delay(base.min(max))
+            .with_max_delay(max)
+            .without_max_times()
+            .build();
+        Self {
+            steps,
+            max,
+            jitter: if jitter.is_finite() {
+                jitter.clamp(0.0, 1.0)
+            } else {
+                0.0
+            },
+            random,
+        }
     }
 
     /// The next wait; at least `asked` (a Retry-After) if there is one.
     pub fn next_wait(&mut self, asked: Option<Duration>) -> Duration {
         // the sequence is reckoned in f32: what is below a microsecond is its noise
-        let micros = self.steps.next().unwrap_or(self.max).min(self.max).as_micros();
+        let micros = self
+            .steps
+            .next()
+            .unwrap_or(self.max)
+            .min(self.max)
+            .as_micros();
         let full = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
         let wait = full.mul_f64(1.0 - self.jitter * (self.random)());
         wait.max(asked.unwrap_or_default())
@@ -55,7 +74,10 @@ mod tests {
             let mut backoff = Backoff::new(ms(100), ms(500), 0.5, rand::random);
             for full in [100, 200, 400, 500] {
                 let wait = backoff.next_wait(None);
-                assert!(wait >= ms(full / 2) && wait <= ms(full), "{wait:?} for {full} ms");
+                assert!(
+                    wait >= ms(full / 2) && wait <= ms(full),
+                    "{wait:?} for {full} ms"
+                );
                 seen.insert(wait);
             }
         }
@@ -71,6 +93,9 @@ mod tests {
 
     #[test]
     fn a_base_beyond_the_bound_is_the_bound() {
-        assert_eq!(Backoff::new(ms(900), ms(500), 0.0, rand::random).next_wait(None), ms(500));
+        assert_eq!(
+            Backoff::new(ms(900), ms(500), 0.0, rand::random).next_wait(None),
+            ms(500)
+        );
     }
 }

@@ -63,7 +63,14 @@ pub struct Pass {
 impl Breaker {
     /// A closed breaker. A threshold or a number of probes of zero is taken as one.
     pub fn new(settings: config::Breaker, observer: Observer) -> Arc<Self> {
-        Arc::new(Self { settings, observer, inner: Mutex::new(Inner { state: State::Closed { failures: 0 }, generation: 0 }) })
+        Arc::new(Self {
+            settings,
+            observer,
+            inner: Mutex::new(Inner {
+                state: State::Closed { failures: 0 },
+                generation: 0,
+            }),
+        })
     }
 
     /// Whether an attempt would be let through now; takes nothing.
@@ -78,7 +85,9 @@ impl Breaker {
                 retry_after => Err(Refused { retry_after }),
             },
             State::HalfOpen { probes } if probes < self.probes() => Ok(()),
-            State::HalfOpen { .. } => Err(Refused { retry_after: self.settings.cool_down.min(PROBES_BUSY) }),
+            State::HalfOpen { .. } => Err(Refused {
+                retry_after: self.settings.cool_down.min(PROBES_BUSY),
+            }),
         }
     }
 
@@ -97,11 +106,16 @@ impl Breaker {
         }
         if let State::HalfOpen { probes } = &mut inner.state {
             if *probes >= self.probes() {
-                return Err(Refused { retry_after: self.settings.cool_down.min(PROBES_BUSY) });
+                return Err(Refused {
+                    retry_after: self.settings.cool_down.min(PROBES_BUSY),
+                });
             }
             *probes += 1;
         }
-        Ok(Pass { breaker: Arc::clone(self), generation: inner.generation })
+        Ok(Pass {
+            breaker: Arc::clone(self),
+            generation: inner.generation,
+        })
     }
 
     /// The state as the next attempt would find it: open past its cool-down is half-open.
@@ -187,7 +201,10 @@ impl Breaker {
 
 impl fmt::Debug for Breaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breaker").field("settings", &self.settings).field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("Breaker")
+            .field("settings", &self.settings)
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }
 
@@ -223,7 +240,14 @@ mod tests {
 
     fn breaker(failure_threshold: u32, cool_down: u64, half_open_probes: u32) -> Arc<Breaker> {
         let cool_down = Duration::from_secs(cool_down);
-        Breaker::new(config::Breaker { failure_threshold, cool_down, half_open_probes }, Box::new(|_| {}))
+        Breaker::new(
+            config::Breaker {
+                failure_threshold,
+                cool_down,
+                half_open_probes,
+            },
+            Box::new(|_| {}),
+        )
     }
 
     fn fail(breaker: &Arc<Breaker>) {
@@ -238,10 +262,19 @@ mod tests {
         breaker.try_pass().unwrap().success();
         fail(&breaker);
         fail(&breaker);
-        assert_eq!(breaker.state(), BreakerState::Closed, "a success in between starts the count again");
+        assert_eq!(
+            breaker.state(),
+            BreakerState::Closed,
+            "a success in between starts the count again"
+        );
         fail(&breaker);
         assert_eq!(breaker.state(), BreakerState::Open);
-        assert_eq!(breaker.check(), Err(Refused { retry_after: Duration::from_secs(10) }));
+        assert_eq!(
+            breaker.check(),
+            Err(Refused {
+                retry_after: Duration::from_secs(10)
+            })
+        );
         assert!(breaker.try_pass().is_err());
     }
 
@@ -257,11 +290,18 @@ mod tests {
         assert!(breaker.try_pass().is_err());
         drop(first);
         let third = breaker.try_pass().unwrap();
-        assert!(breaker.try_pass().is_err(), "the place of the one that left, and not more");
+        assert!(
+            breaker.try_pass().is_err(),
+            "the place of the one that left, and not more"
+        );
         second.success();
         assert_eq!(breaker.state(), BreakerState::Closed);
         third.failure(None);
-        assert_eq!(breaker.state(), BreakerState::Closed, "a late verdict of a probe has no say any more");
+        assert_eq!(
+            breaker.state(),
+            BreakerState::Closed,
+            "a late verdict of a probe has no say any more"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -276,11 +316,18 @@ mod tests {
         let mut stream = breaker.try_pass().unwrap();
         stream.committed();
         probe.failure(None);
-        assert_eq!(breaker.state(), BreakerState::Open, "the commit of an ordinary pass does not start the count again");
+        assert_eq!(
+            breaker.state(),
+            BreakerState::Open,
+            "the commit of an ordinary pass does not start the count again"
+        );
         drop(stream);
         tokio::time::advance(Duration::from_secs(10)).await;
         let late = breaker.try_pass().unwrap();
-        assert!(breaker.try_pass().is_err(), "one probe, and a place given back once");
+        assert!(
+            breaker.try_pass().is_err(),
+            "one probe, and a place given back once"
+        );
         drop(late);
         assert!(breaker.try_pass().is_ok());
     }
@@ -291,7 +338,12 @@ mod tests {
         (0..3).for_each(|_| fail(&breaker));
         tokio::time::advance(Duration::from_secs(11)).await;
         fail(&breaker);
-        assert_eq!(breaker.check(), Err(Refused { retry_after: Duration::from_secs(10) }));
+        assert_eq!(
+            breaker.check(),
+            Err(Refused {
+                retry_after: Duration::from_secs(10)
+            })
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -301,23 +353,53 @@ mod tests {
         let absurd = breaker.try_pass().unwrap();
         fail(&breaker);
         early.failure(Some(Duration::from_secs(5)));
-        assert_eq!(breaker.check(), Err(Refused { retry_after: Duration::from_secs(10) }), "a shorter one does not shorten");
+        assert_eq!(
+            breaker.check(),
+            Err(Refused {
+                retry_after: Duration::from_secs(10)
+            }),
+            "a shorter one does not shorten"
+        );
         late.failure(Some(Duration::from_secs(47)));
-        assert_eq!(breaker.check(), Err(Refused { retry_after: Duration::from_secs(47) }));
+        assert_eq!(
+            breaker.check(),
+            Err(Refused {
+                retry_after: Duration::from_secs(47)
+            })
+        );
         absurd.failure(Some(Duration::MAX));
-        assert_eq!(breaker.check(), Err(Refused { retry_after: LONGEST_ASKED }));
+        assert_eq!(
+            breaker.check(),
+            Err(Refused {
+                retry_after: LONGEST_ASKED
+            })
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_observer_sees_each_change_once() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
-        let settings = config::Breaker { failure_threshold: 1, cool_down: Duration::from_secs(1), half_open_probes: 1 };
-        let breaker = Breaker::new(settings, Box::new(move |state| log.lock().unwrap().push(state)));
+        let settings = config::Breaker {
+            failure_threshold: 1,
+            cool_down: Duration::from_secs(1),
+            half_open_probes: 1,
+        };
+        let breaker = Breaker::new(
+            settings,
+            Box::new(move |state| log.lock().unwrap().push(state)),
+        );
         fail(&breaker);
         tokio::time::advance(Duration::from_secs(1)).await;
         breaker.try_pass().unwrap().success();
         breaker.try_pass().unwrap().success();
-        assert_eq!(*seen.lock().unwrap(), [BreakerState::Open, BreakerState::HalfOpen, BreakerState::Closed]);
+        assert_eq!(
+            *seen.lock().unwrap(),
+            [
+                BreakerState::Open,
+                BreakerState::HalfOpen,
+                BreakerState::Closed
+            ]
+        );
     }
 }

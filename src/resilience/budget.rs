@@ -34,7 +34,16 @@ struct Slot {
 impl RetryBudget {
     /// An unspent budget of `ratio` extra calls a request, plus `floor` in any ten seconds.
     pub fn new(ratio: f64, floor: u32) -> Self {
-        Self { ratio: if ratio.is_finite() { ratio.max(0.0) } else { 0.0 }, floor, start: Instant::now(), window: Mutex::default() }
+        Self {
+            ratio: if ratio.is_finite() {
+                ratio.max(0.0)
+            } else {
+                0.0
+            },
+            floor,
+            start: Instant::now(),
+            window: Mutex::default(),
+        }
     }
 
     /// Notes that a request asks this provider for the first time.
@@ -48,7 +57,8 @@ impl RetryBudget {
         self.with_window(|slots, now| {
             let requests: u64 = slots.iter().map(|slot| u64::from(slot.requests)).sum();
             let extra: u64 = slots.iter().map(|slot| u64::from(slot.extra)).sum();
-            let allowed = (extra + 1) as f64 <= self.ratio * requests as f64 + f64::from(self.floor);
+            let allowed =
+                (extra + 1) as f64 <= self.ratio * requests as f64 + f64::from(self.floor);
             if allowed {
                 slots[now].extra = slots[now].extra.saturating_add(1);
             }
@@ -94,7 +104,12 @@ mod tests {
     #[case::both(0.2, 3, 10, 5)]
     #[case::nothing_asked(0.2, 0, 0, 0)]
     #[tokio::test(start_paused = true)]
-    async fn retries_are_a_share_of_requests(#[case] ratio: f64, #[case] floor: u32, #[case] requests: usize, #[case] allowed: usize) {
+    async fn retries_are_a_share_of_requests(
+        #[case] ratio: f64,
+        #[case] floor: u32,
+        #[case] requests: usize,
+        #[case] allowed: usize,
+    ) {
         let budget = RetryBudget::new(ratio, floor);
         for _ in 0..requests {
             budget.request();

@@ -34,8 +34,14 @@ pub enum NoPlace {
 impl Bulkhead {
     /// A bulkhead of `limit` places (at least one), with a queue for so many.
     pub fn new(limit: u32, queue: u32) -> Self {
-        let limit = usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS).clamp(1, Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(limit)), waiting: AtomicUsize::new(0), queue: usize::try_from(queue).unwrap_or(usize::MAX) }
+        let limit = usize::try_from(limit)
+            .unwrap_or(Semaphore::MAX_PERMITS)
+            .clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            places: Arc::new(Semaphore::new(limit)),
+            waiting: AtomicUsize::new(0),
+            queue: usize::try_from(queue).unwrap_or(usize::MAX),
+        }
     }
 
     /// Waits for a place until `until`. First come, first served.
@@ -64,7 +70,9 @@ impl<'a> Waiter<'a> {
     fn queue(bulkhead: &'a Bulkhead) -> Result<Self, NoPlace> {
         bulkhead
             .waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| (waiting < bulkhead.queue).then_some(waiting + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
+                (waiting < bulkhead.queue).then_some(waiting + 1)
+            })
             .map(|_| Self(bulkhead))
             .map_err(|_| NoPlace::QueueFull)
     }
@@ -105,13 +113,22 @@ mod tests {
         let mut second = Box::pin(bulkhead.enter(soon()));
         assert!(futures::poll!(&mut first).is_pending());
         assert!(futures::poll!(&mut second).is_pending());
-        assert_eq!(bulkhead.enter(soon()).await.unwrap_err(), NoPlace::QueueFull);
+        assert_eq!(
+            bulkhead.enter(soon()).await.unwrap_err(),
+            NoPlace::QueueFull
+        );
         drop(second);
         let mut third = Box::pin(bulkhead.enter(soon()));
-        assert!(futures::poll!(&mut third).is_pending(), "the second has left: there is room to wait");
+        assert!(
+            futures::poll!(&mut third).is_pending(),
+            "the second has left: there is room to wait"
+        );
         drop(place);
         let place = first.await.unwrap();
-        assert!(futures::poll!(&mut third).is_pending(), "first come, first served");
+        assert!(
+            futures::poll!(&mut third).is_pending(),
+            "first come, first served"
+        );
         drop(place);
         assert!(third.await.is_ok());
     }

@@ -44,19 +44,30 @@ pub struct Deadline {
 impl Deadline {
     /// What a caller wants.
     pub fn of_caller(at: Instant) -> Self {
-        Self { at, set_by: SetBy::Caller }
+        Self {
+            at,
+            set_by: SetBy::Caller,
+        }
     }
 }
 
 /// The one deadline of a request: `total` from when it arrived, or what was asked for if that comes first.
 pub fn overall(arrived: Instant, total: Duration, asked: Option<Deadline>) -> Deadline {
-    let configured = Deadline { at: point(arrived, total), set_by: SetBy::Configuration };
-    asked.filter(|asked| asked.at < configured.at).unwrap_or(configured)
+    let configured = Deadline {
+        at: point(arrived, total),
+        set_by: SetBy::Configuration,
+    };
+    asked
+        .filter(|asked| asked.at < configured.at)
+        .unwrap_or(configured)
 }
 
 /// Until when a candidate may run that has `later` candidates behind it. See the module's head for the formula.
 pub fn share(now: Instant, deadline: Instant, reserve: Duration, later: usize) -> Instant {
-    point(now, share_of(deadline.saturating_duration_since(now), reserve, later))
+    point(
+        now,
+        share_of(deadline.saturating_duration_since(now), reserve, later),
+    )
 }
 
 /// The same as a length of time: what a candidate gets of `remaining`.
@@ -78,7 +89,9 @@ pub struct Elapsed;
 /// # Errors
 /// [`Elapsed`] if the work was not done by then.
 pub async fn within<T>(until: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
-    tokio::time::timeout_at(until, work).await.map_err(|_| Elapsed)
+    tokio::time::timeout_at(until, work)
+        .await
+        .map_err(|_| Elapsed)
 }
 
 #[cfg(test)]
@@ -95,8 +108,17 @@ mod tests {
     #[case::fair_when_reserve_exceeds_all(1_000, 3_000, 1, 500)]
     #[case::no_reserve(1_000, 0, 3, 1_000)]
     #[case::nothing_left(0, 3_000, 1, 0)]
-    fn a_candidate_leaves_the_reserve_or_shares_fairly(#[case] left: u64, #[case] reserve: u64, #[case] later: usize, #[case] gets: u64) {
-        let got = share_of(Duration::from_millis(left), Duration::from_millis(reserve), later);
+    fn a_candidate_leaves_the_reserve_or_shares_fairly(
+        #[case] left: u64,
+        #[case] reserve: u64,
+        #[case] later: usize,
+        #[case] gets: u64,
+    ) {
+        let got = share_of(
+            Duration::from_millis(left),
+            Duration::from_millis(reserve),
+            later,
+        );
         assert_eq!(got, Duration::from_millis(gets));
     }
 
@@ -104,7 +126,10 @@ mod tests {
     async fn the_callers_deadline_only_shortens() {
         let now = Instant::now();
         let total = Duration::from_secs(10);
-        let configured = Deadline { at: now + total, set_by: SetBy::Configuration };
+        let configured = Deadline {
+            at: now + total,
+            set_by: SetBy::Configuration,
+        };
         let caller = |seconds| Deadline::of_caller(now + Duration::from_secs(seconds));
         assert_eq!(overall(now, total, None), configured);
         assert_eq!(overall(now, total, Some(caller(3))), caller(3));
@@ -119,7 +144,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn work_is_dropped_at_its_point_in_time() {
         let until = point(Instant::now(), Duration::from_millis(50));
-        assert_eq!(within(until, std::future::pending::<()>()).await, Err(Elapsed));
+        assert_eq!(
+            within(until, std::future::pending::<()>()).await,
+            Err(Elapsed)
+        );
         assert!(Instant::now() >= until);
         assert_eq!(within(until, async { 7 }).await, Ok(7));
     }

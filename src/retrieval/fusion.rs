@@ -22,10 +22,12 @@ pub fn fuse<'a>(lanes: impl IntoIterator<Item = &'a [Passage]>, limit: u32) -> V
         let mut rank = 0.0;
         let mut seen = Vec::new();
         for passage in lane {
-            let at = *place.entry((passage.document, passage.text.as_str())).or_insert_with(|| {
-                fused.push((passage, 0.0));
-                fused.len() - 1
-            });
+            let at = *place
+                .entry((passage.document, passage.text.as_str()))
+                .or_insert_with(|| {
+                    fused.push((passage, 0.0));
+                    fused.len() - 1
+                });
             // a lane that names a passage twice has one voice for it
             if seen.contains(&at) {
                 continue;
@@ -40,7 +42,14 @@ pub fn fuse<'a>(lanes: impl IntoIterator<Item = &'a [Passage]>, limit: u32) -> V
     // stable: equals stay in the order in which they were first named
     fused.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    fused.into_iter().take(limit).map(|(passage, score)| Passage { score, ..passage.clone() }).collect()
+    fused
+        .into_iter()
+        .take(limit)
+        .map(|(passage, score)| Passage {
+            score,
+            ..passage.clone()
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -50,13 +59,21 @@ mod tests {
     fn passages(documents: &[u128]) -> Vec<Passage> {
         documents
             .iter()
-            .map(|document| Passage { document: Uuid::from_u128(*document), title: String::new(), text: "text".into(), score: 9.0 })
+            .map(|document| Passage {
+                document: Uuid::from_u128(*document),
+                title: String::new(),
+                text: "text".into(),
+                score: 9.0,
+            })
             .collect()
     }
 
     fn order(lanes: &[&[u128]], limit: u32) -> Vec<u128> {
         let lanes: Vec<Vec<Passage>> = lanes.iter().map(|lane| passages(lane)).collect();
-        fuse(lanes.iter().map(Vec::as_slice), limit).iter().map(|passage| passage.document.as_u128()).collect()
+        fuse(lanes.iter().map(Vec::as_slice), limit)
+            .iter()
+            .map(|passage| passage.document.as_u128())
+            .collect()
     }
 
     #[test]
@@ -71,6 +88,12 @@ mod tests {
     fn one_lane_keeps_its_order_and_a_passage_named_twice_counts_once() {
         assert_eq!(order(&[&[3, 1, 3, 2]], 9), [3, 1, 2]);
         let fused = fuse([passages(&[3, 1, 3, 2]).as_slice()], 9);
-        assert_eq!(fused.iter().map(|passage| passage.score).collect::<Vec<_>>(), [1.0 / 61.0, 1.0 / 62.0, 1.0 / 63.0]);
+        assert_eq!(
+            fused
+                .iter()
+                .map(|passage| passage.score)
+                .collect::<Vec<_>>(),
+            [1.0 / 61.0, 1.0 / 62.0, 1.0 / 63.0]
+        );
     }
 }

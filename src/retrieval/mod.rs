@@ -62,8 +62,13 @@ pub struct Answer {
 /// Cancel safe: dropping the future drops every lane's call.
 pub async fn search(lanes: &[Box<dyn Lane>], search: Search<'_>, until: Instant) -> Vec<Answer> {
     join_all(lanes.iter().map(|lane| async move {
-        let found = timeout_at(until, lane.search(search)).await.unwrap_or(Err(LaneError::TimedOut));
-        Answer { lane: lane.name(), found }
+        let found = timeout_at(until, lane.search(search))
+            .await
+            .unwrap_or(Err(LaneError::TimedOut));
+        Answer {
+            lane: lane.name(),
+            found,
+        }
     }))
     .await
 }
@@ -90,7 +95,12 @@ mod tests {
         }
         async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, LaneError> {
             self.1.wait().await;
-            Ok(vec![Passage { document: Uuid::nil(), title: self.0.into(), text: search.text.into(), score: 1.0 }])
+            Ok(vec![Passage {
+                document: Uuid::nil(),
+                title: self.0.into(),
+                text: search.text.into(),
+                score: 1.0,
+            }])
         }
     }
 
@@ -117,15 +127,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lanes_run_together_and_each_has_its_own_result() {
         let barrier = Arc::new(Barrier::new(2));
-        let lanes: Vec<Box<dyn Lane>> =
-            vec![Box::new(Together("one", barrier.clone())), Box::new(Silent), Box::new(Failing), Box::new(Together("other", barrier))];
+        let lanes: Vec<Box<dyn Lane>> = vec![
+            Box::new(Together("one", barrier.clone())),
+            Box::new(Silent),
+            Box::new(Failing),
+            Box::new(Together("other", barrier)),
+        ];
         let until = Instant::now() + Duration::from_secs(30);
-        let answers = search(&lanes, Search { tenant: "a", text: "what", limit: 5 }, until).await;
-        let told: Vec<(&str, Result<usize, LaneError>)> =
-            answers.iter().map(|answer| (answer.lane, answer.found.as_ref().map(Vec::len).map_err(Clone::clone))).collect();
+        let answers = search(
+            &lanes,
+            Search {
+                tenant: "a",
+                text: "what",
+                limit: 5,
+            },
+            until,
+        )
+        .await;
+        let told: Vec<(&str, Result<usize, LaneError>)> = answers
+            .iter()
+            .map(|answer| {
+                (
+                    answer.lane,
+                    answer.found.as_ref().map(Vec::len).map_err(Clone::clone),
+                )
+            })
+            .collect();
         assert_eq!(told[0], ("one", Ok(1)));
         assert_eq!(told[1], ("silent", Err(LaneError::TimedOut)));
-        assert_eq!(told[2], ("failing", Err(LaneError::Store(StoreError::Unavailable("gone".into())))));
+        assert_eq!(
+            told[2],
+            (
+                "failing",
+                Err(LaneError::Store(StoreError::Unavailable("gone".into())))
+            )
+        );
         assert_eq!(told[3], ("other", Ok(1)));
     }
 }

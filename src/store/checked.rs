@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store, StoreError};
+use super::{
+    Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
+    StoreError,
+};
 
 /// A store behind the checks.
 pub(super) struct Checked<S>(pub S);
@@ -11,7 +14,9 @@ pub(super) struct Checked<S>(pub S);
 /// Refuses text with a NUL.
 fn check(what: &str, text: &str) -> Result<(), StoreError> {
     match text.find('\0') {
-        Some(at) => Err(StoreError::Rejected(format!("{what} has a NUL character at byte {at}: text with NUL characters cannot be stored"))),
+        Some(at) => Err(StoreError::Rejected(format!(
+            "{what} has a NUL character at byte {at}: text with NUL characters cannot be stored"
+        ))),
         None => Ok(()),
     }
 }
@@ -26,7 +31,11 @@ impl<S: Store> Store for Checked<S> {
         self.0.ping().await
     }
 
-    async fn add_document(&self, tenant: &str, document: NewDocument) -> Result<Document, StoreError> {
+    async fn add_document(
+        &self,
+        tenant: &str,
+        document: NewDocument,
+    ) -> Result<Document, StoreError> {
         check("the tenant", tenant)?;
         check("the title", &document.title)?;
         check("the text", &document.text)?;
@@ -43,7 +52,12 @@ impl<S: Store> Store for Checked<S> {
         self.0.delete_document(tenant, id).await
     }
 
-    async fn search(&self, tenant: &str, text: &str, limit: u32) -> Result<Vec<Passage>, StoreError> {
+    async fn search(
+        &self,
+        tenant: &str,
+        text: &str,
+        limit: u32,
+    ) -> Result<Vec<Passage>, StoreError> {
         check("the tenant", tenant)?;
         self.0.search(tenant, text, limit).await
     }

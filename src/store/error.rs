@@ -24,7 +24,9 @@ pub(super) fn fate(error: &sqlx::Error) -> Fate {
             Some(code) if is_postgres(database.as_ref()) => postgres_fate(code),
             _ => Fate::Usable,
         },
-        sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) => Fate::Usable,
+        sqlx::Error::RowNotFound
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnNotFound(_) => Fate::Usable,
         _ => Fate::Lost,
     }
 }
@@ -42,7 +44,9 @@ pub(super) fn classify(error: &sqlx::Error, bound: Duration) -> StoreError {
         }
         sqlx::Error::Io(error) => StoreError::Unavailable(error.to_string()),
         sqlx::Error::Tls(error) => StoreError::Unavailable(format!("TLS: {error}")),
-        sqlx::Error::WorkerCrashed => StoreError::Unavailable("the connection's worker ended".into()),
+        sqlx::Error::WorkerCrashed => {
+            StoreError::Unavailable("the connection's worker ended".into())
+        }
         // the driver met the end of the connection, or noise, in the middle of a message
         sqlx::Error::Protocol(message) => StoreError::Unavailable(message.clone()),
         other => StoreError::Failed(other.to_string()),
@@ -50,7 +54,9 @@ pub(super) fn classify(error: &sqlx::Error, bound: Duration) -> StoreError {
 }
 
 fn is_postgres(error: &(dyn sqlx::error::DatabaseError + 'static)) -> bool {
-    error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some()
+    error
+        .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+        .is_some()
 }
 
 /// SQLSTATEs: PostgreSQL documentation, appendix A.
@@ -75,7 +81,9 @@ fn postgres(code: &str, message: String, bound: Duration) -> StoreError {
         "22021" | "22P05" | "22001" | "54000" | "23505" => StoreError::Rejected(message),
         // 08 connection, 57P operator, 53 resources (too many connections), 55000 no connections allowed, 3D000 no such database
         "55000" | "3D000" => StoreError::Unavailable(message),
-        code if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => StoreError::Unavailable(message),
+        code if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
+            StoreError::Unavailable(message)
+        }
         // the password or the role is wrong: the operator's matter, never the client's
         code if code.starts_with("28") => StoreError::Unavailable(message),
         code => StoreError::Failed(format!("{message} (SQLSTATE {code})")),

@@ -18,15 +18,23 @@ impl Migration {
     fn script(&self) -> String {
         let Self { version, name, sql } = self;
         let checksum = checksum(sql);
-        format!("{sql};\nINSERT INTO schema_migrations (version, name, checksum) VALUES ({version}, '{name}', '{checksum}')")
+        format!(
+            "{sql};\nINSERT INTO schema_migrations (version, name, checksum) VALUES ({version}, '{name}', '{checksum}')"
+        )
     }
 }
 
-const POSTGRES: &[Migration] =
-    &[Migration { version: 1, name: "documents_queries_keys", sql: include_str!("migrations/postgres/0001_documents_queries_keys.sql") }];
+const POSTGRES: &[Migration] = &[Migration {
+    version: 1,
+    name: "documents_queries_keys",
+    sql: include_str!("migrations/postgres/0001_documents_queries_keys.sql"),
+}];
 
-const SQLITE: &[Migration] =
-    &[Migration { version: 1, name: "documents_queries_keys", sql: include_str!("migrations/sqlite/0001_documents_queries_keys.sql") }];
+const SQLITE: &[Migration] = &[Migration {
+    version: 1,
+    name: "documents_queries_keys",
+    sql: include_str!("migrations/sqlite/0001_documents_queries_keys.sql"),
+}];
 
 /// Any number, the same in every replica: the key of the advisory lock ("gauntlet" in ASCII).
 const LOCK: i64 = 0x6761_756e_746c_6574;
@@ -45,18 +53,33 @@ pub(super) enum MigrateError {
 }
 
 /// Whether a Postgres database is up to date.
-pub(super) async fn postgres_is_current(connection: &mut PgConnection) -> Result<bool, MigrateError> {
-    let known: bool = sqlx::query_scalar("SELECT to_regclass('schema_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
+pub(super) async fn postgres_is_current(
+    connection: &mut PgConnection,
+) -> Result<bool, MigrateError> {
+    let known: bool = sqlx::query_scalar("SELECT to_regclass('schema_migrations') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
     Ok(known && pending(POSTGRES, &postgres_applied(connection).await?)?.is_empty())
 }
 
 /// Brings a Postgres database up to date. `lock_wait` bounds the wait for another replica that migrates.
-pub(super) async fn postgres(connection: &mut PgConnection, lock_wait: std::time::Duration) -> Result<(), MigrateError> {
+pub(super) async fn postgres(
+    connection: &mut PgConnection,
+    lock_wait: std::time::Duration,
+) -> Result<(), MigrateError> {
     let mut transaction = connection.begin().await?;
     // a migration may take longer than a request's statement: only the waiting is bounded
-    let bounds = format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {}", lock_wait.as_millis());
-    sqlx::raw_sql(AssertSqlSafe(bounds)).execute(&mut *transaction).await?;
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    let bounds = format!(
+        "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {}",
+        lock_wait.as_millis()
+    );
+    sqlx::raw_sql(AssertSqlSafe(bounds))
+        .execute(&mut *transaction)
+        .await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(LOCK)
+        .execute(&mut *transaction)
+        .await?;
     sqlx::raw_sql(
         "CREATE TABLE IF NOT EXISTS schema_migrations (version bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
     )
@@ -64,7 +87,9 @@ pub(super) async fn postgres(connection: &mut PgConnection, lock_wait: std::time
     .await?;
     let applied = postgres_applied(&mut transaction).await?;
     for migration in pending(POSTGRES, &applied)? {
-        sqlx::raw_sql(AssertSqlSafe(migration.script())).execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(migration.script()))
+            .execute(&mut *transaction)
+            .await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -72,8 +97,11 @@ pub(super) async fn postgres(connection: &mut PgConnection, lock_wait: std::time
 
 /// Brings a SQLite database up to date; the connection's busy time-out bounds the wait for another process that migrates.
 pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), MigrateError> {
-    let known: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations')").fetch_one(&mut *connection).await?;
+    let known: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations')",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     if known && pending(SQLITE, &sqlite_applied(connection).await?)?.is_empty() {
         return Ok(());
     }
@@ -85,7 +113,9 @@ pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), Migr
     .await?;
     let applied = sqlite_applied(&mut transaction).await?;
     for migration in pending(SQLITE, &applied)? {
-        sqlx::raw_sql(AssertSqlSafe(migration.script())).execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(migration.script()))
+            .execute(&mut *transaction)
+            .await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -104,18 +134,32 @@ async fn sqlite_applied(connection: &mut SqliteConnection) -> Result<Applied, sq
 }
 
 /// What is yet to be applied, in order. Versions that this program does not know are a newer replica's, and are left alone.
-fn pending(all: &'static [Migration], applied: &Applied) -> Result<Vec<&'static Migration>, MigrateError> {
+fn pending(
+    all: &'static [Migration],
+    applied: &Applied,
+) -> Result<Vec<&'static Migration>, MigrateError> {
     let mut pending = Vec::new();
     for migration in all {
-        match applied.iter().find(|(version, _)| *version == migration.version) {
+        match applied
+            .iter()
+            .find(|(version, _)| *version == migration.version)
+        {
             None => pending.push(migration),
             Some((_, sum)) if *sum == checksum(migration.sql) => {}
-            Some(_) => return Err(MigrateError::Changed { version: migration.version, name: migration.name }),
+            Some(_) => {
+                return Err(MigrateError::Changed {
+                    version: migration.version,
+                    name: migration.name,
+                });
+            }
         }
     }
     Ok(pending)
 }
 
 fn checksum(sql: &str) -> String {
-    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(sql.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

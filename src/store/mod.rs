@@ -151,13 +151,22 @@ pub trait Store: Send + Sync {
     /// One cheap round trip.
     async fn ping(&self) -> Result<(), StoreError>;
     /// Stores a document for the tenant.
-    async fn add_document(&self, tenant: &str, document: NewDocument) -> Result<Document, StoreError>;
+    async fn add_document(
+        &self,
+        tenant: &str,
+        document: NewDocument,
+    ) -> Result<Document, StoreError>;
     /// The tenant's document, if it exists.
     async fn document(&self, tenant: &str, id: Uuid) -> Result<Option<Document>, StoreError>;
     /// Deletes the tenant's document; whether it existed.
     async fn delete_document(&self, tenant: &str, id: Uuid) -> Result<bool, StoreError>;
     /// Full-text search, best first. Any text is a valid query.
-    async fn search(&self, tenant: &str, text: &str, limit: u32) -> Result<Vec<Passage>, StoreError>;
+    async fn search(
+        &self,
+        tenant: &str,
+        text: &str,
+        limit: u32,
+    ) -> Result<Vec<Passage>, StoreError>;
     /// Records a query, once: a second record of the same id changes nothing.
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError>;
     /// The tenant's query, if it exists.
@@ -178,5 +187,9 @@ pub trait Store: Send + Sync {
 
 /// The wall clock, for records only.
 fn now() -> Micros {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX)
+        })
 }

@@ -18,7 +18,9 @@ use crate::config::StoreConfig;
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     let url = config.url.expose_secret();
     match url.split_once(':').map(|(scheme, _)| scheme) {
-        Some("postgres" | "postgresql") => Ok(Arc::new(Checked(PostgresStore::open(config).await?))),
+        Some("postgres" | "postgresql") => {
+            Ok(Arc::new(Checked(PostgresStore::open(config).await?)))
+        }
         Some("sqlite") => Ok(Arc::new(Checked(SqliteStore::open(config).await?))),
         scheme => Err(StoreError::Failed(format!(
             "store.url begins with `{}`: use postgres://user@host/database, sqlite://path or sqlite::memory:",

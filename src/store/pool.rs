@@ -65,12 +65,28 @@ impl<C: Connection> Pool<C> {
     /// An empty pool; nothing is connected yet.
     pub fn new(options: C::Options, target: String, bounds: Bounds) -> Self {
         let slots = usize::try_from(bounds.connections.max(1)).unwrap_or(1);
-        Self { options, target, bounds, slots: Arc::new(Semaphore::new(slots)), idle: Mutex::new(Vec::new()) }
+        Self {
+            options,
+            target,
+            bounds,
+            slots: Arc::new(Semaphore::new(slots)),
+            idle: Mutex::new(Vec::new()),
+        }
     }
 
     /// A connection outside of any pool, for the schema.
-    pub async fn single(options: &C::Options, target: &str, bounds: Bounds) -> Result<C, StoreError> {
-        connect::<C>(options, target, Instant::now() + bounds.acquire, bounds.acquire).await
+    pub async fn single(
+        options: &C::Options,
+        target: &str,
+        bounds: Bounds,
+    ) -> Result<C, StoreError> {
+        connect::<C>(
+            options,
+            target,
+            Instant::now() + bounds.acquire,
+            bounds.acquire,
+        )
+        .await
     }
 
     /// Makes one call on one connection.
@@ -80,17 +96,23 @@ impl<C: Connection> Pool<C> {
     pub async fn call<'a, T, F>(&self, repeat: Repeat, call: F) -> Result<T, StoreError>
     where
         T: Send,
-        F: for<'c> Fn(&'c mut C, Borrows<'c, 'a>) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync,
+        F: for<'c> Fn(&'c mut C, Borrows<'c, 'a>) -> BoxFuture<'c, Result<T, sqlx::Error>>
+            + Send
+            + Sync,
     {
         let acquire_by = Instant::now() + self.bounds.acquire;
         let mut leased = self.lease(acquire_by).await?;
         let answer_by = Instant::now() + self.bounds.statement;
         let mut repeated = false;
         loop {
-            if repeat == Repeat::Never && leased.reused && !alive(&mut leased.connection, answer_by).await {
+            if repeat == Repeat::Never
+                && leased.reused
+                && !alive(&mut leased.connection, answer_by).await
+            {
                 leased = self.replace(leased, acquire_by.max(answer_by)).await?;
             }
-            let Ok(result) = timeout_at(answer_by, call(&mut leased.connection, PhantomData)).await else {
+            let Ok(result) = timeout_at(answer_by, call(&mut leased.connection, PhantomData)).await
+            else {
                 return Err(StoreError::Timeout(self.bounds.statement));
             };
             let error = match result {
@@ -106,7 +128,9 @@ impl<C: Connection> Pool<C> {
                     return Err(classify(&error, self.bounds.statement));
                 }
                 // an idle connection that was dead costs no try; one that broke under the call costs the second and last one
-                Fate::Lost | Fate::Stale if repeat == Repeat::Harmless && (leased.reused || !repeated) => {
+                Fate::Lost | Fate::Stale
+                    if repeat == Repeat::Harmless && (leased.reused || !repeated) =>
+                {
                     tracing::debug!(%error, store = self.target, "a connection was lost; the call is made on a new one");
                     repeated |= !leased.reused;
                     leased = self.replace(leased, answer_by).await?;
@@ -133,7 +157,11 @@ impl<C: Connection> Pool<C> {
             Err(_) => return Err(StoreError::PoolExhausted(self.bounds.acquire)),
         };
         if let Some(connection) = self.take_idle() {
-            return Ok(Leased { connection, reused: true, _slot: slot });
+            return Ok(Leased {
+                connection,
+                reused: true,
+                _slot: slot,
+            });
         }
         self.connect(slot, by).await
     }
@@ -144,14 +172,25 @@ impl<C: Connection> Pool<C> {
         self.connect(dead._slot, by).await
     }
 
-    async fn connect(&self, slot: OwnedSemaphorePermit, by: Instant) -> Result<Leased<C>, StoreError> {
+    async fn connect(
+        &self,
+        slot: OwnedSemaphorePermit,
+        by: Instant,
+    ) -> Result<Leased<C>, StoreError> {
         let connection = connect::<C>(&self.options, &self.target, by, self.bounds.acquire).await?;
-        Ok(Leased { connection, reused: false, _slot: slot })
+        Ok(Leased {
+            connection,
+            reused: false,
+            _slot: slot,
+        })
     }
 
     fn give_back(&self, leased: Leased<C>) {
         if !self.slots.is_closed() {
-            self.idle().push(Idle { connection: leased.connection, since: Instant::now() });
+            self.idle().push(Idle {
+                connection: leased.connection,
+                since: Instant::now(),
+            });
         }
     }
 
@@ -167,14 +206,23 @@ impl<C: Connection> Pool<C> {
     }
 }
 
-async fn connect<C: Connection>(options: &C::Options, target: &str, by: Instant, bound: Duration) -> Result<C, StoreError> {
+async fn connect<C: Connection>(
+    options: &C::Options,
+    target: &str,
+    by: Instant,
+    bound: Duration,
+) -> Result<C, StoreError> {
     match timeout_at(by, options.connect()).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(match classify(&error, bound) {
-            StoreError::Failed(reason) | StoreError::Unavailable(reason) => StoreError::Unavailable(format!("{target}: {reason}")),
+            StoreError::Failed(reason) | StoreError::Unavailable(reason) => {
+                StoreError::Unavailable(format!("{target}: {reason}"))
+            }
             other => other,
         }),
-        Err(_) => Err(StoreError::Unavailable(format!("{target}: no connection within {bound:?}"))),
+        Err(_) => Err(StoreError::Unavailable(format!(
+            "{target}: no connection within {bound:?}"
+        ))),
     }
 }
 

@@ -13,7 +13,9 @@ use super::migrate::{self, MigrateError};
 use super::pool::{Bounds, Pool, Repeat};
 use super::row::{document, found, key_record, page, query_record};
 use super::text::{CANDIDATES, pieces, query_words, rank};
-use super::{Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now};
+use super::{
+    Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now,
+};
 use crate::config::StoreConfig;
 
 /// How long a replica waits for another one that migrates.
@@ -27,26 +29,56 @@ pub(super) struct PostgresStore {
 impl PostgresStore {
     /// Connects and migrates.
     pub async fn open(config: &StoreConfig) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(config.url.expose_secret())
-            .map_err(|error| StoreError::Failed(format!("store.url is not a Postgres URL: {error}")))?;
+        let options = PgConnectOptions::from_str(config.url.expose_secret()).map_err(|error| {
+            StoreError::Failed(format!("store.url is not a Postgres URL: {error}"))
+        })?;
         let target = match options.get_socket() {
-            Some(folder) => format!("Postgres at {}/{}", folder.display(), options.get_database().unwrap_or_default()),
-            None => format!("Postgres at {}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default()),
+            Some(folder) => format!(
+                "Postgres at {}/{}",
+                folder.display(),
+                options.get_database().unwrap_or_default()
+            ),
+            None => format!(
+                "Postgres at {}:{}/{}",
+                options.get_host(),
+                options.get_port(),
+                options.get_database().unwrap_or_default()
+            ),
         };
         // the server gives up a little earlier than we do, so that the usual time-out costs no connection and nothing is
         // written after its caller has been told that it failed
-        let statement = (config.statement_timeout * 9 / 10).as_millis().max(1).to_string();
-        let options = options.application_name("gauntlet").options([("statement_timeout", statement)]);
-        let bounds = Bounds { connections: config.max_connections, acquire: config.acquire_timeout, statement: config.statement_timeout };
+        let statement = (config.statement_timeout * 9 / 10)
+            .as_millis()
+            .max(1)
+            .to_string();
+        let options = options
+            .application_name("gauntlet")
+            .options([("statement_timeout", statement)]);
+        let bounds = Bounds {
+            connections: config.max_connections,
+            acquire: config.acquire_timeout,
+            statement: config.statement_timeout,
+        };
 
         let mut connection = Pool::<PgConnection>::single(&options, &target, bounds).await?;
         // a silent server is given up soon; a migration, or another replica's, may take its time
-        if !bounded(bounds.statement, migrate::postgres_is_current(&mut connection)).await? {
-            bounded(MIGRATION_WAIT * 2, migrate::postgres(&mut connection, MIGRATION_WAIT)).await?;
+        if !bounded(
+            bounds.statement,
+            migrate::postgres_is_current(&mut connection),
+        )
+        .await?
+        {
+            bounded(
+                MIGRATION_WAIT * 2,
+                migrate::postgres(&mut connection, MIGRATION_WAIT),
+            )
+            .await?;
         }
         // the pool opens its own when it needs them
         let _ = tokio::time::timeout(bounds.statement, connection.close()).await;
-        Ok(Self { pool: Pool::new(options, target, bounds) })
+        Ok(Self {
+            pool: Pool::new(options, target, bounds),
+        })
     }
 }
 
@@ -57,13 +89,34 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.pool.call(Repeat::Harmless, |connection, _| Box::pin(async move { sqlx::query("SELECT 1").execute(connection).await.map(|_| ()) })).await
+        self.pool
+            .call(Repeat::Harmless, |connection, _| {
+                Box::pin(async move {
+                    sqlx::query("SELECT 1")
+                        .execute(connection)
+                        .await
+                        .map(|_| ())
+                })
+            })
+            .await
     }
 
-    async fn add_document(&self, tenant: &str, document: NewDocument) -> Result<Document, StoreError> {
+    async fn add_document(
+        &self,
+        tenant: &str,
+        document: NewDocument,
+    ) -> Result<Document, StoreError> {
         let pieces = pieces(&document.title, &document.text);
-        let (texts, terms): (Vec<String>, Vec<String>) = pieces.into_iter().map(|piece| (piece.text, piece.terms)).unzip();
-        let document = Document { id: Uuid::now_v7(), title: document.title, text: document.text, created_at: now() };
+        let (texts, terms): (Vec<String>, Vec<String>) = pieces
+            .into_iter()
+            .map(|piece| (piece.text, piece.terms))
+            .unzip();
+        let document = Document {
+            id: Uuid::now_v7(),
+            title: document.title,
+            text: document.text,
+            created_at: now(),
+        };
         let stored = &document;
         let (texts, terms) = (&texts, &terms);
         self.pool
@@ -124,7 +177,12 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn search(&self, tenant: &str, text: &str, limit: u32) -> Result<Vec<Passage>, StoreError> {
+    async fn search(
+        &self,
+        tenant: &str,
+        text: &str,
+        limit: u32,
+    ) -> Result<Vec<Passage>, StoreError> {
         let words = query_words(text);
         if words.is_empty() {
             return Ok(Vec::new());
@@ -295,7 +353,10 @@ impl Store for PostgresStore {
     }
 }
 
-async fn bounded<T>(bound: Duration, migration: impl Future<Output = Result<T, MigrateError>>) -> Result<T, StoreError> {
+async fn bounded<T>(
+    bound: Duration,
+    migration: impl Future<Output = Result<T, MigrateError>>,
+) -> Result<T, StoreError> {
     match tokio::time::timeout(bound, migration).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(MigrateError::Sql(error))) => Err(super::error::classify(&error, bound)),

@@ -15,7 +15,9 @@ pub(super) trait Columns {
 
     fn uuid(&self, at: usize) -> Result<Uuid, StoreError> {
         let text = self.text(at)?;
-        Uuid::parse_str(&text).map_err(|error| StoreError::Failed(format!("`{text}` in the store is not an id: {error}")))
+        Uuid::parse_str(&text).map_err(|error| {
+            StoreError::Failed(format!("`{text}` in the store is not an id: {error}"))
+        })
     }
 }
 
@@ -49,12 +51,23 @@ fn unreadable(error: sqlx::Error) -> StoreError {
 
 /// Reads id, title, text, created_at.
 pub(super) fn document(row: &impl Columns) -> Result<Document, StoreError> {
-    Ok(Document { id: row.uuid(0)?, title: row.text(1)?, text: row.text(2)?, created_at: row.number(3)? })
+    Ok(Document {
+        id: row.uuid(0)?,
+        title: row.text(1)?,
+        text: row.text(2)?,
+        created_at: row.number(3)?,
+    })
 }
 
 /// Reads document, ordinal, title, text, terms.
 pub(super) fn found(row: &impl Columns) -> Result<Found, StoreError> {
-    Ok(Found { document: row.uuid(0)?, ordinal: row.number(1)?, title: row.text(2)?, text: row.text(3)?, terms: row.text(4)? })
+    Ok(Found {
+        document: row.uuid(0)?,
+        ordinal: row.number(1)?,
+        title: row.text(2)?,
+        text: row.text(3)?,
+        terms: row.text(4)?,
+    })
 }
 
 /// Reads id, tenant, status, created_at, document, from the column `first` on.
@@ -65,7 +78,9 @@ pub(super) fn query_record(row: &impl Columns, first: usize) -> Result<QueryReco
         tenant: row.text(first + 1)?,
         status: row.text(first + 2)?,
         created_at: row.number(first + 3)?,
-        document: serde_json::from_str(&document).map_err(|error| StoreError::Failed(format!("a recorded query is not JSON: {error}")))?,
+        document: serde_json::from_str(&document).map_err(|error| {
+            StoreError::Failed(format!("a recorded query is not JSON: {error}"))
+        })?,
     })
 }
 
@@ -78,7 +93,10 @@ pub(super) fn page(rows: &[impl Columns]) -> Result<Page, StoreError> {
             records.push(query_record(row, 1)?);
         }
     }
-    Ok(Page { records, total: u64::try_from(total).unwrap_or(0) })
+    Ok(Page {
+        records,
+        total: u64::try_from(total).unwrap_or(0),
+    })
 }
 
 /// Reads id, tenant, hash, prefix, created_at, revoked_at.

@@ -19,7 +19,9 @@ use super::migrate::{self, MigrateError};
 use super::pool::{Bounds, Pool, Repeat};
 use super::row::{document, found, key_record, page, query_record};
 use super::text::{CANDIDATES, pieces, query_words, rank};
-use super::{Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now};
+use super::{
+    Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now,
+};
 use crate::config::StoreConfig;
 
 /// The store on SQLite.
@@ -48,11 +50,23 @@ impl SqliteStore {
         } else {
             let target = format!("SQLite at {}", options.get_filename().display());
             if let Some(folder) = options.get_filename().parent() {
-                tokio::fs::create_dir_all(folder).await.map_err(|error| StoreError::Unavailable(format!("{target}: {error}")))?;
+                tokio::fs::create_dir_all(folder)
+                    .await
+                    .map_err(|error| StoreError::Unavailable(format!("{target}: {error}")))?;
             }
-            (options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Normal), config.max_connections, target)
+            (
+                options
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .synchronous(SqliteSynchronous::Normal),
+                config.max_connections,
+                target,
+            )
         };
-        let bounds = Bounds { connections, acquire: config.acquire_timeout, statement: config.statement_timeout };
+        let bounds = Bounds {
+            connections,
+            acquire: config.acquire_timeout,
+            statement: config.statement_timeout,
+        };
 
         let mut keeper = Pool::<SqliteConnection>::single(&options, &target, bounds).await?;
         match migrate::sqlite(&mut keeper).await {
@@ -66,7 +80,12 @@ impl SqliteStore {
             let _ = timeout(bounds.statement, keeper.close()).await;
             None
         };
-        Ok(Self { pool: Pool::new(options, target, bounds), writer: Semaphore::new(1), bounds, keeper: Mutex::new(keeper) })
+        Ok(Self {
+            pool: Pool::new(options, target, bounds),
+            writer: Semaphore::new(1),
+            bounds,
+            keeper: Mutex::new(keeper),
+        })
     }
 
     /// Waits until no other call of this process writes.
@@ -85,13 +104,40 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.pool.call(Repeat::Harmless, |connection, _| Box::pin(async move { sqlx::query("SELECT 1").execute(connection).await.map(|_| ()) })).await
+        self.pool
+            .call(Repeat::Harmless, |connection, _| {
+                Box::pin(async move {
+                    sqlx::query("SELECT 1")
+                        .execute(connection)
+                        .await
+                        .map(|_| ())
+                })
+            })
+            .await
     }
 
-    async fn add_document(&self, tenant: &str, document: NewDocument) -> Result<Document, StoreError> {
-        let pieces: Vec<[String; 2]> = pieces(&document.title, &document.text).into_iter().map(|piece| [piece.text, piece.terms]).collect();
-        let pieces = &serde_json::Value::from(pieces.into_iter().map(|piece| piece.to_vec()).collect::<Vec<_>>()).to_string();
-        let document = Document { id: Uuid::now_v7(), title: document.title, text: document.text, created_at: now() };
+    async fn add_document(
+        &self,
+        tenant: &str,
+        document: NewDocument,
+    ) -> Result<Document, StoreError> {
+        let pieces: Vec<[String; 2]> = pieces(&document.title, &document.text)
+            .into_iter()
+            .map(|piece| [piece.text, piece.terms])
+            .collect();
+        let pieces = &serde_json::Value::from(
+            pieces
+                .into_iter()
+                .map(|piece| piece.to_vec())
+                .collect::<Vec<_>>(),
+        )
+        .to_string();
+        let document = Document {
+            id: Uuid::now_v7(),
+            title: document.title,
+            text: document.text,
+            created_at: now(),
+        };
         let stored = &document;
         let _writer = self.write().await?;
         self.pool
@@ -158,12 +204,21 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn search(&self, tenant: &str, text: &str, limit: u32) -> Result<Vec<Passage>, StoreError> {
+    async fn search(
+        &self,
+        tenant: &str,
+        text: &str,
+        limit: u32,
+    ) -> Result<Vec<Passage>, StoreError> {
         let words = query_words(text);
         if words.is_empty() {
             return Ok(Vec::new());
         }
-        let query = &words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" OR ");
+        let query = &words
+            .iter()
+            .map(|word| format!("\"{word}\""))
+            .collect::<Vec<_>>()
+            .join(" OR ");
         let rows = self
             .pool
             .call(Repeat::Harmless, |connection, _| {
@@ -303,12 +358,14 @@ impl Store for SqliteStore {
         self.pool
             .call(Repeat::Never, |connection, _| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE api_keys SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL")
-                        .bind(id.to_string())
-                        .bind(at)
-                        .execute(connection)
-                        .await
-                        .map(|done| done.rows_affected() > 0)
+                    sqlx::query(
+                        "UPDATE api_keys SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL",
+                    )
+                    .bind(id.to_string())
+                    .bind(at)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected() > 0)
                 })
             })
             .await
@@ -331,7 +388,11 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.pool.close().await;
-        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let keeper = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(keeper) = keeper {
             let _ = timeout(self.bounds.statement, keeper.close()).await;
         }

@@ -46,8 +46,15 @@ pub(super) fn pieces(title: &str, text: &str) -> Vec<Piece> {
         let (piece, after) = rest.split_at(cut(rest));
         let terms = words(piece).join(" ");
         if !terms.is_empty() {
-            let terms = if title.is_empty() { terms } else { format!("{title} {terms}") };
-            pieces.push(Piece { text: piece.trim_end().to_owned(), terms });
+            let terms = if title.is_empty() {
+                terms
+            } else {
+                format!("{title} {terms}")
+            };
+            pieces.push(Piece {
+                text: piece.trim_end().to_owned(),
+                terms,
+            });
         }
         rest = after.trim_start();
     }
@@ -57,19 +64,29 @@ pub(super) fn pieces(title: &str, text: &str) -> Vec<Piece> {
 /// The distinct words of a query, in order; empty when it has none.
 pub(super) fn query_words(text: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
-    words(text).into_iter().filter(|word| seen.insert(word.clone())).take(QUERY_WORDS).collect()
+    words(text)
+        .into_iter()
+        .filter(|word| seen.insert(word.clone()))
+        .take(QUERY_WORDS)
+        .collect()
 }
 
 /// Ranks passages by BM25 over what was found, keeps the best passage of each document, and orders them: best first, newer
 /// documents first among equals.
 pub(super) fn rank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passage> {
-    let counted: Vec<(HashMap<&str, f64>, f64)> = found.iter().map(|passage| count(query, &passage.terms)).collect();
+    let counted: Vec<(HashMap<&str, f64>, f64)> = found
+        .iter()
+        .map(|passage| count(query, &passage.terms))
+        .collect();
     let total = counted.len() as f64;
     let average = counted.iter().map(|(_, length)| length).sum::<f64>() / total.max(1.0);
     let rarity: Vec<f64> = query
         .iter()
         .map(|word| {
-            let having = counted.iter().filter(|(counts, _)| counts.contains_key(word.as_str())).count() as f64;
+            let having = counted
+                .iter()
+                .filter(|(counts, _)| counts.contains_key(word.as_str()))
+                .count() as f64;
             (1.0 + (total - having + 0.5) / (having + 0.5)).ln()
         })
         .collect();
@@ -77,7 +94,13 @@ pub(super) fn rank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passa
         .iter()
         .map(|(counts, length)| {
             // always summed in the order of the query, so that equal passages have equal scores
-            query.iter().zip(&rarity).map(|(word, rarity)| rarity * saturation(counts.get(word.as_str()).copied(), *length, average)).sum()
+            query
+                .iter()
+                .zip(&rarity)
+                .map(|(word, rarity)| {
+                    rarity * saturation(counts.get(word.as_str()).copied(), *length, average)
+                })
+                .sum()
         })
         .collect();
 
@@ -91,11 +114,29 @@ pub(super) fn rank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passa
         }
     }
     let mut ranked: Vec<(f64, Found)> = best.into_values().collect();
-    ranked.sort_by(|(a, one), (b, other)| b.total_cmp(a).then_with(|| other.document.cmp(&one.document)));
+    ranked.sort_by(|(a, one), (b, other)| {
+        b.total_cmp(a)
+            .then_with(|| other.document.cmp(&one.document))
+    });
     ranked
         .into_iter()
         .take(usize::try_from(limit).unwrap_or(usize::MAX))
-        .map(|(score, Found { document, title, text, .. })| Passage { document, title, text, score })
+        .map(
+            |(
+                score,
+                Found {
+                    document,
+                    title,
+                    text,
+                    ..
+                },
+            )| Passage {
+                document,
+                title,
+                text,
+                score,
+            },
+        )
         .collect()
 }
 
@@ -146,7 +187,10 @@ fn finish(word: &mut String, words: &mut Vec<String>) {
     if word.is_ascii() && !word.starts_with("0u") {
         words.push(word.to_owned());
     } else {
-        words.push(word.bytes().fold(String::from("0u"), |hex, byte| hex + &format!("{byte:02x}")));
+        words.push(
+            word.bytes()
+                .fold(String::from("0u"), |hex, byte| hex + &format!("{byte:02x}")),
+        );
     }
 }
 
@@ -166,7 +210,12 @@ fn cut(text: &str) -> usize {
     let least = window.len() / 3;
     ["\n\n", "\n", ". ", "。", " "]
         .iter()
-        .find_map(|mark| window.rfind(mark).map(|at| at + mark.len()).filter(|end| *end > least))
+        .find_map(|mark| {
+            window
+                .rfind(mark)
+                .map(|at| at + mark.len())
+                .filter(|end| *end > least)
+        })
         .unwrap_or(window.len())
 }
 
@@ -177,12 +226,21 @@ mod tests {
     use super::*;
 
     fn found(document: u128, ordinal: i64, text: &str) -> Found {
-        Found { document: Uuid::from_u128(document), ordinal, title: String::new(), text: text.into(), terms: words(text).join(" ") }
+        Found {
+            document: Uuid::from_u128(document),
+            ordinal,
+            title: String::new(),
+            text: text.into(),
+            terms: words(text).join(" "),
+        }
     }
 
     #[test]
     fn words_are_ascii_lower_case_and_split_where_nobody_writes_spaces() {
-        assert_eq!(words("The Quick-brown fox's 1e5"), ["the", "quick", "brown", "fox", "s", "1e5"]);
+        assert_eq!(
+            words("The Quick-brown fox's 1e5"),
+            ["the", "quick", "brown", "fox", "s", "1e5"]
+        );
         assert_eq!(words("STRASSE Straße"), ["strasse", "0u73747261c39f65"]);
         assert_eq!(words("日本 0u"), ["0ue697a5", "0ue69cac", "0u3075"]);
         assert!(words("\0 ' \" | & ! ( ) :* <-> 🎉").is_empty());
@@ -192,18 +250,43 @@ mod tests {
     fn every_character_of_a_long_text_is_in_one_passage() {
         let text = "Äpfel und Birnen. ".repeat(400) + &"x".repeat(5_000);
         let pieces = pieces("Obst", &text);
-        assert!(pieces.iter().all(|piece| piece.text.len() <= PASSAGE_BYTES && piece.terms.starts_with("obst ")));
-        let joined: String = pieces.iter().flat_map(|piece| piece.text.chars()).filter(|c| !c.is_whitespace()).collect();
-        assert_eq!(joined, text.chars().filter(|c| !c.is_whitespace()).collect::<String>());
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| piece.text.len() <= PASSAGE_BYTES && piece.terms.starts_with("obst "))
+        );
+        let joined: String = pieces
+            .iter()
+            .flat_map(|piece| piece.text.chars())
+            .filter(|c| !c.is_whitespace())
+            .collect();
+        assert_eq!(
+            joined,
+            text.chars()
+                .filter(|c| !c.is_whitespace())
+                .collect::<String>()
+        );
     }
 
     #[test]
     fn a_rare_word_outweighs_a_common_one_and_ties_go_to_the_newer_document() {
         let query = query_words("the heron");
-        let passages = vec![found(1, 0, "the cat"), found(2, 0, "a heron"), found(3, 0, "the dog"), found(3, 1, "the heron")];
-        let order: Vec<u128> = rank(&query, passages, 10).iter().map(|passage| passage.document.as_u128()).collect();
+        let passages = vec![
+            found(1, 0, "the cat"),
+            found(2, 0, "a heron"),
+            found(3, 0, "the dog"),
+            found(3, 1, "the heron"),
+        ];
+        let order: Vec<u128> = rank(&query, passages, 10)
+            .iter()
+            .map(|passage| passage.document.as_u128())
+            .collect();
         assert_eq!(order, [3, 2, 1]);
-        let equal = rank(&query_words("cat"), vec![found(1, 0, "cat"), found(2, 0, "cat")], 1);
+        let equal = rank(
+            &query_words("cat"),
+            vec![found(1, 0, "cat"), found(2, 0, "cat")],
+            1,
+        );
         assert_eq!(equal[0].document.as_u128(), 2);
     }
 }

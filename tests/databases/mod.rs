@@ -26,7 +26,10 @@ pub struct Bed {
 impl Bed {
     pub async fn end(self) {
         self.store.close().await;
-        self.case.finish(End::Drop).await.expect("the database of the test is dropped");
+        self.case
+            .finish(End::Drop)
+            .await
+            .expect("the database of the test is dropped");
     }
 }
 
@@ -43,15 +46,25 @@ pub fn config(url: &str) -> StoreConfig {
 /// A migrated store; `None`, with the reason printed, where there is no such database.
 pub async fn store(on: On) -> Option<Bed> {
     let (database, template) = server(on)?;
-    let case = database.case_database("store", Some(template)).await.expect("a database for the test");
-    let store = store::open(&config(case.url())).await.expect("the store opens");
+    let case = database
+        .case_database("store", Some(template))
+        .await
+        .expect("a database for the test");
+    let store = store::open(&config(case.url()))
+        .await
+        .expect("the store opens");
     Some(Bed { store, case })
 }
 
 /// A database without a schema.
 pub async fn empty(on: On) -> Option<CaseDatabase> {
     let (database, _) = server(on)?;
-    Some(database.case_database("empty", None).await.expect("a database for the test"))
+    Some(
+        database
+            .case_database("empty", None)
+            .await
+            .expect("a database for the test"),
+    )
 }
 
 type Server = Option<(Arc<Database>, Template)>;
@@ -65,14 +78,25 @@ fn server(on: On) -> Option<&'static (Arc<Database>, Template)> {
         On::Sqlite => (&SQLITE, Choice::Sqlite),
         On::Postgres => (&POSTGRES, Choice::Auto),
     };
-    cell.get_or_init(|| std::thread::spawn(move || start(&choice)).join().expect("the database starts")).as_ref()
+    cell.get_or_init(|| {
+        std::thread::spawn(move || start(&choice))
+            .join()
+            .expect("the database starts")
+    })
+    .as_ref()
 }
 
 fn start(choice: &Choice) -> Server {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let require = if *choice == Choice::Sqlite { Require::Nothing } else { Require::from_env().expect("GAUNTLET_REQUIRE") };
-        let resolved = Database::resolve(choice, require).await.unwrap_or_else(|error| panic!("{error}"));
+        let require = if *choice == Choice::Sqlite {
+            Require::Nothing
+        } else {
+            Require::from_env().expect("GAUNTLET_REQUIRE")
+        };
+        let resolved = Database::resolve(choice, require)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
         say(&format!("the store's tests run on {resolved}"));
         if resolved.database.kind() == Kind::Sqlite && *choice != Choice::Sqlite {
             say("NOT RUN: the half of the store's tests that needs Postgres");
@@ -80,7 +104,9 @@ fn start(choice: &Choice) -> Server {
         }
         let template = resolved.database.template("store", |url| {
             Box::pin(async move {
-                let store = store::open(&config(&url)).await.map_err(|error| error.to_string())?;
+                let store = store::open(&config(&url))
+                    .await
+                    .map_err(|error| error.to_string())?;
                 store.close().await;
                 Ok(())
             })

@@ -41,14 +41,21 @@ async fn snap_01_openai_plain() {
     // ids of the client's own: these go on; its key and its cookie do not
     scene.send_with("x-request-id", "order-7");
     scene.send_with("idempotency-key", "order-7-first");
-    scene.send_with("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    scene.send_with(
+        "traceparent",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    );
     scene.ask(prompt).await.answered().await;
     scene.snapshot("SNAP-01__exchange__openai_plain");
 }
 
 #[tokio::test]
 async fn snap_01_openai_stream() {
-    let mut scene = Scene::start(1, [(OpenAi, vec![paris().usage(12, 2).plan(interlocked())])]).await;
+    let mut scene = Scene::start(
+        1,
+        [(OpenAi, vec![paris().usage(12, 2).plan(interlocked())])],
+    )
+    .await;
     let mut prompt = prompt(true);
     prompt["stream_options"] = json!({"include_usage": true});
     scene.ask(prompt).await.read_in_step("read", |n| n).await;
@@ -65,10 +72,18 @@ async fn snap_01_ollama_plain() {
 #[tokio::test]
 async fn snap_01_ollama_stream() {
     // its first record holds role and text, which are two events for the client
-    let mut scene = Scene::start(1, [(Ollama, vec![paris().usage(12, 2).plan(interlocked())])]).await;
+    let mut scene = Scene::start(
+        1,
+        [(Ollama, vec![paris().usage(12, 2).plan(interlocked())])],
+    )
+    .await;
     let mut prompt = prompt(true);
     prompt["stream_options"] = json!({"include_usage": true});
-    scene.ask(prompt).await.read_in_step("read", |n| n - 1).await;
+    scene
+        .ask(prompt)
+        .await
+        .read_in_step("read", |n| n - 1)
+        .await;
     scene.snapshot("SNAP-01__exchange__ollama_stream");
 }
 
@@ -78,7 +93,14 @@ async fn snap_01_ollama_stream() {
 #[case("SNAP-01__exchange__ollama_tools_stream", true)]
 #[tokio::test]
 async fn snap_01_ollama_tools(#[case] name: &str, #[case] stream: bool) {
-    let mut scene = Scene::start(1, [(Ollama, vec![tool_call("weather", json!({"city": "Paris", "days": 2}))])]).await;
+    let mut scene = Scene::start(
+        1,
+        [(
+            Ollama,
+            vec![tool_call("weather", json!({"city": "Paris", "days": 2}))],
+        )],
+    )
+    .await;
     let call = json!({"id": "call_1", "type": "function", "function": {"name": "capital", "arguments": "{\"country\":\"France\"}"}});
     let tool = |name: &str, parameter: &str| {
         let parameters = json!({"type": "object", "properties": {parameter: {"type": "string"}}, "required": [parameter]});
@@ -121,19 +143,39 @@ async fn fall_03_a_stream_falls_back_before_its_first_token() {
 
 #[tokio::test]
 async fn fall_08_the_error_says_what_was_tried() {
-    let echoes_its_key = error(401).message(&format!("Incorrect API key provided: {}.", key_of("p2")));
+    let echoes_its_key =
+        error(401).message(&format!("Incorrect API key provided: {}.", key_of("p2")));
     let page = raw(200, "text/html", "<html><body>It works!</body></html>");
-    let mut scene =
-        Scene::start(1, [(OpenAi, vec![error(503).retry_after(7)]), (OpenAi, vec![echoes_its_key]), (OpenAi, Vec::new()), (Ollama, vec![page])])
-            .await;
+    let mut scene = Scene::start(
+        1,
+        [
+            (OpenAi, vec![error(503).retry_after(7)]),
+            (OpenAi, vec![echoes_its_key]),
+            (OpenAi, Vec::new()),
+            (Ollama, vec![page]),
+        ],
+    )
+    .await;
     scene.ask(prompt(false)).await.answered().await;
     scene.snapshot("FALL-08__exchange__all_candidates_failed");
 }
 
 #[tokio::test]
 async fn strm_02_a_reset_after_text() {
-    let plan = Plan::of([Step::Head, Step::Events(3), Step::Hold("read".into()), Step::Reset]);
-    let mut scene = Scene::start(3, [(OpenAi, vec![paris().plan(plan)]), (OpenAi, vec![reply("never asked")])]).await;
+    let plan = Plan::of([
+        Step::Head,
+        Step::Events(3),
+        Step::Hold("read".into()),
+        Step::Reset,
+    ]);
+    let mut scene = Scene::start(
+        3,
+        [
+            (OpenAi, vec![paris().plan(plan)]),
+            (OpenAi, vec![reply("never asked")]),
+        ],
+    )
+    .await;
     let mut asked = scene.ask(prompt(true)).await;
     asked.read_text("Paris").await;
     asked.open("read");
@@ -144,7 +186,14 @@ async fn strm_02_a_reset_after_text() {
 #[tokio::test]
 async fn canc_02_the_client_leaves_mid_stream() {
     let plan = Plan::events_then(3, Step::Stall);
-    let mut scene = Scene::start(3, [(OpenAi, vec![paris().plan(plan)]), (OpenAi, vec![reply("never asked")])]).await;
+    let mut scene = Scene::start(
+        3,
+        [
+            (OpenAi, vec![paris().plan(plan)]),
+            (OpenAi, vec![reply("never asked")]),
+        ],
+    )
+    .await;
     let mut asked = scene.ask(prompt(true)).await;
     asked.read_text("Paris").await;
     asked.leave().await;

@@ -63,18 +63,34 @@ pub struct Asked<'a> {
 impl Scene {
     /// A gateway whose alias `solo` has these candidates, `p1`, `p2`, … in order. Each gives its answers in turn; one without any
     /// refuses connections.
-    pub async fn start(attempts: u32, candidates: impl IntoIterator<Item = (Protocol, Vec<Responder>)>) -> Self {
+    pub async fn start(
+        attempts: u32,
+        candidates: impl IntoIterator<Item = (Protocol, Vec<Responder>)>,
+    ) -> Self {
         let tape = Tape::new();
         let gates = Gates::new(tape.clone());
         let mut providers = Vec::new();
         for (at, (protocol, answers)) in candidates.into_iter().enumerate() {
-            providers.push(Provider::start(&format!("p{}", at + 1), protocol, answers, &tape, &gates).await);
+            providers.push(
+                Provider::start(&format!("p{}", at + 1), protocol, answers, &tape, &gates).await,
+            );
         }
         let config = Config::from_toml(&toml(attempts, &providers)).unwrap();
         let gateway = Gateway::start(config).await.unwrap();
-        let headers = vec![("authorization".into(), format!("Bearer {CLIENT_KEY}")), ("cookie".into(), format!("session={CLIENT_COOKIE}"))];
-        let client = Client::new(&format!("http://{}", gateway.addr), headers, tape.clone()).unwrap();
-        Self { gateway, tape, providers, seen: Seen::default(), client, gates }
+        let headers = vec![
+            ("authorization".into(), format!("Bearer {CLIENT_KEY}")),
+            ("cookie".into(), format!("session={CLIENT_COOKIE}")),
+        ];
+        let client =
+            Client::new(&format!("http://{}", gateway.addr), headers, tape.clone()).unwrap();
+        Self {
+            gateway,
+            tape,
+            providers,
+            seen: Seen::default(),
+            client,
+            gates,
+        }
     }
 
     /// The client also sends this header.
@@ -84,17 +100,33 @@ impl Scene {
 
     pub async fn ask(&mut self, prompt: Value) -> Asked<'_> {
         let (headers, body) = ([("content-type", "application/json")], prompt.to_string());
-        self.seen.sent = self.client.request_bytes("POST", PATH, &headers, body.as_bytes());
-        let exchange = self.client.send("POST", PATH, &headers, body.as_bytes()).await.unwrap();
-        Asked { exchange: Some(exchange), stream: None, scene: self }
+        self.seen.sent = self
+            .client
+            .request_bytes("POST", PATH, &headers, body.as_bytes());
+        let exchange = self
+            .client
+            .send("POST", PATH, &headers, body.as_bytes())
+            .await
+            .unwrap();
+        Asked {
+            exchange: Some(exchange),
+            stream: None,
+            scene: self,
+        }
     }
 
     /// Compares the transcript, and makes sure that nobody's secret has gone anywhere but to its owner.
     pub fn snapshot(&self, name: &str) {
         let transcript = transcript::of(self);
-        let keys = self.providers.iter().map(|provider| key_of(provider.stub.name()));
+        let keys = self
+            .providers
+            .iter()
+            .map(|provider| key_of(provider.stub.name()));
         for secret in keys.chain([CLIENT_KEY.to_owned(), CLIENT_COOKIE.to_owned()]) {
-            assert!(!transcript.contains(&secret), "{secret} is where it does not belong:\n{transcript}");
+            assert!(
+                !transcript.contains(&secret),
+                "{secret} is where it does not belong:\n{transcript}"
+            );
         }
         let mut settings = insta::Settings::clone_current();
         settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots"));
@@ -105,23 +137,45 @@ impl Scene {
 }
 
 impl Provider {
-    async fn start(name: &str, protocol: Protocol, answers: Vec<Responder>, tape: &Tape, gates: &Gates) -> Self {
-        let spec =
-            ProviderSpec { name: name.into(), protocol, api_key: key_of(name), userinfo: None, max_in_flight: None, timeouts: Timeouts::default() };
-        let stub = Stub::in_process(&spec, "exchange", tape.clone(), gates.clone()).await.unwrap();
+    async fn start(
+        name: &str,
+        protocol: Protocol,
+        answers: Vec<Responder>,
+        tape: &Tape,
+        gates: &Gates,
+    ) -> Self {
+        let spec = ProviderSpec {
+            name: name.into(),
+            protocol,
+            api_key: key_of(name),
+            userinfo: None,
+            max_in_flight: None,
+            timeouts: Timeouts::default(),
+        };
+        let stub = Stub::in_process(&spec, "exchange", tape.clone(), gates.clone())
+            .await
+            .unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let listens = !answers.is_empty();
         if listens {
             let (said, next) = (Arc::clone(&said), AtomicUsize::new(0));
             stub.answers(with(move |asked| {
-                let answer = answers.get(next.fetch_add(1, Ordering::SeqCst)).expect("the gateway asks once too often").clone();
+                let answer = answers
+                    .get(next.fetch_add(1, Ordering::SeqCst))
+                    .expect("the gateway asks once too often")
+                    .clone();
                 said.lock().unwrap().push(answer.render(asked));
                 answer
             }));
         } else {
             stub.listen(Listen::Refuse).await.unwrap();
         }
-        Self { stub, protocol, listens, said }
+        Self {
+            stub,
+            protocol,
+            listens,
+            said,
+        }
     }
 }
 
@@ -189,10 +243,17 @@ fn toml(attempts: u32, providers: &[Provider]) -> String {
     let mut candidates = Vec::new();
     for Provider { stub, protocol, .. } in providers {
         let name = stub.name();
-        let protocol = if *protocol == Protocol::Ollama { "ollama" } else { "openai" };
+        let protocol = if *protocol == Protocol::Ollama {
+            "ollama"
+        } else {
+            "openai"
+        };
         let (url, key) = (stub.base_url(), key_of(name));
         text.push_str(&format!("[[providers]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\n"));
         candidates.push(format!("{{ provider = \"{name}\", model = \"m-{name}\" }}"));
     }
-    format!("{text}[[models]]\nalias = \"solo\"\ncandidates = [{}]\n", candidates.join(", "))
+    format!(
+        "{text}[[models]]\nalias = \"solo\"\ncandidates = [{}]\n",
+        candidates.join(", ")
+    )
 }

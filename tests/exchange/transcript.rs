@@ -18,10 +18,23 @@ pub fn of(scene: &Scene) -> String {
         match (entry.side, entry.event) {
             (Side::Client(_), event) => client(scene, event, &mut text),
             (Side::Provider(name), event) => {
-                let provider = scene.providers.iter().find(|provider| provider.stub.name() == name).unwrap();
+                let provider = scene
+                    .providers
+                    .iter()
+                    .find(|provider| provider.stub.name() == name)
+                    .unwrap();
                 if let Event::RequestRead { request, .. } = &event {
                     let count = asked.entry(name).or_default();
-                    said.insert(*request, provider.said.lock().unwrap().get(*count).expect("an answer of the scenario's").clone());
+                    said.insert(
+                        *request,
+                        provider
+                            .said
+                            .lock()
+                            .unwrap()
+                            .get(*count)
+                            .expect("an answer of the scenario's")
+                            .clone(),
+                    );
                     *count += 1;
                 }
                 of_provider(provider, event, &said, &mut text);
@@ -53,18 +66,37 @@ impl Text {
 
     /// What differs from run to run gets a name.
     fn named(self, scene: &Scene) -> String {
-        let mut text = self.lines.replace(&scene.gateway.addr.to_string(), "[address of the gateway]");
+        let mut text = self
+            .lines
+            .replace(&scene.gateway.addr.to_string(), "[address of the gateway]");
         for provider in &scene.providers {
-            text = text.replace(&provider.stub.wire().addr().to_string(), &format!("[address of {}]", provider.stub.name()));
+            text = text.replace(
+                &provider.stub.wire().addr().to_string(),
+                &format!("[address of {}]", provider.stub.name()),
+            );
         }
-        lettered(&text.replace(concat!("gauntlet/", env!("CARGO_PKG_VERSION")), "gauntlet/[version]"))
+        lettered(&text.replace(
+            concat!("gauntlet/", env!("CARGO_PKG_VERSION")),
+            "gauntlet/[version]",
+        ))
     }
 }
 
 fn candidates(scene: &Scene) -> String {
     let line = |provider: &Provider| {
-        let (name, protocol) = (provider.stub.name(), if provider.protocol == Protocol::Ollama { "ollama" } else { "openai" });
-        let how = if provider.listens { "" } else { ", refuses connections" };
+        let (name, protocol) = (
+            provider.stub.name(),
+            if provider.protocol == Protocol::Ollama {
+                "ollama"
+            } else {
+                "openai"
+            },
+        );
+        let how = if provider.listens {
+            ""
+        } else {
+            ", refuses connections"
+        };
         format!("{name}: {protocol}, model m-{name}{how}\n")
     };
     scene.providers.iter().map(line).collect()
@@ -78,17 +110,42 @@ fn client(scene: &Scene, event: Event, text: &mut Text) {
             let sent = String::from_utf8(scene.seen.sent.clone()).unwrap();
             let (head, body) = sent.split_once("\r\n\r\n").unwrap();
             let (start, fields) = head.split_once("\r\n").unwrap();
-            let fields = fields.lines().map(|line| line.split_once(": ").unwrap()).map(|(name, value)| (name.into(), value.into()));
-            let told = format!("{}\n{}{body}", start.trim_end_matches(" HTTP/1.1"), headers(&fields.collect::<Vec<_>>()));
-            text.to(ASKS, &told.replace(CLIENT_KEY, "[key of the client]").replace(CLIENT_COOKIE, "[cookie of the client]"));
+            let fields = fields
+                .lines()
+                .map(|line| line.split_once(": ").unwrap())
+                .map(|(name, value)| (name.into(), value.into()));
+            let told = format!(
+                "{}\n{}{body}",
+                start.trim_end_matches(" HTTP/1.1"),
+                headers(&fields.collect::<Vec<_>>())
+            );
+            text.to(
+                ASKS,
+                &told
+                    .replace(CLIENT_KEY, "[key of the client]")
+                    .replace(CLIENT_COOKIE, "[cookie of the client]"),
+            );
         }
-        Event::ClientStatus { status } => text.to(GETS, &format!("{status}\n{}", headers(&scene.seen.headers))),
+        Event::ClientStatus { status } => {
+            text.to(GETS, &format!("{status}\n{}", headers(&scene.seen.headers)))
+        }
         Event::ClientChunk { n, .. } => {
             let event = &scene.seen.events[n - 1];
-            let name = event.name.as_ref().map(|name| format!("event: {name}\n")).unwrap_or_default();
+            let name = event
+                .name
+                .as_ref()
+                .map(|name| format!("event: {name}\n"))
+                .unwrap_or_default();
             text.to(GETS, &format!("{name}data: {}", event.data));
         }
-        Event::ClientAnswered { .. } => text.to(GETS, format!("{}\n(the end)", scene.seen.body.as_deref().unwrap_or_default()).trim_start()),
+        Event::ClientAnswered { .. } => text.to(
+            GETS,
+            format!(
+                "{}\n(the end)",
+                scene.seen.body.as_deref().unwrap_or_default()
+            )
+            .trim_start(),
+        ),
         Event::ClientFailed { error } => text.to(GETS, &format!("({error})")),
         Event::ClientLeft => text.to(ASKS, "(closes the connection)"),
         other => panic!("not the client's: {other:?}"),
@@ -100,25 +157,47 @@ fn of_provider(provider: &Provider, event: Event, said: &HashMap<u64, Answer>, t
     let (asks, says) = (format!("gateway → {name}"), format!("{name} → gateway"));
     let (key, named) = (key_of(name), format!("[key of {name}]"));
     match event {
-        Event::RequestRead { method, path, headers: fields, body, .. } => {
+        Event::RequestRead {
+            method,
+            path,
+            headers: fields,
+            body,
+            ..
+        } => {
             let fields: Vec<_> = fields
                 .into_iter()
                 .map(|(field, value)| {
                     let own = field.eq_ignore_ascii_case("authorization");
-                    let value = if own { value.replace(&key, &named) } else { value };
+                    let value = if own {
+                        value.replace(&key, &named)
+                    } else {
+                        value
+                    };
                     (field, value)
                 })
                 .collect();
-            text.to(&asks, &format!("{method} {path}\n{}{body}", headers(&fields)));
+            text.to(
+                &asks,
+                &format!("{method} {path}\n{}{body}", headers(&fields)),
+            );
         }
         Event::HeadSent { request, status } => {
-            text.to(&says, &format!("{status}\n{}", headers(&said[&request].headers)).replace(&key, &named));
+            text.to(
+                &says,
+                &format!("{status}\n{}", headers(&said[&request].headers)).replace(&key, &named),
+            );
         }
-        Event::EventSent { request, n } => text.to(&says, &piece(&said[&request], n).replace(&key, &named)),
+        Event::EventSent { request, n } => {
+            text.to(&says, &piece(&said[&request], n).replace(&key, &named))
+        }
         Event::AnswerSent { .. } => text.to(&says, "(the end)"),
         // without the remark of a platform where it is less faithful
-        Event::Fault { fault, .. } => text.to(&says, &format!("({})", fault.split(" (").next().unwrap())),
-        Event::PeerClosed { request: Some(_), .. } => text.to(&asks, "(closes the connection)"),
+        Event::Fault { fault, .. } => {
+            text.to(&says, &format!("({})", fault.split(" (").next().unwrap()))
+        }
+        Event::PeerClosed {
+            request: Some(_), ..
+        } => text.to(&asks, "(closes the connection)"),
         Event::Unmatched { reason, .. } => panic!("no scenario answers this: {reason}"),
         // when connections are made, kept and let go of is the pool's business, and nobody waits for it
         Event::Accepted { .. } | Event::Held { .. } | Event::PeerClosed { request: None, .. } => {}
@@ -128,8 +207,12 @@ fn of_provider(provider: &Provider, event: Event, said: &HashMap<u64, Answer>, t
 
 /// One line each, sorted; without the date.
 fn headers(fields: &[(String, String)]) -> String {
-    let fields = fields.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("date"));
-    let mut lines: Vec<String> = fields.map(|(name, value)| format!("{name}: {value}\n")).collect();
+    let fields = fields
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case("date"));
+    let mut lines: Vec<String> = fields
+        .map(|(name, value)| format!("{name}: {value}\n"))
+        .collect();
     lines.sort_unstable();
     lines.concat()
 }
@@ -137,7 +220,12 @@ fn headers(fields: &[(String, String)]) -> String {
 /// The n-th event of the answer's body, from 1.
 fn piece(answer: &Answer, n: usize) -> String {
     let body = std::str::from_utf8(&answer.body).unwrap();
-    let kind = answer.headers.iter().find(|(name, _)| name == "content-type").map(|(_, value)| value.as_str()).unwrap_or_default();
+    let kind = answer
+        .headers
+        .iter()
+        .find(|(name, _)| name == "content-type")
+        .map(|(_, value)| value.as_str())
+        .unwrap_or_default();
     let pieces: Vec<&str> = match kind.split(';').next().unwrap() {
         "text/event-stream" => body.split_inclusive("\n\n").collect(),
         "application/x-ndjson" => body.split_inclusive('\n').collect(),
@@ -152,15 +240,23 @@ fn lettered(text: &str) -> String {
     let mut lettered = String::new();
     let mut rest = text;
     while let Some(start) = rest.find(is_hex) {
-        let end = rest[start..].find(|c| !is_hex(c)).map_or(rest.len(), |length| start + length);
+        let end = rest[start..]
+            .find(|c| !is_hex(c))
+            .map_or(rest.len(), |length| start + length);
         let run = &rest[start..end];
         lettered.push_str(&rest[..start]);
         if run.len() == 32 {
-            let at = letters.iter().position(|known| *known == run).unwrap_or_else(|| {
-                letters.push(run);
-                letters.len() - 1
-            });
-            lettered.push_str(&format!("[id {}]", char::from(b'A' + u8::try_from(at).unwrap())));
+            let at = letters
+                .iter()
+                .position(|known| *known == run)
+                .unwrap_or_else(|| {
+                    letters.push(run);
+                    letters.len() - 1
+                });
+            lettered.push_str(&format!(
+                "[id {}]",
+                char::from(b'A' + u8::try_from(at).unwrap())
+            ));
         } else {
             lettered.push_str(run);
         }

@@ -8,12 +8,19 @@ use secrecy::ExposeSecret;
 
 use super::snapshots::settings;
 
-const P1: &str = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n";
-const SOLO: &str = "[[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]\n";
+const P1: &str =
+    "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n";
+const SOLO: &str =
+    "[[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]\n";
 
 fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
-    let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-    Loaded::from_text(text, "gauntlet.toml", environment).map(|_| Vec::new()).unwrap_or_else(|error| error.problems)
+    let environment = environment
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    Loaded::from_text(text, "gauntlet.toml", environment)
+        .map(|_| Vec::new())
+        .unwrap_or_else(|error| error.problems)
 }
 
 #[test]
@@ -48,22 +55,39 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         "[orchestrator.models]\nsynthesis = \"none\"",
         "[telemetry]\nlog = \"gauntlet=loud\"",
     ];
-    let mut told: Vec<(String, Vec<String>)> = cases.iter().map(|case| (case.to_string(), problems(case, &[]))).collect();
+    let mut told: Vec<(String, Vec<String>)> = cases
+        .iter()
+        .map(|case| (case.to_string(), problems(case, &[])))
+        .collect();
     let with_models = [
         format!("{P1}{P1}{SOLO}"),
         format!("{P1}{SOLO}{SOLO}"),
-        format!("{P1}{}", SOLO.replace("provider = \"p1\"", "provider = \"p2\"")),
+        format!(
+            "{P1}{}",
+            SOLO.replace("provider = \"p1\"", "provider = \"p2\"")
+        ),
         format!("{P1}[[models]]\nalias = \"solo\"\n"),
         format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 1000\nfirst_token_ms = 1500\n"),
-        format!("{P1}[providers.timeouts]\nconnect_ms = 500\n{SOLO}[models.timeouts]\nfirst_token_ms = 400\n"),
-        format!("{P1}[providers.timeouts]\nidle_ms = 5000\n{SOLO}[models.timeouts]\ntotal_ms = 1000\n"),
+        format!(
+            "{P1}[providers.timeouts]\nconnect_ms = 500\n{SOLO}[models.timeouts]\nfirst_token_ms = 400\n"
+        ),
+        format!(
+            "{P1}[providers.timeouts]\nidle_ms = 5000\n{SOLO}[models.timeouts]\ntotal_ms = 1000\n"
+        ),
         format!(
             "{P1}{}[models.timeouts]\ntotal_ms = 1000\nreserve_ms = 500\n",
-            SOLO.replace("}]", "}, { provider = \"p1\", model = \"b\" }, { provider = \"p1\", model = \"c\" }]")
+            SOLO.replace(
+                "}]",
+                "}, { provider = \"p1\", model = \"b\" }, { provider = \"p1\", model = \"c\" }]"
+            )
         ),
         format!("{P1}{SOLO}[orchestrator.models]\nreview = \"sola\"\n"),
     ];
-    told.extend(with_models.into_iter().map(|case| (case.clone(), problems(&case, &[]))));
+    told.extend(
+        with_models
+            .into_iter()
+            .map(|case| (case.clone(), problems(&case, &[]))),
+    );
     for (variable, value) in [
         ("GAUNTLET_SERVER__LISTN", "x"),
         ("GAUNTLET_SERVER__DRAIN_MS", "soon"),
@@ -72,15 +96,25 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         ("GAUNTLET_PROVIDERS__API_KEY", "k"),
         ("GAUNTLET_SERVER__DRAIN_MS__MORE", "1"),
     ] {
-        told.push((format!("{variable}={value}"), problems(&format!("{P1}{SOLO}"), &[(variable, value)])));
+        told.push((
+            format!("{variable}={value}"),
+            problems(&format!("{P1}{SOLO}"), &[(variable, value)]),
+        ));
     }
     let text: Vec<String> = told
         .iter()
         .map(|(case, problems)| {
             assert!(!problems.is_empty(), "accepted: {case}");
             assert!(!problems.join("").contains("canary"), "{problems:?}");
-            let problems: Vec<String> = problems.iter().map(|problem| format!("    {problem}")).collect();
-            format!("{}\n{}", case.trim().replace(['\n'], " ⏎ "), problems.join("\n"))
+            let problems: Vec<String> = problems
+                .iter()
+                .map(|problem| format!("    {problem}"))
+                .collect();
+            format!(
+                "{}\n{}",
+                case.trim().replace(['\n'], " ⏎ "),
+                problems.join("\n")
+            )
         })
         .collect();
     settings().bind(|| insta::assert_snapshot!("SNAP-01__config_problems", text.join("\n")));
@@ -88,7 +122,10 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
 
 #[test]
 fn all_problems_are_told_at_once() {
-    assert_eq!(problems("[server]\nlisten = 1\ndrain_ms = -1\n[nothing]\n", &[]).len(), 3);
+    assert_eq!(
+        problems("[server]\nlisten = 1\ndrain_ms = -1\n[nothing]\n", &[]).len(),
+        3
+    );
 }
 
 #[test]
@@ -101,8 +138,13 @@ fn the_environment_overrides_by_name_and_by_index() {
         ("GAUNTLET_RETRY__JITTER", "0"),
         ("GAUNTLET_POSTGRES_IMAGE", "not configuration"),
     ];
-    let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-    let config = Loaded::from_text(&format!("{P1}{SOLO}"), "gauntlet.toml", environment).unwrap().config;
+    let environment = environment
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    let config = Loaded::from_text(&format!("{P1}{SOLO}"), "gauntlet.toml", environment)
+        .unwrap()
+        .config;
     assert_eq!(config.server.drain, Duration::from_millis(7));
     assert!(config.providers["p1"].api_key.is_some());
     assert_eq!(config.models["solo"].candidates[0].model, "other");
@@ -113,7 +155,12 @@ fn the_environment_overrides_by_name_and_by_index() {
 /// The printed text is a file that says the same: two keys of one tenant, two candidates at one provider, a name with a dot.
 #[test]
 fn what_is_printed_can_be_started_from() {
-    let key = |digit: &str| format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", digit.repeat(64));
+    let key = |digit: &str| {
+        format!(
+            "[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n",
+            digit.repeat(64)
+        )
+    };
     let text = format!(
         "[store]\nurl = \"postgres://u:canary@h/db\"\n{}{}{P1}max_in_flight = 7\n[[models]]\nalias = \"llama3.2\"\ncandidates = [{{ provider = \"p1\", model = \"x\" }}, {{ provider = \"p1\", model = \"y\" }}]\n[models.timeouts]\ntotal_ms = 900\n[[models]]\nalias = \"{}\"\ncandidates = [{{ provider = \"p1\", model = \"x\" }}]\n",
         key("0"),
@@ -123,29 +170,63 @@ fn what_is_printed_can_be_started_from() {
     let loaded = Loaded::from_text(&text, "gauntlet.toml", Vec::new()).unwrap();
     let printed = loaded.print();
     assert!(!printed.contains("canary"), "{printed}");
-    assert!(printed.contains("\n# url = \"postgres://[redacted]@h/db\"\n"), "{printed}");
-    let again = Loaded::from_text(&printed, "printed", Vec::new()).unwrap_or_else(|error| panic!("{error}\n{printed}"));
-    let said = |config: &Config| format!("{:?} {:?} {:?} {:?}", config.auth, config.providers, config.models, config.orchestrator);
+    assert!(
+        printed.contains("\n# url = \"postgres://[redacted]@h/db\"\n"),
+        "{printed}"
+    );
+    let again = Loaded::from_text(&printed, "printed", Vec::new())
+        .unwrap_or_else(|error| panic!("{error}\n{printed}"));
+    let said = |config: &Config| {
+        format!(
+            "{:?} {:?} {:?} {:?}",
+            config.auth, config.providers, config.models, config.orchestrator
+        )
+    };
     assert_eq!(said(&again.config), said(&loaded.config));
-    assert_eq!(again.print().replace("url = \"sqlite://gauntlet.db\"", "# url = \"postgres://[redacted]@h/db\""), printed);
+    assert_eq!(
+        again.print().replace(
+            "url = \"sqlite://gauntlet.db\"",
+            "# url = \"postgres://[redacted]@h/db\""
+        ),
+        printed
+    );
 
     // defaults give way to short times, and what is printed of them is within its own bounds
-    let short = Loaded::from_text(&format!("[timeouts]\ntotal_ms = 100\nfirst_token_ms = 50\n{P1}{SOLO}"), "gauntlet.toml", Vec::new()).unwrap();
+    let short = Loaded::from_text(
+        &format!("[timeouts]\ntotal_ms = 100\nfirst_token_ms = 50\n{P1}{SOLO}"),
+        "gauntlet.toml",
+        Vec::new(),
+    )
+    .unwrap();
     let again = Loaded::from_text(&short.print(), "printed", Vec::new()).unwrap();
     assert_eq!(
-        (again.config.retry.base, again.config.models["solo"].candidates[0].timeouts.connect),
+        (
+            again.config.retry.base,
+            again.config.models["solo"].candidates[0].timeouts.connect
+        ),
         (Duration::from_millis(50), Duration::from_millis(50))
     );
 
     // each variable that is named overrides the key below it, and no other
-    for (variable, value, read) in
-        [("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__P1__MODEL", "z", 0), ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__1__MODEL", "z", 1)]
-    {
+    for (variable, value, read) in [
+        ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__P1__MODEL", "z", 0),
+        ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__1__MODEL", "z", 1),
+    ] {
         assert!(printed.contains(variable), "{variable} in\n{printed}");
-        let config = Loaded::from_text(&text, "gauntlet.toml", vec![(variable.into(), value.into())]).unwrap().config;
+        let config = Loaded::from_text(
+            &text,
+            "gauntlet.toml",
+            vec![(variable.into(), value.into())],
+        )
+        .unwrap()
+        .config;
         assert_eq!(config.models["llama3.2"].candidates[read].model, "z");
     }
-    for variable in ["GAUNTLET_AUTH__KEYS__A__SHA256", "GAUNTLET_AUTH__KEYS__1__SHA256", "GAUNTLET_MODELS__1__ALIAS"] {
+    for variable in [
+        "GAUNTLET_AUTH__KEYS__A__SHA256",
+        "GAUNTLET_AUTH__KEYS__1__SHA256",
+        "GAUNTLET_MODELS__1__ALIAS",
+    ] {
         assert!(printed.contains(variable), "{variable} in\n{printed}");
     }
 }
@@ -157,35 +238,80 @@ fn model_goes_over_provider_and_provider_over_default() {
     );
     let model = &Config::from_toml(&text).unwrap().models["solo"];
     let ms = Duration::from_millis;
-    assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(1), first_token: ms(20), idle: ms(40) });
+    assert_eq!(
+        model.candidates[0].timeouts,
+        Timeouts {
+            connect: ms(1),
+            first_token: ms(20),
+            idle: ms(40)
+        }
+    );
     assert_eq!(model.total, ms(100));
 }
 
 #[test]
 fn a_default_gives_way_to_a_models_shorter_deadline() {
-    let model = &Config::from_toml(&format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 80\n")).unwrap().models["solo"];
+    let model = &Config::from_toml(&format!("{P1}{SOLO}[models.timeouts]\ntotal_ms = 80\n"))
+        .unwrap()
+        .models["solo"];
     let ms = Duration::from_millis;
-    assert_eq!(model.candidates[0].timeouts, Timeouts { connect: ms(80), first_token: ms(80), idle: ms(80) });
+    assert_eq!(
+        model.candidates[0].timeouts,
+        Timeouts {
+            connect: ms(80),
+            first_token: ms(80),
+            idle: ms(80)
+        }
+    );
 }
 
 #[test]
 fn the_environment_appends_elements_in_the_order_of_their_indexes() {
-    let variable = |index: usize, key: &str, value: String| (format!("GAUNTLET_AUTH__KEYS__{index}__{key}"), value);
-    let environment = (0..12).flat_map(|index| [variable(index, "TENANT", format!("t{index}")), variable(index, "SHA256", format!("{index:064x}"))]);
-    let keys = Loaded::from_text("", "gauntlet.toml", environment.collect()).unwrap().config.auth.keys;
-    assert!(keys.iter().enumerate().all(|(index, key)| key.tenant == format!("t{index}")) && keys.len() == 12, "{keys:?}");
+    let variable = |index: usize, key: &str, value: String| {
+        (format!("GAUNTLET_AUTH__KEYS__{index}__{key}"), value)
+    };
+    let environment = (0..12).flat_map(|index| {
+        [
+            variable(index, "TENANT", format!("t{index}")),
+            variable(index, "SHA256", format!("{index:064x}")),
+        ]
+    });
+    let keys = Loaded::from_text("", "gauntlet.toml", environment.collect())
+        .unwrap()
+        .config
+        .auth
+        .keys;
+    assert!(
+        keys.iter()
+            .enumerate()
+            .all(|(index, key)| key.tenant == format!("t{index}"))
+            && keys.len() == 12,
+        "{keys:?}"
+    );
 }
 
 #[test]
 fn a_user_and_password_are_taken_out_of_the_url() {
-    let read = |url: &str| Config::from_toml(&P1.replace("http://127.0.0.1:1/v1", url)).unwrap().providers["p1"].clone();
+    let read = |url: &str| {
+        Config::from_toml(&P1.replace("http://127.0.0.1:1/v1", url))
+            .unwrap()
+            .providers["p1"]
+            .clone()
+    };
     for (url, base_url, user) in [
         ("http://h/v1", "http://h/v1", None),
         ("http://us:p%40ss@h:8/v1/", "http://h:8/v1", Some("us:p@ss")),
         ("https://token@h", "https://h/", Some("token:")),
     ] {
         let provider = read(url);
-        assert_eq!((provider.base_url.to_string().as_str(), provider.user.as_ref().map(ExposeSecret::expose_secret)), (base_url, user), "{url}");
+        assert_eq!(
+            (
+                provider.base_url.to_string().as_str(),
+                provider.user.as_ref().map(ExposeSecret::expose_secret)
+            ),
+            (base_url, user),
+            "{url}"
+        );
     }
 }
 
@@ -199,8 +325,21 @@ fn one_provider_cannot_take_every_place_at_the_door() {
 
 #[test]
 fn keys_in_the_file_mean_that_a_key_is_asked_for() {
-    let keys = format!("[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n", "0".repeat(64));
+    let keys = format!(
+        "[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n",
+        "0".repeat(64)
+    );
     assert_eq!(Config::from_toml(&keys).unwrap().auth.required, Some(true));
-    assert_eq!(Config::from_toml(&format!("[auth]\nrequired = false\n{keys}")).unwrap().auth.required, Some(false));
-    assert_eq!(Config::from_toml("").unwrap().auth.required, None, "a key in the store decides, at start");
+    assert_eq!(
+        Config::from_toml(&format!("[auth]\nrequired = false\n{keys}"))
+            .unwrap()
+            .auth
+            .required,
+        Some(false)
+    );
+    assert_eq!(
+        Config::from_toml("").unwrap().auth.required,
+        None,
+        "a key in the store decides, at start"
+    );
 }

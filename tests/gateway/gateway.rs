@@ -23,8 +23,14 @@ pub fn toml(providers: &[(&str, &str)], further: &str) -> String {
             "\n[[providers]]\nname = \"{name}\"\nprotocol = \"openai\"\nbase_url = \"{base_url}\"\napi_key = \"sk-canary-provider\"\n"
         ));
     }
-    let candidates: Vec<_> = providers.iter().map(|(name, _)| format!("{{ provider = \"{name}\", model = \"m-{name}\" }}")).collect();
-    format!("{text}\n[[models]]\nalias = \"solo\"\ncandidates = [{}]\n", candidates.join(", "))
+    let candidates: Vec<_> = providers
+        .iter()
+        .map(|(name, _)| format!("{{ provider = \"{name}\", model = \"m-{name}\" }}"))
+        .collect();
+    format!(
+        "{text}\n[[models]]\nalias = \"solo\"\ncandidates = [{}]\n",
+        candidates.join(", ")
+    )
 }
 
 /// A gateway over `solo`; `further` is put before its providers.
@@ -42,5 +48,10 @@ pub async fn start_over(further: &str, store: MemoryStore) -> Started {
     let config = Config::from_toml(&toml(&[("p1", &provider.base_url)], &further)).unwrap();
     let store = Arc::new(store);
     let running = Gateway::start_with(config, store.clone()).await.unwrap();
-    Started { address: running.addr, running, provider, store }
+    Started {
+        address: running.addr,
+        running,
+        provider,
+        store,
+    }
 }

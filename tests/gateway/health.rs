@@ -18,7 +18,10 @@ async fn readiness_follows_the_store_and_liveness_does_not() {
     assert_eq!(get(gateway.address, "/health/ready").await.status, 200);
     gateway.store.gone(true);
     let ready = get(gateway.address, "/health/ready").await;
-    assert_eq!((ready.status, ready.json()["reason"].as_str()), (503, Some("store: it cannot be reached")));
+    assert_eq!(
+        (ready.status, ready.json()["reason"].as_str()),
+        (503, Some("store: it cannot be reached"))
+    );
     assert_eq!(get(gateway.address, "/health/live").await.status, 200);
     gateway.store.gone(false);
     assert_eq!(get(gateway.address, "/health/ready").await.status, 200);
@@ -27,8 +30,16 @@ async fn readiness_follows_the_store_and_liveness_does_not() {
 #[tokio::test]
 async fn every_dependency_is_probed_together() {
     let (one, two) = (Provider::start().await, Provider::start().await);
-    let config = toml(&[("p1", &one.base_url), ("p2", &two.base_url)], "[server]\nlisten = \"127.0.0.1:0\"\nhealth_timeout_ms = 60000\n");
-    let running = Gateway::start_with(Config::from_toml(&config).unwrap(), Arc::new(MemoryStore::default())).await.unwrap();
+    let config = toml(
+        &[("p1", &one.base_url), ("p2", &two.base_url)],
+        "[server]\nlisten = \"127.0.0.1:0\"\nhealth_timeout_ms = 60000\n",
+    );
+    let running = Gateway::start_with(
+        Config::from_toml(&config).unwrap(),
+        Arc::new(MemoryStore::default()),
+    )
+    .await
+    .unwrap();
     let asked = tokio::spawn(get(running.addr, "/health"));
     // a gateway that asks one after the other never comes to the second
     let (first, second) = (one.next().await, two.next().await);
@@ -36,9 +47,16 @@ async fn every_dependency_is_probed_together() {
     first.json(500, "{}").await;
     let health = asked.await.unwrap();
     let document = health.json();
-    assert_eq!((health.status, document["status"].as_str()), (200, Some("degraded")));
-    let told: Vec<_> =
-        document["dependencies"].as_array().unwrap().iter().map(|one| (one["name"].as_str().unwrap(), one["up"].as_bool().unwrap())).collect();
+    assert_eq!(
+        (health.status, document["status"].as_str()),
+        (200, Some("degraded"))
+    );
+    let told: Vec<_> = document["dependencies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["name"].as_str().unwrap(), one["up"].as_bool().unwrap()))
+        .collect();
     assert_eq!(told, [("store", true), ("p1", false), ("p2", true)]);
 }
 
@@ -47,7 +65,10 @@ async fn a_dependency_that_never_answers_is_given_up() {
     let gateway = start("[server]\nhealth_timeout_ms = 50\n").await;
     let health = get(gateway.address, "/health").await;
     let dependencies = health.json()["dependencies"].clone();
-    assert_eq!(dependencies[1]["error"].as_str(), Some("no answer within 50 ms"));
+    assert_eq!(
+        dependencies[1]["error"].as_str(),
+        Some("no answer within 50 ms")
+    );
     assert_eq!(get(gateway.address, "/health/live").await.status, 200);
 }
 
@@ -68,7 +89,11 @@ async fn health_and_metrics_agree_about_a_breaker() {
     assert_eq!(client.response().await.status, 502);
     let state = async || {
         let metrics = get(gateway.address, "/metrics").await.body;
-        metrics.lines().find(|line| line.starts_with("gauntlet_breaker_state{")).and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+        metrics
+            .lines()
+            .find(|line| line.starts_with("gauntlet_breaker_state{"))
+            .and_then(|line| line.rsplit(' ').next())
+            .map(str::to_owned)
     };
     // the cool-down passes by itself, without any request
     while state().await.as_deref() == Some("2") {}
@@ -83,9 +108,21 @@ async fn health_and_metrics_agree_about_a_breaker() {
 #[tokio::test]
 async fn a_provider_that_answers_is_up_unless_it_tells_of_trouble() {
     let gateway = start("[server]\nhealth_cache_ms = 0\n").await;
-    for (status, told) in [(200, "ok"), (404, "ok"), (405, "ok"), (429, "ok"), (401, "degraded"), (403, "degraded"), (500, "degraded")] {
+    for (status, told) in [
+        (200, "ok"),
+        (404, "ok"),
+        (405, "ok"),
+        (429, "ok"),
+        (401, "degraded"),
+        (403, "degraded"),
+        (500, "degraded"),
+    ] {
         let asked = tokio::spawn(get(gateway.address, "/health"));
         gateway.provider.next().await.json(status, "{}").await;
-        assert_eq!(asked.await.unwrap().json()["status"].as_str(), Some(told), "{status}");
+        assert_eq!(
+            asked.await.unwrap().json()["status"].as_str(),
+            Some(told),
+            "{status}"
+        );
     }
 }

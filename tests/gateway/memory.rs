@@ -4,7 +4,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use gauntlet::store::{Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store, StoreError};
+use gauntlet::store::{
+    Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
+    StoreError,
+};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -30,13 +33,24 @@ impl MemoryStore {
 
     pub fn with_key(self, tenant: &str, token: &str) -> Self {
         let hash = gauntlet::http::auth::token_hash(token);
-        let key = KeyRecord { id: Uuid::now_v7(), tenant: tenant.into(), hash, prefix: "gk-".into(), created_at: 1, revoked_at: None };
+        let key = KeyRecord {
+            id: Uuid::now_v7(),
+            tenant: tenant.into(),
+            hash,
+            prefix: "gk-".into(),
+            created_at: 1,
+            revoked_at: None,
+        };
         self.keys.lock().unwrap().push(key);
         self
     }
 
     fn here(&self) -> Result<(), StoreError> {
-        if self.gone.load(Ordering::SeqCst) { Err(StoreError::Unavailable("canary-database-words".into())) } else { Ok(()) }
+        if self.gone.load(Ordering::SeqCst) {
+            Err(StoreError::Unavailable("canary-database-words".into()))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -63,7 +77,8 @@ impl Store for MemoryStore {
         self.here().map(|()| Vec::new())
     }
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
-        self.here().map(|()| self.recorded.lock().unwrap().push(record))
+        self.here()
+            .map(|()| self.recorded.lock().unwrap().push(record))
     }
     async fn query(&self, _: &str, _: Uuid) -> Result<Option<QueryRecord>, StoreError> {
         self.here().map(|()| None)
@@ -73,7 +88,10 @@ impl Store for MemoryStore {
             self.listing.notify_one();
             self.listed.notified().await;
         }
-        self.here().map(|()| Page { records: Vec::new(), total: 0 })
+        self.here().map(|()| Page {
+            records: Vec::new(),
+            total: 0,
+        })
     }
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
         self.here().map(|()| self.keys.lock().unwrap().push(key))
@@ -84,14 +102,22 @@ impl Store for MemoryStore {
     async fn revoke_key(&self, id: Uuid, at: Micros) -> Result<bool, StoreError> {
         self.here()?;
         let mut keys = self.keys.lock().unwrap();
-        let found = keys.iter_mut().find(|key| key.id == id && key.revoked_at.is_none());
+        let found = keys
+            .iter_mut()
+            .find(|key| key.id == id && key.revoked_at.is_none());
         Ok(found.map(|key| key.revoked_at = Some(at)).is_some())
     }
     async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRecord>, StoreError> {
         self.lookups.fetch_add(1, Ordering::SeqCst);
         assert!(!self.panics.load(Ordering::SeqCst), "canary-panic-text");
         self.here()?;
-        Ok(self.keys.lock().unwrap().iter().find(|key| key.hash == hash && key.revoked_at.is_none()).cloned())
+        Ok(self
+            .keys
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|key| key.hash == hash && key.revoked_at.is_none())
+            .cloned())
     }
     async fn close(&self) {}
 }

@@ -17,7 +17,10 @@ pub struct Exchange {
 impl Provider {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { base_url: format!("http://{}/v1", listener.local_addr().unwrap()), listener }
+        Self {
+            base_url: format!("http://{}/v1", listener.local_addr().unwrap()),
+            listener,
+        }
     }
 
     pub async fn next(&self) -> Exchange {
@@ -37,15 +40,28 @@ impl Exchange {
         let mut read = Vec::new();
         loop {
             if let Some(end) = find(&read, b"\r\n\r\n") {
-                let head = String::from_utf8(read[..end].to_vec()).unwrap().to_ascii_lowercase();
-                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+                let head = String::from_utf8(read[..end].to_vec())
+                    .unwrap()
+                    .to_ascii_lowercase();
+                let length = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: "))
+                    .map_or(0, |n| n.parse().unwrap());
                 let mut body = read[end + 4..].to_vec();
                 while body.len() < length {
-                    assert_ne!(stream.read_buf(&mut body).await.unwrap(), 0, "the gateway cut its request short");
+                    assert_ne!(
+                        stream.read_buf(&mut body).await.unwrap(),
+                        0,
+                        "the gateway cut its request short"
+                    );
                 }
                 return Self { head, stream };
             }
-            assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the gateway cut its request short");
+            assert_ne!(
+                stream.read_buf(&mut read).await.unwrap(),
+                0,
+                "the gateway cut its request short"
+            );
         }
     }
 
@@ -60,7 +76,10 @@ impl Exchange {
     }
 
     pub async fn stream(&mut self) {
-        self.send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n").await;
+        self.send(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n",
+        )
+        .await;
     }
 
     pub async fn says(&mut self, text: &str) {
@@ -68,7 +87,9 @@ impl Exchange {
     }
 
     pub async fn try_says(&mut self, text: &str) -> std::io::Result<()> {
-        self.stream.write_all(format!("data: {}\n\n", chunk(text)).as_bytes()).await
+        self.stream
+            .write_all(format!("data: {}\n\n", chunk(text)).as_bytes())
+            .await
     }
 
     pub async fn ends(mut self) {
@@ -82,7 +103,11 @@ impl Exchange {
     /// Resolves when the gateway has closed the connection.
     pub async fn closed(mut self) {
         let mut rest = [0; 64];
-        assert_eq!(self.stream.read(&mut rest).await.unwrap_or(0), 0, "the gateway sent more on a connection that it should have closed");
+        assert_eq!(
+            self.stream.read(&mut rest).await.unwrap_or(0),
+            0,
+            "the gateway sent more on a connection that it should have closed"
+        );
     }
 }
 
@@ -95,5 +120,7 @@ pub fn chunk(text: &str) -> String {
 pub const COMPLETION: &str = r#"{"id":"c", "object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},"x_unknown":1.50}"#;
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
 }

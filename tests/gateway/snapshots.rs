@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use gauntlet::http::error::{ApiError, Problem, in_band};
-use gauntlet::llm::chat::{Attempt, AttemptError, Candidate, Cause, ErrorDetail, InvalidRequest, LlmFailure};
+use gauntlet::llm::chat::{
+    Attempt, AttemptError, Candidate, Cause, ErrorDetail, InvalidRequest, LlmFailure,
+};
 use gauntlet::store::StoreError;
 use http::Method;
 use serde_json::json;
@@ -44,29 +46,77 @@ const CAUSES: [Cause; 20] = [
     Cause::Unsupported,
 ];
 
-fn failure(cause: Cause, status: Option<u16>, detail: ErrorDetail, retry_after: Option<Duration>) -> ApiError {
-    let candidate = Candidate { provider: "p1".into(), model: "m1".into() };
-    let error = AttemptError { cause, message: "what happened".into(), status, retry_after, detail };
-    ApiError::Llm(LlmFailure { attempts: vec![Attempt { candidate, error: Some(error) }], cause, retry_after })
+fn failure(
+    cause: Cause,
+    status: Option<u16>,
+    detail: ErrorDetail,
+    retry_after: Option<Duration>,
+) -> ApiError {
+    let candidate = Candidate {
+        provider: "p1".into(),
+        model: "m1".into(),
+    };
+    let error = AttemptError {
+        cause,
+        message: "what happened".into(),
+        status,
+        retry_after,
+        detail,
+    };
+    ApiError::Llm(LlmFailure {
+        attempts: vec![Attempt {
+            candidate,
+            error: Some(error),
+        }],
+        cause,
+        retry_after,
+    })
 }
 
 fn line(name: &str, problem: &Problem) -> String {
     let error = &problem.envelope.error;
     let mut extra = Vec::new();
-    extra.extend(problem.retry_after.map(|time| format!("retry-after {time:?}")));
-    extra.extend(problem.header.as_ref().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())));
+    extra.extend(
+        problem
+            .retry_after
+            .map(|time| format!("retry-after {time:?}")),
+    );
+    extra.extend(
+        problem
+            .header
+            .as_ref()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())),
+    );
     extra.extend(problem.close.then(|| "closes".to_owned()));
     extra.extend(error.param.as_ref().map(|param| format!("param {param}")));
     let code = error.code.as_deref().unwrap_or("-");
-    format!("{name:<34} {} {:<26} {code:<24} {}\n    {}", problem.status.as_u16(), error.kind, extra.join(", "), error.message)
+    format!(
+        "{name:<34} {} {:<26} {code:<24} {}\n    {}",
+        problem.status.as_u16(),
+        error.kind,
+        extra.join(", "),
+        error.message
+    )
 }
 
 /// Does not compile when a variant is new: then it belongs into the table below.
 fn is_in_the_table(error: &ApiError) {
     use ApiError as E;
     match error {
-        E::Invalid(_) | E::UnknownModel(_) | E::Llm(_) | E::MissingKey | E::UnknownKey | E::Busy { .. } | E::Draining | E::Internal => {}
-        E::BodyTooLarge { .. } | E::BodyTimeout { .. } | E::BodyBroken | E::MediaType { .. } | E::Route { .. } | E::Method { .. } => {}
+        E::Invalid(_)
+        | E::UnknownModel(_)
+        | E::Llm(_)
+        | E::MissingKey
+        | E::UnknownKey
+        | E::Busy { .. }
+        | E::Draining
+        | E::Internal => {}
+        E::BodyTooLarge { .. }
+        | E::BodyTimeout { .. }
+        | E::BodyBroken
+        | E::MediaType { .. }
+        | E::Route { .. }
+        | E::Method { .. } => {}
         E::Missing { .. } | E::NotConfigured(_) | E::NoAnswer(_) => {}
         E::Store(error) => match error {
             StoreError::Unavailable(_) | StoreError::PoolExhausted(_) | StoreError::Timeout(_) => {}
@@ -77,30 +127,75 @@ fn is_in_the_table(error: &ApiError) {
 
 #[test]
 fn err_01_the_whole_table() {
-    let mut lines: Vec<String> =
-        CAUSES.iter().map(|cause| line(&format!("{cause:?}"), &failure(*cause, None, ErrorDetail::default(), None).problem())).collect();
+    let mut lines: Vec<String> = CAUSES
+        .iter()
+        .map(|cause| {
+            line(
+                &format!("{cause:?}"),
+                &failure(*cause, None, ErrorDetail::default(), None).problem(),
+            )
+        })
+        .collect();
     for status in [400, 401, 403, 407, 408, 413, 422, 451] {
-        lines.push(line(&format!("Rejected by {status}"), &failure(Cause::Rejected, Some(status), ErrorDetail::default(), None).problem()));
+        lines.push(line(
+            &format!("Rejected by {status}"),
+            &failure(Cause::Rejected, Some(status), ErrorDetail::default(), None).problem(),
+        ));
     }
-    let theirs = ErrorDetail { kind: Some("their_type".into()), code: Some("their_code".into()), param: Some("their_param".into()) };
+    let theirs = ErrorDetail {
+        kind: Some("their_type".into()),
+        code: Some("their_code".into()),
+        param: Some("their_param".into()),
+    };
     for cause in CAUSES {
-        let problem = failure(cause, Some(418), theirs.clone(), Some(Duration::from_millis(1_200))).problem();
+        let problem = failure(
+            cause,
+            Some(418),
+            theirs.clone(),
+            Some(Duration::from_millis(1_200)),
+        )
+        .problem();
         lines.push(line(&format!("{cause:?}, detailed, 1.2 s"), &problem));
     }
     let ten = Duration::from_millis(10);
     let others = [
         (
             "Invalid",
-            ApiError::Invalid(InvalidRequest { message: "temperature is \"hot\": write a number".into(), param: Some("temperature".into()) }),
+            ApiError::Invalid(InvalidRequest {
+                message: "temperature is \"hot\": write a number".into(),
+                param: Some("temperature".into()),
+            }),
         ),
         ("UnknownModel", ApiError::UnknownModel("none".into())),
-        ("Llm without attempts", ApiError::Llm(LlmFailure { attempts: Vec::new(), cause: Cause::DeadlineExceeded, retry_after: None })),
-        ("Store Unavailable", ApiError::Store(StoreError::Unavailable("canary".into()))),
-        ("Store PoolExhausted", ApiError::Store(StoreError::PoolExhausted(ten))),
+        (
+            "Llm without attempts",
+            ApiError::Llm(LlmFailure {
+                attempts: Vec::new(),
+                cause: Cause::DeadlineExceeded,
+                retry_after: None,
+            }),
+        ),
+        (
+            "Store Unavailable",
+            ApiError::Store(StoreError::Unavailable("canary".into())),
+        ),
+        (
+            "Store PoolExhausted",
+            ApiError::Store(StoreError::PoolExhausted(ten)),
+        ),
         ("Store Timeout", ApiError::Store(StoreError::Timeout(ten))),
-        ("Store NotWritable", ApiError::Store(StoreError::NotWritable("canary".into()))),
-        ("Store Rejected", ApiError::Store(StoreError::Rejected("the text holds a NUL".into()))),
-        ("Store Failed", ApiError::Store(StoreError::Failed("canary".into()))),
+        (
+            "Store NotWritable",
+            ApiError::Store(StoreError::NotWritable("canary".into())),
+        ),
+        (
+            "Store Rejected",
+            ApiError::Store(StoreError::Rejected("the text holds a NUL".into())),
+        ),
+        (
+            "Store Failed",
+            ApiError::Store(StoreError::Failed("canary".into())),
+        ),
         ("MissingKey", ApiError::MissingKey),
         ("UnknownKey", ApiError::UnknownKey),
         ("Busy", ApiError::Busy { limit: 8 }),
@@ -108,16 +203,46 @@ fn err_01_the_whole_table() {
         ("BodyTooLarge", ApiError::BodyTooLarge { limit: 1_000 }),
         ("BodyTimeout", ApiError::BodyTimeout { after: ten }),
         ("BodyBroken", ApiError::BodyBroken),
-        ("MediaType", ApiError::MediaType { got: "text/plain".into() }),
-        ("Route", ApiError::Route { method: Method::GET, path: "/nowhere".into() }),
-        ("Method", ApiError::Method { method: Method::DELETE, path: "/v1/models".into() }),
-        ("Missing", ApiError::Missing { what: "query", id: "7".into() }),
-        ("NotConfigured", ApiError::NotConfigured("write [[models]]".into())),
+        (
+            "MediaType",
+            ApiError::MediaType {
+                got: "text/plain".into(),
+            },
+        ),
+        (
+            "Route",
+            ApiError::Route {
+                method: Method::GET,
+                path: "/nowhere".into(),
+            },
+        ),
+        (
+            "Method",
+            ApiError::Method {
+                method: Method::DELETE,
+                path: "/v1/models".into(),
+            },
+        ),
+        (
+            "Missing",
+            ApiError::Missing {
+                what: "query",
+                id: "7".into(),
+            },
+        ),
+        (
+            "NotConfigured",
+            ApiError::NotConfigured("write [[models]]".into()),
+        ),
         ("NoAnswer", ApiError::NoAnswer("synthesis: refused".into())),
         ("Internal", ApiError::Internal),
     ];
     others.iter().for_each(|(_, error)| is_in_the_table(error));
-    lines.extend(others.iter().map(|(name, error)| line(name, &error.problem())));
+    lines.extend(
+        others
+            .iter()
+            .map(|(name, error)| line(name, &error.problem())),
+    );
     let table = lines.join("\n");
     assert!(!table.contains("canary"), "{table}");
     settings().bind(|| insta::assert_snapshot!("ERR-01__table", table));
@@ -128,9 +253,22 @@ fn err_01_the_event_of_a_stream_that_broke() {
     let events: Vec<String> = CAUSES
         .iter()
         .map(|cause| {
-            let detail = ErrorDetail { kind: Some("their_type".into()), code: None, param: None };
-            let event = in_band(&AttemptError { cause: *cause, message: "what happened".into(), status: None, retry_after: None, detail });
-            format!("{cause:<18?} {}", String::from_utf8(event.to_vec()).unwrap())
+            let detail = ErrorDetail {
+                kind: Some("their_type".into()),
+                code: None,
+                param: None,
+            };
+            let event = in_band(&AttemptError {
+                cause: *cause,
+                message: "what happened".into(),
+                status: None,
+                retry_after: None,
+                detail,
+            });
+            format!(
+                "{cause:<18?} {}",
+                String::from_utf8(event.to_vec()).unwrap()
+            )
         })
         .collect();
     settings().bind(|| insta::assert_snapshot!("ERR-01__in_band", events.join("\n")));
@@ -147,8 +285,15 @@ async fn snap_01_openapi() {
 async fn snap_01_the_reader_of_the_docs_asks_no_other_host() {
     let gateway = start("").await;
     let page = get(gateway.address, "/docs").await;
-    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
-    assert!(!page.body.contains("http://") && !page.body.contains("https://") && !page.body.contains("src="));
+    assert_eq!(
+        page.header("content-type"),
+        Some("text/html; charset=utf-8")
+    );
+    assert!(
+        !page.body.contains("http://")
+            && !page.body.contains("https://")
+            && !page.body.contains("src=")
+    );
 }
 
 #[tokio::test]
@@ -157,9 +302,15 @@ async fn snap_01_metric_names() {
     let mut client = ask(gateway.address, "plain").await;
     gateway.provider.next().await.json(500, "{}").await;
     gateway.provider.next().await.json(200, COMPLETION).await;
-    assert_eq!(client.response().await.header("x-gauntlet-attempts"), Some("2"));
+    assert_eq!(
+        client.response().await.header("x-gauntlet-attempts"),
+        Some("2")
+    );
     let text = get(gateway.address, "/metrics").await.body;
-    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("gauntlet_build_info")).collect();
+    let mut lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("gauntlet_build_info"))
+        .collect();
     lines.sort_unstable();
     settings().bind(|| insta::assert_snapshot!("SNAP-01__metrics", lines.join("\n")));
 }
@@ -169,10 +320,19 @@ async fn snap_01_health_documents() {
     let gateway = start("[server]\nhealth_cache_ms = 0\n").await;
     let probed = |status: u16| async move { status };
     let mut told = serde_json::Map::new();
-    for (name, gone, status) in [("all well", false, 200), ("provider fails", false, 500), ("store gone", true, 200)] {
+    for (name, gone, status) in [
+        ("all well", false, 200),
+        ("provider fails", false, 500),
+        ("store gone", true, 200),
+    ] {
         gateway.store.gone(gone);
         let asked = tokio::spawn(get(gateway.address, "/health"));
-        gateway.provider.next().await.json(probed(status).await, "{}").await;
+        gateway
+            .provider
+            .next()
+            .await
+            .json(probed(status).await, "{}")
+            .await;
         let health = asked.await.unwrap();
         let ready = get(gateway.address, "/health/ready").await;
         told.insert(
@@ -180,6 +340,9 @@ async fn snap_01_health_documents() {
             json!({ "health": { "status": health.status, "body": health.json() }, "ready": { "status": ready.status, "body": ready.json() } }),
         );
     }
-    told.insert("live".into(), get(gateway.address, "/health/live").await.json());
+    told.insert(
+        "live".into(),
+        get(gateway.address, "/health/live").await.json(),
+    );
     settings().bind(|| insta::assert_json_snapshot!("HLTH-03__documents", told, { ".**.latency_ms" => "[ms]", ".**.version" => "[version]" }));
 }

@@ -1,7 +1,13 @@
 //! Providers that follow a script, under a paused clock: the same answers and plans that the wire obeys on real sockets, played on
 //! a [`Transport`]. And the configuration and the client that go with them.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "shared by several test programs, each using a part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "shared by several test programs, each using a part"
+)]
 
 pub mod rules;
 
@@ -14,11 +20,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use gauntlet::config::{Breaker, CandidateConfig, Config, ModelConfig, Protocol, ProviderConfig, Retry, Timeouts};
+use gauntlet::config::{
+    Breaker, CandidateConfig, Config, ModelConfig, Protocol, ProviderConfig, Retry, Timeouts,
+};
 use gauntlet::llm::chat::{Answer, CallContext, ChatRequest, LlmFailure, Served, StreamItem};
 use gauntlet::llm::provider;
 use gauntlet::llm::router::{Router, RouterError};
-use gauntlet::llm::transport::{Transport, TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
+use gauntlet::llm::transport::{
+    Transport, TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse,
+};
 use gauntlet::resilience::deadline::Deadline;
 use gauntlet::telemetry::Metrics;
 use gauntlet_harness::plan::{Listen, Step};
@@ -108,10 +118,19 @@ impl World {
     pub fn router(self: &Arc<Self>, config: &Config) -> Router {
         let transport = |provider: &ProviderConfig| -> Arc<dyn Transport> {
             let candidate = config.providers.get_index_of(&provider.name).unwrap();
-            Arc::new(Scripted { world: Arc::clone(self), candidate })
+            Arc::new(Scripted {
+                world: Arc::clone(self),
+                candidate,
+            })
         };
         DICE.set(SEED);
-        Router::with_parts(config, transport, provider::codec, dice, Arc::clone(&self.metrics))
+        Router::with_parts(
+            config,
+            transport,
+            provider::codec,
+            dice,
+            Arc::clone(&self.metrics),
+        )
     }
 }
 
@@ -141,13 +160,26 @@ impl Drop for Open {
 impl Transport for Scripted {
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError> {
         let open = Open::new(&self.world);
-        let document: serde_json::Value = serde_json::from_slice(&request.body).expect("the gateway sends JSON");
-        let stream = document.get("stream").and_then(serde_json::Value::as_bool).unwrap_or(false);
+        let document: serde_json::Value =
+            serde_json::from_slice(&request.body).expect("the gateway sends JSON");
+        let stream = document
+            .get("stream")
+            .and_then(serde_json::Value::as_bool)
+            .unwrap_or(false);
         let call = {
             let at = self.world.now();
             let mut calls = self.world.calls.lock().unwrap();
-            let call = calls.iter().filter(|seen| seen.candidate == self.candidate).count();
-            calls.push(Seen { candidate: self.candidate, call, at, body: request.body.clone(), headers: request.headers.clone() });
+            let call = calls
+                .iter()
+                .filter(|seen| seen.candidate == self.candidate)
+                .count();
+            calls.push(Seen {
+                candidate: self.candidate,
+                call,
+                at,
+                body: request.body.clone(),
+                headers: request.headers.clone(),
+            });
             call
         };
         let played = (self.world.script)(self.candidate, call, stream);
@@ -166,17 +198,31 @@ impl Transport for Scripted {
                 Some(Step::Head) => break,
                 Some(Step::Pause { ms }) => tokio::time::sleep(Duration::from_millis(ms)).await,
                 Some(Step::Stall) => std::future::pending().await,
-                Some(Step::Cut | Step::Reset) => return Err(TransportError::Reset("scripted".into())),
+                Some(Step::Cut | Step::Reset) => {
+                    return Err(TransportError::Reset("scripted".into()));
+                }
                 other => panic!("no step for before the head: {other:?}"),
             }
         }
         let mut headers = HeaderMap::new();
-        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_str(&played.response.content_type).unwrap());
+        headers.insert(
+            http::header::CONTENT_TYPE,
+            HeaderValue::from_str(&played.response.content_type).unwrap(),
+        );
         for (name, value) in &played.response.headers {
-            headers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
+            headers.insert(
+                name.parse::<HeaderName>().unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
         let rest = Bytes::from(played.response.body);
-        let body = Body { steps, rest, last: Bytes::new(), drip: None, _open: open };
+        let body = Body {
+            steps,
+            rest,
+            last: Bytes::new(),
+            drip: None,
+            _open: open,
+        };
         let body: UpstreamBody = Box::pin(futures::stream::unfold(Some(body), |body| async move {
             let mut body = body?;
             match body.next().await {
@@ -185,7 +231,11 @@ impl Transport for Scripted {
                 None => None,
             }
         }));
-        Ok(UpstreamResponse { status: StatusCode::from_u16(played.response.status).unwrap(), headers, body })
+        Ok(UpstreamResponse {
+            status: StatusCode::from_u16(played.response.status).unwrap(),
+            headers,
+            body,
+        })
     }
 }
 
@@ -218,14 +268,22 @@ impl Body {
                         return Some(Ok(self.last.clone()));
                     }
                 }
-                Some(Step::Bytes(count)) => return Some(Ok(self.rest.split_to(count.min(self.rest.len())))),
+                Some(Step::Bytes(count)) => {
+                    return Some(Ok(self.rest.split_to(count.min(self.rest.len()))));
+                }
                 Some(Step::Garbage(bytes)) => return Some(Ok(bytes.into())),
                 Some(Step::Rest) => return Some(Ok(std::mem::take(&mut self.rest))),
-                Some(Step::Drip { bytes, every_ms }) => self.drip = Some((bytes, Duration::from_millis(every_ms))),
+                Some(Step::Drip { bytes, every_ms }) => {
+                    self.drip = Some((bytes, Duration::from_millis(every_ms)))
+                }
                 Some(Step::RepeatForever { every_ms }) => {
                     tokio::time::sleep(Duration::from_millis(every_ms)).await;
                     self.steps.push_front(Step::RepeatForever { every_ms });
-                    let start = self.last.windows(7).rposition(|part| part.starts_with(b"data: ")).unwrap_or(0);
+                    let start = self
+                        .last
+                        .windows(7)
+                        .rposition(|part| part.starts_with(b"data: "))
+                        .unwrap_or(0);
                     return Some(Ok(self.last.slice(start..)));
                 }
                 Some(Step::Stall) => std::future::pending().await,
@@ -253,7 +311,11 @@ impl Body {
 /// A configuration with one alias over `p1` … `pn`, under the schedule's settings.
 pub fn config(settings: &Settings, candidates: usize) -> Config {
     let ms = Duration::from_millis;
-    let timeouts = Timeouts { connect: ms(settings.connect_ms), first_token: ms(settings.first_token_ms), idle: ms(settings.idle_ms) };
+    let timeouts = Timeouts {
+        connect: ms(settings.connect_ms),
+        first_token: ms(settings.first_token_ms),
+        idle: ms(settings.idle_ms),
+    };
     let names: Vec<String> = (1..=candidates).map(|n| format!("p{n}")).collect();
     let providers: IndexMap<String, ProviderConfig> = names
         .iter()
@@ -272,7 +334,14 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
         .collect();
     let model = ModelConfig {
         alias: ALIAS.into(),
-        candidates: names.iter().map(|name| CandidateConfig { provider: name.clone(), model: format!("m-{name}"), timeouts }).collect(),
+        candidates: names
+            .iter()
+            .map(|name| CandidateConfig {
+                provider: name.clone(),
+                model: format!("m-{name}"),
+                timeouts,
+            })
+            .collect(),
         total: ms(settings.total_ms),
         reserve: ms(settings.reserve_ms),
     };
@@ -350,7 +419,11 @@ pub async fn read(served: Served) -> Told {
 /// The text of a chunk.
 pub fn content_of(chunk: &[u8]) -> String {
     let chunk: serde_json::Value = serde_json::from_slice(chunk).expect("a chunk is JSON");
-    chunk.pointer("/choices/0/delta/content").and_then(|content| content.as_str()).unwrap_or_default().to_owned()
+    chunk
+        .pointer("/choices/0/delta/content")
+        .and_then(|content| content.as_str())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// The failure of a call that was not served.

@@ -31,8 +31,17 @@ pub fn settings() -> Settings {
 
 /// Candidates that do this, call after call.
 pub fn doing(candidates: &[&[Action]]) -> Schedule {
-    let candidates = candidates.iter().map(|calls| Script { calls: calls.to_vec() }).collect();
-    Schedule { settings: settings(), candidates, requests: Vec::new() }
+    let candidates = candidates
+        .iter()
+        .map(|calls| Script {
+            calls: calls.to_vec(),
+        })
+        .collect();
+    Schedule {
+        settings: settings(),
+        candidates,
+        requests: Vec::new(),
+    }
 }
 
 pub fn world(schedule: &Schedule) -> Arc<World> {
@@ -41,11 +50,17 @@ pub fn world(schedule: &Schedule) -> Arc<World> {
 }
 
 pub fn status(status: u16) -> Action {
-    Action::Status { status, retry_after_s: None }
+    Action::Status {
+        status,
+        retry_after_s: None,
+    }
 }
 
 pub fn limited(seconds: u64) -> Action {
-    Action::Status { status: 429, retry_after_s: Some(seconds) }
+    Action::Status {
+        status: 429,
+        retry_after_s: Some(seconds),
+    }
 }
 
 pub fn ms(duration: Duration) -> u128 {

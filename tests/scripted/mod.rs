@@ -23,7 +23,10 @@ use gauntlet::orchestrator::outcome::Cause;
 use gauntlet::orchestrator::plan::{PIPELINE, Step};
 use gauntlet::orchestrator::{Ask, Orchestrator, Settings};
 use gauntlet::retrieval::{Lane, LaneError, Search, lanes};
-use gauntlet::store::{Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store, StoreError};
+use gauntlet::store::{
+    Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
+    StoreError,
+};
 use gauntlet::telemetry::Metrics;
 use tokio::sync::{Barrier, Notify};
 use tokio::time::{Instant, timeout};
@@ -89,16 +92,26 @@ impl Log {
     }
 
     pub fn asked(&self, step: Step) -> usize {
-        self.events().iter().filter(|event| **event == Event::Asked(step)).count()
+        self.events()
+            .iter()
+            .filter(|event| **event == Event::Asked(step))
+            .count()
     }
 
     pub fn at(&self, event: &Event) -> usize {
-        self.events().iter().position(|seen| seen == event).unwrap_or_else(|| panic!("{event:?} is not on the log: {:?}", self.events()))
+        self.events()
+            .iter()
+            .position(|seen| seen == event)
+            .unwrap_or_else(|| panic!("{event:?} is not on the log: {:?}", self.events()))
     }
 
     async fn call<T>(&self, step: Step, call: impl Future<Output = T>) -> T {
         self.add(Event::Asked(step));
-        let mut in_flight = InFlight { log: self.clone(), step, ended: false };
+        let mut in_flight = InFlight {
+            log: self.clone(),
+            step,
+            ended: false,
+        };
         let answer = call.await;
         in_flight.ended = true;
         self.add(Event::Answered(step));
@@ -129,15 +142,32 @@ pub struct Script {
 
 #[async_trait]
 impl Llm for Script {
-    async fn complete(&self, request: ChatRequest, context: CallContext) -> Result<Said, CallFailure> {
-        let step = PIPELINE.steps().find(|step| step.name() == request.model).expect("an alias is a step's name");
+    async fn complete(
+        &self,
+        request: ChatRequest,
+        context: CallContext,
+    ) -> Result<Said, CallFailure> {
+        let step = PIPELINE
+            .steps()
+            .find(|step| step.name() == request.model)
+            .expect("an alias is a step's name");
         self.requests.lock().unwrap().push((request, context));
         let (pace, act) = self.acts[&step].clone();
         let answer = async {
             pace.pass().await;
             match act {
-                Act::Says(text) => Ok(Said { text, usage: Usage { prompt_tokens: 10, completion_tokens: 1, total_tokens: 11 } }),
-                Act::Fails(cause) => Err(CallFailure { cause, detail: "scripted".into() }),
+                Act::Says(text) => Ok(Said {
+                    text,
+                    usage: Usage {
+                        prompt_tokens: 10,
+                        completion_tokens: 1,
+                        total_tokens: 11,
+                    },
+                }),
+                Act::Fails(cause) => Err(CallFailure {
+                    cause,
+                    detail: "scripted".into(),
+                }),
                 Act::Never => pending().await,
             }
         };
@@ -192,11 +222,15 @@ impl Store for FakeStore {
     async fn search(&self, _: &str, text: &str, limit: u32) -> Result<Vec<Passage>, StoreError> {
         assert_eq!(text, QUESTION, "retrieval takes the raw question");
         let found = || self.passages.iter().take(limit as usize).cloned().collect();
-        self.log.call(Step::Retrieval, self.search.1.act(&self.search.0, found)).await
+        self.log
+            .call(Step::Retrieval, self.search.1.act(&self.search.0, found))
+            .await
     }
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         let write = || self.records.lock().unwrap().push(record);
-        self.log.call(Step::Record, self.record.1.act(&self.record.0, write)).await
+        self.log
+            .call(Step::Record, self.record.1.act(&self.record.0, write))
+            .await
     }
     async fn query(&self, _: &str, _: Uuid) -> Result<Option<QueryRecord>, StoreError> {
         unscripted()
@@ -236,7 +270,11 @@ impl Lane for FakeLane {
         self.name
     }
     async fn search(&self, _: Search<'_>) -> Result<Vec<Passage>, LaneError> {
-        Ok(self.search.1.act(&self.search.0, || self.passages.clone()).await?)
+        Ok(self
+            .search
+            .1
+            .act(&self.search.0, || self.passages.clone())
+            .await?)
     }
 }
 
@@ -265,16 +303,30 @@ impl Default for World {
                     Step::FactCheck,
                     r#"{"claims":[{"claim":"The Curies discovered radium in 1898.","source":1,"verdict":"supported","quote":"discovered radium in December 1898"}]}"#,
                 ),
-                says(Step::Synthesis, r#"{"answer":"Marie and Pierre Curie discovered radium in 1898 [1]. It was isolated in 1910 [2]."}"#),
+                says(
+                    Step::Synthesis,
+                    r#"{"answer":"Marie and Pierre Curie discovered radium in 1898 [1]. It was isolated in 1910 [2]."}"#,
+                ),
                 says(
                     Step::Citation,
                     r#"{"citations":[{"sentence":1,"source":1,"quote":"discovered radium in December 1898"},{"sentence":2,"source":2,"quote":"isolated in 1910"}]}"#,
                 ),
-                says(Step::Review, r#"{"coherence":1.0,"relevance":0.9,"support":0.8}"#),
+                says(
+                    Step::Review,
+                    r#"{"coherence":1.0,"relevance":0.9,"support":0.8}"#,
+                ),
             ]),
             passages: vec![
-                passage(1, "Marie Curie", "Marie and Pierre Curie discovered radium in December 1898. They announced it on 26 December."),
-                passage(2, "Radium", "The metal was isolated in 1910 by Marie Curie and André-Louis Debierne."),
+                passage(
+                    1,
+                    "Marie Curie",
+                    "Marie and Pierre Curie discovered radium in December 1898. They announced it on 26 December.",
+                ),
+                passage(
+                    2,
+                    "Radium",
+                    "The metal was isolated in 1910 by Marie Curie and André-Louis Debierne.",
+                ),
             ],
             search: (Pace::AtOnce, StoreAct::Works),
             record: (Pace::AtOnce, StoreAct::Works),
@@ -286,7 +338,12 @@ impl Default for World {
 }
 
 pub fn passage(id: u128, title: &str, text: &str) -> Passage {
-    Passage { document: Uuid::from_u128(id), title: title.into(), text: text.into(), score: 1.0 / (id as f64) }
+    Passage {
+        document: Uuid::from_u128(id),
+        title: title.into(),
+        text: text.into(),
+        score: 1.0 / (id as f64),
+    }
 }
 
 impl World {
@@ -302,22 +359,58 @@ impl World {
 
     pub fn start(self) -> Running {
         let log = Log::default();
-        let script = Arc::new(Script { acts: self.acts, log: log.clone(), requests: Mutex::default() });
-        let store =
-            Arc::new(FakeStore { passages: self.passages, search: self.search, record: self.record, records: Mutex::default(), log: log.clone() });
+        let script = Arc::new(Script {
+            acts: self.acts,
+            log: log.clone(),
+            requests: Mutex::default(),
+        });
+        let store = Arc::new(FakeStore {
+            passages: self.passages,
+            search: self.search,
+            record: self.record,
+            records: Mutex::default(),
+            log: log.clone(),
+        });
         let config = OrchestratorConfig {
             deadline: self.deadline,
-            steps: self.steps.into_iter().map(|(step, bounds)| (step.name().to_owned(), bounds)).collect(),
-            models: PIPELINE.steps().filter(|step| *step != Step::Retrieval).map(|step| (step.name().to_owned(), step.name().to_owned())).collect(),
+            steps: self
+                .steps
+                .into_iter()
+                .map(|(step, bounds)| (step.name().to_owned(), bounds))
+                .collect(),
+            models: PIPELINE
+                .steps()
+                .filter(|step| *step != Step::Retrieval)
+                .map(|step| (step.name().to_owned(), step.name().to_owned()))
+                .collect(),
             passages: 5,
         };
-        let settings = Settings { orchestrator: config, default_alias: None, record_bound: RECORD_BOUND };
+        let settings = Settings {
+            orchestrator: config,
+            default_alias: None,
+            record_bound: RECORD_BOUND,
+        };
         let dyn_store: Arc<dyn Store> = store.clone();
         let mut lanes = lanes::all(&dyn_store);
-        lanes.extend(self.lanes.into_iter().map(|lane| Box::new(lane) as Box<dyn Lane>));
-        let orchestrator = Orchestrator::new(settings, script.clone(), dyn_store, Arc::new(Metrics::default())).with_lanes(lanes);
+        lanes.extend(
+            self.lanes
+                .into_iter()
+                .map(|lane| Box::new(lane) as Box<dyn Lane>),
+        );
+        let orchestrator = Orchestrator::new(
+            settings,
+            script.clone(),
+            dyn_store,
+            Arc::new(Metrics::default()),
+        )
+        .with_lanes(lanes);
         let orchestrator = Arc::new(orchestrator);
-        Running { orchestrator, script, store, log }
+        Running {
+            orchestrator,
+            script,
+            store,
+            log,
+        }
     }
 }
 

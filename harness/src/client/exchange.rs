@@ -37,8 +37,22 @@ impl Drop for Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(tape: Tape, label: String, method: &str, stream: TcpStream, most: usize) -> Self {
-        Self { tape, label, method: method.to_string(), stream: Some(stream), buffer: BytesMut::new(), most, finished: false }
+    pub(super) fn new(
+        tape: Tape,
+        label: String,
+        method: &str,
+        stream: TcpStream,
+        most: usize,
+    ) -> Self {
+        Self {
+            tape,
+            label,
+            method: method.to_string(),
+            stream: Some(stream),
+            buffer: BytesMut::new(),
+            most,
+            finished: false,
+        }
     }
 
     /// The label of the exchange.
@@ -97,29 +111,60 @@ impl Exchange {
         let (head, mut body) = self.read_head().await?;
         let mut whole = BytesMut::new();
         loop {
-            whole.extend_from_slice(&body.take(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))?);
+            whole.extend_from_slice(
+                &body
+                    .take(&mut self.buffer)
+                    .map_err(|error| Transport::Malformed(error.to_string()))?,
+            );
             if body.is_done() {
                 break;
             }
             if whole.len() > self.most {
-                return Err(Transport::TooLarge { status: head.status, most: format!("{} bytes", self.most) });
+                return Err(Transport::TooLarge {
+                    status: head.status,
+                    most: format!("{} bytes", self.most),
+                });
             }
             match self.fill().await {
                 Ok(true) => {}
                 Ok(false) if body.may_end_here() => break,
-                Ok(false) => return Err(Transport::Cut { status: head.status, body: whole.freeze(), how: "end of the connection".into() }),
-                Err(error) => return Err(Transport::Cut { status: head.status, body: whole.freeze(), how: error.to_string() }),
+                Ok(false) => {
+                    return Err(Transport::Cut {
+                        status: head.status,
+                        body: whole.freeze(),
+                        how: "end of the connection".into(),
+                    });
+                }
+                Err(error) => {
+                    return Err(Transport::Cut {
+                        status: head.status,
+                        body: whole.freeze(),
+                        how: error.to_string(),
+                    });
+                }
             }
         }
-        self.finish(Event::ClientAnswered { status: head.status });
-        Ok(Reply { label: self.label.clone(), status: head.status, headers: head.headers, body: whole.freeze() })
+        self.finish(Event::ClientAnswered {
+            status: head.status,
+        });
+        Ok(Reply {
+            label: self.label.clone(),
+            status: head.status,
+            headers: head.headers,
+            body: whole.freeze(),
+        })
     }
 
     async fn read_head(&mut self) -> Result<(ResponseHead, Body), Transport> {
         loop {
-            if let Some(head) = http1::take_response(&mut self.buffer).map_err(|error| Transport::Malformed(error.to_string()))? {
-                let body = Body::of_response(&self.method, &head).map_err(|error| Transport::Malformed(error.to_string()))?;
-                self.record(Event::ClientStatus { status: head.status });
+            if let Some(head) = http1::take_response(&mut self.buffer)
+                .map_err(|error| Transport::Malformed(error.to_string()))?
+            {
+                let body = Body::of_response(&self.method, &head)
+                    .map_err(|error| Transport::Malformed(error.to_string()))?;
+                self.record(Event::ClientStatus {
+                    status: head.status,
+                });
                 return Ok((head, body));
             }
             match self.fill().await {
@@ -132,13 +177,17 @@ impl Exchange {
 
     /// Reads more; false at the end of the connection.
     pub(super) async fn fill(&mut self) -> std::io::Result<bool> {
-        let Some(stream) = &mut self.stream else { return Ok(false) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(false);
+        };
         Ok(stream.read_buf(&mut self.buffer).await? > 0)
     }
 
     /// Writes as much as the gateway takes; a gateway that answers early or closes is met by the next read.
     pub(super) async fn write(&mut self, bytes: &[u8]) {
-        let Some(stream) = &mut self.stream else { return };
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
         let (mut read, mut write) = stream.split();
         let mut writing = std::pin::pin!(write.write_all(bytes));
         // what the read branch drops has been put into the buffer; a refused body stops being written when the answer is there
@@ -152,7 +201,9 @@ impl Exchange {
     }
 
     pub(super) async fn dribble(&mut self, bytes: &[u8], piece: usize, every: Duration) {
-        let Some(stream) = &mut self.stream else { return };
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
         let (mut read, mut write) = stream.split();
         let writing = async {
             for piece in bytes.chunks(piece.max(1)) {
@@ -169,7 +220,9 @@ impl Exchange {
     }
 
     fn fail(&mut self, error: &Transport) {
-        self.finish(Event::ClientFailed { error: error.to_string() });
+        self.finish(Event::ClientFailed {
+            error: error.to_string(),
+        });
     }
 
     pub(super) fn finish(&mut self, event: Event) {

@@ -60,14 +60,39 @@ impl Client {
     ///
     /// # Errors
     /// A harness failure for anything but plain HTTP.
-    pub fn new(base_url: &str, headers: Vec<(String, String)>, tape: Tape) -> Result<Self, Failure> {
+    pub fn new(
+        base_url: &str,
+        headers: Vec<(String, String)>,
+        tape: Tape,
+    ) -> Result<Self, Failure> {
         let Some(rest) = base_url.strip_prefix("http://") else {
-            return Err(Failure::Harness { what: format!("the client speaks plain HTTP only, and the gateway is at {base_url}") });
+            return Err(Failure::Harness {
+                what: format!(
+                    "the client speaks plain HTTP only, and the gateway is at {base_url}"
+                ),
+            });
         };
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let authority = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
-        let prefix = if path.is_empty() { String::new() } else { format!("/{}", path.trim_end_matches('/')) };
-        Ok(Self { tape, authority, prefix, headers, label: None, asked: Arc::default(), receive_buffer: None, most: MOST_BYTES })
+        let authority = if host.contains(':') {
+            host.to_string()
+        } else {
+            format!("{host}:80")
+        };
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("/{}", path.trim_end_matches('/'))
+        };
+        Ok(Self {
+            tape,
+            authority,
+            prefix,
+            headers,
+            label: None,
+            asked: Arc::default(),
+            receive_buffer: None,
+            most: MOST_BYTES,
+        })
     }
 
     /// A client of the target.
@@ -81,13 +106,17 @@ impl Client {
     /// The same with this label for its exchanges.
     #[must_use]
     pub fn labelled(&self, label: &str) -> Self {
-        Self { label: Some(label.to_string()), ..self.clone() }
+        Self {
+            label: Some(label.to_string()),
+            ..self.clone()
+        }
     }
 
     /// The same with this key instead of any other.
     #[must_use]
     pub fn with_bearer(&self, token: &str) -> Self {
-        self.without_header("authorization").with_header("authorization", &format!("Bearer {token}"))
+        self.without_header("authorization")
+            .with_header("authorization", &format!("Bearer {token}"))
     }
 
     /// The same with one more header.
@@ -102,14 +131,19 @@ impl Client {
     #[must_use]
     pub fn without_header(&self, name: &str) -> Self {
         let mut client = self.clone();
-        client.headers.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
+        client
+            .headers
+            .retain(|(key, _)| !key.eq_ignore_ascii_case(name));
         client
     }
 
     /// The same with a small receive buffer, so that a case that stops reading is felt at once.
     #[must_use]
     pub fn with_receive_buffer(&self, bytes: u32) -> Self {
-        Self { receive_buffer: Some(bytes), ..self.clone() }
+        Self {
+            receive_buffer: Some(bytes),
+            ..self.clone()
+        }
     }
 
     /// `POST /v1/chat/completions`, read to its end.
@@ -141,7 +175,13 @@ impl Client {
     /// # Errors
     /// A violation if the gateway can't be reached.
     pub async fn send_chat(&self, body: Value) -> Result<Exchange, Failure> {
-        self.send("POST", "/v1/chat/completions", &[("content-type", "application/json")], body.to_string().as_bytes()).await
+        self.send(
+            "POST",
+            "/v1/chat/completions",
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
+        .await
     }
 
     /// The same with `stream: true`.
@@ -157,10 +197,21 @@ impl Client {
     ///
     /// # Errors
     /// A violation by a hang only.
-    pub async fn try_stream(&self, mut body: Value) -> Result<Result<StreamReply, Transport>, Failure> {
+    pub async fn try_stream(
+        &self,
+        mut body: Value,
+    ) -> Result<Result<StreamReply, Transport>, Failure> {
         body["stream"] = true.into();
         let bytes = body.to_string();
-        match self.open_and_write("POST", "/v1/chat/completions", &[("content-type", "application/json")], bytes.as_bytes()).await? {
+        match self
+            .open_and_write(
+                "POST",
+                "/v1/chat/completions",
+                &[("content-type", "application/json")],
+                bytes.as_bytes(),
+            )
+            .await?
+        {
             Ok(exchange) => exchange.try_stream().await,
             Err(transport) => Ok(Err(transport)),
         }
@@ -179,14 +230,26 @@ impl Client {
     /// # Errors
     /// As [`Client::chat`].
     pub async fn post(&self, path: &str, body: Value) -> Result<Reply, Failure> {
-        self.request("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes()).await
+        self.request(
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
+        .await
     }
 
     /// Any request, read to its end.
     ///
     /// # Errors
     /// As [`Client::chat`].
-    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, Failure> {
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Reply, Failure> {
         self.send(method, path, headers, body).await?.reply().await
     }
 
@@ -194,7 +257,13 @@ impl Client {
     ///
     /// # Errors
     /// A violation by a hang only.
-    pub async fn try_request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Result<Reply, Transport>, Failure> {
+    pub async fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Result<Reply, Transport>, Failure> {
         match self.open_and_write(method, path, headers, body).await? {
             Ok(exchange) => exchange.try_reply().await,
             Err(transport) => Ok(Err(transport)),
@@ -205,7 +274,13 @@ impl Client {
     ///
     /// # Errors
     /// A violation if the gateway can't be reached, or does not take the request within the hang guard.
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Exchange, Failure> {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Exchange, Failure> {
         Ok(self.open_and_write(method, path, headers, body).await??)
     }
 
@@ -223,21 +298,46 @@ impl Client {
     ///
     /// # Errors
     /// A violation by a hang: neither answered nor closed.
-    pub async fn dribble(&self, bytes: &[u8], piece: usize, every: Duration) -> Result<Result<Reply, Transport>, Failure> {
+    pub async fn dribble(
+        &self,
+        bytes: &[u8],
+        piece: usize,
+        every: Duration,
+    ) -> Result<Result<Reply, Transport>, Failure> {
         let stream = self.raw().await?;
         let mut exchange = self.exchange(stream, "POST");
-        exchange.record(Event::ClientSent { method: "POST".into(), path: "(dribbled)".into() });
-        gate::guard("an answer to a client that dribbles, or the end of its connection", exchange.dribble(bytes, piece, every)).await?;
+        exchange.record(Event::ClientSent {
+            method: "POST".into(),
+            path: "(dribbled)".into(),
+        });
+        gate::guard(
+            "an answer to a client that dribbles, or the end of its connection",
+            exchange.dribble(bytes, piece, every),
+        )
+        .await?;
         exchange.try_reply().await
     }
 
     /// The bytes of a request as [`Client::send`] would write it: for [`Client::raw`] and [`Client::dribble`].
-    pub fn request_bytes(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-        let mut head = format!("{method} {}{path} HTTP/1.1\r\nhost: {}\r\n", self.prefix, self.authority);
-        let own = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    pub fn request_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<u8> {
+        let mut head = format!(
+            "{method} {}{path} HTTP/1.1\r\nhost: {}\r\n",
+            self.prefix, self.authority
+        );
+        let own = self
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
         let mut sized = false;
         for (name, value) in own.chain(headers.iter().copied()) {
-            sized |= name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding");
+            sized |= name.eq_ignore_ascii_case("content-length")
+                || name.eq_ignore_ascii_case("transfer-encoding");
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         if !sized && (!body.is_empty() || method != "GET") {
@@ -249,25 +349,46 @@ impl Client {
         bytes
     }
 
-    async fn open_and_write(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Result<Exchange, Transport>, Failure> {
+    async fn open_and_write(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Result<Exchange, Transport>, Failure> {
         let bytes = self.request_bytes(method, path, headers, body);
         let opening = async {
-            let stream = self.connect().await.map_err(|error| Transport::Connect(error.to_string()))?;
+            let stream = self
+                .connect()
+                .await
+                .map_err(|error| Transport::Connect(error.to_string()))?;
             let mut exchange = self.exchange(stream, method);
             // before the bytes, so that whatever they cause comes later on the tape
-            exchange.record(Event::ClientSent { method: method.into(), path: path.into() });
+            exchange.record(Event::ClientSent {
+                method: method.into(),
+                path: path.into(),
+            });
             exchange.write(&bytes).await;
             Ok(exchange)
         };
-        let opened: Result<Exchange, Transport> = gate::guard("the gateway to take the request", opening).await?;
+        let opened: Result<Exchange, Transport> =
+            gate::guard("the gateway to take the request", opening).await?;
         if let Err(error) = &opened {
-            self.tape.record(Side::Client(self.next_label()), Event::ClientFailed { error: error.to_string() });
+            self.tape.record(
+                Side::Client(self.next_label()),
+                Event::ClientFailed {
+                    error: error.to_string(),
+                },
+            );
         }
         Ok(opened)
     }
 
     async fn connect(&self) -> std::io::Result<TcpStream> {
-        let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, format!("{} has no address", self.authority));
+        let mut last = std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            format!("{} has no address", self.authority),
+        );
         for addr in tokio::net::lookup_host(&self.authority).await? {
             match self.connect_to(addr).await {
                 Ok(stream) => return Ok(stream),
@@ -278,7 +399,11 @@ impl Client {
     }
 
     async fn connect_to(&self, addr: SocketAddr) -> std::io::Result<TcpStream> {
-        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if addr.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
@@ -287,11 +412,19 @@ impl Client {
     }
 
     fn exchange(&self, stream: TcpStream, method: &str) -> Exchange {
-        Exchange::new(self.tape.clone(), self.next_label(), method, stream, self.most)
+        Exchange::new(
+            self.tape.clone(),
+            self.next_label(),
+            method,
+            stream,
+            self.most,
+        )
     }
 
     fn next_label(&self) -> String {
-        self.label.clone().unwrap_or_else(|| letters(self.asked.fetch_add(1, Ordering::Relaxed)))
+        self.label
+            .clone()
+            .unwrap_or_else(|| letters(self.asked.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
@@ -326,21 +459,61 @@ mod tests {
 
     #[test]
     fn labels_go_on_after_z() {
-        assert_eq!([0, 25, 26, 701, 702].map(letters), ["a", "z", "aa", "zz", "aaa"]);
+        assert_eq!(
+            [0, 25, 26, 701, 702].map(letters),
+            ["a", "z", "aa", "zz", "aaa"]
+        );
     }
 
     #[tokio::test]
     async fn an_answer_without_end_is_not_read_for_ever() {
         let (source, tape) = (Arc::new(ScriptSource::new(Protocol::OpenAi)), Tape::new());
-        let endless = Plan { framing: Framing::UntilClose, ..Plan::of([Step::Head, Step::Bytes(1_000), Step::RepeatForever { every_ms: 0 }]) };
+        let endless = Plan {
+            framing: Framing::UntilClose,
+            ..Plan::of([
+                Step::Head,
+                Step::Bytes(1_000),
+                Step::RepeatForever { every_ms: 0 },
+            ])
+        };
         source.answers(raw(200, "text/event-stream", "data: x".repeat(1_000)).plan(endless));
-        let wire = Wire::bind("p1", tape.clone(), Gates::new(tape.clone()), source, Listen::Serve).await.unwrap();
-        let client = Client { most: 64 << 10, ..Client::new(&wire.root_url(), Vec::new(), tape.clone()).unwrap() };
+        let wire = Wire::bind(
+            "p1",
+            tape.clone(),
+            Gates::new(tape.clone()),
+            source,
+            Listen::Serve,
+        )
+        .await
+        .unwrap();
+        let client = Client {
+            most: 64 << 10,
+            ..Client::new(&wire.root_url(), Vec::new(), tape.clone()).unwrap()
+        };
         let too_large = "an answer 200 of more than 65536 bytes";
 
-        let plain = client.send_chat(json!({})).await.unwrap().try_reply().await.unwrap();
-        assert_eq!(plain.unwrap_err(), Transport::TooLarge { status: 200, most: "65536 bytes".into() });
-        let streamed = client.stream(json!({})).await.unwrap().collect().await.unwrap_err().to_string();
+        let plain = client
+            .send_chat(json!({}))
+            .await
+            .unwrap()
+            .try_reply()
+            .await
+            .unwrap();
+        assert_eq!(
+            plain.unwrap_err(),
+            Transport::TooLarge {
+                status: 200,
+                most: "65536 bytes".into()
+            }
+        );
+        let streamed = client
+            .stream(json!({}))
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(streamed.contains(too_large), "{streamed}");
         let failed = |entry: &crate::tape::Entry| matches!(&entry.event, Event::ClientFailed { error } if error.contains(too_large));
         assert_eq!(tape.select(failed).len(), 2);

@@ -53,7 +53,11 @@ impl fmt::Display for Transport {
         match self {
             Self::Connect(how) => write!(f, "no connection: {how}"),
             Self::NoAnswer(how) => write!(f, "no answer: {how}"),
-            Self::Cut { status, body, how } => write!(f, "an answer {status} that ended after {} bytes of its body: {how}", body.len()),
+            Self::Cut { status, body, how } => write!(
+                f,
+                "an answer {status} that ended after {} bytes of its body: {how}",
+                body.len()
+            ),
             Self::TooLarge { status, most } => write!(f, "an answer {status} of more than {most}"),
             Self::Malformed(how) => f.write_str(how),
         }
@@ -63,7 +67,11 @@ impl fmt::Display for Transport {
 impl From<Transport> for Failure {
     /// A gateway owes an HTTP answer, and a client sees that there was none.
     fn from(transport: Transport) -> Self {
-        Self::Violated { expected: "a whole HTTP answer".into(), observed: transport.to_string(), honesty: Honesty::Honest }
+        Self::Violated {
+            expected: "a whole HTTP answer".into(),
+            observed: transport.to_string(),
+            honesty: Honesty::Honest,
+        }
     }
 }
 
@@ -85,7 +93,10 @@ impl Reply {
 
     /// The text of a completion's first choice; empty if there is none.
     pub fn content(&self) -> String {
-        self.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_string()
+        self.json()["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap_or_default()
+            .to_string()
     }
 
     /// `error.type` of OpenAI's envelope.
@@ -104,11 +115,19 @@ impl Reply {
     /// What is wrong with it.
     pub fn strict(&self) -> Result<(), String> {
         let read: async_openai::types::chat::CreateChatCompletionResponse =
-            serde_json::from_slice(&self.body).map_err(|error| format!("not a completion: {error}"))?;
+            serde_json::from_slice(&self.body)
+                .map_err(|error| format!("not a completion: {error}"))?;
         if read.object != "chat.completion" {
-            return Err(format!("object is {:?}, not \"chat.completion\"", read.object));
+            return Err(format!(
+                "object is {:?}, not \"chat.completion\"",
+                read.object
+            ));
         }
-        match read.choices.iter().find(|choice| choice.finish_reason.is_none()) {
+        match read
+            .choices
+            .iter()
+            .find(|choice| choice.finish_reason.is_none())
+        {
             Some(choice) => Err(format!("choice {} has no finish_reason", choice.index)),
             None if read.choices.is_empty() => Err("no choices".into()),
             None => Ok(()),

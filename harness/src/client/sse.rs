@@ -34,7 +34,10 @@ impl Decoder {
             if line.is_empty() {
                 let (name, data) = (self.name.take(), std::mem::take(&mut self.data));
                 if !data.is_empty() {
-                    return Some(Sse { name, data: data.join("\n") });
+                    return Some(Sse {
+                        name,
+                        data: data.join("\n"),
+                    });
                 }
                 continue;
             }
@@ -50,7 +53,11 @@ impl Decoder {
 
     /// What has come of an event that is not complete.
     pub fn rest(&self) -> String {
-        let mut rest: String = self.data.iter().map(|line| format!("data: {line}\n")).collect();
+        let mut rest: String = self
+            .data
+            .iter()
+            .map(|line| format!("data: {line}\n"))
+            .collect();
         rest.push_str(&String::from_utf8_lossy(&self.buffer));
         rest
     }
@@ -63,7 +70,10 @@ impl Decoder {
         if !self.buffer.is_empty() {
             self.after_cr = false;
         }
-        let Some(end) = self.buffer[self.scanned..].iter().position(|byte| matches!(byte, b'\n' | b'\r')) else {
+        let Some(end) = self.buffer[self.scanned..]
+            .iter()
+            .position(|byte| matches!(byte, b'\n' | b'\r'))
+        else {
             self.scanned = self.buffer.len();
             return None;
         };
@@ -85,8 +95,16 @@ mod tests {
     #[test]
     fn events_do_not_depend_on_how_the_bytes_are_split() {
         let bytes = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\ndata: c\r\rdata: d\r\n\ndata: never".as_bytes();
-        let event = |name: Option<&str>, data: &str| Sse { name: name.map(String::from), data: data.into() };
-        let expected = [event(None, "a\nb"), event(Some("error"), "é"), event(None, "c"), event(None, "d")];
+        let event = |name: Option<&str>, data: &str| Sse {
+            name: name.map(String::from),
+            data: data.into(),
+        };
+        let expected = [
+            event(None, "a\nb"),
+            event(Some("error"), "é"),
+            event(None, "c"),
+            event(None, "d"),
+        ];
         for step in 1..bytes.len() {
             let mut decoder = Decoder::default();
             let mut events = Vec::new();
@@ -108,7 +126,10 @@ mod tests {
             decoder.push(b"xxxx");
         }
         decoder.push(b"\n\ndata");
-        assert_eq!(decoder.next().map(|event| event.data), Some("x".repeat(400)));
+        assert_eq!(
+            decoder.next().map(|event| event.data),
+            Some("x".repeat(400))
+        );
         assert_eq!((decoder.next(), decoder.scanned), (None, 4));
     }
 }

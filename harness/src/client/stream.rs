@@ -74,7 +74,16 @@ pub struct StreamReply {
 
 impl StreamReply {
     pub(super) fn new(exchange: Exchange, head: ResponseHead, body: Body) -> Self {
-        Self { status: head.status, headers: head.headers, exchange, body, raw: BytesMut::new(), decoder: Decoder::default(), events: 0, end: None }
+        Self {
+            status: head.status,
+            headers: head.headers,
+            exchange,
+            body,
+            raw: BytesMut::new(),
+            decoder: Decoder::default(),
+            events: 0,
+            end: None,
+        }
     }
 
     /// The first header of that name, whatever its spelling.
@@ -92,7 +101,11 @@ impl StreamReply {
     /// # Errors
     /// A violation by a hang, or by an answer that is too large to be one.
     pub async fn next(&mut self) -> Result<Option<StreamEvent>, Failure> {
-        let what = format!("event {} of the stream to client {}, or its end", self.events + 1, self.exchange.label());
+        let what = format!(
+            "event {} of the stream to client {}, or its end",
+            self.events + 1,
+            self.exchange.label()
+        );
         gate::guard(&what, self.read_event()).await?
     }
 
@@ -101,7 +114,10 @@ impl StreamReply {
     /// # Errors
     /// As [`StreamReply::next`]; all of it has one guard.
     pub async fn text_of(&mut self, characters: usize) -> Result<String, Failure> {
-        let what = format!("{characters} characters of the stream to client {}, or its end", self.exchange.label());
+        let what = format!(
+            "{characters} characters of the stream to client {}, or its end",
+            self.exchange.label()
+        );
         let reading = async {
             let mut text = String::new();
             while text.chars().count() < characters {
@@ -138,7 +154,10 @@ impl StreamReply {
             }
             Ok::<_, Failure>(events)
         };
-        let events = gate::guard_with(&what, reading, || format!("{} events came and no end", come.load(Ordering::Relaxed))).await??;
+        let events = gate::guard_with(&what, reading, || {
+            format!("{} events came and no end", come.load(Ordering::Relaxed))
+        })
+        .await??;
         let mut transcript = Transcript {
             status: self.status,
             headers: std::mem::take(&mut self.headers),
@@ -156,7 +175,9 @@ impl StreamReply {
         };
         events.into_iter().for_each(|event| transcript.add(event));
         if transcript.events.is_empty() && transcript.error.is_none() {
-            transcript.error = serde_json::from_slice::<Value>(&transcript.body).ok().and_then(|json| json.get("error").cloned());
+            transcript.error = serde_json::from_slice::<Value>(&transcript.body)
+                .ok()
+                .and_then(|json| json.get("error").cloned());
         }
         Ok(transcript)
     }
@@ -165,7 +186,11 @@ impl StreamReply {
         loop {
             if let Some(event) = self.decoder.next() {
                 let event = self.event(event);
-                return if event.n > MOST_EVENTS { Err(self.too_large(format!("{MOST_EVENTS} events"))) } else { Ok(Some(event)) };
+                return if event.n > MOST_EVENTS {
+                    Err(self.too_large(format!("{MOST_EVENTS} events")))
+                } else {
+                    Ok(Some(event))
+                };
             }
             if self.end.is_some() {
                 return Ok(None);
@@ -202,22 +227,40 @@ impl StreamReply {
     fn event(&mut self, Sse { name, data }: Sse) -> StreamEvent {
         self.events += 1;
         let json: Option<Value> = serde_json::from_str(&data).ok();
-        let delta = json.as_ref().and_then(|json| json["choices"][0]["delta"]["content"].as_str());
+        let delta = json
+            .as_ref()
+            .and_then(|json| json["choices"][0]["delta"]["content"].as_str());
         let delta_text = delta.unwrap_or_default().to_string();
-        self.exchange.record(Event::ClientChunk { n: self.events, text: delta_text.clone() });
-        StreamEvent { n: self.events, name, data, json, delta_text }
+        self.exchange.record(Event::ClientChunk {
+            n: self.events,
+            text: delta_text.clone(),
+        });
+        StreamEvent {
+            n: self.events,
+            name,
+            data,
+            json,
+            delta_text,
+        }
     }
 
     fn too_large(&mut self, most: String) -> Failure {
-        let transport = Transport::TooLarge { status: self.status, most };
+        let transport = Transport::TooLarge {
+            status: self.status,
+            most,
+        };
         self.ended(End::Cut(transport.to_string()));
         transport.into()
     }
 
     fn ended(&mut self, end: End) {
         match &end {
-            End::Orderly => self.exchange.finish(Event::ClientAnswered { status: self.status }),
-            End::Cut(how) => self.exchange.finish(Event::ClientFailed { error: format!("the stream was cut: {how}") }),
+            End::Orderly => self.exchange.finish(Event::ClientAnswered {
+                status: self.status,
+            }),
+            End::Cut(how) => self.exchange.finish(Event::ClientFailed {
+                error: format!("the stream was cut: {how}"),
+            }),
         }
         self.end = Some(end);
     }
@@ -275,7 +318,10 @@ impl Transcript {
 
     /// Whether it looks like a success to a client: ended in order, with `[DONE]` and without an error.
     pub fn looks_complete(&self) -> bool {
-        self.status == 200 && self.end == End::Orderly && self.done_count > 0 && self.error.is_none()
+        self.status == 200
+            && self.end == End::Orderly
+            && self.done_count > 0
+            && self.error.is_none()
     }
 
     /// Reads every chunk strictly, by the published types of OpenAI's API; errors in band and `[DONE]` aside.
@@ -284,15 +330,21 @@ impl Transcript {
     /// The first event that is wrong, and why.
     pub fn strict(&self) -> Result<(), String> {
         let mut id: Option<String> = None;
-        for event in self.events.iter().filter(|event| !event.is_done() && event.error().is_none()) {
+        for event in self
+            .events
+            .iter()
+            .filter(|event| !event.is_done() && event.error().is_none())
+        {
             let wrong = |why: String| format!("event {} ({}): {why}", event.n, event.data);
-            let chunk: CreateChatCompletionStreamResponse =
-                serde_json::from_str(&event.data).map_err(|error| wrong(format!("not a chunk: {error}")))?;
+            let chunk: CreateChatCompletionStreamResponse = serde_json::from_str(&event.data)
+                .map_err(|error| wrong(format!("not a chunk: {error}")))?;
             if chunk.object != "chat.completion.chunk" {
                 return Err(wrong(format!("object is {:?}", chunk.object)));
             }
             match &id {
-                Some(first) if *first != chunk.id => return Err(wrong(format!("id is not {first:?}"))),
+                Some(first) if *first != chunk.id => {
+                    return Err(wrong(format!("id is not {first:?}")));
+                }
                 _ => id = Some(chunk.id),
             }
         }
@@ -320,7 +372,11 @@ impl Transcript {
             if let Some(reason) = choice["finish_reason"].as_str() {
                 self.finish_reasons.push(reason.to_string());
             }
-            for fragment in choice["delta"]["tool_calls"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            for fragment in choice["delta"]["tool_calls"]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default()
+            {
                 self.add_tool_call(fragment);
             }
         }
@@ -329,14 +385,22 @@ impl Transcript {
 
     fn add_tool_call(&mut self, fragment: &Value) {
         let index = fragment["index"].as_u64().unwrap_or_default();
-        let at = self.tool_calls.iter().position(|call| call.index == index).unwrap_or_else(|| {
-            self.tool_calls.push(ToolCall { index, ..ToolCall::default() });
-            self.tool_calls.len() - 1
-        });
+        let at = self
+            .tool_calls
+            .iter()
+            .position(|call| call.index == index)
+            .unwrap_or_else(|| {
+                self.tool_calls.push(ToolCall {
+                    index,
+                    ..ToolCall::default()
+                });
+                self.tool_calls.len() - 1
+            });
         let call = &mut self.tool_calls[at];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
         call.id.push_str(&text(&fragment["id"]));
         call.name.push_str(&text(&fragment["function"]["name"]));
-        call.arguments.push_str(&text(&fragment["function"]["arguments"]));
+        call.arguments
+            .push_str(&text(&fragment["function"]["arguments"]));
     }
 }

@@ -29,21 +29,41 @@ pub(super) enum Place {
 
 impl fmt::Debug for CaseDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CaseDatabase").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("CaseDatabase")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
 impl CaseDatabase {
-    pub(super) async fn postgres(server: Arc<Postgres>, case: &str, template: Option<&str>) -> Result<Self, DatabaseError> {
+    pub(super) async fn postgres(
+        server: Arc<Postgres>,
+        case: &str,
+        template: Option<&str>,
+    ) -> Result<Self, DatabaseError> {
         let name = server.name(case);
         server.create(&name, template).await?;
         let (host, port) = server.address();
-        Ok(Self { url: server.url(&name, host, port), name, place: Place::Postgres(server), tape: None })
+        Ok(Self {
+            url: server.url(&name, host, port),
+            name,
+            place: Place::Postgres(server),
+            tape: None,
+        })
     }
 
-    pub(super) async fn sqlite(folder: &Sqlite, case: &str, template: Option<&str>) -> Result<Self, DatabaseError> {
+    pub(super) async fn sqlite(
+        folder: &Sqlite,
+        case: &str,
+        template: Option<&str>,
+    ) -> Result<Self, DatabaseError> {
         let path = folder.create(case, template).await?;
-        Ok(Self { name: path.display().to_string(), url: sqlite::url(&path), place: Place::Sqlite(path), tape: None })
+        Ok(Self {
+            name: path.display().to_string(),
+            url: sqlite::url(&path),
+            place: Place::Sqlite(path),
+            tape: None,
+        })
     }
 
     /// Records faults and locks on this tape from now on.
@@ -86,7 +106,9 @@ impl CaseDatabase {
     pub fn url_through(&self, port: u16) -> Result<String, DatabaseError> {
         match &self.place {
             Place::Postgres(server) => Ok(server.url(&self.name, "127.0.0.1", port)),
-            Place::Sqlite(_) => Err(DatabaseError::NotPostgres("a wire in front of the database")),
+            Place::Sqlite(_) => Err(DatabaseError::NotPostgres(
+                "a wire in front of the database",
+            )),
         }
     }
 
@@ -95,7 +117,8 @@ impl CaseDatabase {
     /// # Errors
     /// [`DatabaseError::Sql`] when there is no such table.
     pub async fn count(&self, table: &str) -> Result<i64, DatabaseError> {
-        self.scalar(&format!("SELECT count(*) FROM {}", quoted(table))).await
+        self.scalar(&format!("SELECT count(*) FROM {}", quoted(table)))
+            .await
     }
 
     /// The number that a statement of the case answers; `sql` is the case's own text, and must run on both databases.
@@ -107,11 +130,19 @@ impl CaseDatabase {
         match &self.place {
             Place::Postgres(server) => {
                 let mut connection = server.admin_of(&self.name).await?;
-                bounded("read the case's database", sqlx::query_scalar(sql).fetch_one(&mut connection)).await
+                bounded(
+                    "read the case's database",
+                    sqlx::query_scalar(sql).fetch_one(&mut connection),
+                )
+                .await
             }
             Place::Sqlite(_) => {
                 let mut connection = self.file().await?;
-                bounded("read the case's database", sqlx::query_scalar(sql).fetch_one(&mut connection)).await
+                bounded(
+                    "read the case's database",
+                    sqlx::query_scalar(sql).fetch_one(&mut connection),
+                )
+                .await
             }
         }
     }
@@ -125,11 +156,19 @@ impl CaseDatabase {
         match &self.place {
             Place::Postgres(server) => {
                 let mut connection = server.admin_of(&self.name).await?;
-                bounded("read the case's database", sqlx::query_scalar(sql).fetch_all(&mut connection)).await
+                bounded(
+                    "read the case's database",
+                    sqlx::query_scalar(sql).fetch_all(&mut connection),
+                )
+                .await
             }
             Place::Sqlite(_) => {
                 let mut connection = self.file().await?;
-                bounded("read the case's database", sqlx::query_scalar(sql).fetch_all(&mut connection)).await
+                bounded(
+                    "read the case's database",
+                    sqlx::query_scalar(sql).fetch_all(&mut connection),
+                )
+                .await
             }
         }
     }
@@ -140,7 +179,9 @@ impl CaseDatabase {
     /// [`DatabaseError::Sql`] when it cannot be dropped; it then goes with the run.
     pub async fn finish(self, end: End) -> Result<Option<String>, DatabaseError> {
         match (&self.place, end) {
-            (Place::Postgres(server), End::Drop) => server.drop_database(&self.name).await.map(|()| None),
+            (Place::Postgres(server), End::Drop) => {
+                server.drop_database(&self.name).await.map(|()| None)
+            }
             (Place::Postgres(server), End::Keep) => {
                 server.keep(&self.name);
                 Ok(Some(self.url.clone()))
@@ -154,7 +195,8 @@ impl CaseDatabase {
     }
 
     async fn file(&self) -> Result<sqlx::SqliteConnection, DatabaseError> {
-        let options = SqliteConnectOptions::from_str(&self.url).map_err(|error| DatabaseError::Url(error.to_string()))?;
+        let options = SqliteConnectOptions::from_str(&self.url)
+            .map_err(|error| DatabaseError::Url(error.to_string()))?;
         bounded("open the case's database", options.connect()).await
     }
 

@@ -21,7 +21,9 @@ pub struct Held {
 
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Held").field("table", &self.table).finish_non_exhaustive()
+        f.debug_struct("Held")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
     }
 }
 
@@ -31,7 +33,10 @@ impl Held {
     /// # Errors
     /// [`DatabaseError::Sql`] when the session is gone, and the lock with it.
     pub async fn release(mut self) -> Result<(), DatabaseError> {
-        note(self.tape.as_ref(), format!("the lock on {} is released", self.table));
+        note(
+            self.tape.as_ref(),
+            format!("the lock on {} is released", self.table),
+        );
         execute(&mut self.connection, "release a lock", "ROLLBACK".into()).await
     }
 }
@@ -53,7 +58,8 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn forbid_connections(&self) -> Result<(), DatabaseError> {
-        self.alter("forbidding connections", "ALLOW_CONNECTIONS false").await
+        self.alter("forbidding connections", "ALLOW_CONNECTIONS false")
+            .await
     }
 
     /// Lets sessions in again.
@@ -61,7 +67,8 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn allow_connections(&self) -> Result<(), DatabaseError> {
-        self.alter("allowing connections", "ALLOW_CONNECTIONS true").await
+        self.alter("allowing connections", "ALLOW_CONNECTIONS true")
+            .await
     }
 
     /// Lets that many sessions in at once (53300); -1 lifts the limit.
@@ -69,7 +76,8 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn limit_connections(&self, limit: i32) -> Result<(), DatabaseError> {
-        self.alter("limiting connections", &format!("CONNECTION LIMIT {limit}")).await
+        self.alter("limiting connections", &format!("CONNECTION LIMIT {limit}"))
+            .await
     }
 
     /// Makes the database read-only, as a fail-over to a replica does (25006 on writes): ends the gateway's sessions so that new
@@ -78,7 +86,11 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn read_only(&self) -> Result<(), DatabaseError> {
-        self.alter("making it read-only", "SET default_transaction_read_only = on").await?;
+        self.alter(
+            "making it read-only",
+            "SET default_transaction_read_only = on",
+        )
+        .await?;
         self.terminate_backends().await.map(|_| ())
     }
 
@@ -87,7 +99,8 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn read_write(&self) -> Result<(), DatabaseError> {
-        self.alter("making it writable", "RESET default_transaction_read_only").await
+        self.alter("making it writable", "RESET default_transaction_read_only")
+            .await
     }
 
     /// Takes the right to insert from the gateway's role (42501).
@@ -96,7 +109,11 @@ impl CaseDatabase {
     /// See [`Self::terminate_backends`]; also when the server let us make no role, since a superuser feels no right.
     pub async fn revoke_insert(&self) -> Result<(), DatabaseError> {
         let role = quoted(self.server("revoking a right")?.role());
-        self.run("revoking INSERT", format!("REVOKE INSERT ON ALL TABLES IN SCHEMA public FROM {role}")).await
+        self.run(
+            "revoking INSERT",
+            format!("REVOKE INSERT ON ALL TABLES IN SCHEMA public FROM {role}"),
+        )
+        .await
     }
 
     /// Gives the right to insert back.
@@ -105,7 +122,11 @@ impl CaseDatabase {
     /// See [`Self::terminate_backends`].
     pub async fn grant_insert(&self) -> Result<(), DatabaseError> {
         let role = quoted(self.server("granting a right")?.role());
-        self.run("granting INSERT", format!("GRANT INSERT ON ALL TABLES IN SCHEMA public TO {role}")).await
+        self.run(
+            "granting INSERT",
+            format!("GRANT INSERT ON ALL TABLES IN SCHEMA public TO {role}"),
+        )
+        .await
     }
 
     /// Answers each insert and update as a full disk does (53100), by a trigger on every table.
@@ -121,7 +142,9 @@ impl CaseDatabase {
                      FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
                        EXECUTE format('CREATE TRIGGER gauntlet_disk_full BEFORE INSERT OR UPDATE ON public.%I FOR EACH STATEMENT EXECUTE FUNCTION gauntlet_disk_full()', name);
                      END LOOP; END $$";
-        bounded("fill the disk", sqlx::raw_sql(sql).execute(&mut connection)).await.map(|_| ())
+        bounded("fill the disk", sqlx::raw_sql(sql).execute(&mut connection))
+            .await
+            .map(|_| ())
     }
 
     /// Makes room again.
@@ -129,7 +152,11 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn disk_free(&self) -> Result<(), DatabaseError> {
-        self.run("making room on the disk", "DROP FUNCTION IF EXISTS gauntlet_disk_full() CASCADE".into()).await
+        self.run(
+            "making room on the disk",
+            "DROP FUNCTION IF EXISTS gauntlet_disk_full() CASCADE".into(),
+        )
+        .await
     }
 
     /// Locks a table against everybody: statements on it wait until the lock is released. Also a sync point: see
@@ -138,11 +165,23 @@ impl CaseDatabase {
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn lock(&self, table: &str) -> Result<Held, DatabaseError> {
-        let mut connection = self.server("locking a table")?.admin_of(self.name()).await?;
+        let mut connection = self
+            .server("locking a table")?
+            .admin_of(self.name())
+            .await?;
         execute(&mut connection, "begin", "BEGIN".into()).await?;
-        execute(&mut connection, "lock a table", format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", quoted(table))).await?;
+        execute(
+            &mut connection,
+            "lock a table",
+            format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", quoted(table)),
+        )
+        .await?;
         self.note(format!("{table} is locked"));
-        Ok(Held { connection, table: table.to_owned(), tape: self.tape.clone() })
+        Ok(Held {
+            connection,
+            table: table.to_owned(),
+            tape: self.tape.clone(),
+        })
     }
 
     /// How many of the gateway's sessions wait for a lock in this database now.
@@ -166,7 +205,10 @@ impl CaseDatabase {
     /// # Errors
     /// [`DatabaseError::Hung`] when they never do.
     pub async fn until_waiting(&self, count: i64) -> Result<(), DatabaseError> {
-        self.until(&format!("{count} sessions wait for a lock"), |waiting| waiting >= count).await
+        self.until(&format!("{count} sessions wait for a lock"), |waiting| {
+            waiting >= count
+        })
+        .await
     }
 
     /// Waits until no session waits for a lock: every statement was answered, or given up by the server.
@@ -174,7 +216,8 @@ impl CaseDatabase {
     /// # Errors
     /// [`DatabaseError::Hung`] when one always does.
     pub async fn until_none_waits(&self) -> Result<(), DatabaseError> {
-        self.until("no session waits for a lock", |waiting| waiting == 0).await
+        self.until("no session waits for a lock", |waiting| waiting == 0)
+            .await
     }
 
     async fn until(&self, wanted: &str, holds: impl Fn(i64) -> bool) -> Result<(), DatabaseError> {
@@ -190,7 +233,10 @@ impl CaseDatabase {
         };
         match gate::bounded(hang_guard(), so).await {
             Some(so) => so.map(|()| self.note(wanted)),
-            None => Err(DatabaseError::Hung(format!("{waiting} sessions wait for a lock after {:?}; wanted: {wanted}", hang_guard()))),
+            None => Err(DatabaseError::Hung(format!(
+                "{waiting} sessions wait for a lock after {:?}; wanted: {wanted}",
+                hang_guard()
+            ))),
         }
     }
 
@@ -199,14 +245,25 @@ impl CaseDatabase {
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name <> 'gauntlet-harness' AND backend_type = 'client backend' AND {which}"
         );
-        bounded("look at the sessions", sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.name()).fetch_one(&mut admin)).await
+        bounded(
+            "look at the sessions",
+            sqlx::query_scalar(AssertSqlSafe(sql))
+                .bind(self.name())
+                .fetch_one(&mut admin),
+        )
+        .await
     }
 
     /// Changes the database from outside, since it may let nobody in.
     async fn alter(&self, what: &'static str, change: &str) -> Result<(), DatabaseError> {
         let mut admin = self.server(what)?.admin().await?;
         self.note(what);
-        execute(&mut admin, what, format!("ALTER DATABASE {} {change}", self.name())).await
+        execute(
+            &mut admin,
+            what,
+            format!("ALTER DATABASE {} {change}", self.name()),
+        )
+        .await
     }
 
     async fn run(&self, what: &'static str, sql: String) -> Result<(), DatabaseError> {
@@ -225,6 +282,9 @@ impl CaseDatabase {
 
 fn note(tape: Option<&crate::tape::Tape>, what: String) {
     if let Some(tape) = tape {
-        tape.record(crate::tape::Side::Database, crate::tape::Event::Database { what });
+        tape.record(
+            crate::tape::Side::Database,
+            crate::tape::Event::Database { what },
+        );
     }
 }

@@ -52,7 +52,11 @@ impl Owned for Cluster {
 /// Makes a cluster and starts its server; with the folder of its binaries. The error is the reason, for people.
 pub(super) async fn start() -> Result<(Postgres, String), String> {
     let binaries = binaries()?;
-    let account = if rustix::process::getuid().is_root() { Some(Account::find()?) } else { None };
+    let account = if rustix::process::getuid().is_root() {
+        Some(Account::find()?)
+    } else {
+        None
+    };
     let described = match &account {
         Some(account) => format!("{}, as {}", binaries.display(), account.name),
         None => binaries.display().to_string(),
@@ -62,7 +66,9 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         match serve(&binaries, account.as_ref()).await {
             Ok(server) => return Ok((server, described)),
             // another program took the port between our look and the server's bind
-            Err(reason) if reason.contains("Address already in use") && attempt < ATTEMPTS => attempt += 1,
+            Err(reason) if reason.contains("Address already in use") && attempt < ATTEMPTS => {
+                attempt += 1
+            }
             Err(reason) => return Err(reason),
         }
     }
@@ -75,8 +81,15 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
         .tempdir_in(&parent)
         .map_err(|error| format!("no temporary folder in {}: {error}", parent.display()))?;
     if let Some(account) = account {
-        std::os::unix::fs::chown(folder.path(), Some(account.user), Some(account.group))
-            .map_err(|error| format!("{} cannot be given to {}: {error}", folder.path().display(), account.name))?;
+        std::os::unix::fs::chown(folder.path(), Some(account.user), Some(account.group)).map_err(
+            |error| {
+                format!(
+                    "{} cannot be given to {}: {error}",
+                    folder.path().display(),
+                    account.name
+                )
+            },
+        )?;
     }
     initdb(binaries, folder.path(), account).await?;
 
@@ -97,9 +110,18 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
         "min_wal_size=32MB".into(),
     ];
     let mut command = account.map_or_else(Vec::new, Account::prefix);
-    command.extend([binaries.join("postgres").display().to_string(), "-D".into(), format!("{path}/data")]);
-    command.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
-    let guard = Guard::start(SCRIPT, &command, &[("GAUNTLET_FOLDER", path.as_str())]).map_err(|error| format!("sh does not start: {error}"))?;
+    command.extend([
+        binaries.join("postgres").display().to_string(),
+        "-D".into(),
+        format!("{path}/data"),
+    ]);
+    command.extend(
+        settings
+            .into_iter()
+            .flat_map(|setting| ["-c".to_owned(), setting]),
+    );
+    let guard = Guard::start(SCRIPT, &command, &[("GAUNTLET_FOLDER", path.as_str())])
+        .map_err(|error| format!("sh does not start: {error}"))?;
     let folder = folder.keep();
 
     let url = ServerUrl::new("postgres".into(), "127.0.0.1".into(), port);
@@ -108,14 +130,27 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
         guard.stop().await;
         return Err(reason);
     }
-    Postgres::owned(url, Box::new(Cluster { guard })).await.map_err(|error| error.to_string())
+    Postgres::owned(url, Box::new(Cluster { guard }))
+        .await
+        .map_err(|error| error.to_string())
 }
 
 /// The folder with `initdb` and `postgres`: `PG_BIN`, Debian's, Homebrew's, Postgres.app's, then `PATH`; the newest of several.
 fn binaries() -> Result<PathBuf, String> {
-    let complete = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
-    if let Some(folder) = std::env::var_os("PG_BIN").filter(|folder| !folder.is_empty()).map(PathBuf::from) {
-        return if complete(&folder) { Ok(folder) } else { Err(format!("PG_BIN is {}, where there is no initdb and postgres", folder.display())) };
+    let complete =
+        |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
+    if let Some(folder) = std::env::var_os("PG_BIN")
+        .filter(|folder| !folder.is_empty())
+        .map(PathBuf::from)
+    {
+        return if complete(&folder) {
+            Ok(folder)
+        } else {
+            Err(format!(
+                "PG_BIN is {}, where there is no initdb and postgres",
+                folder.display()
+            ))
+        };
     }
     let mut candidates = Vec::new();
     for (parent, below) in [
@@ -135,7 +170,11 @@ fn binaries() -> Result<PathBuf, String> {
         versions.sort_by(|a, b| b.cmp(a));
         candidates.extend(versions.into_iter().map(|(_, folder)| folder));
     }
-    candidates.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    candidates.extend(
+        std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths),
+    );
     candidates.into_iter().find(complete).ok_or_else(|| {
         "no initdb and postgres found (looked at PG_BIN, /usr/lib/postgresql, Homebrew, Postgres.app and PATH): install PostgreSQL's server".into()
     })
@@ -144,16 +183,42 @@ fn binaries() -> Result<PathBuf, String> {
 /// Memory where there is enough of it: a clone takes 15 ms there, and up to 200 ms on a busy disk.
 fn parent() -> PathBuf {
     let memory = Path::new("/dev/shm");
-    let free = rustix::fs::statvfs(memory).map_or(0, |shm| shm.f_bavail.saturating_mul(shm.f_frsize));
-    if cfg!(target_os = "linux") && free >= ROOMY { memory.to_owned() } else { std::env::temp_dir() }
+    let free =
+        rustix::fs::statvfs(memory).map_or(0, |shm| shm.f_bavail.saturating_mul(shm.f_frsize));
+    if cfg!(target_os = "linux") && free >= ROOMY {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Result<(), String> {
     let mut command = account.map_or_else(Vec::new, Account::prefix);
-    command.extend([binaries.join("initdb").display().to_string(), "-D".into(), folder.join("data").display().to_string()]);
-    command.extend(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"].map(String::from));
-    let Some((program, arguments)) = command.split_first() else { return Err("nothing to run".into()) };
-    let output = Command::new(program).args(arguments).current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true).output();
+    command.extend([
+        binaries.join("initdb").display().to_string(),
+        "-D".into(),
+        folder.join("data").display().to_string(),
+    ]);
+    command.extend(
+        [
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+        ]
+        .map(String::from),
+    );
+    let Some((program, arguments)) = command.split_first() else {
+        return Err("nothing to run".into());
+    };
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(folder)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
     let output = bounded(INITDB, output)
         .await
         .ok_or_else(|| format!("initdb did not end within {INITDB:?}"))?
@@ -162,7 +227,10 @@ async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Re
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("initdb failed: {}", said.lines().last().unwrap_or("it said nothing")))
+    Err(format!(
+        "initdb failed: {}",
+        said.lines().last().unwrap_or("it said nothing")
+    ))
 }
 
 /// The last lines of the server's log.
@@ -185,31 +253,67 @@ impl Account {
     fn find() -> Result<Self, String> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let on_path = |program: &&str| {
-            std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]).any(|folder| folder.join(program).is_file())
+            std::env::split_paths(&path)
+                .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+                .any(|folder| folder.join(program).is_file())
         };
         let program = ["setpriv", "runuser", "su"]
             .into_iter()
             .find(on_path)
             .ok_or("it does not run as root, and there is none of setpriv, runuser and su to change the user")?;
-        let accounts = std::fs::read_to_string("/etc/passwd").map_err(|error| format!("/etc/passwd: {error}"))?;
+        let accounts = std::fs::read_to_string("/etc/passwd")
+            .map_err(|error| format!("/etc/passwd: {error}"))?;
         ["postgres", "nobody"]
             .into_iter()
             .find_map(|wanted| {
-                let fields: Vec<&str> = accounts.lines().find(|line| line.starts_with(&format!("{wanted}:")))?.split(':').collect();
-                Some(Self { name: wanted.into(), user: fields.get(2)?.parse().ok()?, group: fields.get(3)?.parse().ok()?, program })
+                let fields: Vec<&str> = accounts
+                    .lines()
+                    .find(|line| line.starts_with(&format!("{wanted}:")))?
+                    .split(':')
+                    .collect();
+                Some(Self {
+                    name: wanted.into(),
+                    user: fields.get(2)?.parse().ok()?,
+                    group: fields.get(3)?.parse().ok()?,
+                    program,
+                })
             })
-            .ok_or_else(|| "it does not run as root, and there is no account `postgres` or `nobody` to run it".into())
+            .ok_or_else(|| {
+                "it does not run as root, and there is no account `postgres` or `nobody` to run it"
+                    .into()
+            })
     }
 
     /// What comes before a command so that it runs as this account.
     fn prefix(&self) -> Vec<String> {
         match self.program {
             "setpriv" => {
-                vec!["setpriv".into(), format!("--reuid={}", self.user), format!("--regid={}", self.group), "--clear-groups".into(), "--".into()]
+                vec![
+                    "setpriv".into(),
+                    format!("--reuid={}", self.user),
+                    format!("--regid={}", self.group),
+                    "--clear-groups".into(),
+                    "--".into(),
+                ]
             }
-            "runuser" => vec!["runuser".into(), "-u".into(), self.name.clone(), "--".into()],
+            "runuser" => vec![
+                "runuser".into(),
+                "-u".into(),
+                self.name.clone(),
+                "--".into(),
+            ],
             // su takes one string: the shell gets the rest as its arguments
-            _ => ["su", &self.name, "-s", "/bin/sh", "-c", "exec \"$0\" \"$@\"", "--"].map(String::from).into(),
+            _ => [
+                "su",
+                &self.name,
+                "-s",
+                "/bin/sh",
+                "-c",
+                "exec \"$0\" \"$@\"",
+                "--",
+            ]
+            .map(String::from)
+            .into(),
         }
     }
 }
@@ -227,11 +331,19 @@ mod tests {
             Err(reason) => return println!("not run: {reason}"),
         };
         let mut admin = server.admin().await.unwrap();
-        let data: String = sqlx::query_scalar("SHOW data_directory").fetch_one(&mut admin).await.unwrap();
+        let data: String = sqlx::query_scalar("SHOW data_directory")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
         let address = format!("{}:{}", server.address().0, server.address().1);
         drop(server);
         let folder = Path::new(&data).parent().unwrap();
-        guard("the end of its folder", poll_until(|| (!folder.exists()).then_some(()))).await.unwrap();
+        guard(
+            "the end of its folder",
+            poll_until(|| (!folder.exists()).then_some(())),
+        )
+        .await
+        .unwrap();
         assert!(std::net::TcpStream::connect(address).is_err());
     }
 }

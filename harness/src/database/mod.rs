@@ -54,7 +54,9 @@ impl FromStr for Choice {
             "docker" => Ok(Self::Docker),
             "local" => Ok(Self::Local),
             "sqlite" => Ok(Self::Sqlite),
-            url if url.starts_with("postgres://") || url.starts_with("postgresql://") => Ok(Self::Url(url.to_owned())),
+            url if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                Ok(Self::Url(url.to_owned()))
+            }
             other => Err(DatabaseError::Url(format!(
                 "--database (GAUNTLET_DATABASE) takes `auto`, `docker`, `local`, `sqlite` or postgres://user@host/database, not {}",
                 without_login(other)
@@ -65,9 +67,16 @@ impl FromStr for Choice {
 
 /// A value as it may be shown: without what may be a login, which ends at the last @, and without what follows a question mark.
 fn without_login(value: &str) -> String {
-    let (scheme, rest) = value.split_once("://").map_or(("", value), |(scheme, _)| value.split_at(scheme.len() + 3));
-    let (login, place) = rest.rsplit_once('@').map_or(("", rest), |(_, place)| ("…@", place));
-    format!("`{scheme}{login}{}`", place.split('?').next().unwrap_or_default())
+    let (scheme, rest) = value
+        .split_once("://")
+        .map_or(("", value), |(scheme, _)| value.split_at(scheme.len() + 3));
+    let (login, place) = rest
+        .rsplit_once('@')
+        .map_or(("", rest), |(_, place)| ("…@", place));
+    format!(
+        "`{scheme}{login}{}`",
+        place.split('?').next().unwrap_or_default()
+    )
 }
 
 /// What a run cannot do without; a fallback from it is an error.
@@ -103,7 +112,9 @@ impl FromStr for Require {
         match value {
             "docker" => Ok(Self::Docker),
             "postgres" => Ok(Self::Postgres),
-            other => Err(DatabaseError::Url(format!("`{other}` cannot be required: use `docker` or `postgres`"))),
+            other => Err(DatabaseError::Url(format!(
+                "`{other}` cannot be required: use `docker` or `postgres`"
+            ))),
         }
     }
 }
@@ -156,8 +167,12 @@ pub enum DatabaseError {
 impl From<DatabaseError> for Failure {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::NotPostgres(_) => Self::NotRun { why: error.to_string() },
-            other => Self::Harness { what: format!("the database: {other}") },
+            DatabaseError::NotPostgres(_) => Self::NotRun {
+                why: error.to_string(),
+            },
+            other => Self::Harness {
+                what: format!("the database: {other}"),
+            },
         }
     }
 }
@@ -208,7 +223,9 @@ pub struct Template {
 
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Database").field("kind", &self.kind()).finish_non_exhaustive()
+        f.debug_struct("Database")
+            .field("kind", &self.kind())
+            .finish_non_exhaustive()
     }
 }
 
@@ -222,39 +239,65 @@ impl Database {
         if let Choice::Url(url) = choice {
             if require == Require::Docker {
                 let reasons = vec!["a URL was given".to_owned()];
-                return Err(DatabaseError::Missing { wanted: "a Postgres in Docker", reasons });
+                return Err(DatabaseError::Missing {
+                    wanted: "a Postgres in Docker",
+                    reasons,
+                });
             }
             let server = Postgres::at(ServerUrl::parse(url)?).await?;
-            return Ok(Resolved::postgres(server, |version, place| format!("Postgres {version} at {place}"), passed_over));
+            return Ok(Resolved::postgres(
+                server,
+                |version, place| format!("Postgres {version} at {place}"),
+                passed_over,
+            ));
         }
         if matches!(choice, Choice::Auto | Choice::Docker) {
             match docker::start().await {
                 Ok((server, image)) => {
-                    return Ok(Resolved::postgres(server, |version, _| format!("Postgres {version} in Docker ({image})"), passed_over));
+                    return Ok(Resolved::postgres(
+                        server,
+                        |version, _| format!("Postgres {version} in Docker ({image})"),
+                        passed_over,
+                    ));
                 }
                 Err(reason) => passed_over.push(format!("Docker: {reason}")),
             }
         }
         if matches!(choice, Choice::Docker) || require == Require::Docker {
-            return Err(DatabaseError::Missing { wanted: "a Postgres in Docker", reasons: passed_over });
+            return Err(DatabaseError::Missing {
+                wanted: "a Postgres in Docker",
+                reasons: passed_over,
+            });
         }
         if matches!(choice, Choice::Auto | Choice::Local) {
             match local::start().await {
                 Ok((server, binaries)) => {
-                    return Ok(Resolved::postgres(server, |version, _| format!("local Postgres {version} ({binaries})"), passed_over));
+                    return Ok(Resolved::postgres(
+                        server,
+                        |version, _| format!("local Postgres {version} ({binaries})"),
+                        passed_over,
+                    ));
                 }
                 Err(reason) => passed_over.push(format!("local Postgres: {reason}")),
             }
         }
         if matches!(choice, Choice::Local) || require == Require::Postgres {
-            return Err(DatabaseError::Missing { wanted: "a Postgres", reasons: passed_over });
+            return Err(DatabaseError::Missing {
+                wanted: "a Postgres",
+                reasons: passed_over,
+            });
         }
-        let database = Self { server: Server::Sqlite(Sqlite::new()?), templates: Mutex::default() };
+        let database = Self {
+            server: Server::Sqlite(Sqlite::new()?),
+            templates: Mutex::default(),
+        };
         Ok(Resolved {
             database: Arc::new(database),
             taken: "SQLite, a file a case".into(),
             passed_over,
-            not_run: Some("cases that need Postgres (cuts, locks, refused writes and restarts of the database, several replicas on one)"),
+            not_run: Some(
+                "cases that need Postgres (cuts, locks, refused writes and restarts of the database, several replicas on one)",
+            ),
         })
     }
 
@@ -275,15 +318,27 @@ impl Database {
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
     {
-        let cell = Arc::clone(self.templates.lock().unwrap_or_else(PoisonError::into_inner).entry(label.to_owned()).or_default());
-        cell.get_or_try_init(|| self.make_template(label, migrate)).await.cloned()
+        let cell = Arc::clone(
+            self.templates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(label.to_owned())
+                .or_default(),
+        );
+        cell.get_or_try_init(|| self.make_template(label, migrate))
+            .await
+            .cloned()
     }
 
     async fn make_template<M>(&self, label: &str, migrate: M) -> Result<Template, DatabaseError>
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
     {
-        let hash: String = Sha256::digest(label.as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let hash: String = Sha256::digest(label.as_bytes())
+            .iter()
+            .take(6)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let name = match &self.server {
             Server::Postgres(server) => server.template(&hash, migrate).await?,
             Server::Sqlite(folder) => folder.template(&hash, migrate).await?,
@@ -295,10 +350,16 @@ impl Database {
     ///
     /// # Errors
     /// [`DatabaseError::Sql`] or [`DatabaseError::System`] when it cannot be made.
-    pub async fn case_database(&self, name: &str, template: Option<&Template>) -> Result<CaseDatabase, DatabaseError> {
+    pub async fn case_database(
+        &self,
+        name: &str,
+        template: Option<&Template>,
+    ) -> Result<CaseDatabase, DatabaseError> {
         let template = template.map(|template| template.name.as_str());
         match &self.server {
-            Server::Postgres(server) => CaseDatabase::postgres(Arc::clone(server), name, template).await,
+            Server::Postgres(server) => {
+                CaseDatabase::postgres(Arc::clone(server), name, template).await
+            }
             Server::Sqlite(folder) => CaseDatabase::sqlite(folder, name, template).await,
         }
     }
@@ -313,9 +374,21 @@ impl Database {
 }
 
 impl Resolved {
-    fn postgres(server: Postgres, taken: impl FnOnce(&str, &str) -> String, passed_over: Vec<String>) -> Self {
+    fn postgres(
+        server: Postgres,
+        taken: impl FnOnce(&str, &str) -> String,
+        passed_over: Vec<String>,
+    ) -> Self {
         let taken = taken(server.version(), &server.place());
-        let database = Database { server: Server::Postgres(Arc::new(server)), templates: Mutex::default() };
-        Self { database: Arc::new(database), taken, passed_over, not_run: None }
+        let database = Database {
+            server: Server::Postgres(Arc::new(server)),
+            templates: Mutex::default(),
+        };
+        Self {
+            database: Arc::new(database),
+            taken,
+            passed_over,
+            not_run: None,
+        }
     }
 }

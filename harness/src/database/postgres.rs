@@ -63,14 +63,28 @@ impl Postgres {
 
     async fn prepare(url: ServerUrl, owned: Option<Box<dyn Owned>>) -> Result<Self, DatabaseError> {
         let prepared = async {
-            let mut admin = connect(&url.admin(&url.database), &format!("log in to the database server at {url}")).await?;
-            let version: String = bounded("ask for the version", sqlx::query_scalar("SHOW server_version").fetch_one(&mut admin)).await?;
+            let mut admin = connect(
+                &url.admin(&url.database),
+                &format!("log in to the database server at {url}"),
+            )
+            .await?;
+            let version: String = bounded(
+                "ask for the version",
+                sqlx::query_scalar("SHOW server_version").fetch_one(&mut admin),
+            )
+            .await?;
             let run = Uuid::new_v4().simple().to_string();
             let prefix = format!("gauntlet_{}", &run[..10]);
             let password = Uuid::new_v4().simple().to_string();
-            let create = format!("CREATE ROLE {prefix} LOGIN PASSWORD '{password}'; GRANT {prefix} TO CURRENT_USER");
+            let create = format!(
+                "CREATE ROLE {prefix} LOGIN PASSWORD '{password}'; GRANT {prefix} TO CURRENT_USER"
+            );
             let own_role = execute(&mut admin, "make a role", create).await.is_ok();
-            let role = if own_role { format!("{prefix}:{password}") } else { url.login.clone() };
+            let role = if own_role {
+                format!("{prefix}:{password}")
+            } else {
+                url.login.clone()
+            };
             let _ = gate::bounded(ADMIN, admin.close()).await;
             Ok((version, prefix, role, own_role))
         };
@@ -86,7 +100,16 @@ impl Postgres {
         // "15.13 (Debian 15.13-0+deb12u1)"
         let version = version.split(' ').next().unwrap_or_default().to_owned();
         let (ours, owned) = (owned.is_some(), tokio::sync::Mutex::new(owned));
-        Ok(Self { url, prefix, role, own_role, ours, version, databases: Mutex::default(), owned })
+        Ok(Self {
+            url,
+            prefix,
+            role,
+            own_role,
+            ours,
+            version,
+            databases: Mutex::default(),
+            owned,
+        })
     }
 
     /// The server's version.
@@ -106,7 +129,11 @@ impl Postgres {
 
     /// The role that gateways log in as, by name.
     pub fn role(&self) -> &str {
-        if self.own_role { &self.prefix } else { self.url.user() }
+        if self.own_role {
+            &self.prefix
+        } else {
+            self.url.user()
+        }
     }
 
     /// The URL of a database for a gateway, at the server or at something in front of it.
@@ -129,7 +156,12 @@ impl Postgres {
         }
         // a template with a connection cannot be cloned: stragglers of the migration are sent away and nobody comes again
         let mut admin = self.admin().await?;
-        execute(&mut admin, "close the template", format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await?;
+        execute(
+            &mut admin,
+            "close the template",
+            format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
+        )
+        .await?;
         self.terminate(&name, Sessions::All).await?;
         Ok(name)
     }
@@ -137,19 +169,43 @@ impl Postgres {
     /// Makes a database for the role, under 100 ms on a template of some tables.
     pub async fn create(&self, name: &str, template: Option<&str>) -> Result<(), DatabaseError> {
         // a copy of files needs a checkpoint, cheap where nothing is flushed: 15 ms in place of 200; others' servers log the copy
-        let copies_files = self.ours && self.version.split('.').next().and_then(|major| major.parse::<u32>().ok()) >= Some(15);
-        let strategy = if copies_files { " STRATEGY file_copy" } else { "" };
-        let template = template.map_or(String::new(), |template| format!(" TEMPLATE {template}")) + strategy;
+        let copies_files = self.ours
+            && self
+                .version
+                .split('.')
+                .next()
+                .and_then(|major| major.parse::<u32>().ok())
+                >= Some(15);
+        let strategy = if copies_files {
+            " STRATEGY file_copy"
+        } else {
+            ""
+        };
+        let template =
+            template.map_or(String::new(), |template| format!(" TEMPLATE {template}")) + strategy;
         let mut admin = self.admin().await?;
         // before: the server makes it although nobody waits for the answer any more; one that is not there is dropped in vain
         self.databases().insert(name.to_owned());
-        execute(&mut admin, "make a database", format!("CREATE DATABASE {name} OWNER {}{template}", quoted(self.role()))).await
+        execute(
+            &mut admin,
+            "make a database",
+            format!(
+                "CREATE DATABASE {name} OWNER {}{template}",
+                quoted(self.role())
+            ),
+        )
+        .await
     }
 
     /// Drops a database, whoever is connected.
     pub async fn drop_database(&self, name: &str) -> Result<(), DatabaseError> {
         let mut admin = self.admin().await?;
-        execute(&mut admin, "drop a database", format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await?;
+        execute(
+            &mut admin,
+            "drop a database",
+            format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"),
+        )
+        .await?;
         self.databases().remove(name);
         Ok(())
     }
@@ -162,13 +218,27 @@ impl Postgres {
     /// A name for a case's database: letters, digits and underscores, 63 bytes at most.
     pub fn name(&self, case: &str) -> String {
         let unique = Uuid::new_v4().simple().to_string();
-        let slug: String = case.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).take(30).collect();
+        let slug: String = case
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '_'
+                }
+            })
+            .take(30)
+            .collect();
         format!("{}_{slug}_{}", self.prefix, &unique[..8])
     }
 
     /// An administrator's connection to the server's own database, from which others can be forbidden, cut and dropped.
     pub async fn admin(&self) -> Result<PgConnection, DatabaseError> {
-        connect(&self.url.admin(&self.url.database), &format!("log in to the database server at {}", self.url)).await
+        connect(
+            &self.url.admin(&self.url.database),
+            &format!("log in to the database server at {}", self.url),
+        )
+        .await
     }
 
     /// An administrator's connection to a database.
@@ -183,9 +253,15 @@ impl Postgres {
             Sessions::All => "",
             Sessions::Gateways => "AND application_name <> 'gauntlet-harness'",
         };
-        let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() {spared}");
-        let ended = sqlx::query(AssertSqlSafe(sql)).bind(database).execute(&mut admin);
-        Ok(bounded("end the sessions of the database", ended).await?.rows_affected())
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() {spared}"
+        );
+        let ended = sqlx::query(AssertSqlSafe(sql))
+            .bind(database)
+            .execute(&mut admin);
+        Ok(bounded("end the sessions of the database", ended)
+            .await?
+            .rows_affected())
     }
 
     /// Ends statements of the run that still make a database, though nobody waits for them any more; until none is left.
@@ -193,8 +269,14 @@ impl Postgres {
         let mut admin = self.admin().await?;
         loop {
             let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active' AND starts_with(query, $1)";
-            let ended = sqlx::query(sql).bind(format!("CREATE DATABASE {}", self.prefix)).execute(&mut admin);
-            if bounded("look for statements that make a database", ended).await?.rows_affected() == 0 {
+            let ended = sqlx::query(sql)
+                .bind(format!("CREATE DATABASE {}", self.prefix))
+                .execute(&mut admin);
+            if bounded("look for statements that make a database", ended)
+                .await?
+                .rows_affected()
+                == 0
+            {
                 return Ok(());
             }
             pace(LOOK).await;
@@ -216,7 +298,14 @@ impl Postgres {
             }
         }
         if self.own_role {
-            let dropped = async { execute(&mut self.admin().await?, "drop the role", format!("DROP ROLE IF EXISTS {}", self.prefix)).await };
+            let dropped = async {
+                execute(
+                    &mut self.admin().await?,
+                    "drop the role",
+                    format!("DROP ROLE IF EXISTS {}", self.prefix),
+                )
+                .await
+            };
             if let Err(error) = dropped.await {
                 tracing::warn!(%error, role = self.prefix, "the role of the run is left behind");
             }
@@ -224,12 +313,18 @@ impl Postgres {
     }
 
     fn databases(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.databases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.databases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Waits until the server answers a statement; `dead` tells early that it never will. The error is the reason, for people.
-pub(super) async fn ready(url: &ServerUrl, bound: Duration, dead: impl Fn() -> Option<String>) -> Result<(), String> {
+pub(super) async fn ready(
+    url: &ServerUrl,
+    bound: Duration,
+    dead: impl Fn() -> Option<String>,
+) -> Result<(), String> {
     let mut last = String::new();
     let answer = async {
         loop {
@@ -245,24 +340,42 @@ pub(super) async fn ready(url: &ServerUrl, bound: Duration, dead: impl Fn() -> O
     };
     match gate::bounded(bound, answer).await {
         Some(answer) => answer,
-        None => Err(format!("the server at {url} did not answer within {bound:?} ({last})")),
+        None => Err(format!(
+            "the server at {url} did not answer within {bound:?} ({last})"
+        )),
     }
 }
 
 /// Runs statements of the harness's own; `sql` holds names that the harness made and nothing from outside.
-pub(super) async fn execute(connection: &mut PgConnection, what: &str, sql: String) -> Result<(), DatabaseError> {
+pub(super) async fn execute(
+    connection: &mut PgConnection,
+    what: &str,
+    sql: String,
+) -> Result<(), DatabaseError> {
     // one by one: CREATE DATABASE and its like do not run in the transaction that several statements would be
     for statement in sql.split("; ") {
-        bounded(what, sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection)).await?;
+        bounded(
+            what,
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection),
+        )
+        .await?;
     }
     Ok(())
 }
 
 /// Waits for a statement of the harness's own, but not for ever.
-pub(super) async fn bounded<T>(what: &str, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, DatabaseError> {
+pub(super) async fn bounded<T>(
+    what: &str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, DatabaseError> {
     match gate::bounded(ADMIN, statement).await {
-        Some(result) => result.map_err(|error| DatabaseError::Sql { what: format!("cannot {what}"), reason: error.to_string() }),
-        None => Err(DatabaseError::Hung(format!("cannot {what}: the database did not answer within {ADMIN:?}"))),
+        Some(result) => result.map_err(|error| DatabaseError::Sql {
+            what: format!("cannot {what}"),
+            reason: error.to_string(),
+        }),
+        None => Err(DatabaseError::Hung(format!(
+            "cannot {what}: the database did not answer within {ADMIN:?}"
+        ))),
     }
 }
 
@@ -291,12 +404,23 @@ mod tests {
         };
         let run = Postgres::at(ours.url.clone()).await.unwrap();
         let (mut admin, mut looking) = (ours.admin().await.unwrap(), ours.admin().await.unwrap());
-        execute(&mut admin, "lock", "BEGIN; LOCK TABLE pg_database IN SHARE MODE".into()).await.unwrap();
+        execute(
+            &mut admin,
+            "lock",
+            "BEGIN; LOCK TABLE pg_database IN SHARE MODE".into(),
+        )
+        .await
+        .unwrap();
         let name = run.name("interrupted");
         let mut making = Box::pin(run.create(&name, None));
         let waiting = async {
             let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND starts_with(query, 'CREATE DATABASE')";
-            while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut looking).await.unwrap() == 0 {
+            while sqlx::query_scalar::<_, i64>(sql)
+                .fetch_one(&mut looking)
+                .await
+                .unwrap()
+                == 0
+            {
                 pace(LOOK).await;
             }
         };
@@ -305,9 +429,13 @@ mod tests {
             waited = gate::guard("a statement that waits", waiting) => waited.unwrap(),
         }
         drop(making);
-        let (_, unlocked) = tokio::join!(run.stop(), execute(&mut admin, "unlock", "ROLLBACK".into()));
+        let (_, unlocked) =
+            tokio::join!(run.stop(), execute(&mut admin, "unlock", "ROLLBACK".into()));
         unlocked.unwrap();
-        let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_database WHERE datname = $1").bind(&name).fetch_one(&mut admin);
+        let left =
+            sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_database WHERE datname = $1")
+                .bind(&name)
+                .fetch_one(&mut admin);
         assert_eq!(left.await.unwrap(), 0);
         ours.stop().await;
     }

@@ -20,10 +20,16 @@ pub(super) struct Sqlite {
 impl Sqlite {
     /// An empty folder.
     pub fn new() -> Result<Self, DatabaseError> {
-        let folder = tempfile::Builder::new().prefix("gauntlet-sqlite-").tempdir().map_err(|error| system("make a temporary folder", &error))?;
+        let folder = tempfile::Builder::new()
+            .prefix("gauntlet-sqlite-")
+            .tempdir()
+            .map_err(|error| system("make a temporary folder", &error))?;
         let path = folder.path().display().to_string();
         let guard = Guard::start("cat >/dev/null; rm -rf -- \"$1\"", &[path], &[]).ok();
-        Ok(Self { folder: Mutex::new(Some(folder)), guard: Mutex::new(guard) })
+        Ok(Self {
+            folder: Mutex::new(Some(folder)),
+            guard: Mutex::new(guard),
+        })
     }
 
     /// See [`super::Database::template`].
@@ -43,16 +49,29 @@ impl Sqlite {
     }
 
     /// A file for a case.
-    pub async fn create(&self, case: &str, template: Option<&str>) -> Result<PathBuf, DatabaseError> {
-        let slug: String = case.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
-        let path = self.path(&format!("{slug}-{}.db", &Uuid::new_v4().simple().to_string()[..8]))?;
+    pub async fn create(
+        &self,
+        case: &str,
+        template: Option<&str>,
+    ) -> Result<PathBuf, DatabaseError> {
+        let slug: String = case
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(40)
+            .collect();
+        let path = self.path(&format!(
+            "{slug}-{}.db",
+            &Uuid::new_v4().simple().to_string()[..8]
+        ))?;
         if let Some(template) = template {
             let source = self.path(template)?;
             // the log holds what has not yet been written back
             for suffix in ["", "-wal"] {
                 let (from, to) = (beside(&source, suffix), beside(&path, suffix));
                 if suffix.is_empty() || from.exists() {
-                    tokio::fs::copy(&from, &to).await.map_err(|error| system("copy the template database", &error))?;
+                    tokio::fs::copy(&from, &to)
+                        .await
+                        .map_err(|error| system("copy the template database", &error))?;
                 }
             }
         }
@@ -61,11 +80,19 @@ impl Sqlite {
 
     /// Removes the folder.
     pub async fn stop(&self) {
-        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let folder = self
+            .folder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(Err(error)) = folder.map(TempDir::close) {
             tracing::warn!(%error, "the folder of the SQLite databases is left behind");
         }
-        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let guard = self
+            .guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(guard) = guard {
             guard.stop().await;
         }
@@ -75,7 +102,9 @@ impl Sqlite {
         let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         match folder.as_ref() {
             Some(folder) => Ok(folder.path().join(name)),
-            None => Err(DatabaseError::System("the databases of this run have been stopped".into())),
+            None => Err(DatabaseError::System(
+                "the databases of this run have been stopped".into(),
+            )),
         }
     }
 }
@@ -99,7 +128,9 @@ pub(super) async fn keep(path: &Path) -> Result<PathBuf, DatabaseError> {
     for suffix in ["", "-wal"] {
         let from = beside(path, suffix);
         if from.exists() {
-            tokio::fs::copy(&from, beside(&kept, suffix)).await.map_err(|error| system("keep the database", &error))?;
+            tokio::fs::copy(&from, beside(&kept, suffix))
+                .await
+                .map_err(|error| system("keep the database", &error))?;
         }
     }
     Ok(kept)

@@ -31,32 +31,67 @@ impl fmt::Display for ServerUrl {
 impl ServerUrl {
     /// A server on this machine that the harness started.
     pub fn new(login: String, host: String, port: u16) -> Self {
-        Self { login, host, port, database: "postgres".into(), query: None }
+        Self {
+            login,
+            host,
+            port,
+            database: "postgres".into(),
+            query: None,
+        }
     }
 
     /// Reads `postgres://user:password@host:port/database?sslmode=…`.
     pub fn parse(url: &str) -> Result<Self, DatabaseError> {
         // never quotes the URL: it may hold a password
-        let wrong = |what: &str| DatabaseError::Url(format!("the URL of the database {what}: postgres://user:password@host:port/database"));
-        let rest =
-            url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")).ok_or_else(|| wrong("must begin with postgres://"))?;
-        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query.to_owned())));
+        let wrong = |what: &str| {
+            DatabaseError::Url(format!(
+                "the URL of the database {what}: postgres://user:password@host:port/database"
+            ))
+        };
+        let rest = url
+            .strip_prefix("postgres://")
+            .or_else(|| url.strip_prefix("postgresql://"))
+            .ok_or_else(|| wrong("must begin with postgres://"))?;
+        let (rest, query) = rest
+            .split_once('?')
+            .map_or((rest, None), |(rest, query)| (rest, Some(query.to_owned())));
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-        let (login, place) = authority.rsplit_once('@').ok_or_else(|| wrong("has no user"))?;
+        let (login, place) = authority
+            .rsplit_once('@')
+            .ok_or_else(|| wrong("has no user"))?;
         let (host, port) = match place.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| wrong("has a port that is no number"))?),
+            Some((host, port)) if !port.ends_with(']') => (
+                host,
+                port.parse()
+                    .map_err(|_| wrong("has a port that is no number"))?,
+            ),
             _ => (place, 5432),
         };
         if host.is_empty() {
-            return Err(wrong("has no host (a socket's folder is not enough: the wire stands in front of a TCP port)"));
+            return Err(wrong(
+                "has no host (a socket's folder is not enough: the wire stands in front of a TCP port)",
+            ));
         }
-        let database = if database.is_empty() { "postgres" } else { database };
-        Ok(Self { login: login.into(), host: host.into(), port, database: database.into(), query })
+        let database = if database.is_empty() {
+            "postgres"
+        } else {
+            database
+        };
+        Ok(Self {
+            login: login.into(),
+            host: host.into(),
+            port,
+            database: database.into(),
+            query,
+        })
     }
 
     /// The URL of another database at this server, for this login and address.
     pub fn render(&self, login: &str, host: &str, port: u16, database: &str) -> String {
-        let query = self.query.as_ref().map_or(String::new(), |query| format!("?{query}"));
+        let query = self
+            .query
+            .as_ref()
+            .map_or(String::new(), |query| format!("?{query}"));
         format!("postgres://{login}@{host}:{port}/{database}{query}")
     }
 
@@ -79,18 +114,42 @@ mod tests {
 
     #[test]
     fn a_url_is_kept_but_for_database_and_address() {
-        let url = ServerUrl::parse("postgresql://me:p%40ss@db.example:6000/main?sslmode=disable").unwrap();
-        assert_eq!(url.admin("other"), "postgres://me:p%40ss@db.example:6000/other?sslmode=disable");
-        assert_eq!(url.render("r:x", "127.0.0.1", 1, "d"), "postgres://r:x@127.0.0.1:1/d?sslmode=disable");
-        assert_eq!(format!("{url} {url:?}"), "db.example:6000/main db.example:6000/main");
+        let url = ServerUrl::parse("postgresql://me:p%40ss@db.example:6000/main?sslmode=disable")
+            .unwrap();
+        assert_eq!(
+            url.admin("other"),
+            "postgres://me:p%40ss@db.example:6000/other?sslmode=disable"
+        );
+        assert_eq!(
+            url.render("r:x", "127.0.0.1", 1, "d"),
+            "postgres://r:x@127.0.0.1:1/d?sslmode=disable"
+        );
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "db.example:6000/main db.example:6000/main"
+        );
         let short = ServerUrl::parse("postgres://me@[::1]").unwrap();
-        assert_eq!((short.host.as_str(), short.port, short.database.as_str()), ("[::1]", 5432, "postgres"));
+        assert_eq!(
+            (short.host.as_str(), short.port, short.database.as_str()),
+            ("[::1]", 5432, "postgres")
+        );
     }
 
     #[test]
     fn a_wrong_url_is_never_quoted() {
-        for url in ["mysql://u:secret@h/d", "postgres://h/d", "postgres://u:secret@h:port/d", "postgres://u:secret@/d"] {
-            assert!(!ServerUrl::parse(url).unwrap_err().to_string().contains("secret"), "{url}");
+        for url in [
+            "mysql://u:secret@h/d",
+            "postgres://h/d",
+            "postgres://u:secret@h:port/d",
+            "postgres://u:secret@/d",
+        ] {
+            assert!(
+                !ServerUrl::parse(url)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("secret"),
+                "{url}"
+            );
         }
     }
 }

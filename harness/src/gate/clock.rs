@@ -31,7 +31,10 @@ pub fn hang_guard() -> Duration {
     if let Ok(bound) = OWN_GUARD.try_with(|bound| *bound) {
         return bound;
     }
-    std::env::var("GAUNTLET_HANG_GUARD_MS").ok().and_then(|ms| ms.parse().ok()).map_or(HANG_GUARD, Duration::from_millis)
+    std::env::var("GAUNTLET_HANG_GUARD_MS")
+        .ok()
+        .and_then(|ms| ms.parse().ok())
+        .map_or(HANG_GUARD, Duration::from_millis)
 }
 
 /// Waits for `future`; `what` says what is waited for, in the words of the requirement ("the client's answer").
@@ -46,18 +49,31 @@ pub async fn guard<T>(what: &str, future: impl Future<Output = T>) -> Result<T, 
 ///
 /// # Errors
 /// As [`guard`].
-pub async fn guard_with<T>(what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
+pub async fn guard_with<T>(
+    what: &str,
+    future: impl Future<Output = T>,
+    observed: impl FnOnce() -> String,
+) -> Result<T, Failure> {
     guard_for(hang_guard(), what, future, observed).await
 }
 
-async fn guard_for<T>(bound: Duration, what: &str, future: impl Future<Output = T>, observed: impl FnOnce() -> String) -> Result<T, Failure> {
+async fn guard_for<T>(
+    bound: Duration,
+    what: &str,
+    future: impl Future<Output = T>,
+    observed: impl FnOnce() -> String,
+) -> Result<T, Failure> {
     // not `tokio::time::timeout`: its timer waits for a share of the task's budget, which a busy neighbour can use up for ever
     let end = pin!(unconstrained(tokio::time::sleep(bound)));
     match select(pin!(future), end).await {
         Either::Left((value, _)) => Ok(value),
         Either::Right(_) => Err(Failure::Violated {
             expected: what.to_string(),
-            observed: format!("{} within the hang guard of {} ms", observed(), bound.as_millis()),
+            observed: format!(
+                "{} within the hang guard of {} ms",
+                observed(),
+                bound.as_millis()
+            ),
             honesty: Honesty::Hung,
         }),
     }
@@ -151,9 +167,25 @@ mod tests {
 
     #[tokio::test]
     async fn the_guard_says_what_was_awaited_and_what_was_seen() {
-        let hung = guard_for(Duration::from_millis(1), "four requests", std::future::pending::<()>(), || "saw 2 of 4".into()).await;
-        let Err(Failure::Violated { expected, observed, honesty }) = hung else { unreachable!("{hung:?}") };
-        assert_eq!((expected.as_str(), honesty), ("four requests", Honesty::Hung));
+        let hung = guard_for(
+            Duration::from_millis(1),
+            "four requests",
+            std::future::pending::<()>(),
+            || "saw 2 of 4".into(),
+        )
+        .await;
+        let Err(Failure::Violated {
+            expected,
+            observed,
+            honesty,
+        }) = hung
+        else {
+            unreachable!("{hung:?}")
+        };
+        assert_eq!(
+            (expected.as_str(), honesty),
+            ("four requests", Honesty::Hung)
+        );
         assert_eq!(observed, "saw 2 of 4 within the hang guard of 1 ms");
     }
 
@@ -163,6 +195,9 @@ mod tests {
         assert!(at_least("the retry", ms(99), ms(100)).is_ok());
         assert!(at_least("the retry", ms(500), ms(100)).is_ok());
         let early = at_least("the retry", ms(90), ms(100)).unwrap_err();
-        assert_eq!(early.to_string(), "expected the retry after 100 ms at the earliest; observed 90.0 ms");
+        assert_eq!(
+            early.to_string(),
+            "expected the retry after 100 ms at the earliest; observed 90.0 ms"
+        );
     }
 }

@@ -46,7 +46,12 @@ impl Drop for Place<'_> {
 
 impl Rendezvous {
     pub(super) fn new(name: &str, count: usize, tape: Tape) -> Self {
-        Self { name: name.into(), count, tape, muster: Arc::new(watch::Sender::new(Muster::default())) }
+        Self {
+            name: name.into(),
+            count,
+            tape,
+            muster: Arc::new(watch::Sender::new(Muster::default())),
+        }
     }
 
     /// Comes, and waits until everybody is there. Cancel safe: a dropped wait leaves.
@@ -91,7 +96,12 @@ impl Rendezvous {
                 muster.witnesses += 1;
                 if muster.witnesses >= self.count {
                     muster.met = true;
-                    self.tape.record(Side::Gate(self.name.to_string()), Event::Met { count: muster.witnesses });
+                    self.tape.record(
+                        Side::Gate(self.name.to_string()),
+                        Event::Met {
+                            count: muster.witnesses,
+                        },
+                    );
                 }
             }
         });
@@ -107,7 +117,10 @@ impl Rendezvous {
             let _ = muster.wait_for(|muster| muster.met).await;
         };
         let expected = format!("{} together at the rendezvous {}", self.count, self.name);
-        guard_with(&expected, all, || format!("saw {} of {} together", self.most(), self.count)).await
+        guard_with(&expected, all, || {
+            format!("saw {} of {} together", self.most(), self.count)
+        })
+        .await
     }
 
     /// How many wait now.
@@ -138,9 +151,18 @@ mod tests {
     async fn all_meet_at_once_and_latecomers_pass() {
         let (gates, tape) = gates();
         let rendezvous = gates.rendezvous("all", 3);
-        tokio::join!(rendezvous.arrive(), rendezvous.arrive(), rendezvous.arrive(), async { rendezvous.met().await.unwrap() });
+        tokio::join!(
+            rendezvous.arrive(),
+            rendezvous.arrive(),
+            rendezvous.arrive(),
+            async { rendezvous.met().await.unwrap() }
+        );
         rendezvous.arrive().await;
-        assert_eq!(tape.select(|entry| entry.event == Event::Met { count: 3 }).len(), 1);
+        assert_eq!(
+            tape.select(|entry| entry.event == Event::Met { count: 3 })
+                .len(),
+            1
+        );
         assert_eq!(rendezvous.most(), 3);
     }
 

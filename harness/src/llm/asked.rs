@@ -20,26 +20,58 @@ pub struct Asked {
 }
 
 /// Routes that make a provider answer with a model's words or vectors.
-const CALLS: [&str; 6] = ["/chat/completions", "/api/chat", "/api/generate", "/embeddings", "/api/embed", "/responses"];
+const CALLS: [&str; 6] = [
+    "/chat/completions",
+    "/api/chat",
+    "/api/generate",
+    "/embeddings",
+    "/api/embed",
+    "/responses",
+];
 
 impl Asked {
     fn new(method: &str, path: &str, headers: Vec<(String, String)>, body: &[u8]) -> Self {
         let path = without_namespace(path.split('?').next().unwrap_or_default()).to_string();
-        let request = headers.iter().find(|(name, _)| name == WIRE_MARK).and_then(|(_, id)| id.parse().ok());
-        Self { method: method.to_string(), path, headers, json: serde_json::from_slice(body).unwrap_or_default(), request }
+        let request = headers
+            .iter()
+            .find(|(name, _)| name == WIRE_MARK)
+            .and_then(|(_, id)| id.parse().ok());
+        Self {
+            method: method.to_string(),
+            path,
+            headers,
+            json: serde_json::from_slice(body).unwrap_or_default(),
+            request,
+        }
     }
 
     pub(crate) fn of_wire(request: &wire::Request) -> Self {
-        let headers = request.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+        let headers = request
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+            .collect();
         let asked = Self::new(&request.method, &request.path, headers, &request.body);
-        Self { request: Some(request.id), ..asked }
+        Self {
+            request: Some(request.id),
+            ..asked
+        }
     }
 
     pub(crate) fn of_wiremock(request: &wiremock::Request) -> Self {
-        let header =
-            |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        };
         let headers = request.headers.iter().map(header).collect();
-        Self::new(request.method.as_str(), request.url.path(), headers, &request.body)
+        Self::new(
+            request.method.as_str(),
+            request.url.path(),
+            headers,
+            &request.body,
+        )
     }
 
     /// Whether the wire passes it on and will obey a plan.
@@ -64,18 +96,29 @@ impl Asked {
 
     /// Whether a stream is asked for; Ollama's own API streams unless told otherwise.
     pub fn streams(&self) -> bool {
-        self.json["stream"].as_bool().unwrap_or(self.is_ollama() && self.path != "/api/embed")
+        self.json["stream"]
+            .as_bool()
+            .unwrap_or(self.is_ollama() && self.path != "/api/embed")
     }
 
     /// Whether the stream has to end with a usage chunk.
     pub fn wants_usage(&self) -> bool {
-        self.json["stream_options"]["include_usage"].as_bool().unwrap_or(false)
+        self.json["stream_options"]["include_usage"]
+            .as_bool()
+            .unwrap_or(false)
     }
 
     /// The text of the last message of the user (or Ollama's `prompt`); parts are joined.
     pub fn user_text(&self) -> String {
-        let messages = self.json["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
-        match messages.iter().rev().find(|message| message["role"] == "user") {
+        let messages = self.json["messages"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        match messages
+            .iter()
+            .rev()
+            .find(|message| message["role"] == "user")
+        {
             Some(message) => text_of(&message["content"]),
             None => self.json["prompt"].as_str().unwrap_or_default().to_string(),
         }
@@ -83,7 +126,10 @@ impl Asked {
 
     /// The first header of that name (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The value at a JSON pointer (`/tools/0/type`) or at a dotted path (`$.tools[0].type`, `messages[0].content`).
@@ -91,12 +137,19 @@ impl Asked {
         if path.is_empty() || path.starts_with('/') {
             return self.json.pointer(path);
         }
-        let dotted = path.trim_start_matches('$').trim_start_matches('.').replace('[', ".").replace(']', "");
-        dotted.split('.').filter(|key| !key.is_empty()).try_fold(&self.json, |value, key| match value {
-            Value::Array(items) => items.get(key.parse::<usize>().ok()?),
-            Value::Object(fields) => fields.get(key),
-            _ => None,
-        })
+        let dotted = path
+            .trim_start_matches('$')
+            .trim_start_matches('.')
+            .replace('[', ".")
+            .replace(']', "");
+        dotted
+            .split('.')
+            .filter(|key| !key.is_empty())
+            .try_fold(&self.json, |value, key| match value {
+                Value::Array(items) => items.get(key.parse::<usize>().ok()?),
+                Value::Object(fields) => fields.get(key),
+                _ => None,
+            })
     }
 }
 
@@ -109,14 +162,19 @@ pub(super) fn is_call(method: &str, path: &str) -> bool {
 fn text_of(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect(),
         _ => String::new(),
     }
 }
 
 /// `/t/CASE/v1/models` is `/v1/models`.
 pub(super) fn without_namespace(path: &str) -> &str {
-    let Some(rest) = path.strip_prefix("/t/") else { return path };
+    let Some(rest) = path.strip_prefix("/t/") else {
+        return path;
+    };
     rest.find('/').map_or("/", |end| &rest[end..])
 }
 
@@ -131,7 +189,10 @@ mod tests {
 
     #[test]
     fn the_namespace_is_taken_off() {
-        assert_eq!(asked("/t/TIME-02/v1/chat/completions?x=1", json!({})).path, "/v1/chat/completions");
+        assert_eq!(
+            asked("/t/TIME-02/v1/chat/completions?x=1", json!({})).path,
+            "/v1/chat/completions"
+        );
         assert_eq!(asked("/v1/models", json!({})).path, "/v1/models");
     }
 

@@ -202,21 +202,42 @@ impl Script {
     /// # Errors
     /// A sentence that names the file and the place.
     pub fn parse(text: &str, path: &Path) -> Result<Self, FixtureError> {
-        let wrong = |place: String, problem: String| FixtureError { path: path.display().to_string(), place, problem };
+        let wrong = |place: String, problem: String| FixtureError {
+            path: path.display().to_string(),
+            place,
+            problem,
+        };
         let script: Self = yaml_serde::from_str(text).map_err(|error| {
-            let place = error.location().map_or(String::new(), |at| format!(":{}:{}", at.line(), at.column()));
+            let place = error.location().map_or(String::new(), |at| {
+                format!(":{}:{}", at.line(), at.column())
+            });
             let problem = error.to_string();
-            wrong(place, problem.split(" at line ").next().unwrap_or(&problem).to_string())
+            wrong(
+                place,
+                problem
+                    .split(" at line ")
+                    .next()
+                    .unwrap_or(&problem)
+                    .to_string(),
+            )
         })?;
         if script.rules.is_empty() {
-            return Err(wrong(String::new(), "there is no rule; add one under rules:".into()));
+            return Err(wrong(
+                String::new(),
+                "there is no rule; add one under rules:".into(),
+            ));
         }
         for (rule, at) in script.rules.iter().zip(1..) {
             if rule.answers.is_empty() {
-                return Err(wrong(format!(", rule {at}"), "it answers nothing; add an answer under answers:".into()));
+                return Err(wrong(
+                    format!(", rule {at}"),
+                    "it answers nothing; add an answer under answers:".into(),
+                ));
             }
             for (answer, n) in rule.answers.iter().zip(1..) {
-                answer.check().map_err(|problem| wrong(format!(", rule {at}, answer {n}"), problem))?;
+                answer
+                    .check()
+                    .map_err(|problem| wrong(format!(", rule {at}, answer {n}"), problem))?;
             }
         }
         Ok(script)
@@ -224,11 +245,17 @@ impl Script {
 
     /// The names of gates and interlocks that its plans wait for: somebody has to open them.
     pub fn gates(&self) -> Vec<String> {
-        let plans = self.rules.iter().flat_map(|rule| &rule.answers).filter_map(|answer| answer.plan.as_ref());
-        let waits = plans.flat_map(|plan| &plan.steps).filter_map(|step| match step {
-            Step::Hold(name) | Step::Interlock(name) => Some(name.clone()),
-            _ => None,
-        });
+        let plans = self
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.answers)
+            .filter_map(|answer| answer.plan.as_ref());
+        let waits = plans
+            .flat_map(|plan| &plan.steps)
+            .filter_map(|step| match step {
+                Step::Hold(name) | Step::Interlock(name) => Some(name.clone()),
+                _ => None,
+            });
         let mut names: Vec<String> = waits.collect();
         names.sort();
         names.dedup();
@@ -265,11 +292,20 @@ impl Conditions {
             (&self.tool_named, Matcher::tool_named),
         ];
         for (text, condition) in texts {
-            matcher = text.iter().fold(matcher, |matcher, text| condition(matcher, text));
+            matcher = text
+                .iter()
+                .fold(matcher, |matcher, text| condition(matcher, text));
         }
-        matcher = self.streaming.iter().fold(matcher, |matcher, streaming| matcher.streaming(*streaming));
-        matcher = self.json.iter().fold(matcher, |matcher, (path, value)| matcher.json_path(path, value.clone()));
-        self.headers.iter().fold(matcher, |matcher, (name, value)| matcher.header(name, value))
+        matcher = self
+            .streaming
+            .iter()
+            .fold(matcher, |matcher, streaming| matcher.streaming(*streaming));
+        matcher = self.json.iter().fold(matcher, |matcher, (path, value)| {
+            matcher.json_path(path, value.clone())
+        });
+        self.headers.iter().fold(matcher, |matcher, (name, value)| {
+            matcher.header(name, value)
+        })
     }
 }
 
@@ -277,12 +313,25 @@ impl Answers {
     /// What can't be meant.
     fn check(&self) -> Result<(), String> {
         let says = self.reply.is_some() || self.tokens.is_some() || !self.tool_calls.is_empty();
-        let kinds = [("reply", says), ("echo", self.echo), ("error", self.error.is_some()), ("raw", self.raw.is_some())];
-        let given: Vec<&str> = kinds.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        let kinds = [
+            ("reply", says),
+            ("echo", self.echo),
+            ("error", self.error.is_some()),
+            ("raw", self.raw.is_some()),
+        ];
+        let given: Vec<&str> = kinds
+            .iter()
+            .filter(|(_, given)| *given)
+            .map(|(name, _)| *name)
+            .collect();
         let [kind] = given[..] else {
             return Err(format!(
                 "give exactly one of reply, echo, error, raw; there is {}",
-                if given.is_empty() { "none".into() } else { given.join(" and ") }
+                if given.is_empty() {
+                    "none".into()
+                } else {
+                    given.join(" and ")
+                }
             ));
         };
         let fits = [
@@ -292,17 +341,24 @@ impl Answers {
             ("type", self.kind.is_some(), "error"),
             ("message", self.message.is_some(), "error"),
         ];
-        if let Some((name, _, with)) = fits.iter().find(|(_, given, with)| *given && *with != kind) {
+        if let Some((name, _, with)) = fits.iter().find(|(_, given, with)| *given && *with != kind)
+        {
             return Err(format!("{name} goes with {with}, not with {kind}"));
         }
-        let status = self.error.or(self.raw.as_ref().map(|raw| raw.status)).unwrap_or(200);
+        let status = self
+            .error
+            .or(self.raw.as_ref().map(|raw| raw.status))
+            .unwrap_or(200);
         if !(200..=599).contains(&status) {
-            return Err(format!("{status} is no status of an answer; give one from 200 to 599"));
+            return Err(format!(
+                "{status} is no status of an answer; give one from 200 to 599"
+            ));
         }
         match (&self.reply, &self.tokens) {
-            (Some(text), Some(tokens)) if tokens.concat() != *text => {
-                Err(format!("the tokens join to {:?}, not to the reply {text:?}", tokens.concat()))
-            }
+            (Some(text), Some(tokens)) if tokens.concat() != *text => Err(format!(
+                "the tokens join to {:?}, not to the reply {text:?}",
+                tokens.concat()
+            )),
             _ => Ok(()),
         }
     }
@@ -314,21 +370,46 @@ impl Answers {
             (None, None) if self.echo => echo(),
             (None, None) => self.model_reply(),
         };
-        let texts: [Change<'_, Responder>; 3] = [(&self.code, Responder::code), (&self.kind, Responder::kind), (&self.message, Responder::message)];
+        let texts: [Change<'_, Responder>; 3] = [
+            (&self.code, Responder::code),
+            (&self.kind, Responder::kind),
+            (&self.message, Responder::message),
+        ];
         for (text, change) in texts {
-            responder = text.iter().fold(responder, |responder, text| change(responder, text));
+            responder = text
+                .iter()
+                .fold(responder, |responder, text| change(responder, text));
         }
-        responder = self.retry_after.iter().fold(responder, |responder, value| responder.retry_after(value));
-        responder = self.headers.iter().fold(responder, |responder, (name, value)| responder.header(name, value));
-        self.plan.iter().fold(responder, |responder, plan| responder.plan(plan.clone()))
+        responder = self
+            .retry_after
+            .iter()
+            .fold(responder, |responder, value| responder.retry_after(value));
+        responder = self
+            .headers
+            .iter()
+            .fold(responder, |responder, (name, value)| {
+                responder.header(name, value)
+            });
+        self.plan
+            .iter()
+            .fold(responder, |responder, plan| responder.plan(plan.clone()))
     }
 
     fn model_reply(&self) -> Responder {
         let mut said = reply(self.reply.as_deref().unwrap_or_default());
-        said = self.tokens.iter().fold(said, |said, tokens| said.tokens(tokens.clone()));
-        said = self.tool_calls.iter().fold(said, |said, call| said.tool_call(&call.name, call.arguments.clone()));
-        said = self.usage.iter().fold(said, |said, usage| said.usage(usage.prompt, usage.completion));
-        self.finish.iter().fold(said, |said, reason| said.finish(reason))
+        said = self
+            .tokens
+            .iter()
+            .fold(said, |said, tokens| said.tokens(tokens.clone()));
+        said = self.tool_calls.iter().fold(said, |said, call| {
+            said.tool_call(&call.name, call.arguments.clone())
+        });
+        said = self.usage.iter().fold(said, |said, usage| {
+            said.usage(usage.prompt, usage.completion)
+        });
+        self.finish
+            .iter()
+            .fold(said, |said, reason| said.finish(reason))
     }
 }
 
@@ -356,19 +437,29 @@ mod tests {
     use super::*;
 
     fn problem(text: &str) -> String {
-        Script::parse(text, Path::new("a.yaml")).unwrap_err().to_string()
+        Script::parse(text, Path::new("a.yaml"))
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn errors_name_file_place_and_remedy() {
-        assert_eq!(problem("rules: []"), "a.yaml: there is no rule; add one under rules:");
-        assert_eq!(problem("rules:\n  - answers: []"), "a.yaml, rule 1: it answers nothing; add an answer under answers:");
+        assert_eq!(
+            problem("rules: []"),
+            "a.yaml: there is no rule; add one under rules:"
+        );
+        assert_eq!(
+            problem("rules:\n  - answers: []"),
+            "a.yaml, rule 1: it answers nothing; add an answer under answers:"
+        );
         assert_eq!(
             problem("rules:\n  - answers:\n      - { reply: a, error: 503 }"),
             "a.yaml, rule 1, answer 1: give exactly one of reply, echo, error, raw; there is reply and error"
         );
         assert_eq!(
-            problem("rules:\n  - answers:\n      - { error: 503, usage: { prompt: 1, completion: 1 } }"),
+            problem(
+                "rules:\n  - answers:\n      - { error: 503, usage: { prompt: 1, completion: 1 } }"
+            ),
             "a.yaml, rule 1, answer 1: usage goes with reply, not with error"
         );
         assert_eq!(
@@ -376,10 +467,18 @@ mod tests {
             "a.yaml, rule 1, answer 1: the tokens join to \"ac\", not to the reply \"ab\""
         );
         let unknown = problem("rules:\n  - match: { modle: m }\n    answers: [{ reply: a }]");
-        assert!(unknown.starts_with("a.yaml:2:") && unknown.contains("unknown field `modle`"), "{unknown}");
+        assert!(
+            unknown.starts_with("a.yaml:2:") && unknown.contains("unknown field `modle`"),
+            "{unknown}"
+        );
         let syntax = problem("rules:\n  - answers: [\n");
         assert!(syntax.starts_with("a.yaml:"), "{syntax}");
-        assert!(Script::read(Path::new("/nowhere/a.yaml")).unwrap_err().to_string().starts_with("/nowhere/a.yaml: can't be read"));
+        assert!(
+            Script::read(Path::new("/nowhere/a.yaml"))
+                .unwrap_err()
+                .to_string()
+                .starts_with("/nowhere/a.yaml: can't be read")
+        );
     }
 
     #[test]
@@ -387,7 +486,19 @@ mod tests {
         let text = "rules:\n  - answers:\n      - reply: a\n        plan:\n          steps: [head, { events: 2 }, { drip: { bytes: 3, every_ms: 1 } }, { hold: g }, reset]\n          framing: { wrong_length: 3 }";
         let script = Script::parse(text, Path::new("a.yaml")).unwrap();
         let plan = script.rules[0].answers[0].plan.clone().unwrap();
-        assert_eq!(plan.steps, [Step::Head, Step::Events(2), Step::Drip { bytes: 3, every_ms: 1 }, Step::Hold("g".into()), Step::Reset]);
+        assert_eq!(
+            plan.steps,
+            [
+                Step::Head,
+                Step::Events(2),
+                Step::Drip {
+                    bytes: 3,
+                    every_ms: 1
+                },
+                Step::Hold("g".into()),
+                Step::Reset
+            ]
+        );
         assert_eq!(script.gates(), ["g"]);
     }
 }

@@ -38,7 +38,9 @@ pub fn anything() -> Matcher {
 impl Matcher {
     /// Requests of this method to a path with one of these ends.
     pub(super) fn route(method: &'static str, paths: &'static [&'static str]) -> Self {
-        Self { conditions: vec![Condition::Route(method, paths)] }
+        Self {
+            conditions: vec![Condition::Route(method, paths)],
+        }
     }
 
     fn and(mut self, condition: Condition) -> Self {
@@ -90,22 +92,36 @@ impl Matcher {
 
     /// Whether the request is matched.
     pub fn accepts(&self, asked: &Asked) -> bool {
-        self.conditions.iter().all(|condition| condition.holds(asked))
+        self.conditions
+            .iter()
+            .all(|condition| condition.holds(asked))
     }
 
     /// The first condition that does not hold, with what there was instead; `None` if it matches. `met` counts those that hold,
     /// so that the nearest of several matchers can be named.
     pub(super) fn refusal(&self, asked: &Asked) -> Option<(usize, String)> {
-        let met = self.conditions.iter().filter(|condition| condition.holds(asked)).count();
-        let failed = self.conditions.iter().find(|condition| !condition.holds(asked))?;
-        Some((met, format!("{failed} was wanted, {} came", failed.instead(asked))))
+        let met = self
+            .conditions
+            .iter()
+            .filter(|condition| condition.holds(asked))
+            .count();
+        let failed = self
+            .conditions
+            .iter()
+            .find(|condition| !condition.holds(asked))?;
+        Some((
+            met,
+            format!("{failed} was wanted, {} came", failed.instead(asked)),
+        ))
     }
 }
 
 impl Condition {
     fn holds(&self, asked: &Asked) -> bool {
         match self {
-            Self::Route(method, paths) => asked.method == *method && paths.iter().any(|path| asked.path.ends_with(path)),
+            Self::Route(method, paths) => {
+                asked.method == *method && paths.iter().any(|path| asked.path.ends_with(path))
+            }
             Self::Model(name) => asked.model() == name,
             Self::UserSays(text) => asked.user_text().contains(text),
             Self::Streaming(streaming) => asked.streams() == *streaming,
@@ -124,7 +140,9 @@ impl Condition {
             Self::Streaming(_) => format!("stream: {}", asked.streams()),
             Self::ToolNamed(_) => format!("tools {:?}", tool_names(asked).collect::<Vec<_>>()),
             Self::At(path, _) => asked.at(path).map_or("nothing".into(), Value::to_string),
-            Self::Header(name, _) => asked.header(name).map_or("nothing".into(), |value| format!("{value:?}")),
+            Self::Header(name, _) => asked
+                .header(name)
+                .map_or("nothing".into(), |value| format!("{value:?}")),
             Self::Contains(_) => "a body without it".into(),
         }
     }
@@ -133,11 +151,20 @@ impl Condition {
 /// The text as it stands within a JSON string.
 fn within_json(text: &str) -> String {
     let quoted = Value::from(text).to_string();
-    quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(&quoted).to_string()
+    quoted
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .unwrap_or(&quoted)
+        .to_string()
 }
 
 fn tool_names(asked: &Asked) -> impl Iterator<Item = &str> {
-    asked.json["tools"].as_array().map(Vec::as_slice).unwrap_or_default().iter().filter_map(|tool| tool["function"]["name"].as_str())
+    asked.json["tools"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|tool| tool["function"]["name"].as_str())
 }
 
 impl fmt::Display for Condition {
@@ -158,7 +185,11 @@ impl fmt::Display for Condition {
 impl fmt::Display for Matcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts: Vec<String> = self.conditions.iter().map(Condition::to_string).collect();
-        f.write_str(&if parts.is_empty() { "anything".to_string() } else { parts.join(", ") })
+        f.write_str(&if parts.is_empty() {
+            "anything".to_string()
+        } else {
+            parts.join(", ")
+        })
     }
 }
 

@@ -54,7 +54,9 @@ use serde_json::Value;
 
 pub use asked::Asked;
 pub use matcher::{Matcher, anything, chat};
-pub use responder::{Responder, echo, error, in_turn, raw, reply, sequence, tool_call, vectors, with};
+pub use responder::{
+    Responder, echo, error, in_turn, raw, reply, sequence, tool_call, vectors, with,
+};
 pub use source::{ScriptSource, WiremockSource};
 
 use crate::gate::{self, Gates};
@@ -93,7 +95,10 @@ enum Voice {
 
 impl std::fmt::Debug for Stub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stub").field("name", &self.inner.name).field("url", &self.base_url()).finish_non_exhaustive()
+        f.debug_struct("Stub")
+            .field("name", &self.inner.name)
+            .field("url", &self.base_url())
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,47 +139,121 @@ impl Stub {
     ///
     /// # Errors
     /// A harness failure if there is no port.
-    pub async fn start(provider: &ProviderSpec, namespace: &str, tape: Tape, gates: Gates) -> Result<Self, Failure> {
-        let source = WiremockSource::start(provider.protocol).await.map_err(|error| no_port(&provider.name, &error))?;
-        Self::behind_the_wire(Voice::Wiremock(Arc::new(source)), provider, namespace, tape, gates).await
+    pub async fn start(
+        provider: &ProviderSpec,
+        namespace: &str,
+        tape: Tape,
+        gates: Gates,
+    ) -> Result<Self, Failure> {
+        let source = WiremockSource::start(provider.protocol)
+            .await
+            .map_err(|error| no_port(&provider.name, &error))?;
+        Self::behind_the_wire(
+            Voice::Wiremock(Arc::new(source)),
+            provider,
+            namespace,
+            tape,
+            gates,
+        )
+        .await
     }
 
     /// The same at a fixed address and without a namespace, for a gateway that somebody else has pointed there.
     ///
     /// # Errors
     /// A harness failure if the address is not free.
-    pub async fn start_at(addr: SocketAddr, provider: &ProviderSpec, tape: Tape, gates: Gates) -> Result<Self, Failure> {
-        let source = WiremockSource::start(provider.protocol).await.map_err(|error| no_port(&provider.name, &error))?;
+    pub async fn start_at(
+        addr: SocketAddr,
+        provider: &ProviderSpec,
+        tape: Tape,
+        gates: Gates,
+    ) -> Result<Self, Failure> {
+        let source = WiremockSource::start(provider.protocol)
+            .await
+            .map_err(|error| no_port(&provider.name, &error))?;
         let voice = Voice::Wiremock(Arc::new(source));
-        let namespaced: Arc<dyn Source> = Arc::new(Namespaced { prefix: "/".into(), voice: voice.clone() });
+        let namespaced: Arc<dyn Source> = Arc::new(Namespaced {
+            prefix: "/".into(),
+            voice: voice.clone(),
+        });
         // the case before may still be letting go of the port
-        let mut wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates.clone(), Arc::clone(&namespaced), Listen::Serve).await;
+        let mut wire = Wire::bind_at(
+            addr,
+            &provider.name,
+            tape.clone(),
+            gates.clone(),
+            Arc::clone(&namespaced),
+            Listen::Serve,
+        )
+        .await;
         for _ in 0..RELEASE_TRIES {
             if !matches!(&wire, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse) {
                 break;
             }
             gate::pace(RELEASE_GAP).await;
-            wire = Wire::bind_at(addr, &provider.name, tape.clone(), gates.clone(), Arc::clone(&namespaced), Listen::Serve).await;
+            wire = Wire::bind_at(
+                addr,
+                &provider.name,
+                tape.clone(),
+                gates.clone(),
+                Arc::clone(&namespaced),
+                Listen::Serve,
+            )
+            .await;
         }
         let wire = wire.map_err(|error| no_port(&provider.name, &error))?;
-        let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: None, tape, voice, wire };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            name: provider.name.clone(),
+            protocol: provider.protocol,
+            namespace: None,
+            tape,
+            voice,
+            wire,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The same without a server behind the wire: answers in process, keeps nothing. For load, soaks and properties.
     ///
     /// # Errors
     /// As [`Stub::start`].
-    pub async fn in_process(provider: &ProviderSpec, namespace: &str, tape: Tape, gates: Gates) -> Result<Self, Failure> {
+    pub async fn in_process(
+        provider: &ProviderSpec,
+        namespace: &str,
+        tape: Tape,
+        gates: Gates,
+    ) -> Result<Self, Failure> {
         let source = Arc::new(ScriptSource::new(provider.protocol));
         Self::behind_the_wire(Voice::Script(source), provider, namespace, tape, gates).await
     }
 
-    async fn behind_the_wire(voice: Voice, provider: &ProviderSpec, namespace: &str, tape: Tape, gates: Gates) -> Result<Self, Failure> {
-        let source: Arc<dyn Source> = Arc::new(Namespaced { prefix: format!("/t/{namespace}/"), voice: voice.clone() });
-        let wire = Wire::bind(&provider.name, tape.clone(), gates, source, Listen::Serve).await.map_err(|error| no_port(&provider.name, &error))?;
-        let inner = Inner { name: provider.name.clone(), protocol: provider.protocol, namespace: Some(namespace.to_string()), tape, voice, wire };
-        Ok(Self { inner: Arc::new(inner) })
+    async fn behind_the_wire(
+        voice: Voice,
+        provider: &ProviderSpec,
+        namespace: &str,
+        tape: Tape,
+        gates: Gates,
+    ) -> Result<Self, Failure> {
+        let source: Arc<dyn Source> = Arc::new(Namespaced {
+            prefix: format!("/t/{namespace}/"),
+            voice: voice.clone(),
+        });
+        let wire = Wire::bind(&provider.name, tape.clone(), gates, source, Listen::Serve)
+            .await
+            .map_err(|error| no_port(&provider.name, &error))?;
+        let inner = Inner {
+            name: provider.name.clone(),
+            protocol: provider.protocol,
+            namespace: Some(namespace.to_string()),
+            tape,
+            voice,
+            wire,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The provider's name in the specification.
@@ -235,7 +314,10 @@ impl Stub {
 
     /// The calls whose body contains the nonce, in order.
     pub fn calls(&self, nonce: &str) -> Vec<ReceivedRequest> {
-        self.requests().into_iter().filter(|request| request.body.contains(nonce)).collect()
+        self.requests()
+            .into_iter()
+            .filter(|request| request.body.contains(nonce))
+            .collect()
     }
 
     /// Waits until `count` calls have come, and returns all there are.
@@ -245,7 +327,10 @@ impl Stub {
     pub async fn seen(&self, count: usize) -> Result<Vec<ReceivedRequest>, Failure> {
         let come = self.inner.tape.wait_for(count, |entry| self.is_call(entry));
         let expected = format!("{count} requests at {}", self.inner.name);
-        gate::guard_with(&expected, come, || format!("saw {} of {count}", self.requests().len())).await?;
+        gate::guard_with(&expected, come, || {
+            format!("saw {} of {count}", self.requests().len())
+        })
+        .await?;
         Ok(self.requests())
     }
 
@@ -255,8 +340,20 @@ impl Stub {
     /// # Errors
     /// A violation by a hang that says how many were closed.
     pub async fn peer_closed(&self, count: usize) -> Result<Vec<Entry>, Failure> {
-        let closed = |entry: &Entry| self.is_mine(entry) && matches!(entry.event, Event::PeerClosed { request: Some(_), .. });
-        let expected = format!("the gateway closes {count} connections to {} with a request in flight", self.inner.name);
+        let closed = |entry: &Entry| {
+            self.is_mine(entry)
+                && matches!(
+                    entry.event,
+                    Event::PeerClosed {
+                        request: Some(_),
+                        ..
+                    }
+                )
+        };
+        let expected = format!(
+            "the gateway closes {count} connections to {} with a request in flight",
+            self.inner.name
+        );
         let seen = || format!("saw {} of {count}", self.inner.tape.select(closed).len());
         gate::guard_with(&expected, self.inner.tape.wait_for(count, closed), seen).await
     }
@@ -309,18 +406,28 @@ impl Stub {
     }
 
     fn is_call(&self, entry: &Entry) -> bool {
-        self.is_mine(entry) && matches!(&entry.event, Event::RequestRead { method, path, .. } if is_call(method, path))
+        self.is_mine(entry)
+            && matches!(&entry.event, Event::RequestRead { method, path, .. } if is_call(method, path))
     }
 }
 
 /// Every request for a model's words or vectors that the tape has of the stub of that name, in order.
 pub(crate) fn calls_at(name: &str, tape: &Tape) -> Vec<ReceivedRequest> {
-    requests_at(name, tape).into_iter().filter(|request| is_call(&request.method, &request.path)).collect()
+    requests_at(name, tape)
+        .into_iter()
+        .filter(|request| is_call(&request.method, &request.path))
+        .collect()
 }
 
 fn requests_at(name: &str, tape: &Tape) -> Vec<ReceivedRequest> {
-    let its_request = |entry: &Entry| matches!(&entry.side, Side::Provider(side) if side == name) && matches!(entry.event, Event::RequestRead { .. });
-    tape.select(its_request).into_iter().filter_map(received).collect()
+    let its_request = |entry: &Entry| {
+        matches!(&entry.side, Side::Provider(side) if side == name)
+            && matches!(entry.event, Event::RequestRead { .. })
+    };
+    tape.select(its_request)
+        .into_iter()
+        .filter_map(received)
+        .collect()
 }
 
 /// Answers requests below the namespace only.
@@ -342,7 +449,10 @@ impl Namespaced {
 impl Source for Namespaced {
     async fn answer(&self, request: &Request) -> Answer {
         if !request.path.starts_with(&self.prefix) {
-            return Answer::unmatched(format!("{} {} is not below {}", request.method, request.path, self.prefix));
+            return Answer::unmatched(format!(
+                "{} {} is not below {}",
+                request.method, request.path, self.prefix
+            ));
         }
         self.source().answer(request).await
     }
@@ -354,8 +464,26 @@ impl Source for Namespaced {
 
 fn received(entry: Entry) -> Option<ReceivedRequest> {
     let seq = entry.seq;
-    let Event::RequestRead { connection, request, method, path, headers, body } = entry.event else { return None };
-    Some(ReceivedRequest { seq, request, connection, method, path: asked::without_namespace(&path).to_string(), headers, body })
+    let Event::RequestRead {
+        connection,
+        request,
+        method,
+        path,
+        headers,
+        body,
+    } = entry.event
+    else {
+        return None;
+    };
+    Some(ReceivedRequest {
+        seq,
+        request,
+        connection,
+        method,
+        path: asked::without_namespace(&path).to_string(),
+        headers,
+        body,
+    })
 }
 
 fn is_call(method: &str, path: &str) -> bool {
@@ -363,5 +491,7 @@ fn is_call(method: &str, path: &str) -> bool {
 }
 
 fn no_port(name: &str, error: &std::io::Error) -> Failure {
-    Failure::Harness { what: format!("no port for the stub {name}: {error}") }
+    Failure::Harness {
+        what: format!("no port for the stub {name}: {error}"),
+    }
 }

@@ -65,7 +65,9 @@ fn stream(reply: &Reply, asked: &Asked) -> String {
         Ending::WithoutFinish => {}
         Ending::Error(error) => lines.push(json!({"error": message(error)}).to_string()),
         // there is no [DONE] to leave away
-        Ending::Proper | Ending::WithoutDone => lines.push(last(reply, asked, "", Vec::new()).to_string()),
+        Ending::Proper | Ending::WithoutDone => {
+            lines.push(last(reply, asked, "", Vec::new()).to_string())
+        }
     }
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
@@ -74,7 +76,11 @@ fn stream(reply: &Reply, asked: &Asked) -> String {
 fn last(reply: &Reply, asked: &Asked, text: &str, calls: Vec<Value>) -> Value {
     let mut record = record(asked, text, calls);
     record.insert("done".into(), true.into());
-    let reason = if reply.finish() == "length" { "length" } else { "stop" };
+    let reason = if reply.finish() == "length" {
+        "length"
+    } else {
+        "stop"
+    };
     record.insert("done_reason".into(), reason.into());
     let counts = [
         ("total_duration", 5_000_000),
@@ -114,7 +120,11 @@ fn calls(reply: &Reply) -> Vec<Value> {
 }
 
 pub(super) fn error(error: &ErrorReply) -> Answer {
-    Answer::new(error.status, "application/json; charset=utf-8", json!({"error": message(error)}).to_string())
+    Answer::new(
+        error.status,
+        "application/json; charset=utf-8",
+        json!({"error": message(error)}).to_string(),
+    )
 }
 
 fn message(error: &ErrorReply) -> &str {
@@ -139,8 +149,14 @@ pub(super) fn around(path: &str) -> Option<Answer> {
         "/api/version" => json!({"version": VERSION}),
         "/api/tags" => json!({"models": [model]}),
         "/api/ps" => json!({"models": []}),
-        "/api/show" => json!({"details": details, "model_info": {}, "capabilities": ["completion", "tools"], "modified_at": CREATED_AT}),
+        "/api/show" => {
+            json!({"details": details, "model_info": {}, "capabilities": ["completion", "tools"], "modified_at": CREATED_AT})
+        }
         _ => return None,
     };
-    Some(Answer::new(200, "application/json; charset=utf-8", body.to_string()))
+    Some(Answer::new(
+        200,
+        "application/json; charset=utf-8",
+        body.to_string(),
+    ))
 }

@@ -31,14 +31,28 @@ pub fn embeddings() -> Matcher {
 
 pub(super) fn reply(reply: &Reply, asked: &Asked) -> Answer {
     if asked.streams() {
-        return Answer::new(200, "text/event-stream; charset=utf-8", stream(reply, asked));
+        return Answer::new(
+            200,
+            "text/event-stream; charset=utf-8",
+            stream(reply, asked),
+        );
     }
     if let Ending::Error(broken) = &reply.ending {
         return error(broken);
     }
-    let calls: Vec<Value> = reply.tool_calls.iter().enumerate().map(|(at, call)| tool_call(at, call)).collect();
-    let content = if reply.tokens.is_empty() && !calls.is_empty() { Value::Null } else { reply.text().into() };
-    let mut message = json!({"role": "assistant", "content": content, "refusal": null, "annotations": []});
+    let calls: Vec<Value> = reply
+        .tool_calls
+        .iter()
+        .enumerate()
+        .map(|(at, call)| tool_call(at, call))
+        .collect();
+    let content = if reply.tokens.is_empty() && !calls.is_empty() {
+        Value::Null
+    } else {
+        reply.text().into()
+    };
+    let mut message =
+        json!({"role": "assistant", "content": content, "refusal": null, "annotations": []});
     if !calls.is_empty() {
         message["tool_calls"] = calls.into();
     }
@@ -64,18 +78,34 @@ fn stream(reply: &Reply, asked: &Asked) -> String {
         event(&mut out, &chunk.to_string());
     };
     let choice = |delta: Value, finish: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]);
-    let first = if reply.tokens.is_empty() && !reply.tool_calls.is_empty() { Value::Null } else { "".into() };
-    chunk(choice(json!({"role": "assistant", "content": first, "refusal": null}), Value::Null), Value::Null);
+    let first = if reply.tokens.is_empty() && !reply.tool_calls.is_empty() {
+        Value::Null
+    } else {
+        "".into()
+    };
+    chunk(
+        choice(
+            json!({"role": "assistant", "content": first, "refusal": null}),
+            Value::Null,
+        ),
+        Value::Null,
+    );
     for token in &reply.tokens {
         chunk(choice(json!({"content": token}), Value::Null), Value::Null);
     }
     for (at, call) in reply.tool_calls.iter().enumerate() {
         let whole = tool_call(at, call);
         let start = json!({"index": at, "id": whole["id"], "type": "function", "function": {"name": call.0, "arguments": ""}});
-        chunk(choice(json!({"tool_calls": [start]}), Value::Null), Value::Null);
+        chunk(
+            choice(json!({"tool_calls": [start]}), Value::Null),
+            Value::Null,
+        );
         for piece in pieces(whole["function"]["arguments"].as_str().unwrap_or_default()) {
             let part = json!({"index": at, "function": {"arguments": piece}});
-            chunk(choice(json!({"tool_calls": [part]}), Value::Null), Value::Null);
+            chunk(
+                choice(json!({"tool_calls": [part]}), Value::Null),
+                Value::Null,
+            );
         }
     }
     match &reply.ending {
@@ -109,7 +139,10 @@ fn tool_call(at: usize, (name, arguments): &(String, Value)) -> Value {
 /// Arguments in fragments of a few characters, as providers stream them.
 fn pieces(text: &str) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
-    characters.chunks(5).map(|piece| piece.iter().collect()).collect()
+    characters
+        .chunks(5)
+        .map(|piece| piece.iter().collect())
+        .collect()
 }
 
 fn usage(reply: &Reply) -> Value {
@@ -122,25 +155,63 @@ fn usage(reply: &Reply) -> Value {
 }
 
 pub(super) fn error(error: &ErrorReply) -> Answer {
-    let mut answer = Answer::new(error.status, "application/json", envelope(error).to_string());
-    answer.headers.push(("x-request-id".into(), "req_gauntlet".into()));
+    let mut answer = Answer::new(
+        error.status,
+        "application/json",
+        envelope(error).to_string(),
+    );
+    answer
+        .headers
+        .push(("x-request-id".into(), "req_gauntlet".into()));
     answer
 }
 
 /// The envelope with what goes with the status where the case does not say otherwise.
 fn envelope(error: &ErrorReply) -> Value {
     let (kind, code, message): (&str, Option<&str>, &str) = match error.status {
-        400 => ("invalid_request_error", Some("invalid_value"), "Invalid value."),
-        401 => ("invalid_request_error", Some("invalid_api_key"), "Incorrect API key provided."),
-        403 => ("request_forbidden", Some("unsupported_country_region_territory"), "Country, region, or territory not supported."),
-        404 => ("invalid_request_error", Some("model_not_found"), "The model does not exist or you do not have access to it."),
+        400 => (
+            "invalid_request_error",
+            Some("invalid_value"),
+            "Invalid value.",
+        ),
+        401 => (
+            "invalid_request_error",
+            Some("invalid_api_key"),
+            "Incorrect API key provided.",
+        ),
+        403 => (
+            "request_forbidden",
+            Some("unsupported_country_region_territory"),
+            "Country, region, or territory not supported.",
+        ),
+        404 => (
+            "invalid_request_error",
+            Some("model_not_found"),
+            "The model does not exist or you do not have access to it.",
+        ),
         422 => ("invalid_request_error", None, "Unprocessable request."),
-        429 => ("requests", Some("rate_limit_exceeded"), "Rate limit reached."),
-        503 => ("service_unavailable_error", Some("server_is_overloaded"), "The server is overloaded. Please try again later."),
-        500..=599 => ("server_error", None, "The server had an error while processing your request."),
+        429 => (
+            "requests",
+            Some("rate_limit_exceeded"),
+            "Rate limit reached.",
+        ),
+        503 => (
+            "service_unavailable_error",
+            Some("server_is_overloaded"),
+            "The server is overloaded. Please try again later.",
+        ),
+        500..=599 => (
+            "server_error",
+            None,
+            "The server had an error while processing your request.",
+        ),
         _ => ("invalid_request_error", None, "The request was refused."),
     };
-    let param = if error.status == 404 { json!("model") } else { Value::Null };
+    let param = if error.status == 404 {
+        json!("model")
+    } else {
+        Value::Null
+    };
     json!({"error": {
         "message": error.message.as_deref().unwrap_or(message),
         "type": error.kind.as_deref().unwrap_or(kind),

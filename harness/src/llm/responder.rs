@@ -93,12 +93,21 @@ pub fn echo() -> Responder {
 
 /// A provider's error with this status, in the protocol's own form.
 pub fn error(status: u16) -> Responder {
-    Responder::of(Kind::Error(ErrorReply { status, message: None, kind: None, code: None }))
+    Responder::of(Kind::Error(ErrorReply {
+        status,
+        message: None,
+        kind: None,
+        code: None,
+    }))
 }
 
 /// These bytes, whatever was asked.
 pub fn raw(status: u16, content_type: &str, body: impl Into<Bytes>) -> Responder {
-    Responder::of(Kind::Raw { status, content_type: content_type.into(), body: body.into() })
+    Responder::of(Kind::Raw {
+        status,
+        content_type: content_type.into(),
+        body: body.into(),
+    })
 }
 
 /// The answers in turn, counted for each prompt (last user message and model) by itself, so that concurrent requests do not
@@ -127,7 +136,11 @@ pub fn with(answer: impl Fn(&Asked) -> Responder + Send + Sync + 'static) -> Res
 
 impl Responder {
     fn of(kind: Kind) -> Self {
-        Self { kind, plan: None, headers: Vec::new() }
+        Self {
+            kind,
+            plan: None,
+            headers: Vec::new(),
+        }
     }
 
     fn reply(mut self, method: &str, change: impl FnOnce(&mut Reply)) -> Self {
@@ -149,19 +162,25 @@ impl Responder {
     /// The reply's tokens: one content event each when streamed, joined when not. Usage counts them.
     #[must_use]
     pub fn tokens<T: Into<String>>(self, tokens: impl IntoIterator<Item = T>) -> Self {
-        self.reply("tokens()", |reply| reply.tokens = tokens.into_iter().map(Into::into).collect())
+        self.reply("tokens()", |reply| {
+            reply.tokens = tokens.into_iter().map(Into::into).collect()
+        })
     }
 
     /// The reply also calls a tool; `arguments` is a JSON object.
     #[must_use]
     pub fn tool_call(self, name: &str, arguments: Value) -> Self {
-        self.reply("tool_call()", |reply| reply.tool_calls.push((name.into(), arguments)))
+        self.reply("tool_call()", |reply| {
+            reply.tool_calls.push((name.into(), arguments))
+        })
     }
 
     /// The usage that is told: prompt and completion tokens.
     #[must_use]
     pub fn usage(self, prompt: u64, completion: u64) -> Self {
-        self.reply("usage()", |reply| (reply.prompt_tokens, reply.completion_tokens) = (prompt, Some(completion)))
+        self.reply("usage()", |reply| {
+            (reply.prompt_tokens, reply.completion_tokens) = (prompt, Some(completion))
+        })
     }
 
     /// The finish reason, in OpenAI's words (`stop`, `length`, `content_filter`); by default `stop` or `tool_calls`.
@@ -179,13 +198,20 @@ impl Responder {
     /// A stream of it ends, in order for the transport, after the last token: no finish reason, no `[DONE]`.
     #[must_use]
     pub fn without_finish(self) -> Self {
-        self.reply("without_finish()", |reply| reply.ending = Ending::WithoutFinish)
+        self.reply("without_finish()", |reply| {
+            reply.ending = Ending::WithoutFinish
+        })
     }
 
     /// A stream of it ends with an error in band after the last token; not streamed it is that error.
     #[must_use]
     pub fn then_error(self, status: u16, message: &str) -> Self {
-        let error = ErrorReply { status, message: Some(message.into()), kind: None, code: None };
+        let error = ErrorReply {
+            status,
+            message: Some(message.into()),
+            kind: None,
+            code: None,
+        };
         self.reply("then_error()", |reply| reply.ending = Ending::Error(error))
     }
 
@@ -234,10 +260,16 @@ impl Responder {
             Kind::Reply(reply) => openai::reply(reply, asked),
             Kind::Error(error) if asked.is_ollama() => ollama::error(error),
             Kind::Error(error) => openai::error(error),
-            Kind::Raw { status, content_type, body } => Answer::new(*status, content_type, body.clone()),
+            Kind::Raw {
+                status,
+                content_type,
+                body,
+            } => Answer::new(*status, content_type, body.clone()),
             Kind::Sequence(sequence) => sequence.next(asked).render(asked),
             Kind::With(answer) => answer(asked).render(asked),
-            Kind::Misused(how) => Answer::unmatched(format!("the responder was put together wrongly: {how}")),
+            Kind::Misused(how) => {
+                Answer::unmatched(format!("the responder was put together wrongly: {how}"))
+            }
         };
         answer.headers.extend(self.headers.iter().cloned());
         if let Some(plan) = &self.plan {
@@ -259,7 +291,8 @@ pub(super) fn template(answer: Answer, by_the_wire: bool) -> ResponseTemplate {
     if answer.plan.needs_the_wire() && !by_the_wire {
         let text = "gauntlet: this responder has a plan of how its bytes flow, which only the wire can obey; it refuses to be flattened. \
                     Ask it through a gauntlet stub, or leave the plan away.\n";
-        return ResponseTemplate::new(HARNESS_STATUS).set_body_raw(text, "text/plain; charset=utf-8");
+        return ResponseTemplate::new(HARNESS_STATUS)
+            .set_body_raw(text, "text/plain; charset=utf-8");
     }
     let mut template = ResponseTemplate::new(answer.status);
     let mut content_type = String::from("application/octet-stream");
@@ -275,7 +308,16 @@ pub(super) fn template(answer: Answer, by_the_wire: bool) -> ResponseTemplate {
         template = template.insert_header(PLAN_HEADER, plan.as_str());
     }
     if let Some(reason) = &answer.unmatched {
-        let reason: String = reason.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+        let reason: String = reason
+            .chars()
+            .map(|c| {
+                if c.is_ascii_graphic() || c == ' ' {
+                    c
+                } else {
+                    '?'
+                }
+            })
+            .collect();
         template = template.insert_header(UNMATCHED_HEADER, reason.as_str());
     }
     template.set_body_raw(answer.body.to_vec(), &content_type)
@@ -286,7 +328,11 @@ impl fmt::Debug for Kind {
         match self {
             Self::Reply(reply) => write!(f, "{reply:?}"),
             Self::Error(error) => write!(f, "{error:?}"),
-            Self::Raw { status, content_type, body } => write!(f, "Raw({status}, {content_type}, {} bytes)", body.len()),
+            Self::Raw {
+                status,
+                content_type,
+                body,
+            } => write!(f, "Raw({status}, {content_type}, {} bytes)", body.len()),
             Self::Sequence(sequence) => f.debug_list().entries(sequence.answers()).finish(),
             Self::With(_) => f.write_str("With(…)"),
             Self::Misused(how) => write!(f, "Misused({how})"),
@@ -306,7 +352,8 @@ impl Reply {
 
     /// As told, or one a token (and one a tool call).
     pub(super) fn completion_tokens(&self) -> u64 {
-        self.completion_tokens.unwrap_or((self.tokens.len() + self.tool_calls.len()) as u64)
+        self.completion_tokens
+            .unwrap_or((self.tokens.len() + self.tool_calls.len()) as u64)
     }
 
     pub(super) fn text(&self) -> String {
@@ -340,7 +387,9 @@ pub fn vectors() -> Responder {
         let body = if asked.is_ollama() {
             json!({"model": asked.model(), "embeddings": (0..inputs).map(vector).collect::<Vec<_>>()})
         } else {
-            let data: Vec<Value> = (0..inputs).map(|at| json!({"object": "embedding", "index": at, "embedding": vector(at)})).collect();
+            let data: Vec<Value> = (0..inputs)
+                .map(|at| json!({"object": "embedding", "index": at, "embedding": vector(at)}))
+                .collect();
             json!({"object": "list", "data": data, "model": asked.model(), "usage": {"prompt_tokens": inputs, "total_tokens": inputs}})
         };
         raw(200, "application/json", body.to_string())

@@ -35,7 +35,11 @@ struct Counts {
 impl Sequence {
     /// `answers` are one at least.
     pub(super) fn new(answers: Vec<Responder>, count: Count) -> Self {
-        Self { answers, count, asked: Mutex::default() }
+        Self {
+            answers,
+            count,
+            asked: Mutex::default(),
+        }
     }
 
     pub(super) fn answers(&self) -> &[Responder] {
@@ -51,7 +55,11 @@ impl Sequence {
         if let Count::EachPrompt = self.count {
             (asked.model(), asked.user_text()).hash(&mut prompt);
         }
-        let at = self.asked.lock().unwrap_or_else(PoisonError::into_inner).count(prompt.finish());
+        let at = self
+            .asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count(prompt.finish());
         &self.answers[at.min(last)]
     }
 }
@@ -81,8 +89,17 @@ mod tests {
     use crate::wire::Request;
 
     fn asked(text: &str) -> Asked {
-        let body = serde_json::json!({"messages": [{"role": "user", "content": text}]}).to_string().into();
-        Asked::of_wire(&Request { connection: 1, id: 1, method: "POST".into(), path: "/v1/chat/completions".into(), headers: Vec::new(), body })
+        let body = serde_json::json!({"messages": [{"role": "user", "content": text}]})
+            .to_string()
+            .into();
+        Asked::of_wire(&Request {
+            connection: 1,
+            id: 1,
+            method: "POST".into(),
+            path: "/v1/chat/completions".into(),
+            headers: Vec::new(),
+            body,
+        })
     }
 
     #[test]
@@ -92,7 +109,15 @@ mod tests {
             for text in ["a", "b", "c", "a"] {
                 sequence.next(&asked(text));
             }
-            assert_eq!(sequence.asked.lock().unwrap_or_else(PoisonError::into_inner).order.len(), kept);
+            assert_eq!(
+                sequence
+                    .asked
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .order
+                    .len(),
+                kept
+            );
         }
     }
 
@@ -100,12 +125,30 @@ mod tests {
     fn so_many_prompts_are_counted_and_no_more() {
         let mut counts = Counts::default();
         let most = MOST_PROMPTS as u64;
-        assert_eq!((counts.count(0), counts.count(0), counts.count(1)), (0, 1, 0));
+        assert_eq!(
+            (counts.count(0), counts.count(0), counts.count(1)),
+            (0, 1, 0)
+        );
         for prompt in 2..most {
             counts.count(prompt);
         }
-        assert_eq!((counts.count(0), counts.count(most - 1)), (2, 1), "all of them are known");
-        assert_eq!((counts.count(most), counts.by_prompt.len(), counts.order.len()), (0, MOST_PROMPTS, MOST_PROMPTS));
-        assert_eq!((counts.count(0), counts.count(2)), (0, 1), "the oldest was forgotten, and then the next one");
+        assert_eq!(
+            (counts.count(0), counts.count(most - 1)),
+            (2, 1),
+            "all of them are known"
+        );
+        assert_eq!(
+            (
+                counts.count(most),
+                counts.by_prompt.len(),
+                counts.order.len()
+            ),
+            (0, MOST_PROMPTS, MOST_PROMPTS)
+        );
+        assert_eq!(
+            (counts.count(0), counts.count(2)),
+            (0, 1),
+            "the oldest was forgotten, and then the next one"
+        );
     }
 }

@@ -52,7 +52,10 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
         let row = row(record, outcome);
         match areas.iter_mut().find(|area| area.name == outcome.area()) {
             Some(area) => area.rows.push(row),
-            None => areas.push(Area { name: outcome.area(), rows: vec![row] }),
+            None => areas.push(Area {
+                name: outcome.area(),
+                rows: vec![row],
+            }),
         }
     }
     let context = Value::from_pairs([
@@ -61,10 +64,20 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
         ("headline", Value::from(record.headline())),
         ("exit_code", Value::from(record.exit_code())),
         ("duration", Value::from(seconds(record.duration_ms))),
-        ("started", Value::from(record.started_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())),
+        (
+            "started",
+            Value::from(
+                record
+                    .started_at
+                    .strftime("%Y-%m-%d %H:%M:%S UTC")
+                    .to_string(),
+            ),
+        ),
         ("areas", Value::from(Serde(areas))),
     ]);
-    environment.render_named_str("page.html", TEMPLATE, context).map_err(|error| format!("cannot render the report page: {error:#}"))
+    environment
+        .render_named_str("page.html", TEMPLATE, context)
+        .map_err(|error| format!("cannot render the report page: {error:#}"))
 }
 
 /// The head of the record alone: the tapes are drawn, not printed.
@@ -83,7 +96,11 @@ fn record_without_tapes(record: &RunRecord) -> RunRecord {
 
 fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
     let violated = match outcome.failure() {
-        Some(Failure::Violated { expected, observed, honesty }) => Some((expected.as_str(), observed.as_str(), *honesty)),
+        Some(Failure::Violated {
+            expected,
+            observed,
+            honesty,
+        }) => Some((expected.as_str(), observed.as_str(), *honesty)),
         _ => None,
     };
     let level = match outcome.level {
@@ -108,7 +125,11 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
             Honesty::Lied => "The client was told something wrong that looks right.",
             Honesty::Hung => "The client was left waiting without an end.",
         }),
-        duration: if outcome.attempts == 0 { String::new() } else { seconds(outcome.duration_ms) },
+        duration: if outcome.attempts == 0 {
+            String::new()
+        } else {
+            seconds(outcome.duration_ms)
+        },
         attempts: outcome.attempts,
         replay: format!("{} {}", record.command, outcome.id),
         log_tail: &outcome.log_tail,
@@ -121,7 +142,8 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
 fn linked(text: &str) -> String {
     text.split_inclusive(|c: char| c.is_whitespace() || "()<>\"',;".contains(c))
         .map(|word| {
-            let address = word.trim_end_matches(|c: char| c.is_whitespace() || "()<>\"',;.".contains(c));
+            let address =
+                word.trim_end_matches(|c: char| c.is_whitespace() || "()<>\"',;.".contains(c));
             let (address, rest) = (escape(address), escape(&word[address.len()..]));
             if address.starts_with("https://") {
                 format!("<a href=\"{address}\" rel=\"noreferrer\">{address}</a>{rest}")
@@ -133,7 +155,14 @@ fn linked(text: &str) -> String {
 }
 
 fn seconds(ms: u64) -> String {
-    if ms < 1_000 { format!("{ms} ms") } else { format!("{:.1} s", std::time::Duration::from_millis(ms).as_secs_f64()) }
+    if ms < 1_000 {
+        format!("{ms} ms")
+    } else {
+        format!(
+            "{:.1} s",
+            std::time::Duration::from_millis(ms).as_secs_f64()
+        )
+    }
 }
 
 #[cfg(test)]
@@ -144,11 +173,17 @@ mod tests {
 
     #[test]
     fn the_page_is_self_contained_and_escapes_what_it_shows() {
-        let page =
-            super::render(&record(vec![outcome("TIME-02", Level::Must, violated()), outcome("TIME-03", Level::Must, Verdict::Passed)])).unwrap();
+        let page = super::render(&record(vec![
+            outcome("TIME-02", Level::Must, violated()),
+            outcome("TIME-03", Level::Must, Verdict::Passed),
+        ]))
+        .unwrap();
         assert!(page.contains("504 &amp; &lt;timeout&gt;"), "escaped");
         assert!(page.contains("<svg class=\"tape\""), "the picture");
-        assert!(page.contains("gauntlet run --target bundled TIME-02"), "the replay command");
+        assert!(
+            page.contains("gauntlet run --target bundled TIME-02"),
+            "the replay command"
+        );
         for outside in ["src=", "<link", "@import", "url("] {
             assert!(!page.contains(outside), "the page loads {outside}");
         }
@@ -157,6 +192,9 @@ mod tests {
     #[test]
     fn addresses_become_links_and_markup_does_not() {
         let text = super::linked("lost (https://example.com/a?b=1&c=2). <b>");
-        assert_eq!(text, "lost (<a href=\"https://example.com/a?b=1&amp;c=2\" rel=\"noreferrer\">https://example.com/a?b=1&amp;c=2</a>). &lt;b&gt;");
+        assert_eq!(
+            text,
+            "lost (<a href=\"https://example.com/a?b=1&amp;c=2\" rel=\"noreferrer\">https://example.com/a?b=1&amp;c=2</a>). &lt;b&gt;"
+        );
     }
 }

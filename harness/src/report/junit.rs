@@ -25,19 +25,31 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
             rerun.set_message(legal(&outcome.reason()));
             status.add_rerun(rerun);
         } else if outcome.word() != "passed" {
-            let warning = if outcome.word() == "warned" { "SHOULD: " } else { "" };
+            let warning = if outcome.word() == "warned" {
+                "SHOULD: "
+            } else {
+                ""
+            };
             status.set_message(legal(&format!("{warning}{}", outcome.reason())));
         }
-        let mut case = TestCase::new(legal(&format!("{}: {}", outcome.id, outcome.requirement)), status);
+        let mut case = TestCase::new(
+            legal(&format!("{}: {}", outcome.id, outcome.requirement)),
+            status,
+        );
         case.set_classname(legal(&format!("gauntlet.{}", outcome.area())));
         case.set_time(Duration::from_millis(outcome.duration_ms));
         if !outcome.log_tail.is_empty() && outcome.word() != "passed" {
             case.set_system_out(legal(&outcome.log_tail));
         }
-        suites.entry(outcome.area().to_string()).or_insert_with(|| TestSuite::new(legal(outcome.area()))).add_test_case(case);
+        suites
+            .entry(outcome.area().to_string())
+            .or_insert_with(|| TestSuite::new(legal(outcome.area())))
+            .add_test_case(case);
     }
     report.add_test_suites(suites.into_values());
-    report.to_string().map_err(|error| format!("cannot write JUnit XML: {error}"))
+    report
+        .to_string()
+        .map_err(|error| format!("cannot write JUnit XML: {error}"))
 }
 
 /// Text of the characters that XML 1.0 has; a single other one makes the file unreadable to every parser.
@@ -53,7 +65,10 @@ mod tests {
 
     #[test]
     fn a_warning_is_no_failure_unless_strict() {
-        let mut run = record(vec![outcome("A-01", Level::Must, Verdict::Passed), outcome("A-02", Level::Should, violated())]);
+        let mut run = record(vec![
+            outcome("A-01", Level::Must, Verdict::Passed),
+            outcome("A-02", Level::Should, violated()),
+        ]);
         assert!(super::render(&run).unwrap().contains("failures=\"0\""));
         run.strict = true;
         assert!(super::render(&run).unwrap().contains("failures=\"1\""));
@@ -62,13 +77,23 @@ mod tests {
     #[test]
     fn characters_that_xml_has_not_are_replaced() {
         let hostile = "a\u{0}b\u{1b}c\u{fffe}d\u{ffff}e]]>\u{1f600}";
-        let failure = || Failure::Target { what: hostile.into() };
+        let failure = || Failure::Target {
+            what: hostile.into(),
+        };
         let mut flaky = outcome("A-01", Level::Must, Verdict::Flaky { failure: failure() });
         flaky.log_tail = hostile.into();
-        let mut run = record(vec![flaky, outcome(hostile, Level::Must, Verdict::Failed { failure: failure() })]);
+        let mut run = record(vec![
+            flaky,
+            outcome(hostile, Level::Must, Verdict::Failed { failure: failure() }),
+        ]);
         run.target.name = hostile.into();
         let xml = super::render(&run).unwrap();
-        assert!(!xml.contains(|c: char| matches!(c, '\u{fffe}' | '\u{ffff}') || (c.is_control() && c != '\n')), "{xml:?}");
+        assert!(
+            !xml.contains(
+                |c: char| matches!(c, '\u{fffe}' | '\u{ffff}') || (c.is_control() && c != '\n')
+            ),
+            "{xml:?}"
+        );
         assert!(xml.contains("c\u{fffd}d\u{fffd}e]]&gt;\u{1f600}"), "{xml}");
     }
 }

@@ -9,7 +9,13 @@ use crate::runner::Outcome;
 pub(super) fn render(record: &RunRecord) -> String {
     let summary = record.summary();
     let mut text = String::new();
-    let version = inline(record.target.version.as_deref().unwrap_or("version unknown"));
+    let version = inline(
+        record
+            .target
+            .version
+            .as_deref()
+            .unwrap_or("version unknown"),
+    );
     // writing to a String cannot fail
     let _ = write!(
         text,
@@ -46,13 +52,26 @@ pub(super) fn render(record: &RunRecord) -> String {
 }
 
 fn section(text: &mut String, record: &RunRecord, title: &str, words: &[&str]) {
-    let chosen: Vec<&Outcome> = record.outcomes.iter().filter(|outcome| words.contains(&outcome.word())).collect();
+    let chosen: Vec<&Outcome> = record
+        .outcomes
+        .iter()
+        .filter(|outcome| words.contains(&outcome.word()))
+        .collect();
     if chosen.is_empty() {
         return;
     }
-    let _ = write!(text, "\n## {title}\n\n| case | requirement | why |\n|---|---|---|\n");
+    let _ = write!(
+        text,
+        "\n## {title}\n\n| case | requirement | why |\n|---|---|---|\n"
+    );
     for outcome in chosen {
-        let _ = writeln!(text, "| {} | {} | {} |", inline(&outcome.id), cell(&outcome.requirement), cell(&outcome.reason()));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            inline(&outcome.id),
+            cell(&outcome.requirement),
+            cell(&outcome.reason())
+        );
     }
 }
 
@@ -85,18 +104,23 @@ fn code(text: &str) -> String {
 
 /// The lines of a text, however they end.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
+    text.split('\n')
+        .flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
 /// Spaces in place of what controls a terminal or the direction of the text.
 fn printable(text: &str) -> String {
-    let controls = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let controls =
+        |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.replace(controls, " ")
 }
 
 /// The longest run of backticks in a text.
 fn longest_run(text: &str) -> usize {
-    text.split(|c| c != '`').map(str::len).max().unwrap_or_default()
+    text.split(|c| c != '`')
+        .map(str::len)
+        .max()
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -108,18 +132,39 @@ mod tests {
     #[test]
     fn a_failure_is_listed_with_its_reason() {
         let text = super::render(&record(vec![outcome("TIME-02", Level::Must, violated())]));
-        assert!(text.contains("| TIME-02 |") && text.contains("observed 200") && text.contains("&lt;timeout&gt;"), "{text}");
+        assert!(
+            text.contains("| TIME-02 |")
+                && text.contains("observed 200")
+                && text.contains("&lt;timeout&gt;"),
+            "{text}"
+        );
     }
 
     #[test]
     fn hostile_text_stays_text() {
         let hostile = "a\rb\r\nc | ![x](https://evil.example/x.png) <img src=x> `code` &#33; **b** \u{1b}[31m \u{202e}";
-        let mut run = record(vec![outcome("TIME-02", Level::Must, Verdict::Failed { failure: Failure::Target { what: hostile.into() } })]);
+        let mut run = record(vec![outcome(
+            "TIME-02",
+            Level::Must,
+            Verdict::Failed {
+                failure: Failure::Target {
+                    what: hostile.into(),
+                },
+            },
+        )]);
         (run.target.name, run.target.version) = (hostile.into(), Some(hostile.into()));
-        (run.database.kind, run.database.why, run.command) = (hostile.into(), hostile.into(), format!("gauntlet run '```' {hostile}"));
+        (run.database.kind, run.database.why, run.command) = (
+            hostile.into(),
+            hostile.into(),
+            format!("gauntlet run '```' {hostile}"),
+        );
         run.broken = Some(format!("one\n````\n<script> {hostile}"));
         let text = super::render(&run);
-        assert!(text.lines().all(|line| !line.contains(|c: char| c.is_control() || c == '\u{202e}')), "{text:?}");
+        assert!(
+            text.lines()
+                .all(|line| !line.contains(|c: char| c.is_control() || c == '\u{202e}')),
+            "{text:?}"
+        );
         let (head, rest) = text.split_once("\n`````\n").unwrap();
         let (_, table) = rest.split_once("\n`````\n").unwrap();
         // outside code
@@ -129,7 +174,14 @@ mod tests {
                 assert!(!line.contains(markup), "{markup} in {line}");
             }
         }
-        assert!(head.contains(" Again: ```` gauntlet run '```' a b"), "{head}");
-        assert!(table.lines().any(|line| line.starts_with("| TIME-02 |") && line.contains("a<br>b<br>c \\| !\\[x\\](https")), "{table}");
+        assert!(
+            head.contains(" Again: ```` gauntlet run '```' a b"),
+            "{head}"
+        );
+        assert!(
+            table.lines().any(|line| line.starts_with("| TIME-02 |")
+                && line.contains("a<br>b<br>c \\| !\\[x\\](https")),
+            "{table}"
+        );
     }
 }

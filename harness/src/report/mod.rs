@@ -93,7 +93,9 @@ impl Outcome {
     pub fn word(&self) -> &'static str {
         match &self.verdict {
             Verdict::Passed => "passed",
-            Verdict::Failed { failure: Failure::Harness { .. } } => "harness",
+            Verdict::Failed {
+                failure: Failure::Harness { .. },
+            } => "harness",
             Verdict::Failed { .. } if self.level == Level::Should => "warned",
             Verdict::Failed { .. } => "failed",
             Verdict::Flaky { .. } => "flaky",
@@ -122,12 +124,19 @@ pub fn cases(n: usize) -> String {
 impl RunRecord {
     /// The command that makes the same run again.
     pub fn again(&self) -> String {
-        if self.selection.is_empty() { self.command.clone() } else { format!("{} {}", self.command, self.selection) }
+        if self.selection.is_empty() {
+            self.command.clone()
+        } else {
+            format!("{} {}", self.command, self.selection)
+        }
     }
 
     /// How many cases came to which verdict.
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary { total: self.outcomes.len(), ..Summary::default() };
+        let mut summary = Summary {
+            total: self.outcomes.len(),
+            ..Summary::default()
+        };
         for outcome in &self.outcomes {
             *match outcome.word() {
                 "passed" => &mut summary.passed,
@@ -159,11 +168,17 @@ impl RunRecord {
         let summary = self.summary();
         let examined = summary.passed + summary.failed + summary.warned + summary.flaky;
         if let Some(broken) = &self.broken {
-            return format!("The run did not come to its end: {}", broken.lines().next().unwrap_or_default());
+            return format!(
+                "The run did not come to its end: {}",
+                broken.lines().next().unwrap_or_default()
+            );
         }
         match (summary.harness, summary.failed) {
             (0, 0) if examined == 0 => "Nothing was examined".into(),
-            (0, 0) => format!("Every MUST that was examined holds: {} of {examined} cases passed", summary.passed),
+            (0, 0) => format!(
+                "Every MUST that was examined holds: {} of {examined} cases passed",
+                summary.passed
+            ),
             (0, 1) => "1 MUST does not hold".into(),
             (0, failed) => format!("{failed} MUSTs do not hold"),
             (harness, _) => format!("The harness itself failed in {}", cases(harness)),
@@ -176,9 +191,14 @@ impl RunRecord {
     /// # Errors
     /// A sentence that names the path and the reason.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, String> {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| format!("cannot make the report folder {}: {error}; give another with --report", folder.display()))?;
-        let unwritable = |error: serde_json::Error| format!("cannot write the record as JSON: {error}");
+        std::fs::create_dir_all(folder).map_err(|error| {
+            format!(
+                "cannot make the report folder {}: {error}; give another with --report",
+                folder.display()
+            )
+        })?;
+        let unwritable =
+            |error: serde_json::Error| format!("cannot write the record as JSON: {error}");
         let record = &secret::redacted(self).map_err(unwritable)?;
         let json = serde_json::to_string_pretty(record).map_err(unwritable)?;
         let page = folder.join("index.html");
@@ -188,7 +208,12 @@ impl RunRecord {
             (folder.join("report.md"), markdown::render(record)),
             (page.clone(), html::render(record)?),
         ] {
-            std::fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}; give another folder with --report", path.display()))?;
+            std::fs::write(&path, text).map_err(|error| {
+                format!(
+                    "cannot write {}: {error}; give another folder with --report",
+                    path.display()
+                )
+            })?;
         }
         Ok(page)
     }
@@ -198,16 +223,31 @@ impl RunRecord {
     /// # Errors
     /// A sentence that names the path and the reason.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("cannot read {}: {error}; `gauntlet run` writes report/report.json", path.display()))?;
-        let form: serde_json::Value =
-            serde_json::from_str(&text).map_err(|error| format!("{} is not a report of gauntlet: {error}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            format!(
+                "cannot read {}: {error}; `gauntlet run` writes report/report.json",
+                path.display()
+            )
+        })?;
+        let form: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|error| format!("{} is not a report of gauntlet: {error}", path.display()))?;
         match form.get("schema").and_then(serde_json::Value::as_u64) {
             Some(schema) if schema == u64::from(SCHEMA) => {}
-            Some(schema) => return Err(format!("{} has schema {schema}; this version reads {SCHEMA}: run the cases again", path.display())),
-            None => return Err(format!("{} is not a report of gauntlet: it has no schema", path.display())),
+            Some(schema) => {
+                return Err(format!(
+                    "{} has schema {schema}; this version reads {SCHEMA}: run the cases again",
+                    path.display()
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "{} is not a report of gauntlet: it has no schema",
+                    path.display()
+                ));
+            }
         }
-        serde_json::from_value(form).map_err(|error| format!("{} is not a report of gauntlet: {error}", path.display()))
+        serde_json::from_value(form)
+            .map_err(|error| format!("{} is not a report of gauntlet: {error}", path.display()))
     }
 }
 
@@ -223,7 +263,13 @@ pub(crate) mod tests {
         let tape = Tape::new();
         let client = || Side::Client("a".into());
         let p1 = || Side::Provider("p1".into());
-        tape.record(client(), Event::ClientSent { method: "POST".into(), path: "/v1/chat/completions".into() });
+        tape.record(
+            client(),
+            Event::ClientSent {
+                method: "POST".into(),
+                path: "/v1/chat/completions".into(),
+            },
+        );
         tape.record(p1(), Event::Accepted { connection: 1 });
         tape.record(
             p1(),
@@ -236,8 +282,21 @@ pub(crate) mod tests {
                 body: "{\"a\":\"<script>\"}".into(),
             },
         );
-        tape.record(p1(), Event::Held { request: 1, gate: "held".into() });
-        tape.record(p1(), Event::PeerClosed { connection: 1, request: Some(1), how: Close::Fin });
+        tape.record(
+            p1(),
+            Event::Held {
+                request: 1,
+                gate: "held".into(),
+            },
+        );
+        tape.record(
+            p1(),
+            Event::PeerClosed {
+                connection: 1,
+                request: Some(1),
+                how: Close::Fin,
+            },
+        );
         tape.record(client(), Event::ClientStatus { status: 504 });
         tape.record(client(), Event::ClientAnswered { status: 504 });
         tape.record(Side::Gate("held".into()), Event::Opened);
@@ -263,8 +322,14 @@ pub(crate) mod tests {
             gauntlet: "0.1.0".into(),
             started_at: "2026-01-02T03:04:05Z".parse().unwrap(),
             duration_ms: 1234,
-            target: TargetRecord { name: "bundled".into(), version: Some("gauntlet 0.1.0".into()) },
-            database: DatabaseRecord { kind: "SQLite".into(), why: "no Docker here".into() },
+            target: TargetRecord {
+                name: "bundled".into(),
+                version: Some("gauntlet 0.1.0".into()),
+            },
+            database: DatabaseRecord {
+                kind: "SQLite".into(),
+                why: "no Docker here".into(),
+            },
             command: "gauntlet run --target bundled".into(),
             selection: String::new(),
             strict: false,
@@ -274,7 +339,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn violated() -> Verdict {
-        Verdict::Failed { failure: Failure::Violated { expected: "504 & <timeout>".into(), observed: "200".into(), honesty: Honesty::Lied } }
+        Verdict::Failed {
+            failure: Failure::Violated {
+                expected: "504 & <timeout>".into(),
+                observed: "200".into(),
+                honesty: Honesty::Lied,
+            },
+        }
     }
 
     #[test]
@@ -287,7 +358,13 @@ pub(crate) mod tests {
         let mut strict = record(vec![should(violated())]);
         strict.strict = true;
         assert_eq!(strict.exit_code(), 1);
-        assert_eq!(record(vec![must(Verdict::Failed { failure: Failure::Harness { what: "x".into() } })]).exit_code(), 2);
+        assert_eq!(
+            record(vec![must(Verdict::Failed {
+                failure: Failure::Harness { what: "x".into() }
+            })])
+            .exit_code(),
+            2
+        );
         let mut broken = record(vec![must(violated())]);
         broken.broken = Some("interrupted".into());
         assert_eq!(broken.exit_code(), 2);
@@ -302,10 +379,19 @@ pub(crate) mod tests {
             violated(),
             Verdict::Failed { failure: failure() },
             Verdict::Flaky { failure: failure() },
-            Verdict::NotSupported { capability: "c".into() },
-            Verdict::NotRun { why: "no database".into() },
+            Verdict::NotSupported {
+                capability: "c".into(),
+            },
+            Verdict::NotRun {
+                why: "no database".into(),
+            },
         ];
-        let before = record(verdicts.into_iter().map(|verdict| outcome("A-01", Level::Must, verdict)).collect());
+        let before = record(
+            verdicts
+                .into_iter()
+                .map(|verdict| outcome("A-01", Level::Must, verdict))
+                .collect(),
+        );
         before.write(folder.path()).unwrap();
         let after = RunRecord::read(&folder.path().join("report.json")).unwrap();
         assert_eq!(after.outcomes, before.outcomes);

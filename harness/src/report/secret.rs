@@ -9,14 +9,24 @@ use crate::runner::Outcome;
 use crate::tape::{Entry, Event};
 
 /// The headers whose values are credentials.
-const HEADERS: [&str; 8] =
-    ["authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "x-amz-security-token", "cookie", "set-cookie"];
+const HEADERS: [&str; 8] = [
+    "authorization",
+    "proxy-authorization",
+    "api-key",
+    "x-api-key",
+    "x-goog-api-key",
+    "x-amz-security-token",
+    "cookie",
+    "set-cookie",
+];
 /// A shorter word is no key, and may stand in any text.
 const SHORTEST: usize = 8;
 
 /// Whether the value of this header is a credential. The one place that says so.
 pub(super) fn is_secret(header: &str) -> bool {
-    HEADERS.iter().any(|secret| header.eq_ignore_ascii_case(secret))
+    HEADERS
+        .iter()
+        .any(|secret| header.eq_ignore_ascii_case(secret))
 }
 
 /// The record without credentials.
@@ -24,10 +34,20 @@ pub(super) fn is_secret(header: &str) -> bool {
 /// # Errors
 /// A record that cannot be written as JSON; nothing else is lost on the way.
 pub(super) fn redacted(record: &RunRecord) -> Result<RunRecord, serde_json::Error> {
-    let outcomes = record.outcomes.iter().map(without_secrets).collect::<Result<_, _>>()?;
-    let mut head = serde_json::to_value(RunRecord { outcomes: Vec::new(), ..record.clone() })?;
+    let outcomes = record
+        .outcomes
+        .iter()
+        .map(without_secrets)
+        .collect::<Result<_, _>>()?;
+    let mut head = serde_json::to_value(RunRecord {
+        outcomes: Vec::new(),
+        ..record.clone()
+    })?;
     rewrite(&mut head, &without_passwords);
-    Ok(RunRecord { outcomes, ..serde_json::from_value(head)? })
+    Ok(RunRecord {
+        outcomes,
+        ..serde_json::from_value(head)?
+    })
 }
 
 /// Whether a header shows a credential; in a record that was written once and read again it does no more.
@@ -40,7 +60,10 @@ fn without_secrets(outcome: &Outcome) -> Result<Outcome, serde_json::Error> {
     let mut outcome = outcome.clone();
     for entry in &mut outcome.tape {
         if let Event::RequestRead { headers, .. } = &mut entry.event {
-            for (_, value) in headers.iter_mut().filter(|(name, value)| is_open(name, value)) {
+            for (_, value) in headers
+                .iter_mut()
+                .filter(|(name, value)| is_open(name, value))
+            {
                 *value = secrets.masked(value);
             }
         }
@@ -58,9 +81,14 @@ impl Secrets {
     fn of(tape: &[Entry]) -> Self {
         let mut secrets = Vec::new();
         for entry in tape {
-            let Event::RequestRead { headers, .. } = &entry.event else { continue };
+            let Event::RequestRead { headers, .. } = &entry.event else {
+                continue;
+            };
             for (_, value) in headers.iter().filter(|(name, value)| is_open(name, value)) {
-                for secret in words(value).map(|(_, secret)| secret).filter(|secret| is_key(secret)) {
+                for secret in words(value)
+                    .map(|(_, secret)| secret)
+                    .filter(|secret| is_key(secret))
+                {
                     if !secrets.iter().any(|known| known == secret) {
                         secrets.push(secret.to_owned());
                     }
@@ -72,10 +100,12 @@ impl Secrets {
 
     /// The value of a secret header: its form, without a credential.
     fn masked(&self, value: &str) -> String {
-        let words = words(value).map(|(name, secret)| match self.0.iter().position(|known| known == secret) {
-            Some(n) => format!("{name}[secret {}]", n + 1),
-            None if is_scheme(secret) => format!("{name}{secret}"),
-            None => format!("{name}[secret]"),
+        let words = words(value).map(|(name, secret)| {
+            match self.0.iter().position(|known| known == secret) {
+                Some(n) => format!("{name}[secret {}]", n + 1),
+                None if is_scheme(secret) => format!("{name}{secret}"),
+                None => format!("{name}[secret]"),
+            }
         });
         words.collect::<Vec<_>>().join(" ")
     }
@@ -84,20 +114,29 @@ impl Secrets {
     fn hidden(&self, text: &str) -> String {
         let mut longest_first: Vec<(usize, &String)> = self.0.iter().enumerate().collect();
         longest_first.sort_by_key(|(_, secret)| std::cmp::Reverse(secret.len()));
-        longest_first.into_iter().fold(text.to_owned(), |text, (n, secret)| match text.contains(secret.as_str()) {
-            true => text.replace(secret.as_str(), &format!("[secret {}]", n + 1)),
-            false => text,
-        })
+        longest_first
+            .into_iter()
+            .fold(text.to_owned(), |text, (n, secret)| {
+                match text.contains(secret.as_str()) {
+                    true => text.replace(secret.as_str(), &format!("[secret {}]", n + 1)),
+                    false => text,
+                }
+            })
     }
 }
 
 /// The words of a header's value, each with the cookie's name before it: `session=` and `abc`.
 fn words(value: &str) -> impl Iterator<Item = (&str, &str)> {
-    value.split([' ', ';', ',']).filter(|word| !word.is_empty()).map(|word| match word.split_once('=') {
-        // what ends in = is padding of base64
-        Some((name, rest)) if !rest.trim_matches('=').is_empty() => word.split_at(name.len() + 1),
-        _ => ("", word),
-    })
+    value
+        .split([' ', ';', ','])
+        .filter(|word| !word.is_empty())
+        .map(|word| match word.split_once('=') {
+            // what ends in = is padding of base64
+            Some((name, rest)) if !rest.trim_matches('=').is_empty() => {
+                word.split_at(name.len() + 1)
+            }
+            _ => ("", word),
+        })
 }
 
 fn is_key(word: &str) -> bool {
@@ -105,7 +144,9 @@ fn is_key(word: &str) -> bool {
 }
 
 fn is_scheme(word: &str) -> bool {
-    ["bearer", "basic", "digest", "negotiate"].iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
+    ["bearer", "basic", "digest", "negotiate"]
+        .iter()
+        .any(|scheme| word.eq_ignore_ascii_case(scheme))
 }
 
 /// A text whose URLs name no password: `postgres://user:…@host`.
@@ -115,7 +156,9 @@ fn without_passwords(text: &str) -> String {
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at + 3);
         safe.push_str(before);
-        let authority = &after[..after.find(|c: char| c.is_whitespace() || "/?#\"'`<>".contains(c)).unwrap_or(after.len())];
+        let authority = &after[..after
+            .find(|c: char| c.is_whitespace() || "/?#\"'`<>".contains(c))
+            .unwrap_or(after.len())];
         rest = after;
         if let Some((login, _)) = authority.rsplit_once('@')
             && let Some((user, _)) = login.split_once(':')
@@ -147,18 +190,37 @@ mod tests {
     #[test]
     fn no_report_holds_a_credential() {
         let mut failed = outcome("AUTH-02", Level::Must, violated());
-        let canaries: Vec<String> = HEADERS.iter().map(|name| format!("canary-of-{name}")).collect();
+        let canaries: Vec<String> = HEADERS
+            .iter()
+            .map(|name| format!("canary-of-{name}"))
+            .collect();
         for entry in &mut failed.tape {
             if let Event::RequestRead { headers, body, .. } = &mut entry.event {
-                *headers = HEADERS.iter().zip(&canaries).map(|(name, canary)| (name.to_uppercase(), canary.clone())).collect();
+                *headers = HEADERS
+                    .iter()
+                    .zip(&canaries)
+                    .map(|(name, canary)| (name.to_uppercase(), canary.clone()))
+                    .collect();
                 headers[0].1 = format!("Bearer {}", canaries[0]);
                 headers[6].1 = format!("a=b; session={}", canaries[6]);
                 *body = format!("{{\"key\":\"{}\"}}", canaries[1]);
             }
         }
-        failed.log_tail = format!("sent {} to postgres://me:canary-password@db.example/x", canaries[2]);
-        let (expected, observed) = (format!("the key {}", canaries[0]), format!("the key {}", canaries[1]));
-        failed.verdict = Verdict::Failed { failure: Failure::Violated { expected, observed, honesty: Honesty::Lied } };
+        failed.log_tail = format!(
+            "sent {} to postgres://me:canary-password@db.example/x",
+            canaries[2]
+        );
+        let (expected, observed) = (
+            format!("the key {}", canaries[0]),
+            format!("the key {}", canaries[1]),
+        );
+        failed.verdict = Verdict::Failed {
+            failure: Failure::Violated {
+                expected,
+                observed,
+                honesty: Honesty::Lied,
+            },
+        };
         let mut run = record(vec![failed]);
         run.command = "gauntlet run --target http://me:canary-password@127.0.0.1:1".into();
         run.broken = Some("no http://me:canary-password@127.0.0.1:1".into());
@@ -168,7 +230,10 @@ mod tests {
         for file in ["report.json", "junit.xml", "report.md", "index.html"] {
             let text = std::fs::read_to_string(folder.path().join(file)).unwrap();
             assert!(!text.contains("canary"), "{file}: {text}");
-            assert!(text.contains("[secret 1]") || text.contains("\\[secret 1\\]"), "two keys can still be told apart in {file}: {text}");
+            assert!(
+                text.contains("[secret 1]") || text.contains("\\[secret 1\\]"),
+                "two keys can still be told apart in {file}: {text}"
+            );
         }
         let again = RunRecord::read(&folder.path().join("report.json")).unwrap();
         assert!(again.outcomes[0].tape.iter().any(|entry| matches!(&entry.event, Event::RequestRead { headers, .. }
@@ -179,8 +244,14 @@ mod tests {
     #[test]
     fn only_passwords_are_taken_out_of_urls() {
         for (text, safe) in [
-            ("see https://example.com:80/a@b.", "see https://example.com:80/a@b."),
-            ("'postgres://u:p:@q@h/d' and http://u:p@h", "'postgres://u:…@h/d' and http://u:…@h"),
+            (
+                "see https://example.com:80/a@b.",
+                "see https://example.com:80/a@b.",
+            ),
+            (
+                "'postgres://u:p:@q@h/d' and http://u:p@h",
+                "'postgres://u:…@h/d' and http://u:…@h",
+            ),
             ("://", "://"),
             ("postgres://u@h/d", "postgres://u@h/d"),
         ] {
@@ -191,6 +262,9 @@ mod tests {
     #[test]
     fn padding_is_part_of_a_key() {
         let found: Vec<_> = words("Basic dXNlcjpwYXNz==; a=b=c").collect();
-        assert_eq!(found, [("", "Basic"), ("", "dXNlcjpwYXNz=="), ("a=", "b=c")]);
+        assert_eq!(
+            found,
+            [("", "Basic"), ("", "dXNlcjpwYXNz=="), ("a=", "b=c")]
+        );
     }
 }

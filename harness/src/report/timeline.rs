@@ -7,7 +7,9 @@ use std::fmt::Write;
 
 use super::words::{clip, detail, escape, is_trouble, milliseconds, words};
 use crate::tape::{Entry, Event};
-use layout::{Bar, HEAD, Lane, Lanes, ROW, TIME_COLUMN, bars, count, kind, numbered, repeats, rows};
+use layout::{
+    Bar, HEAD, Lane, Lanes, ROW, TIME_COLUMN, bars, count, kind, numbered, repeats, rows,
+};
 
 /// More entries are not drawn; the record has them all.
 const MOST_ROWS: usize = 900;
@@ -25,7 +27,12 @@ pub fn timeline(entries: &[Entry]) -> String {
     let foot = rows.last().copied().unwrap_or(HEAD) + ROW;
     let bars = bars(shown, &rows, &lanes, foot);
     let lanes = lanes.placed(&bars);
-    let height = foot + if entries.len() > shown.len() { 2.0 * ROW } else { ROW / 2.0 };
+    let height = foot
+        + if entries.len() > shown.len() {
+            2.0 * ROW
+        } else {
+            ROW / 2.0
+        };
     let mut svg = String::new();
     let width = lanes.width + WORDS_COLUMN;
     // writing to a String cannot fail
@@ -68,8 +75,14 @@ fn draw_lanes(svg: &mut String, lanes: &Lanes, foot: f64) {
 
 fn draw_bars(svg: &mut String, lanes: &Lanes, bars: &[Bar]) {
     for bar in bars {
-        let slots = bars.iter().filter(|other| other.lane == bar.lane).map(|other| other.slot + 1).max().unwrap_or(1);
-        let left = lanes.middles[bar.lane] - count(slots) * lanes.slot / 2.0 + count(bar.slot) * lanes.slot;
+        let slots = bars
+            .iter()
+            .filter(|other| other.lane == bar.lane)
+            .map(|other| other.slot + 1)
+            .max()
+            .unwrap_or(1);
+        let left = lanes.middles[bar.lane] - count(slots) * lanes.slot / 2.0
+            + count(bar.slot) * lanes.slot;
         let width = (lanes.slot - 1.0).max(lanes.slot * 2.0 / 3.0);
         let side = match lanes.lanes[bar.lane] {
             Lane::Client => "client",
@@ -84,8 +97,11 @@ fn draw_bars(svg: &mut String, lanes: &Lanes, bars: &[Bar]) {
             (bar.bottom - bar.top).max(2.0)
         );
         if let Some((from, until)) = bar.held {
-            let _ =
-                write!(svg, "<rect class=\"hold\" x=\"{left:.1}\" y=\"{from:.1}\" width=\"{width:.1}\" height=\"{:.1}\"/>", (until - from).max(1.0));
+            let _ = write!(
+                svg,
+                "<rect class=\"hold\" x=\"{left:.1}\" y=\"{from:.1}\" width=\"{width:.1}\" height=\"{:.1}\"/>",
+                (until - from).max(1.0)
+            );
         }
         if bar.class != "done" && bar.class != "open" {
             let _ = write!(
@@ -108,10 +124,21 @@ fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], lanes: &Lanes) {
         let (entry, y) = (&entries[i], rows[i]);
         draw_mark(svg, entry, y, lanes);
         let text = words(entry);
-        let crowd = (i + 1..entries.len()).take_while(|&j| repeats(entries, j)).filter(|&j| kind(&entries[j]) == kind(entry)).count();
+        let crowd = (i + 1..entries.len())
+            .take_while(|&j| repeats(entries, j))
+            .filter(|&j| kind(&entries[j]) == kind(entry))
+            .count();
         if !repeats(entries, i) || y - last_label >= ROW {
-            let more = if crowd > 1 && !repeats(entries, i) { format!("  (and {crowd} like it)") } else { String::new() };
-            let class = if is_trouble(&entry.event) { "words trouble" } else { "words" };
+            let more = if crowd > 1 && !repeats(entries, i) {
+                format!("  (and {crowd} like it)")
+            } else {
+                String::new()
+            };
+            let class = if is_trouble(&entry.event) {
+                "words trouble"
+            } else {
+                "words"
+            };
             let _ = write!(
                 svg,
                 "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\"><title>{}</title>{}</text>",
@@ -150,10 +177,18 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, lanes: &Lanes) {
     match &entry.event {
         Event::ClientSent { .. } => arrow(own, gateway, "ask"),
         Event::RequestRead { .. } => arrow(gateway, own, "ask"),
-        Event::ClientStatus { status } => arrow(gateway, own, if *status < 400 { "answer" } else { "trouble" }),
+        Event::ClientStatus { status } => arrow(
+            gateway,
+            own,
+            if *status < 400 { "answer" } else { "trouble" },
+        ),
         Event::ClientAnswered { status } if *status >= 400 => arrow(gateway, own, "trouble"),
         Event::ClientChunk { .. } | Event::ClientAnswered { .. } => arrow(gateway, own, "answer"),
-        Event::HeadSent { status, .. } => arrow(own, gateway, if *status < 400 { "answer" } else { "trouble" }),
+        Event::HeadSent { status, .. } => arrow(
+            own,
+            gateway,
+            if *status < 400 { "answer" } else { "trouble" },
+        ),
         Event::EventSent { .. } | Event::AnswerSent { .. } => arrow(own, gateway, "answer"),
         Event::PeerClosed { request, .. } => {
             let class = if request.is_some() { "left" } else { "faint" };
@@ -161,7 +196,9 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, lanes: &Lanes) {
             cross(svg, own, y, class);
         }
         Event::ClientLeft => cross(svg, own, y, "left"),
-        Event::ClientFailed { .. } | Event::Fault { .. } | Event::Unmatched { .. } => cross(svg, own, y, "trouble"),
+        Event::ClientFailed { .. } | Event::Fault { .. } | Event::Unmatched { .. } => {
+            cross(svg, own, y, "trouble")
+        }
         Event::Opened | Event::Met { .. } => {
             let _ = write!(
                 svg,
@@ -171,19 +208,33 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, lanes: &Lanes) {
             );
         }
         Event::Held { .. } => {
-            let _ = write!(svg, "<circle class=\"held\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
+            let _ = write!(
+                svg,
+                "<circle class=\"held\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"3\"/>"
+            );
         }
         Event::Accepted { .. } => {
-            let _ = write!(svg, "<circle class=\"dot faint\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"2\"/>");
+            let _ = write!(
+                svg,
+                "<circle class=\"dot faint\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"2\"/>"
+            );
         }
         Event::Database { .. } | Event::Target { .. } | Event::Note { .. } => {
-            let _ = write!(svg, "<circle class=\"dot\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>");
+            let _ = write!(
+                svg,
+                "<circle class=\"dot\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>"
+            );
         }
     }
 }
 
 fn cross(svg: &mut String, x: f64, y: f64, class: &str) {
-    let _ = write!(svg, "<path class=\"cross {class}\" d=\"M{:.1} {:.1} l8 8 m0 -8 l-8 8\"/>", x - 4.0, y - 4.0);
+    let _ = write!(
+        svg,
+        "<path class=\"cross {class}\" d=\"M{:.1} {:.1} l8 8 m0 -8 l-8 8\"/>",
+        x - 4.0,
+        y - 4.0
+    );
 }
 
 #[cfg(test)]
@@ -211,11 +262,17 @@ mod tests {
         let tape = Tape::new();
         read(&tape, 1);
         read(&tape, 2);
-        tape.record(Side::Provider("p1".into()), Event::AnswerSent { request: 1 });
+        tape.record(
+            Side::Provider("p1".into()),
+            Event::AnswerSent { request: 1 },
+        );
         read(&tape, 3);
         let entries = tape.entries();
         let lanes = Lanes::of(&entries);
-        let slots: Vec<usize> = bars(&entries, &rows(&entries), &lanes, 500.0).iter().map(|bar| bar.slot).collect();
+        let slots: Vec<usize> = bars(&entries, &rows(&entries), &lanes, 500.0)
+            .iter()
+            .map(|bar| bar.slot)
+            .collect();
         assert_eq!(slots, [0, 1, 0]);
     }
 
@@ -223,9 +280,18 @@ mod tests {
     fn neither_markup_nor_keys_get_into_the_picture() {
         let tape = Tape::new();
         read(&tape, 1);
-        tape.record(Side::Provider("p1".into()), Event::Unmatched { request: 1, reason: "<script>\u{0}".into() });
+        tape.record(
+            Side::Provider("p1".into()),
+            Event::Unmatched {
+                request: 1,
+                reason: "<script>\u{0}".into(),
+            },
+        );
         let svg = timeline(&tape.entries());
-        assert!(!svg.contains("<script>") && !svg.contains("Bearer secret") && !svg.contains('\u{0}'), "{svg}");
+        assert!(
+            !svg.contains("<script>") && !svg.contains("Bearer secret") && !svg.contains('\u{0}'),
+            "{svg}"
+        );
     }
 
     #[test]
@@ -233,7 +299,12 @@ mod tests {
         let tape = Tape::new();
         (1..=300).for_each(|request| read(&tape, request));
         let entries = tape.entries();
-        let lanes = Lanes::of(&entries).placed(&bars(&entries, &rows(&entries), &Lanes::of(&entries), 500.0));
+        let lanes = Lanes::of(&entries).placed(&bars(
+            &entries,
+            &rows(&entries),
+            &Lanes::of(&entries),
+            500.0,
+        ));
         assert!(lanes.width < 400.0, "{}", lanes.width);
     }
 

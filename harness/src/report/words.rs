@@ -31,12 +31,26 @@ pub(super) fn words(entry: &Entry) -> String {
         Event::ClientFailed { error } => format!("fails: {error}"),
         Event::ClientLeft => "leaves".into(),
         Event::Accepted { connection } => format!("accepts connection {connection}"),
-        Event::RequestRead { request, method, path, .. } => format!("has read request {request}: {method} {}", without_namespace(path)),
+        Event::RequestRead {
+            request,
+            method,
+            path,
+            ..
+        } => format!(
+            "has read request {request}: {method} {}",
+            without_namespace(path)
+        ),
         Event::Held { request, gate } => format!("holds the answer to {request} at {gate}"),
         Event::HeadSent { request, status } => format!("sends status {status} to {request}"),
         Event::EventSent { request, n } => format!("sends event {n} to {request}"),
-        Event::Fault { request: Some(request), fault } => format!("fault at {request}: {fault}"),
-        Event::Fault { request: None, fault } => format!("fault: {fault}"),
+        Event::Fault {
+            request: Some(request),
+            fault,
+        } => format!("fault at {request}: {fault}"),
+        Event::Fault {
+            request: None,
+            fault,
+        } => format!("fault: {fault}"),
         Event::AnswerSent { request } => format!("has sent the last byte to {request}"),
         Event::PeerClosed { request, how, .. } => {
             let how = match how {
@@ -59,7 +73,10 @@ pub(super) fn words(entry: &Entry) -> String {
 
 /// The path without what keeps the cases apart.
 pub(super) fn without_namespace(path: &str) -> &str {
-    match path.strip_prefix("/t/").and_then(|rest| rest.find('/').map(|slash| &rest[slash..])) {
+    match path
+        .strip_prefix("/t/")
+        .and_then(|rest| rest.find('/').map(|slash| &rest[slash..]))
+    {
         Some(rest) => rest,
         None => path,
     }
@@ -69,8 +86,17 @@ pub(super) fn without_namespace(path: &str) -> &str {
 pub(super) fn detail(entry: &Entry) -> String {
     match &entry.event {
         Event::RequestRead { headers, body, .. } => {
-            let headers: Vec<String> = headers.iter().filter(|(name, _)| !is_secret(name)).map(|(name, value)| format!("{name}: {value}")).collect();
-            format!("{}\n{}\n{}", words(entry), headers.join("\n"), clip(body, 2_000))
+            let headers: Vec<String> = headers
+                .iter()
+                .filter(|(name, _)| !is_secret(name))
+                .map(|(name, value)| format!("{name}: {value}"))
+                .collect();
+            format!(
+                "{}\n{}\n{}",
+                words(entry),
+                headers.join("\n"),
+                clip(body, 2_000)
+            )
         }
         _ => format!("{} (place {} in the order)", words(entry), entry.seq),
     }
@@ -79,12 +105,20 @@ pub(super) fn detail(entry: &Entry) -> String {
 /// A time of the tape, as precise as it is of use.
 pub(super) fn milliseconds(us: u64) -> String {
     let ms = std::time::Duration::from_micros(us).as_secs_f64() * 1_000.0;
-    if ms < 100.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+    if ms < 100.0 {
+        format!("{ms:.1} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
 }
 
 /// The beginning of a text.
 pub(super) fn clip(text: &str, most: usize) -> String {
-    if text.chars().count() <= most { text.to_string() } else { format!("{}…", text.chars().take(most).collect::<String>()) }
+    if text.chars().count() <= most {
+        text.to_string()
+    } else {
+        format!("{}…", text.chars().take(most).collect::<String>())
+    }
 }
 
 /// Text that can stand in HTML and SVG.

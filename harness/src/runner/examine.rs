@@ -26,7 +26,11 @@ const DYING: Duration = Duration::from_millis(500);
 /// Examines one case once: everything is set up for it alone, and stopped afterwards.
 ///
 /// Never fails: what goes wrong is the outcome. Dropping it stops everything.
-pub async fn examine(target: &Arc<dyn Target>, case: &Case, database: Option<&Database>) -> Outcome {
+pub async fn examine(
+    target: &Arc<dyn Target>,
+    case: &Case,
+    database: Option<&Database>,
+) -> Outcome {
     if let Some(verdict) = excused(target.as_ref(), case, database) {
         return Outcome::without_run(case, verdict);
     }
@@ -38,8 +42,20 @@ pub async fn examine(target: &Arc<dyn Target>, case: &Case, database: Option<&Da
     let deployment = setting.deployment();
     let outcome = match target.start(deployment.clone()).await {
         Ok(running) => {
-            let starter = Starter { target: Arc::clone(target), deployment, started: AtomicU32::new(0) };
-            run(&mut setting, case, target.manifest(), running, Some(starter), began).await
+            let starter = Starter {
+                target: Arc::clone(target),
+                deployment,
+                started: AtomicU32::new(0),
+            };
+            run(
+                &mut setting,
+                case,
+                target.manifest(),
+                running,
+                Some(starter),
+                began,
+            )
+            .await
         }
         Err(error) => failed(case, of_target(error), began, &setting.tape, String::new()),
     };
@@ -48,11 +64,24 @@ pub async fn examine(target: &Arc<dyn Target>, case: &Case, database: Option<&Da
 }
 
 /// Why a case is not examined at all, if so.
-pub(super) fn excused(target: &dyn Target, case: &Case, database: Option<&Database>) -> Option<Verdict> {
+pub(super) fn excused(
+    target: &dyn Target,
+    case: &Case,
+    database: Option<&Database>,
+) -> Option<Verdict> {
     let manifest = target.manifest();
-    if let Some(missing) = case.needs.iter().find(|need| !manifest.capabilities.contains(need)) {
-        let why = target.why_not(*missing).map(|why| format!(": {why}")).unwrap_or_default();
-        return Some(Verdict::NotSupported { capability: format!("{}{why}", missing.name()) });
+    if let Some(missing) = case
+        .needs
+        .iter()
+        .find(|need| !manifest.capabilities.contains(need))
+    {
+        let why = target
+            .why_not(*missing)
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
+        return Some(Verdict::NotSupported {
+            capability: format!("{}{why}", missing.name()),
+        });
     }
     let spec = (case.spec)();
     if let Err(why) = target.accepts(&spec) {
@@ -60,10 +89,14 @@ pub(super) fn excused(target: &dyn Target, case: &Case, database: Option<&Databa
     }
     match (spec.database, database) {
         (DatabaseNeed::None, _) => None,
-        (_, None) => Some(Verdict::NotRun { why: "needs a database, and the run has none".into() }),
+        (_, None) => Some(Verdict::NotRun {
+            why: "needs a database, and the run has none".into(),
+        }),
         (DatabaseNeed::Any, Some(_)) => None,
         (DatabaseNeed::Postgres, Some(database)) if database.kind() == Kind::Postgres => None,
-        (DatabaseNeed::Postgres, Some(_)) => Some(Verdict::NotRun { why: "needs Postgres; the run has SQLite".into() }),
+        (DatabaseNeed::Postgres, Some(_)) => Some(Verdict::NotRun {
+            why: "needs Postgres; the run has SQLite".into(),
+        }),
     }
 }
 
@@ -102,32 +135,64 @@ pub(super) async fn run(
         Some(Ok(Ok(()))) => Verdict::Passed,
         Some(Ok(Err(Failure::NotRun { why }))) => Verdict::NotRun { why },
         Some(Ok(Err(failure))) => Verdict::Failed { failure },
-        Some(Err(panic)) => Verdict::Failed { failure: Failure::Harness { what: format!("the case panicked: {}", message(panic.as_ref())) } },
+        Some(Err(panic)) => Verdict::Failed {
+            failure: Failure::Harness {
+                what: format!("the case panicked: {}", message(panic.as_ref())),
+            },
+        },
         None => Verdict::Failed {
-            failure: Failure::Harness { what: format!("the case did not end within {} s, and none of its waits had a guard", bound.as_secs()) },
+            failure: Failure::Harness {
+                what: format!(
+                    "the case did not end within {} s, and none of its waits had a guard",
+                    bound.as_secs()
+                ),
+            },
         },
     };
     verdict = with_unmatched(verdict, &tape);
     let ended = died(&target, case, &tape, &verdict).await;
-    let log_tail = target.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
+    let log_tail = target
+        .process
+        .as_ref()
+        .map(|process| process.log_tail())
+        .unwrap_or_default();
     if let Some(what) = ended {
-        verdict = Verdict::Failed { failure: Failure::Target { what: format!("{what}; its last lines:\n{log_tail}") } };
+        verdict = Verdict::Failed {
+            failure: Failure::Target {
+                what: format!("{what}; its last lines:\n{log_tail}"),
+            },
+        };
     }
     ctx.gates.open_all();
-    let Ctx { database, stubs, client, target: handle, .. } = ctx;
+    let Ctx {
+        database,
+        stubs,
+        client,
+        target: handle,
+        ..
+    } = ctx;
     drop((client, handle, target));
     setting.database = database;
     drop(stubs);
     let outcome = Outcome::without_run(case, verdict);
-    Outcome { duration_ms: milliseconds(began), attempts: 1, tape: tape.entries(), log_tail, ..outcome }
+    Outcome {
+        duration_ms: milliseconds(began),
+        attempts: 1,
+        tape: tape.entries(),
+        log_tail,
+        ..outcome
+    }
 }
 
 /// A request that no stub answers is the gateway's error or the case's, never to be passed over.
 fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
-    let unmatched = tape.entries().into_iter().find_map(|entry| match entry.event {
-        Event::Unmatched { reason, .. } => Some(reason),
-        _ => None,
-    });
+    let unmatched = tape
+        .entries()
+        .into_iter()
+        .find_map(|entry| match entry.event {
+            Event::Unmatched { reason, .. } => Some(reason),
+            _ => None,
+        });
     match (verdict, unmatched) {
         (Verdict::Passed, Some(reason)) => Verdict::Failed {
             failure: Failure::Violated {
@@ -136,10 +201,22 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
                 honesty: Honesty::Honest,
             },
         },
-        (Verdict::Failed { failure: Failure::Violated { expected, observed, honesty } }, Some(reason)) => Verdict::Failed {
+        (
+            Verdict::Failed {
+                failure:
+                    Failure::Violated {
+                        expected,
+                        observed,
+                        honesty,
+                    },
+            },
+            Some(reason),
+        ) => Verdict::Failed {
             failure: Failure::Violated {
                 expected,
-                observed: format!("{observed}; a provider was asked what it has no answer for: {reason}"),
+                observed: format!(
+                    "{observed}; a provider was asked what it has no answer for: {reason}"
+                ),
                 honesty,
             },
         },
@@ -148,42 +225,73 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
 }
 
 /// How the gateway ended, if it did and the case did not end it.
-async fn died(target: &RunningTarget, case: &Case, tape: &Tape, verdict: &Verdict) -> Option<String> {
+async fn died(
+    target: &RunningTarget,
+    case: &Case,
+    tape: &Tape,
+    verdict: &Verdict,
+) -> Option<String> {
     if case.needs.contains(&Capability::Process) || case.needs.contains(&Capability::Drain) {
         return None;
     }
     let process = target.process.as_ref()?;
     // a process that dies closes its sockets first: what the case saw of that is no verdict, so a failed case waits for the end itself
-    let moment = if matches!(verdict, Verdict::Failed { .. }) { DYING } else { Duration::from_millis(1) };
+    let moment = if matches!(verdict, Verdict::Failed { .. }) {
+        DYING
+    } else {
+        Duration::from_millis(1)
+    };
     let waited = bounded(moment, process.wait()).await?;
-    let signalled = tape.first(|entry| matches!(&entry.event, Event::Target { what } if what == "SIGTERM")).is_some();
+    let signalled = tape
+        .first(|entry| matches!(&entry.event, Event::Target { what } if what == "SIGTERM"))
+        .is_some();
     match waited {
         _ if signalled => None,
-        Ok(Some(code)) => Some(format!("it exited with code {code} in the middle of {}", case.id)),
+        Ok(Some(code)) => Some(format!(
+            "it exited with code {code} in the middle of {}",
+            case.id
+        )),
         Ok(None) => Some(format!("a signal ended it in the middle of {}", case.id)),
         Err(_) => None,
     }
 }
 
 /// An outcome of a case that could not be examined.
-pub(super) fn failed(case: &Case, failure: Failure, began: Instant, tape: &Tape, log_tail: String) -> Outcome {
+pub(super) fn failed(
+    case: &Case,
+    failure: Failure,
+    began: Instant,
+    tape: &Tape,
+    log_tail: String,
+) -> Outcome {
     let verdict = match failure {
         Failure::NotRun { why } => Verdict::NotRun { why },
         failure => Verdict::Failed { failure },
     };
-    Outcome { duration_ms: milliseconds(began), tape: tape.entries(), log_tail, ..Outcome::without_run(case, verdict) }
+    Outcome {
+        duration_ms: milliseconds(began),
+        tape: tape.entries(),
+        log_tail,
+        ..Outcome::without_run(case, verdict)
+    }
 }
 
 /// What an error of the target means for the case.
 pub(super) fn of_target(error: TargetError) -> Failure {
     match error {
         TargetError::NotSupported(why) => Failure::NotRun { why },
-        error => Failure::Target { what: error.to_string() },
+        error => Failure::Target {
+            what: error.to_string(),
+        },
     }
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 fn milliseconds(began: Instant) -> u64 {

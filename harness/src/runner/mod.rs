@@ -92,7 +92,11 @@ impl Run {
         if self.target.shared() {
             return shared::examine_groups(self, waiting, board).await;
         }
-        let parallelism = if self.target.one_at_a_time() { 1 } else { self.parallelism.max(1) };
+        let parallelism = if self.target.one_at_a_time() {
+            1
+        } else {
+            self.parallelism.max(1)
+        };
         stream::iter(waiting)
             .map(|(index, case)| async move {
                 if board.ended.is_cancelled() {
@@ -114,12 +118,23 @@ impl Run {
 
     async fn examine_apart(&self, case: &Case) -> Outcome {
         let (target, examined, database) = (Arc::clone(&self.target), *case, self.database.clone());
-        in_a_task(case, async move { examine(&target, &examined, database.as_deref()).await }).await
+        in_a_task(case, async move {
+            examine(&target, &examined, database.as_deref()).await
+        })
+        .await
     }
 
     /// `repeat` attempts; one more for a single failed one. What the harness or the set-up did wrong is not repeated.
     fn wants_another(&self, attempts: &[Outcome]) -> bool {
-        if attempts.iter().any(|outcome| !matches!(outcome.verdict, Verdict::Passed | Verdict::Failed { failure: Failure::Violated { .. } })) {
+        if attempts.iter().any(|outcome| {
+            !matches!(
+                outcome.verdict,
+                Verdict::Passed
+                    | Verdict::Failed {
+                        failure: Failure::Violated { .. }
+                    }
+            )
+        }) {
             return false;
         }
         let repeat = usize::try_from(self.repeat.max(1)).unwrap_or(usize::MAX);
@@ -128,11 +143,16 @@ impl Run {
 }
 
 /// Examines the case in a task of its own: cases that poll busily must not take each other's turns. Dropping it aborts the task.
-async fn in_a_task(case: &Case, examination: impl Future<Output = Outcome> + Send + 'static) -> Outcome {
+async fn in_a_task(
+    case: &Case,
+    examination: impl Future<Output = Outcome> + Send + 'static,
+) -> Outcome {
     match AbortOnDropHandle::new(tokio::spawn(examination)).await {
         Ok(outcome) => outcome,
         Err(error) => {
-            let failure = Failure::Harness { what: format!("the examination ended by itself: {error}") };
+            let failure = Failure::Harness {
+                what: format!("the examination ended by itself: {error}"),
+            };
             Outcome::without_run(case, Verdict::Failed { failure })
         }
     }
@@ -142,14 +162,24 @@ async fn in_a_task(case: &Case, examination: impl Future<Output = Outcome> + Sen
 fn judged(mut attempts: Vec<Outcome>) -> Option<Outcome> {
     // an attempt whose gateway never started examined nothing
     let count = attempts.iter().map(|outcome| outcome.attempts).sum();
-    let passed = attempts.iter().any(|outcome| outcome.verdict == Verdict::Passed);
+    let passed = attempts
+        .iter()
+        .any(|outcome| outcome.verdict == Verdict::Passed);
     let failed = attempts.iter().position(Outcome::failed);
     let mut outcome = match failed {
         Some(first) => attempts.swap_remove(first),
         None => attempts.pop()?,
     };
-    if let (true, Verdict::Failed { failure: failure @ Failure::Violated { .. } }) = (passed, &outcome.verdict) {
-        outcome.verdict = Verdict::Flaky { failure: failure.clone() };
+    if let (
+        true,
+        Verdict::Failed {
+            failure: failure @ Failure::Violated { .. },
+        },
+    ) = (passed, &outcome.verdict)
+    {
+        outcome.verdict = Verdict::Flaky {
+            failure: failure.clone(),
+        };
     }
     outcome.attempts = count;
     Some(outcome)
@@ -167,18 +197,26 @@ struct Board<'a> {
 
 impl Board<'_> {
     fn judge(&self, index: usize, mut outcome: Outcome) {
-        if let Verdict::Failed { failure: Failure::Target { what } } = &outcome.verdict {
+        if let Verdict::Failed {
+            failure: Failure::Target { what },
+        } = &outcome.verdict
+        {
             self.end(what, true);
             if outcome.attempts == 0 {
                 // nothing was examined: that is no verdict on the requirement
-                outcome.verdict = Verdict::NotRun { why: what.lines().next().unwrap_or_default().to_string() };
+                outcome.verdict = Verdict::NotRun {
+                    why: what.lines().next().unwrap_or_default().to_string(),
+                };
             }
         }
         (self.observer)(Progress::Finished(&outcome));
         if self.fail_fast && outcome.level == Level::Must && outcome.failed() {
             self.end(&format!("--fail-fast: {} failed", outcome.id), false);
         }
-        self.judged.lock().unwrap_or_else(PoisonError::into_inner).insert(index, outcome);
+        self.judged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(index, outcome);
     }
 
     fn end(&self, why: &str, breaks: bool) {
@@ -190,18 +228,34 @@ impl Board<'_> {
     }
 
     fn into_result(self, cases: &[Case]) -> RunResult {
-        let mut judged = self.judged.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let why = self.why.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let reason = why.as_ref().map_or("the run ended before it", |(why, _)| why.lines().next().unwrap_or_default());
+        let mut judged = self
+            .judged
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let why = self
+            .why
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let reason = why.as_ref().map_or("the run ended before it", |(why, _)| {
+            why.lines().next().unwrap_or_default()
+        });
         let outcomes = cases
             .iter()
             .enumerate()
             .map(|(index, case)| {
-                judged
-                    .remove(&index)
-                    .unwrap_or_else(|| Outcome::without_run(case, Verdict::NotRun { why: format!("the run ended before it: {reason}") }))
+                judged.remove(&index).unwrap_or_else(|| {
+                    Outcome::without_run(
+                        case,
+                        Verdict::NotRun {
+                            why: format!("the run ended before it: {reason}"),
+                        },
+                    )
+                })
             })
             .collect();
-        RunResult { outcomes, broken: why.and_then(|(why, breaks)| breaks.then_some(why)) }
+        RunResult {
+            outcomes,
+            broken: why.and_then(|(why, breaks)| breaks.then_some(why)),
+        }
     }
 }

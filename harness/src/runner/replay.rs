@@ -12,7 +12,9 @@ use crate::case::Profile;
 use crate::client::{Client, StreamReply};
 use crate::gate::{bounded, guard, hang_guard, pace, with_hang_guard};
 use crate::llm::{Responder, calls_at, error, raw, with};
-use crate::schedule::invariants::{Call, End, Exchange, Invariant, Observation, Violation, check_only};
+use crate::schedule::invariants::{
+    Call, End, Exchange, Invariant, Observation, Violation, check_only,
+};
 use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
 use crate::tape::{Entry, Event, Side, Tape};
 use crate::target::{Capability, Manifest, RunningTarget, Target};
@@ -39,16 +41,27 @@ pub struct Replay {
 ///
 /// # Errors
 /// What kept it from being played: the target does not start, or cannot be configured like this.
-pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -> Result<Replay, Failure> {
+pub async fn replay(
+    target: &Arc<dyn Target>,
+    schedule: &Schedule,
+    name: &str,
+) -> Result<Replay, Failure> {
     let began = Instant::now();
     let spec = schedule.spec();
-    target.accepts(&spec).map_err(|why| Failure::NotRun { why })?;
+    target
+        .accepts(&spec)
+        .map_err(|why| Failure::NotRun { why })?;
     let mut setting = Setting::prepare(target, "plan", spec, None).await?;
     for (candidate, stub) in setting.stubs.values().enumerate() {
         stub.answers(script(schedule, candidate, stub.name(), &setting.tape));
         stub.listen(schedule.listen(candidate)).await?;
     }
-    let running = target.start(setting.deployment()).await.map_err(|error| Failure::Target { what: error.to_string() })?;
+    let running = target
+        .start(setting.deployment())
+        .await
+        .map_err(|error| Failure::Target {
+            what: error.to_string(),
+        })?;
     // an answer may take as long as the schedule's deadline: that alone is no hang
     let bound = hang_guard().max(Duration::from_millis(schedule.settings.total_ms) + 2 * GRACE);
     let mut exchanges = Vec::new();
@@ -59,14 +72,27 @@ pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -
     let left_open = left_open(&setting).await;
     add_calls(&setting, &mut exchanges);
     let grace_ms = u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX);
-    let observation = Observation { exchanges, left_open, grace_ms };
+    let observation = Observation {
+        exchanges,
+        left_open,
+        grace_ms,
+    };
     let (verdicts, not_supported) = judge(target.manifest(), schedule, &observation);
-    let log_tail = running.process.as_ref().map(|process| process.log_tail()).unwrap_or_default();
+    let log_tail = running
+        .process
+        .as_ref()
+        .map(|process| process.log_tail())
+        .unwrap_or_default();
     let outcome = outcome(name, &verdicts, &setting, began, log_tail);
     setting.stubs.clear();
     drop(running);
     setting.close().await;
-    Ok(Replay { outcome, observation, verdicts, not_supported })
+    Ok(Replay {
+        outcome,
+        observation,
+        verdicts,
+        not_supported,
+    })
 }
 
 /// What the provider says, call after call. Calls are numbered by the tape, as in [`add_calls`]: one whose client leaves at once has its
@@ -74,16 +100,29 @@ pub async fn replay(target: &Arc<dyn Target>, schedule: &Schedule, name: &str) -
 fn script(schedule: &Schedule, candidate: usize, provider: &str, tape: &Tape) -> Responder {
     let (schedule, provider, tape) = (schedule.clone(), provider.to_string(), tape.clone());
     with(move |asked| {
-        let call = calls_at(&provider, &tape).iter().position(|received| Some(received.request) == asked.request);
-        let Some(call) = call else { return error(HARNESS_STATUS).message("this call is not on the tape") };
+        let call = calls_at(&provider, &tape)
+            .iter()
+            .position(|received| Some(received.request) == asked.request);
+        let Some(call) = call else {
+            return error(HARNESS_STATUS).message("this call is not on the tape");
+        };
         let Played { response, plan, .. } = schedule.play(candidate, call, asked.streams());
         let said = raw(response.status, &response.content_type, response.body);
-        response.headers.iter().fold(said, |said, (name, value)| said.header(name, value)).plan(plan)
+        response
+            .headers
+            .iter()
+            .fold(said, |said, (name, value)| said.header(name, value))
+            .plan(plan)
     })
 }
 
 /// One request of the schedule, until its end or until the client leaves.
-async fn ask(setting: &Setting, running: &RunningTarget, request: Request, n: usize) -> Result<Exchange, Failure> {
+async fn ask(
+    setting: &Setting,
+    running: &RunningTarget,
+    request: Request,
+    n: usize,
+) -> Result<Exchange, Failure> {
     let client = Client::of(running, setting.tape.clone())?.labelled(&label(n));
     let body = serde_json::json!({
         "model": running.model(ALIAS), "stream": request.stream,
@@ -94,19 +133,32 @@ async fn ask(setting: &Setting, running: &RunningTarget, request: Request, n: us
     let seen = see(&client, body, request, &mut exchange);
     let seen = match request.leaves {
         // dropping the exchange is how a client leaves
-        Some(Leave::AfterMs(ms)) => bounded(Duration::from_millis(ms), seen).await.unwrap_or(Ok(())),
-        _ => guard("the end of the exchange", seen).await.and_then(|seen| seen),
+        Some(Leave::AfterMs(ms)) => bounded(Duration::from_millis(ms), seen)
+            .await
+            .unwrap_or(Ok(())),
+        _ => guard("the end of the exchange", seen)
+            .await
+            .and_then(|seen| seen),
     };
     match seen {
         // an exchange without an end is seen, and judged as such
-        Ok(()) | Err(Failure::Violated { honesty: Honesty::Hung, .. }) => {}
+        Ok(())
+        | Err(Failure::Violated {
+            honesty: Honesty::Hung,
+            ..
+        }) => {}
         Err(failure) => return Err(failure),
     }
     exchange.elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(exchange)
 }
 
-async fn see(client: &Client, body: serde_json::Value, request: Request, exchange: &mut Exchange) -> Result<(), Failure> {
+async fn see(
+    client: &Client,
+    body: serde_json::Value,
+    request: Request,
+    exchange: &mut Exchange,
+) -> Result<(), Failure> {
     if !request.stream {
         match client.send_chat(body).await?.try_reply().await? {
             Ok(reply) if reply.status == 200 => {
@@ -125,7 +177,11 @@ async fn see(client: &Client, body: serde_json::Value, request: Request, exchang
     }
 }
 
-async fn read(mut stream: StreamReply, request: Request, exchange: &mut Exchange) -> Result<(), Failure> {
+async fn read(
+    mut stream: StreamReply,
+    request: Request,
+    exchange: &mut Exchange,
+) -> Result<(), Failure> {
     if stream.status != 200 {
         exchange.ends.push(End::Error);
         return stream.collect().await.map(|_| ());
@@ -139,7 +195,9 @@ async fn read(mut stream: StreamReply, request: Request, exchange: &mut Exchange
         } else if event.is_done() {
             exchange.ends.push(End::Complete);
         }
-        if matches!(request.leaves, Some(Leave::AfterWords(most)) if words >= most) && exchange.ends.is_empty() {
+        if matches!(request.leaves, Some(Leave::AfterWords(most)) if words >= most)
+            && exchange.ends.is_empty()
+        {
             stream.leave();
             return Ok(());
         }
@@ -155,23 +213,49 @@ async fn left_open(setting: &Setting) -> usize {
         }
     };
     bounded(hang_guard(), all_ended).await;
-    setting.stubs.values().map(crate::llm::Stub::in_flight).sum()
+    setting
+        .stubs
+        .values()
+        .map(crate::llm::Stub::in_flight)
+        .sum()
 }
 
 /// The calls at the providers, from the tape, with the request each belongs to.
 fn add_calls(setting: &Setting, exchanges: &mut [Exchange]) {
     let entries = setting.tape.entries();
-    let start = entries.iter().find(|entry| matches!(entry.event, Event::ClientSent { .. })).map_or(0, |entry| entry.at_us);
-    let at: HashMap<u64, u64> = entries.iter().map(|entry| (entry.seq, entry.at_us.saturating_sub(start) / 1_000)).collect();
+    let start = entries
+        .iter()
+        .find(|entry| matches!(entry.event, Event::ClientSent { .. }))
+        .map_or(0, |entry| entry.at_us);
+    let at: HashMap<u64, u64> = entries
+        .iter()
+        .map(|entry| (entry.seq, entry.at_us.saturating_sub(start) / 1_000))
+        .collect();
     for (n, exchange) in exchanges.iter_mut().enumerate() {
         // a call may be on its way when the client leaves, and the gateway has to hear of it first
-        let left = entries.iter().find(|entry| has_left(entry, &label(n))).map(|entry| entry.at() + GRACE);
-        let late = |seq: u64| left.is_some_and(|left| entries.iter().any(|entry| entry.seq == seq && entry.at() > left));
+        let left = entries
+            .iter()
+            .find(|entry| has_left(entry, &label(n)))
+            .map(|entry| entry.at() + GRACE);
+        let late = |seq: u64| {
+            left.is_some_and(|left| {
+                entries
+                    .iter()
+                    .any(|entry| entry.seq == seq && entry.at() > left)
+            })
+        };
         let mut calls = Vec::new();
         for (candidate, stub) in setting.stubs.values().enumerate() {
             for (call, received) in stub.requests().iter().enumerate() {
                 if received.body.contains(&marker(setting, n)) {
-                    calls.push((received.seq, Call { candidate, call, at_ms: at.get(&received.seq).copied().unwrap_or_default() }));
+                    calls.push((
+                        received.seq,
+                        Call {
+                            candidate,
+                            call,
+                            at_ms: at.get(&received.seq).copied().unwrap_or_default(),
+                        },
+                    ));
                 }
             }
         }
@@ -185,7 +269,10 @@ fn has_left(entry: &Entry, label: &str) -> bool {
     matches!(&entry.side, Side::Client(name) if name == label) && entry.event == Event::ClientLeft
 }
 
-type Verdicts = (Vec<(Invariant, Option<Violation>)>, Vec<(Invariant, Capability)>);
+type Verdicts = (
+    Vec<(Invariant, Option<Violation>)>,
+    Vec<(Invariant, Capability)>,
+);
 
 fn judge(manifest: &Manifest, schedule: &Schedule, seen: &Observation) -> Verdicts {
     // how much of a back-off is random is not told to every gateway: all of it may be
@@ -194,7 +281,9 @@ fn judge(manifest: &Manifest, schedule: &Schedule, seen: &Observation) -> Verdic
     let (mut verdicts, mut not_supported) = (Vec::new(), Vec::new());
     for invariant in Invariant::ALL {
         match needs(invariant) {
-            Some(need) if !manifest.capabilities.contains(&need) => not_supported.push((invariant, need)),
+            Some(need) if !manifest.capabilities.contains(&need) => {
+                not_supported.push((invariant, need))
+            }
             _ => verdicts.push((invariant, check_only(&[invariant], &schedule, seen).err())),
         }
     }
@@ -212,13 +301,29 @@ fn needs(invariant: Invariant) -> Option<Capability> {
     }
 }
 
-fn outcome(name: &str, verdicts: &[(Invariant, Option<Violation>)], setting: &Setting, began: Instant, log_tail: String) -> Outcome {
-    let violations: Vec<String> = verdicts.iter().filter_map(|(_, violation)| violation.as_ref()).map(ToString::to_string).collect();
+fn outcome(
+    name: &str,
+    verdicts: &[(Invariant, Option<Violation>)],
+    setting: &Setting,
+    began: Instant,
+    log_tail: String,
+) -> Outcome {
+    let violations: Vec<String> = verdicts
+        .iter()
+        .filter_map(|(_, violation)| violation.as_ref())
+        .map(ToString::to_string)
+        .collect();
     let verdict = if violations.is_empty() {
         Verdict::Passed
     } else {
         let expected = "every invariant of PROP-01 to hold".to_string();
-        Verdict::Failed { failure: Failure::Violated { expected, observed: violations.join("\n"), honesty: Honesty::Honest } }
+        Verdict::Failed {
+            failure: Failure::Violated {
+                expected,
+                observed: violations.join("\n"),
+                honesty: Honesty::Honest,
+            },
+        }
     };
     Outcome {
         id: "PROP-01".into(),
@@ -258,14 +363,33 @@ mod tests {
     async fn a_call_that_nobody_answers_has_its_number_all_the_same() {
         let schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
         let (tape, spec) = (Tape::new(), schedule.spec());
-        let stub = Stub::start(&spec.providers[0], "case", tape.clone(), Gates::new(tape.clone())).await.unwrap();
+        let stub = Stub::start(
+            &spec.providers[0],
+            "case",
+            tape.clone(),
+            Gates::new(tape.clone()),
+        )
+        .await
+        .unwrap();
         stub.answers(script(&schedule, 1, stub.name(), &tape));
-        let client = Client::new(stub.base_url().trim_end_matches("/v1"), Vec::new(), tape.clone()).unwrap();
+        let client = Client::new(
+            stub.base_url().trim_end_matches("/v1"),
+            Vec::new(),
+            tape.clone(),
+        )
+        .unwrap();
         let bytes = client.request_bytes("POST", "/v1/chat/completions", &[], b"{}");
         // request and FIN are there before the wire looks for the first time
-        std::net::TcpStream::connect(stub.wire().addr()).unwrap().write_all(&bytes).unwrap();
+        std::net::TcpStream::connect(stub.wire().addr())
+            .unwrap()
+            .write_all(&bytes)
+            .unwrap();
         stub.peer_closed(1).await.unwrap();
-        assert_eq!(client.chat(serde_json::json!({})).await.unwrap().status, 429, "the second call of the script");
+        assert_eq!(
+            client.chat(serde_json::json!({})).await.unwrap().status,
+            429,
+            "the second call of the script"
+        );
         assert_eq!(stub.requests().len(), 2);
     }
 }

@@ -32,9 +32,20 @@ pub(super) struct Setting {
 
 impl Setting {
     /// Binds the stubs, makes the database; `name` is in the names of everything.
-    pub(super) async fn prepare(target: &Arc<dyn Target>, name: &str, mut spec: Spec, database: Option<&Database>) -> Result<Self, Failure> {
-        if !target.manifest().capabilities.contains(&Capability::UrlCredentials) {
-            spec.providers.iter_mut().for_each(|provider| provider.userinfo = None);
+    pub(super) async fn prepare(
+        target: &Arc<dyn Target>,
+        name: &str,
+        mut spec: Spec,
+        database: Option<&Database>,
+    ) -> Result<Self, Failure> {
+        if !target
+            .manifest()
+            .capabilities
+            .contains(&Capability::UrlCredentials)
+        {
+            spec.providers
+                .iter_mut()
+                .for_each(|provider| provider.userinfo = None);
         }
         let nonce = uuid::Uuid::new_v4().simple().to_string()[..12].to_string();
         let id = format!("{}-{nonce}", name.to_lowercase());
@@ -43,38 +54,79 @@ impl Setting {
         let mut stubs = IndexMap::new();
         for provider in &spec.providers {
             let stub = match target.listen(&provider.name) {
-                Some(at) => Stub::start_at(at, provider, tape.clone(), gates.clone()).await.map_err(|error| occupied(at, error))?,
+                Some(at) => Stub::start_at(at, provider, tape.clone(), gates.clone())
+                    .await
+                    .map_err(|error| occupied(at, error))?,
                 None => Stub::start(provider, &id, tape.clone(), gates.clone()).await?,
             };
             stubs.insert(provider.name.clone(), stub);
         }
         let database = match (spec.database, database) {
             (DatabaseNeed::None, _) | (_, None) => None,
-            (_, Some(database)) => Some(clone_of_template(target, database, &id).await?.recorded(tape.clone())),
+            (_, Some(database)) => Some(
+                clone_of_template(target, database, &id)
+                    .await?
+                    .recorded(tape.clone()),
+            ),
         };
-        let wire = match (spec.database, database.as_ref().and_then(CaseDatabase::upstream)) {
+        let wire = match (
+            spec.database,
+            database.as_ref().and_then(CaseDatabase::upstream),
+        ) {
             (DatabaseNeed::Postgres, Some((host, port))) => {
-                let bound = DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone()).await;
-                Some(bound.map_err(|error| Failure::Harness { what: format!("no port for the wire in front of Postgres: {error}") })?)
+                let bound =
+                    DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone())
+                        .await;
+                Some(bound.map_err(|error| Failure::Harness {
+                    what: format!("no port for the wire in front of Postgres: {error}"),
+                })?)
             }
             _ => None,
         };
         let url = database.as_ref().map(CaseDatabase::url);
-        let database_url = url.map(|url| wire.as_ref().map_or_else(|| url.to_string(), |wire| wire.url(url)));
+        let database_url = url.map(|url| {
+            wire.as_ref()
+                .map_or_else(|| url.to_string(), |wire| wire.url(url))
+        });
         let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
-        let folder =
-            folder.map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })?;
-        Ok(Self { id, spec, tape, gates, stubs, database, wire, database_url, nonce, folder })
+        let folder = folder.map_err(|error| Failure::Harness {
+            what: format!(
+                "cannot make a folder in {}: {error}",
+                std::env::temp_dir().display()
+            ),
+        })?;
+        Ok(Self {
+            id,
+            spec,
+            tape,
+            gates,
+            stubs,
+            database,
+            wire,
+            database_url,
+            nonce,
+            folder,
+        })
     }
 
     /// Where the providers listen, their names under `prefix`.
     pub(super) fn endpoints(&self, prefix: &str) -> IndexMap<String, String> {
-        let userinfo = |name: &str| self.spec.providers.iter().find(|provider| provider.name == name)?.userinfo.as_deref();
+        let userinfo = |name: &str| {
+            self.spec
+                .providers
+                .iter()
+                .find(|provider| provider.name == name)?
+                .userinfo
+                .as_deref()
+        };
         let base_url = |name: &str, stub: &Stub| match userinfo(name) {
             Some(user) => stub.base_url().replacen("://", &format!("://{user}@"), 1),
             None => stub.base_url(),
         };
-        self.stubs.iter().map(|(name, stub)| (format!("{prefix}{name}"), base_url(name, stub))).collect()
+        self.stubs
+            .iter()
+            .map(|(name, stub)| (format!("{prefix}{name}"), base_url(name, stub)))
+            .collect()
     }
 
     /// What a gateway of the case's own is given.
@@ -102,36 +154,80 @@ impl Setting {
 fn occupied(at: SocketAddr, failure: Failure) -> Failure {
     match failure {
         Failure::Harness { what } => Failure::Target {
-            what: format!("{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file"),
+            what: format!(
+                "{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file"
+            ),
         },
         other => other,
     }
 }
 
 /// A database that the target has migrated once in this run, cloned; an empty one for targets that are no process.
-async fn clone_of_template(target: &Arc<dyn Target>, database: &Database, id: &str) -> Result<CaseDatabase, Failure> {
+async fn clone_of_template(
+    target: &Arc<dyn Target>,
+    database: &Database,
+    id: &str,
+) -> Result<CaseDatabase, Failure> {
     let manifest = target.manifest();
     if !manifest.capabilities.contains(&Capability::Process) {
         return Ok(database.case_database(id, None).await?);
     }
-    let label = format!("{} {}", manifest.name, manifest.version.as_deref().unwrap_or_default());
+    let label = format!(
+        "{} {}",
+        manifest.name,
+        manifest.version.as_deref().unwrap_or_default()
+    );
     let migrator = Arc::clone(target);
-    let template = database.template(&label, |url| async move { migrate(migrator.as_ref(), url).await }.boxed()).await?;
+    let template = database
+        .template(&label, |url| {
+            async move { migrate(migrator.as_ref(), url).await }.boxed()
+        })
+        .await?;
     Ok(database.case_database(id, Some(&template)).await?)
 }
 
 /// Starts the target once on an empty database, and ends it in order: whatever it makes of its database is the template.
 async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
-    let folder = tempfile::tempdir().map_err(|error| format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()))?;
-    let spec = Spec { database: DatabaseNeed::Any, ..Spec::query() };
-    let endpoints = spec.providers.iter().map(|provider| (provider.name.clone(), "http://127.0.0.1:9/v1".to_string())).collect();
-    let deployment =
-        Deployment { id: "template".into(), spec, endpoints, database_url: Some(url), folder: folder.path().to_path_buf(), tape: Tape::new() };
-    let running = target.start(deployment).await.map_err(|error| error.to_string())?;
-    let Some(process) = &running.process else { return Ok(()) };
-    process.terminate().await.map_err(|error| error.to_string())?;
+    let folder = tempfile::tempdir().map_err(|error| {
+        format!(
+            "cannot make a folder in {}: {error}",
+            std::env::temp_dir().display()
+        )
+    })?;
+    let spec = Spec {
+        database: DatabaseNeed::Any,
+        ..Spec::query()
+    };
+    let endpoints = spec
+        .providers
+        .iter()
+        .map(|provider| (provider.name.clone(), "http://127.0.0.1:9/v1".to_string()))
+        .collect();
+    let deployment = Deployment {
+        id: "template".into(),
+        spec,
+        endpoints,
+        database_url: Some(url),
+        folder: folder.path().to_path_buf(),
+        tape: Tape::new(),
+    };
+    let running = target
+        .start(deployment)
+        .await
+        .map_err(|error| error.to_string())?;
+    let Some(process) = &running.process else {
+        return Ok(());
+    };
+    process
+        .terminate()
+        .await
+        .map_err(|error| error.to_string())?;
     match bounded(hang_guard(), process.wait()).await {
         Some(ended) => ended.map(|_| ()).map_err(|error| error.to_string()),
-        None => Err(format!("{} did not end within {} s of SIGTERM", target.manifest().name, hang_guard().as_secs())),
+        None => Err(format!(
+            "{} did not end within {} s of SIGTERM",
+            target.manifest().name,
+            hang_guard().as_secs()
+        )),
     }
 }

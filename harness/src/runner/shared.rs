@@ -20,10 +20,20 @@ use crate::verdict::Failure;
 /// Examines the cases in groups of equal settings; what fails is examined once more, on a fresh gateway for all of them.
 pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: &Board<'_>) {
     for group in groups(waiting) {
-        let mut attempts: IndexMap<usize, Vec<Outcome>> = group.iter().map(|(index, _)| (*index, Vec::new())).collect();
+        let mut attempts: IndexMap<usize, Vec<Outcome>> = group
+            .iter()
+            .map(|(index, _)| (*index, Vec::new()))
+            .collect();
         loop {
-            let again: Vec<(usize, Case)> =
-                group.iter().filter(|(index, _)| attempts.get(index).is_some_and(|attempts| run.wants_another(attempts))).copied().collect();
+            let again: Vec<(usize, Case)> = group
+                .iter()
+                .filter(|(index, _)| {
+                    attempts
+                        .get(index)
+                        .is_some_and(|attempts| run.wants_another(attempts))
+                })
+                .copied()
+                .collect();
             if again.is_empty() || board.ended.is_cancelled() {
                 break;
             }
@@ -36,8 +46,15 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
 fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
     let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
     for (index, case) in waiting {
-        let settings = Spec { providers: Vec::new(), models: Vec::new(), ..(case.spec)() };
-        match groups.iter_mut().find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None) {
+        let settings = Spec {
+            providers: Vec::new(),
+            models: Vec::new(),
+            ..(case.spec)()
+        };
+        match groups
+            .iter_mut()
+            .find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None)
+        {
             Some((_, group)) => group.push((*index, *case)),
             None => groups.push((settings, vec![(*index, *case)])),
         }
@@ -46,12 +63,19 @@ fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
 }
 
 /// One gateway, several cases. An outcome that will not be repeated goes to the board at once.
-async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, attempts: &mut IndexMap<usize, Vec<Outcome>>) {
+async fn examine_group(
+    run: &Run,
+    group: &[(usize, Case)],
+    board: &Board<'_>,
+    attempts: &mut IndexMap<usize, Vec<Outcome>>,
+) {
     let began = Instant::now();
     let attempts = Mutex::new(attempts);
     let done = async |index: usize, outcome: Outcome| {
         let mut attempts = attempts.lock().await;
-        let Some(of_case) = attempts.get_mut(&index) else { return };
+        let Some(of_case) = attempts.get_mut(&index) else {
+            return;
+        };
         of_case.push(outcome);
         if !run.wants_another(of_case)
             && let Some(outcome) = judged(std::mem::take(of_case))
@@ -64,14 +88,24 @@ async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, at
     for (index, case) in group {
         match Setting::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref()).await {
             Ok(setting) => prepared.push((*index, *case, setting)),
-            Err(failure) => done(*index, failed(case, failure, began, &Tape::new(), String::new())).await,
+            Err(failure) => {
+                done(
+                    *index,
+                    failed(case, failure, began, &Tape::new(), String::new()),
+                )
+                .await
+            }
         }
     }
     let gateway = match start(run, &prepared).await {
         Ok(gateway) => gateway,
         Err(failure) => {
             for (index, case, setting) in prepared {
-                done(index, failed(&case, failure.clone(), began, &setting.tape, String::new())).await;
+                done(
+                    index,
+                    failed(&case, failure.clone(), began, &setting.tape, String::new()),
+                )
+                .await;
                 setting.close().await;
             }
             return;
@@ -85,10 +119,23 @@ async fn examine_group(run: &Run, group: &[(usize, Case)], board: &Board<'_>, at
                     return setting.close().await;
                 }
                 (board.observer)(Progress::Started(case.id));
-                let handle = share(&gateway.base_url, &gateway.headers, gateway.process.as_ref(), &prefix(&case));
+                let handle = share(
+                    &gateway.base_url,
+                    &gateway.headers,
+                    gateway.process.as_ref(),
+                    &prefix(&case),
+                );
                 let target = Arc::clone(&run.target);
                 let examination = async move {
-                    let outcome = super::examine::run(&mut setting, &case, target.manifest(), handle, None, Instant::now()).await;
+                    let outcome = super::examine::run(
+                        &mut setting,
+                        &case,
+                        target.manifest(),
+                        handle,
+                        None,
+                        Instant::now(),
+                    )
+                    .await;
                     setting.close().await;
                     outcome
                 };
@@ -110,15 +157,55 @@ struct Gateway {
 
 async fn start(run: &Run, prepared: &[(usize, Case, Setting)]) -> Result<Gateway, Failure> {
     let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
-    let folder = folder.map_err(|error| Failure::Harness { what: format!("cannot make a folder in {}: {error}", std::env::temp_dir().display()) })?;
+    let folder = folder.map_err(|error| Failure::Harness {
+        what: format!(
+            "cannot make a folder in {}: {error}",
+            std::env::temp_dir().display()
+        ),
+    })?;
     let prefixes: Vec<String> = prepared.iter().map(|(_, case, _)| prefix(case)).collect();
-    let spec = merge(prefixes.iter().map(String::as_str).zip(prepared.iter().map(|(_, _, setting)| &setting.spec)));
-    let endpoints = prefixes.iter().zip(prepared).flat_map(|(prefix, (_, _, setting))| setting.endpoints(prefix)).collect();
-    let database_url = prepared.iter().find_map(|(_, _, setting)| setting.database_url.clone());
-    let id = prepared.first().map_or_else(|| "shared".to_string(), |(_, _, setting)| format!("shared-{}", setting.id));
-    let deployment = Deployment { id, spec, endpoints, database_url, folder: folder.path().to_path_buf(), tape: Tape::new() };
-    let RunningTarget { base_url, headers, process, .. } = run.target.start(deployment).await.map_err(|error: TargetError| of_target(error))?;
-    Ok(Gateway { base_url, headers, process: process.map(Arc::from), _folder: folder })
+    let spec = merge(
+        prefixes
+            .iter()
+            .map(String::as_str)
+            .zip(prepared.iter().map(|(_, _, setting)| &setting.spec)),
+    );
+    let endpoints = prefixes
+        .iter()
+        .zip(prepared)
+        .flat_map(|(prefix, (_, _, setting))| setting.endpoints(prefix))
+        .collect();
+    let database_url = prepared
+        .iter()
+        .find_map(|(_, _, setting)| setting.database_url.clone());
+    let id = prepared.first().map_or_else(
+        || "shared".to_string(),
+        |(_, _, setting)| format!("shared-{}", setting.id),
+    );
+    let deployment = Deployment {
+        id,
+        spec,
+        endpoints,
+        database_url,
+        folder: folder.path().to_path_buf(),
+        tape: Tape::new(),
+    };
+    let RunningTarget {
+        base_url,
+        headers,
+        process,
+        ..
+    } = run
+        .target
+        .start(deployment)
+        .await
+        .map_err(|error: TargetError| of_target(error))?;
+    Ok(Gateway {
+        base_url,
+        headers,
+        process: process.map(Arc::from),
+        _folder: folder,
+    })
 }
 
 fn prefix(case: &Case) -> String {

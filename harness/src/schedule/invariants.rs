@@ -67,7 +67,13 @@ pub struct Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.request {
-            Some(request) => write!(f, "{:?} does not hold for request {}: {}", self.invariant, request + 1, self.what),
+            Some(request) => write!(
+                f,
+                "{:?} does not hold for request {}: {}",
+                self.invariant,
+                request + 1,
+                self.what
+            ),
             None => write!(f, "{:?} does not hold: {}", self.invariant, self.what),
         }
     }
@@ -109,24 +115,57 @@ pub fn check(schedule: &Schedule, seen: &Observation) -> Result<(), Violation> {
 ///
 /// # Errors
 /// The first that does not hold.
-pub fn check_only(invariants: &[Invariant], schedule: &Schedule, seen: &Observation) -> Result<(), Violation> {
+pub fn check_only(
+    invariants: &[Invariant],
+    schedule: &Schedule,
+    seen: &Observation,
+) -> Result<(), Violation> {
     if seen.exchanges.len() != schedule.requests.len() {
-        let what = format!("{} requests were asked, {} were seen", schedule.requests.len(), seen.exchanges.len());
-        return Err(Violation { invariant: Invariant::OneEnd, request: None, what });
+        let what = format!(
+            "{} requests were asked, {} were seen",
+            schedule.requests.len(),
+            seen.exchanges.len()
+        );
+        return Err(Violation {
+            invariant: Invariant::OneEnd,
+            request: None,
+            what,
+        });
     }
     for invariant in invariants {
         match invariant {
             Invariant::NothingLeftOpen if seen.left_open > 0 => {
                 let what = format!("{} calls are still open at providers", seen.left_open);
-                return Err(Violation { invariant: *invariant, request: None, what });
+                return Err(Violation {
+                    invariant: *invariant,
+                    request: None,
+                    what,
+                });
             }
-            Invariant::BreakerRests => breaker_rests(schedule, seen).map_err(|what| Violation { invariant: *invariant, request: None, what })?,
-            Invariant::WithinBudget => within_budget(schedule, seen).map_err(|what| Violation { invariant: *invariant, request: None, what })?,
+            Invariant::BreakerRests => breaker_rests(schedule, seen).map_err(|what| Violation {
+                invariant: *invariant,
+                request: None,
+                what,
+            })?,
+            Invariant::WithinBudget => within_budget(schedule, seen).map_err(|what| Violation {
+                invariant: *invariant,
+                request: None,
+                what,
+            })?,
             _ => {}
         }
         for (request, exchange) in seen.exchanges.iter().enumerate() {
-            let view = View { schedule, seen, request, exchange };
-            view.holds(*invariant).map_err(|what| Violation { invariant: *invariant, request: Some(request), what })?;
+            let view = View {
+                schedule,
+                seen,
+                request,
+                exchange,
+            };
+            view.holds(*invariant).map_err(|what| Violation {
+                invariant: *invariant,
+                request: Some(request),
+                what,
+            })?;
         }
     }
     Ok(())
@@ -160,7 +199,9 @@ impl View<'_> {
                 late => Err(format!("{late} calls began after the client had left")),
             },
             // these are about all exchanges together
-            Invariant::NothingLeftOpen | Invariant::BreakerRests | Invariant::WithinBudget => Ok(()),
+            Invariant::NothingLeftOpen | Invariant::BreakerRests | Invariant::WithinBudget => {
+                Ok(())
+            }
         }
     }
 
@@ -169,7 +210,11 @@ impl View<'_> {
         match (self.exchange.ends.len(), leaves) {
             (1, _) => Ok(()),
             (0, Some(Leave::AfterMs(ms))) if self.exchange.elapsed_ms >= ms => Ok(()),
-            (0, Some(Leave::AfterWords(words))) if self.exchange.text.split_whitespace().count() >= words => Ok(()),
+            (0, Some(Leave::AfterWords(words)))
+                if self.exchange.text.split_whitespace().count() >= words =>
+            {
+                Ok(())
+            }
             (0, _) => Err("the client stayed, and the exchange had no end".to_owned()),
             _ => Err(format!("it ended more than once: {:?}", self.exchange.ends)),
         }
@@ -178,24 +223,45 @@ impl View<'_> {
     fn within_deadline(&self) -> Result<(), String> {
         let allowed = self.schedule.settings.total_ms + self.seen.grace_ms;
         if self.exchange.elapsed_ms > allowed {
-            return Err(format!("it ended after {} ms, with a deadline of {} ms", self.exchange.elapsed_ms, self.schedule.settings.total_ms));
+            return Err(format!(
+                "it ended after {} ms, with a deadline of {} ms",
+                self.exchange.elapsed_ms, self.schedule.settings.total_ms
+            ));
         }
         Ok(())
     }
 
     fn within_attempts(&self) -> Result<(), String> {
         for candidate in 0..self.schedule.candidates.len() {
-            let calls = self.exchange.calls.iter().filter(|call| call.candidate == candidate).count();
+            let calls = self
+                .exchange
+                .calls
+                .iter()
+                .filter(|call| call.candidate == candidate)
+                .count();
             if calls > self.schedule.settings.max_attempts as usize {
-                return Err(format!("p{} was asked {calls} times, {} are allowed", candidate + 1, self.schedule.settings.max_attempts));
+                return Err(format!(
+                    "p{} was asked {calls} times, {} are allowed",
+                    candidate + 1,
+                    self.schedule.settings.max_attempts
+                ));
             }
         }
         Ok(())
     }
 
     fn in_order(&self) -> Result<(), String> {
-        let order: Vec<usize> = self.exchange.calls.iter().map(|call| call.candidate).collect();
-        if order.is_sorted() && order.iter().all(|candidate| *candidate < self.schedule.candidates.len()) {
+        let order: Vec<usize> = self
+            .exchange
+            .calls
+            .iter()
+            .map(|call| call.candidate)
+            .collect();
+        if order.is_sorted()
+            && order
+                .iter()
+                .all(|candidate| *candidate < self.schedule.candidates.len())
+        {
             return Ok(());
         }
         Err(format!("candidates were asked in the order {order:?}"))
@@ -206,53 +272,87 @@ impl View<'_> {
         if text.is_empty() || self.source().is_some() {
             return Ok(());
         }
-        Err(format!("the client was told {text:?}, which no single call sent so"))
+        Err(format!(
+            "the client was told {text:?}, which no single call sent so"
+        ))
     }
 
     fn nothing_after_commit(&self) -> Result<(), String> {
-        let (false, Some(source)) = (self.exchange.text.is_empty(), self.source()) else { return Ok(()) };
+        let (false, Some(source)) = (self.exchange.text.is_empty(), self.source()) else {
+            return Ok(());
+        };
         if self.exchange.calls.last() == Some(&source) {
             return Ok(());
         }
-        Err(format!("p{}'s text had reached the client, and others were asked afterwards", source.candidate + 1))
+        Err(format!(
+            "p{}'s text had reached the client, and others were asked afterwards",
+            source.candidate + 1
+        ))
     }
 
     fn honest_success(&self) -> Result<(), String> {
         if !self.exchange.ends.contains(&End::Complete) {
             return Ok(());
         }
-        let Some(last) = self.exchange.calls.last() else { return Err("a success without any call".to_owned()) };
+        let Some(last) = self.exchange.calls.last() else {
+            return Err("a success without any call".to_owned());
+        };
         let action = self.action(last);
         if !action.ends_well() {
-            return Err(format!("told as a success: p{} did {action:?}", last.candidate + 1));
+            return Err(format!(
+                "told as a success: p{} did {action:?}",
+                last.candidate + 1
+            ));
         }
         let whole = super::full_text(last.candidate, last.call);
         if self.exchange.text != whole {
-            return Err(format!("told as a success: {:?} of {whole:?}", self.exchange.text));
+            return Err(format!(
+                "told as a success: {:?} of {whole:?}",
+                self.exchange.text
+            ));
         }
         Ok(())
     }
 
     fn good_answer_served(&self) -> Result<(), String> {
-        let Some(last) = self.exchange.calls.last() else { return Ok(()) };
+        let Some(last) = self.exchange.calls.last() else {
+            return Ok(());
+        };
         let settings = &self.schedule.settings;
         // "at once" takes as long as the grace says: a time-out shorter than that may pass, and so may the deadline
-        let least = settings.connect_ms.min(settings.first_token_ms).min(settings.idle_ms);
-        if least < self.seen.grace_ms || self.exchange.elapsed_ms + self.seen.grace_ms >= settings.total_ms {
+        let least = settings
+            .connect_ms
+            .min(settings.first_token_ms)
+            .min(settings.idle_ms);
+        if least < self.seen.grace_ms
+            || self.exchange.elapsed_ms + self.seen.grace_ms >= settings.total_ms
+        {
             return Ok(());
         }
-        if self.action(last).is_good_at_once() && self.exchange.ends.iter().any(|end| *end != End::Complete) {
-            return Err(format!("p{} answered well and at once, and the client was told {:?}", last.candidate + 1, self.exchange.ends));
+        if self.action(last).is_good_at_once()
+            && self.exchange.ends.iter().any(|end| *end != End::Complete)
+        {
+            return Err(format!(
+                "p{} answered well and at once, and the client was told {:?}",
+                last.candidate + 1,
+                self.exchange.ends
+            ));
         }
         Ok(())
     }
 
     fn no_useless_retry(&self) -> Result<(), String> {
         for (earlier, later) in self.pairs() {
-            if let Action::Status { status: status @ (400 | 401 | 403 | 404 | 413 | 422), .. } = self.action(earlier)
+            if let Action::Status {
+                status: status @ (400 | 401 | 403 | 404 | 413 | 422),
+                ..
+            } = self.action(earlier)
                 && earlier.candidate == later.candidate
             {
-                return Err(format!("p{} said {status} and was asked again", earlier.candidate + 1));
+                return Err(format!(
+                    "p{} said {status} and was asked again",
+                    earlier.candidate + 1
+                ));
             }
         }
         Ok(())
@@ -261,7 +361,11 @@ impl View<'_> {
     fn no_fallback_of_rejected(&self) -> Result<(), String> {
         for (earlier, later) in self.pairs() {
             if is_rejection(self.action(earlier)) && later.candidate != earlier.candidate {
-                return Err(format!("p{} rejected the request, and p{} was asked", earlier.candidate + 1, later.candidate + 1));
+                return Err(format!(
+                    "p{} rejected the request, and p{} was asked",
+                    earlier.candidate + 1,
+                    later.candidate + 1
+                ));
             }
         }
         Ok(())
@@ -269,15 +373,30 @@ impl View<'_> {
 
     /// Only the first request is sure to find all breakers closed and the budget unspent.
     fn nobody_forgotten(&self) -> Result<(), String> {
-        let in_time = self.exchange.elapsed_ms + self.seen.grace_ms < self.schedule.settings.total_ms;
-        let rejected = self.exchange.calls.last().is_some_and(|last| is_rejection(self.action(last)));
+        let in_time =
+            self.exchange.elapsed_ms + self.seen.grace_ms < self.schedule.settings.total_ms;
+        let rejected = self
+            .exchange
+            .calls
+            .last()
+            .is_some_and(|last| is_rejection(self.action(last)));
         if self.request > 0 || !self.exchange.ends.contains(&End::Error) || rejected || !in_time {
             return Ok(());
         }
         for candidate in 0..self.schedule.candidates.len() {
             let reachable = self.schedule.listen(candidate) == Listen::Serve;
-            if reachable && !self.exchange.calls.iter().any(|call| call.candidate == candidate) {
-                return Err(format!("an error was told after {} ms, and p{} had not been asked", self.exchange.elapsed_ms, candidate + 1));
+            if reachable
+                && !self
+                    .exchange
+                    .calls
+                    .iter()
+                    .any(|call| call.candidate == candidate)
+            {
+                return Err(format!(
+                    "an error was told after {} ms, and p{} had not been asked",
+                    self.exchange.elapsed_ms,
+                    candidate + 1
+                ));
             }
         }
         Ok(())
@@ -292,14 +411,21 @@ impl View<'_> {
                 continue;
             }
             let asked = match self.action(earlier) {
-                Action::Status { retry_after_s: Some(seconds), .. } => seconds.saturating_mul(1_000),
+                Action::Status {
+                    retry_after_s: Some(seconds),
+                    ..
+                } => seconds.saturating_mul(1_000),
                 _ => 0,
             };
-            let least = (back_off * u64::from(100 - settings.jitter_percent.min(100)) / 100).max(asked);
+            let least =
+                (back_off * u64::from(100 - settings.jitter_percent.min(100)) / 100).max(asked);
             let gap = later.at_ms - earlier.at_ms;
             // a millisecond for rounding
             if gap + 1 < least {
-                return Err(format!("p{} was asked again after {gap} ms, {least} ms were due", later.candidate + 1));
+                return Err(format!(
+                    "p{} was asked again after {gap} ms, {least} ms were due",
+                    later.candidate + 1
+                ));
             }
             back_off = (back_off * 2).min(settings.max_ms);
         }
@@ -309,14 +435,22 @@ impl View<'_> {
     /// The call whose text begins with what the client was told.
     fn source(&self) -> Option<Call> {
         let stream = self.schedule.requests[self.request].stream;
-        self.exchange.calls.iter().copied().find(|call| match self.action(call) {
-            // the same word for ever: any number of times
-            Action::DripForever { .. } if stream => {
-                let word = super::word(call.candidate, call.call, 0);
-                self.exchange.text.len().is_multiple_of(word.len()) && self.exchange.text == word.repeat(self.exchange.text.len() / word.len())
-            }
-            _ => self.schedule.text_sent(call.candidate, call.call, stream).starts_with(&self.exchange.text),
-        })
+        self.exchange
+            .calls
+            .iter()
+            .copied()
+            .find(|call| match self.action(call) {
+                // the same word for ever: any number of times
+                Action::DripForever { .. } if stream => {
+                    let word = super::word(call.candidate, call.call, 0);
+                    self.exchange.text.len().is_multiple_of(word.len())
+                        && self.exchange.text == word.repeat(self.exchange.text.len() / word.len())
+                }
+                _ => self
+                    .schedule
+                    .text_sent(call.candidate, call.call, stream)
+                    .starts_with(&self.exchange.text),
+            })
     }
 
     fn action(&self, call: &Call) -> Action {
@@ -324,10 +458,19 @@ impl View<'_> {
     }
 
     fn pairs(&self) -> impl Iterator<Item = (&Call, &Call)> {
-        self.exchange.calls.iter().zip(self.exchange.calls.iter().skip(1))
+        self.exchange
+            .calls
+            .iter()
+            .zip(self.exchange.calls.iter().skip(1))
     }
 }
 
 fn is_rejection(action: Action) -> bool {
-    matches!(action, Action::Status { status: 400 | 413 | 422, .. })
+    matches!(
+        action,
+        Action::Status {
+            status: 400 | 413 | 422,
+            ..
+        }
+    )
 }

@@ -33,14 +33,24 @@ pub struct Response {
 impl Response {
     /// 200 with that body.
     pub fn ok(content_type: &str, body: impl Into<String>) -> Self {
-        Self { status: 200, content_type: content_type.into(), headers: Vec::new(), body: body.into() }
+        Self {
+            status: 200,
+            content_type: content_type.into(),
+            headers: Vec::new(),
+            body: body.into(),
+        }
     }
 
     /// An error in OpenAI's envelope.
     pub fn error(status: u16, kind: &str, code: Option<&str>) -> Self {
         let message = format!("scripted {status}");
-        let body = json!({"error": {"message": message, "type": kind, "param": null, "code": code}}).to_string();
-        Self { status, ..Self::ok("application/json", body) }
+        let body =
+            json!({"error": {"message": message, "type": kind, "param": null, "code": code}})
+                .to_string();
+        Self {
+            status,
+            ..Self::ok("application/json", body)
+        }
     }
 
     /// With one more header.
@@ -59,14 +69,27 @@ impl Played {
 
     /// The response, as the plan says.
     pub fn flowing(response: Response, plan: Plan) -> Self {
-        Self { listen: Listen::Serve, response, plan }
+        Self {
+            listen: Listen::Serve,
+            response,
+            plan,
+        }
     }
 }
 
 /// The answer to one call whose whole text would be `text`.
 pub(super) fn play(action: Action, text: &str, stream: bool) -> Played {
-    let good = if stream { Response::ok("text/event-stream", whole_stream(text)) } else { Response::ok("application/json", document(text)) };
-    let part = |events: usize, then: Step| Played::flowing(good.clone(), Plan::of(head_and(sent(events, stream).into_iter().chain([then]))));
+    let good = if stream {
+        Response::ok("text/event-stream", whole_stream(text))
+    } else {
+        Response::ok("application/json", document(text))
+    };
+    let part = |events: usize, then: Step| {
+        Played::flowing(
+            good.clone(),
+            Plan::of(head_and(sent(events, stream).into_iter().chain([then]))),
+        )
+    };
     match action {
         Action::Answer => Played::at_once(good),
         Action::NoDone if stream => Played::at_once(Response::ok("text/event-stream", events(text, WORDS + 2))),
@@ -163,9 +186,18 @@ fn events(text: &str, count: usize) -> String {
         format!("data: {chunk}\n\n")
     };
     let role = chunk(json!({"role": "assistant", "content": ""}), None);
-    let words = text.split_inclusive(' ').map(|word| chunk(json!({"content": word}), None));
-    let end = [chunk(json!({}), Some("stop")), "data: [DONE]\n\n".to_owned()];
-    std::iter::once(role).chain(words).chain(end).take(count).collect()
+    let words = text
+        .split_inclusive(' ')
+        .map(|word| chunk(json!({"content": word}), None));
+    let end = [
+        chunk(json!({}), Some("stop")),
+        "data: [DONE]\n\n".to_owned(),
+    ];
+    std::iter::once(role)
+        .chain(words)
+        .chain(end)
+        .take(count)
+        .collect()
 }
 
 fn document(text: &str) -> String {

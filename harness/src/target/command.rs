@@ -11,7 +11,10 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::render::Renderer;
-use super::{Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target, TargetError, TargetFile};
+use super::{
+    Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target,
+    TargetError, TargetFile,
+};
 use crate::gate::{bounded, pace};
 use crate::tape::{Event, Side};
 
@@ -37,33 +40,72 @@ impl CommandTarget {
     /// # Errors
     /// [`TargetError::Definition`] when the file has no `[start]` or its version command is a broken template.
     pub fn new(file: TargetFile, gauntlet: PathBuf) -> Result<Self, TargetError> {
-        let start = file.start.clone().ok_or_else(|| TargetError::Definition(format!("target {}: no [start]", file.name)))?;
+        let start = file
+            .start
+            .clone()
+            .ok_or_else(|| TargetError::Definition(format!("target {}: no [start]", file.name)))?;
         let mut manifest = file.manifest();
         if manifest.version.is_none() {
             manifest.version = version(&file, &gauntlet)?;
         }
-        Ok(Self { file, start, manifest, gauntlet })
+        Ok(Self {
+            file,
+            start,
+            manifest,
+            gauntlet,
+        })
     }
 
     fn spawn(&self, deployment: &Deployment, port: u16) -> Result<ChildProcess, TargetError> {
-        let names: Vec<String> = self.start.files.iter().map(|file| file.name.clone()).collect();
+        let names: Vec<String> = self
+            .start
+            .files
+            .iter()
+            .map(|file| file.name.clone())
+            .collect();
         let renderer = Renderer::new(&self.file.name, &self.gauntlet, deployment, port, &names)?;
         for file in &self.start.files {
             let path = deployment.folder.join(&file.name);
-            let text = renderer.render(&format!("the template of {}", file.name), &file.template)?;
-            std::fs::write(&path, text).map_err(|error| TargetError::Start(format!("cannot write {}: {error}", path.display())))?;
+            let text =
+                renderer.render(&format!("the template of {}", file.name), &file.template)?;
+            std::fs::write(&path, text).map_err(|error| {
+                TargetError::Start(format!("cannot write {}: {error}", path.display()))
+            })?;
         }
-        let words: Vec<String> = self.start.command.iter().map(|word| renderer.render("start.command", word)).collect::<Result<_, _>>()?;
-        let (program, arguments) =
-            words.split_first().ok_or_else(|| TargetError::Definition(format!("target {}: start.command is empty", self.file.name)))?;
+        let words: Vec<String> = self
+            .start
+            .command
+            .iter()
+            .map(|word| renderer.render("start.command", word))
+            .collect::<Result<_, _>>()?;
+        let (program, arguments) = words.split_first().ok_or_else(|| {
+            TargetError::Definition(format!("target {}: start.command is empty", self.file.name))
+        })?;
         let env: Vec<(String, String)> = self
             .start
             .env
             .iter()
-            .map(|(name, value)| Ok((name.clone(), renderer.render(&format!("start.env.{name}"), value)?)))
+            .map(|(name, value)| {
+                Ok((
+                    name.clone(),
+                    renderer.render(&format!("start.env.{name}"), value)?,
+                ))
+            })
             .collect::<Result<_, TargetError>>()?;
-        ChildProcess::spawn(program, arguments, &env, &self.start.unset, &deployment.folder.join("target.log"), &deployment.tape).map_err(|error| {
-            let hint = if self.start.hint.is_empty() { String::new() } else { format!("; {}", self.start.hint) };
+        ChildProcess::spawn(
+            program,
+            arguments,
+            &env,
+            &self.start.unset,
+            &deployment.folder.join("target.log"),
+            &deployment.tape,
+        )
+        .map_err(|error| {
+            let hint = if self.start.hint.is_empty() {
+                String::new()
+            } else {
+                format!("; {}", self.start.hint)
+            };
             TargetError::Start(format!("cannot start {program}: {error}{hint}"))
         })
     }
@@ -90,8 +132,13 @@ impl Target for CommandTarget {
             let process = self.spawn(&deployment, port)?;
             match self.until_ready(&process, port).await? {
                 Begun::At(address) => return Ok(self.running(&address, process, &deployment)),
-                Begun::Not(_) if attempt < ATTEMPTS && (occupied(port) || process.log().to_lowercase().contains("in use")) => {
-                    let what = format!("port {port} was taken by another program; started again with another");
+                Begun::Not(_)
+                    if attempt < ATTEMPTS
+                        && (occupied(port) || process.log().to_lowercase().contains("in use")) =>
+                {
+                    let what = format!(
+                        "port {port} was taken by another program; started again with another"
+                    );
                     deployment.tape.record(Side::Target, Event::Target { what });
                     attempt += 1;
                 }
@@ -123,20 +170,45 @@ impl CommandTarget {
         }
     }
 
-    fn running(&self, address: &str, process: ChildProcess, deployment: &Deployment) -> RunningTarget {
-        deployment.tape.record(Side::Target, Event::Target { what: format!("ready at {address}") });
+    fn running(
+        &self,
+        address: &str,
+        process: ChildProcess,
+        deployment: &Deployment,
+    ) -> RunningTarget {
+        deployment.tape.record(
+            Side::Target,
+            Event::Target {
+                what: format!("ready at {address}"),
+            },
+        );
         RunningTarget {
-            base_url: format!("http://{address}{}", self.file.base_path.trim_end_matches('/')),
+            base_url: format!(
+                "http://{address}{}",
+                self.file.base_path.trim_end_matches('/')
+            ),
             model_prefix: String::new(),
-            headers: self.file.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            headers: self
+                .file
+                .headers
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
             process: Some(Box::new(process)),
         }
     }
 
     fn not_ready(&self, process: &ChildProcess) -> TargetError {
-        let Ready { path, status, timeout_ms, announced } = &self.file.ready;
+        let Ready {
+            path,
+            status,
+            timeout_ms,
+            announced,
+        } = &self.file.ready;
         let wanted = match announced {
-            Some(words) => format!("did not write \"{words}http://…\" and answer GET {path} with {status}"),
+            Some(words) => {
+                format!("did not write \"{words}http://…\" and answer GET {path} with {status}")
+            }
             None => format!("did not answer GET {path} with {status}"),
         };
         TargetError::NotReady(format!(
@@ -168,63 +240,104 @@ fn announced(log: &str, words: &str) -> Option<String> {
     let complete = &log[..log.rfind('\n')?];
     let line = complete.lines().find(|line| line.contains(words))?;
     let url = line.split_once(words)?.1.strip_prefix("http://")?;
-    Some(url.split(|c: char| c == '/' || c.is_whitespace()).next()?.to_string())
+    Some(
+        url.split(|c: char| c == '/' || c.is_whitespace())
+            .next()?
+            .to_string(),
+    )
 }
 
 /// The status that `address` answers to GET `path` within the bound, or nothing.
 pub(super) async fn get_status(address: &str, path: &str, bound: Duration) -> Option<u16> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: */*\r\nconnection: close\r\n\r\n");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: */*\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut head = [0_u8; 12];
         stream.read_exact(&mut head).await.ok()?;
-        std::str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+        std::str::from_utf8(&head)
+            .ok()?
+            .strip_prefix("HTTP/1.1 ")?
+            .parse()
+            .ok()
     };
     bounded(bound, ask).await.flatten()
 }
 
 /// A port that was free a moment ago.
 fn free_port() -> Result<u16, TargetError> {
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    free.map(|address| address.port()).map_err(|error| TargetError::Start(format!("no free port on 127.0.0.1: {error}")))
+    let free =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    free.map(|address| address.port())
+        .map_err(|error| TargetError::Start(format!("no free port on 127.0.0.1: {error}")))
 }
 
 /// Whether somebody listens on the port now.
 fn occupied(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<String>, TargetError> {
     let renderer = Renderer::bare(&file.name, gauntlet);
-    let words: Vec<String> = file.version_command.iter().map(|word| renderer.render("version_command", word)).collect::<Result<_, _>>()?;
-    let Some((program, arguments)) = words.split_first() else { return Ok(None) };
+    let words: Vec<String> = file
+        .version_command
+        .iter()
+        .map(|word| renderer.render("version_command", word))
+        .collect::<Result<_, _>>()?;
+    let Some((program, arguments)) = words.split_first() else {
+        return Ok(None);
+    };
     Ok(said(program, arguments, VERSION).and_then(|output| version_in(&output)))
 }
 
 /// What a program writes before it ends well; nothing, and it is killed, if it does not end within the bound.
 fn said(program: &str, arguments: &[String], bound: Duration) -> Option<String> {
     let ask = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .ok()?;
         runtime.block_on(async {
-            let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+            let output = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output();
             let output = bounded(bound, output).await?.ok()?;
-            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+            output
+                .status
+                .success()
+                .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         })
     };
     // the caller may be a task, in whose thread no second runtime can be
-    std::thread::scope(|scope| scope.spawn(ask).join()).ok().flatten()
+    std::thread::scope(|scope| scope.spawn(ask).join())
+        .ok()
+        .flatten()
 }
 
 /// The version in what a program says about itself: the first word of its first line that begins with a digit, or the line.
 fn version_in(text: &str) -> Option<String> {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
-    let number = line.split_whitespace().find(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()));
+    let number = line.split_whitespace().find(|word| {
+        word.trim_start_matches('v')
+            .starts_with(|c: char| c.is_ascii_digit())
+    });
     Some(number.unwrap_or(line).to_string())
 }
 
 fn indented(text: &str) -> String {
-    if text.is_empty() { "  (it wrote nothing)".to_string() } else { text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n") }
+    if text.is_empty() {
+        "  (it wrote nothing)".to_string()
+    } else {
+        text.lines()
+            .map(|line| format!("  {line}"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
 }
 
 #[cfg(test)]
@@ -236,9 +349,14 @@ mod tests {
     use indexmap::IndexMap;
 
     fn target(command: &str) -> CommandTarget {
-        let text =
-            format!("name = \"t\"\n[start]\ncommand = [\"sh\", \"-c\", '''{command}''']\n[ready]\nannounced = \"listening on \"\ntimeout_ms = 400\n");
-        CommandTarget::new(TargetFile::parse(&text, "t.toml").unwrap(), "gauntlet".into()).unwrap()
+        let text = format!(
+            "name = \"t\"\n[start]\ncommand = [\"sh\", \"-c\", '''{command}''']\n[ready]\nannounced = \"listening on \"\ntimeout_ms = 400\n"
+        );
+        CommandTarget::new(
+            TargetFile::parse(&text, "t.toml").unwrap(),
+            "gauntlet".into(),
+        )
+        .unwrap()
     }
 
     async fn start(command: &str) -> Result<RunningTarget, TargetError> {
@@ -259,8 +377,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_target_that_dies_says_how_and_with_which_last_lines() {
-        let error = start("echo no such model >&2; exit 3").await.err().unwrap().to_string();
-        assert!(error.contains("exited with code 3") && error.contains("no such model"), "{error}");
+        let error = start("echo no such model >&2; exit 3")
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("exited with code 3") && error.contains("no such model"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -272,31 +397,63 @@ mod tests {
             "echo {{{{ port }}}} >>{0}; if [ $(wc -l <{0}) -lt 3 ]; then echo Address already in use >&2; exit 1; fi; echo third; exec tail -f /dev/null",
             ports.display()
         );
-        let error = target(&script).start(deployment(&folder)).await.err().unwrap().to_string();
-        assert!(error.contains("within 400 ms") && error.contains("third"), "{error}");
+        let error = target(&script)
+            .start(deployment(&folder))
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("within 400 ms") && error.contains("third"),
+            "{error}"
+        );
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         assert!(occupied(listener.local_addr().unwrap().port()));
     }
 
     #[tokio::test]
     async fn a_target_that_never_becomes_ready_names_what_was_waited_for() {
-        let error = start("echo starting; exec tail -f /dev/null").await.err().unwrap().to_string();
-        assert!(error.contains("GET /health/live") && error.contains("400 ms") && error.contains("starting"), "{error}");
+        let error = start("echo starting; exec tail -f /dev/null")
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("GET /health/live")
+                && error.contains("400 ms")
+                && error.contains("starting"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn a_missing_program_is_named() {
-        let file = TargetFile::parse("name = \"t\"\n[start]\ncommand = [\"no-such-gateway\"]\nhint = \"pip install it\"\n", "t.toml").unwrap();
+        let file = TargetFile::parse(
+            "name = \"t\"\n[start]\ncommand = [\"no-such-gateway\"]\nhint = \"pip install it\"\n",
+            "t.toml",
+        )
+        .unwrap();
         let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let error = target.start(deployment(&folder)).await.err().unwrap().to_string();
-        assert!(error.contains("no-such-gateway") && error.contains("pip install it"), "{error}");
+        let error = target
+            .start(deployment(&folder))
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("no-such-gateway") && error.contains("pip install it"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_version_is_found_in_what_programs_say() {
         assert_eq!(version_in("gauntlet 0.1.0\n").as_deref(), Some("0.1.0"));
-        assert_eq!(version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(), Some("1.106.2"));
+        assert_eq!(
+            version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(),
+            Some("1.106.2")
+        );
         assert_eq!(version_in("nightly\n").as_deref(), Some("nightly"));
         assert_eq!(version_in(""), None);
     }
@@ -308,14 +465,27 @@ mod tests {
         let script = "echo $$ >\"$0\"; echo 1.0; exec tail -f /dev/null";
         let arguments = ["-c".into(), script.into(), file.display().to_string()];
         assert_eq!(said("sh", &arguments, Duration::from_millis(500)), None);
-        assert_eq!(said("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(), Some("gauntlet 0.1.0\n"));
+        assert_eq!(
+            said("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(),
+            Some("gauntlet 0.1.0\n")
+        );
         let pid = std::fs::read_to_string(file).unwrap_or_default();
         super::super::process::tests::until_gone(&pid).await;
     }
 
     #[test]
     fn the_address_is_read_from_a_complete_line_only() {
-        assert_eq!(announced("x\nlistening on http://127.0.0.1:80", "listening on "), None);
-        assert_eq!(announced("x\nlistening on http://127.0.0.1:8080/ now\n", "listening on ").as_deref(), Some("127.0.0.1:8080"));
+        assert_eq!(
+            announced("x\nlistening on http://127.0.0.1:80", "listening on "),
+            None
+        );
+        assert_eq!(
+            announced(
+                "x\nlistening on http://127.0.0.1:8080/ now\n",
+                "listening on "
+            )
+            .as_deref(),
+            Some("127.0.0.1:8080")
+        );
     }
 }

@@ -136,7 +136,12 @@ pub struct Ready {
 
 impl Default for Ready {
     fn default() -> Self {
-        Self { announced: None, path: "/health/live".into(), status: 200, timeout_ms: 15_000 }
+        Self {
+            announced: None,
+            path: "/health/live".into(),
+            status: 200,
+            timeout_ms: 15_000,
+        }
     }
 }
 
@@ -158,14 +163,22 @@ impl TargetFile {
     /// [`TargetError::Definition`] with origin, place and remedy.
     pub fn parse(text: &str, origin: &str) -> Result<Self, TargetError> {
         let wrong = |what: String| TargetError::Definition(format!("target file {origin}: {what}"));
-        let file: Self = toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().replace('\n', "\n  ")))?;
+        let file: Self = toml::from_str(text)
+            .map_err(|error| wrong(error.to_string().trim_end().replace('\n', "\n  ")))?;
         match (&file.start, &file.url) {
-            (None, None) => Err(wrong("neither [start] nor url; say how to start the gateway, or where it answers".into())),
-            (Some(_), Some(_)) => Err(wrong("both [start] and url; keep the one that is meant".into())),
-            (Some(start), None) if start.command.is_empty() => Err(wrong("start.command is empty; give the program and its arguments".into())),
-            (Some(_), None) if !file.listen.is_empty() => {
-                Err(wrong("[listen] is for gateways with a url; one that is started is given the addresses".into()))
-            }
+            (None, None) => Err(wrong(
+                "neither [start] nor url; say how to start the gateway, or where it answers".into(),
+            )),
+            (Some(_), Some(_)) => Err(wrong(
+                "both [start] and url; keep the one that is meant".into(),
+            )),
+            (Some(start), None) if start.command.is_empty() => Err(wrong(
+                "start.command is empty; give the program and its arguments".into(),
+            )),
+            (Some(_), None) if !file.listen.is_empty() => Err(wrong(
+                "[listen] is for gateways with a url; one that is started is given the addresses"
+                    .into(),
+            )),
             _ => Ok(file),
         }
     }
@@ -176,8 +189,12 @@ impl TargetFile {
     /// As [`TargetFile::load`].
     pub fn load_for_url(path: &Path, url: &str) -> Result<Self, TargetError> {
         let origin = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| TargetError::Definition(format!("cannot read the manifest {origin}: {error}")))?;
-        let mut table: toml::Table = text.parse().map_err(|error| TargetError::Definition(format!("manifest {origin}: {error}")))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            TargetError::Definition(format!("cannot read the manifest {origin}: {error}"))
+        })?;
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|error| TargetError::Definition(format!("manifest {origin}: {error}")))?;
         table.insert("url".into(), url.into());
         Self::parse(&table.to_string(), &origin)
     }
@@ -195,10 +212,17 @@ impl TargetFile {
             capabilities: BTreeSet::from([Capability::Chat, Capability::Stream]),
             not_supported_reason: IndexMap::new(),
             headers: IndexMap::new(),
-            listen: IndexMap::from([("p1".to_string(), loopback(9101)), ("p2".to_string(), loopback(9102)), ("p3".to_string(), loopback(9103))]),
+            listen: IndexMap::from([
+                ("p1".to_string(), loopback(9101)),
+                ("p2".to_string(), loopback(9102)),
+                ("p3".to_string(), loopback(9103)),
+            ]),
             settings: Settings::default(),
             start: None,
-            ready: Ready { path: "/v1/models".into(), ..Ready::default() },
+            ready: Ready {
+                path: "/v1/models".into(),
+                ..Ready::default()
+            },
         }
     }
 
@@ -214,8 +238,17 @@ impl TargetFile {
     }
 
     pub(super) fn manifest(&self) -> Manifest {
-        let fixed_timeouts = if self.url.is_some() { self.settings.timeouts } else { None };
-        Manifest { name: self.name.clone(), version: self.version.clone(), capabilities: self.capabilities.clone(), fixed_timeouts }
+        let fixed_timeouts = if self.url.is_some() {
+            self.settings.timeouts
+        } else {
+            None
+        };
+        Manifest {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            capabilities: self.capabilities.clone(),
+            fixed_timeouts,
+        }
     }
 }
 
@@ -226,19 +259,34 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_named() {
-        let error = TargetFile::parse("name = \"x\"\nurll = \"http://h\"\n", "x.toml").unwrap_err().to_string();
-        assert!(error.contains("x.toml") && error.contains("urll"), "{error}");
+        let error = TargetFile::parse("name = \"x\"\nurll = \"http://h\"\n", "x.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("x.toml") && error.contains("urll"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_file_must_say_how_to_reach_the_gateway() {
-        let error = TargetFile::parse("name = \"x\"\n", "x.toml").unwrap_err().to_string();
+        let error = TargetFile::parse("name = \"x\"\n", "x.toml")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("neither [start] nor url"), "{error}");
     }
 
     #[test]
     fn an_unknown_capability_is_named() {
-        let error = TargetFile::parse("name = \"x\"\nurl=\"http://h\"\ncapabilities = [\"fly\"]\n", "x.toml").unwrap_err().to_string();
-        assert!(error.contains("fly") && error.contains("first_token_timeout"), "{error}");
+        let error = TargetFile::parse(
+            "name = \"x\"\nurl=\"http://h\"\ncapabilities = [\"fly\"]\n",
+            "x.toml",
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(
+            error.contains("fly") && error.contains("first_token_timeout"),
+            "{error}"
+        );
     }
 }

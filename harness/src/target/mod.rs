@@ -97,7 +97,10 @@ pub enum Capability {
 impl Capability {
     /// Its name in target files.
     pub fn name(self) -> String {
-        serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_string)).unwrap_or_else(|| format!("{self:?}"))
+        serde_json::to_value(self)
+            .ok()
+            .and_then(|value| value.as_str().map(str::to_string))
+            .unwrap_or_else(|| format!("{self:?}"))
     }
 }
 
@@ -202,7 +205,9 @@ pub trait Process: Send + Sync {
     async fn terminate(&self) -> Result<(), TargetError>;
     /// Kills it at once (SIGKILL), as a crash or an out-of-memory killer would, and waits until it is gone.
     async fn kill(&self) -> Result<(), TargetError> {
-        Err(TargetError::NotSupported("this target is no process that can be killed".into()))
+        Err(TargetError::NotSupported(
+            "this target is no process that can be killed".into(),
+        ))
     }
     /// Waits for the end; the exit code, or `None` when a signal ended it.
     async fn wait(&self) -> Result<Option<i32>, TargetError>;

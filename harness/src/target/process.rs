@@ -38,7 +38,14 @@ impl ChildProcess {
     ///
     /// # Errors
     /// The operating system's reason; nothing is left running.
-    pub fn spawn(program: &str, arguments: &[String], env: &[(String, String)], unset: &[String], log: &Path, tape: &Tape) -> std::io::Result<Self> {
+    pub fn spawn(
+        program: &str,
+        arguments: &[String],
+        env: &[(String, String)],
+        unset: &[String],
+        log: &Path,
+        tape: &Tape,
+    ) -> std::io::Result<Self> {
         let output = File::create(log)?;
         let mut command = Command::new(program);
         for name in unset {
@@ -56,11 +63,18 @@ impl ChildProcess {
         let pid = child.id().unwrap_or_default();
         let group = Group::watch(pid);
         let note = |what: String| tape.record(Side::Target, Event::Target { what });
-        let name = Path::new(program).file_name().map_or_else(|| program.into(), |name| name.to_string_lossy());
+        let name = Path::new(program)
+            .file_name()
+            .map_or_else(|| program.into(), |name| name.to_string_lossy());
         note(format!("started {name}, process {pid}"));
         let (sender, ended) = watch::channel(None);
         tokio::spawn(supervise(child, pid, group, sender, tape.clone()));
-        Ok(Self { pid, ended, log: log.to_path_buf(), tape: tape.clone() })
+        Ok(Self {
+            pid,
+            ended,
+            log: log.to_path_buf(),
+            tape: tape.clone(),
+        })
     }
 
     /// Whether it has ended, and how, in words.
@@ -91,15 +105,28 @@ impl Process for ChildProcess {
                 in_words(self.ended.borrow().and_then(|ended| ended.0))
             )));
         }
-        self.tape.record(Side::Target, Event::Target { what: "SIGTERM".into() });
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGTERM".into(),
+            },
+        );
         match self.group().map(|pid| kill_process(pid, Signal::TERM)) {
-            Some(Err(error)) => Err(TargetError::Died(format!("cannot send SIGTERM to process {}: {error}", self.pid))),
+            Some(Err(error)) => Err(TargetError::Died(format!(
+                "cannot send SIGTERM to process {}: {error}",
+                self.pid
+            ))),
             _ => Ok(()),
         }
     }
 
     async fn kill(&self) -> Result<(), TargetError> {
-        self.tape.record(Side::Target, Event::Target { what: "SIGKILL".into() });
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGKILL".into(),
+            },
+        );
         if let Some(group) = self.group() {
             // already gone is as good as killed
             let _ = kill_process_group(group, Signal::KILL);
@@ -111,7 +138,10 @@ impl Process for ChildProcess {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(ended) => Ok(ended.and_then(|ended| ended.0)),
-            Err(_) => Err(TargetError::Died(format!("process {} is no longer watched", self.pid))),
+            Err(_) => Err(TargetError::Died(format!(
+                "process {} is no longer watched",
+                self.pid
+            ))),
         }
     }
 
@@ -122,7 +152,9 @@ impl Process for ChildProcess {
     }
 
     fn log(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     fn id(&self) -> Option<u32> {
@@ -142,13 +174,24 @@ impl Drop for ChildProcess {
 }
 
 /// Waits for the end of the child, then ends what it left in its group. Ends by itself, because dropping the owner kills.
-async fn supervise(mut child: Child, pid: u32, watched: Group, sender: watch::Sender<Option<Ended>>, tape: Tape) {
+async fn supervise(
+    mut child: Child,
+    pid: u32,
+    watched: Group,
+    sender: watch::Sender<Option<Ended>>,
+    tape: Tape,
+) {
     let code = child.wait().await.ok().and_then(|status| status.code());
     if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, Signal::KILL);
     }
     watched.has_ended();
-    tape.record(Side::Target, Event::Target { what: in_words(code) });
+    tape.record(
+        Side::Target,
+        Event::Target {
+            what: in_words(code),
+        },
+    );
     sender.send_replace(Some(Ended(code)));
 }
 
@@ -184,9 +227,13 @@ pub(super) mod tests {
 
     /// Waits until a process is gone; a zombie at most, where nobody reaps.
     pub(in super::super) async fn until_gone(pid: &str) {
-        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        let gone = poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
-        guard(&format!("the end of process {pid}"), gone).await.unwrap();
+        let stat =
+            || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let gone =
+            poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
+        guard(&format!("the end of process {pid}"), gone)
+            .await
+            .unwrap();
     }
 
     /// Set for the run that is killed below: this test program, started once more.
@@ -194,9 +241,20 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_run_that_will_be_killed() {
-        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
-        let start =
-            |script: &str, log: &str| ChildProcess::spawn("sh", &["-c".into(), script.into()], &[], &[], &folder.join(log), &Tape::new()).unwrap();
+        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else {
+            return;
+        };
+        let start = |script: &str, log: &str| {
+            ChildProcess::spawn(
+                "sh",
+                &["-c".into(), script.into()],
+                &[],
+                &[],
+                &folder.join(log),
+                &Tape::new(),
+            )
+            .unwrap()
+        };
         // one that has ended, so that the guard has something to forget
         start("exit 3", "first").until_ended().await;
         // and a program that hands its work to another of its group
@@ -210,13 +268,19 @@ pub(super) mod tests {
     async fn a_gateway_does_not_outlive_a_run_that_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let mut run = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "target::process::tests::a_run_that_will_be_killed", "--nocapture"])
+            .args([
+                "--exact",
+                "target::process::tests::a_run_that_will_be_killed",
+                "--nocapture",
+            ])
             .env(FOLDER, folder.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
-        let line = lines.find_map(|line| line.unwrap().strip_prefix("gateway ").map(str::to_string)).unwrap();
+        let line = lines
+            .find_map(|line| line.unwrap().strip_prefix("gateway ").map(str::to_string))
+            .unwrap();
         run.kill().unwrap();
         run.wait().unwrap();
         for pid in line.split_whitespace() {
@@ -226,7 +290,10 @@ pub(super) mod tests {
 
     #[test]
     fn escape_sequences_are_taken_out() {
-        assert_eq!(without_colours("\u{1b}[1;31mred\u{1b}[0m and [plain]"), "red and [plain]");
+        assert_eq!(
+            without_colours("\u{1b}[1;31mred\u{1b}[0m and [plain]"),
+            "red and [plain]"
+        );
         assert_eq!(without_colours("cut \u{1b}["), "cut ");
     }
 }

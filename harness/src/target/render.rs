@@ -25,24 +25,48 @@ impl Renderer {
     /// With only the program's own facts known (version commands).
     pub(super) fn bare(origin: &str, gauntlet: &Path) -> Self {
         let context = json!({ "gauntlet": gauntlet.to_string_lossy() });
-        Self { environment: environment(), context: Value::from(Serde(&context)), origin: origin.to_string() }
+        Self {
+            environment: environment(),
+            context: Value::from(Serde(&context)),
+            origin: origin.to_string(),
+        }
     }
 
     /// With everything known that a deployment holds.
-    pub(super) fn new(origin: &str, gauntlet: &Path, deployment: &Deployment, port: u16, files: &[String]) -> Result<Self, TargetError> {
-        let wrong = |error: serde_json::Error| TargetError::Definition(format!("target {origin}: {error}"));
+    pub(super) fn new(
+        origin: &str,
+        gauntlet: &Path,
+        deployment: &Deployment,
+        port: u16,
+        files: &[String],
+    ) -> Result<Self, TargetError> {
+        let wrong =
+            |error: serde_json::Error| TargetError::Definition(format!("target {origin}: {error}"));
         let mut context = match serde_json::to_value(&deployment.spec).map_err(wrong)? {
             serde_json::Value::Object(map) => map,
             _ => Map::new(),
         };
-        if let Some(providers) = context.get_mut("providers").and_then(|value| value.as_array_mut()) {
+        if let Some(providers) = context
+            .get_mut("providers")
+            .and_then(|value| value.as_array_mut())
+        {
             for provider in providers {
-                let url = provider["name"].as_str().and_then(|name| deployment.endpoints.get(name)).cloned();
+                let url = provider["name"]
+                    .as_str()
+                    .and_then(|name| deployment.endpoints.get(name))
+                    .cloned();
                 provider["base_url"] = json!(url);
             }
         }
-        let paths: Map<String, serde_json::Value> =
-            files.iter().map(|name| (name.clone(), json!(deployment.folder.join(name).to_string_lossy()))).collect();
+        let paths: Map<String, serde_json::Value> = files
+            .iter()
+            .map(|name| {
+                (
+                    name.clone(),
+                    json!(deployment.folder.join(name).to_string_lossy()),
+                )
+            })
+            .collect();
         context.insert("file".into(), json!(paths));
         context.insert("database_url".into(), json!(deployment.database_url));
         context.insert("id".into(), json!(deployment.id));
@@ -50,19 +74,30 @@ impl Renderer {
         context.insert("gauntlet".into(), json!(gauntlet.to_string_lossy()));
         context.insert("host".into(), json!("127.0.0.1"));
         context.insert("port".into(), json!(port));
-        Ok(Self { environment: environment(), context: Value::from(Serde(&context)), origin: origin.to_string() })
+        Ok(Self {
+            environment: environment(),
+            context: Value::from(Serde(&context)),
+            origin: origin.to_string(),
+        })
     }
 
     /// Renders one template; `what` names it in errors.
     pub(super) fn render(&self, what: &str, template: &str) -> Result<String, TargetError> {
-        self.environment.render_str(template, &self.context).map_err(|error| {
-            let line = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
-            TargetError::Definition(format!(
-                "target {}: {what}{line}: {}",
-                self.origin,
-                error.detail().map_or_else(|| error.kind().to_string(), str::to_string)
-            ))
-        })
+        self.environment
+            .render_str(template, &self.context)
+            .map_err(|error| {
+                let line = error
+                    .line()
+                    .map(|line| format!(" (line {line} of the template)"))
+                    .unwrap_or_default();
+                TargetError::Definition(format!(
+                    "target {}: {what}{line}: {}",
+                    self.origin,
+                    error
+                        .detail()
+                        .map_or_else(|| error.kind().to_string(), str::to_string)
+                ))
+            })
     }
 }
 
@@ -70,24 +105,42 @@ fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
     // the default delimiters, so that building cannot fail
-    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build() {
+    if let Ok(syntax) = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .keep_trailing_newline(true)
+        .build()
+    {
         environment.set_syntax(syntax);
     }
     environment.add_filter("sha256", |text: &str| hex(&Sha256::digest(text.as_bytes())));
     environment.add_filter("seconds", seconds);
-    environment.add_function("env", |name: &str, default: Option<String>| -> Result<String, Error> {
-        match (std::env::var(name).ok().filter(|value| !value.is_empty()), default) {
-            (Some(value), _) | (None, Some(value)) => Ok(value),
-            (None, None) => Err(Error::new(ErrorKind::InvalidOperation, format!("the environment variable {name} is not set"))),
-        }
-    });
+    environment.add_function(
+        "env",
+        |name: &str, default: Option<String>| -> Result<String, Error> {
+            match (
+                std::env::var(name).ok().filter(|value| !value.is_empty()),
+                default,
+            ) {
+                (Some(value), _) | (None, Some(value)) => Ok(value),
+                (None, None) => Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("the environment variable {name} is not set"),
+                )),
+            }
+        },
+    );
     environment
 }
 
 /// Milliseconds as seconds, for configurations that count in seconds.
 fn seconds(milliseconds: Value) -> Result<f64, Error> {
-    let whole = u64::try_from(milliseconds.clone())
-        .map_err(|_| Error::new(ErrorKind::InvalidOperation, format!("seconds: {milliseconds} is not a number of milliseconds")))?;
+    let whole = u64::try_from(milliseconds.clone()).map_err(|_| {
+        Error::new(
+            ErrorKind::InvalidOperation,
+            format!("seconds: {milliseconds} is not a number of milliseconds"),
+        )
+    })?;
     Ok(std::time::Duration::from_millis(whole).as_secs_f64())
 }
 
@@ -106,62 +159,141 @@ mod tests {
         let deployment = Deployment {
             id: "t".into(),
             spec: Spec::solo(),
-            endpoints: [("p1".to_string(), "http://127.0.0.1:1/v1".to_string())].into_iter().collect(),
+            endpoints: [("p1".to_string(), "http://127.0.0.1:1/v1".to_string())]
+                .into_iter()
+                .collect(),
             database_url: None,
             folder: "/tmp/x".into(),
             tape: Tape::new(),
         };
-        Renderer::new("t.toml", Path::new("gauntlet"), &deployment, 4000, &["a.toml".into()]).unwrap()
+        Renderer::new(
+            "t.toml",
+            Path::new("gauntlet"),
+            &deployment,
+            4000,
+            &["a.toml".into()],
+        )
+        .unwrap()
     }
 
     #[test]
     fn a_template_sees_specification_endpoints_and_files() {
         let text = "{{ providers[0].base_url }} {{ models[0].alias }} {{ timeouts.total_ms | seconds }} {{ file['a.toml'] }} {{ port }}";
-        assert_eq!(renderer().render("x", text).unwrap(), "http://127.0.0.1:1/v1 solo 8.0 /tmp/x/a.toml 4000");
+        assert_eq!(
+            renderer().render("x", text).unwrap(),
+            "http://127.0.0.1:1/v1 solo 8.0 /tmp/x/a.toml 4000"
+        );
     }
 
     #[test]
     fn a_misspelt_name_is_an_error_that_names_the_line() {
-        let error = renderer().render("files.gateway", "ok\n{{ timeots.total_ms }}").unwrap_err().to_string();
-        assert!(error.contains("t.toml") && error.contains("files.gateway") && error.contains("line 2"), "{error}");
+        let error = renderer()
+            .render("files.gateway", "ok\n{{ timeots.total_ms }}")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("t.toml") && error.contains("files.gateway") && error.contains("line 2"),
+            "{error}"
+        );
     }
 
     #[test]
     fn sha256_is_the_hash_of_the_text() {
-        assert_eq!(renderer().render("x", "{{ 'abc' | sha256 }}").unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            renderer().render("x", "{{ 'abc' | sha256 }}").unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     fn rendered(target_file: &str, name: &str, spec: Spec) -> String {
         let file = super::super::TargetFile::parse(target_file, name).unwrap();
-        let endpoints = spec.providers.iter().map(|provider| (provider.name.clone(), format!("http://127.0.0.1:1/{}", provider.name))).collect();
-        let deployment = Deployment { id: "t".into(), spec, endpoints, database_url: None, folder: "/tmp/x".into(), tape: Tape::new() };
+        let endpoints = spec
+            .providers
+            .iter()
+            .map(|provider| {
+                (
+                    provider.name.clone(),
+                    format!("http://127.0.0.1:1/{}", provider.name),
+                )
+            })
+            .collect();
+        let deployment = Deployment {
+            id: "t".into(),
+            spec,
+            endpoints,
+            database_url: None,
+            folder: "/tmp/x".into(),
+            tape: Tape::new(),
+        };
         let renderer = Renderer::new(name, Path::new("gauntlet"), &deployment, 4000, &[]).unwrap();
-        renderer.render("configuration", &file.start.unwrap().files[0].template).unwrap()
+        renderer
+            .render("configuration", &file.start.unwrap().files[0].template)
+            .unwrap()
     }
 
     #[test]
     fn the_bundled_gateway_is_given_toml() {
         let mut spec = Spec::query();
-        spec.keys.push(crate::spec::KeySpec { tenant: "a".into(), token: "abc".into() });
+        spec.keys.push(crate::spec::KeySpec {
+            tenant: "a".into(),
+            token: "abc".into(),
+        });
         spec.models[0].timeouts.total_ms = Some(77);
-        let text = rendered(include_str!("../../../fixtures/targets/bundled.toml"), "bundled", spec);
+        let text = rendered(
+            include_str!("../../../fixtures/targets/bundled.toml"),
+            "bundled",
+            spec,
+        );
         let table: toml::Table = text.parse().unwrap();
         assert_eq!(table["providers"].as_array().unwrap().len(), 5, "{text}");
-        assert_eq!(table["models"][0]["timeouts"]["total_ms"].as_integer(), Some(77), "{text}");
-        assert_eq!(table["auth"]["keys"][0]["sha256"].as_str().unwrap().len(), 64, "{text}");
-        assert_eq!(table["orchestrator"]["models"]["review"].as_str(), Some("review"), "{text}");
+        assert_eq!(
+            table["models"][0]["timeouts"]["total_ms"].as_integer(),
+            Some(77),
+            "{text}"
+        );
+        assert_eq!(
+            table["auth"]["keys"][0]["sha256"].as_str().unwrap().len(),
+            64,
+            "{text}"
+        );
+        assert_eq!(
+            table["orchestrator"]["models"]["review"].as_str(),
+            Some("review"),
+            "{text}"
+        );
     }
 
     #[test]
     fn litellm_is_given_yaml_with_fallbacks_in_order() {
-        let spec = Spec::pair().provider("p3", crate::spec::Protocol::Ollama).model("trio", &["p1", "p2", "p3"]);
-        let text = rendered(include_str!("../../../fixtures/targets/litellm.toml"), "litellm", spec);
+        let spec = Spec::pair()
+            .provider("p3", crate::spec::Protocol::Ollama)
+            .model("trio", &["p1", "p2", "p3"]);
+        let text = rendered(
+            include_str!("../../../fixtures/targets/litellm.toml"),
+            "litellm",
+            spec,
+        );
         let config: serde_json::Value = yaml_serde::from_str(&text).unwrap();
         assert_eq!(config["model_list"].as_array().unwrap().len(), 5, "{text}");
-        assert_eq!(config["model_list"][4]["litellm_params"]["model"], "ollama_chat/m-p3", "{text}");
-        assert_eq!(config["router_settings"]["fallbacks"][1], serde_json::json!({"trio": ["trio--2", "trio--3"]}), "{text}");
-        let alone = rendered(include_str!("../../../fixtures/targets/litellm.toml"), "litellm", Spec::solo());
+        assert_eq!(
+            config["model_list"][4]["litellm_params"]["model"], "ollama_chat/m-p3",
+            "{text}"
+        );
+        assert_eq!(
+            config["router_settings"]["fallbacks"][1],
+            serde_json::json!({"trio": ["trio--2", "trio--3"]}),
+            "{text}"
+        );
+        let alone = rendered(
+            include_str!("../../../fixtures/targets/litellm.toml"),
+            "litellm",
+            Spec::solo(),
+        );
         let config: serde_json::Value = yaml_serde::from_str(&alone).unwrap();
-        assert_eq!(config["router_settings"]["fallbacks"], serde_json::json!([]), "{alone}");
+        assert_eq!(
+            config["router_settings"]["fallbacks"],
+            serde_json::json!([]),
+            "{alone}"
+        );
     }
 }

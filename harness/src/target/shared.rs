@@ -35,7 +35,12 @@ pub fn merge<'a>(parts: impl IntoIterator<Item = (&'a str, &'a Spec)>) -> Spec {
 
 /// A handle on a gateway that is shared: the same address and process, with the case's own prefix. The process is killed
 /// when the last handle is dropped.
-pub fn share(base_url: &str, headers: &[(String, String)], process: Option<&Arc<dyn Process>>, prefix: &str) -> RunningTarget {
+pub fn share(
+    base_url: &str,
+    headers: &[(String, String)],
+    process: Option<&Arc<dyn Process>>,
+    prefix: &str,
+) -> RunningTarget {
     RunningTarget {
         base_url: base_url.to_string(),
         model_prefix: prefix.to_string(),
@@ -81,7 +86,11 @@ mod tests {
     fn cases_keep_their_names_apart() {
         let (a, b) = (Spec::solo(), Spec::pair());
         let merged = merge([("a-", &a), ("b-", &b)]);
-        let aliases: Vec<_> = merged.models.iter().map(|model| model.alias.as_str()).collect();
+        let aliases: Vec<_> = merged
+            .models
+            .iter()
+            .map(|model| model.alias.as_str())
+            .collect();
         assert_eq!(aliases, ["a-solo", "b-pair"]);
         assert_eq!(merged.models[1].candidates[1].provider, "b-p2");
         assert_eq!(merged.models[1].candidates[1].model, "m-p2");

@@ -31,7 +31,9 @@ impl UrlTarget {
     pub fn new(file: TargetFile) -> Result<Self, TargetError> {
         let url = file.url.clone().unwrap_or_default();
         let wrong = |why: &str| {
-            TargetError::Definition(format!("target URL {url}: {why}; give http://host:port, with a path if the gateway has one before /v1"))
+            TargetError::Definition(format!(
+                "target URL {url}: {why}; give http://host:port, with a path if the gateway has one before /v1"
+            ))
         };
         let uri: http::Uri = url.parse().map_err(|_| wrong("not a URL"))?;
         if uri.scheme_str() != Some("http") {
@@ -39,9 +41,18 @@ impl UrlTarget {
         }
         let host = uri.host().ok_or_else(|| wrong("no host"))?;
         let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
-        let path = format!("{}{}", uri.path().trim_end_matches('/'), file.base_path.trim_end_matches('/'));
+        let path = format!(
+            "{}{}",
+            uri.path().trim_end_matches('/'),
+            file.base_path.trim_end_matches('/')
+        );
         let manifest = file.manifest();
-        Ok(Self { file, manifest, address, path })
+        Ok(Self {
+            file,
+            manifest,
+            address,
+            path,
+        })
     }
 }
 
@@ -61,12 +72,26 @@ impl Target for UrlTarget {
 
     fn accepts(&self, spec: &Spec) -> Result<(), String> {
         let fixed = self.file.settings.as_spec();
-        if let Some(provider) = spec.providers.iter().find(|provider| !self.file.listen.contains_key(&provider.name)) {
-            return Err(format!("the case needs a provider {}, which [listen] does not have", provider.name));
+        if let Some(provider) = spec
+            .providers
+            .iter()
+            .find(|provider| !self.file.listen.contains_key(&provider.name))
+        {
+            return Err(format!(
+                "the case needs a provider {}, which [listen] does not have",
+                provider.name
+            ));
         }
         let known = [Spec::solo(), Spec::pair()];
-        if let Some(model) = spec.models.iter().find(|model| !known.iter().any(|known| known.models.contains(model))) {
-            return Err(format!("the case needs an alias {} of its own; a gateway with a url has solo and pair", model.alias));
+        if let Some(model) = spec
+            .models
+            .iter()
+            .find(|model| !known.iter().any(|known| known.models.contains(model)))
+        {
+            return Err(format!(
+                "the case needs an alias {} of its own; a gateway with a url has solo and pair",
+                model.alias
+            ));
         }
         let settings = [
             ("time-outs", spec.timeouts == fixed.timeouts),
@@ -78,7 +103,9 @@ impl Target for UrlTarget {
             ("orchestrator settings", spec.query.is_none()),
         ];
         match settings.iter().find(|(_, equal)| !equal) {
-            Some((name, _)) => Err(format!("the case needs {name} of its own, and the harness cannot configure a gateway that it does not start")),
+            Some((name, _)) => Err(format!(
+                "the case needs {name} of its own, and the harness cannot configure a gateway that it does not start"
+            )),
             None => Ok(()),
         }
     }
@@ -96,11 +123,21 @@ impl Target for UrlTarget {
                 self.address
             )));
         }
-        deployment.tape.record(Side::Target, Event::Target { what: format!("answers at {}", self.address) });
+        deployment.tape.record(
+            Side::Target,
+            Event::Target {
+                what: format!("answers at {}", self.address),
+            },
+        );
         Ok(RunningTarget {
             base_url: format!("http://{}{}", self.address, self.path),
             model_prefix: String::new(),
-            headers: self.file.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            headers: self
+                .file
+                .headers
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
             process: None,
         })
     }
@@ -123,7 +160,12 @@ mod tests {
     #[test]
     fn https_and_nonsense_are_refused_with_the_value() {
         for url in ["https://example.com", "not a url", "ftp://x"] {
-            assert!(UrlTarget::new(TargetFile::for_url(url)).unwrap_err().to_string().contains(url));
+            assert!(
+                UrlTarget::new(TargetFile::for_url(url))
+                    .unwrap_err()
+                    .to_string()
+                    .contains(url)
+            );
         }
     }
 }

@@ -47,7 +47,11 @@ impl Open {
             turn = load.turn;
         });
         let turn_out = shared.turn_out.subscribe();
-        Self { shared, turn, turn_out }
+        Self {
+            shared,
+            turn,
+            turn_out,
+        }
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -86,7 +90,11 @@ impl<'a> InFlight<'a> {
                 load.high_water = load.high_water.max(load.in_flight);
             }
         });
-        Self { shared, counts, ended: false }
+        Self {
+            shared,
+            counts,
+            ended: false,
+        }
     }
 
     /// Whether it has ended.
@@ -142,11 +150,18 @@ pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
         };
         match request {
             Err(NoRequest::Left(how)) => {
-                shared.record(Event::PeerClosed { connection: id, request: None, how });
+                shared.record(Event::PeerClosed {
+                    connection: id,
+                    request: None,
+                    how,
+                });
                 break Next::Gone;
             }
             Err(NoRequest::Malformed(error)) => {
-                shared.record(Event::Fault { request: None, fault: format!("the peer's bytes are {error}") });
+                shared.record(Event::Fault {
+                    request: None,
+                    fault: format!("the peer's bytes are {error}"),
+                });
                 break Next::Close;
             }
             Err(NoRequest::TooLarge) => {
@@ -172,12 +187,23 @@ pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
 
 /// Says that the body is too large, by the harness's own status: never a provider's 413.
 async fn refuse(shared: &Shared, write: &mut WriteHalf<'_>) {
-    let what = format!("the body of a request is larger than {} MiB, and was refused", MOST_BODY >> 20);
+    let what = format!(
+        "the body of a request is larger than {} MiB, and was refused",
+        MOST_BODY >> 20
+    );
     let text = format!("gauntlet: {what}\n");
-    shared.record(Event::Fault { request: None, fault: what });
-    let head = format!("HTTP/1.1 {HARNESS_STATUS} Unknown\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n", text.len());
+    shared.record(Event::Fault {
+        request: None,
+        fault: what,
+    });
+    let head = format!(
+        "HTTP/1.1 {HARNESS_STATUS} Unknown\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n",
+        text.len()
+    );
     // a peer that left meanwhile is met by the farewell
-    let _ = write.write_all(format!("{head}connection: close\r\n\r\n{text}").as_bytes()).await;
+    let _ = write
+        .write_all(format!("{head}connection: close\r\n\r\n{text}").as_bytes())
+        .await;
 }
 
 /// Ends in order: our FIN, then the peer's within a bound, so that no unread byte turns the end into a reset.
@@ -196,11 +222,20 @@ async fn farewell(shared: &Shared, stream: &mut TcpStream, id: u64) {
         }
     };
     if let Some(how) = gate::bounded(FAREWELL, left).await {
-        shared.record(Event::PeerClosed { connection: id, request: None, how });
+        shared.record(Event::PeerClosed {
+            connection: id,
+            request: None,
+            how,
+        });
     }
 }
 
-async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer: &mut BytesMut, connection: u64) -> Result<Request, NoRequest> {
+async fn read_request(
+    read: &mut ReadHalf<'_>,
+    write: &mut WriteHalf<'_>,
+    buffer: &mut BytesMut,
+    connection: u64,
+) -> Result<Request, NoRequest> {
     let head = loop {
         if let Some(head) = http1::take_request(buffer).map_err(NoRequest::Malformed)? {
             break head;
@@ -211,7 +246,10 @@ async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer
     if body.told().is_some_and(|length| length > MOST_BODY as u64) {
         return Err(NoRequest::TooLarge);
     }
-    if !body.is_done() && http1::header(&head.headers, "expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
+    if !body.is_done()
+        && http1::header(&head.headers, "expect")
+            .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+    {
         // a peer that left meanwhile is met by the next read
         let _ = write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
     }
@@ -227,7 +265,14 @@ async fn read_request(read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>, buffer
         fill(read, buffer).await?;
     }
     let id = REQUESTS.fetch_add(1, Ordering::Relaxed);
-    Ok(Request { connection, id, method: head.method, path: head.target, headers: head.headers, body: whole.freeze() })
+    Ok(Request {
+        connection,
+        id,
+        method: head.method,
+        path: head.target,
+        headers: head.headers,
+        body: whole.freeze(),
+    })
 }
 
 async fn fill(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Result<(), NoRequest> {
@@ -238,7 +283,13 @@ async fn fill(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Result<(), NoRe
     }
 }
 
-async fn exchange(shared: &Shared, mut read: ReadHalf<'_>, mut write: WriteHalf<'_>, buffer: &mut BytesMut, request: &Request) -> Next {
+async fn exchange(
+    shared: &Shared,
+    mut read: ReadHalf<'_>,
+    mut write: WriteHalf<'_>,
+    buffer: &mut BytesMut,
+    request: &Request,
+) -> Next {
     let mut flight = InFlight::new(shared, shared.source.counts(request));
     if !shared.tape.is_off() {
         shared.record(Event::RequestRead {
@@ -253,15 +304,23 @@ async fn exchange(shared: &Shared, mut read: ReadHalf<'_>, mut write: WriteHalf<
     let answering = async {
         let answer = shared.source.answer(request).await;
         if let Some(reason) = &answer.unmatched {
-            shared.record(Event::Unmatched { request: request.id, reason: reason.clone() });
+            shared.record(Event::Unmatched {
+                request: request.id,
+                reason: reason.clone(),
+            });
         }
         let ended = play::play(shared, request, &answer, &mut write, &mut flight).await;
         if matches!(ended, Ended::Reset) {
             let name = match drain::drain(write.as_ref()).await {
                 Drained::Read => "reset",
-                Drained::Unseen => "reset (not faithful here: whether the peer has read everything can't be seen)",
+                Drained::Unseen => {
+                    "reset (not faithful here: whether the peer has read everything can't be seen)"
+                }
             };
-            shared.record(Event::Fault { request: Some(request.id), fault: name.into() });
+            shared.record(Event::Fault {
+                request: Some(request.id),
+                fault: name.into(),
+            });
         }
         ended
     };
@@ -273,7 +332,11 @@ async fn exchange(shared: &Shared, mut read: ReadHalf<'_>, mut write: WriteHalf<
         ended = answering => Ok(ended),
     };
     let gone = |how| {
-        shared.record(Event::PeerClosed { connection: request.connection, request: Some(request.id), how });
+        shared.record(Event::PeerClosed {
+            connection: request.connection,
+            request: Some(request.id),
+            how,
+        });
         Next::Gone
     };
     match ended {
@@ -287,7 +350,9 @@ async fn exchange(shared: &Shared, mut read: ReadHalf<'_>, mut write: WriteHalf<
 }
 
 pub(super) fn wants_close(request: &Request) -> bool {
-    request.header("connection").is_some_and(|value| value.to_ascii_lowercase().contains("close"))
+    request
+        .header("connection")
+        .is_some_and(|value| value.to_ascii_lowercase().contains("close"))
 }
 
 /// Waits until the peer has closed; what it sends meanwhile is kept for the next request. Cancel safe.

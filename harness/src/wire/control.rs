@@ -28,12 +28,17 @@ pub struct Controlled {
 impl Controlled {
     /// Controls these gates and shows this tape; everything else is answered by `source`.
     pub fn new(source: Arc<dyn Source>, tape: Tape, gates: Gates) -> Self {
-        Self { source, tape, gates }
+        Self {
+            source,
+            tape,
+            gates,
+        }
     }
 
     fn control(&self, method: &str, route: &str) -> Answer {
         let parts: Vec<&str> = route.split('/').collect();
-        let json = |value: serde_json::Value| Answer::new(200, "application/json", value.to_string());
+        let json =
+            |value: serde_json::Value| Answer::new(200, "application/json", value.to_string());
         match (method, &parts[..]) {
             ("GET", ["tape"]) => json(json!(self.tape.entries())),
             ("GET", ["requests"]) => {
@@ -53,9 +58,17 @@ impl Controlled {
                     self.gates.interlock(name).ack(n);
                     json(json!({"interlock": name, "acknowledged": n}))
                 }
-                Err(_) => Answer::new(400, "text/plain", format!("{n:?} is no number of an event; give 1, 2, …\n")),
+                Err(_) => Answer::new(
+                    400,
+                    "text/plain",
+                    format!("{n:?} is no number of an event; give 1, 2, …\n"),
+                ),
             },
-            _ => Answer::new(404, "text/plain", format!("no control route {method} {PREFIX}{route}\n")),
+            _ => Answer::new(
+                404,
+                "text/plain",
+                format!("no control route {method} {PREFIX}{route}\n"),
+            ),
         }
     }
 }

@@ -19,7 +19,9 @@ pub(super) enum Drained {
 
 /// Waits until the peer has read what was sent. Waits for ever on a peer that does not read; cancel safe.
 pub(super) async fn drain(stream: &TcpStream) -> Drained {
-    let (Ok(ours), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return Drained::Unseen };
+    let (Ok(ours), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
+        return Drained::Unseen;
+    };
     let acknowledged = gate::poll_until(|| match queues(ours, peer) {
         Some((0, _)) => Some(true),
         Some(_) => None,
@@ -45,10 +47,14 @@ pub(super) fn accept_queue_holds_one(listener: SocketAddr) -> bool {
 
 /// Send and receive queue of the socket with these addresses, if the system shows it.
 fn queues(local: SocketAddr, remote: SocketAddr) -> Option<(u64, u64)> {
-    ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
-        let rows = std::fs::read_to_string(table).ok()?;
-        rows.lines().skip(1).find_map(|row| row_queues(row, local.port(), remote.port()))
-    })
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .find_map(|table| {
+            let rows = std::fs::read_to_string(table).ok()?;
+            rows.lines()
+                .skip(1)
+                .find_map(|row| row_queues(row, local.port(), remote.port()))
+        })
 }
 
 /// `sl local_address rem_address st tx_queue:rx_queue …`; on one machine the two ports tell the connection.
@@ -59,7 +65,10 @@ fn row_queues(row: &str, local: u16, remote: u16) -> Option<(u64, u64)> {
         return None;
     }
     let (send, receive) = fields.nth(1)?.split_once(':')?;
-    Some((u64::from_str_radix(send, 16).ok()?, u64::from_str_radix(receive, 16).ok()?))
+    Some((
+        u64::from_str_radix(send, 16).ok()?,
+        u64::from_str_radix(receive, 16).ok()?,
+    ))
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use super::{Answer, http1};
 
 fn content_type(answer: &Answer) -> String {
-    http1::header(&answer.headers, "content-type").unwrap_or_default().to_ascii_lowercase()
+    http1::header(&answer.headers, "content-type")
+        .unwrap_or_default()
+        .to_ascii_lowercase()
 }
 
 /// Whether the body is a stream of events.
@@ -36,7 +38,12 @@ pub(super) fn event_ends(answer: &Answer) -> Vec<usize> {
             at = end;
         }
     } else if kind.starts_with("application/x-ndjson") {
-        ends.extend(body.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1));
+        ends.extend(
+            body.iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte == b'\n')
+                .map(|(at, _)| at + 1),
+        );
     }
     if !body.is_empty() && ends.last() != Some(&body.len()) {
         ends.push(body.len());
@@ -54,7 +61,13 @@ mod tests {
 
     #[test]
     fn events_end_where_their_format_says() {
-        assert_eq!(ends("text/event-stream", "data: a\n\ndata: b\r\n\r\ndata: c\r\rdata: d"), [9, 20, 29, 36]);
+        assert_eq!(
+            ends(
+                "text/event-stream",
+                "data: a\n\ndata: b\r\n\r\ndata: c\r\rdata: d"
+            ),
+            [9, 20, 29, 36]
+        );
         assert_eq!(ends("application/x-ndjson", "{}\n{}\n{"), [3, 6, 7]);
         assert_eq!(ends("application/json", "{\n\n}"), [4]);
         assert_eq!(ends("application/json", ""), Vec::<usize>::new());

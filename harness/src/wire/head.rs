@@ -31,7 +31,10 @@ impl Layout {
 
 /// Status line and headers, up to and with the empty line.
 pub(super) fn head_text(request: &Request, answer: &Answer, layout: Layout) -> String {
-    let reason = http::StatusCode::from_u16(answer.status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown");
+    let reason = http::StatusCode::from_u16(answer.status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Unknown");
     let mut text = format!("HTTP/1.1 {} {reason}\r\n", answer.status);
     for (name, value) in &answer.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
@@ -39,7 +42,9 @@ pub(super) fn head_text(request: &Request, answer: &Answer, layout: Layout) -> S
     let length = answer.body.len() as i64;
     match (layout, answer.plan.framing) {
         (Layout::Chunked, _) => text.push_str("transfer-encoding: chunked\r\n"),
-        (_, Framing::WrongLength(off)) => text.push_str(&format!("content-length: {}\r\n", (length + off).max(0))),
+        (_, Framing::WrongLength(off)) => {
+            text.push_str(&format!("content-length: {}\r\n", (length + off).max(0)))
+        }
         (Layout::UntilClose, _) => {}
         (Layout::Bodyless, _) if answer.status == 204 => {}
         _ => text.push_str(&format!("content-length: {length}\r\n")),

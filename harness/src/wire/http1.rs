@@ -37,7 +37,10 @@ pub struct ResponseHead {
 
 /// The first header of that name, whatever its spelling.
 pub fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    headers
+        .iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.as_str())
 }
 
 /// Takes a request's head off the buffer; `None` as long as it is not complete.
@@ -72,9 +75,13 @@ pub fn take_response(buffer: &mut BytesMut) -> Result<Option<ResponseHead>, Malf
         let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut response = httparse::Response::new(&mut fields);
         let parsed = match response.parse(buffer) {
-            Ok(httparse::Status::Complete(length)) => {
-                Some((length, ResponseHead { status: response.code.unwrap_or_default(), headers: owned(response.headers) }))
-            }
+            Ok(httparse::Status::Complete(length)) => Some((
+                length,
+                ResponseHead {
+                    status: response.code.unwrap_or_default(),
+                    headers: owned(response.headers),
+                },
+            )),
             Ok(httparse::Status::Partial) => None,
             Err(error) => return Err(Malformed(error.to_string())),
         };
@@ -86,7 +93,15 @@ pub fn take_response(buffer: &mut BytesMut) -> Result<Option<ResponseHead>, Malf
 }
 
 fn owned(headers: &[httparse::Header<'_>]) -> Vec<(String, String)> {
-    headers.iter().map(|header| (header.name.to_string(), String::from_utf8_lossy(header.value).into_owned())).collect()
+    headers
+        .iter()
+        .map(|header| {
+            (
+                header.name.to_string(),
+                String::from_utf8_lossy(header.value).into_owned(),
+            )
+        })
+        .collect()
 }
 
 fn taken<T>(buffer: &mut BytesMut, parsed: Option<(usize, T)>) -> Result<Option<T>, Malformed> {
@@ -95,7 +110,9 @@ fn taken<T>(buffer: &mut BytesMut, parsed: Option<(usize, T)>) -> Result<Option<
             buffer.advance(length);
             Ok(Some(head))
         }
-        None if buffer.len() > MAX_HEAD => Err(Malformed(format!("a head of more than {MAX_HEAD} bytes"))),
+        None if buffer.len() > MAX_HEAD => {
+            Err(Malformed(format!("a head of more than {MAX_HEAD} bytes")))
+        }
         None => Ok(None),
     }
 }
@@ -129,7 +146,9 @@ impl Body {
     /// # Errors
     /// [`Malformed`] if the length is not a number.
     pub fn of_request(headers: &[(String, String)]) -> Result<Self, Malformed> {
-        Ok(Self { state: told(headers)?.unwrap_or(State::Done) })
+        Ok(Self {
+            state: told(headers)?.unwrap_or(State::Done),
+        })
     }
 
     /// The body of an answer with this head to a request of this method.
@@ -140,7 +159,9 @@ impl Body {
         if method.eq_ignore_ascii_case("HEAD") || matches!(head.status, 204 | 304) {
             return Ok(Self { state: State::Done });
         }
-        Ok(Self { state: told(&head.headers)?.unwrap_or(State::UntilClose) })
+        Ok(Self {
+            state: told(&head.headers)?.unwrap_or(State::UntilClose),
+        })
     }
 
     /// Takes what is there of the body off the buffer.
@@ -166,10 +187,17 @@ impl Body {
                     break;
                 }
                 State::ChunkSize => {
-                    let Some(line) = take_line(buffer)? else { break };
+                    let Some(line) = take_line(buffer)? else {
+                        break;
+                    };
                     let digits = line.split(';').next().unwrap_or_default().trim();
-                    let size = u64::from_str_radix(digits, 16).map_err(|_| Malformed(format!("chunk size {line:?}")))?;
-                    self.state = if size == 0 { State::Trailer } else { State::ChunkData(size) };
+                    let size = u64::from_str_radix(digits, 16)
+                        .map_err(|_| Malformed(format!("chunk size {line:?}")))?;
+                    self.state = if size == 0 {
+                        State::Trailer
+                    } else {
+                        State::ChunkData(size)
+                    };
                 }
                 State::ChunkData(left) => {
                     let piece = split(buffer, *left);
@@ -181,14 +209,18 @@ impl Body {
                     self.state = State::ChunkEnd;
                 }
                 State::ChunkEnd => {
-                    let Some(line) = take_line(buffer)? else { break };
+                    let Some(line) = take_line(buffer)? else {
+                        break;
+                    };
                     if !line.is_empty() {
                         return Err(Malformed(format!("{line:?} after a chunk's data")));
                     }
                     self.state = State::ChunkSize;
                 }
                 State::Trailer => {
-                    let Some(line) = take_line(buffer)? else { break };
+                    let Some(line) = take_line(buffer)? else {
+                        break;
+                    };
                     if line.is_empty() {
                         self.state = State::Done;
                     }
@@ -219,7 +251,9 @@ impl Body {
 
 /// What the headers say about the length; chunked wins (RFC 9112 section 6.3).
 fn told(headers: &[(String, String)]) -> Result<Option<State>, Malformed> {
-    if header(headers, "transfer-encoding").is_some_and(|value| value.to_ascii_lowercase().contains("chunked")) {
+    if header(headers, "transfer-encoding")
+        .is_some_and(|value| value.to_ascii_lowercase().contains("chunked"))
+    {
         return Ok(Some(State::ChunkSize));
     }
     match header(headers, "content-length") {
@@ -239,10 +273,18 @@ fn split(buffer: &mut BytesMut, most: u64) -> BytesMut {
 
 fn take_line(buffer: &mut BytesMut) -> Result<Option<String>, Malformed> {
     let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
-        return if buffer.len() > 4_096 { Err(Malformed("a chunk line without end".into())) } else { Ok(None) };
+        return if buffer.len() > 4_096 {
+            Err(Malformed("a chunk line without end".into()))
+        } else {
+            Ok(None)
+        };
     };
     let line = buffer.split_to(end + 1);
-    Ok(Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_string()))
+    Ok(Some(
+        String::from_utf8_lossy(&line)
+            .trim_end_matches(['\r', '\n'])
+            .to_string(),
+    ))
 }
 
 #[cfg(test)]
@@ -254,7 +296,9 @@ mod tests {
     fn a_chunked_body_is_the_same_however_it_is_split() {
         let whole = b"4\r\nWiki\r\n5;x=y\r\npedia\r\n0\r\ntrailer: 1\r\n\r\nnext";
         for step in 1..whole.len() {
-            let mut body = Body { state: State::ChunkSize };
+            let mut body = Body {
+                state: State::ChunkSize,
+            };
             let mut buffer = BytesMut::new();
             let mut read = Vec::new();
             for piece in whole.chunks(step) {
@@ -270,20 +314,26 @@ mod tests {
     #[test]
     fn a_length_that_is_not_reached_is_no_end() {
         let mut body = Body::of_request(&[("Content-Length".into(), "10".into())]).unwrap();
-        assert_eq!(&body.take(&mut BytesMut::from(&b"12345"[..])).unwrap()[..], b"12345");
+        assert_eq!(
+            &body.take(&mut BytesMut::from(&b"12345"[..])).unwrap()[..],
+            b"12345"
+        );
         assert!(!body.is_done() && !body.may_end_here());
     }
 
     #[test]
     fn interim_answers_are_skipped() {
-        let mut buffer = BytesMut::from(&b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nA: b\r\n\r\n"[..]);
+        let mut buffer =
+            BytesMut::from(&b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nA: b\r\n\r\n"[..]);
         let head = take_response(&mut buffer).unwrap().unwrap();
         assert_eq!((head.status, header(&head.headers, "a")), (200, Some("b")));
     }
 
     #[test]
     fn broken_chunks_are_named() {
-        let mut body = Body { state: State::ChunkSize };
+        let mut body = Body {
+            state: State::ChunkSize,
+        };
         assert!(body.take(&mut BytesMut::from(&b"zz\r\n"[..])).is_err());
     }
 }

@@ -45,7 +45,10 @@ pub(super) enum Door {
     /// Connections are accepted and left alone.
     Silent(TcpListener),
     /// The accept queue is full: connections never stand.
-    Full { _listener: TcpListener, _fillers: Vec<TcpStream> },
+    Full {
+        _listener: TcpListener,
+        _fillers: Vec<TcpStream>,
+    },
 }
 
 impl Port {
@@ -59,7 +62,11 @@ impl Port {
         let socket = socket(addr, fixed)?;
         socket.bind(addr)?;
         let addr = socket.local_addr()?;
-        Ok(Self { _reserved: socket, addr, fixed })
+        Ok(Self {
+            _reserved: socket,
+            addr,
+            fixed,
+        })
     }
 
     pub(super) fn addr(&self) -> SocketAddr {
@@ -76,7 +83,10 @@ impl Port {
                 // Linux lets one more connection stand than the backlog says, and drops the SYNs of the others
                 let listener = self.listener(0)?;
                 let fillers = self.fill().await?;
-                Door::Full { _listener: listener, _fillers: fillers }
+                Door::Full {
+                    _listener: listener,
+                    _fillers: fillers,
+                }
             }
         })
     }
@@ -89,11 +99,20 @@ impl Port {
                 Some(filler) => fillers.push(filler?),
                 None => return Ok(fillers),
             }
-            if gate::bounded(SETTLE, gate::poll_until(|| accept_queue_holds_one(self.addr).then_some(()))).await.is_some() {
+            if gate::bounded(
+                SETTLE,
+                gate::poll_until(|| accept_queue_holds_one(self.addr).then_some(())),
+            )
+            .await
+            .is_some()
+            {
                 return Ok(fillers);
             }
         }
-        Err(io::Error::other(format!("the accept queue of {} does not fill up", self.addr)))
+        Err(io::Error::other(format!(
+            "the accept queue of {} does not fill up",
+            self.addr
+        )))
     }
 
     fn listener(&self, backlog: u32) -> io::Result<TcpListener> {
@@ -106,7 +125,11 @@ impl Port {
 /// With SO_REUSEPORT, so that a listener can be put beside the reservation; without SO_REUSEADDR, which would let others in,
 /// unless the port is a fixed one.
 fn socket(addr: SocketAddr, fixed: bool) -> io::Result<TcpSocket> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if addr.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     #[cfg(unix)]
     socket.set_reuseport(true)?;
     socket.set_reuseaddr(fixed)?;
@@ -114,7 +137,12 @@ fn socket(addr: SocketAddr, fixed: bool) -> io::Result<TcpSocket> {
 }
 
 /// Accepts until it is aborted; owns every connection, so that they end with it.
-pub(super) async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut commands: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    port: Port,
+    mut door: Door,
+    mut commands: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>,
+) {
     let mut connections = JoinSet::new();
     loop {
         // accept and recv are cancel safe: what one branch drops is still there the next time
@@ -157,7 +185,9 @@ fn turn_out(shared: &Shared) {
 }
 
 pub(super) async fn accept(door: &Door) -> TcpStream {
-    let (Door::Serving(listener) | Door::Silent(listener)) = door else { return std::future::pending().await };
+    let (Door::Serving(listener) | Door::Silent(listener)) = door else {
+        return std::future::pending().await;
+    };
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
@@ -177,7 +207,11 @@ async fn leave_alone(mut open: Open, stream: TcpStream, id: u64) {
         () = open.turned_out() => None,
     };
     if let Some(how) = how {
-        open.shared().record(Event::PeerClosed { connection: id, request: None, how });
+        open.shared().record(Event::PeerClosed {
+            connection: id,
+            request: None,
+            how,
+        });
     }
     // the count goes last: whoever waits for it must find the connection ended
     drop(stream);
@@ -225,9 +259,15 @@ mod tests {
         let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let accepted = leave_alone(Open::new(Arc::clone(&shared)), stream, 1);
-        assert_eq!((shared.load.borrow().open, shared.load.borrow().fresh), (1, 1));
+        assert_eq!(
+            (shared.load.borrow().open, shared.load.borrow().fresh),
+            (1, 1)
+        );
         turn_out(&shared);
-        assert_eq!((shared.load.borrow().open, shared.load.borrow().fresh), (1, 0));
+        assert_eq!(
+            (shared.load.borrow().open, shared.load.borrow().fresh),
+            (1, 0)
+        );
         // polled for the first time only now
         guard("the end of the connection", accepted).await.unwrap();
         assert_eq!(shared.load.borrow().open, 0);

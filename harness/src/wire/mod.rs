@@ -86,14 +86,23 @@ impl Answer {
     /// An answer that flows all at once.
     pub fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         let headers = vec![("content-type".to_string(), content_type.to_string())];
-        Self { status, headers, body: body.into(), plan: Plan::default(), unmatched: None }
+        Self {
+            status,
+            headers,
+            body: body.into(),
+            plan: Plan::default(),
+            unmatched: None,
+        }
     }
 
     /// The answer to a request that nothing in the case answers: the harness's own status and a text, never a provider's 404.
     pub fn unmatched(reason: impl Into<String>) -> Self {
         let reason = reason.into();
         let text = format!("gauntlet: no stub answers this request: {reason}\n");
-        Self { unmatched: Some(reason), ..Self::new(HARNESS_STATUS, "text/plain; charset=utf-8", text) }
+        Self {
+            unmatched: Some(reason),
+            ..Self::new(HARNESS_STATUS, "text/plain; charset=utf-8", text)
+        }
     }
 
     /// The same, flowing like this.
@@ -182,7 +191,10 @@ impl Drop for Wire {
 
 impl std::fmt::Debug for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wire").field("name", &self.shared.name).field("addr", &self.addr).finish_non_exhaustive()
+        f.debug_struct("Wire")
+            .field("name", &self.shared.name)
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
     }
 }
 
@@ -191,22 +203,48 @@ impl Wire {
     ///
     /// # Errors
     /// The system's, when there is no port.
-    pub async fn bind(name: &str, tape: Tape, gates: Gates, source: Arc<dyn Source>, listen: Listen) -> std::io::Result<Self> {
-        Self::bind_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, tape, gates, source, listen).await
+    pub async fn bind(
+        name: &str,
+        tape: Tape,
+        gates: Gates,
+        source: Arc<dyn Source>,
+        listen: Listen,
+    ) -> std::io::Result<Self> {
+        Self::bind_at(
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+            name,
+            tape,
+            gates,
+            source,
+            listen,
+        )
+        .await
     }
 
     /// The same on this address.
     ///
     /// # Errors
     /// The system's, when the address is taken or not ours.
-    pub async fn bind_at(addr: SocketAddr, name: &str, tape: Tape, gates: Gates, source: Arc<dyn Source>, listen: Listen) -> std::io::Result<Self> {
+    pub async fn bind_at(
+        addr: SocketAddr,
+        name: &str,
+        tape: Tape,
+        gates: Gates,
+        source: Arc<dyn Source>,
+        listen: Listen,
+    ) -> std::io::Result<Self> {
         let shared = Shared::new(name, tape, gates, source);
         let port = listener::Port::reserve(addr)?;
         let addr = port.addr();
         let door = port.open(listen).await?;
         let (modes, commands) = mpsc::channel(1);
         let listener = tokio::spawn(listener::run(Arc::clone(&shared), port, door, commands));
-        Ok(Self { shared, addr, modes, listener })
+        Ok(Self {
+            shared,
+            addr,
+            modes,
+            listener,
+        })
     }
 
     /// Where it listens.
@@ -227,16 +265,25 @@ impl Wire {
     /// A harness failure if the port can't be listened on again; *not run* where the platform can't behave so.
     pub async fn listen(&self, listen: Listen) -> CaseResult {
         if listen == Listen::NeverAccept && !cfg!(target_os = "linux") {
-            return Err(Failure::NotRun { why: "a port whose connections never stand rests on Linux's accept queue".into() });
+            return Err(Failure::NotRun {
+                why: "a port whose connections never stand rests on Linux's accept queue".into(),
+            });
         }
         let serving = listen == Listen::Serve;
         let (done, switched) = oneshot::channel();
-        let gone = || Failure::Harness { what: format!("the listener of {} is gone", self.shared.name) };
+        let gone = || Failure::Harness {
+            what: format!("the listener of {} is gone", self.shared.name),
+        };
         self.modes.send((listen, done)).await.map_err(|_| gone())?;
         switched
             .await
             .map_err(|_| gone())?
-            .map_err(|error| Failure::Harness { what: format!("{} can't listen on {} again: {error}", self.shared.name, self.addr) })?;
+            .map_err(|error| Failure::Harness {
+                what: format!(
+                    "{} can't listen on {} again: {error}",
+                    self.shared.name, self.addr
+                ),
+            })?;
         if !serving {
             let mut load = self.shared.load.subscribe();
             let idle_gone = load.wait_for(|load| load.open - load.fresh <= load.busy);
@@ -286,6 +333,9 @@ impl Wire {
             let _ = load.wait_for(|load| load.in_flight == count).await;
         };
         let expected = format!("{count} requests in flight at {}", self.shared.name);
-        gate::guard_with(&expected, reached, || format!("saw {} in flight", self.in_flight())).await
+        gate::guard_with(&expected, reached, || {
+            format!("saw {} in flight", self.in_flight())
+        })
+        .await
     }
 }

@@ -57,7 +57,13 @@ struct Player<'a, 'w, 'f> {
 }
 
 /// Plays the answer. Dropped when the peer leaves.
-pub(super) async fn play(shared: &Shared, request: &Request, answer: &Answer, write: &mut WriteHalf<'_>, flight: &mut InFlight<'_>) -> Ended {
+pub(super) async fn play(
+    shared: &Shared,
+    request: &Request,
+    answer: &Answer,
+    write: &mut WriteHalf<'_>,
+    flight: &mut InFlight<'_>,
+) -> Ended {
     let layout = Layout::of(request, answer);
     let player = Player {
         shared,
@@ -66,7 +72,11 @@ pub(super) async fn play(shared: &Shared, request: &Request, answer: &Answer, wr
         layout,
         ends: event_ends(answer),
         // an answer without a body has no byte left to send, whatever the plan says of its head
-        at: if layout == Layout::Bodyless { answer.body.len() } else { 0 },
+        at: if layout == Layout::Bodyless {
+            answer.body.len()
+        } else {
+            0
+        },
         events: 0,
         head_sent: false,
         complete: false,
@@ -152,7 +162,11 @@ impl Player<'_, '_, '_> {
         }
         self.flush().await?;
         self.flight.end();
-        let keep = self.complete && matches!(self.layout, Layout::Chunked | Layout::Length | Layout::Bodyless);
+        let keep = self.complete
+            && matches!(
+                self.layout,
+                Layout::Chunked | Layout::Length | Layout::Bodyless
+            );
         Ok(if keep { Ended::Complete } else { Ended::Cut })
     }
 
@@ -160,7 +174,10 @@ impl Player<'_, '_, '_> {
         self.flush().await?;
         let gate = self.shared.gates.gate(name);
         if !gate.is_open() {
-            self.shared.record(Event::Held { request: self.request.id, gate: name.into() });
+            self.shared.record(Event::Held {
+                request: self.request.id,
+                gate: name.into(),
+            });
             gate.wait().await;
         }
         Ok(())
@@ -168,14 +185,24 @@ impl Player<'_, '_, '_> {
 
     async fn meet(&mut self, name: &str, count: usize) -> io::Result<()> {
         self.flush().await?;
-        self.shared.record(Event::Held { request: self.request.id, gate: name.into() });
+        self.shared.record(Event::Held {
+            request: self.request.id,
+            gate: name.into(),
+        });
         let stream = self.write.as_ref();
-        self.shared.gates.rendezvous(name, count).arrive_while(|| still_there(stream)).await;
+        self.shared
+            .gates
+            .rendezvous(name, count)
+            .arrive_while(|| still_there(stream))
+            .await;
         Ok(())
     }
 
     fn head(&mut self) {
-        self.shared.record(Event::HeadSent { request: self.request.id, status: self.answer.status });
+        self.shared.record(Event::HeadSent {
+            request: self.request.id,
+            status: self.answer.status,
+        });
         let text = head_text(self.request, self.answer, self.layout);
         self.pending.extend_from_slice(text.as_bytes());
         self.head_sent = true;
@@ -188,7 +215,11 @@ impl Player<'_, '_, '_> {
         let every = Duration::from_millis(every_ms);
         let text = head_text(self.request, self.answer, self.layout);
         self.fault("drip head");
-        let whole = if finish { text.as_str() } else { text.strip_suffix("\r\n").unwrap_or(&text) };
+        let whole = if finish {
+            text.as_str()
+        } else {
+            text.strip_suffix("\r\n").unwrap_or(&text)
+        };
         for (at, byte) in whole.bytes().enumerate() {
             if at > 0 {
                 gate::pace(every).await;
@@ -200,7 +231,10 @@ impl Player<'_, '_, '_> {
             self.flush().await?;
         }
         if finish {
-            self.shared.record(Event::HeadSent { request: self.request.id, status: self.answer.status });
+            self.shared.record(Event::HeadSent {
+                request: self.request.id,
+                status: self.answer.status,
+            });
             self.head_sent = true;
             return self.flush().await;
         }
@@ -228,7 +262,10 @@ impl Player<'_, '_, '_> {
 
     async fn drip(&mut self, bytes: usize, every_ms: u64) -> io::Result<()> {
         while self.at < self.answer.body.len() {
-            let to = self.at.saturating_add(bytes.max(1)).min(self.answer.body.len());
+            let to = self
+                .at
+                .saturating_add(bytes.max(1))
+                .min(self.answer.body.len());
             self.advance(to).await?;
             self.flush().await?;
             if self.at < self.answer.body.len() {
@@ -250,7 +287,10 @@ impl Player<'_, '_, '_> {
             self.flush().await?;
             gate::pace(Duration::from_millis(every_ms)).await;
             n += 1;
-            self.shared.record(Event::EventSent { request: self.request.id, n });
+            self.shared.record(Event::EventSent {
+                request: self.request.id,
+                n,
+            });
             self.lay(last.clone());
         }
     }
@@ -259,14 +299,24 @@ impl Player<'_, '_, '_> {
     async fn advance(&mut self, to: usize) -> io::Result<()> {
         while self.at < to {
             // one chunk an event, but for events so large that gathering them whole would only cost memory
-            let end = self.ends.get(self.events).copied().unwrap_or(self.answer.body.len()).min(to).min(self.at + MOST_AT_ONCE);
+            let end = self
+                .ends
+                .get(self.events)
+                .copied()
+                .unwrap_or(self.answer.body.len())
+                .min(to)
+                .min(self.at + MOST_AT_ONCE);
             let piece = self.at..end;
             self.at = end;
             if self.ends.get(self.events) == Some(&end) {
                 self.events += 1;
-                self.shared.record(Event::EventSent { request: self.request.id, n: self.events });
+                self.shared.record(Event::EventSent {
+                    request: self.request.id,
+                    n: self.events,
+                });
             }
-            if self.at == self.answer.body.len() && self.head_sent && self.layout != Layout::Chunked {
+            if self.at == self.answer.body.len() && self.head_sent && self.layout != Layout::Chunked
+            {
                 self.finish();
             }
             self.lay(piece);
@@ -283,7 +333,8 @@ impl Player<'_, '_, '_> {
             return;
         }
         if self.layout == Layout::Chunked {
-            self.pending.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+            self.pending
+                .extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
             self.pending.extend_from_slice(bytes);
             self.pending.extend_from_slice(b"\r\n");
         } else {
@@ -309,7 +360,9 @@ impl Player<'_, '_, '_> {
         // the last byte: everything before it first, for a slow reader is still being answered
         let (before, last) = bytes.split_at(bytes.len().saturating_sub(MOST_GATHERED));
         self.send(before).await?;
-        self.shared.record(Event::AnswerSent { request: self.request.id });
+        self.shared.record(Event::AnswerSent {
+            request: self.request.id,
+        });
         self.flight.end();
         self.send(last).await
     }
@@ -320,20 +373,29 @@ impl Player<'_, '_, '_> {
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            self.shared.sent.fetch_add(written as u64, Ordering::Relaxed);
+            self.shared
+                .sent
+                .fetch_add(written as u64, Ordering::Relaxed);
             bytes = &bytes[written..];
         }
         Ok(())
     }
 
     fn fault(&self, name: &str) {
-        self.shared.record(Event::Fault { request: Some(self.request.id), fault: name.into() });
+        self.shared.record(Event::Fault {
+            request: Some(self.request.id),
+            fault: name.into(),
+        });
     }
 
     fn end_of_event(&self, n: usize) -> usize {
         match n {
             0 => 0,
-            n => self.ends.get(n - 1).copied().unwrap_or(self.answer.body.len()),
+            n => self
+                .ends
+                .get(n - 1)
+                .copied()
+                .unwrap_or(self.answer.body.len()),
         }
     }
 }

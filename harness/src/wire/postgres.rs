@@ -58,14 +58,17 @@ struct Shared {
 
 impl Shared {
     fn note(&self, what: impl Into<String>) {
-        self.tape.record(Side::Database, Event::Database { what: what.into() });
+        self.tape
+            .record(Side::Database, Event::Database { what: what.into() });
     }
 
     /// The fault that is armed for this statement, taken off.
     fn fault_at(&self, statement: &str) -> Option<AtStatement> {
         let statement = statement.to_lowercase();
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = armed.iter().position(|(text, _)| statement.contains(text))?;
+        let at = armed
+            .iter()
+            .position(|(text, _)| statement.contains(text))?;
         Some(armed.remove(at).1)
     }
 
@@ -82,7 +85,10 @@ impl Drop for DatabaseWire {
 
 impl std::fmt::Debug for DatabaseWire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DatabaseWire").field("addr", &self.addr).field("upstream", &self.shared.upstream).finish_non_exhaustive()
+        f.debug_struct("DatabaseWire")
+            .field("addr", &self.addr)
+            .field("upstream", &self.shared.upstream)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +113,12 @@ impl DatabaseWire {
         let door = port.open(Listen::Serve).await?;
         let (doors, commands) = mpsc::channel(1);
         let listener = tokio::spawn(run(Arc::clone(&shared), port, door, commands));
-        Ok(Self { shared, addr, doors, listener })
+        Ok(Self {
+            shared,
+            addr,
+            doors,
+            listener,
+        })
     }
 
     /// Where it listens.
@@ -117,9 +128,15 @@ impl DatabaseWire {
 
     /// The URL of the database behind the wire, led through the wire: user, password, database and options stay.
     pub fn url(&self, upstream_url: &str) -> String {
-        let (scheme, rest) = upstream_url.split_once("://").unwrap_or(("postgres", upstream_url));
-        let (authority, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
-        let user = authority.rsplit_once('@').map_or(String::new(), |(user, _)| format!("{user}@"));
+        let (scheme, rest) = upstream_url
+            .split_once("://")
+            .unwrap_or(("postgres", upstream_url));
+        let (authority, path) = rest
+            .find(['/', '?'])
+            .map_or((rest, ""), |at| rest.split_at(at));
+        let user = authority
+            .rsplit_once('@')
+            .map_or(String::new(), |(user, _)| format!("{user}@"));
         format!("{scheme}://{user}{}{path}", self.addr)
     }
 
@@ -157,8 +174,16 @@ impl DatabaseWire {
     /// # Errors
     /// A harness failure if the port can't be listened on again.
     pub async fn resume(&self) -> CaseResult {
-        self.shared.armed.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        *self.shared.allowance.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared
+            .armed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        *self
+            .shared
+            .allowance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
         self.door(Listen::Serve).await?;
         self.shared.note("resumed");
         self.shared.stalled.send_replace(false);
@@ -184,12 +209,20 @@ impl DatabaseWire {
 
     /// Cuts (FIN) the connection that would carry byte n + 1 towards the client from now on, right after byte n.
     pub fn cut_after(&self, bytes: usize) {
-        *self.shared.allowance.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+        *self
+            .shared
+            .allowance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(bytes);
     }
 
     /// Arms a fault for the next statement whose text contains `text` (in any case of letters); it happens once.
     pub fn at_statement(&self, text: &str, fault: AtStatement) {
-        self.shared.armed.lock().unwrap_or_else(PoisonError::into_inner).push((text.to_lowercase(), fault));
+        self.shared
+            .armed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((text.to_lowercase(), fault));
     }
 
     /// Waits until `count` statements whose text contains `text` have arrived, and returns what the tape has about them.
@@ -200,7 +233,9 @@ impl DatabaseWire {
     pub async fn statements(&self, text: &str, count: usize) -> Result<Vec<Entry>, Failure> {
         let text = text.to_lowercase();
         let matching = |entry: &Entry| match (&entry.side, &entry.event) {
-            (Side::Database, Event::Database { what }) => what.starts_with("statement: ") && what.to_lowercase().contains(&text),
+            (Side::Database, Event::Database { what }) => {
+                what.starts_with("statement: ") && what.to_lowercase().contains(&text)
+            }
             _ => false,
         };
         let seen = || format!("saw {}", self.shared.tape.select(matching).len());
@@ -214,20 +249,33 @@ impl DatabaseWire {
     /// A violation by a hang.
     pub async fn held(&self, gate: &str) -> Result<Vec<Entry>, Failure> {
         let held = |entry: &Entry| matches!(&entry.event, Event::Database { what } if *what == format!("the statement is held at {gate}"));
-        gate::guard(&format!("a statement held at {gate}"), self.shared.tape.wait_for(1, held)).await
+        gate::guard(
+            &format!("a statement held at {gate}"),
+            self.shared.tape.wait_for(1, held),
+        )
+        .await
     }
 
     async fn door(&self, listen: Listen) -> CaseResult {
         let (done, switched) = oneshot::channel();
-        let gone = || Failure::Harness { what: "the listener in front of the database is gone".into() };
+        let gone = || Failure::Harness {
+            what: "the listener in front of the database is gone".into(),
+        };
         self.doors.send((listen, done)).await.map_err(|_| gone())?;
         let switched = switched.await.map_err(|_| gone())?;
-        switched.map_err(|error| Failure::Harness { what: format!("can't listen on {} again: {error}", self.addr) })
+        switched.map_err(|error| Failure::Harness {
+            what: format!("can't listen on {} again: {error}", self.addr),
+        })
     }
 }
 
 /// Accepts until it is aborted; owns every connection.
-async fn run(shared: Arc<Shared>, port: Port, mut door: Door, mut doors: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>) {
+async fn run(
+    shared: Arc<Shared>,
+    port: Port,
+    mut door: Door,
+    mut doors: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>,
+) {
     let mut connections = JoinSet::new();
     let mut count = 0_u64;
     loop {
@@ -262,9 +310,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_is_led_through_the_wire() {
-        let wire = DatabaseWire::bind("127.0.0.1:5432", Tape::new(), Gates::default()).await.unwrap();
+        let wire = DatabaseWire::bind("127.0.0.1:5432", Tape::new(), Gates::default())
+            .await
+            .unwrap();
         let through = wire.url("postgres://me:p%40ss@db.example:5432/case_1?sslmode=disable");
-        assert_eq!(through, format!("postgres://me:p%40ss@{}/case_1?sslmode=disable", wire.addr()));
-        assert_eq!(wire.url("postgresql:///x"), format!("postgresql://{}/x", wire.addr()));
+        assert_eq!(
+            through,
+            format!(
+                "postgres://me:p%40ss@{}/case_1?sslmode=disable",
+                wire.addr()
+            )
+        );
+        assert_eq!(
+            wire.url("postgresql:///x"),
+            format!("postgresql://{}/x", wire.addr())
+        );
     }
 }

@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub const EVENTS: &str = "data: one\n\ndata: two\n\ndata: three\n\n";
-pub const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+pub const HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 pub const ONE: &str = "b\r\ndata: one\n\n\r\n";
 pub const TWO: &str = "b\r\ndata: two\n\n\r\n";
 pub const THREE: &str = "d\r\ndata: three\n\n\r\n";
@@ -37,7 +38,15 @@ pub struct Bench {
 pub async fn says(answer: Answer) -> Bench {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
-    let wire = Wire::bind("p1", tape.clone(), gates.clone(), Arc::new(Says(answer)), Listen::Serve).await.unwrap();
+    let wire = Wire::bind(
+        "p1",
+        tape.clone(),
+        gates.clone(),
+        Arc::new(Says(answer)),
+        Listen::Serve,
+    )
+    .await
+    .unwrap();
     Bench { wire, tape, gates }
 }
 
@@ -53,12 +62,21 @@ impl Bench {
     /// A connection on which one request has been sent.
     pub async fn ask(&self) -> TcpStream {
         let mut stream = self.connect().await;
-        stream.write_all(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+        stream
+            .write_all(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi")
+            .await
+            .unwrap();
         stream
     }
 
     pub async fn wait_for(&self, matching: impl Fn(&Event) -> bool) -> u64 {
-        guard("an event on the tape", self.tape.wait_for(1, |entry| matching(&entry.event))).await.unwrap()[0].seq
+        guard(
+            "an event on the tape",
+            self.tape.wait_for(1, |entry| matching(&entry.event)),
+        )
+        .await
+        .unwrap()[0]
+            .seq
     }
 
     pub fn has(&self, matching: impl Fn(&Event) -> bool) -> bool {
@@ -84,12 +102,18 @@ pub async fn read_all(stream: &mut TcpStream) -> (String, Option<ErrorKind>) {
 
 pub async fn read_exactly(stream: &mut TcpStream, expected: &str) {
     let mut bytes = vec![0; expected.len()];
-    guard("the expected bytes", stream.read_exact(&mut bytes)).await.unwrap().unwrap();
+    guard("the expected bytes", stream.read_exact(&mut bytes))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(String::from_utf8_lossy(&bytes), expected);
 }
 
 /// Nothing more is on its way, shown without waiting: what the wire did next is on the tape, and the socket is empty.
 pub fn nothing_to_read(stream: &TcpStream) {
     let mut byte = [0];
-    assert_eq!(stream.try_read(&mut byte).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(
+        stream.try_read(&mut byte).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
 }

@@ -19,7 +19,11 @@ async fn events_then_the_end_of_the_plan_is_a_cut() {
 #[tokio::test]
 async fn all_events_then_the_end_of_the_plan_is_a_whole_answer() {
     let bench = streams([Step::Head, Step::Events(3)]).await;
-    read_exactly(&mut bench.ask().await, &[HEAD, ONE, TWO, THREE, LAST].concat()).await;
+    read_exactly(
+        &mut bench.ask().await,
+        &[HEAD, ONE, TWO, THREE, LAST].concat(),
+    )
+    .await;
     assert!(!bench.has(|event| matches!(event, Event::Fault { .. })));
 }
 
@@ -28,13 +32,19 @@ async fn bytes_cut_inside_an_event() {
     let bench = streams([Step::Head, Step::Bytes(15), Step::Cut]).await;
     let (text, end) = read_all(&mut bench.ask().await).await;
     assert_eq!((text, end), ([HEAD, ONE, "4\r\ndata\r\n"].concat(), None));
-    assert!(!bench.has(|event| matches!(event, Event::EventSent { n: 2, .. } | Event::AnswerSent { .. })));
+    assert!(!bench.has(|event| matches!(
+        event,
+        Event::EventSent { n: 2, .. } | Event::AnswerSent { .. }
+    )));
 }
 
 #[tokio::test]
 async fn cut_before_the_head_is_an_empty_answer() {
     let bench = streams([Step::Cut]).await;
-    assert_eq!(read_all(&mut bench.ask().await).await, (String::new(), None));
+    assert_eq!(
+        read_all(&mut bench.ask().await).await,
+        (String::new(), None)
+    );
 }
 
 #[tokio::test]
@@ -42,10 +52,18 @@ async fn reset_comes_after_every_byte_has_been_read() {
     for _ in 0..20 {
         let bench = streams([Step::Head, Step::Events(2), Step::Reset]).await;
         let mut stream = bench.ask().await;
-        bench.wait_for(|event| matches!(event, Event::EventSent { n: 2, .. })).await;
-        assert!(!bench.has(|event| matches!(event, Event::Fault { .. })), "the barrier waits for the reader");
+        bench
+            .wait_for(|event| matches!(event, Event::EventSent { n: 2, .. }))
+            .await;
+        assert!(
+            !bench.has(|event| matches!(event, Event::Fault { .. })),
+            "the barrier waits for the reader"
+        );
         let (text, end) = read_all(&mut stream).await;
-        assert_eq!((text, end), ([HEAD, ONE, TWO].concat(), Some(ErrorKind::ConnectionReset)));
+        assert_eq!(
+            (text, end),
+            ([HEAD, ONE, TWO].concat(), Some(ErrorKind::ConnectionReset))
+        );
         assert!(bench.has(|event| matches!(event, Event::Fault { fault, .. } if fault == "reset")));
     }
 }
@@ -53,7 +71,10 @@ async fn reset_comes_after_every_byte_has_been_read() {
 #[tokio::test]
 async fn reset_before_the_head_is_a_reset() {
     let bench = streams([Step::Reset]).await;
-    assert_eq!(read_all(&mut bench.ask().await).await, (String::new(), Some(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        read_all(&mut bench.ask().await).await,
+        (String::new(), Some(ErrorKind::ConnectionReset))
+    );
 }
 
 #[tokio::test]
@@ -63,7 +84,13 @@ async fn garbage_is_not_framed() {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.unwrap();
     assert_eq!(bytes, b"\xff\x00no");
-    let bench = streams([Step::Head, Step::Events(1), Step::Garbage(b"zz\r\n".to_vec()), Step::Rest]).await;
+    let bench = streams([
+        Step::Head,
+        Step::Events(1),
+        Step::Garbage(b"zz\r\n".to_vec()),
+        Step::Rest,
+    ])
+    .await;
     read_exactly(&mut bench.ask().await, &[HEAD, ONE, "zz\r\n", TWO].concat()).await;
 }
 
@@ -73,7 +100,9 @@ async fn stall_keeps_the_connection_until_the_peer_leaves_in_order_or_by_reset()
         let bench = streams([Step::Head, Step::Events(1), Step::Stall]).await;
         let mut stream = bench.ask().await;
         read_exactly(&mut stream, &[HEAD, ONE].concat()).await;
-        bench.wait_for(|event| matches!(event, Event::Fault { fault, .. } if fault == "stall")).await;
+        bench
+            .wait_for(|event| matches!(event, Event::Fault { fault, .. } if fault == "stall"))
+            .await;
         nothing_to_read(&stream);
         assert_eq!(bench.wire.in_flight(), 1);
         if reset {

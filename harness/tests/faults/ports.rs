@@ -17,12 +17,28 @@ async fn refuse_is_refused_and_the_port_serves_again() {
     // a peer that closes as soon as it sees the end, as HTTP clients do with idle connections
     let leaving = tokio::spawn(async move { read_all(&mut idle).await });
     bench.wire.listen(Listen::Refuse).await.unwrap();
-    assert_eq!(leaving.await.unwrap(), (String::new(), None), "idle connections end before refusing is done");
+    assert_eq!(
+        leaving.await.unwrap(),
+        (String::new(), None),
+        "idle connections end before refusing is done"
+    );
     assert_eq!(bench.wire.connections(), 0);
     for _ in 0..3 {
-        assert_eq!(TcpStream::connect(bench.wire.addr()).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(
+            TcpStream::connect(bench.wire.addr())
+                .await
+                .unwrap_err()
+                .kind(),
+            ErrorKind::ConnectionRefused
+        );
     }
-    assert_eq!(std::net::TcpListener::bind(bench.wire.addr()).unwrap_err().kind(), ErrorKind::AddrInUse, "nobody else gets the port");
+    assert_eq!(
+        std::net::TcpListener::bind(bench.wire.addr())
+            .unwrap_err()
+            .kind(),
+        ErrorKind::AddrInUse,
+        "nobody else gets the port"
+    );
     bench.wire.listen(Listen::Serve).await.unwrap();
     read_exactly(&mut bench.ask().await, HEAD).await;
 }
@@ -46,7 +62,12 @@ async fn never_accept_lets_no_connection_stand_until_it_serves_again() {
     let mut connecting = Box::pin(TcpStream::connect(bench.wire.addr()));
     // the system says that the handshake is under way: a SYN was sent and nobody answers it
     let port = format!(":{:04X} 02 ", bench.wire.addr().port());
-    let syn_sent = gauntlet_harness::gate::poll_until(|| std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&port).then_some(()));
+    let syn_sent = gauntlet_harness::gate::poll_until(|| {
+        std::fs::read_to_string("/proc/net/tcp")
+            .unwrap()
+            .contains(&port)
+            .then_some(())
+    });
     let under_way = guard("a SYN without an answer", async {
         tokio::select! {
             connected = &mut connecting => panic!("connected: {connected:?}"),
@@ -56,7 +77,10 @@ async fn never_accept_lets_no_connection_stand_until_it_serves_again() {
     under_way.await.unwrap();
     bench.wire.listen(Listen::Serve).await.unwrap();
     // the system sends the SYN again by itself
-    guard("the connection to stand at last", connecting).await.unwrap().unwrap();
+    guard("the connection to stand at last", connecting)
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -64,7 +88,14 @@ async fn silence_accepts_and_says_nothing_and_sees_the_peer_leave() {
     let bench = streams(Plan::default().steps).await;
     bench.wire.listen(Listen::Silence).await.unwrap();
     let accepted = async |n| {
-        guard("a connection", bench.tape.wait_for(n, |entry| matches!(entry.event, Event::Accepted { .. }))).await.unwrap();
+        guard(
+            "a connection",
+            bench
+                .tape
+                .wait_for(n, |entry| matches!(entry.event, Event::Accepted { .. })),
+        )
+        .await
+        .unwrap();
     };
     for (n, reset, how) in [(1, false, Close::Fin), (2, true, Close::Reset)] {
         let stream = bench.ask().await;
@@ -81,7 +112,11 @@ async fn silence_accepts_and_says_nothing_and_sees_the_peer_leave() {
     let mut stream = bench.ask().await;
     accepted(3).await;
     bench.wire.listen(Listen::Refuse).await.unwrap();
-    assert_eq!(bench.wire.connections(), 0, "silent connections end before refusing is done");
+    assert_eq!(
+        bench.wire.connections(),
+        0,
+        "silent connections end before refusing is done"
+    );
     let (text, end) = read_all(&mut stream).await;
     assert!(text.is_empty() && end.is_none_or(|end| end == ErrorKind::ConnectionReset));
 }

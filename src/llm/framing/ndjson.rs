@@ -20,7 +20,12 @@ pub struct NdjsonDecoder {
 impl NdjsonDecoder {
     /// A decoder that takes records of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { input: Bytes::new(), open: BytesMut::new(), limit, failed: false }
+        Self {
+            input: Bytes::new(),
+            open: BytesMut::new(),
+            limit,
+            failed: false,
+        }
     }
 
     /// Takes the next bytes. To be called when [`NdjsonDecoder::next_record`] has returned `None`.
@@ -110,7 +115,10 @@ mod tests {
             }
         }
         records.extend(decoder.finish());
-        records.into_iter().map(|record| record.map(|record| String::from_utf8(record.to_vec()).unwrap())).collect()
+        records
+            .into_iter()
+            .map(|record| record.map(|record| String::from_utf8(record.to_vec()).unwrap()))
+            .collect()
     }
 
     #[rstest]
@@ -120,22 +128,38 @@ mod tests {
     #[case::no_last_newline(b"{}\n[]", &["{}", "[]"])]
     #[case::nothing(b"", &[])]
     #[case::split_code_point("\"\u{1F44D}\"\n".as_bytes(), &["\"\u{1F44D}\""])]
-    fn records(#[case] bytes: &[u8], #[case] expected: &[&str], #[values(1, 2, 3, 1000)] step: usize) {
-        let records: Vec<String> = read(bytes, step, 64).into_iter().map(Result::unwrap).collect();
+    fn records(
+        #[case] bytes: &[u8],
+        #[case] expected: &[&str],
+        #[values(1, 2, 3, 1000)] step: usize,
+    ) {
+        let records: Vec<String> = read(bytes, step, 64)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(records, expected);
     }
 
     #[rstest]
     fn a_record_over_64_kib_is_taken(#[values(1000, 65_536, 1_000_000)] step: usize) {
         let record = format!("\"{}\"", "x".repeat(200_000));
-        assert_eq!(read(format!("{record}\n1").as_bytes(), step, 1 << 20), [Ok(record), Ok("1".to_owned())]);
+        assert_eq!(
+            read(format!("{record}\n1").as_bytes(), step, 1 << 20),
+            [Ok(record), Ok("1".to_owned())]
+        );
     }
 
     #[rstest]
     #[case::with_end("1\n23456\n7\n")]
     #[case::without_end("1\n23456")]
-    fn a_record_beyond_the_bound_is_an_error(#[case] bytes: &str, #[values(1, 3, 1000)] step: usize) {
-        assert_eq!(read(bytes.as_bytes(), step, 4), [Ok("1".to_owned()), Err(FrameError::Oversized { limit: 4 })]);
+    fn a_record_beyond_the_bound_is_an_error(
+        #[case] bytes: &str,
+        #[values(1, 3, 1000)] step: usize,
+    ) {
+        assert_eq!(
+            read(bytes.as_bytes(), step, 4),
+            [Ok("1".to_owned()), Err(FrameError::Oversized { limit: 4 })]
+        );
     }
 
     #[test]
@@ -146,12 +170,18 @@ mod tests {
             assert!(decoder.next_record().is_none());
         }
         decoder.push(Bytes::from_static(b"5"));
-        assert_eq!(decoder.next_record(), Some(Err(FrameError::Oversized { limit: 4 })));
+        assert_eq!(
+            decoder.next_record(),
+            Some(Err(FrameError::Oversized { limit: 4 }))
+        );
         assert!(decoder.open.capacity() == 0 && decoder.finish().is_none());
     }
 
     #[rstest]
     fn what_is_not_utf8_is_an_error_and_the_last(#[values(1, 3, 1000)] step: usize) {
-        assert_eq!(read(b"1\n\xFF\n2\n", step, 64), [Ok("1".to_owned()), Err(FrameError::InvalidUtf8)]);
+        assert_eq!(
+            read(b"1\n\xFF\n2\n", step, 64),
+            [Ok("1".to_owned()), Err(FrameError::InvalidUtf8)]
+        );
     }
 }

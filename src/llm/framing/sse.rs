@@ -44,7 +44,15 @@ pub struct SseDecoder {
 impl SseDecoder {
     /// A decoder that takes events of at most `limit` bytes, comments and field names included.
     pub fn new(limit: usize) -> Self {
-        Self { input: Bytes::new(), open: BytesMut::new(), line_start: true, after_cr: false, first: true, limit, failed: false }
+        Self {
+            input: Bytes::new(),
+            open: BytesMut::new(),
+            line_start: true,
+            after_cr: false,
+            first: true,
+            limit,
+            failed: false,
+        }
     }
 
     /// Takes the next bytes. To be called when [`SseDecoder::next_event`] has returned `None`.
@@ -157,7 +165,12 @@ fn interpret(block: &Bytes) -> Result<Option<SseEvent>, FrameError> {
         };
         rest = after;
         let (field, value) = match memchr(b':', line) {
-            Some(colon) => (&line[..colon], line[colon + 1..].strip_prefix(b" ").unwrap_or(&line[colon + 1..])),
+            Some(colon) => (
+                &line[..colon],
+                line[colon + 1..]
+                    .strip_prefix(b" ")
+                    .unwrap_or(&line[colon + 1..]),
+            ),
             None => (line, &line[line.len()..]),
         };
         match field {
@@ -174,7 +187,9 @@ fn interpret(block: &Bytes) -> Result<Option<SseEvent>, FrameError> {
             _ => {}
         }
     }
-    let Some(data) = joined.map(BytesMut::freeze).or(data) else { return Ok(None) };
+    let Some(data) = joined.map(BytesMut::freeze).or(data) else {
+        return Ok(None);
+    };
     if std::str::from_utf8(&data).is_err() || std::str::from_utf8(&name).is_err() {
         return Err(FrameError::InvalidUtf8);
     }
@@ -195,7 +210,12 @@ mod tests {
         for piece in bytes.chunks(step) {
             decoder.push(Bytes::copy_from_slice(piece));
             while let Some(event) = decoder.next_event() {
-                events.push(event.map(|event| (String::from_utf8(event.name.to_vec()).unwrap(), event.text().to_owned())));
+                events.push(event.map(|event| {
+                    (
+                        String::from_utf8(event.name.to_vec()).unwrap(),
+                        event.text().to_owned(),
+                    )
+                }));
             }
         }
         events
@@ -219,37 +239,75 @@ mod tests {
     #[case::no_blank_line_no_event(b"data: a\n\ndata: b\n", &["a"])]
     #[case::many_blank_lines(b"\n\r\n\rdata: a\n\n\n\n", &["a"])]
     #[case::utf8("data: \u{1F44D}é\n\n".as_bytes(), &["\u{1F44D}é"])]
-    fn events(#[case] bytes: &[u8], #[case] expected: &[&str], #[values(1, 2, 3, 5, 1000)] step: usize) {
-        let data: Vec<String> = read(bytes, step).into_iter().map(|event| event.unwrap().1).collect();
+    fn events(
+        #[case] bytes: &[u8],
+        #[case] expected: &[&str],
+        #[values(1, 2, 3, 5, 1000)] step: usize,
+    ) {
+        let data: Vec<String> = read(bytes, step)
+            .into_iter()
+            .map(|event| event.unwrap().1)
+            .collect();
         assert_eq!(data, expected);
     }
 
     #[rstest]
     fn names(#[values(1, 4, 1000)] step: usize) {
         let events = read(b"event: error\ndata: a\n\ndata: b\n\n", step);
-        assert_eq!(events, [Ok(("error".into(), "a".into())), Ok((String::new(), "b".into()))]);
+        assert_eq!(
+            events,
+            [
+                Ok(("error".into(), "a".into())),
+                Ok((String::new(), "b".into()))
+            ]
+        );
     }
 
     #[rstest]
     fn what_is_not_utf8_is_an_error_and_the_last(#[values(1, 4, 1000)] step: usize) {
         let events = read(b"data: a\n\ndata: \xFF\n\ndata: b\n\n", step);
-        assert_eq!(events, [Ok((String::new(), "a".into())), Err(FrameError::InvalidUtf8)]);
+        assert_eq!(
+            events,
+            [
+                Ok((String::new(), "a".into())),
+                Err(FrameError::InvalidUtf8)
+            ]
+        );
     }
 
     #[rstest]
     #[case::without_end(80, "")]
     #[case::with_end(80, "\n\n")]
-    fn an_event_beyond_the_bound_is_an_error(#[case] length: usize, #[case] end: &str, #[values(1, 7, 1000)] step: usize) {
+    fn an_event_beyond_the_bound_is_an_error(
+        #[case] length: usize,
+        #[case] end: &str,
+        #[values(1, 7, 1000)] step: usize,
+    ) {
         let bytes = format!("data: a\n\ndata: {}{end}", "x".repeat(length));
-        assert_eq!(read(bytes.as_bytes(), step), [Ok((String::new(), "a".into())), Err(FrameError::Oversized { limit: 64 })]);
+        assert_eq!(
+            read(bytes.as_bytes(), step),
+            [
+                Ok((String::new(), "a".into())),
+                Err(FrameError::Oversized { limit: 64 })
+            ]
+        );
     }
 
     #[rstest]
-    fn an_event_at_the_bound_is_taken(#[values("\n\n", "\r\r", "\r\n\r\n")] end: &str, #[values(1, 7, 1000)] step: usize) {
+    fn an_event_at_the_bound_is_taken(
+        #[values("\n\n", "\r\r", "\r\n\r\n")] end: &str,
+        #[values(1, 7, 1000)] step: usize,
+    ) {
         // the end of the data line counts, the blank line does not
-        let bytes = format!("data: {}{end}", "x".repeat(64 - "data: ".len() - end.len() / 2));
+        let bytes = format!(
+            "data: {}{end}",
+            "x".repeat(64 - "data: ".len() - end.len() / 2)
+        );
         assert!(matches!(read(bytes.as_bytes(), step)[..], [Ok(_)]));
-        let bytes = format!("data: {}{end}", "x".repeat(65 - "data: ".len() - end.len() / 2));
+        let bytes = format!(
+            "data: {}{end}",
+            "x".repeat(65 - "data: ".len() - end.len() / 2)
+        );
         assert!(matches!(read(bytes.as_bytes(), step)[..], [Err(_)]));
     }
 

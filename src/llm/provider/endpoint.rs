@@ -34,8 +34,12 @@ pub(crate) fn authorization(provider: &ProviderConfig) -> Result<Option<HeaderVa
         (None, Some(user)) => format!("Basic {}", BASE64_STANDARD.encode(user.expose_secret())),
         (None, None) => return Ok(None),
     };
-    let mut value = HeaderValue::from_str(&shown)
-        .map_err(|_| format!("The api_key of provider '{}' holds characters that a header cannot carry.", provider.name))?;
+    let mut value = HeaderValue::from_str(&shown).map_err(|_| {
+        format!(
+            "The api_key of provider '{}' holds characters that a header cannot carry.",
+            provider.name
+        )
+    })?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
@@ -44,7 +48,8 @@ pub(crate) fn authorization(provider: &ProviderConfig) -> Result<Option<HeaderVa
 fn secret(provider: &ProviderConfig) -> Option<SecretString> {
     let password = || {
         let user = provider.user.as_ref()?.expose_secret();
-        user.split_once(':').map(|(user, password)| if password.is_empty() { user } else { password }.into())
+        user.split_once(':')
+            .map(|(user, password)| if password.is_empty() { user } else { password }.into())
     };
     provider.api_key.clone().or_else(password)
 }
@@ -53,7 +58,10 @@ impl Endpoint {
     /// The provider's base URL with `path` after its own path; a query stays.
     pub(super) fn new(provider: &ProviderConfig, path: &str) -> Self {
         let base = &provider.base_url;
-        let query = base.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let query = base
+            .query()
+            .map(|query| format!("?{query}"))
+            .unwrap_or_default();
         let mut parts = base.clone().into_parts();
         let url = format!("{}{path}{query}", base.path().trim_end_matches('/'))
             .parse()
@@ -62,18 +70,50 @@ impl Endpoint {
                 parts.path_and_query = Some(path);
                 Uri::from_parts(parts).map_err(http::Error::from)
             })
-            .map_err(|error| format!("The base_url of provider '{}' is not an absolute URL: {error}.", provider.name));
-        Self { url, authorization: authorization(provider), key: secret(provider) }
+            .map_err(|error| {
+                format!(
+                    "The base_url of provider '{}' is not an absolute URL: {error}.",
+                    provider.name
+                )
+            });
+        Self {
+            url,
+            authorization: authorization(provider),
+            key: secret(provider),
+        }
     }
 
     /// A POST of this body, with the key and the context; nothing else of the client's headers.
-    pub(super) fn request(&self, body: Bytes, mode: Mode, stream_type: &'static str, context: &CallContext) -> Result<UpstreamRequest, AttemptError> {
-        let url = self.url.clone().map_err(|message| AttemptError::new(Cause::Unsupported, message))?;
+    pub(super) fn request(
+        &self,
+        body: Bytes,
+        mode: Mode,
+        stream_type: &'static str,
+        context: &CallContext,
+    ) -> Result<UpstreamRequest, AttemptError> {
+        let url = self
+            .url
+            .clone()
+            .map_err(|message| AttemptError::new(Cause::Unsupported, message))?;
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT, HeaderValue::from_static(if mode == Mode::Plain { "application/json" } else { stream_type }));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("gauntlet/", env!("CARGO_PKG_VERSION"))));
-        if let Some(value) = self.authorization.clone().map_err(|message| AttemptError::new(Cause::ProviderAuth, message))? {
+        headers.insert(
+            ACCEPT,
+            HeaderValue::from_static(if mode == Mode::Plain {
+                "application/json"
+            } else {
+                stream_type
+            }),
+        );
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("gauntlet/", env!("CARGO_PKG_VERSION"))),
+        );
+        if let Some(value) = self
+            .authorization
+            .clone()
+            .map_err(|message| AttemptError::new(Cause::ProviderAuth, message))?
+        {
             headers.insert(AUTHORIZATION, value);
         }
         // both are made or checked at the door; one that a header cannot carry is left out rather than sent in part
@@ -86,6 +126,11 @@ impl Endpoint {
         if let Some(value) = &context.traceparent {
             headers.insert(HeaderName::from_static("traceparent"), value.clone());
         }
-        Ok(UpstreamRequest { url, headers, body, connect_timeout: DEFAULT_CONNECT_TIMEOUT })
+        Ok(UpstreamRequest {
+            url,
+            headers,
+            body,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+        })
     }
 }

@@ -31,7 +31,12 @@ pub trait Codec: Send + Sync {
     ///
     /// # Errors
     /// [`crate::llm::chat::Cause::Unsupported`] where the protocol cannot say it.
-    fn encode(&self, request: &ChatRequest, model: &str, context: &CallContext) -> Result<UpstreamRequest, AttemptError>;
+    fn encode(
+        &self,
+        request: &ChatRequest,
+        model: &str,
+        context: &CallContext,
+    ) -> Result<UpstreamRequest, AttemptError>;
 
     /// Reads a whole 2xx body. Whatever is not a valid answer is an error, never a completion.
     ///
@@ -46,7 +51,11 @@ pub trait Codec: Send + Sync {
     ///
     /// # Errors
     /// `BadResponse` where the head already shows that this is no stream (content type).
-    fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError>;
+    fn decoder(
+        &self,
+        request: &ChatRequest,
+        headers: &HeaderMap,
+    ) -> Result<Box<dyn ChunkDecoder>, AttemptError>;
 }
 
 /// One piece of a decoded stream.

@@ -23,13 +23,25 @@ pub struct Ollama {
 impl Ollama {
     /// The codec for this provider.
     pub fn new(provider: &ProviderConfig) -> Self {
-        Self { endpoint: Endpoint::new(provider, "/api/chat") }
+        Self {
+            endpoint: Endpoint::new(provider, "/api/chat"),
+        }
     }
 }
 
 impl Codec for Ollama {
-    fn encode(&self, request: &ChatRequest, model: &str, context: &CallContext) -> Result<UpstreamRequest, AttemptError> {
-        self.endpoint.request(request::body(request, model)?, request.mode, "application/x-ndjson", context)
+    fn encode(
+        &self,
+        request: &ChatRequest,
+        model: &str,
+        context: &CallContext,
+    ) -> Result<UpstreamRequest, AttemptError> {
+        self.endpoint.request(
+            request::body(request, model)?,
+            request.mode,
+            "application/x-ndjson",
+            context,
+        )
     }
 
     fn completion(&self, headers: &HeaderMap, body: Bytes) -> Result<Completion, AttemptError> {
@@ -41,15 +53,30 @@ impl Codec for Ollama {
         failure::from_answer(status, headers, body, self.endpoint.key.as_ref())
     }
 
-    fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
+    fn decoder(
+        &self,
+        request: &ChatRequest,
+        headers: &HeaderMap,
+    ) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
         failure::check_encoding(headers)?;
         match media_type(headers).as_str() {
             // an error that came late, and a model that ends at once, are one record as application/json
-            "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/json" => {
-                let include_usage = request.mode == Mode::Stream { include_usage: true };
-                Ok(Box::new(answer::RecordDecoder::new(self.endpoint.key.clone(), include_usage)))
+            "application/x-ndjson"
+            | "application/ndjson"
+            | "application/jsonl"
+            | "application/json" => {
+                let include_usage = request.mode
+                    == Mode::Stream {
+                        include_usage: true,
+                    };
+                Ok(Box::new(answer::RecordDecoder::new(
+                    self.endpoint.key.clone(),
+                    include_usage,
+                )))
             }
-            _ => Err(bad_response("The provider answered with something else than the stream of records that was asked for.")),
+            _ => Err(bad_response(
+                "The provider answered with something else than the stream of records that was asked for.",
+            )),
         }
     }
 }

@@ -36,24 +36,41 @@ pub struct OpenAi {
 impl OpenAi {
     /// The codec for this provider.
     pub fn new(provider: &ProviderConfig) -> Self {
-        Self { endpoint: Endpoint::new(provider, "/chat/completions") }
+        Self {
+            endpoint: Endpoint::new(provider, "/chat/completions"),
+        }
     }
 }
 
 impl Codec for OpenAi {
-    fn encode(&self, request: &ChatRequest, model: &str, context: &CallContext) -> Result<UpstreamRequest, AttemptError> {
-        self.endpoint.request(request.body_for(model), request.mode, "text/event-stream", context)
+    fn encode(
+        &self,
+        request: &ChatRequest,
+        model: &str,
+        context: &CallContext,
+    ) -> Result<UpstreamRequest, AttemptError> {
+        self.endpoint.request(
+            request.body_for(model),
+            request.mode,
+            "text/event-stream",
+            context,
+        )
     }
 
     fn completion(&self, headers: &HeaderMap, body: Bytes) -> Result<Completion, AttemptError> {
         failure::check_encoding(headers)?;
         let text = object(&body)?;
-        let document: Document<'_, Answered> =
-            serde_json::from_str(text).map_err(|error| failure::not_json_of("The provider's answer is not a chat completion", &error))?;
+        let document: Document<'_, Answered> = serde_json::from_str(text).map_err(|error| {
+            failure::not_json_of("The provider's answer is not a chat completion", &error)
+        })?;
         if let Some(error) = document.error() {
             return Err(failure::in_band(error, self.endpoint.key.as_ref()));
         }
-        if document.choices.as_ref().is_none_or(|Answered(choices)| *choices == 0) {
+        if document
+            .choices
+            .as_ref()
+            .is_none_or(|Answered(choices)| *choices == 0)
+        {
             return Err(bad_response("The provider's answer has no choices."));
         }
         let usage = document.usage();
@@ -64,19 +81,38 @@ impl Codec for OpenAi {
         failure::from_answer(status, headers, body, self.endpoint.key.as_ref())
     }
 
-    fn decoder(&self, request: &ChatRequest, headers: &HeaderMap) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
+    fn decoder(
+        &self,
+        request: &ChatRequest,
+        headers: &HeaderMap,
+    ) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
         failure::check_encoding(headers)?;
         let key = self.endpoint.key.clone();
         match media_type(headers).as_str() {
             "text/event-stream" => {
-                let include_usage = request.mode == Mode::Stream { include_usage: true };
-                Ok(Box::new(EventDecoder::new(key, include_usage, request.field("n").unwrap_or(1))))
+                let include_usage = request.mode
+                    == Mode::Stream {
+                        include_usage: true,
+                    };
+                Ok(Box::new(EventDecoder::new(
+                    key,
+                    include_usage,
+                    request.field("n").unwrap_or(1),
+                )))
             }
-            "application/json" => Ok(Box::new(DocumentDecoder { key, body: Vec::new(), ended: false })),
-            "" => Err(bad_response("The provider answered without a content type where a stream of events was asked for.")),
+            "application/json" => Ok(Box::new(DocumentDecoder {
+                key,
+                body: Vec::new(),
+                ended: false,
+            })),
+            "" => Err(bad_response(
+                "The provider answered without a content type where a stream of events was asked for.",
+            )),
             other => {
                 let other = failure::clean(other, key.as_ref());
-                Err(bad_response(format!("The provider answered with '{other}' where a stream of events was asked for.")))
+                Err(bad_response(format!(
+                    "The provider answered with '{other}' where a stream of events was asked for."
+                )))
             }
         }
     }
@@ -84,7 +120,8 @@ impl Codec for OpenAi {
 
 /// The body as text, where it looks like one JSON object.
 fn object(body: &[u8]) -> Result<&str, AttemptError> {
-    let text = std::str::from_utf8(body).map_err(|_| bad_response("The provider's answer is not UTF-8."))?;
+    let text = std::str::from_utf8(body)
+        .map_err(|_| bad_response("The provider's answer is not UTF-8."))?;
     match text.trim_ascii_start().as_bytes().first() {
         Some(b'{') => Ok(text),
         Some(b'<') => Err(bad_response("The provider answered with an HTML page.")),
@@ -108,7 +145,15 @@ struct EventDecoder {
 
 impl EventDecoder {
     fn new(key: Option<SecretString>, include_usage: bool, wanted: usize) -> Self {
-        Self { events: SseDecoder::new(DEFAULT_EVENT_LIMIT), key, include_usage, wanted, choices: Vec::new(), usage: None, ended: false }
+        Self {
+            events: SseDecoder::new(DEFAULT_EVENT_LIMIT),
+            key,
+            include_usage,
+            wanted,
+            choices: Vec::new(),
+            usage: None,
+            ended: false,
+        }
     }
 
     fn end(&mut self, with: Decoded, out: &mut VecDeque<Decoded>) {
@@ -124,23 +169,38 @@ impl EventDecoder {
     fn event(&mut self, event: SseEvent, out: &mut VecDeque<Decoded>) {
         let text = event.text().trim_ascii();
         if text.starts_with("[DONE]") {
-            let end = if self.all_finished() { Decoded::Done(self.usage) } else { Decoded::Failed(failure::truncated()) };
+            let end = if self.all_finished() {
+                Decoded::Done(self.usage)
+            } else {
+                Decoded::Failed(failure::truncated())
+            };
             return self.end(end, out);
         }
         if &event.name[..] == b"error" {
             let error = in_error_event(text);
-            return self.end(Decoded::Failed(failure::in_band(error, self.key.as_ref())), out);
+            return self.end(
+                Decoded::Failed(failure::in_band(error, self.key.as_ref())),
+                out,
+            );
         }
         if text.is_empty() {
             return;
         }
         if !text.starts_with('{') {
-            return self.end(Decoded::Failed(bad_response("The provider's stream holds an event that is not a JSON object.")), out);
+            return self.end(
+                Decoded::Failed(bad_response(
+                    "The provider's stream holds an event that is not a JSON object.",
+                )),
+                out,
+            );
         }
         let chunk: Document<'_, Deltas> = match serde_json::from_str(text) {
             Ok(chunk) => chunk,
             Err(error) => {
-                let error = failure::not_json_of("The provider's stream holds an event that is not a chat completion chunk", &error);
+                let error = failure::not_json_of(
+                    "The provider's stream holds an event that is not a chat completion chunk",
+                    &error,
+                );
                 return self.end(Decoded::Failed(error), out);
             }
         };
@@ -150,7 +210,12 @@ impl EventDecoder {
         }
         let usage = chunk.usage();
         let Some(deltas) = chunk.choices.or_else(|| usage.map(|_| Deltas::default())) else {
-            return self.end(Decoded::Failed(bad_response("The provider's stream holds an event without choices.")), out);
+            return self.end(
+                Decoded::Failed(bad_response(
+                    "The provider's stream holds an event without choices.",
+                )),
+                out,
+            );
         };
         let only_usage = deltas.is_empty() && usage.is_some();
         let content = deltas.content;
@@ -158,12 +223,22 @@ impl EventDecoder {
             match self.choices.iter().position(|(known, _)| *known == index) {
                 Some(known) => self.choices[known].1 |= finished,
                 None if self.choices.len() < MOST_CHOICES => self.choices.push((index, finished)),
-                None => return self.end(Decoded::Failed(bad_response("The provider's stream has more choices than any request asks for.")), out),
+                None => {
+                    return self.end(
+                        Decoded::Failed(bad_response(
+                            "The provider's stream has more choices than any request asks for.",
+                        )),
+                        out,
+                    );
+                }
             }
         }
         self.usage = usage.or(self.usage);
         if !only_usage || self.include_usage {
-            out.push_back(Decoded::Chunk { data: one_line(event.data), content });
+            out.push_back(Decoded::Chunk {
+                data: one_line(event.data),
+                content,
+            });
         }
     }
 }
@@ -189,7 +264,11 @@ impl ChunkDecoder for EventDecoder {
             return;
         }
         let whole = self.all_finished() && self.choices.len() >= self.wanted;
-        let end = if whole { Decoded::Done(self.usage) } else { Decoded::Failed(failure::truncated()) };
+        let end = if whole {
+            Decoded::Done(self.usage)
+        } else {
+            Decoded::Failed(failure::truncated())
+        };
         self.end(end, out);
     }
 }
@@ -212,7 +291,9 @@ fn one_line(data: Bytes) -> Bytes {
     if memchr::memchr(b'\n', &data).is_none() {
         return data;
     }
-    data.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }).collect()
+    data.iter()
+        .map(|byte| if *byte == b'\n' { b' ' } else { *byte })
+        .collect()
 }
 
 /// A document where a stream was asked for: an error that came late, or no stream.
@@ -236,7 +317,9 @@ impl ChunkDecoder for DocumentDecoder {
         self.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
         if bytes.len() > room {
             self.ended = true;
-            out.push_back(Decoded::Failed(bad_response("The provider answered with a document where a stream of events was asked for.")));
+            out.push_back(Decoded::Failed(bad_response(
+                "The provider answered with a document where a stream of events was asked for.",
+            )));
         }
     }
 
@@ -246,10 +329,16 @@ impl ChunkDecoder for DocumentDecoder {
         }
         self.ended = true;
         let text = std::str::from_utf8(&self.body).unwrap_or_default();
-        let document: Option<Document<'_, IgnoredAny>> = text.trim_ascii_start().starts_with('{').then(|| serde_json::from_str(text).ok()).flatten();
+        let document: Option<Document<'_, IgnoredAny>> = text
+            .trim_ascii_start()
+            .starts_with('{')
+            .then(|| serde_json::from_str(text).ok())
+            .flatten();
         let error = match document.as_ref().and_then(Document::error) {
             Some(error) => failure::in_band(error, self.key.as_ref()),
-            None => bad_response("The provider answered with a document where a stream of events was asked for."),
+            None => bad_response(
+                "The provider answered with a document where a stream of events was asked for.",
+            ),
         };
         out.push_back(Decoded::Failed(error));
     }

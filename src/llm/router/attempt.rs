@@ -56,30 +56,54 @@ enum Exchanged {
     Stream(stream::Opened),
 }
 
-async fn exchange(lane: &Lane, call: &Call<'_>, upstream: &UpstreamRequest, ends: Instant, started: Instant) -> Result<Exchanged, AttemptError> {
+async fn exchange(
+    lane: &Lane,
+    call: &Call<'_>,
+    upstream: &UpstreamRequest,
+    ends: Instant,
+    started: Instant,
+) -> Result<Exchanged, AttemptError> {
     let head_by = match call.request.mode {
         Mode::Plain => Limit::deadline(ends),
-        Mode::Stream { .. } => Limit::earlier(started, lane.timeouts.first_token, Cause::FirstTokenTimeout, ends),
+        Mode::Stream { .. } => Limit::earlier(
+            started,
+            lane.timeouts.first_token,
+            Cause::FirstTokenTimeout,
+            ends,
+        ),
     };
     let mut upstream = upstream.clone();
     let left = ends.saturating_duration_since(started);
     upstream.connect_timeout = lane.timeouts.connect.min(left);
-    let response = head_by.keep(lane.provider.transport.send(upstream)).await?.map_err(|broken| match broken {
-        // the deadline cut the connect time-out short: that is not the provider's own
-        TransportError::ConnectTimeout(_) if left < lane.timeouts.connect => Limit::deadline(ends).passed(),
-        broken => transport_error(broken),
-    })?;
+    let response = head_by
+        .keep(lane.provider.transport.send(upstream))
+        .await?
+        .map_err(|broken| match broken {
+            // the deadline cut the connect time-out short: that is not the provider's own
+            TransportError::ConnectTimeout(_) if left < lane.timeouts.connect => {
+                Limit::deadline(ends).passed()
+            }
+            broken => transport_error(broken),
+        })?;
     if !response.status.is_success() {
         return Err(refusal(lane, response, ends).await);
     }
     match call.request.mode {
         Mode::Plain => {
             let body = whole(response.body, lane.timeouts.idle, ends).await?;
-            lane.provider.codec.completion(&response.headers, body).map(Exchanged::Plain)
+            lane.provider
+                .codec
+                .completion(&response.headers, body)
+                .map(Exchanged::Plain)
         }
         Mode::Stream { .. } => {
-            let decoder = lane.provider.codec.decoder(call.request, &response.headers)?;
-            stream::open(response.body, decoder, head_by, lane.timeouts.idle).await.map(Exchanged::Stream)
+            let decoder = lane
+                .provider
+                .codec
+                .decoder(call.request, &response.headers)?;
+            stream::open(response.body, decoder, head_by, lane.timeouts.idle)
+                .await
+                .map(Exchanged::Stream)
         }
     }
 }
@@ -90,22 +114,33 @@ async fn refusal(lane: &Lane, mut response: UpstreamResponse, ends: Instant) -> 
     while body.len() < LARGEST_ERROR {
         let limit = Limit::earlier(Instant::now(), lane.timeouts.idle, Cause::IdleTimeout, ends);
         match limit.keep(response.body.next()).await {
-            Ok(Some(Ok(bytes))) => body.extend_from_slice(&bytes[..bytes.len().min(LARGEST_ERROR - body.len())]),
+            Ok(Some(Ok(bytes))) => {
+                body.extend_from_slice(&bytes[..bytes.len().min(LARGEST_ERROR - body.len())])
+            }
             // the status is what counts: a body that breaks off only says less
             Ok(Some(Err(_)) | None) | Err(_) => break,
         }
     }
-    lane.provider.codec.error(response.status, &response.headers, &body)
+    lane.provider
+        .codec
+        .error(response.status, &response.headers, &body)
 }
 
 /// Reads a whole body, each read within `idle`, all within the bound.
-async fn whole(mut body: UpstreamBody, idle: Duration, ends: Instant) -> Result<Bytes, AttemptError> {
+async fn whole(
+    mut body: UpstreamBody,
+    idle: Duration,
+    ends: Instant,
+) -> Result<Bytes, AttemptError> {
     let mut joined = Joined::default();
     loop {
         let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
         match limit.keep(body.next()).await? {
             Some(Ok(bytes)) if joined.len() + bytes.len() > LARGEST_BODY => {
-                return Err(AttemptError::new(Cause::Oversized, format!("The provider's answer is larger than {LARGEST_BODY} bytes.")));
+                return Err(AttemptError::new(
+                    Cause::Oversized,
+                    format!("The provider's answer is larger than {LARGEST_BODY} bytes."),
+                ));
             }
             Some(Ok(bytes)) => joined.push(bytes),
             Some(Err(broken)) => return Err(transport_error(broken)),
@@ -124,13 +159,25 @@ pub(super) struct Limit {
 
 impl Limit {
     pub(super) fn deadline(ends: Instant) -> Self {
-        Self { at: ends, cause: Cause::DeadlineExceeded, allowed: None }
+        Self {
+            at: ends,
+            cause: Cause::DeadlineExceeded,
+            allowed: None,
+        }
     }
 
     /// `allowed` from `from`, unless the deadline comes first.
     pub(super) fn earlier(from: Instant, allowed: Duration, cause: Cause, ends: Instant) -> Self {
         let at = deadline::point(from, allowed);
-        if at < ends { Self { at, cause, allowed: Some(allowed) } } else { Self::deadline(ends) }
+        if at < ends {
+            Self {
+                at,
+                cause,
+                allowed: Some(allowed),
+            }
+        } else {
+            Self::deadline(ends)
+        }
     }
 
     /// The point in time.
@@ -140,15 +187,21 @@ impl Limit {
 
     /// Runs `work` up to the limit; on its passing the work is dropped.
     pub(super) async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, AttemptError> {
-        deadline::within(self.at, work).await.map_err(|Elapsed| self.passed())
+        deadline::within(self.at, work)
+            .await
+            .map_err(|Elapsed| self.passed())
     }
 
     /// The error of a limit that has passed.
     pub(super) fn passed(&self) -> AttemptError {
         let allowed = self.allowed.unwrap_or_default().as_millis();
         let message = match self.cause {
-            Cause::FirstTokenTimeout => format!("No content came from the provider within {allowed} ms."),
-            Cause::IdleTimeout => format!("The provider was silent for {allowed} ms in the middle of its answer."),
+            Cause::FirstTokenTimeout => {
+                format!("No content came from the provider within {allowed} ms.")
+            }
+            Cause::IdleTimeout => {
+                format!("The provider was silent for {allowed} ms in the middle of its answer.")
+            }
             _ => "The time for this request, or this candidate's share of it, is over.".to_owned(),
         };
         AttemptError::new(self.cause, message)
@@ -167,9 +220,19 @@ pub(super) struct Admitted {
 
 impl Admitted {
     /// Breaker, then bulkhead, then the breaker again (it may have opened while this one waited).
-    async fn enter(lane: &Arc<Lane>, set_by: SetBy, ends: Instant, turn: Turn) -> Result<Self, AttemptError> {
+    async fn enter(
+        lane: &Arc<Lane>,
+        set_by: SetBy,
+        ends: Instant,
+        turn: Turn,
+    ) -> Result<Self, AttemptError> {
         lane.breaker.check().map_err(breaker_open)?;
-        let place = lane.provider.bulkhead.enter(ends).await.map_err(bulkhead_full)?;
+        let place = lane
+            .provider
+            .bulkhead
+            .enter(ends)
+            .await
+            .map_err(bulkhead_full)?;
         let pass = lane.breaker.try_pass().map_err(breaker_open)?;
         let started = Instant::now();
         // a place that came free at the last moment: nothing is sent any more
@@ -177,7 +240,13 @@ impl Admitted {
             return Err(bulkhead_full(NoPlace::TimedOut));
         }
         lane.starts(turn);
-        Ok(Self { lane: Arc::clone(lane), pass: Some(pass), _place: place, started, set_by })
+        Ok(Self {
+            lane: Arc::clone(lane),
+            pass: Some(pass),
+            _place: place,
+            started,
+            set_by,
+        })
     }
 
     /// The stream is at its commit point: as a probe it has succeeded.
@@ -212,7 +281,9 @@ impl Admitted {
     /// The stream broke after its commit point: nobody else lists this attempt.
     pub(super) fn broke(self, request_id: &str, error: &AttemptError) {
         tracing::info!(request_id, provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
-        self.lane.metrics.attempt(&self.lane.candidate, Some(error.cause));
+        self.lane
+            .metrics
+            .attempt(&self.lane.candidate, Some(error.cause));
         self.blame(error);
     }
 
@@ -221,7 +292,10 @@ impl Admitted {
         let providers = match policy(error.cause).blame {
             Blame::Provider => true,
             Blame::Nobody => false,
-            Blame::ProviderGivenFairTime => self.set_by == SetBy::Configuration && self.started.elapsed() >= self.lane.least_fair_time,
+            Blame::ProviderGivenFairTime => {
+                self.set_by == SetBy::Configuration
+                    && self.started.elapsed() >= self.lane.least_fair_time
+            }
         };
         match self.pass.take() {
             Some(pass) if providers => pass.failure(error.retry_after),
@@ -240,7 +314,10 @@ impl Drop for Admitted {
 
 fn breaker_open(refused: Refused) -> AttemptError {
     let message = "The provider has failed repeatedly and is left alone for a while.";
-    AttemptError { retry_after: Some(refused.retry_after), ..AttemptError::new(Cause::BreakerOpen, message) }
+    AttemptError {
+        retry_after: Some(refused.retry_after),
+        ..AttemptError::new(Cause::BreakerOpen, message)
+    }
 }
 
 fn bulkhead_full(why: NoPlace) -> AttemptError {
@@ -248,18 +325,36 @@ fn bulkhead_full(why: NoPlace) -> AttemptError {
         NoPlace::QueueFull => "Too many requests wait for this provider.",
         NoPlace::TimedOut => "No place came free at this provider in time.",
     };
-    AttemptError { retry_after: Some(WORTH_ASKING_AGAIN), ..AttemptError::new(Cause::BulkheadFull, message) }
+    AttemptError {
+        retry_after: Some(WORTH_ASKING_AGAIN),
+        ..AttemptError::new(Cause::BulkheadFull, message)
+    }
 }
 
 /// The failure of the transport, before or inside an answer.
 pub(super) fn transport_error(broken: TransportError) -> AttemptError {
     match broken {
-        TransportError::Refused(_) => AttemptError::new(Cause::Refused, "The provider refused the connection."),
-        TransportError::ConnectTimeout(after) => {
-            AttemptError::new(Cause::ConnectTimeout, format!("No connection to the provider stood within {} ms.", after.as_millis()))
+        TransportError::Refused(_) => {
+            AttemptError::new(Cause::Refused, "The provider refused the connection.")
         }
-        TransportError::Reset(_) => AttemptError::new(Cause::Reset, "The provider closed the connection before it answered."),
-        TransportError::Truncated(_) => AttemptError::new(Cause::Truncated, "The provider's answer ended in the middle."),
-        TransportError::Protocol(_) => AttemptError::new(Cause::BadResponse, "The provider's answer is not valid HTTP."),
+        TransportError::ConnectTimeout(after) => AttemptError::new(
+            Cause::ConnectTimeout,
+            format!(
+                "No connection to the provider stood within {} ms.",
+                after.as_millis()
+            ),
+        ),
+        TransportError::Reset(_) => AttemptError::new(
+            Cause::Reset,
+            "The provider closed the connection before it answered.",
+        ),
+        TransportError::Truncated(_) => AttemptError::new(
+            Cause::Truncated,
+            "The provider's answer ended in the middle.",
+        ),
+        TransportError::Protocol(_) => AttemptError::new(
+            Cause::BadResponse,
+            "The provider's answer is not valid HTTP.",
+        ),
     }
 }

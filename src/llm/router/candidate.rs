@@ -29,7 +29,12 @@ pub(super) struct Provider {
 }
 
 impl Provider {
-    pub(super) fn new(config: &ProviderConfig, codec: Arc<dyn Codec>, transport: Arc<dyn Transport>, retry: Retry) -> Self {
+    pub(super) fn new(
+        config: &ProviderConfig,
+        codec: Arc<dyn Codec>,
+        transport: Arc<dyn Transport>,
+        retry: Retry,
+    ) -> Self {
         Self {
             codec,
             transport,
@@ -82,25 +87,46 @@ pub(super) enum Turn {
 
 impl Lane {
     /// Asks this candidate until it serves, has used up its attempts or its time, or cannot be asked. Lists each attempt.
-    pub(super) async fn serve(self: &Arc<Self>, call: &Call<'_>, ends: Instant, attempts: &mut Vec<Attempt>) -> Result<Answer, Next> {
-        let upstream = match self.provider.codec.encode(call.request, &self.candidate.model, call.context) {
-            Ok(upstream) => upstream,
-            Err(error) => return Err(self.list(call, error, attempts)),
-        };
-        let mut backoff = Backoff::new(self.retry.base, self.retry.max, self.retry.jitter, self.random);
+    pub(super) async fn serve(
+        self: &Arc<Self>,
+        call: &Call<'_>,
+        ends: Instant,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<Answer, Next> {
+        let upstream =
+            match self
+                .provider
+                .codec
+                .encode(call.request, &self.candidate.model, call.context)
+            {
+                Ok(upstream) => upstream,
+                Err(error) => return Err(self.list(call, error, attempts)),
+            };
+        let mut backoff = Backoff::new(
+            self.retry.base,
+            self.retry.max,
+            self.retry.jitter,
+            self.random,
+        );
         let mut next = Next::Candidate;
         for tried in 0..self.retry.max_attempts.max(1) {
             let turn = if tried == 0 { Turn::First } else { Turn::Again };
             let error = match attempt::attempt(self, call, &upstream, ends, turn).await {
                 Ok(answer) => {
-                    attempts.push(Attempt { candidate: self.candidate.clone(), error: None });
+                    attempts.push(Attempt {
+                        candidate: self.candidate.clone(),
+                        error: None,
+                    });
                     return Ok(answer);
                 }
                 // the breaker has opened, or the queue has filled, since the last attempt: what the provider said then stands
                 Err(refused) if turn == Turn::Again && !was_sent(refused.cause) => break,
                 Err(error) => error,
             };
-            let (may_retry, asked) = (policy(error.cause).retry && tried + 1 < self.retry.max_attempts, error.retry_after);
+            let (may_retry, asked) = (
+                policy(error.cause).retry && tried + 1 < self.retry.max_attempts,
+                error.retry_after,
+            );
             next = self.list(call, error, attempts);
             // another candidate serves sooner than one that wants to be left alone for so long
             let too_long = self.later > 0 && asked.is_some_and(|asked| asked > self.retry.max);
@@ -114,7 +140,11 @@ impl Lane {
     /// Waits before a retry. False, and at once, where the retry would come too late, to an open breaker, or beyond the budget.
     async fn wait_to_retry(&self, wait: Duration, ends: Instant) -> bool {
         let fits = wait < ends.saturating_duration_since(Instant::now());
-        let will_pass = self.breaker.check().err().is_none_or(|refused| refused.retry_after <= wait);
+        let will_pass = self
+            .breaker
+            .check()
+            .err()
+            .is_none_or(|refused| refused.retry_after <= wait);
         if !fits || !will_pass || !self.provider.budget.try_take() {
             return false;
         }
@@ -123,7 +153,11 @@ impl Lane {
     }
 
     fn list(&self, call: &Call<'_>, error: AttemptError, attempts: &mut Vec<Attempt>) -> Next {
-        let next = if policy(error.cause).fall_back { Next::Candidate } else { Next::Nobody };
+        let next = if policy(error.cause).fall_back {
+            Next::Candidate
+        } else {
+            Next::Nobody
+        };
         tracing::info!(
             request_id = call.context.request_id,
             provider = self.candidate.provider,
@@ -134,7 +168,10 @@ impl Lane {
             "attempt failed"
         );
         self.metrics.attempt(&self.candidate, Some(error.cause));
-        attempts.push(Attempt { candidate: self.candidate.clone(), error: Some(error) });
+        attempts.push(Attempt {
+            candidate: self.candidate.clone(),
+            error: Some(error),
+        });
         next
     }
 

@@ -37,25 +37,50 @@ pub struct Policy {
 /// | breaker open, bulkhead full, unsupported | no | yes | no | nothing was sent |
 pub const fn policy(cause: Cause) -> Policy {
     match cause {
-        Cause::Refused | Cause::Reset | Cause::RateLimited | Cause::Overloaded | Cause::ServerError | Cause::Truncated | Cause::InBand => {
-            Policy { retry: true, fall_back: true, blame: Blame::Provider }
-        }
+        Cause::Refused
+        | Cause::Reset
+        | Cause::RateLimited
+        | Cause::Overloaded
+        | Cause::ServerError
+        | Cause::Truncated
+        | Cause::InBand => Policy {
+            retry: true,
+            fall_back: true,
+            blame: Blame::Provider,
+        },
         Cause::ConnectTimeout
         | Cause::FirstTokenTimeout
         | Cause::IdleTimeout
         | Cause::QuotaExhausted
         | Cause::ProviderAuth
         | Cause::BadResponse
-        | Cause::Oversized => Policy { retry: false, fall_back: true, blame: Blame::Provider },
-        Cause::DeadlineExceeded => Policy { retry: false, fall_back: true, blame: Blame::ProviderGivenFairTime },
-        Cause::Rejected => Policy { retry: false, fall_back: false, blame: Blame::Nobody },
-        Cause::NotFound | Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported => {
-            Policy { retry: false, fall_back: true, blame: Blame::Nobody }
-        }
+        | Cause::Oversized => Policy {
+            retry: false,
+            fall_back: true,
+            blame: Blame::Provider,
+        },
+        Cause::DeadlineExceeded => Policy {
+            retry: false,
+            fall_back: true,
+            blame: Blame::ProviderGivenFairTime,
+        },
+        Cause::Rejected => Policy {
+            retry: false,
+            fall_back: false,
+            blame: Blame::Nobody,
+        },
+        Cause::NotFound | Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported => Policy {
+            retry: false,
+            fall_back: true,
+            blame: Blame::Nobody,
+        },
     }
 }
 
 /// Whether anything was sent to the provider.
 pub const fn was_sent(cause: Cause) -> bool {
-    !matches!(cause, Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported)
+    !matches!(
+        cause,
+        Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported
+    )
 }

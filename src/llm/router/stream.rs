@@ -41,7 +41,12 @@ pub(super) struct Opened {
 }
 
 /// Reads up to the first real content. Comments, pings and chunks that only name a role do not count, and extend no time-out.
-pub(super) async fn open(body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>, by: Limit, idle: Duration) -> Result<Opened, AttemptError> {
+pub(super) async fn open(
+    body: UpstreamBody,
+    mut decoder: Box<dyn ChunkDecoder>,
+    by: Limit,
+    idle: Duration,
+) -> Result<Opened, AttemptError> {
     // a provider may end its stream without an end marker: the body is then over before its last chunk is handed out
     let mut body = body.fuse();
     let mut held = VecDeque::new();
@@ -49,14 +54,32 @@ pub(super) async fn open(body: UpstreamBody, mut decoder: Box<dyn ChunkDecoder>,
     loop {
         while let Some(decoded) = held.get(seen) {
             match decoded {
-                Decoded::Chunk { content: true, .. } => return Ok(Opened { body, decoder, held, idle }),
-                Decoded::Chunk { content: false, data } => (seen, seen_bytes) = (seen + 1, seen_bytes + data.len()),
+                Decoded::Chunk { content: true, .. } => {
+                    return Ok(Opened {
+                        body,
+                        decoder,
+                        held,
+                        idle,
+                    });
+                }
+                Decoded::Chunk {
+                    content: false,
+                    data,
+                } => (seen, seen_bytes) = (seen + 1, seen_bytes + data.len()),
                 Decoded::Failed(error) => return Err(error.clone()),
-                Decoded::Done(_) => return Err(AttemptError::new(Cause::BadResponse, "The provider's stream ended without any content.")),
+                Decoded::Done(_) => {
+                    return Err(AttemptError::new(
+                        Cause::BadResponse,
+                        "The provider's stream ended without any content.",
+                    ));
+                }
             }
         }
         if read > LARGEST_READ || seen_bytes > LARGEST_START || seen > MOST_HELD_CHUNKS {
-            return Err(AttemptError::new(Cause::Oversized, format!("No content came in the first {read} bytes of the provider's stream.")));
+            return Err(AttemptError::new(
+                Cause::Oversized,
+                format!("No content came in the first {read} bytes of the provider's stream."),
+            ));
         }
         match by.keep(body.next()).await? {
             Some(Ok(bytes)) => {
@@ -123,12 +146,22 @@ impl Stream for Committed {
     type Item = StreamItem;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<StreamItem>> {
-        let Some(streaming) = self.0.as_mut() else { return Poll::Ready(None) };
+        let Some(streaming) = self.0.as_mut() else {
+            return Poll::Ready(None);
+        };
         let last = match ready!(streaming.poll_chunk(cx)) {
             Ok(data) => return Poll::Ready(Some(StreamItem::Chunk(data))),
             Err(end) => end,
         };
-        let Some(Streaming { body, admitted, request_id, .. }) = self.0.take() else { return Poll::Ready(None) };
+        let Some(Streaming {
+            body,
+            admitted,
+            request_id,
+            ..
+        }) = self.0.take()
+        else {
+            return Poll::Ready(None);
+        };
         Poll::Ready(Some(match last {
             End::Done(usage) => {
                 admitted.succeeded(usage, body);
@@ -162,7 +195,9 @@ impl Streaming {
                     self.silence = None;
                     self.decoder.push(bytes, &mut self.queue);
                 }
-                Poll::Ready(Some(Err(broken))) => return Poll::Ready(Err(End::Failed(transport_error(broken)))),
+                Poll::Ready(Some(Err(broken))) => {
+                    return Poll::Ready(Err(End::Failed(transport_error(broken))));
+                }
                 Poll::Ready(None) => {
                     self.decoder.finish(&mut self.queue);
                     if self.queue.is_empty() {
@@ -173,7 +208,12 @@ impl Streaming {
                     let limit = match self.silence {
                         Some(limit) => limit,
                         None => {
-                            let limit = Limit::earlier(Instant::now(), self.idle, Cause::IdleTimeout, self.deadline);
+                            let limit = Limit::earlier(
+                                Instant::now(),
+                                self.idle,
+                                Cause::IdleTimeout,
+                                self.deadline,
+                            );
                             self.timer.as_mut().reset(limit.at());
                             *self.silence.insert(limit)
                         }
@@ -187,5 +227,8 @@ impl Streaming {
 }
 
 fn truncated() -> AttemptError {
-    AttemptError::new(Cause::Truncated, "The provider's stream ended in the middle.")
+    AttemptError::new(
+        Cause::Truncated,
+        "The provider's stream ended in the middle.",
+    )
 }

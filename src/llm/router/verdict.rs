@@ -9,7 +9,15 @@ use crate::llm::chat::{Attempt, Candidate, Cause, LlmFailure};
 /// The failure that these attempts come to.
 pub(super) fn failure(attempts: Vec<Attempt>) -> LlmFailure {
     let cause = deciding_cause(&attempts);
-    LlmFailure { cause, retry_after: if cause == Cause::Rejected { None } else { soonest(&attempts) }, attempts }
+    LlmFailure {
+        cause,
+        retry_after: if cause == Cause::Rejected {
+            None
+        } else {
+            soonest(&attempts)
+        },
+        attempts,
+    }
 }
 
 /// The rule, first match wins:
@@ -19,16 +27,28 @@ pub(super) fn failure(attempts: Vec<Attempt>) -> LlmFailure {
 /// 4. everything sent was refused for rate or quota: rate limited if any may pass, else quota exhausted;
 /// 5. else the cause of the last attempt that was sent.
 fn deciding_cause(attempts: &[Attempt]) -> Cause {
-    let causes: Vec<Cause> = attempts.iter().filter_map(|attempt| attempt.error.as_ref()).map(|error| error.cause).collect();
+    let causes: Vec<Cause> = attempts
+        .iter()
+        .filter_map(|attempt| attempt.error.as_ref())
+        .map(|error| error.cause)
+        .collect();
     let any = |wanted: Cause| causes.contains(&wanted);
-    let sent: Vec<Cause> = causes.iter().copied().filter(|cause| was_sent(*cause)).collect();
+    let sent: Vec<Cause> = causes
+        .iter()
+        .copied()
+        .filter(|cause| was_sent(*cause))
+        .collect();
     match sent.last() {
         _ if any(Cause::Rejected) => Cause::Rejected,
         None if any(Cause::BreakerOpen) => Cause::BreakerOpen,
         None if any(Cause::BulkheadFull) => Cause::BulkheadFull,
         None if any(Cause::Unsupported) => Cause::Unsupported,
         None => Cause::DeadlineExceeded,
-        Some(_) if sent.iter().all(|cause| matches!(cause, Cause::RateLimited | Cause::QuotaExhausted)) => {
+        Some(_)
+            if sent
+                .iter()
+                .all(|cause| matches!(cause, Cause::RateLimited | Cause::QuotaExhausted)) =>
+        {
             if any(Cause::RateLimited) {
                 Cause::RateLimited
             } else {
@@ -60,7 +80,10 @@ mod tests {
 
     fn attempt(provider: &str, cause: Cause, retry_after: Option<u64>) -> Attempt {
         Attempt {
-            candidate: Candidate { provider: provider.into(), model: "m".into() },
+            candidate: Candidate {
+                provider: provider.into(),
+                model: "m".into(),
+            },
             error: Some(AttemptError {
                 cause,
                 message: String::new(),
@@ -92,7 +115,10 @@ mod tests {
     #[case::full_and_unsupported(&[Unsupported, BulkheadFull], BulkheadFull)]
     #[case::unsupported(&[Unsupported], Unsupported)]
     fn the_cause_that_decides(#[case] causes: &[Cause], #[case] told: Cause) {
-        let attempts = causes.iter().map(|cause| attempt("p", *cause, None)).collect();
+        let attempts = causes
+            .iter()
+            .map(|cause| attempt("p", *cause, None))
+            .collect();
         assert_eq!(failure(attempts).cause, told);
     }
 
@@ -102,7 +128,10 @@ mod tests {
     #[case::forgotten_when_the_last_says_nothing(&[("a", Some(1)), ("a", None)], None)]
     #[case::unknown(&[("a", None)], None)]
     fn the_soonest_return(#[case] asked: &[(&str, Option<u64>)], #[case] told: Option<u64>) {
-        let attempts = asked.iter().map(|(provider, wait)| attempt(provider, RateLimited, *wait)).collect();
+        let attempts = asked
+            .iter()
+            .map(|(provider, wait)| attempt(provider, RateLimited, *wait))
+            .collect();
         assert_eq!(failure(attempts).retry_after, told.map(Duration::from_secs));
     }
 }

@@ -30,7 +30,9 @@ fn transport(scheme: &str, address: SocketAddr) -> Arc<dyn Transport> {
 
 fn request(scheme: &str, address: SocketAddr, connect_timeout: Duration) -> UpstreamRequest {
     UpstreamRequest {
-        url: format!("{scheme}://user:canary@{address}/v1/chat").parse().unwrap(),
+        url: format!("{scheme}://user:canary@{address}/v1/chat")
+            .parse()
+            .unwrap(),
         headers: HeaderMap::new(),
         body: Bytes::from_static(b"{}"),
         connect_timeout,
@@ -44,7 +46,9 @@ async fn listener() -> (TcpListener, SocketAddr) {
 }
 
 async fn send(address: SocketAddr) -> Result<UpstreamResponse, TransportError> {
-    transport("http", address).send(request("http", address, LONG)).await
+    transport("http", address)
+        .send(request("http", address, LONG))
+        .await
 }
 
 /// Takes a connection and reads the whole request.
@@ -57,12 +61,17 @@ async fn take(listener: &TcpListener) -> TcpStream {
 async fn read_request(connection: &mut TcpStream) {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n{}") {
-        assert!(connection.read_buf(&mut read).await.unwrap() > 0, "the request ends early");
+        assert!(
+            connection.read_buf(&mut read).await.unwrap() > 0,
+            "the request ends early"
+        );
     }
 }
 
 /// Reads a body: what came, and how it ended.
-async fn read(mut body: crate::llm::transport::UpstreamBody) -> (Vec<u8>, Result<(), TransportError>) {
+async fn read(
+    mut body: crate::llm::transport::UpstreamBody,
+) -> (Vec<u8>, Result<(), TransportError>) {
     let mut read = Vec::new();
     while let Some(piece) = body.next().await {
         match piece {
@@ -103,7 +112,11 @@ async fn the_connection_ends_before_the_answer(#[case] leave: Leave) {
             Leave::AtOnce => drop(listener.accept().await.unwrap()),
             Leave::AfterTheRequest => drop(take(&listener).await),
             Leave::WithAReset => take(&listener).await.set_zero_linger().unwrap(),
-            Leave::InsideTheHead => take(&listener).await.write_all(b"HTTP/1.1 200 OK\r\ncontent-").await.unwrap(),
+            Leave::InsideTheHead => take(&listener)
+                .await
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-")
+                .await
+                .unwrap(),
         }
     };
     let (answer, ()) = tokio::join!(send(address), provider);
@@ -115,7 +128,13 @@ async fn the_connection_ends_before_the_answer(#[case] leave: Leave) {
 #[tokio::test]
 async fn what_is_not_http_is_told_so() {
     let (listener, address) = listener().await;
-    let provider = async { take(&listener).await.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").await.unwrap() };
+    let provider = async {
+        take(&listener)
+            .await
+            .write_all(b"SSH-2.0-OpenSSH\r\n\r\n")
+            .await
+            .unwrap()
+    };
     let (answer, ()) = tokio::join!(send(address), provider);
     assert!(matches!(answer.err().unwrap(), TransportError::Protocol(_)));
 }
@@ -124,22 +143,39 @@ async fn what_is_not_http_is_told_so() {
 #[case::length("content-length: 10\r\n\r\nabc", Some("Truncated"))]
 #[case::inside_a_chunk("transfer-encoding: chunked\r\n\r\nA\r\nabc", Some("Truncated"))]
 #[case::between_chunks("transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", Some("Truncated"))]
-#[case::inside_the_last_chunk("transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", Some("Truncated"))]
-#[case::no_chunk_size("transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n", Some("Protocol"))]
+#[case::inside_the_last_chunk(
+    "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n",
+    Some("Truncated")
+)]
+#[case::no_chunk_size(
+    "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n",
+    Some("Protocol")
+)]
 #[case::whole_length("content-length: 3\r\n\r\nabc", None)]
 #[case::whole_chunks("transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", None)]
 #[case::until_the_end("connection: close\r\n\r\nabc", None)]
 #[tokio::test]
 async fn the_connection_ends_inside_the_answer(#[case] rest: &str, #[case] expected: Option<&str>) {
     let (listener, address) = listener().await;
-    let provider = async { take(&listener).await.write_all(format!("HTTP/1.1 200 OK\r\nx-a: b\r\n{rest}").as_bytes()).await.unwrap() };
+    let provider = async {
+        take(&listener)
+            .await
+            .write_all(format!("HTTP/1.1 200 OK\r\nx-a: b\r\n{rest}").as_bytes())
+            .await
+            .unwrap()
+    };
     let (answer, ()) = tokio::join!(send(address), provider);
     let answer = answer.unwrap();
-    assert_eq!((answer.status.as_u16(), &answer.headers["x-a"]), (200, &http::HeaderValue::from_static("b")));
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["x-a"]),
+        (200, &http::HeaderValue::from_static("b"))
+    );
     let (body, end) = read(answer.body).await;
     assert_eq!(body, b"abc");
     match (expected, end) {
-        (None, Ok(())) | (Some("Truncated"), Err(TransportError::Truncated(_))) | (Some("Protocol"), Err(TransportError::Protocol(_))) => {}
+        (None, Ok(()))
+        | (Some("Truncated"), Err(TransportError::Truncated(_)))
+        | (Some("Protocol"), Err(TransportError::Protocol(_))) => {}
         (expected, end) => panic!("expected {expected:?}, got {end:?}"),
     }
 }
@@ -150,7 +186,10 @@ async fn a_reset_inside_the_answer_comes_after_all_that_was_read() {
     let (seen, was_seen) = oneshot::channel();
     let provider = async {
         let mut connection = take(&listener).await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
+        connection
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            .await
+            .unwrap();
         was_seen.await.unwrap();
         connection.set_zero_linger().unwrap();
     };
@@ -168,7 +207,16 @@ async fn a_reset_inside_the_answer_comes_after_all_that_was_read() {
 async fn a_connection_is_kept_and_a_dead_one_is_replaced() {
     let (listener, address) = listener().await;
     let transport = transport("http", address);
-    let ask = async || read(transport.send(request("http", address, LONG)).await.unwrap().body).await;
+    let ask = async || {
+        read(
+            transport
+                .send(request("http", address, LONG))
+                .await
+                .unwrap()
+                .body,
+        )
+        .await
+    };
     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     let (closed, is_closed) = oneshot::channel();
     let provider = async {
@@ -209,10 +257,21 @@ async fn dropping_the_call_or_the_body_closes_the_connection() {
     let provider = async {
         let mut connection = take(&listener).await;
         asked.send(()).unwrap();
-        assert_eq!(connection.read(&mut [0; 1]).await.unwrap(), 0, "closed before the answer");
+        assert_eq!(
+            connection.read(&mut [0; 1]).await.unwrap(),
+            0,
+            "closed before the answer"
+        );
         let mut connection = take(&listener).await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
-        assert_eq!(connection.read(&mut [0; 1]).await.unwrap(), 0, "closed inside the answer");
+        connection
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            .await
+            .unwrap();
+        assert_eq!(
+            connection.read(&mut [0; 1]).await.unwrap(),
+            0,
+            "closed inside the answer"
+        );
     };
     let client = async {
         tokio::select! {
@@ -235,9 +294,16 @@ async fn a_handshake_that_never_ends_is_given_up_while_the_provider_holds_it() {
         connection.read_to_end(&mut Vec::new()).await.unwrap();
     };
     let timeout = Duration::from_millis(50);
-    let client = async { transport("https", address).send(request("https", address, timeout)).await };
+    let client = async {
+        transport("https", address)
+            .send(request("https", address, timeout))
+            .await
+    };
     let (answer, ()) = tokio::join!(client, provider);
-    assert_eq!(answer.err().unwrap(), TransportError::ConnectTimeout(timeout));
+    assert_eq!(
+        answer.err().unwrap(),
+        TransportError::ConnectTimeout(timeout)
+    );
 }
 
 #[rstest]
@@ -251,7 +317,11 @@ async fn a_handshake_that_fails(#[case] said: &str, #[case] expected: &str) {
         let _hello = connection.read(&mut [0; 4096]).await.unwrap();
         connection.write_all(said.as_bytes()).await.unwrap();
     };
-    let client = async { transport("https", address).send(request("https", address, LONG)).await };
+    let client = async {
+        transport("https", address)
+            .send(request("https", address, LONG))
+            .await
+    };
     let (answer, ()) = tokio::join!(client, provider);
     let error = answer.err().unwrap();
     assert!(format!("{error:?}").starts_with(expected), "{error:?}");

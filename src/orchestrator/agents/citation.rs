@@ -85,7 +85,10 @@ impl Agent for Citations {
     const STEP: Step = Step::Citation;
 
     fn prompt(input: Input<'_>) -> Prompt {
-        let sentences: Vec<_> = sentences(input.answer).enumerate().map(|(at, text)| json!({"sentence": at + 1, "text": text})).collect();
+        let sentences: Vec<_> = sentences(input.answer)
+            .enumerate()
+            .map(|(at, text)| json!({"sentence": at + 1, "text": text}))
+            .collect();
         Prompt {
             instructions: "You attribute sentences to passages. For each of the `sentences` that a passage bears out give its number, the number `n` of \
                            that passage as `source`, and a `quote`: the passage's own words that bear it, copied exactly. Leave out sentences that \
@@ -130,7 +133,11 @@ pub struct Marked {
 /// marked inside of code.
 #[must_use]
 pub fn marks(answer: &str, sources: &[Source]) -> Marked {
-    let mut marked = Marked { answer: String::with_capacity(answer.len()), sources: Vec::new(), removed: 0 };
+    let mut marked = Marked {
+        answer: String::with_capacity(answer.len()),
+        sources: Vec::new(),
+        removed: 0,
+    };
     let mut rest = answer;
     let mut in_code = false;
     while let Some(open) = rest.find('[') {
@@ -149,7 +156,9 @@ pub fn marks(answer: &str, sources: &[Source]) -> Marked {
             }
         } else {
             marked.removed += 1;
-            marked.answer.truncate(marked.answer.trim_end_matches(' ').len());
+            marked
+                .answer
+                .truncate(marked.answer.trim_end_matches(' ').len());
         }
         rest = &from[mark.len()..];
     }
@@ -171,7 +180,10 @@ pub fn says_something(answer: &str) -> bool {
 fn mark(text: &str) -> Option<(&str, u32)> {
     let close = text.find(']').filter(|close| (2..=10).contains(close))?;
     let digits = &text[1..close];
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
+    digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then_some(())?;
     let number = digits.parse().ok().filter(|number| *number > 0)?;
     Some((&text[..=close], number))
 }
@@ -187,11 +199,18 @@ pub fn gate(attributions: &[Attribution], sources: &[Source]) -> (Vec<Citation>,
             continue;
         };
         if verbatim(&attribution.quote, &source.passage.text) {
-            let citation = Citation { source: source.n, quote: Some(attribution.quote.clone()), state: State::Found };
+            let citation = Citation {
+                source: source.n,
+                quote: Some(attribution.quote.clone()),
+                state: State::Found,
+            };
             if !kept.contains(&citation) {
                 kept.push(citation);
             }
-        } else if sources.iter().any(|other| verbatim(&attribution.quote, &other.passage.text)) {
+        } else if sources
+            .iter()
+            .any(|other| verbatim(&attribution.quote, &other.passage.text))
+        {
             dropped.misattributed += 1;
         } else {
             dropped.not_found += 1;
@@ -209,7 +228,11 @@ fn sentences(answer: &str) -> impl Iterator<Item = &str> {
         }
         let end = rest
             .char_indices()
-            .find(|(at, c)| c.is_whitespace() && ends_sentence(&rest[..*at]) && !rest[*at..].trim_start().starts_with('['))
+            .find(|(at, c)| {
+                c.is_whitespace()
+                    && ends_sentence(&rest[..*at])
+                    && !rest[*at..].trim_start().starts_with('[')
+            })
             .map_or(rest.len(), |(at, _)| at);
         let (sentence, later) = rest.split_at(end);
         rest = later.trim_start();
@@ -231,22 +254,49 @@ mod tests {
     use crate::store::Passage;
 
     fn sources(texts: &[&str]) -> Vec<Source> {
-        let passage = |text: &&str| Passage { document: uuid::Uuid::nil(), title: "t".into(), text: (*text).to_owned(), score: 1.0 };
-        (1..).zip(texts).map(|(n, text)| Source { n, passage: passage(text) }).collect()
+        let passage = |text: &&str| Passage {
+            document: uuid::Uuid::nil(),
+            title: "t".into(),
+            text: (*text).to_owned(),
+            score: 1.0,
+        };
+        (1..)
+            .zip(texts)
+            .map(|(n, text)| Source {
+                n,
+                passage: passage(text),
+            })
+            .collect()
     }
 
     #[test]
     fn marks_to_nothing_are_taken_out_and_all_else_stays() {
-        let marked = marks("Paris [2] is [x] old [99]. See [1][2] [] [12345678901] [é]", &sources(&["a", "b"]));
-        assert_eq!(marked.answer, "Paris [2] is [x] old. See [1][2] [] [12345678901] [é]");
+        let marked = marks(
+            "Paris [2] is [x] old [99]. See [1][2] [] [12345678901] [é]",
+            &sources(&["a", "b"]),
+        );
+        assert_eq!(
+            marked.answer,
+            "Paris [2] is [x] old. See [1][2] [] [12345678901] [é]"
+        );
         assert_eq!(marked.sources, [2, 1]);
         assert_eq!(marked.removed, 1);
     }
 
     #[test]
     fn what_is_not_meant_as_a_mark_is_no_mark() {
-        assert_eq!(marks("Write `a[9]` or a[0], see [9].", &sources(&["a"])).answer, "Write `a[9]` or a[0], see.");
-        assert_eq!(marks("Write `a[1]` or a[0].", &[]), Marked { answer: "Write `a[1]` or a[0].".into(), sources: Vec::new(), removed: 0 });
+        assert_eq!(
+            marks("Write `a[9]` or a[0], see [9].", &sources(&["a"])).answer,
+            "Write `a[9]` or a[0], see."
+        );
+        assert_eq!(
+            marks("Write `a[1]` or a[0].", &[]),
+            Marked {
+                answer: "Write `a[1]` or a[0].".into(),
+                sources: Vec::new(),
+                removed: 0
+            }
+        );
         assert!(!says_something(" [1] [7][2] "));
         assert!(says_something("[1] 42"));
     }
@@ -254,7 +304,11 @@ mod tests {
     #[test]
     fn the_gate_tells_found_misattributed_and_invented_apart() {
         let sources = sources(&["Paris is the capital of France.", "Lyon is a city."]);
-        let attribution = |source, quote: &str| Attribution { sentence: 1, source, quote: quote.into() };
+        let attribution = |source, quote: &str| Attribution {
+            sentence: 1,
+            source,
+            quote: quote.into(),
+        };
         let attributions = [
             attribution(1, "the capital of  France"),
             attribution(1, "Lyon is a city."),
@@ -263,8 +317,22 @@ mod tests {
             attribution(1, ""),
         ];
         let (kept, dropped) = gate(&attributions, &sources);
-        assert_eq!(kept, [Citation { source: 1, quote: Some("the capital of  France".into()), state: State::Found }]);
-        assert_eq!(dropped, Dropped { unknown_source: 1, misattributed: 1, not_found: 2 });
+        assert_eq!(
+            kept,
+            [Citation {
+                source: 1,
+                quote: Some("the capital of  France".into()),
+                state: State::Found
+            }]
+        );
+        assert_eq!(
+            dropped,
+            Dropped {
+                unknown_source: 1,
+                misattributed: 1,
+                not_found: 2
+            }
+        );
     }
 
     #[test]

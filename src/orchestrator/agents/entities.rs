@@ -58,7 +58,10 @@ impl Agent for Entities {
             entities: Vec<Entity>,
         }
         let Found { entities } = parse(said)?;
-        if entities.iter().any(|entity| entity.name.trim().is_empty() || entity.kind.trim().is_empty()) {
+        if entities
+            .iter()
+            .any(|entity| entity.name.trim().is_empty() || entity.kind.trim().is_empty())
+        {
             return Err(Nonsense("an entity has no name or no kind".into()));
         }
         Ok(entities)
@@ -77,7 +80,11 @@ pub fn by_rule(question: &str) -> Vec<Entity> {
         let ends = token.ends_with(|c: char| !c.is_alphanumeric());
         if word.starts_with(char::is_numeric) {
             name(&mut found, &mut run);
-            add(&mut found, word, if is_year(word) { "date" } else { "number" });
+            add(
+                &mut found,
+                word,
+                if is_year(word) { "date" } else { "number" },
+            );
         } else if word.starts_with(char::is_uppercase) && !(starts_sentence && is_opening(word)) {
             run.push(word);
         } else {
@@ -101,20 +108,27 @@ fn name(found: &mut Vec<Entity>, run: &mut Vec<&str>) {
 
 fn add(found: &mut Vec<Entity>, name: &str, kind: &str) {
     if !found.iter().any(|entity| entity.name == name) {
-        found.push(Entity { name: name.to_owned(), kind: kind.to_owned() });
+        found.push(Entity {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+        });
     }
 }
 
 fn is_year(word: &str) -> bool {
-    word.len() == 4 && word.parse::<u16>().is_ok_and(|year| (1000..2200).contains(&year))
+    word.len() == 4
+        && word
+            .parse::<u16>()
+            .is_ok_and(|year| (1000..2200).contains(&year))
 }
 
 /// Words that open English questions: capital letters there name nothing.
 fn is_opening(word: &str) -> bool {
     const OPENINGS: [&str; 37] = [
-        "a", "an", "are", "can", "compare", "could", "describe", "did", "do", "does", "explain", "find", "give", "had", "has", "have", "how", "i",
-        "in", "is", "list", "may", "name", "on", "should", "show", "tell", "the", "was", "were", "what", "when", "where", "which", "who", "why",
-        "will",
+        "a", "an", "are", "can", "compare", "could", "describe", "did", "do", "does", "explain",
+        "find", "give", "had", "has", "have", "how", "i", "in", "is", "list", "may", "name", "on",
+        "should", "show", "tell", "the", "was", "were", "what", "when", "where", "which", "who",
+        "why", "will",
     ];
     OPENINGS.contains(&word.to_lowercase().as_str())
 }
@@ -126,8 +140,19 @@ mod tests {
     #[test]
     fn rules_find_names_and_numbers_in_order_and_once() {
         let found = by_rule("What did Marie Curie find in 1898? Was Marie Curie, in Paris, 30?");
-        let found: Vec<_> = found.iter().map(|entity| (entity.name.as_str(), entity.kind.as_str())).collect();
-        assert_eq!(found, [("Marie Curie", "other"), ("1898", "date"), ("Paris", "other"), ("30", "number")]);
+        let found: Vec<_> = found
+            .iter()
+            .map(|entity| (entity.name.as_str(), entity.kind.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("Marie Curie", "other"),
+                ("1898", "date"),
+                ("Paris", "other"),
+                ("30", "number")
+            ]
+        );
         assert_eq!(by_rule("why is the sky blue?"), []);
         assert_eq!(by_rule("… ??? [] 💥"), []);
     }
@@ -146,6 +171,10 @@ mod tests {
         ] {
             assert!(Entities::read(said, "").is_err(), "{said}");
         }
-        assert_eq!(Entities::read(r#"{"entities":[]}"#, ""), Ok(Vec::new()), "a question may name nothing");
+        assert_eq!(
+            Entities::read(r#"{"entities":[]}"#, ""),
+            Ok(Vec::new()),
+            "a question may name nothing"
+        );
     }
 }

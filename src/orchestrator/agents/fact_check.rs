@@ -94,7 +94,9 @@ impl Agent for FactCheck {
         }
         let Checked { mut claims } = parse(said)?;
         for claim in &mut claims {
-            let quoted = input.sources.iter().any(|source| source.n == claim.source && verbatim(&claim.quote, &source.passage.text));
+            let quoted = input.sources.iter().any(|source| {
+                source.n == claim.source && verbatim(&claim.quote, &source.passage.text)
+            });
             if !quoted {
                 claim.verdict = Verdict::Unclear;
             }

@@ -36,15 +36,40 @@ pub struct Evidence {
 ///
 /// # Errors
 /// The cause of the first lane in their order, if every lane failed.
-pub async fn retrieve(lanes: &[Box<dyn Lane>], search: Search<'_>, until: Instant) -> Result<Evidence, (Cause, String)> {
+pub async fn retrieve(
+    lanes: &[Box<dyn Lane>],
+    search: Search<'_>,
+    until: Instant,
+) -> Result<Evidence, (Cause, String)> {
     let answers = retrieval::search(lanes, search, until).await;
-    let failed: Vec<_> = answers.iter().filter_map(|answer| answer.found.as_ref().err().map(|error| (answer.lane, error))).collect();
+    let failed: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| {
+            answer
+                .found
+                .as_ref()
+                .err()
+                .map(|error| (answer.lane, error))
+        })
+        .collect();
     if let Some((lane, error)) = failed.first().filter(|_| failed.len() == answers.len()) {
         return Err((class(error), format!("{lane}: {error}")));
     }
-    let fused = retrieval::fuse(answers.iter().filter_map(|answer| answer.found.as_deref().ok()), search.limit);
-    let lost = failed.into_iter().map(|(lane, error)| (lane, class(error))).collect();
-    Ok(Evidence { sources: number(fused), lanes: answers.len(), lost })
+    let fused = retrieval::fuse(
+        answers
+            .iter()
+            .filter_map(|answer| answer.found.as_deref().ok()),
+        search.limit,
+    );
+    let lost = failed
+        .into_iter()
+        .map(|(lane, error)| (lane, class(error)))
+        .collect();
+    Ok(Evidence {
+        sources: number(fused),
+        lanes: answers.len(),
+        lost,
+    })
 }
 
 fn class(error: &LaneError) -> Cause {
@@ -55,7 +80,16 @@ fn class(error: &LaneError) -> Cause {
 }
 
 fn number(passages: Vec<Passage>) -> Vec<Source> {
-    (1..).zip(passages).map(|(n, passage)| Source { n, passage: Passage { text: shorten(passage.text), ..passage } }).collect()
+    (1..)
+        .zip(passages)
+        .map(|(n, passage)| Source {
+            n,
+            passage: Passage {
+                text: shorten(passage.text),
+                ..passage
+            },
+        })
+        .collect()
 }
 
 fn shorten(mut text: String) -> String {
@@ -69,7 +103,9 @@ fn shorten(mut text: String) -> String {
 #[must_use]
 pub fn cause(error: &StoreError) -> Cause {
     match error {
-        StoreError::Unavailable(_) | StoreError::PoolExhausted(_) | StoreError::NotWritable(_) => Cause::StoreUnavailable,
+        StoreError::Unavailable(_) | StoreError::PoolExhausted(_) | StoreError::NotWritable(_) => {
+            Cause::StoreUnavailable
+        }
         StoreError::Timeout(_) => Cause::Timeout,
         StoreError::Rejected(_) | StoreError::Failed(_) => Cause::Error,
     }

@@ -62,7 +62,10 @@ impl Agent for Review {
 
     fn read(said: &str, _input: Input<'_>) -> Result<Scores, Nonsense> {
         let scores: Scores = parse(said)?;
-        if [scores.coherence, scores.relevance, scores.support].iter().any(|score| !(0.0..=1.0).contains(score)) {
+        if [scores.coherence, scores.relevance, scores.support]
+            .iter()
+            .any(|score| !(0.0..=1.0).contains(score))
+        {
             return Err(Nonsense("a score is not between 0 and 1".into()));
         }
         Ok(scores)

@@ -83,8 +83,13 @@ const QUOTE_CHARS: usize = 400;
 /// The answer made of the best passages: for each the quote, in their order; empty without passages.
 #[must_use]
 pub fn extract(sources: &[Source]) -> Vec<(u32, String)> {
-    let quotes = sources.iter().map(|source| (source.n, opening(&source.passage.text)));
-    quotes.filter(|(_, quote)| !quote.is_empty()).take(QUOTED).collect()
+    let quotes = sources
+        .iter()
+        .map(|source| (source.n, opening(&source.passage.text)));
+    quotes
+        .filter(|(_, quote)| !quote.is_empty())
+        .take(QUOTED)
+        .collect()
 }
 
 /// The first whole sentences that fit, or what fits of the first.
@@ -94,7 +99,11 @@ fn opening(text: &str) -> String {
         return text.to_owned();
     };
     let head = &text[..cut];
-    let end = head.rfind(['.', '!', '?']).map(|at| at + 1).or_else(|| head.rfind(char::is_whitespace)).unwrap_or(cut);
+    let end = head
+        .rfind(['.', '!', '?'])
+        .map(|at| at + 1)
+        .or_else(|| head.rfind(char::is_whitespace))
+        .unwrap_or(cut);
     head[..end].trim_end().to_owned()
 }
 
@@ -105,7 +114,10 @@ mod tests {
     #[test]
     fn an_opening_ends_with_a_sentence_and_never_inside_a_character() {
         assert_eq!(opening("  Short.  "), "Short.");
-        assert_eq!(opening(&format!("One. Two. {}", "é".repeat(500))), "One. Two.");
+        assert_eq!(
+            opening(&format!("One. Two. {}", "é".repeat(500))),
+            "One. Two."
+        );
         assert_eq!(opening(&"é".repeat(500)).chars().count(), QUOTE_CHARS);
         assert_eq!(opening(""), "");
     }

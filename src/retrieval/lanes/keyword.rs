@@ -26,6 +26,9 @@ impl Lane for Keyword {
     }
 
     async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, LaneError> {
-        Ok(self.store.search(search.tenant, search.text, search.limit).await?)
+        Ok(self
+            .store
+            .search(search.tenant, search.text, search.limit)
+            .await?)
     }
 }

@@ -34,7 +34,11 @@ pub(super) const CASES: &[Case] = &[
         shown: "The client sends its key, cookies and other credentials; the provider must be sent its own key alone. The provider gives its key back in \
                 headers; nothing that the client receives may hold it.",
         remedy: "Build the provider's request anew with the headers that are meant for it; pass on no header of its answer that is not known.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::OwnProviderKeys],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::OwnProviderKeys,
+        ],
         spec: || Spec::solo().key("b", KEY),
         run: |ctx| auth_03(ctx).boxed(),
     },
@@ -72,20 +76,40 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     let nobody = ctx.client.without_header("authorization");
     let strangers = [
         ("no key", nobody.clone()),
-        ("an unknown key", nobody.with_bearer("sk-canary-nobody-0c6e")),
+        (
+            "an unknown key",
+            nobody.with_bearer("sk-canary-nobody-0c6e"),
+        ),
         ("part of a key", nobody.with_bearer(&KEY[..KEY.len() - 1])),
-        ("an empty key", nobody.with_header("authorization", "Bearer ")),
-        ("another scheme", nobody.with_header("authorization", &format!("Basic {KEY}"))),
+        (
+            "an empty key",
+            nobody.with_header("authorization", "Bearer "),
+        ),
+        (
+            "another scheme",
+            nobody.with_header("authorization", &format!("Basic {KEY}")),
+        ),
     ];
     // when
     for (what, client) in &strangers {
         for answer in answers(ctx, client, what).await? {
             equal(&format!("status with {what}"), 401, answer.status)?;
-            holds(answer.header("www-authenticate").is_some(), format!("WWW-Authenticate with {what}"), "none")?;
-            holds(answer.error_type().is_some(), format!("OpenAI's error envelope with {what}"), answer.text())?;
+            holds(
+                answer.header("www-authenticate").is_some(),
+                format!("WWW-Authenticate with {what}"),
+                "none",
+            )?;
+            holds(
+                answer.error_type().is_some(),
+                format!("OpenAI's error envelope with {what}"),
+                answer.text(),
+            )?;
         }
     }
-    let known = nobody.with_bearer(KEY).chat(ctx.prompt("solo", "known")).await?;
+    let known = nobody
+        .with_bearer(KEY)
+        .chat(ctx.prompt("solo", "known"))
+        .await?;
     // then
     equal("status with the key", 200, known.status)?;
     equal("requests at the provider", 1, p1.requests().len()).map_err(lied)
@@ -95,12 +119,20 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
 async fn answers(ctx: &Ctx, client: &Client, text: &str) -> Result<Vec<Reply>, Failure> {
     let mut streamed = ctx.prompt("solo", text);
     streamed["stream"] = true.into();
-    let mut answers = vec![client.chat(ctx.prompt("solo", text)).await?, client.chat(streamed).await?, client.get("/v1/models").await?];
+    let mut answers = vec![
+        client.chat(ctx.prompt("solo", text)).await?,
+        client.chat(streamed).await?,
+        client.get("/v1/models").await?,
+    ];
     if ctx.manifest.capabilities.contains(&Capability::Query) {
         const ID: &str = "01890000-0000-7000-8000-000000000000";
         let (query, document) = (format!("{QUERIES}/{ID}"), format!("{DOCUMENTS}/{ID}"));
         answers.push(client.post(QUERIES, json!({"question": text})).await?);
-        answers.push(client.post(DOCUMENTS, json!({"title": "", "text": text})).await?);
+        answers.push(
+            client
+                .post(DOCUMENTS, json!({"title": "", "text": text}))
+                .await?,
+        );
         for path in [QUERIES, &query, &document] {
             answers.push(client.get(path).await?);
         }
@@ -114,26 +146,63 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     let key = ctx.spec.providers[0].api_key.clone();
-    let told = |responder: Responder| responder.header("x-api-key", &key).header("set-cookie", &format!("key={key}"));
-    p1.mount(chat().user_says("served"), told(reply("Paris"))).await;
-    p1.mount(chat().user_says("fails"), told(error(400).message(&format!("wrong key {key}")))).await;
+    let told = |responder: Responder| {
+        responder
+            .header("x-api-key", &key)
+            .header("set-cookie", &format!("key={key}"))
+    };
+    p1.mount(chat().user_says("served"), told(reply("Paris")))
+        .await;
+    p1.mount(
+        chat().user_says("fails"),
+        told(error(400).message(&format!("wrong key {key}"))),
+    )
+    .await;
     let keyed = ctx.manifest.capabilities.contains(&Capability::Keys);
-    let client = if keyed { ctx.client.with_bearer(KEY) } else { ctx.client.clone() };
-    let client = OTHERS.iter().fold(client, |client, (name, value)| client.with_header(name, value));
+    let client = if keyed {
+        ctx.client.with_bearer(KEY)
+    } else {
+        ctx.client.clone()
+    };
+    let client = OTHERS.iter().fold(client, |client, (name, value)| {
+        client.with_header(name, value)
+    });
     // when
     for what in ["served", "fails"] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
         let stream = client.streamed(ctx.prompt("solo", what)).await?;
         // then
-        let came = format!("{:?} {} {:?} {}", plain.headers, plain.text(), stream.headers, String::from_utf8_lossy(&stream.body));
-        holds(!came.contains(&key), format!("nothing of the provider's key at the client ({what})"), "the key")?;
+        let came = format!(
+            "{:?} {} {:?} {}",
+            plain.headers,
+            plain.text(),
+            stream.headers,
+            String::from_utf8_lossy(&stream.body)
+        );
+        holds(
+            !came.contains(&key),
+            format!("nothing of the provider's key at the client ({what})"),
+            "the key",
+        )?;
     }
     equal("requests at the provider", 4, p1.requests().len())?;
     for request in p1.requests() {
-        equal("authorization at the provider", Some(format!("Bearer {key}").as_str()), request.header("authorization"))?;
+        equal(
+            "authorization at the provider",
+            Some(format!("Bearer {key}").as_str()),
+            request.header("authorization"),
+        )?;
         let all = format!("{:?} {}", request.headers, request.body);
-        let leaked = OTHERS.iter().map(|(_, value)| *value).chain([KEY]).find(|value| all.contains(value));
-        holds(leaked.is_none(), "nothing of the client's credentials at the provider", leaked.unwrap_or_default())?;
+        let leaked = OTHERS
+            .iter()
+            .map(|(_, value)| *value)
+            .chain([KEY])
+            .find(|value| all.contains(value));
+        holds(
+            leaked.is_none(),
+            "nothing of the client's credentials at the provider",
+            leaked.unwrap_or_default(),
+        )?;
     }
     Ok(())
 }
@@ -144,25 +213,61 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("fine"));
     // a provider that no gateway is configured with
-    let elsewhere = Spec::default().provider("elsewhere", Protocol::OpenAi).providers.remove(0);
-    let elsewhere = Stub::in_process(&elsewhere, "elsewhere", ctx.tape.clone(), ctx.gates.clone()).await?;
+    let elsewhere = Spec::default()
+        .provider("elsewhere", Protocol::OpenAi)
+        .providers
+        .remove(0);
+    let elsewhere =
+        Stub::in_process(&elsewhere, "elsewhere", ctx.tape.clone(), ctx.gates.clone()).await?;
     elsewhere.answers(reply("whatever the client wants"));
     let (url, host) = (elsewhere.base_url(), elsewhere.wire().addr().to_string());
     // when
     for body in steering(ctx, &url, &host) {
         ctx.client.chat(body).await?;
     }
-    for name in ["x-portkey-custom-host", "x-base-url", "x-upstream", "x-forwarded-host", "x-original-url", "forwarded"] {
-        ctx.client.with_header(name, &url).chat(ctx.prompt("solo", name)).await?;
+    for name in [
+        "x-portkey-custom-host",
+        "x-base-url",
+        "x-upstream",
+        "x-forwarded-host",
+        "x-original-url",
+        "forwarded",
+    ] {
+        ctx.client
+            .with_header(name, &url)
+            .chat(ctx.prompt("solo", name))
+            .await?;
     }
     smuggle(ctx).await?;
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
-    equal("status of a plain request afterwards", 200, afterwards.status)?;
-    let reached = elsewhere.tape().iter().any(|entry| matches!(entry.event, Event::Accepted { .. } | Event::RequestRead { .. }));
-    holds(!reached, "no connection to the host that requests named", format_args!("a connection to {host}")).map_err(lied)?;
-    let smuggled = p1.all_requests().into_iter().find(|request| request.header("x-smuggled").is_some());
-    holds(smuggled.is_none(), "no header smuggled into a provider's request", "x-smuggled at the provider").map_err(lied)
+    equal(
+        "status of a plain request afterwards",
+        200,
+        afterwards.status,
+    )?;
+    let reached = elsewhere.tape().iter().any(|entry| {
+        matches!(
+            entry.event,
+            Event::Accepted { .. } | Event::RequestRead { .. }
+        )
+    });
+    holds(
+        !reached,
+        "no connection to the host that requests named",
+        format_args!("a connection to {host}"),
+    )
+    .map_err(lied)?;
+    let smuggled = p1
+        .all_requests()
+        .into_iter()
+        .find(|request| request.header("x-smuggled").is_some());
+    holds(
+        smuggled.is_none(),
+        "no header smuggled into a provider's request",
+        "x-smuggled at the provider",
+    )
+    .map_err(lied)
 }
 
 /// Line breaks in paths and headers, escaped and as such, folded into a header that is sent on (RFC 9112 section 5.2). Whether they are
@@ -170,7 +275,11 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
 async fn smuggle(ctx: &Ctx) -> CaseResult {
     const PATH: &str = "/v1/chat/completions";
     let attempts = [
-        ("/v1/chat/completions?a=%0d%0ax-smuggled:%201", "x-plain", "1"),
+        (
+            "/v1/chat/completions?a=%0d%0ax-smuggled:%201",
+            "x-plain",
+            "1",
+        ),
         (PATH, "x-request-id", "a%0d%0ax-smuggled: 1"),
         (PATH, "x-request-id", "a\r\n x-smuggled: 1"),
         (PATH, "idempotency-key", "b\n x-smuggled: 1"),
@@ -179,7 +288,10 @@ async fn smuggle(ctx: &Ctx) -> CaseResult {
     for (path, name, value) in attempts {
         let body = ctx.prompt("solo", "smuggled").to_string();
         let headers = [("content-type", "application/json"), (name, value)];
-        let _any = ctx.client.try_request("POST", path, &headers, body.as_bytes()).await?;
+        let _any = ctx
+            .client
+            .try_request("POST", path, &headers, body.as_bytes())
+            .await?;
     }
     Ok(())
 }
@@ -204,7 +316,10 @@ fn steering(ctx: &Ctx, url: &str, host: &str) -> Vec<Value> {
         with_field("metadata", json!({"api_base": url})),
         with_field("user", "me\r\nx-smuggled: 1".into()),
         with_field("model", url.into()),
-        with_field("model", format!("{}\r\nx-smuggled: 1", ctx.model("solo")).into()),
+        with_field(
+            "model",
+            format!("{}\r\nx-smuggled: 1", ctx.model("solo")).into(),
+        ),
         with_field("model", format!("openai/../../{host}").into()),
         with_field("messages", image),
     ]

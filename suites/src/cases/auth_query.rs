@@ -35,17 +35,42 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
     equal("her query's status", "complete", text(&told, "status"))?;
     let query = format!("{QUERIES}/{}", text(&told, "id"));
     // when
-    let unknown = he.get(&format!("{QUERIES}/01890000-0000-7000-8000-000000000000")).await?;
+    let unknown = he
+        .get(&format!("{QUERIES}/01890000-0000-7000-8000-000000000000"))
+        .await?;
     let seen = he.get(&query).await?;
     let listed = he.get(QUERIES).await?.json();
     let read = he.get(&document).await?;
     let deleted = he.request("DELETE", &document, &[], b"").await?;
     let asked = he.post(QUERIES, question(ctx)).await?.json();
     // then
-    equal("what her query is to him", (404, unknown.error_code()), (seen.status, seen.error_code())).map_err(lied)?;
+    equal(
+        "what her query is to him",
+        (404, unknown.error_code()),
+        (seen.status, seen.error_code()),
+    )
+    .map_err(lied)?;
     equal("what he lists", Some(0), listed["total"].as_u64()).map_err(lied)?;
-    equal("statuses of her document for him", (404, 404), (read.status, deleted.status)).map_err(lied)?;
-    equal("her passages in his sources", Some(0), asked["sources"].as_array().map(Vec::len)).map_err(lied)?;
-    equal("her own query, read by her", &told, &she.get(&query).await?.json())?;
-    equal("her own document, read by her", 200, she.get(&document).await?.status)
+    equal(
+        "statuses of her document for him",
+        (404, 404),
+        (read.status, deleted.status),
+    )
+    .map_err(lied)?;
+    equal(
+        "her passages in his sources",
+        Some(0),
+        asked["sources"].as_array().map(Vec::len),
+    )
+    .map_err(lied)?;
+    equal(
+        "her own query, read by her",
+        &told,
+        &she.get(&query).await?.json(),
+    )?;
+    equal(
+        "her own document, read by her",
+        200,
+        she.get(&document).await?.status,
+    )
 }

@@ -100,7 +100,12 @@ pub(super) const CASES: &[Case] = &[
         why: "Without it nobody can tell a provider that fails from one that is left out.",
         shown: "/health and /metrics must tell a closed breaker before, and an open one after two failures.",
         remedy: "List each candidate's breaker in the detailed health, and export it as a gauge.",
-        needs: &[Capability::Chat, Capability::Breaker, Capability::Health, Capability::Metrics],
+        needs: &[
+            Capability::Chat,
+            Capability::Breaker,
+            Capability::Health,
+            Capability::Metrics,
+        ],
         spec: || with_breaker(Spec::solo(), 2, LONG_MS),
         run: |ctx| brkr_06(ctx).boxed(),
     },
@@ -120,7 +125,11 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn with_breaker(mut spec: Spec, failure_threshold: u32, cool_down_ms: u64) -> Spec {
-    spec.breaker = BreakerSpec { failure_threshold, cool_down_ms, half_open_probes: 1 };
+    spec.breaker = BreakerSpec {
+        failure_threshold,
+        cool_down_ms,
+        half_open_probes: 1,
+    };
     spec
 }
 
@@ -128,8 +137,15 @@ fn with_breaker(mut spec: Spec, failure_threshold: u32, cool_down_ms: u64) -> Sp
 fn neighbours() -> Spec {
     let mut spec = with_breaker(Spec::pair(), 2, LONG_MS).model("other", &["p2"]);
     for alias in ["ill", "well"] {
-        let candidate = CandidateSpec { provider: "p1".into(), model: format!("m-{alias}") };
-        spec.models.push(ModelSpec { alias: alias.into(), candidates: vec![candidate], timeouts: Timeouts::default() });
+        let candidate = CandidateSpec {
+            provider: "p1".into(),
+            model: format!("m-{alias}"),
+        };
+        spec.models.push(ModelSpec {
+            alias: alias.into(),
+            candidates: vec![candidate],
+            timeouts: Timeouts::default(),
+        });
     }
     spec
 }
@@ -143,18 +159,35 @@ async fn brkr_01(ctx: &Ctx) -> CaseResult {
     // when
     let mut texts = Vec::new();
     for n in 0..13 {
-        texts.push(ctx.client.chat(ctx.prompt("pair", &format!("request <{n}>"))).await?.content());
+        texts.push(
+            ctx.client
+                .chat(ctx.prompt("pair", &format!("request <{n}>")))
+                .await?
+                .content(),
+        );
     }
     // then
-    equal("answers of the second provider", 13, texts.iter().filter(|text| *text == "Bern").count())?;
-    equal("requests at the provider whose breaker opens after three failures", 3, p1.requests().len())
+    equal(
+        "answers of the second provider",
+        13,
+        texts.iter().filter(|text| *text == "Bern").count(),
+    )?;
+    equal(
+        "requests at the provider whose breaker opens after three failures",
+        3,
+        p1.requests().len(),
+    )
 }
 
 /// BRKR-02 (MUST): half-open lets through no more than the configured probes.
 async fn brkr_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.answers(in_turn([error(500), error(500), reply("Paris").plan(Plan::held("probe"))]));
+    p1.answers(in_turn([
+        error(500),
+        error(500),
+        reply("Paris").plan(Plan::held("probe")),
+    ]));
     ctx.stub("p2")?.answers(reply("Bern"));
     fail(ctx, "pair", 2).await?;
     // when
@@ -195,16 +228,32 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     converge("the breaker lets two probes through", two_probes).await?;
     let failed = arrivals(ctx, p1);
     p1.answers(reply("Paris"));
-    asked_until(ctx, "the first provider serves again", |answer| answer.content() == "Paris").await?;
+    asked_until(ctx, "the first provider serves again", |answer| {
+        answer.content() == "Paris"
+    })
+    .await?;
     let mut afterwards = Vec::new();
     for _ in 0..5 {
-        afterwards.push(ctx.client.chat(ctx.prompt("pair", "afterwards")).await?.content());
+        afterwards.push(
+            ctx.client
+                .chat(ctx.prompt("pair", "afterwards"))
+                .await?
+                .content(),
+        );
     }
     // then
     for pair in failed[1..].windows(2) {
-        at_least("the next probe", gap(&pair[0], &pair[1]), Duration::from_millis(COOL_DOWN_MS))?;
+        at_least(
+            "the next probe",
+            gap(&pair[0], &pair[1]),
+            Duration::from_millis(COOL_DOWN_MS),
+        )?;
     }
-    equal("answers after a success", vec!["Paris"; 5], afterwards.iter().map(String::as_str).collect())
+    equal(
+        "answers after a success",
+        vec!["Paris"; 5],
+        afterwards.iter().map(String::as_str).collect(),
+    )
 }
 
 /// BRKR-04 (MUST): open without an alternative is 503 with Retry-After.
@@ -218,10 +267,19 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
     equal("requests at the provider", 2, p1.requests().len())?;
-    for (status, wait) in [(plain.status, plain.header("retry-after")), (stream.status, stream.header("retry-after"))] {
+    for (status, wait) in [
+        (plain.status, plain.header("retry-after")),
+        (stream.status, stream.header("retry-after")),
+    ] {
         equal("status", 503, status)?;
-        let sane = wait.and_then(seconds).is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
-        holds(sane, "Retry-After of 1 to 60 seconds", wait.unwrap_or("none"))?;
+        let sane = wait
+            .and_then(seconds)
+            .is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
+        holds(
+            sane,
+            "Retry-After of 1 to 60 seconds",
+            wait.unwrap_or("none"),
+        )?;
     }
     Ok(())
 }
@@ -238,9 +296,21 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
     let well = ctx.client.chat(ctx.prompt("well", "capital")).await?;
     let other = ctx.client.chat(ctx.prompt("other", "capital")).await?;
     // then
-    equal("requests for the model whose breaker opens after two failures", 2, p1.calls("m-ill").len())?;
-    equal("the other model of that provider", (200, "Paris".to_string()), (well.status, well.content()))?;
-    equal("the other provider", (200, "Bern".to_string()), (other.status, other.content()))
+    equal(
+        "requests for the model whose breaker opens after two failures",
+        2,
+        p1.calls("m-ill").len(),
+    )?;
+    equal(
+        "the other model of that provider",
+        (200, "Paris".to_string()),
+        (well.status, well.content()),
+    )?;
+    equal(
+        "the other provider",
+        (200, "Bern".to_string()),
+        (other.status, other.content()),
+    )
 }
 
 /// BRKR-06 (MUST): its state is visible in health and metrics.
@@ -251,17 +321,33 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
     // when
     fail(ctx, "solo", 2).await?;
     // then
-    equal("health and metrics before any failure", ("closed".to_string(), Some(0)), before)?;
-    equal("health and metrics after two failures", ("open".to_string(), Some(2)), told(ctx).await?)
+    equal(
+        "health and metrics before any failure",
+        ("closed".to_string(), Some(0)),
+        before,
+    )?;
+    equal(
+        "health and metrics after two failures",
+        ("open".to_string(), Some(2)),
+        told(ctx).await?,
+    )
 }
 
 /// The state of the one breaker: in words by health, as a number (0 closed, 1 half-open, 2 open) by metrics.
 async fn told(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
     let (health, metrics) = join(ctx.client.get("/health"), ctx.client.get("/metrics")).await;
-    let health = health?.json()["breakers"][0]["state"].as_str().unwrap_or("not told").to_string();
+    let health = health?.json()["breakers"][0]["state"]
+        .as_str()
+        .unwrap_or("not told")
+        .to_string();
     let metrics = metrics?.text();
-    let line = metrics.lines().find(|line| line.starts_with("gauntlet_breaker_state{") && line.contains("p1"));
-    Ok((health, line.and_then(|line| line.rsplit(' ').next()?.parse().ok())))
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("gauntlet_breaker_state{") && line.contains("p1"));
+    Ok((
+        health,
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()),
+    ))
 }
 
 /// BRKR-07 (MUST): the breaker is never wedged, and a client that left is not the provider's failure.
@@ -270,19 +356,45 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     let cut = reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut]));
     let left = || reply("for nobody").plan(Plan::held("nobody opens this"));
-    p1.answers(in_turn([error(500), error(500), error(400), cut, left(), reply("Paris"), left(), left(), reply("Paris")]));
+    p1.answers(in_turn([
+        error(500),
+        error(500),
+        error(400),
+        cut,
+        left(),
+        reply("Paris"),
+        left(),
+        left(),
+        reply("Paris"),
+    ]));
     ctx.stub("p2")?.answers(reply("Bern"));
     // when
-    asked_until(ctx, "a probe after the failures", |_| p1.requests().len() >= 3).await?;
-    asked_until(ctx, "a probe after one that met a 400", |_| p1.requests().len() >= 4).await?;
+    asked_until(ctx, "a probe after the failures", |_| {
+        p1.requests().len() >= 3
+    })
+    .await?;
+    asked_until(ctx, "a probe after one that met a 400", |_| {
+        p1.requests().len() >= 4
+    })
+    .await?;
     asked_and_left(ctx, p1, 1).await?;
-    asked_until(ctx, "success after a probe whose client left", |answer| answer.content() == "Paris").await?;
+    asked_until(ctx, "success after a probe whose client left", |answer| {
+        answer.content() == "Paris"
+    })
+    .await?;
     for n in 2..=3 {
         asked_and_left(ctx, p1, n).await?;
     }
-    let next = ctx.client.chat(ctx.prompt("pair", "after those who left")).await?;
+    let next = ctx
+        .client
+        .chat(ctx.prompt("pair", "after those who left"))
+        .await?;
     // then
-    equal("text of the request after those who left", "Paris", next.content().as_str())
+    equal(
+        "text of the request after those who left",
+        "Paris",
+        next.content().as_str(),
+    )
 }
 
 /// Asks one request after the other until an answer, or what the stubs have seen with it, is the fact that is waited for.
@@ -318,7 +430,9 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
 /// Asks the alias so often, one request after the other, while its provider fails.
 async fn fail(ctx: &Ctx, alias: &str, times: usize) -> CaseResult {
     for n in 0..times {
-        ctx.client.chat(ctx.prompt(alias, &format!("failure {n}"))).await?;
+        ctx.client
+            .chat(ctx.prompt(alias, &format!("failure {n}")))
+            .await?;
     }
     Ok(())
 }
@@ -331,6 +445,14 @@ fn arrivals(ctx: &Ctx, stub: &Stub) -> Vec<Entry> {
 
 /// The wait that Retry-After asks for, in seconds; an HTTP date counts from now.
 fn seconds(retry_after: &str) -> Option<u64> {
-    let until = || httpdate::parse_http_date(retry_after).ok()?.duration_since(SystemTime::now()).ok();
-    retry_after.parse().ok().or_else(|| until().map(|wait| wait.as_secs() + 1))
+    let until = || {
+        httpdate::parse_http_date(retry_after)
+            .ok()?
+            .duration_since(SystemTime::now())
+            .ok()
+    };
+    retry_after
+        .parse()
+        .ok()
+        .or_else(|| until().map(|wait| wait.as_secs() + 1))
 }

@@ -40,7 +40,10 @@ async fn canc_01(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("for nobody").plan(Plan::held("never")));
     let plain = ctx.client.send_chat(ctx.prompt("solo", "plain")).await?;
-    let streamed = ctx.client.send_stream(ctx.prompt("solo", "streamed")).await?;
+    let streamed = ctx
+        .client
+        .send_stream(ctx.prompt("solo", "streamed"))
+        .await?;
     p1.held(2).await?;
     // when
     plain.leave();
@@ -53,8 +56,15 @@ async fn canc_01(ctx: &Ctx) -> CaseResult {
 async fn canc_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let then = |last: Step| reply("").tokens(["Par", "is"]).plan(Plan::of([Step::Head, Step::Events(3), last]));
-    for (n, last) in [Step::Stall, Step::RepeatForever { every_ms: 20 }].into_iter().enumerate() {
+    let then = |last: Step| {
+        reply("")
+            .tokens(["Par", "is"])
+            .plan(Plan::of([Step::Head, Step::Events(3), last]))
+    };
+    for (n, last) in [Step::Stall, Step::RepeatForever { every_ms: 20 }]
+        .into_iter()
+        .enumerate()
+    {
         p1.answers(then(last));
         let mut stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
         equal("text", "Paris", stream.text_of(5).await?.as_str())?;

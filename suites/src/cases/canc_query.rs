@@ -5,7 +5,9 @@ use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds
 use gauntlet_harness::plan::Plan;
 use gauntlet_harness::spec::Spec;
 
-use super::query::{QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, question, text};
+use super::query::{
+    QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, question, text,
+};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -42,14 +44,30 @@ async fn canc_03(ctx: &Ctx) -> CaseResult {
     entities.answers(does_its_part("entities").plan(Plan::held("never")));
     let body = question(ctx).to_string();
     // when
-    let asked = ctx.client.send("POST", QUERIES, &[("content-type", "application/json")], body.as_bytes()).await?;
+    let asked = ctx
+        .client
+        .send(
+            "POST",
+            QUERIES,
+            &[("content-type", "application/json")],
+            body.as_bytes(),
+        )
+        .await?;
     entities.held(1).await?;
     asked.leave();
     // then
     entities.peer_closed(1).await?;
     let cancelled = listed(ctx, "&status=cancelled", 1).await?;
-    holds(text(&cancelled[0], "question").contains(&ctx.nonce), "the query that was left", &cancelled[0])?;
-    equal("calls of synthesis for a query that was left", 0, ctx.stub("synthesis")?.calls(&ctx.nonce).len())
+    holds(
+        text(&cancelled[0], "question").contains(&ctx.nonce),
+        "the query that was left",
+        &cancelled[0],
+    )?;
+    equal(
+        "calls of synthesis for a query that was left",
+        0,
+        ctx.stub("synthesis")?.calls(&ctx.nonce).len(),
+    )
 }
 
 /// CANC-04 (MUST): a deadline ends the calls still in flight.
@@ -63,11 +81,23 @@ async fn canc_04(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ctx.client.post(QUERIES, question).await?;
     // then
-    holds([200, 503].contains(&answer.status), "200 or 503", answer.status)?;
+    holds(
+        [200, 503].contains(&answer.status),
+        "200 or 503",
+        answer.status,
+    )?;
     let told = answer.json();
-    let told = if answer.status == 200 { &told } else { &told["query"] };
+    let told = if answer.status == 200 {
+        &told
+    } else {
+        &told["query"]
+    };
     let entities_lost = lost(told).into_iter().find(|(step, _)| step == "entities");
-    equal("why entities are lost", Some("timeout"), entities_lost.as_ref().map(|(_, cause)| cause.as_str()))?;
+    equal(
+        "why entities are lost",
+        Some("timeout"),
+        entities_lost.as_ref().map(|(_, cause)| cause.as_str()),
+    )?;
     entities.peer_closed(1).await?;
     Ok(())
 }

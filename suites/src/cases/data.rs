@@ -14,7 +14,10 @@ use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
 use serde_json::{Value, json};
 
-use super::query::{DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, soon_without_store, text, until_status};
+use super::query::{
+    DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres,
+    soon_without_store, text, until_status,
+};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -106,37 +109,75 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
     known(ctx).await?;
     let complete = complete(ctx).await?;
     // then
-    for (status, told) in [("degraded", &degraded), ("failed", &failed), ("complete", &complete)] {
+    for (status, told) in [
+        ("degraded", &degraded),
+        ("failed", &failed),
+        ("complete", &complete),
+    ] {
         equal("the query's status", status, text(told, "status"))?;
-        let read = ctx.client.get(&format!("{QUERIES}/{}", text(told, "id"))).await?;
+        let read = ctx
+            .client
+            .get(&format!("{QUERIES}/{}", text(told, "id")))
+            .await?;
         equal("status of the record", 200, read.status)?;
         equal("the record", told, &read.json()).map_err(lied)?;
     }
     let page = ctx.client.get(QUERIES).await?.json();
     equal("records", Some(3), page["total"].as_u64()).map_err(lied)?;
-    equal("the listing", &json!([complete, failed, degraded]), &page["queries"]).map_err(lied)
+    equal(
+        "the listing",
+        &json!([complete, failed, degraded]),
+        &page["queries"],
+    )
+    .map_err(lied)
 }
 
 /// DATA-02 (MUST): a connection cut in a transaction leaves no half record.
 async fn data_02(ctx: &Ctx) -> CaseResult {
-    let rows = async || Ok::<_, Failure>([ctx.database()?.count("documents").await?, ctx.database()?.count("passages").await?]);
-    for (fault, end) in [(AtStatement::Cut, "is cut"), (AtStatement::LoseReply, "is reset")] {
+    let rows = async || {
+        Ok::<_, Failure>([
+            ctx.database()?.count("documents").await?,
+            ctx.database()?.count("passages").await?,
+        ])
+    };
+    for (fault, end) in [
+        (AtStatement::Cut, "is cut"),
+        (AtStatement::LoseReply, "is reset"),
+    ] {
         // given
         let before = rows().await?;
         ctx.database_wire()?.at_statement("into passages", fault);
         // when
         let stored = ctx.client.post(DOCUMENTS, document()).await?;
         // then
-        let ended = ctx.tape.first(|entry| matches!(&entry.event, Event::Database { what } if what.ends_with(end)));
-        holds(ended.is_some(), format!("a statement that stores passages, at which the connection {end}"), "none")?;
-        holds(stored.status == 201 || stored.status >= 500, "201, or a status of 500 or more", stored.status)?;
+        let ended = ctx
+            .tape
+            .first(|entry| matches!(&entry.event, Event::Database { what } if what.ends_with(end)));
+        holds(
+            ended.is_some(),
+            format!("a statement that stores passages, at which the connection {end}"),
+            "none",
+        )?;
+        holds(
+            stored.status == 201 || stored.status >= 500,
+            "201, or a status of 500 or more",
+            stored.status,
+        )?;
         let after = rows().await?;
         let (documents, passages) = (after[0] - before[0], after[1] - before[1]);
         // a reply that was lost may be that of a statement that was carried out
         let least = i64::from(stored.status == 201);
         let whole = documents == passages && (least..=1).contains(&documents);
-        let observed = format_args!("status {}, {documents} documents, {passages} passages", stored.status);
-        holds(whole, "a document with its passage, once, or neither of them and no 201", observed).map_err(lied)?;
+        let observed = format_args!(
+            "status {}, {documents} documents, {passages} passages",
+            stored.status
+        );
+        holds(
+            whole,
+            "a document with its passage, once, or neither of them and no 201",
+            observed,
+        )
+        .map_err(lied)?;
     }
     Ok(())
 }
@@ -150,8 +191,16 @@ async fn data_03(ctx: &Ctx) -> CaseResult {
     let refused = try_join_all((0..READERS).map(|_| ctx.client.get(QUERIES))).await?;
     locked.release().await?;
     // then
-    equal("statuses", vec![503; READERS], refused.iter().map(|answer| answer.status).collect())?;
-    holds(refused.iter().all(|answer| answer.error_type().is_some()), "errors in the usual envelope", refused[0].text())?;
+    equal(
+        "statuses",
+        vec![503; READERS],
+        refused.iter().map(|answer| answer.status).collect(),
+    )?;
+    holds(
+        refused.iter().all(|answer| answer.error_type().is_some()),
+        "errors in the usual envelope",
+        refused[0].text(),
+    )?;
     until_status(ctx, QUERIES, 200).await?;
     Ok(())
 }
@@ -179,8 +228,13 @@ async fn data_04(ctx: &Ctx) -> CaseResult {
 async fn data_08(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
-    let hostile =
-        ["'); DROP TABLE queries; --", "\"double\" and 'single' $1 \\", "🦀 \u{202e}right to left\u{202c} e\u{301}", "?1 %s {0} ${x}", "\u{1}\t\r\n"];
+    let hostile = [
+        "'); DROP TABLE queries; --",
+        "\"double\" and 'single' $1 \\",
+        "🦀 \u{202e}right to left\u{202c} e\u{301}",
+        "?1 %s {0} ${x}",
+        "\u{1}\t\r\n",
+    ];
     let mut newest_first = Vec::new();
     for text in hostile {
         newest_first.insert(0, asked(ctx, text).await?);
@@ -188,10 +242,22 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
     // when
     let mut found: Vec<Value> = Vec::new();
     while found.len() < newest_first.len() {
-        let before = found.last().map(|query| format!("&before={}", text(query, "id"))).unwrap_or_default();
-        let page = ctx.client.get(&format!("{QUERIES}?size=2{before}")).await?.json();
+        let before = found
+            .last()
+            .map(|query| format!("&before={}", text(query, "id")))
+            .unwrap_or_default();
+        let page = ctx
+            .client
+            .get(&format!("{QUERIES}?size=2{before}"))
+            .await?
+            .json();
         let queries = page["queries"].as_array().cloned().unwrap_or_default();
-        holds(!queries.is_empty(), format!("{} queries", newest_first.len()), format_args!("{} on all pages", found.len())).map_err(lied)?;
+        holds(
+            !queries.is_empty(),
+            format!("{} queries", newest_first.len()),
+            format_args!("{} on all pages", found.len()),
+        )
+        .map_err(lied)?;
         found.extend(queries);
         asked(ctx, "recorded between two pages").await?;
     }
@@ -205,25 +271,47 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
 async fn data_10(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
     let (database, client) = (ctx.database()?, ctx.client.with_bearer(KEY));
-    for Fault { name, set, undo, unknown_key } in FAULTS {
+    for Fault {
+        name,
+        set,
+        undo,
+        unknown_key,
+    } in FAULTS
+    {
         // given
         set(database).await?;
         // when
         let stored = client.post(DOCUMENTS, document()).await?;
         let chat = client.chat(ctx.prompt("review", "hello")).await?;
-        let unknown = client.with_bearer("sk-canary-nobody-6d8f2b").chat(ctx.prompt("review", "hello")).await?;
+        let unknown = client
+            .with_bearer("sk-canary-nobody-6d8f2b")
+            .chat(ctx.prompt("review", "hello"))
+            .await?;
         undo(database).await?;
         // then
-        equal(&format!("status of a document, the database being {name}"), 503, stored.status)?;
-        equal(&format!("status of a chat, the database being {name}"), 200, chat.status)?;
+        equal(
+            &format!("status of a document, the database being {name}"),
+            503,
+            stored.status,
+        )?;
+        equal(
+            &format!("status of a chat, the database being {name}"),
+            200,
+            chat.status,
+        )?;
         if ctx.manifest.capabilities.contains(&Capability::StoredKeys) {
-            equal(&format!("status with a key that nobody has, the database being {name}"), unknown_key, unknown.status)?;
+            equal(
+                &format!("status with a key that nobody has, the database being {name}"),
+                unknown_key,
+                unknown.status,
+            )?;
         }
         for table in ["documents", "passages"] {
             equal(&format!("rows of {table}"), 0, database.count(table).await?).map_err(lied)?;
         }
     }
-    let back = || async { Ok(Some(client.get(QUERIES).await?.status).filter(|status| *status == 200)) };
+    let back =
+        || async { Ok(Some(client.get(QUERIES).await?.status).filter(|status| *status == 200)) };
     converge("queries are listed again", back).await.map(drop)
 }
 
@@ -242,8 +330,18 @@ struct Fault {
 type Change = for<'d> fn(&'d CaseDatabase) -> BoxFuture<'d, Result<(), DatabaseError>>;
 
 const FAULTS: [Fault; 4] = [
-    Fault { name: "read-only", set: |database| database.read_only().boxed(), undo: |database| database.read_write().boxed(), unknown_key: 401 },
-    Fault { name: "full", set: |database| database.disk_full().boxed(), undo: |database| database.disk_free().boxed(), unknown_key: 401 },
+    Fault {
+        name: "read-only",
+        set: |database| database.read_only().boxed(),
+        undo: |database| database.read_write().boxed(),
+        unknown_key: 401,
+    },
+    Fault {
+        name: "full",
+        set: |database| database.disk_full().boxed(),
+        undo: |database| database.disk_free().boxed(),
+        unknown_key: 401,
+    },
     Fault {
         name: "without the right to insert",
         set: |database| database.revoke_insert().boxed(),
@@ -252,7 +350,15 @@ const FAULTS: [Fault; 4] = [
     },
     Fault {
         name: "closed",
-        set: |database| async { database.forbid_connections().await.and(database.terminate_backends().await.map(drop)) }.boxed(),
+        set: |database| {
+            async {
+                database
+                    .forbid_connections()
+                    .await
+                    .and(database.terminate_backends().await.map(drop))
+            }
+            .boxed()
+        },
         undo: |database| database.allow_connections().boxed(),
         unknown_key: 503,
     },
@@ -260,17 +366,37 @@ const FAULTS: [Fault; 4] = [
 
 /// Asks a question of this text, and returns what was told.
 async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {
-    let answer = ctx.client.post(QUERIES, json!({"question": format!("who? {question}")})).await?;
-    equal(&format!("status of the question {question:?}"), 200, answer.status)?;
-    equal("the question", format!("who? {question}").as_str(), text(&answer.json(), "question"))?;
+    let answer = ctx
+        .client
+        .post(QUERIES, json!({"question": format!("who? {question}")}))
+        .await?;
+    equal(
+        &format!("status of the question {question:?}"),
+        200,
+        answer.status,
+    )?;
+    equal(
+        "the question",
+        format!("who? {question}").as_str(),
+        text(&answer.json(), "question"),
+    )?;
     Ok(answer.json())
 }
 
 /// Documents whose text is large, empty of words or not storable: each comes back as it was, or is refused.
 async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
     let megabyte = "radium 🦀 ' ".repeat(80_000);
-    let texts = [megabyte.as_str(), "radium\u{0}glows", "'); DELETE FROM documents; --", "\u{feff}radium\u{fffd}"];
-    let stored = join_all(texts.map(|text| ctx.client.post(DOCUMENTS, json!({"title": "'\"🦀", "text": text})))).await;
+    let texts = [
+        megabyte.as_str(),
+        "radium\u{0}glows",
+        "'); DELETE FROM documents; --",
+        "\u{feff}radium\u{fffd}",
+    ];
+    let stored = join_all(texts.map(|text| {
+        ctx.client
+            .post(DOCUMENTS, json!({"title": "'\"🦀", "text": text}))
+    }))
+    .await;
     let mut ids = HashSet::new();
     for (sent, stored) in texts.iter().zip(stored) {
         let stored = stored?;
@@ -281,13 +407,26 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
         let id = text(&stored.json(), "id").to_owned();
         let read = ctx.client.get(&format!("{DOCUMENTS}/{id}")).await?;
         let as_sent = text(&read.json(), "text") == *sent && text(&read.json(), "title") == "'\"🦀";
-        holds(as_sent, "the text as it was sent", read.text().chars().take(200).collect::<String>()).map_err(lied)?;
+        holds(
+            as_sent,
+            "the text as it was sent",
+            read.text().chars().take(200).collect::<String>(),
+        )
+        .map_err(lied)?;
         holds(ids.insert(id.clone()), "an id of its own", id)?;
     }
     for question in ["a\u{0}b".to_owned(), "x".repeat(1 << 20)] {
-        let answer = ctx.client.post(QUERIES, json!({"question": question})).await?;
-        let honest = (400..500).contains(&answer.status) || text(&answer.json(), "question") == question;
-        holds(honest, "a question that cannot be stored refused with 4xx, or told as it came", answer.status)?;
+        let answer = ctx
+            .client
+            .post(QUERIES, json!({"question": question}))
+            .await?;
+        let honest =
+            (400..500).contains(&answer.status) || text(&answer.json(), "question") == question;
+        holds(
+            honest,
+            "a question that cannot be stored refused with 4xx, or told as it came",
+            answer.status,
+        )?;
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use gauntlet_harness::target::Capability;
 
 use super::para::statuses;
 use super::query::{
-    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost, number, on_postgres, soon_without_store, text,
-    until_status, with_spare,
+    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost,
+    number, on_postgres, soon_without_store, text, until_status, with_spare,
 };
 
 /// Why a store's step may be told as lost.
@@ -28,7 +28,13 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
-            let mut spec = Spec::query().model_timeouts("entities", Timeouts { total_ms: Some(1_000), ..Timeouts::default() });
+            let mut spec = Spec::query().model_timeouts(
+                "entities",
+                Timeouts {
+                    total_ms: Some(1_000),
+                    ..Timeouts::default()
+                },
+            );
             spec.breaker.failure_threshold = 2;
             spec
         },
@@ -128,8 +134,16 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     known(ctx).await?;
     let entities = ctx.stub("entities")?;
     // the breaker opens at the second error in a row; an answer without sense is no failure of the provider's
-    let (silence, nonsense) = (reply("late").plan(Plan::silent()), reply("I found Marie Curie."));
-    let failures = [(silence, "timeout"), (nonsense, "nonsense"), (error(500), "error"), (error(503), "error")];
+    let (silence, nonsense) = (
+        reply("late").plan(Plan::silent()),
+        reply("I found Marie Curie."),
+    );
+    let failures = [
+        (silence, "timeout"),
+        (nonsense, "nonsense"),
+        (error(500), "error"),
+        (error(503), "error"),
+    ];
     for (failure, cause) in failures {
         // when
         entities.answers(failure);
@@ -139,7 +153,11 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     let asked = entities.requests().len();
     entities.answers(does_its_part("entities"));
     degraded(ctx, "entities", &["breaker_open"]).await?;
-    equal("calls of the provider whose breaker is open", asked, entities.requests().len())
+    equal(
+        "calls of the provider whose breaker is open",
+        asked,
+        entities.requests().len(),
+    )
 }
 
 /// DEGR-03 (MUST): without any lane there is an answer without sources, and less sure.
@@ -150,10 +168,17 @@ async fn degr_03(ctx: &Ctx) -> CaseResult {
     let before = complete(ctx).await?;
     let locked = ctx.database()?.lock("passages").await?;
     // when
-    let answer = degraded(ctx, "retrieval", STORE_CAUSES).await.map_err(lied)?;
+    let answer = degraded(ctx, "retrieval", STORE_CAUSES)
+        .await
+        .map_err(lied)?;
     locked.release().await?;
     // then
-    equal("sources", Some(0), answer["sources"].as_array().map(Vec::len)).map_err(lied)?;
+    equal(
+        "sources",
+        Some(0),
+        answer["sources"].as_array().map(Vec::len),
+    )
+    .map_err(lied)?;
     let (sure, less) = (number(&before, "confidence"), number(&answer, "confidence"));
     holds(less < sure, format!("a confidence below {sure}"), less).map_err(lied)
 }
@@ -163,13 +188,22 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
     known(ctx).await?;
-    equal("verified, with a fact check that works", Some(true), complete(ctx).await?["verified"].as_bool())?;
+    equal(
+        "verified, with a fact check that works",
+        Some(true),
+        complete(ctx).await?["verified"].as_bool(),
+    )?;
     for (failure, cause) in [(error(500), "error"), (reply("All true."), "nonsense")] {
         // when
         ctx.stub("fact_check")?.answers(failure);
         let answer = degraded(ctx, "fact_check", &[cause]).await?;
         // then
-        equal("verified, without a fact check", Some(false), answer["verified"].as_bool()).map_err(lied)?;
+        equal(
+            "verified, without a fact check",
+            Some(false),
+            answer["verified"].as_bool(),
+        )
+        .map_err(lied)?;
     }
     Ok(())
 }
@@ -184,9 +218,17 @@ async fn degr_05(ctx: &Ctx) -> CaseResult {
     // when
     let answer = degraded(ctx, "synthesis", &["error"]).await?;
     // then
-    holds(text(&answer, "answer").contains(PASSAGE), format!("an answer that quotes {PASSAGE:?}"), text(&answer, "answer"))?;
+    holds(
+        text(&answer, "answer").contains(PASSAGE),
+        format!("an answer that quotes {PASSAGE:?}"),
+        text(&answer, "answer"),
+    )?;
     for asked in ["synthesis", "spare"] {
-        equal(&format!("calls of {asked}"), 1, ctx.stub(asked)?.calls(&ctx.nonce).len())?;
+        equal(
+            &format!("calls of {asked}"),
+            1,
+            ctx.stub(asked)?.calls(&ctx.nonce).len(),
+        )?;
     }
     Ok(())
 }
@@ -202,7 +244,11 @@ async fn degr_06(ctx: &Ctx) -> CaseResult {
         let answer = degraded(ctx, step, &["error"]).await?;
         ctx.stub(step)?.answers(does_its_part(step));
         // then
-        holds(text(&answer, "answer").contains(ANSWER), format!("the answer {ANSWER:?}"), text(&answer, "answer"))?;
+        holds(
+            text(&answer, "answer").contains(ANSWER),
+            format!("the answer {ANSWER:?}"),
+            text(&answer, "answer"),
+        )?;
     }
     Ok(())
 }
@@ -217,11 +263,18 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
     let answer = ask(ctx).await?;
     // then
     equal("status", 503, answer.status).map_err(lied)?;
-    holds(answer.error_type().is_some(), "an error in the usual envelope", answer.text())?;
+    holds(
+        answer.error_type().is_some(),
+        "an error in the usual envelope",
+        answer.text(),
+    )?;
     let told = &answer.json()["query"];
     equal("the query's status", "failed", text(told, "status"))?;
     equal("confidence", Some(0.0), told["confidence"].as_f64())?;
-    let read = ctx.client.get(&format!("{QUERIES}/{}", text(told, "id"))).await?;
+    let read = ctx
+        .client
+        .get(&format!("{QUERIES}/{}", text(told, "id")))
+        .await?;
     equal("status of the record", 200, read.status)?;
     equal("the record", told, &read.json())
 }
@@ -239,14 +292,21 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
     equal("recorded", Some(false), told["recorded"].as_bool()).map_err(lied)?;
     equal("the query's status", "degraded", text(&told, "status")).map_err(lied)?;
     let steps: Vec<String> = lost(&told).into_iter().map(|(step, _)| step).collect();
-    equal("what is told as lost", vec!["retrieval".to_owned(), "record".to_owned()], steps).map_err(lied)?;
+    equal(
+        "what is told as lost",
+        vec!["retrieval".to_owned(), "record".to_owned()],
+        steps,
+    )
+    .map_err(lied)?;
     until_status(ctx, "/health/ready", 503).await?;
     Ok(())
 }
 
 /// DEGR-11 (MUST): once a fault is gone the next requests succeed.
 async fn degr_11(ctx: &Ctx) -> CaseResult {
-    let queries = STORED.iter().all(|capability| ctx.manifest.capabilities.contains(capability));
+    let queries = STORED
+        .iter()
+        .all(|capability| ctx.manifest.capabilities.contains(capability));
     // given
     if queries {
         known(ctx).await?;
@@ -256,17 +316,32 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
     }
     if queries {
         let faulted = ask(ctx).await?;
-        holds(faulted.json()["degraded"] != serde_json::json!([]), "a query that is touched by the fault", faulted.text())?;
+        holds(
+            faulted.json()["degraded"] != serde_json::json!([]),
+            "a query that is touched by the fault",
+            faulted.text(),
+        )?;
     }
     let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
-    holds(chat.status >= 500, "a chat that is touched by the fault", chat.status)?;
+    holds(
+        chat.status >= 500,
+        "a chat that is touched by the fault",
+        chat.status,
+    )?;
     // when
     healthy(ctx)?;
     // then
     if queries {
         complete(ctx).await?;
     }
-    equal("status of the next chat", 200, ctx.client.chat(ctx.prompt("review", "hello again")).await?.status)?;
+    equal(
+        "status of the next chat",
+        200,
+        ctx.client
+            .chat(ctx.prompt("review", "hello again"))
+            .await?
+            .status,
+    )?;
     restarted(ctx).await
 }
 
@@ -275,14 +350,31 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
     const TOGETHER: usize = 4;
     // given
     let review = ctx.stub("review")?;
-    let together = async || try_join_all((0..TOGETHER).map(|_| ctx.client.chat(ctx.prompt("review", "hello")))).await;
+    let together = async || {
+        try_join_all((0..TOGETHER).map(|_| ctx.client.chat(ctx.prompt("review", "hello")))).await
+    };
     review.answers(reply("hello").plan(Plan::met("together", TOGETHER)));
-    equal("statuses before the restart", vec![200; TOGETHER], statuses(&together().await?))?;
+    equal(
+        "statuses before the restart",
+        vec![200; TOGETHER],
+        statuses(&together().await?),
+    )?;
     review.listen(Listen::Refuse).await?;
-    let meanwhile = ctx.client.chat(ctx.prompt("review", "is anybody there?")).await?;
-    holds(meanwhile.status >= 500, "an error while nobody listens", meanwhile.status)?;
+    let meanwhile = ctx
+        .client
+        .chat(ctx.prompt("review", "is anybody there?"))
+        .await?;
+    holds(
+        meanwhile.status >= 500,
+        "an error while nobody listens",
+        meanwhile.status,
+    )?;
     // when
     review.listen(Listen::Serve).await?;
     // then
-    equal("statuses after the provider's restart", vec![200; TOGETHER], statuses(&together().await?))
+    equal(
+        "statuses after the provider's restart",
+        vec![200; TOGETHER],
+        statuses(&together().await?),
+    )
 }

@@ -19,7 +19,12 @@ pub(super) const CASES: &[Case] = &[
         why: "Every deployment cut the streams in flight (https://github.com/BerriAI/litellm/issues/14334).",
         shown: "A stream and a plain request are held at the provider; SIGTERM; readiness turns; the gate opens; both end whole, and the process with 0.",
         remedy: "On SIGTERM fail readiness, take nothing new, and wait for what is in flight.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::Health, Capability::Drain],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::Health,
+            Capability::Drain,
+        ],
         spec: || drained_after(30_000, Spec::solo()),
         run: |ctx| drain_01(ctx).boxed(),
     },
@@ -31,7 +36,14 @@ pub(super) const CASES: &[Case] = &[
         why: "A stream that ends without a word looks finished; a query that vanishes with its process was never asked.",
         shown: "A stream stalls and a query is held; SIGTERM; the stream ends with an error in band, the process with 0; a gateway started on the same database knows the query.",
         remedy: "At the drain deadline end what is left with an error event, and write the records before the process ends.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::Drain, Capability::Query, Capability::Store, Capability::Process],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::Drain,
+            Capability::Query,
+            Capability::Store,
+            Capability::Process,
+        ],
         spec: || drained_after(300, Spec::query()),
         run: |ctx| drain_02(ctx).boxed(),
     },
@@ -43,10 +55,19 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.mount(
         chat().user_says("streamed"),
-        reply("").tokens(["Par", "is"]).plan(Plan::of([Step::Head, Step::Events(2), Step::Hold("end".into()), Step::Rest])),
+        reply("").tokens(["Par", "is"]).plan(Plan::of([
+            Step::Head,
+            Step::Events(2),
+            Step::Hold("end".into()),
+            Step::Rest,
+        ])),
     )
     .await;
-    p1.mount(chat().user_says("plain"), reply("Bern").plan(Plan::held("end"))).await;
+    p1.mount(
+        chat().user_says("plain"),
+        reply("Bern").plan(Plan::held("end")),
+    )
+    .await;
     let mut streamed = ctx.client.stream(ctx.prompt("solo", "streamed")).await?;
     let begun = streamed.text_of(3).await?;
     let plain = ctx.client.send_chat(ctx.prompt("solo", "plain")).await?;
@@ -57,9 +78,21 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
     ctx.gates.gate("end").open();
     // then
     let (streamed, plain) = futures::try_join!(streamed.collect(), plain.reply())?;
-    holds(streamed.looks_complete(), "a stream that ends as if nothing had happened", format_args!("{:?}", streamed.end))?;
-    equal("the stream's text", "Paris", format!("{begun}{}", streamed.text).as_str())?;
-    equal("the plain answer", (200, "Bern".to_owned()), (plain.status, plain.content()))?;
+    holds(
+        streamed.looks_complete(),
+        "a stream that ends as if nothing had happened",
+        format_args!("{:?}", streamed.end),
+    )?;
+    equal(
+        "the stream's text",
+        "Paris",
+        format!("{begun}{}", streamed.text).as_str(),
+    )?;
+    equal(
+        "the plain answer",
+        (200, "Bern".to_owned()),
+        (plain.status, plain.content()),
+    )?;
     equal("exit code", Some(0), exit(ctx).await?)
 }
 
@@ -67,40 +100,91 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
 async fn drain_02(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
-    let stalls = reply("").tokens(["Par", "is"]).plan(Plan::events_then(2, Step::Stall));
-    ctx.stub("review")?.mount(chat().user_says("streamed"), stalls).await;
-    ctx.stub("entities")?.answers(does_its_part("entities").plan(Plan::held("never")));
+    let stalls = reply("")
+        .tokens(["Par", "is"])
+        .plan(Plan::events_then(2, Step::Stall));
+    ctx.stub("review")?
+        .mount(chat().user_says("streamed"), stalls)
+        .await;
+    ctx.stub("entities")?
+        .answers(does_its_part("entities").plan(Plan::held("never")));
     let mut streamed = ctx.client.stream(ctx.prompt("review", "streamed")).await?;
     streamed.text_of(3).await?;
     let body = question(ctx).to_string();
-    let query = ctx.client.send("POST", QUERIES, &[("content-type", "application/json")], body.as_bytes()).await?;
+    let query = ctx
+        .client
+        .send(
+            "POST",
+            QUERIES,
+            &[("content-type", "application/json")],
+            body.as_bytes(),
+        )
+        .await?;
     ctx.stub("entities")?.held(1).await?;
     // when
     terminate(ctx).await?;
     let (streamed, query) = futures::try_join!(streamed.collect(), query.try_reply())?;
     // then
-    holds(streamed.done_count == 0, "no [DONE] in a stream that was cut", streamed.done_count).map_err(lied)?;
-    holds(streamed.error.is_some(), "an error event", format_args!("no error; the stream ended: {:?}", streamed.end)).map_err(lied)?;
-    holds(!matches!(&query, Ok(answer) if answer.status < 500), "no success for a query that was cut", format_args!("{query:?}")).map_err(lied)?;
+    holds(
+        streamed.done_count == 0,
+        "no [DONE] in a stream that was cut",
+        streamed.done_count,
+    )
+    .map_err(lied)?;
+    holds(
+        streamed.error.is_some(),
+        "an error event",
+        format_args!("no error; the stream ended: {:?}", streamed.end),
+    )
+    .map_err(lied)?;
+    holds(
+        !matches!(&query, Ok(answer) if answer.status < 500),
+        "no success for a query that was cut",
+        format_args!("{query:?}"),
+    )
+    .map_err(lied)?;
     equal("exit code", Some(0), exit(ctx).await?)?;
     let recorded = ctx.start_another().await?.client.get(QUERIES).await?.json();
-    let statuses: Vec<&str> =
-        recorded["queries"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(|query| text(query, "status")).collect();
-    holds(matches!(statuses.as_slice(), ["cancelled" | "failed"]), "one record, cancelled or failed", format_args!("{statuses:?}")).map_err(lied)
+    let statuses: Vec<&str> = recorded["queries"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+        .iter()
+        .map(|query| text(query, "status"))
+        .collect();
+    holds(
+        matches!(statuses.as_slice(), ["cancelled" | "failed"]),
+        "one record, cancelled or failed",
+        format_args!("{statuses:?}"),
+    )
+    .map_err(lied)
 }
 
 /// The specification with this drain deadline, and every other time-out far away.
 fn drained_after(drain_ms: u64, spec: Spec) -> Spec {
     let spec = patient(spec);
-    Spec { limits: LimitSpec { drain_ms, ..spec.limits }, ..spec }
+    Spec {
+        limits: LimitSpec {
+            drain_ms,
+            ..spec.limits
+        },
+        ..spec
+    }
 }
 
 async fn terminate(ctx: &Ctx) -> CaseResult {
-    ctx.process()?.terminate().await.map_err(|error| Failure::Target { what: error.to_string() })
+    ctx.process()?
+        .terminate()
+        .await
+        .map_err(|error| Failure::Target {
+            what: error.to_string(),
+        })
 }
 
 /// The exit code, once the process has ended.
 async fn exit(ctx: &Ctx) -> Result<Option<i32>, Failure> {
     let ended = guard("the end of the process", ctx.process()?.wait()).await?;
-    ended.map_err(|error| Failure::Target { what: error.to_string() })
+    ended.map_err(|error| Failure::Target {
+        what: error.to_string(),
+    })
 }

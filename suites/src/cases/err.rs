@@ -27,7 +27,9 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Keep one table from the cause of a failure to status, type and code, and send every error through it.",
         needs: CHAT,
         spec: || {
-            let mut spec = Spec::solo().provider("p2", Protocol::OpenAi).model("late", &["p2"]);
+            let mut spec = Spec::solo()
+                .provider("p2", Protocol::OpenAi)
+                .model("late", &["p2"]);
             spec.models[1].timeouts.total_ms = Some(300);
             spec
         },
@@ -41,7 +43,11 @@ pub(super) const CASES: &[Case] = &[
         why: "Users with valid keys were told that theirs were invalid, and made new ones, while the operator's had expired.",
         shown: "The provider answers 401, then 403, plain and streamed; the client must be told 502.",
         remedy: "Map the provider's 401 and 403 to 502: the credentials are the gateway's own.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::OwnProviderKeys],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::OwnProviderKeys,
+        ],
         spec: Spec::solo,
         run: |ctx| err_02(ctx).boxed(),
     },
@@ -100,11 +106,21 @@ const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
 
 /// One provider, one whose URL holds a password, those of the orchestrator's agents, and one client's key.
 fn with_a_key() -> Spec {
-    let spec = Spec { database: DatabaseNeed::None, ..Spec::query() }.provider("p1", Protocol::OpenAi).model("solo", &["p1"]);
-    let mut spec = spec.provider("locked", Protocol::OpenAi).model("locked", &["locked"]);
-    spec.providers.iter_mut().filter(|provider| provider.name == "locked").for_each(|provider| {
-        provider.userinfo = Some(format!("canary-user:{URL_PASSWORD}"));
-    });
+    let spec = Spec {
+        database: DatabaseNeed::None,
+        ..Spec::query()
+    }
+    .provider("p1", Protocol::OpenAi)
+    .model("solo", &["p1"]);
+    let mut spec = spec
+        .provider("locked", Protocol::OpenAi)
+        .model("locked", &["locked"]);
+    spec.providers
+        .iter_mut()
+        .filter(|provider| provider.name == "locked")
+        .for_each(|provider| {
+            provider.userinfo = Some(format!("canary-user:{URL_PASSWORD}"));
+        });
     spec.key("a", CLIENT_KEY)
 }
 
@@ -112,7 +128,8 @@ fn with_a_key() -> Spec {
 async fn err_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    ctx.stub("p2")?.answers(reply("too late").plan(Plan::silent()));
+    ctx.stub("p2")?
+        .answers(reply("too late").plan(Plan::silent()));
     for (what, responder, allowed) in failures() {
         p1.answers(responder);
         // when
@@ -132,22 +149,52 @@ fn failures() -> Vec<(&'static str, Responder, &'static [u16])> {
         ("413", error(413), &[413, 400]),
         ("422", error(422), &[422, 400]),
         ("429", error(429), &[429]),
-        ("429 for a quota", error(429).kind("insufficient_quota").code("insufficient_quota"), &[429]),
+        (
+            "429 for a quota",
+            error(429)
+                .kind("insufficient_quota")
+                .code("insufficient_quota"),
+            &[429],
+        ),
         ("500", error(500), &[502, 500, 503]),
         ("502", error(502), &[502, 503]),
         ("503", error(503), &[503, 502]),
         ("504", error(504), &[504, 502]),
-        ("200 with HTML", raw(200, "text/html", "<html></html>"), &[502, 503]),
-        ("an error in a 200", raw(200, "application/json", r#"{"error":{"message":"overloaded","type":"server_error"}}"#), &[502, 503]),
-        ("a cut", reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut])), &[502, 503, 504]),
-        ("a reset", reply("lost").plan(Plan::of([Step::Reset])), &[502, 503, 504]),
+        (
+            "200 with HTML",
+            raw(200, "text/html", "<html></html>"),
+            &[502, 503],
+        ),
+        (
+            "an error in a 200",
+            raw(
+                200,
+                "application/json",
+                r#"{"error":{"message":"overloaded","type":"server_error"}}"#,
+            ),
+            &[502, 503],
+        ),
+        (
+            "a cut",
+            reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut])),
+            &[502, 503, 504],
+        ),
+        (
+            "a reset",
+            reply("lost").plan(Plan::of([Step::Reset])),
+            &[502, 503, 504],
+        ),
     ]
 }
 
 /// One of the allowed statuses, in OpenAI's envelope.
 fn told(what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
     let wrong = answer.status < 400;
-    let status = holds(allowed.contains(&answer.status), format!("one of {allowed:?} for {what}"), answer.status);
+    let status = holds(
+        allowed.contains(&answer.status),
+        format!("one of {allowed:?} for {what}"),
+        answer.status,
+    );
     if wrong {
         status.map_err(lied)?
     } else {
@@ -160,9 +207,18 @@ fn told(what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
 fn enveloped(what: &str, answer: &Reply) -> CaseResult {
     let error = answer.json()["error"].clone();
     let said = |name: &str| error[name].as_str().is_some_and(|text| !text.is_empty());
-    let optional = |name: &str| matches!(error[name], Value::Null | Value::String(_) | Value::Number(_));
+    let optional = |name: &str| {
+        matches!(
+            error[name],
+            Value::Null | Value::String(_) | Value::Number(_)
+        )
+    };
     let whole = said("message") && said("type") && optional("code") && optional("param");
-    holds(whole, format!("OpenAI's error envelope for {what} ({})", answer.status), answer.text())
+    holds(
+        whole,
+        format!("OpenAI's error envelope for {what} ({})", answer.status),
+        answer.text(),
+    )
 }
 
 /// ERR-02 (MUST): the provider's 401 and 403 are the client's 502.
@@ -172,11 +228,25 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
     for status in [401, 403] {
         p1.answers(error(status));
         // when
-        let plain = ctx.client.chat(ctx.prompt("solo", &format!("plain {status}"))).await?;
-        let stream = ctx.client.streamed(ctx.prompt("solo", &format!("streamed {status}"))).await?;
+        let plain = ctx
+            .client
+            .chat(ctx.prompt("solo", &format!("plain {status}")))
+            .await?;
+        let stream = ctx
+            .client
+            .streamed(ctx.prompt("solo", &format!("streamed {status}")))
+            .await?;
         // then
-        equal(&format!("status for a provider's {status}"), 502, plain.status)?;
-        equal(&format!("status of a stream for a provider's {status}"), 502, stream.status)?;
+        equal(
+            &format!("status for a provider's {status}"),
+            502,
+            plain.status,
+        )?;
+        equal(
+            &format!("status of a stream for a provider's {status}"),
+            502,
+            stream.status,
+        )?;
     }
     Ok(())
 }
@@ -189,8 +259,19 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     // a gateway may leave it to the provider to refuse
     p1.answers(error(400));
     // when
-    for Wrong { what, method, path, media, body, allowed } in wrong_requests(ctx) {
-        let answer = ctx.client.request(method, path, &[("content-type", media)], body.as_bytes()).await?;
+    for Wrong {
+        what,
+        method,
+        path,
+        media,
+        body,
+        allowed,
+    } in wrong_requests(ctx)
+    {
+        let answer = ctx
+            .client
+            .request(method, path, &[("content-type", media)], body.as_bytes())
+            .await?;
         told(what, &answer, allowed)?;
     }
     let right = ctx.client.chat(ctx.prompt("solo", "right")).await?;
@@ -210,30 +291,86 @@ struct Wrong {
 
 fn wrong_requests(ctx: &Ctx) -> Vec<Wrong> {
     let good = ctx.prompt("solo", "wrong").to_string();
-    let post = |what, path, body, allowed| Wrong { what, method: "POST", path, media: "application/json", body, allowed };
+    let post = |what, path, body, allowed| Wrong {
+        what,
+        method: "POST",
+        path,
+        media: "application/json",
+        body,
+        allowed,
+    };
     let chat = |what, name: &str, value: Value, allowed| {
         let mut body = ctx.prompt("solo", "wrong");
         body[name] = value;
         post(what, CHAT_PATH, body.to_string(), allowed)
     };
     let mut wrong = vec![
-        post("invalid JSON", CHAT_PATH, good[..good.len() - 2].to_string(), &[400, 422]),
+        post(
+            "invalid JSON",
+            CHAT_PATH,
+            good[..good.len() - 2].to_string(),
+            &[400, 422],
+        ),
         post("no object", CHAT_PATH, "[1, 2]".into(), &[400, 422]),
         chat("messages as text", "messages", "hello".into(), &[400, 422]),
-        chat("a model that is a number", "model", 7.into(), &[400, 404, 422]),
+        chat(
+            "a model that is a number",
+            "model",
+            7.into(),
+            &[400, 404, 422],
+        ),
         chat("stream as text", "stream", "perhaps".into(), &[400, 422]),
-        chat("an unknown model", "model", "no-such-model".into(), &[404, 400]),
-        post("an unknown route", "/v1/no/such/route", good.clone(), &[404]),
-        Wrong { method: "DELETE", ..post("an unknown method", CHAT_PATH, String::new(), &[405, 404]) },
-        Wrong { media: "text/plain", ..post("another media type", CHAT_PATH, good.clone(), &[415, 400]) },
+        chat(
+            "an unknown model",
+            "model",
+            "no-such-model".into(),
+            &[404, 400],
+        ),
+        post(
+            "an unknown route",
+            "/v1/no/such/route",
+            good.clone(),
+            &[404],
+        ),
+        Wrong {
+            method: "DELETE",
+            ..post("an unknown method", CHAT_PATH, String::new(), &[405, 404])
+        },
+        Wrong {
+            media: "text/plain",
+            ..post("another media type", CHAT_PATH, good.clone(), &[415, 400])
+        },
     ];
     if ctx.manifest.capabilities.contains(&Capability::Query) {
         wrong.extend([
-            post("a query in invalid JSON", QUERY_PATH, "{\"question\": ".into(), &[400]),
-            post("a question that is a number", QUERY_PATH, "{\"question\": 7}".into(), &[400]),
+            post(
+                "a query in invalid JSON",
+                QUERY_PATH,
+                "{\"question\": ".into(),
+                &[400],
+            ),
+            post(
+                "a question that is a number",
+                QUERY_PATH,
+                "{\"question\": 7}".into(),
+                &[400],
+            ),
             post("no question", QUERY_PATH, "{}".into(), &[400]),
-            post("an unknown route of queries", "/api/v1/no/such/route", "{}".into(), &[404]),
-            Wrong { method: "DELETE", ..post("an unknown method of queries", QUERY_PATH, String::new(), &[405]) },
+            post(
+                "an unknown route of queries",
+                "/api/v1/no/such/route",
+                "{}".into(),
+                &[404],
+            ),
+            Wrong {
+                method: "DELETE",
+                ..post(
+                    "an unknown method of queries",
+                    QUERY_PATH,
+                    String::new(),
+                    &[405],
+                )
+            },
         ]);
     }
     wrong
@@ -244,11 +381,28 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
     // given
     for stub in ctx.stubs.values() {
         for status in [400, 401, 403, 429, 500, 503] {
-            let repeats = with(move |asked| error(status).message(&repeated(asked)).header("x-sent", &repeated(asked)));
-            stub.mount(chat().user_says(&format!("status {status}")), repeats).await;
+            let repeats = with(move |asked| {
+                error(status)
+                    .message(&repeated(asked))
+                    .header("x-sent", &repeated(asked))
+            });
+            stub.mount(chat().user_says(&format!("status {status}")), repeats)
+                .await;
         }
-        stub.mount(chat().user_says("html"), with(|asked| raw(200, "text/html", format!("<html>{}</html>", repeated(asked))))).await;
-        stub.answers(with(|asked| reply("").tokens(["Par"]).then_error(500, &repeated(asked))));
+        stub.mount(
+            chat().user_says("html"),
+            with(|asked| {
+                raw(
+                    200,
+                    "text/html",
+                    format!("<html>{}</html>", repeated(asked)),
+                )
+            }),
+        )
+        .await;
+        stub.answers(with(|asked| {
+            reply("").tokens(["Par"]).then_error(500, &repeated(asked))
+        }));
     }
     // when
     let mut seen = exchanges(ctx).await?;
@@ -256,46 +410,108 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
         seen.push(("the log", process.log()));
     }
     // then
-    let secrets =
-        ctx.spec.providers.iter().map(|provider| provider.api_key.as_str()).chain([URL_PASSWORD, URL_BASIC, CLIENT_KEY, WRONG_KEY, "panicked at"]);
+    let secrets = ctx
+        .spec
+        .providers
+        .iter()
+        .map(|provider| provider.api_key.as_str())
+        .chain([
+            URL_PASSWORD,
+            URL_BASIC,
+            CLIENT_KEY,
+            WRONG_KEY,
+            "panicked at",
+        ]);
     for secret in secrets {
-        let leak = seen.iter().find(|(_, text)| text.contains(secret)).map(|(what, _)| *what).unwrap_or_default();
-        holds(leak.is_empty(), "no secret in errors, headers and log", format_args!("{secret:?} in {leak}"))?;
+        let leak = seen
+            .iter()
+            .find(|(_, text)| text.contains(secret))
+            .map(|(what, _)| *what)
+            .unwrap_or_default();
+        holds(
+            leak.is_empty(),
+            "no secret in errors, headers and log",
+            format_args!("{secret:?} in {leak}"),
+        )?;
     }
     Ok(())
 }
 
 /// What a provider says of the credentials that it was sent.
 fn repeated(asked: &Asked) -> String {
-    format!("not with {}", asked.header("authorization").unwrap_or("no key"))
+    format!(
+        "not with {}",
+        asked.header("authorization").unwrap_or("no key")
+    )
 }
 
 /// Whatever a client is told of providers that repeat their keys: headers and bodies.
 async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
     let can = |capability| ctx.manifest.capabilities.contains(&capability);
-    let client = if can(Capability::Keys) { ctx.client.with_bearer(CLIENT_KEY) } else { ctx.client.clone() };
+    let client = if can(Capability::Keys) {
+        ctx.client.with_bearer(CLIENT_KEY)
+    } else {
+        ctx.client.clone()
+    };
     let mut seen = Vec::new();
-    for what in ["status 400", "status 401", "status 403", "status 429", "status 500", "status 503", "html", "in band"] {
+    for what in [
+        "status 400",
+        "status 401",
+        "status 403",
+        "status 429",
+        "status 500",
+        "status 503",
+        "html",
+        "in band",
+    ] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
         let stream = client.streamed(ctx.prompt("solo", what)).await?;
         seen.push((what, format!("{:?} {}", plain.headers, plain.text())));
-        seen.push((what, format!("{:?} {}", stream.headers, String::from_utf8_lossy(&stream.body))));
+        seen.push((
+            what,
+            format!(
+                "{:?} {}",
+                stream.headers,
+                String::from_utf8_lossy(&stream.body)
+            ),
+        ));
     }
     if can(Capability::Keys) {
-        let refused = ctx.client.with_bearer(WRONG_KEY).chat(ctx.prompt("solo", "wrong key")).await?;
-        seen.push(("the answer to a wrong key", format!("{:?} {}", refused.headers, refused.text())));
+        let refused = ctx
+            .client
+            .with_bearer(WRONG_KEY)
+            .chat(ctx.prompt("solo", "wrong key"))
+            .await?;
+        seen.push((
+            "the answer to a wrong key",
+            format!("{:?} {}", refused.headers, refused.text()),
+        ));
     }
     if can(Capability::Query) {
-        let answer = client.post(QUERY_PATH, json!({"question": "status 500"})).await?;
-        seen.push(("the answer to a query", format!("{:?} {}", answer.headers, answer.text())));
+        let answer = client
+            .post(QUERY_PATH, json!({"question": "status 500"}))
+            .await?;
+        seen.push((
+            "the answer to a query",
+            format!("{:?} {}", answer.headers, answer.text()),
+        ));
     }
     let locked = client.chat(ctx.prompt("locked", "status 401")).await?;
-    seen.push(("the answer of a provider whose URL holds a password", format!("{:?} {}", locked.headers, locked.text())));
+    seen.push((
+        "the answer of a provider whose URL holds a password",
+        format!("{:?} {}", locked.headers, locked.text()),
+    ));
     // the last request is in the log before the log is read
     ctx.stub("locked")?.listen(Listen::Refuse).await?;
     let id = format!("req-last-{}", ctx.nonce);
-    let refused = client.with_header("x-request-id", &id).chat(ctx.prompt("locked", "refused connection")).await?;
-    seen.push(("a refused connection", format!("{:?} {}", refused.headers, refused.text())));
+    let refused = client
+        .with_header("x-request-id", &id)
+        .chat(ctx.prompt("locked", "refused connection"))
+        .await?;
+    seen.push((
+        "a refused connection",
+        format!("{:?} {}", refused.headers, refused.text()),
+    ));
     if can(Capability::RequestId) {
         logged(ctx, &[id]).await?;
     }
@@ -312,23 +528,50 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
     let mut ids = Vec::new();
     for (alias, what) in [("solo", "served"), ("solo", "fails"), ("nobody", "refused")] {
         let id = format!("req-{what}-{}", ctx.nonce);
-        let answer = ctx.client.with_header("x-request-id", &id).chat(ctx.prompt(alias, what)).await?;
-        equal(&format!("x-request-id of the answer ({what})"), Some(id.as_str()), answer.header("x-request-id"))?;
+        let answer = ctx
+            .client
+            .with_header("x-request-id", &id)
+            .chat(ctx.prompt(alias, what))
+            .await?;
+        equal(
+            &format!("x-request-id of the answer ({what})"),
+            Some(id.as_str()),
+            answer.header("x-request-id"),
+        )?;
         ids.push(id);
     }
     if ctx.manifest.capabilities.contains(&Capability::Query) {
         let id = format!("req-query-{}", ctx.nonce);
-        let answer = ctx.client.with_header("x-request-id", &id).post(QUERY_PATH, json!({"question": 7})).await?;
-        equal("x-request-id of the answer (a query)", Some(id.as_str()), answer.header("x-request-id"))?;
+        let answer = ctx
+            .client
+            .with_header("x-request-id", &id)
+            .post(QUERY_PATH, json!({"question": 7}))
+            .await?;
+        equal(
+            "x-request-id of the answer (a query)",
+            Some(id.as_str()),
+            answer.header("x-request-id"),
+        )?;
         ids.push(id);
     }
     let without = ctx.client.chat(ctx.prompt("solo", "without")).await?;
     // then
-    let at_p1 = |what: &str| p1.calls(what).first().and_then(|call| call.header("x-request-id").map(String::from));
+    let at_p1 = |what: &str| {
+        p1.calls(what)
+            .first()
+            .and_then(|call| call.header("x-request-id").map(String::from))
+    };
     for (what, id) in ["served", "fails"].iter().zip(&ids) {
-        equal(&format!("x-request-id at the provider ({what})"), Some(id), at_p1(what).as_ref())?;
+        equal(
+            &format!("x-request-id at the provider ({what})"),
+            Some(id),
+            at_p1(what).as_ref(),
+        )?;
     }
-    let given = without.header("x-request-id").filter(|id| !id.is_empty()).map(String::from);
+    let given = without
+        .header("x-request-id")
+        .filter(|id| !id.is_empty())
+        .map(String::from);
     holds(given.is_some(), "an id for a request without one", "none")?;
     equal("the same at the provider", given, at_p1("without"))?;
     logged(ctx, &ids).await
@@ -336,7 +579,11 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
 
 /// Waits until all the ids are in the log, where the harness sees it.
 async fn logged(ctx: &Ctx, ids: &[String]) -> CaseResult {
-    let Some(process) = &ctx.target.process else { return Ok(()) };
-    let all = poll_until(|| Some(()).filter(|()| ids.iter().all(|id| process.log().contains(id.as_str()))));
+    let Some(process) = &ctx.target.process else {
+        return Ok(());
+    };
+    let all = poll_until(|| {
+        Some(()).filter(|()| ids.iter().all(|id| process.log().contains(id.as_str())))
+    });
     guard("every request id in the log", all).await
 }

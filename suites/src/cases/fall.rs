@@ -102,8 +102,18 @@ pub(super) const CASES: &[Case] = &[
         shown: "The OpenAI provider is down; the Ollama provider must be asked with every message in order, the tool call's arguments, the tools, \
                 temperature, length and stop words, and its tool call must come back in OpenAI's shape.",
         remedy: "Translate the whole request; refuse what cannot be said in the other protocol.",
-        needs: &[Capability::Chat, Capability::Fallback, Capability::Ollama, Capability::Tools],
-        spec: || Spec::default().provider("p1", Protocol::OpenAi).provider("p2", Protocol::Ollama).model("mixed", &["p1", "p2"]),
+        needs: &[
+            Capability::Chat,
+            Capability::Fallback,
+            Capability::Ollama,
+            Capability::Tools,
+        ],
+        spec: || {
+            Spec::default()
+                .provider("p1", Protocol::OpenAi)
+                .provider("p2", Protocol::Ollama)
+                .model("mixed", &["p1", "p2"])
+        },
         run: |ctx| fall_07(ctx).boxed(),
     },
     Case {
@@ -115,7 +125,11 @@ pub(super) const CASES: &[Case] = &[
         shown: "One provider answers 503, the other 200 with HTML. The error must list both in order, with a cause each, and hold neither's key \
                 although both tell it.",
         remedy: "Collect each attempt's cause; take keys out of what providers say.",
-        needs: &[Capability::Chat, Capability::Fallback, Capability::AttemptList],
+        needs: &[
+            Capability::Chat,
+            Capability::Fallback,
+            Capability::AttemptList,
+        ],
         spec: Spec::pair,
         run: |ctx| fall_08(ctx).boxed(),
     },
@@ -130,7 +144,11 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
     let mut answers = Vec::new();
     for status in [503, 429] {
         p1.answers(error(status));
-        answers.push(ctx.client.chat(ctx.prompt("pair", &format!("status {status}"))).await?);
+        answers.push(
+            ctx.client
+                .chat(ctx.prompt("pair", &format!("status {status}")))
+                .await?,
+        );
     }
     p1.listen(Listen::Refuse).await?;
     answers.push(ctx.client.chat(ctx.prompt("pair", "refused")).await?);
@@ -139,10 +157,19 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
         equal("status", 200, answer.status)?;
         equal("text", "Bern", answer.content().as_str())?;
         if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
-            equal("who served it (x-gauntlet-provider)", Some("p2"), answer.header("x-gauntlet-provider")).map_err(lied)?;
+            equal(
+                "who served it (x-gauntlet-provider)",
+                Some("p2"),
+                answer.header("x-gauntlet-provider"),
+            )
+            .map_err(lied)?;
         }
     }
-    equal("requests at the first candidate that could be asked", 2, p1.requests().len())
+    equal(
+        "requests at the first candidate that could be asked",
+        2,
+        p1.requests().len(),
+    )
 }
 
 /// FALL-02 (MUST): a 200 that holds no answer is a failure and falls back.
@@ -151,19 +178,45 @@ async fn fall_02(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     ctx.stub("p2")?.answers(reply("Bern"));
     let nothing = [
-        ("HTML", raw(200, "text/html", "<html><body>Please log in</body></html>")),
-        ("broken JSON", raw(200, "application/json", "{\"id\": \"chatcmpl-1\", \"choices\": [{\"index\": 0, \"mess")),
+        (
+            "HTML",
+            raw(200, "text/html", "<html><body>Please log in</body></html>"),
+        ),
+        (
+            "broken JSON",
+            raw(
+                200,
+                "application/json",
+                "{\"id\": \"chatcmpl-1\", \"choices\": [{\"index\": 0, \"mess",
+            ),
+        ),
         ("an empty body", raw(200, "application/json", "")),
-        ("no choices", raw(200, "application/json", json!({"id": "chatcmpl-1", "object": "chat.completion", "choices": []}).to_string())),
+        (
+            "no choices",
+            raw(
+                200,
+                "application/json",
+                json!({"id": "chatcmpl-1", "object": "chat.completion", "choices": []}).to_string(),
+            ),
+        ),
     ];
     for (what, responder) in nothing {
         p1.answers(responder);
         // when
         let answer = ctx.client.chat(ctx.prompt("pair", what)).await?;
         // then
-        equal(&format!("requests at the first candidate ({what})"), 1, p1.calls(what).len())?;
+        equal(
+            &format!("requests at the first candidate ({what})"),
+            1,
+            p1.calls(what).len(),
+        )?;
         equal(&format!("status after 200 with {what}"), 200, answer.status)?;
-        equal(&format!("text after 200 with {what}"), "Bern", answer.content().as_str()).map_err(lied)?;
+        equal(
+            &format!("text after 200 with {what}"),
+            "Bern",
+            answer.content().as_str(),
+        )
+        .map_err(lied)?;
     }
     Ok(())
 }
@@ -176,9 +229,18 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
     let lost = || reply("").tokens(["Par", "is"]);
     let failures: [(&str, Responder); 5] = [
         ("overloaded", error(503)),
-        ("cut after its headers", lost().plan(Plan::of([Step::Head, Step::Cut]))),
-        ("cut before its first text", lost().plan(Plan::events_then(1, Step::Cut))),
-        ("an error in band", reply("").tokens([""; 0]).then_error(503, "overloaded")),
+        (
+            "cut after its headers",
+            lost().plan(Plan::of([Step::Head, Step::Cut])),
+        ),
+        (
+            "cut before its first text",
+            lost().plan(Plan::events_then(1, Step::Cut)),
+        ),
+        (
+            "an error in band",
+            reply("").tokens([""; 0]).then_error(503, "overloaded"),
+        ),
         ("over without a word", raw(200, "text/event-stream", "")),
     ];
     for (what, responder) in failures {
@@ -186,7 +248,11 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
         // when
         let stream = ctx.client.streamed(ctx.prompt("pair", what)).await?;
         // then
-        equal(&format!("requests at the first candidate ({what})"), 1, p1.calls(what).len())?;
+        equal(
+            &format!("requests at the first candidate ({what})"),
+            1,
+            p1.calls(what).len(),
+        )?;
         clean(ctx, &stream, what)?;
     }
     Ok(())
@@ -195,22 +261,49 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
 /// One whole stream of the second candidate's, and nothing else.
 fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
     equal(&format!("status ({what})"), 200, stream.status)?;
-    holds(stream.error.is_none(), format!("no error event ({what})"), format_args!("{:?}", stream.error))?;
+    holds(
+        stream.error.is_none(),
+        format!("no error event ({what})"),
+        format_args!("{:?}", stream.error),
+    )?;
     equal(&format!("text ({what})"), "Bern", stream.text.as_str()).map_err(lied)?;
-    equal(&format!("finish reasons ({what})"), vec!["stop".to_string()], stream.finish_reasons.clone())?;
+    equal(
+        &format!("finish reasons ({what})"),
+        vec!["stop".to_string()],
+        stream.finish_reasons.clone(),
+    )?;
     equal(&format!("[DONE] ({what})"), 1, stream.done_count)?;
     if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
-        equal(&format!("who served it (x-gauntlet-provider; {what})"), Some("p2"), stream.header("x-gauntlet-provider")).map_err(lied)?;
+        equal(
+            &format!("who served it (x-gauntlet-provider; {what})"),
+            Some("p2"),
+            stream.header("x-gauntlet-provider"),
+        )
+        .map_err(lied)?;
     }
-    stream.strict().or_else(|why| holds(false, format!("events of one stream, as published ({what})"), why))
+    stream.strict().or_else(|why| {
+        holds(
+            false,
+            format!("events of one stream, as published ({what})"),
+            why,
+        )
+    })
 }
 
 /// FALL-04 (MUST NOT): after the first token no silent end, and no text twice.
 async fn fall_04(ctx: &Ctx) -> CaseResult {
     // given
-    ctx.stub("p1")?.answers(reply("").tokens(["Par", "is"]).plan(Plan::events_then(2, Step::Reset)));
+    ctx.stub("p1")?.answers(
+        reply("")
+            .tokens(["Par", "is"])
+            .plan(Plan::events_then(2, Step::Reset)),
+    );
     ctx.stub("p2")?.answers(with(|asked| {
-        let last = asked.json["messages"].as_array().and_then(|messages| messages.last()).cloned().unwrap_or_default();
+        let last = asked.json["messages"]
+            .as_array()
+            .and_then(|messages| messages.last())
+            .cloned()
+            .unwrap_or_default();
         let continues = last["role"] == "assistant" && last["content"] == "Par";
         reply(if continues { "is" } else { "Paris" })
     }));
@@ -219,9 +312,18 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
     // then
     let told = stream.error.is_some() || matches!(stream.end, End::Cut(_));
     match stream.text.as_str() {
-        "Par" => holds(told && stream.done_count == 0, "an error event where the stream broke", format_args!("a silent end: {:?}", stream.end))
-            .map_err(lied),
-        "Paris" => holds(stream.looks_complete() || told, "a continued stream that ends properly", format_args!("{:?}", stream.end)).map_err(lied),
+        "Par" => holds(
+            told && stream.done_count == 0,
+            "an error event where the stream broke",
+            format_args!("a silent end: {:?}", stream.end),
+        )
+        .map_err(lied),
+        "Paris" => holds(
+            stream.looks_complete() || told,
+            "a continued stream that ends properly",
+            format_args!("{:?}", stream.end),
+        )
+        .map_err(lied),
         text => holds(false, "the text once", format_args!("{text:?}")).map_err(lied),
     }
 }
@@ -231,16 +333,34 @@ async fn fall_05(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(error(503));
     let p2 = ctx.stub("p2")?;
-    p2.mount(chat().streaming(true), reply("Paris").plan(Plan::events_then(1, Step::Cut))).await;
+    p2.mount(
+        chat().streaming(true),
+        reply("Paris").plan(Plan::events_then(1, Step::Cut)),
+    )
+    .await;
     p2.mount(chat().streaming(false), error(500)).await;
     // when
     let stream = ctx.client.streamed(ctx.prompt("pair", "streamed")).await?;
     let plain = ctx.client.chat(ctx.prompt("pair", "plain")).await?;
     // then
     equal("requests at the second candidate", 2, p2.requests().len())?;
-    holds(stream.status >= 500, "a status of 500 or more for the stream", stream.status).map_err(lied)?;
-    holds(plain.status >= 500, "a status of 500 or more for the plain request", plain.status).map_err(lied)?;
-    holds(stream.error.is_some(), "an error in the body", String::from_utf8_lossy(&stream.body))
+    holds(
+        stream.status >= 500,
+        "a status of 500 or more for the stream",
+        stream.status,
+    )
+    .map_err(lied)?;
+    holds(
+        plain.status >= 500,
+        "a status of 500 or more for the plain request",
+        plain.status,
+    )
+    .map_err(lied)?;
+    holds(
+        stream.error.is_some(),
+        "an error in the body",
+        String::from_utf8_lossy(&stream.body),
+    )
 }
 
 /// FALL-06 (MUST NOT): a client error does not fall back, and does not count against the provider.
@@ -259,8 +379,16 @@ async fn fall_06(ctx: &Ctx) -> CaseResult {
     let next = ctx.client.chat(ctx.prompt("pair", "right")).await?;
     // then
     equal("requests at the second candidate", 0, p2.requests().len())?;
-    holds(statuses.iter().all(|status| (400..500).contains(status)), "the client's own error (4xx) each time", format_args!("{statuses:?}"))?;
-    equal("text of the next request, which the first candidate serves", "Paris", next.content().as_str())
+    holds(
+        statuses.iter().all(|status| (400..500).contains(status)),
+        "the client's own error (4xx) each time",
+        format_args!("{statuses:?}"),
+    )?;
+    equal(
+        "text of the next request, which the first candidate serves",
+        "Paris",
+        next.content().as_str(),
+    )
 }
 
 /// FALL-07 (MUST): a fallback to another protocol keeps the request's meaning.
@@ -277,26 +405,65 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
     equal("status", 200, answer.status)?;
     let asked = p2.seen(1).await?;
     let told = asked[0].json();
-    for (n, message) in request["messages"].as_array().into_iter().flatten().enumerate() {
-        equal(&format!("role of message {n}"), &message["role"], &told["messages"][n]["role"])?;
+    for (n, message) in request["messages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        equal(
+            &format!("role of message {n}"),
+            &message["role"],
+            &told["messages"][n]["role"],
+        )?;
         let content = message["content"].as_str().unwrap_or_default();
-        equal(&format!("content of message {n}"), content, told["messages"][n]["content"].as_str().unwrap_or_default())?;
+        equal(
+            &format!("content of message {n}"),
+            content,
+            told["messages"][n]["content"].as_str().unwrap_or_default(),
+        )?;
     }
-    equal("messages", 5, told["messages"].as_array().map_or(0, Vec::len))?;
-    equal("arguments of the earlier call", &json!({"city": "Paris"}), &told["messages"][2]["tool_calls"][0]["function"]["arguments"])?;
-    equal("tool", &json!("get_weather"), &told["tools"][0]["function"]["name"])?;
+    equal(
+        "messages",
+        5,
+        told["messages"].as_array().map_or(0, Vec::len),
+    )?;
+    equal(
+        "arguments of the earlier call",
+        &json!({"city": "Paris"}),
+        &told["messages"][2]["tool_calls"][0]["function"]["arguments"],
+    )?;
+    equal(
+        "tool",
+        &json!("get_weather"),
+        &told["tools"][0]["function"]["name"],
+    )?;
     let options = &told["options"];
-    equal("temperature and length", (&json!(0.25), &json!(32)), (&options["temperature"], &options["num_predict"]))?;
-    holds(options["stop"].to_string().contains("END"), "the stop word", &options["stop"])?;
+    equal(
+        "temperature and length",
+        (&json!(0.25), &json!(32)),
+        (&options["temperature"], &options["num_predict"]),
+    )?;
+    holds(
+        options["stop"].to_string().contains("END"),
+        "the stop word",
+        &options["stop"],
+    )?;
     let call = answer.json()["choices"][0]["message"]["tool_calls"][0]["function"].clone();
-    let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
-    equal("tool call of the answer", (&json!("get_weather"), json!({"city": "Bern"})), (&call["name"], arguments))
+    let arguments: Value =
+        serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
+    equal(
+        "tool call of the answer",
+        (&json!("get_weather"), json!({"city": "Bern"})),
+        (&call["name"], arguments),
+    )
 }
 
 /// A conversation with a tool that was called once.
 fn conversation() -> Value {
     let call = json!({"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\":\"Paris\"}"}});
-    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    let parameters =
+        json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
     json!({
         "messages": [
             {"role": "system", "content": "You are brief."},
@@ -313,18 +480,45 @@ fn conversation() -> Value {
 /// FALL-08 (MUST): the final error says what was tried, in order, with each cause, and no secret.
 async fn fall_08(ctx: &Ctx) -> CaseResult {
     // given
-    let keys: Vec<String> = ctx.spec.providers.iter().map(|provider| provider.api_key.clone()).collect();
-    ctx.stub("p1")?.answers(error(503).message(&format!("overloaded for key {}", keys[0])));
-    ctx.stub("p2")?.answers(raw(200, "text/html", format!("<html>not for {}</html>", keys[1])));
+    let keys: Vec<String> = ctx
+        .spec
+        .providers
+        .iter()
+        .map(|provider| provider.api_key.clone())
+        .collect();
+    ctx.stub("p1")?
+        .answers(error(503).message(&format!("overloaded for key {}", keys[0])));
+    ctx.stub("p2")?.answers(raw(
+        200,
+        "text/html",
+        format!("<html>not for {}</html>", keys[1]),
+    ));
     // when
     let answer = ctx.client.chat(ctx.prompt("pair", "capital")).await?;
     // then
-    holds(answer.status >= 500, "a status of 500 or more", answer.status)?;
-    let attempts = answer.json()["error"]["attempts"].as_array().cloned().unwrap_or_default();
-    let providers: Vec<&str> = attempts.iter().filter_map(|attempt| attempt["provider"].as_str()).collect();
+    holds(
+        answer.status >= 500,
+        "a status of 500 or more",
+        answer.status,
+    )?;
+    let attempts = answer.json()["error"]["attempts"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let providers: Vec<&str> = attempts
+        .iter()
+        .filter_map(|attempt| attempt["provider"].as_str())
+        .collect();
     equal("providers tried, in order", vec!["p1", "p2"], providers)?;
-    let causes: Vec<&str> = attempts.iter().filter_map(|attempt| attempt["cause"].as_str()).collect();
-    holds(causes.len() == 2 && causes[0] != causes[1], "a cause of its own for each attempt", format_args!("{causes:?}"))?;
+    let causes: Vec<&str> = attempts
+        .iter()
+        .filter_map(|attempt| attempt["cause"].as_str())
+        .collect();
+    holds(
+        causes.len() == 2 && causes[0] != causes[1],
+        "a cause of its own for each attempt",
+        format_args!("{causes:?}"),
+    )?;
     let leaked = keys.iter().any(|key| answer.text().contains(key.as_str()));
     holds(!leaked, "no key in the error", "a provider's key")
 }

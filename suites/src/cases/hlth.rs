@@ -24,7 +24,10 @@ pub(super) const CASES: &[Case] = &[
         shown: "Liveness is asked while the provider refuses, while the database stalls, and while it is gone.",
         remedy: "Let liveness say that the process answers, and nothing else.",
         needs: STORED,
-        spec: || Spec { database: DatabaseNeed::Postgres, ..Spec::solo() },
+        spec: || Spec {
+            database: DatabaseNeed::Postgres,
+            ..Spec::solo()
+        },
         run: |ctx| hlth_01(ctx).boxed(),
     },
     Case {
@@ -36,7 +39,10 @@ pub(super) const CASES: &[Case] = &[
         shown: "Readiness is asked before the database goes, until it tells, and until it tells that the database is back.",
         remedy: "Ask the store in the readiness probe, within a time-out.",
         needs: STORED,
-        spec: || Spec { database: DatabaseNeed::Postgres, ..Spec::solo() },
+        spec: || Spec {
+            database: DatabaseNeed::Postgres,
+            ..Spec::solo()
+        },
         run: |ctx| hlth_02(ctx).boxed(),
     },
     Case {
@@ -48,7 +54,12 @@ pub(super) const CASES: &[Case] = &[
         shown: "Two providers answer their probe only together, a third never does; the document names both as up and the third as down.",
         remedy: "Probe all dependencies at once, each within its own time-out.",
         needs: STORED,
-        spec: || Spec { database: DatabaseNeed::Any, ..Spec::pair().provider("p3", Protocol::OpenAi).model("third", &["p3"]) },
+        spec: || Spec {
+            database: DatabaseNeed::Any,
+            ..Spec::pair()
+                .provider("p3", Protocol::OpenAi)
+                .model("third", &["p3"])
+        },
         run: |ctx| hlth_03(ctx).boxed(),
     },
     Case {
@@ -78,7 +89,11 @@ async fn hlth_01(ctx: &Ctx) -> CaseResult {
     wire.gone().await?;
     let gone = ctx.client.get("/health/live").await?;
     // then
-    for (what, answer) in [("without the provider", without_provider), ("with a stalled database", stalled), ("without the database", gone)] {
+    for (what, answer) in [
+        ("without the provider", without_provider),
+        ("with a stalled database", stalled),
+        ("without the database", gone),
+    ] {
         equal(&format!("liveness {what}"), 200, answer.status)?;
     }
     Ok(())
@@ -103,9 +118,13 @@ async fn hlth_02(ctx: &Ctx) -> CaseResult {
 async fn hlth_03(ctx: &Ctx) -> CaseResult {
     // given
     for name in ["p1", "p2"] {
-        ctx.stub(name)?.mount(openai::models(), models().plan(Plan::met("probes", 2))).await;
+        ctx.stub(name)?
+            .mount(openai::models(), models().plan(Plan::met("probes", 2)))
+            .await;
     }
-    ctx.stub("p3")?.mount(openai::models(), models().plan(Plan::silent())).await;
+    ctx.stub("p3")?
+        .mount(openai::models(), models().plan(Plan::silent()))
+        .await;
     // when
     let told = converge("p1, p2 and the store told as up, p3 as down", || async {
         let health = ctx.client.get("/health").await?.json();
@@ -115,7 +134,11 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
     // then
     let met = ctx.gates.rendezvous("probes", 2);
     let (health, ()) = futures::try_join!(told, met.met())?;
-    equal("the health document's status", "degraded", text(&health, "status"))
+    equal(
+        "the health document's status",
+        "degraded",
+        text(&health, "status"),
+    )
 }
 
 /// HLTH-04 (SHOULD): a storm of health calls costs few probes.
@@ -125,9 +148,20 @@ async fn hlth_04(ctx: &Ctx) -> CaseResult {
     // when
     let told = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
     // then
-    equal("statuses", vec![200; STORM], told.iter().map(|health| health.status).collect())?;
+    equal(
+        "statuses",
+        vec![200; STORM],
+        told.iter().map(|health| health.status).collect(),
+    )?;
     let probes = ctx.stub("p1")?.all_requests().len();
-    holds((1..=STORM / 4).contains(&probes), format!("1 to {} probes of the provider for {STORM} calls", STORM / 4), probes)
+    holds(
+        (1..=STORM / 4).contains(&probes),
+        format!(
+            "1 to {} probes of the provider for {STORM} calls",
+            STORM / 4
+        ),
+        probes,
+    )
 }
 
 fn models() -> Responder {
@@ -136,5 +170,9 @@ fn models() -> Responder {
 
 /// Whether the dependency of that name is told as up.
 fn state(health: &Value, name: &str) -> Option<bool> {
-    health["dependencies"].as_array()?.iter().find(|dependency| dependency["name"] == name)?["up"].as_bool()
+    health["dependencies"]
+        .as_array()?
+        .iter()
+        .find(|dependency| dependency["name"] == name)?["up"]
+        .as_bool()
 }

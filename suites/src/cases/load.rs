@@ -59,7 +59,14 @@ pub(super) const CASES: &[Case] = &[
         shown: "A client tells a length of 64 MiB and sends 100 bytes; another sends 128 KiB in chunks and does not end. Both have 413 and keep the rest.",
         remedy: "Look at Content-Length before reading, count while reading, and answer 413 at the limit.",
         needs: &[Capability::Chat, Capability::BodyLimit],
-        spec: || Spec { limits: LimitSpec { body_bytes: BODY as u64, body_ms: 60_000, ..Spec::default().limits }, ..Spec::solo() },
+        spec: || Spec {
+            limits: LimitSpec {
+                body_bytes: BODY as u64,
+                body_ms: 60_000,
+                ..Spec::default().limits
+            },
+            ..Spec::solo()
+        },
         run: |ctx| load_04(ctx).boxed(),
     },
     Case {
@@ -71,7 +78,14 @@ pub(super) const CASES: &[Case] = &[
         shown: "One client sends its headers byte by byte, one its body in small pieces; both are answered with an error or closed before they end.",
         remedy: "Bound the time of the headers and of the body as a whole; a timer between two reads does not help.",
         needs: &[Capability::Chat, Capability::SlowClient],
-        spec: || Spec { limits: LimitSpec { header_ms: 400, body_ms: 400, ..Spec::default().limits }, ..Spec::solo() },
+        spec: || Spec {
+            limits: LimitSpec {
+                header_ms: 400,
+                body_ms: 400,
+                ..Spec::default().limits
+            },
+            ..Spec::solo()
+        },
         run: |ctx| load_05(ctx).boxed(),
     },
     Case {
@@ -89,8 +103,14 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn limited() -> Spec {
-    let limits = LimitSpec { max_in_flight: LIMIT as u32, ..Spec::default().limits };
-    Spec { limits, ..Spec::solo().model_timeouts("solo", Timeouts::PATIENT) }
+    let limits = LimitSpec {
+        max_in_flight: LIMIT as u32,
+        ..Spec::default().limits
+    };
+    Spec {
+        limits,
+        ..Spec::solo().model_timeouts("solo", Timeouts::PATIENT)
+    }
 }
 
 /// LOAD-01 (MUST): what is beyond the limit is refused at once.
@@ -98,16 +118,29 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
     // given
     let full = filled(ctx).await?;
     // when
-    let refused = try_join_all((0..LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many")))).await?;
+    let refused =
+        try_join_all((0..LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many")))).await?;
     // then
     let p1 = ctx.stub("p1")?;
     equal("requests still in flight", LIMIT, p1.in_flight())?;
     for answer in &refused {
-        holds(matches!(answer.status, 429 | 503), "status 429 or 503", answer.status)?;
-        holds(answer.header("retry-after").is_some(), "a Retry-After header", "none")?;
+        holds(
+            matches!(answer.status, 429 | 503),
+            "status 429 or 503",
+            answer.status,
+        )?;
+        holds(
+            answer.header("retry-after").is_some(),
+            "a Retry-After header",
+            "none",
+        )?;
     }
     ctx.gates.gate("full").open();
-    equal("statuses of the requests within the limit", vec![200; LIMIT], statuses(&answers(full).await?))?;
+    equal(
+        "statuses of the requests within the limit",
+        vec![200; LIMIT],
+        statuses(&answers(full).await?),
+    )?;
     equal("requests at the provider", LIMIT, p1.requests().len())
 }
 
@@ -115,10 +148,20 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
 async fn load_02(ctx: &Ctx) -> CaseResult {
     // given
     let full = filled(ctx).await?;
-    let refused = try_join_all((0..4 * LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many")))).await?;
-    holds(refused.iter().all(|answer| answer.status >= 400), "refusals beyond the limit", format_args!("{:?}", statuses(&refused)))?;
+    let refused =
+        try_join_all((0..4 * LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many"))))
+            .await?;
+    holds(
+        refused.iter().all(|answer| answer.status >= 400),
+        "refusals beyond the limit",
+        format_args!("{:?}", statuses(&refused)),
+    )?;
     ctx.gates.gate("full").open();
-    equal("statuses of the requests within the limit", vec![200; LIMIT], statuses(&answers(full).await?))?;
+    equal(
+        "statuses of the requests within the limit",
+        vec![200; LIMIT],
+        statuses(&answers(full).await?),
+    )?;
     // when
     // a place may be given back a moment after its client has read the last byte
     guard("a request to be served after the burst", served_again(ctx)).await??;
@@ -127,7 +170,11 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
         after.push(ctx.client.chat(ctx.prompt("solo", "after")).await?);
     }
     // then
-    equal("statuses after the burst", vec![200; 2 * LIMIT], statuses(&after))
+    equal(
+        "statuses after the burst",
+        vec![200; 2 * LIMIT],
+        statuses(&after),
+    )
 }
 
 /// LOAD-04 (MUST): a body over the limit is refused before it is read whole.
@@ -140,15 +187,35 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
     let mut chunk = format!("{:x}\r\n{{\"x\": \"", 4 * BODY).into_bytes();
     chunk.resize(2 * BODY, b'x');
     // when
-    let told = ctx.client.send("POST", "/v1/chat/completions", &[json, ("content-length", "67108864")], part.as_bytes()).await?;
+    let told = ctx
+        .client
+        .send(
+            "POST",
+            "/v1/chat/completions",
+            &[json, ("content-length", "67108864")],
+            part.as_bytes(),
+        )
+        .await?;
     let told = told.reply().await?;
-    let chunked = ctx.client.send("POST", "/v1/chat/completions", &[json, ("transfer-encoding", "chunked")], &chunk).await?;
+    let chunked = ctx
+        .client
+        .send(
+            "POST",
+            "/v1/chat/completions",
+            &[json, ("transfer-encoding", "chunked")],
+            &chunk,
+        )
+        .await?;
     let chunked = chunked.reply().await?;
     // then
     equal("status for a length over the limit", 413, told.status)?;
     equal("status for chunks over the limit", 413, chunked.status)?;
     equal("requests at the provider", 0, p1.requests().len())?;
-    equal("status of a small body afterwards", 200, ctx.client.chat(ctx.prompt("solo", "hello")).await?.status)
+    equal(
+        "status of a small body afterwards",
+        200,
+        ctx.client.chat(ctx.prompt("solo", "hello")).await?.status,
+    )
 }
 
 /// LOAD-05 (MUST): a client that dribbles is closed.
@@ -158,11 +225,15 @@ async fn load_05(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("Paris"));
     let json = [("content-type", "application/json")];
     let body = ctx.prompt("solo", &"hello ".repeat(8_000)).to_string();
-    let request = ctx.client.request_bytes("POST", "/v1/chat/completions", &json, body.as_bytes());
+    let request = ctx
+        .client
+        .request_bytes("POST", "/v1/chat/completions", &json, body.as_bytes());
     let head = request.len() - body.len();
     // when
     let headers = ctx.client.dribble(&request, 1, Duration::from_millis(50));
-    let body = ctx.client.dribble(&request, head, Duration::from_millis(50));
+    let body = ctx
+        .client
+        .dribble(&request, head, Duration::from_millis(50));
     let (headers, body) = futures::try_join!(headers, body)?;
     // then
     refused_or_closed("headers", &headers)?;
@@ -176,14 +247,28 @@ async fn load_07(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     let (large, length) = large_stream();
     p1.answers(raw(200, "text/event-stream", large));
-    let mut stream = ctx.client.with_receive_buffer(8 << 10).stream(ctx.prompt("solo", "much")).await?;
+    let mut stream = ctx
+        .client
+        .with_receive_buffer(8 << 10)
+        .stream(ctx.prompt("solo", "much"))
+        .await?;
     // when
     stream.next().await?;
     let taken = p1.sent_settles().await?;
     // then
-    let expected = format!("at most {AHEAD} of {length} bytes taken ahead, and {IN_BUFFERS} more in the system's buffers");
-    holds(taken <= AHEAD + IN_BUFFERS, expected, format_args!("{taken} bytes"))?;
-    equal("answers that the provider is still sending", 1, p1.in_flight())?;
+    let expected = format!(
+        "at most {AHEAD} of {length} bytes taken ahead, and {IN_BUFFERS} more in the system's buffers"
+    );
+    holds(
+        taken <= AHEAD + IN_BUFFERS,
+        expected,
+        format_args!("{taken} bytes"),
+    )?;
+    equal(
+        "answers that the provider is still sending",
+        1,
+        p1.in_flight(),
+    )?;
     stream.leave();
     Ok(())
 }
@@ -192,7 +277,8 @@ async fn load_07(ctx: &Ctx) -> CaseResult {
 async fn filled(ctx: &Ctx) -> Result<Vec<Exchange>, Failure> {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("Paris").plan(Plan::held("full")));
-    let asked = try_join_all((0..LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
+    let asked =
+        try_join_all((0..LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
     p1.in_flight_is(LIMIT).await?;
     Ok(asked)
 }
@@ -208,5 +294,9 @@ fn refused_or_closed(what: &str, end: &Result<Reply, Transport>) -> CaseResult {
         Ok(answer) => (answer.status >= 400, format!("status {}", answer.status)),
         Err(transport) => (true, transport.to_string()),
     };
-    holds(fair, format!("an error or a closed connection for dribbled {what}"), seen)
+    holds(
+        fair,
+        format!("an error or a closed connection for dribbled {what}"),
+        seen,
+    )
 }

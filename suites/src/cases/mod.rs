@@ -55,7 +55,14 @@ pub fn all() -> Vec<Case> {
         obs::CASES,
     ];
     let mut cases = areas.concat();
-    cases.sort_by_key(|case| (AREAS.iter().position(|area| case.id.split('-').next() == Some(area)), case.id));
+    cases.sort_by_key(|case| {
+        (
+            AREAS
+                .iter()
+                .position(|area| case.id.split('-').next() == Some(area)),
+            case.id,
+        )
+    });
     cases
 }
 
@@ -70,11 +77,22 @@ mod tests {
         let mut seen = HashSet::new();
         for case in all() {
             assert!(seen.insert(case.id), "{} twice", case.id);
-            for (name, text) in [("requirement", case.requirement), ("why", case.why), ("shown", case.shown), ("remedy", case.remedy)] {
+            for (name, text) in [
+                ("requirement", case.requirement),
+                ("why", case.why),
+                ("shown", case.shown),
+                ("remedy", case.remedy),
+            ] {
                 assert!(!text.trim().is_empty(), "{} has no {name}", case.id);
             }
             assert!(!case.profiles.is_empty(), "{} has no profile", case.id);
-            assert!(AREAS.iter().any(|area| case.id.split('-').next() == Some(area)), "{} is of no area", case.id);
+            assert!(
+                AREAS
+                    .iter()
+                    .any(|area| case.id.split('-').next() == Some(area)),
+                "{} is of no area",
+                case.id
+            );
         }
     }
 
@@ -83,7 +101,14 @@ mod tests {
         for case in all() {
             let spec = (case.spec)();
             for candidate in spec.models.iter().flat_map(|model| &model.candidates) {
-                assert!(spec.providers.iter().any(|provider| provider.name == candidate.provider), "{}: no provider {}", case.id, candidate.provider);
+                assert!(
+                    spec.providers
+                        .iter()
+                        .any(|provider| provider.name == candidate.provider),
+                    "{}: no provider {}",
+                    case.id,
+                    candidate.provider
+                );
             }
         }
     }

@@ -38,8 +38,11 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Give each provider its own pool and its own queue.",
         needs: &[Capability::Chat],
         spec: || {
-            let spec = Spec::pair().model("stalled", &["p1"]).model("other", &["p2"]);
-            spec.model_timeouts("stalled", Timeouts::PATIENT).model_timeouts("other", Timeouts::PATIENT)
+            let spec = Spec::pair()
+                .model("stalled", &["p1"])
+                .model("other", &["p2"]);
+            spec.model_timeouts("stalled", Timeouts::PATIENT)
+                .model_timeouts("other", Timeouts::PATIENT)
         },
         run: |ctx| para_02(ctx).boxed(),
     },
@@ -65,7 +68,10 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Count what is in flight at the provider in one place, from the first byte of a request to the last of its answer.",
         needs: &[Capability::Chat, Capability::Bulkhead],
         spec: || {
-            let mut spec = Spec::solo().model_timeouts("solo", Timeouts::PATIENT).provider("p2", Protocol::OpenAi).model("other", &["p2"]);
+            let mut spec = Spec::solo()
+                .model_timeouts("solo", Timeouts::PATIENT)
+                .provider("p2", Protocol::OpenAi)
+                .model("other", &["p2"]);
             spec.providers[0].max_in_flight = u32::try_from(LIMIT).ok();
             spec
         },
@@ -102,12 +108,19 @@ pub(super) const CASES: &[Case] = &[
 async fn para_01(ctx: &Ctx) -> CaseResult {
     // given
     const TOGETHER: usize = 64;
-    ctx.stub("p1")?.answers(reply("all here").plan(Plan::met("everybody", TOGETHER)));
+    ctx.stub("p1")?
+        .answers(reply("all here").plan(Plan::met("everybody", TOGETHER)));
     // when
-    let asked = try_join_all((0..TOGETHER).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
+    let asked =
+        try_join_all((0..TOGETHER).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
+            .await?;
     // then
     ctx.gates.rendezvous("everybody", TOGETHER).met().await?;
-    equal("statuses", vec![200; TOGETHER], statuses(&answers(asked).await?))
+    equal(
+        "statuses",
+        vec![200; TOGETHER],
+        statuses(&answers(asked).await?),
+    )
 }
 
 /// PARA-02 (MUST): a stalled provider delays no other model.
@@ -117,15 +130,30 @@ async fn para_02(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("late").plan(Plan::held("stall")));
     ctx.stub("p2")?.answers(reply("Paris"));
-    let stalled = try_join_all((0..EACH).map(|_| ctx.client.send_chat(ctx.prompt("stalled", "hello")))).await?;
+    let stalled =
+        try_join_all((0..EACH).map(|_| ctx.client.send_chat(ctx.prompt("stalled", "hello"))))
+            .await?;
     p1.in_flight_is(EACH).await?;
     // when
-    let others = try_join_all((0..EACH).map(|_| ctx.client.chat(ctx.prompt("other", "hello")))).await?;
+    let others =
+        try_join_all((0..EACH).map(|_| ctx.client.chat(ctx.prompt("other", "hello")))).await?;
     // then
-    equal("requests that the stalled provider still holds", EACH, p1.in_flight())?;
-    equal("statuses of the other model", vec![200; EACH], statuses(&others))?;
+    equal(
+        "requests that the stalled provider still holds",
+        EACH,
+        p1.in_flight(),
+    )?;
+    equal(
+        "statuses of the other model",
+        vec![200; EACH],
+        statuses(&others),
+    )?;
     ctx.gates.gate("stall").open();
-    equal("statuses of the stalled model, once it answers", vec![200; EACH], statuses(&answers(stalled).await?))
+    equal(
+        "statuses of the stalled model, once it answers",
+        vec![200; EACH],
+        statuses(&answers(stalled).await?),
+    )
 }
 
 /// PARA-03 (MUST): a slow reader delays nobody, and its stream is not read into memory.
@@ -134,8 +162,13 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     const OTHERS: usize = 8;
     let p1 = ctx.stub("p1")?;
     let (large, events) = large_stream();
-    p1.mount(chat().user_says("large"), raw(200, "text/event-stream", large)).await;
-    p1.mount(chat().user_says("small"), reply("Paris is big.")).await;
+    p1.mount(
+        chat().user_says("large"),
+        raw(200, "text/event-stream", large),
+    )
+    .await;
+    p1.mount(chat().user_says("small"), reply("Paris is big."))
+        .await;
     let reader = ctx.client.with_receive_buffer(8 << 10).labelled("slow");
     let mut slow = reader.stream(ctx.prompt("solo", "large")).await?;
     slow.next().await?;
@@ -144,10 +177,21 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     let small = (0..OTHERS).map(|_| ctx.client.streamed(ctx.prompt("solo", "small")));
     let others = try_join_all(small).await?;
     // then
-    let complete = others.iter().filter(|stream| stream.looks_complete() && stream.text == "Paris is big.").count();
+    let complete = others
+        .iter()
+        .filter(|stream| stream.looks_complete() && stream.text == "Paris is big.")
+        .count();
     equal("complete streams beside the slow one", OTHERS, complete)?;
-    holds(taken < events / 2, "less than half of a stream that nobody reads taken from the provider", format_args!("{taken} of {events} bytes"))?;
-    equal("answers that the provider is still sending", 1, p1.in_flight())?;
+    holds(
+        taken < events / 2,
+        "less than half of a stream that nobody reads taken from the provider",
+        format_args!("{taken} of {events} bytes"),
+    )?;
+    equal(
+        "answers that the provider is still sending",
+        1,
+        p1.in_flight(),
+    )?;
     slow.leave();
     Ok(())
 }
@@ -159,18 +203,40 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("Paris").plan(Plan::held("full")));
     ctx.stub("p2")?.answers(reply("Bern"));
     // when
-    let asked = try_join_all((0..3 * LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
+    let asked =
+        try_join_all((0..3 * LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
+            .await?;
     p1.held(LIMIT).await?;
-    equal("status of a request to another provider", 200, ctx.client.chat(ctx.prompt("other", "hello")).await?.status)?;
-    let held = guard("no more requests at the provider", settled(|| p1.in_flight())).await?;
+    equal(
+        "status of a request to another provider",
+        200,
+        ctx.client.chat(ctx.prompt("other", "hello")).await?.status,
+    )?;
+    let held = guard(
+        "no more requests at the provider",
+        settled(|| p1.in_flight()),
+    )
+    .await?;
     // then
     equal("requests at the provider while it is full", LIMIT, held)?;
     ctx.gates.gate("full").open();
     let told = statuses(&answers(asked).await?);
     // what does not fit may wait or be refused
-    holds(told.iter().all(|status| matches!(status, 200 | 429 | 503)), "statuses 200, 429 or 503", format_args!("{told:?}"))?;
-    holds(told.iter().filter(|status| **status == 200).count() >= LIMIT, format!("at least {LIMIT} answers"), format_args!("{told:?}"))?;
-    equal("the most requests at the provider together", LIMIT, p1.high_water())
+    holds(
+        told.iter().all(|status| matches!(status, 200 | 429 | 503)),
+        "statuses 200, 429 or 503",
+        format_args!("{told:?}"),
+    )?;
+    holds(
+        told.iter().filter(|status| **status == 200).count() >= LIMIT,
+        format!("at least {LIMIT} answers"),
+        format_args!("{told:?}"),
+    )?;
+    equal(
+        "the most requests at the provider together",
+        LIMIT,
+        p1.high_water(),
+    )
 }
 
 /// PARA-08 (MUST): health answers while hundreds of requests are stalled.
@@ -179,7 +245,9 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
     const STALLED: usize = 200;
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("late").plan(Plan::held("stall")));
-    let stalled = try_join_all((0..STALLED).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello")))).await?;
+    let stalled =
+        try_join_all((0..STALLED).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
+            .await?;
     p1.in_flight_is(STALLED).await?;
     // when
     let live = ctx.client.get("/health/live").await?;
@@ -189,26 +257,51 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
     equal("status of readiness", 200, ready.status)?;
     equal("requests that are still stalled", STALLED, p1.in_flight())?;
     ctx.gates.gate("stall").open();
-    equal("statuses, once the provider answers", vec![200; STALLED], statuses(&answers(stalled).await?))
+    equal(
+        "statuses, once the provider answers",
+        vec![200; STALLED],
+        statuses(&answers(stalled).await?),
+    )
 }
 
 /// PARA-09 (MUST): everybody gets their own answer.
 async fn para_09(ctx: &Ctx) -> CaseResult {
     // given
     const EACH: usize = 24;
-    let all = Step::Meet { name: "everybody".into(), count: 2 * EACH };
-    ctx.stub("p1")?.answers(echo().plan(Plan::of([all, Step::Head, Step::Drip { bytes: 60, every_ms: 5 }])));
+    let all = Step::Meet {
+        name: "everybody".into(),
+        count: 2 * EACH,
+    };
+    ctx.stub("p1")?.answers(echo().plan(Plan::of([
+        all,
+        Step::Head,
+        Step::Drip {
+            bytes: 60,
+            every_ms: 5,
+        },
+    ])));
     let words = |n: usize| format!("my own words {n}.");
     // when
     let plain = try_join_all((0..EACH).map(|n| ctx.client.chat(ctx.prompt("solo", &words(n)))));
-    let streams = try_join_all((EACH..2 * EACH).map(|n| async move { ctx.client.streamed(ctx.prompt("solo", &words(n))).await }));
+    let streams = try_join_all(
+        (EACH..2 * EACH)
+            .map(|n| async move { ctx.client.streamed(ctx.prompt("solo", &words(n))).await }),
+    );
     let (plain, streams) = futures::try_join!(plain, streams)?;
     // then
-    let said = plain.iter().map(Reply::content).chain(streams.iter().map(|stream| stream.text.clone()));
+    let said = plain
+        .iter()
+        .map(Reply::content)
+        .chain(streams.iter().map(|stream| stream.text.clone()));
     for (n, said) in said.enumerate() {
         let answer = |n| format!("{} [{}]", words(n), ctx.nonce);
         let foreign = (0..2 * EACH).any(|other| other != n && said == answer(other));
-        holds(!foreign, format!("the answer to prompt {n}"), format_args!("the answer to somebody else's prompt: {said:?}")).map_err(lied)?;
+        holds(
+            !foreign,
+            format!("the answer to prompt {n}"),
+            format_args!("the answer to somebody else's prompt: {said:?}"),
+        )
+        .map_err(lied)?;
         equal("the answer to a prompt", answer(n), said).map_err(lied)?;
     }
     Ok(())

@@ -1,7 +1,9 @@
 //! PARA, of queries: what does not depend on each other runs together, what does waits.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, in_order};
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, in_order,
+};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{ReceivedRequest, Stub, error};
 use gauntlet_harness::plan::Plan;
@@ -10,7 +12,10 @@ use gauntlet_harness::tape::Event;
 use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
 
-use super::query::{ANSWER, PASSAGE, STORED, ask, complete, does_its_part, healthy, known, lost, on_postgres, patient};
+use super::query::{
+    ANSWER, PASSAGE, STORED, ask, complete, does_its_part, healthy, known, lost, on_postgres,
+    patient,
+};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -63,12 +68,18 @@ async fn para_04(ctx: &Ctx) -> CaseResult {
     let together = async {
         entities.held(1).await?;
         wire.held("search").await?;
-        ["entities", "search"].iter().for_each(|gate| ctx.gates.gate(gate).open());
+        ["entities", "search"]
+            .iter()
+            .for_each(|gate| ctx.gates.gate(gate).open());
         Ok(())
     };
     let (answer, ()) = futures::try_join!(complete(ctx), together)?;
     // then
-    equal("sources", Some(1), answer["sources"].as_array().map(Vec::len))
+    equal(
+        "sources",
+        Some(1),
+        answer["sources"].as_array().map(Vec::len),
+    )
 }
 
 /// PARA-05 (MUST): each step starts after the one that it needs.
@@ -76,25 +87,41 @@ async fn para_05(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
     known(ctx).await?;
-    ctx.stub("fact_check")?.answers(does_its_part("fact_check").plan(Plan::held("checked")));
+    ctx.stub("fact_check")?
+        .answers(does_its_part("fact_check").plan(Plan::held("checked")));
     // when
     let checking = async {
         ctx.stub("fact_check")?.held(1).await?;
-        ctx.client.labelled("sentinel").chat(ctx.prompt("synthesis", "sentinel")).await?;
+        ctx.client
+            .labelled("sentinel")
+            .chat(ctx.prompt("synthesis", "sentinel"))
+            .await?;
         ctx.gates.gate("checked").open();
         Ok::<_, Failure>(())
     };
     let (_, ()) = futures::try_join!(complete(ctx), checking)?;
     // then
-    let [fact_check, synthesis, citation, review] = ["fact_check", "synthesis", "citation", "review"].map(|agent| asked(ctx, agent));
+    let [fact_check, synthesis, citation, review] =
+        ["fact_check", "synthesis", "citation", "review"].map(|agent| asked(ctx, agent));
     let (fact_check, synthesis, citation, review) = (fact_check?, synthesis?, citation?, review?);
-    holds(fact_check.body.contains(PASSAGE), "a fact check that has the passage found", &fact_check.body)?;
+    holds(
+        fact_check.body.contains(PASSAGE),
+        "a fact check that has the passage found",
+        &fact_check.body,
+    )?;
     let checked = answered(ctx.stub("fact_check")?, &fact_check)?;
-    in_order(("the fact check's answer", checked), ("synthesis", synthesis.seq))?;
+    in_order(
+        ("the fact check's answer", checked),
+        ("synthesis", synthesis.seq),
+    )?;
     let written = answered(ctx.stub("synthesis")?, &synthesis)?;
     for (name, later) in [("citation", citation), ("review", review)] {
         in_order(("synthesis's answer", written), (name, later.seq))?;
-        holds(later.body.contains(ANSWER), format!("{name} that has the answer"), &later.body)?;
+        holds(
+            later.body.contains(ANSWER),
+            format!("{name} that has the answer"),
+            &later.body,
+        )?;
     }
     Ok(())
 }
@@ -104,16 +131,25 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
     known(ctx).await?;
-    ctx.stub("entities")?.answers(error(500).plan(Plan::held("failure")));
-    ctx.database_wire()?.at_statement("passages", AtStatement::Hold("search".into()));
+    ctx.stub("entities")?
+        .answers(error(500).plan(Plan::held("failure")));
+    ctx.database_wire()?
+        .at_statement("passages", AtStatement::Hold("search".into()));
     // when
     let failing = async {
         ctx.database_wire()?.held("search").await?;
         ctx.gates.gate("failure").open();
         let failed = ctx.stub("entities")?.seen(1).await?;
         let over = |event: &Event| matches!(event, Event::AnswerSent { request } if failed.iter().any(|call| call.request == *request));
-        guard("the failure to be sent", ctx.tape.wait_for(1, |entry| over(&entry.event))).await?;
-        ctx.client.labelled("sentinel").chat(ctx.prompt("review", "sentinel")).await?;
+        guard(
+            "the failure to be sent",
+            ctx.tape.wait_for(1, |entry| over(&entry.event)),
+        )
+        .await?;
+        ctx.client
+            .labelled("sentinel")
+            .chat(ctx.prompt("review", "sentinel"))
+            .await?;
         ctx.gates.gate("search").open();
         Ok::<_, Failure>(())
     };
@@ -123,20 +159,33 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     equal("status", 200, answer.status)?;
     equal("sources", Some(1), told["sources"].as_array().map(Vec::len))?;
     let lost = lost(&told);
-    holds(matches!(lost.as_slice(), [(step, _)] if step == "entities"), "entities alone told as lost", format_args!("{lost:?}"))
+    holds(
+        matches!(lost.as_slice(), [(step, _)] if step == "entities"),
+        "entities alone told as lost",
+        format_args!("{lost:?}"),
+    )
 }
 
 /// The agent's call for the question: the one that is not the sentinel's.
 fn asked(ctx: &Ctx, agent: &str) -> Result<ReceivedRequest, Failure> {
     let calls = ctx.stub(agent)?.requests();
-    let call = calls.into_iter().find(|call| !call.body.contains("sentinel"));
-    let none =
-        || Failure::Violated { expected: format!("{agent} asked"), observed: "it was not".into(), honesty: gauntlet_harness::case::Honesty::Honest };
+    let call = calls
+        .into_iter()
+        .find(|call| !call.body.contains("sentinel"));
+    let none = || Failure::Violated {
+        expected: format!("{agent} asked"),
+        observed: "it was not".into(),
+        honesty: gauntlet_harness::case::Honesty::Honest,
+    };
     call.ok_or_else(none)
 }
 
 /// Where on the tape the answer to the call had been sent.
 fn answered(stub: &Stub, call: &ReceivedRequest) -> Result<u64, Failure> {
-    let sent = stub.tape().into_iter().find(|entry| matches!(entry.event, Event::AnswerSent { request } if request == call.request));
-    sent.map(|entry| entry.seq).ok_or_else(|| Failure::Harness { what: format!("{} has not answered", stub.name()) })
+    let sent = stub.tape().into_iter().find(
+        |entry| matches!(entry.event, Event::AnswerSent { request } if request == call.request),
+    );
+    sent.map(|entry| entry.seq).ok_or_else(|| Failure::Harness {
+        what: format!("{} has not answered", stub.name()),
+    })
 }

@@ -150,35 +150,78 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     let twice = |failure: Responder| sequence([failure.clone(), failure, reply("Paris")]);
     for status in [429, 500, 502, 503, 504] {
-        p1.mount(chat().user_says(&format!("status {status}")), twice(error(status))).await;
+        p1.mount(
+            chat().user_says(&format!("status {status}")),
+            twice(error(status)),
+        )
+        .await;
     }
-    p1.mount(chat().user_says("reset"), twice(reply("lost").plan(Plan::of([Step::Reset])))).await;
+    p1.mount(
+        chat().user_says("reset"),
+        twice(reply("lost").plan(Plan::of([Step::Reset]))),
+    )
+    .await;
     p1.mount(chat().user_says("for ever"), error(503)).await;
-    p1.mount(chat().user_says("streamed"), twice(error(503))).await;
+    p1.mount(chat().user_says("streamed"), twice(error(503)))
+        .await;
     // when
-    let prompts = ["status 429", "status 500", "status 502", "status 503", "status 504", "reset"];
-    let answers = try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
+    let prompts = [
+        "status 429",
+        "status 500",
+        "status 502",
+        "status 503",
+        "status 504",
+        "reset",
+    ];
+    let answers =
+        try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
     let hopeless = ctx.client.chat(ctx.prompt("solo", "for ever")).await?;
     // then
     for (prompt, answer) in prompts.iter().zip(&answers) {
-        equal(&format!("status after two failures ({prompt})"), 200, answer.status)?;
+        equal(
+            &format!("status after two failures ({prompt})"),
+            200,
+            answer.status,
+        )?;
         equal(&format!("attempts ({prompt})"), 3, p1.calls(prompt).len())?;
     }
-    holds(hopeless.status >= 500, "an error once the attempts are used up", hopeless.status)?;
-    equal("attempts at a provider that fails for ever", 3, p1.calls("for ever").len())?;
+    holds(
+        hopeless.status >= 500,
+        "an error once the attempts are used up",
+        hopeless.status,
+    )?;
+    equal(
+        "attempts at a provider that fails for ever",
+        3,
+        p1.calls("for ever").len(),
+    )?;
     if ctx.manifest.capabilities.contains(&Capability::Stream) {
         let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
-        equal("a stream after two failures", (200, "Paris"), (stream.status, stream.text.as_str()))?;
+        equal(
+            "a stream after two failures",
+            (200, "Paris"),
+            (stream.status, stream.text.as_str()),
+        )?;
     }
-    if ctx.manifest.capabilities.contains(&Capability::AttemptList) { refused_attempts(ctx).await } else { Ok(()) }
+    if ctx.manifest.capabilities.contains(&Capability::AttemptList) {
+        refused_attempts(ctx).await
+    } else {
+        Ok(())
+    }
 }
 
 /// Refused connections nobody sees: the attempts that the error lists are counted.
 async fn refused_attempts(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.listen(Listen::Refuse).await?;
     let refused = ctx.client.chat(ctx.prompt("solo", "refused")).await?;
-    let listed = refused.json()["error"]["attempts"].as_array().map_or(0, Vec::len);
-    equal("attempts listed by the error of a provider that refuses connections", 3, listed)
+    let listed = refused.json()["error"]["attempts"]
+        .as_array()
+        .map_or(0, Vec::len);
+    equal(
+        "attempts listed by the error of a provider that refuses connections",
+        3,
+        listed,
+    )
 }
 
 /// RETRY-02 (MUST NOT): a refused request is not tried again.
@@ -187,20 +230,36 @@ async fn retry_02(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     const REFUSALS: [u16; 6] = [400, 401, 403, 404, 413, 422];
     for status in REFUSALS {
-        p1.mount(chat().user_says(&format!("status {status}")), error(status)).await;
+        p1.mount(chat().user_says(&format!("status {status}")), error(status))
+            .await;
     }
-    p1.mount(chat().user_says("afterwards"), reply("fine")).await;
+    p1.mount(chat().user_says("afterwards"), reply("fine"))
+        .await;
     // when
     let mut statuses = Vec::new();
     for status in REFUSALS {
-        statuses.push(ctx.client.chat(ctx.prompt("solo", &format!("status {status}"))).await?.status);
+        statuses.push(
+            ctx.client
+                .chat(ctx.prompt("solo", &format!("status {status}")))
+                .await?
+                .status,
+        );
     }
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
-    holds(statuses.iter().all(|status| *status >= 400), "an error for each refusal", format!("{statuses:?}")).map_err(lied)?;
+    holds(
+        statuses.iter().all(|status| *status >= 400),
+        "an error for each refusal",
+        format!("{statuses:?}"),
+    )
+    .map_err(lied)?;
     equal("status of a request afterwards", 200, afterwards.status)?;
     for status in REFUSALS {
-        equal(&format!("attempts after {status}"), 1, p1.calls(&format!("status {status}")).len())?;
+        equal(
+            &format!("attempts after {status}"),
+            1,
+            p1.calls(&format!("status {status}")).len(),
+        )?;
     }
     Ok(())
 }
@@ -210,24 +269,62 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     // a date has whole seconds: two from now, rounded down, is more than one away
-    let dated = with(|_| error(429).retry_after(httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2))));
-    p1.mount(chat().user_says("in a second"), sequence([error(429).retry_after(1), reply("Paris")])).await;
-    p1.mount(chat().user_says("at a time"), sequence([dated, reply("Paris")])).await;
-    p1.mount(chat().user_says("in an hour"), error(429).retry_after(3_600)).await;
+    let dated = with(|_| {
+        error(429).retry_after(httpdate::fmt_http_date(
+            SystemTime::now() + Duration::from_secs(2),
+        ))
+    });
+    p1.mount(
+        chat().user_says("in a second"),
+        sequence([error(429).retry_after(1), reply("Paris")]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("at a time"),
+        sequence([dated, reply("Paris")]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("in an hour"),
+        error(429).retry_after(3_600),
+    )
+    .await;
     // when
     let prompts = ["in a second", "at a time", "in an hour"];
-    let answers = try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
+    let answers =
+        try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
     // then
     for (prompt, answer) in prompts.iter().zip(&answers).take(2) {
-        equal(&format!("status when the wait that was asked for ({prompt}) fits into the deadline"), 200, answer.status)?;
+        equal(
+            &format!("status when the wait that was asked for ({prompt}) fits into the deadline"),
+            200,
+            answer.status,
+        )?;
         if let [first, second] = arrivals(p1, prompt).as_slice() {
-            at_least(&format!("the attempt that was asked to come {prompt}"), gap(first, second), Duration::from_secs(1))?;
+            at_least(
+                &format!("the attempt that was asked to come {prompt}"),
+                gap(first, second),
+                Duration::from_secs(1),
+            )?;
         } else {
-            equal(&format!("attempts ({prompt})"), 2, arrivals(p1, prompt).len())?;
+            equal(
+                &format!("attempts ({prompt})"),
+                2,
+                arrivals(p1, prompt).len(),
+            )?;
         }
     }
-    holds(answers[2].status >= 400, "an error where the wait does not fit into the deadline", answers[2].status).map_err(lied)?;
-    equal("attempts where the wait does not fit into the deadline", 1, p1.calls("in an hour").len())
+    holds(
+        answers[2].status >= 400,
+        "an error where the wait does not fit into the deadline",
+        answers[2].status,
+    )
+    .map_err(lied)?;
+    equal(
+        "attempts where the wait does not fit into the deadline",
+        1,
+        p1.calls("in an hour").len(),
+    )
 }
 
 /// RETRY-04 (MUST): gaps grow exponentially.
@@ -238,7 +335,12 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     p1.answers(error(503));
     // when
     let prompts: Vec<String> = (0..REQUESTS).map(|n| format!("request <{n}>")).collect();
-    try_join_all(prompts.iter().map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
+    try_join_all(
+        prompts
+            .iter()
+            .map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt))),
+    )
+    .await?;
     // then
     let attempts: Vec<Vec<Entry>> = prompts.iter().map(|prompt| arrivals(p1, prompt)).collect();
     for of_one in &attempts {
@@ -246,9 +348,16 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     }
     // the longest first: it tells a busy machine from a back-off
     for (n, back_off) in [400, 800, 1_600, 3_200].into_iter().enumerate().rev() {
-        let all: Duration = attempts.iter().map(|of_one| gap(&of_one[n], &of_one[n + 1])).sum();
+        let all: Duration = attempts
+            .iter()
+            .map(|of_one| gap(&of_one[n], &of_one[n + 1]))
+            .sum();
         let quarter = Duration::from_millis(back_off / 4);
-        at_least(&format!("retry {} of {REQUESTS} requests, on average,", n + 1), all / REQUESTS as u32, quarter)?;
+        at_least(
+            &format!("retry {} of {REQUESTS} requests, on average,", n + 1),
+            all / REQUESTS as u32,
+            quarter,
+        )?;
     }
     Ok(())
 }
@@ -257,16 +366,35 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
 async fn retry_05(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let broken = reply("").tokens(["Par", "is"]).plan(Plan::events_then(2, Step::Reset));
-    p1.mount(chat().user_says("capital"), sequence([broken, reply("").tokens(["Par", "is"])])).await;
-    p1.mount(chat().user_says("afterwards"), reply("fine")).await;
+    let broken = reply("")
+        .tokens(["Par", "is"])
+        .plan(Plan::events_then(2, Step::Reset));
+    p1.mount(
+        chat().user_says("capital"),
+        sequence([broken, reply("").tokens(["Par", "is"])]),
+    )
+    .await;
+    p1.mount(chat().user_says("afterwards"), reply("fine"))
+        .await;
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
-    let afterwards = ctx.client.streamed(ctx.prompt("solo", "afterwards")).await?;
+    let afterwards = ctx
+        .client
+        .streamed(ctx.prompt("solo", "afterwards"))
+        .await?;
     // then
     equal("text", "Par", stream.text.as_str()).map_err(lied)?;
-    holds(!stream.looks_complete(), "a stream that does not look finished", "a finished one").map_err(lied)?;
-    equal("text of a stream afterwards", "fine", afterwards.text.as_str())?;
+    holds(
+        !stream.looks_complete(),
+        "a stream that does not look finished",
+        "a finished one",
+    )
+    .map_err(lied)?;
+    equal(
+        "text of a stream afterwards",
+        "fine",
+        afterwards.text.as_str(),
+    )?;
     equal("attempts", 1, p1.calls("capital").len())
 }
 
@@ -278,12 +406,24 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(error(503));
     // when
-    let asked = (0..REQUESTS).map(|n| ctx.client.chat(ctx.prompt("solo", &format!("request <{n}>"))));
+    let asked = (0..REQUESTS).map(|n| {
+        ctx.client
+            .chat(ctx.prompt("solo", &format!("request <{n}>")))
+    });
     let answers = try_join_all(asked).await?;
     // then
-    holds(answers.iter().all(|answer| answer.status >= 500), "an error for each request", "an answer from a dead provider").map_err(lied)?;
+    holds(
+        answers.iter().all(|answer| answer.status >= 500),
+        "an error for each request",
+        "an answer from a dead provider",
+    )
+    .map_err(lied)?;
     let seen = p1.requests().len();
-    holds(seen <= MOST, format!("at most {MOST} attempts for {REQUESTS} requests"), format_args!("{seen} attempts"))
+    holds(
+        seen <= MOST,
+        format!("at most {MOST} attempts for {REQUESTS} requests"),
+        format_args!("{seen} attempts"),
+    )
 }
 
 /// RETRY-07 (MUST): every attempt carries the same body and the same idempotency key.
@@ -292,16 +432,26 @@ async fn retry_07(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(sequence([error(503), error(500), reply("Paris")]));
     // when
-    let own = ctx.client.with_header("idempotency-key", &format!("key-{}", ctx.nonce));
+    let own = ctx
+        .client
+        .with_header("idempotency-key", &format!("key-{}", ctx.nonce));
     for (client, prompt) in [(&ctx.client, "without a key"), (&own, "with a key")] {
-        equal("status", 200, client.chat(ctx.prompt("solo", prompt)).await?.status)?;
+        equal(
+            "status",
+            200,
+            client.chat(ctx.prompt("solo", prompt)).await?.status,
+        )?;
     }
     // then
     for prompt in ["without a key", "with a key"] {
         let attempts = p1.calls(prompt);
         equal("attempts", 3, attempts.len())?;
         let key = attempts[0].header("idempotency-key");
-        holds(key.is_some_and(|key| !key.is_empty()), format!("an idempotency key ({prompt} of the client's)"), "none")?;
+        holds(
+            key.is_some_and(|key| !key.is_empty()),
+            format!("an idempotency key ({prompt} of the client's)"),
+            "none",
+        )?;
         for attempt in &attempts {
             equal("body", attempts[0].body.as_str(), attempt.body.as_str())?;
             equal("idempotency key", key, attempt.header("idempotency-key"))?;
@@ -315,8 +465,16 @@ async fn retry_08(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     let held = error(503).plan(Plan::held("until the client has gone"));
-    p1.mount(chat().user_says("left"), sequence([held, reply("for nobody")])).await;
-    p1.mount(chat().user_says("stayed"), sequence([error(503), error(503), reply("fine")])).await;
+    p1.mount(
+        chat().user_says("left"),
+        sequence([held, reply("for nobody")]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("stayed"),
+        sequence([error(503), error(503), reply("fine")]),
+    )
+    .await;
     // when
     let leaving = ctx.client.send_chat(ctx.prompt("solo", "left")).await?;
     p1.held(1).await?;

@@ -68,7 +68,11 @@ pub(super) const CASES: &[Case] = &[
         shown: "After two pieces of text an OpenAI provider sends a rate-limit error in band; an Ollama provider, where the gateway speaks with one, an error line.",
         remedy: "Read every event for an error before forwarding it; keep its type and code.",
         needs: STREAM,
-        spec: || Spec::solo().provider("p2", Protocol::Ollama).model("local", &["p2"]),
+        spec: || {
+            Spec::solo()
+                .provider("p2", Protocol::Ollama)
+                .model("local", &["p2"])
+        },
         run: |ctx| strm_05(ctx).boxed(),
     },
     Case {
@@ -105,7 +109,15 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Bound the size of one event (8 MiB is ample) and end the stream with an error beyond it.",
         needs: STREAM,
         // a busy machine must not be the one who ends it
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { idle_ms: Some(3_000), ..Timeouts::PATIENT }),
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    idle_ms: Some(3_000),
+                    ..Timeouts::PATIENT
+                },
+            )
+        },
         run: |ctx| strm_08(ctx).boxed(),
     },
     Case {
@@ -125,7 +137,8 @@ pub(super) const CASES: &[Case] = &[
 /// STRM-01 (MUST): a clean end without finish_reason is an error in band.
 async fn strm_01(ctx: &Ctx) -> CaseResult {
     // given
-    ctx.stub("p1")?.answers(reply("").tokens(["Par", "is"]).without_finish());
+    ctx.stub("p1")?
+        .answers(reply("").tokens(["Par", "is"]).without_finish());
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
@@ -136,7 +149,11 @@ async fn strm_01(ctx: &Ctx) -> CaseResult {
 /// STRM-02 (MUST): a reset mid-stream is an error in band, after all the text.
 async fn strm_02(ctx: &Ctx) -> CaseResult {
     // given
-    ctx.stub("p1")?.answers(reply("").tokens(["Par", "is", "!"]).plan(Plan::events_then(3, Step::Reset)));
+    ctx.stub("p1")?.answers(
+        reply("")
+            .tokens(["Par", "is", "!"])
+            .plan(Plan::events_then(3, Step::Reset)),
+    );
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
@@ -148,13 +165,20 @@ async fn strm_02(ctx: &Ctx) -> CaseResult {
 async fn strm_03(ctx: &Ctx) -> CaseResult {
     // given
     let cut = Plan::of([Step::Head, Step::Events(2), Step::Bytes(70), Step::Cut]);
-    ctx.stub("p1")?.answers(reply("").tokens(["Par", "is"]).plan(cut));
+    ctx.stub("p1")?
+        .answers(reply("").tokens(["Par", "is"]).plan(cut));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    stream.strict().or_else(|why| holds(false, "every event whole", why))?;
+    stream
+        .strict()
+        .or_else(|why| holds(false, "every event whole", why))?;
     equal("text", "Par", stream.text.as_str())?;
-    holds(!stream.rest.contains("chat.completion.chunk"), "nothing of the event that was cut", &stream.rest)?;
+    holds(
+        !stream.rest.contains("chat.completion.chunk"),
+        "nothing of the event that was cut",
+        &stream.rest,
+    )?;
     broken(&stream)
 }
 
@@ -162,8 +186,19 @@ async fn strm_03(ctx: &Ctx) -> CaseResult {
 async fn strm_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let body = [chunk("Par", None), "data: {\"choices\": [ {\"delta\"\n\n".into(), chunk("is", None), chunk("", Some("stop")), DONE.into()].concat();
-    p1.mount(chat().user_says("malformed"), raw(200, "text/event-stream", body)).await;
+    let body = [
+        chunk("Par", None),
+        "data: {\"choices\": [ {\"delta\"\n\n".into(),
+        chunk("is", None),
+        chunk("", Some("stop")),
+        DONE.into(),
+    ]
+    .concat();
+    p1.mount(
+        chat().user_says("malformed"),
+        raw(200, "text/event-stream", body),
+    )
+    .await;
     p1.mount(chat().user_says("healthy"), reply("Bern")).await;
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "malformed")).await?;
@@ -176,7 +211,11 @@ async fn strm_04(ctx: &Ctx) -> CaseResult {
 /// STRM-05 (MUST): an error in band is an error, not content, with its class kept.
 async fn strm_05(ctx: &Ctx) -> CaseResult {
     // given
-    let in_band = |text: [&str; 2]| reply("").tokens(text).then_error(429, "tokens per minute exceeded");
+    let in_band = |text: [&str; 2]| {
+        reply("")
+            .tokens(text)
+            .then_error(429, "tokens per minute exceeded")
+    };
     ctx.stub("p1")?.answers(in_band(["Par", "is"]));
     ctx.stub("p2")?.answers(in_band(["Be", "rn"]));
     // when
@@ -184,20 +223,39 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     // then
     equal("text before the error", "Paris", openai.text.as_str())?;
     broken(&openai)?;
-    let told = openai.error.as_ref().map(ToString::to_string).unwrap_or_default();
-    holds(told.contains("rate_limit") || told.contains("429"), "the class of the error kept (rate_limit_exceeded)", told)?;
+    let told = openai
+        .error
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    holds(
+        told.contains("rate_limit") || told.contains("429"),
+        "the class of the error kept (rate_limit_exceeded)",
+        told,
+    )?;
     if !ctx.manifest.capabilities.contains(&Capability::Ollama) {
         return Ok(());
     }
     let ollama = ctx.client.streamed(ctx.prompt("local", "capital")).await?;
-    equal("text before the error of the Ollama provider", "Bern", ollama.text.as_str())?;
+    equal(
+        "text before the error of the Ollama provider",
+        "Bern",
+        ollama.text.as_str(),
+    )?;
     broken(&ollama)
 }
 
 /// STRM-06 (MUST): data after `[DONE]`, or `[DONE]` twice, changes nothing.
 async fn strm_06(ctx: &Ctx) -> CaseResult {
     // given
-    let body = [&chunk("Paris", None), &chunk("", Some("stop")), DONE, &chunk(" and Rome", None), DONE].concat();
+    let body = [
+        &chunk("Paris", None),
+        &chunk("", Some("stop")),
+        DONE,
+        &chunk(" and Rome", None),
+        DONE,
+    ]
+    .concat();
     ctx.stub("p1")?.answers(raw(200, "text/event-stream", body));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
@@ -210,11 +268,20 @@ async fn strm_06(ctx: &Ctx) -> CaseResult {
 /// STRM-07 (MUST): a stream answered with a wrong content type is a failure before the first token.
 async fn strm_07(ctx: &Ctx) -> CaseResult {
     // given
-    ctx.stub("p1")?.answers(raw(200, "text/html", "<html><body>Please log in</body></html>"));
+    ctx.stub("p1")?.answers(raw(
+        200,
+        "text/html",
+        "<html><body>Please log in</body></html>",
+    ));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    holds(stream.status >= 500, "a status of 500 or more", stream.status).map_err(lied)?;
+    holds(
+        stream.status >= 500,
+        "a status of 500 or more",
+        stream.status,
+    )
+    .map_err(lied)?;
     equal("text", "", stream.text.as_str()).map_err(lied)
 }
 
@@ -226,34 +293,70 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     body.extend_from_slice(b"data: {\"choices\": \"");
     body.resize(body.len() + ENDLESS, b'x');
     let p1 = ctx.stub("p1")?;
-    p1.answers(raw(200, "text/event-stream", body).plan(Plan::of([Step::Head, Step::Events(1), Step::Rest, Step::Stall])));
+    p1.answers(raw(200, "text/event-stream", body).plan(Plan::of([
+        Step::Head,
+        Step::Events(1),
+        Step::Rest,
+        Step::Stall,
+    ])));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     broken(&stream)?;
     p1.peer_closed(1).await?;
     let taken = p1.sent_settles().await?;
-    holds(taken < (ENDLESS / 2) as u64, "the event refused at a bound, long before all of it has been taken", format!("{taken} bytes taken"))
+    holds(
+        taken < (ENDLESS / 2) as u64,
+        "the event refused at a bound, long before all of it has been taken",
+        format!("{taken} bytes taken"),
+    )
 }
 
 /// STRM-09 (MUST): a cut in transit is never the client's own error.
 async fn strm_09(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let cut = |steps: [Step; 3]| -> Responder { reply("").tokens(["Par", "is"]).plan(Plan::of(steps)) };
-    p1.mount(chat().user_says("plain"), cut([Step::Head, Step::Bytes(60), Step::Cut])).await;
-    p1.mount(chat().user_says("early"), cut([Step::Head, Step::Events(1), Step::Cut])).await;
-    p1.mount(chat().user_says("late"), cut([Step::Head, Step::Events(2), Step::Cut])).await;
+    let cut =
+        |steps: [Step; 3]| -> Responder { reply("").tokens(["Par", "is"]).plan(Plan::of(steps)) };
+    p1.mount(
+        chat().user_says("plain"),
+        cut([Step::Head, Step::Bytes(60), Step::Cut]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("early"),
+        cut([Step::Head, Step::Events(1), Step::Cut]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("late"),
+        cut([Step::Head, Step::Events(2), Step::Cut]),
+    )
+    .await;
     // when
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
     let early = ctx.client.streamed(ctx.prompt("solo", "early")).await?;
     let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
     // then
-    holds(plain.status >= 500, "a status of 500 or more for a plain answer that was cut", plain.status)?;
-    holds(early.status >= 500 || early.status == 200, "no 4xx for a stream cut before its text", early.status)?;
+    holds(
+        plain.status >= 500,
+        "a status of 500 or more for a plain answer that was cut",
+        plain.status,
+    )?;
+    holds(
+        early.status >= 500 || early.status == 200,
+        "no 4xx for a stream cut before its text",
+        early.status,
+    )?;
     for stream in [&early, &late] {
-        let told = stream.error.as_ref().map(ToString::to_string).unwrap_or_default();
-        let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"].iter().any(|word| told.contains(word));
+        let told = stream
+            .error
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"]
+            .iter()
+            .any(|word| told.contains(word));
         holds(!blames, "an error that does not blame the client", &told)?;
     }
     broken(&late)
@@ -263,7 +366,11 @@ pub(super) const DONE: &str = "data: [DONE]\n\n";
 
 /// One event of OpenAI's stream, by hand.
 pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
-    let delta = if text.is_empty() { serde_json::json!({}) } else { serde_json::json!({"content": text}) };
+    let delta = if text.is_empty() {
+        serde_json::json!({})
+    } else {
+        serde_json::json!({"content": text})
+    };
     let chunk = serde_json::json!({
         "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
@@ -275,12 +382,33 @@ pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
 pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
     equal("status", 200, stream.status)?;
     equal("the stream's text", text, stream.text.as_str())?;
-    holds(stream.looks_complete(), "a complete stream", format_args!("[DONE] {} times, error {:?}", stream.done_count, stream.error))
+    holds(
+        stream.looks_complete(),
+        "a complete stream",
+        format_args!(
+            "[DONE] {} times, error {:?}",
+            stream.done_count, stream.error
+        ),
+    )
 }
 
 /// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
 pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
-    holds(stream.done_count == 0, "no [DONE] after a broken stream", format_args!("[DONE] came {} times", stream.done_count)).map_err(lied)?;
-    equal("finish reasons", &Vec::<String>::new(), &stream.finish_reasons).map_err(lied)?;
-    holds(stream.error.is_some(), "an error event", format_args!("no error; the stream ended: {:?}", stream.end))
+    holds(
+        stream.done_count == 0,
+        "no [DONE] after a broken stream",
+        format_args!("[DONE] came {} times", stream.done_count),
+    )
+    .map_err(lied)?;
+    equal(
+        "finish reasons",
+        &Vec::<String>::new(),
+        &stream.finish_reasons,
+    )
+    .map_err(lied)?;
+    holds(
+        stream.error.is_some(),
+        "an error event",
+        format_args!("no error; the stream ended: {:?}", stream.end),
+    )
 }

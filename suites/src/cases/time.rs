@@ -37,7 +37,12 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider's port never completes a connection, and every other time-out is a minute.",
         remedy: "Give the connection a time-out of its own, of a second or a few.",
         needs: &[Capability::Chat, Capability::ConnectTimeout],
-        spec: || Spec::pair().model("solo", &["p1"]).model_timeouts("solo", Timeouts::PATIENT).model_timeouts("pair", Timeouts::PATIENT),
+        spec: || {
+            Spec::pair()
+                .model("solo", &["p1"])
+                .model_timeouts("solo", Timeouts::PATIENT)
+                .model_timeouts("pair", Timeouts::PATIENT)
+        },
         run: |ctx| time_01(ctx).boxed(),
     },
     Case {
@@ -49,7 +54,15 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider holds its answer at a gate that is opened only after the client has had its own.",
         remedy: "Give each attempt a time-out until its first byte, and answer 504 when it passes.",
         needs: &[Capability::Chat],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    total_ms: SHORT,
+                    ..Timeouts::default()
+                },
+            )
+        },
         run: |ctx| time_02(ctx).boxed(),
     },
     Case {
@@ -60,8 +73,20 @@ pub(super) const CASES: &[Case] = &[
         why: "A timer that each read starts anew never fires at a peer that sends a byte a second.",
         shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
         remedy: "Start the timer once, when the request is sent; let no read restart it.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::FirstTokenTimeout],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { first_token_ms: SHORT, ..Timeouts::PATIENT }),
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::FirstTokenTimeout,
+        ],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    first_token_ms: SHORT,
+                    ..Timeouts::PATIENT
+                },
+            )
+        },
         run: |ctx| time_03(ctx).boxed(),
     },
     Case {
@@ -72,8 +97,20 @@ pub(super) const CASES: &[Case] = &[
         why: "Streams that stalled after their first token were held for a quarter of an hour, until the pool was empty (https://github.com/tensorzero/tensorzero/issues/6328).",
         shown: "The provider sends two pieces of text and nothing more; every time-out but the idle one is a minute.",
         remedy: "Time the gap between two events, and end the stream with an error event when it passes.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::IdleTimeout],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { idle_ms: SHORT, ..Timeouts::PATIENT }),
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::IdleTimeout,
+        ],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    idle_ms: SHORT,
+                    ..Timeouts::PATIENT
+                },
+            )
+        },
         run: |ctx| time_04(ctx).boxed(),
     },
     Case {
@@ -84,8 +121,20 @@ pub(super) const CASES: &[Case] = &[
         why: "A model in a loop streams for ever; each token keeps an idle timer happy and somebody pays for it.",
         shown: "The provider repeats its last event for ever; the stream must end with an error although nothing was ever late.",
         remedy: "Keep a deadline over the whole request that no event moves.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::TotalDeadline],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::TotalDeadline,
+        ],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    total_ms: SHORT,
+                    ..Timeouts::default()
+                },
+            )
+        },
         run: |ctx| time_05(ctx).boxed(),
     },
     Case {
@@ -97,7 +146,15 @@ pub(super) const CASES: &[Case] = &[
         shown: "The provider holds a plain and a streamed answer; after the client's errors it must see both connections close.",
         remedy: "Drop the call with its connection when its time is over; do not leave it to a task of its own.",
         needs: STREAM,
-        spec: || Spec::solo().model_timeouts("solo", Timeouts { total_ms: SHORT, ..Timeouts::default() }),
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    total_ms: SHORT,
+                    ..Timeouts::default()
+                },
+            )
+        },
         run: |ctx| time_09(ctx).boxed(),
     },
     Case {
@@ -110,8 +167,15 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Start the idle timer anew with each read; leave whole-body time-outs of client libraries off.",
         needs: STREAM,
         spec: || {
-            let idle = Timeouts { idle_ms: Some(1_500), ..Timeouts::PATIENT };
-            Spec::solo().provider("p2", Protocol::OpenAi).model("plain", &["p2"]).model_timeouts("solo", idle).model_timeouts("plain", idle)
+            let idle = Timeouts {
+                idle_ms: Some(1_500),
+                ..Timeouts::PATIENT
+            };
+            Spec::solo()
+                .provider("p2", Protocol::OpenAi)
+                .model("plain", &["p2"])
+                .model_timeouts("solo", idle)
+                .model_timeouts("plain", idle)
         },
         run: |ctx| time_11(ctx).boxed(),
     },
@@ -123,10 +187,27 @@ pub(super) const CASES: &[Case] = &[
         why: "A timer that ends with the headers waits for ever on a provider that sends them first and thinks later (https://github.com/maximhq/bifrost/issues/7034).",
         shown: "The first provider sends its headers and nothing more; the client reads one clean stream, from the second.",
         remedy: "Let the first-token time-out run until the first content, and send the client nothing before it.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::FirstTokenTimeout, Capability::Fallback],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::FirstTokenTimeout,
+            Capability::Fallback,
+        ],
         spec: || {
-            let total = Timeouts { total_ms: Some(60_000), ..Timeouts::default() };
-            Spec::pair().provider_timeouts("p1", Timeouts { first_token_ms: SHORT, idle_ms: Some(60_000), ..total }).model_timeouts("pair", total)
+            let total = Timeouts {
+                total_ms: Some(60_000),
+                ..Timeouts::default()
+            };
+            Spec::pair()
+                .provider_timeouts(
+                    "p1",
+                    Timeouts {
+                        first_token_ms: SHORT,
+                        idle_ms: Some(60_000),
+                        ..total
+                    },
+                )
+                .model_timeouts("pair", total)
         },
         run: |ctx| time_12(ctx).boxed(),
     },
@@ -138,7 +219,10 @@ async fn time_01(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.listen(Listen::NeverAccept).await?;
     ctx.stub("p2")?.answers(reply("Paris"));
     // when
-    let (alone, pair) = futures::try_join!(ctx.client.chat(ctx.prompt("solo", "hello")), ctx.client.chat(ctx.prompt("pair", "hello")))?;
+    let (alone, pair) = futures::try_join!(
+        ctx.client.chat(ctx.prompt("solo", "hello")),
+        ctx.client.chat(ctx.prompt("pair", "hello"))
+    )?;
     // then
     refused(alone.status)?;
     at_least("the error", took(ctx, &alone.label), CONNECT)?;
@@ -168,9 +252,16 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
 async fn time_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.answers(reply("never").plan(Plan::of([Step::DripHead { every_ms: 20, finish: false }])));
+    p1.answers(reply("never").plan(Plan::of([Step::DripHead {
+        every_ms: 20,
+        finish: false,
+    }])));
     // when
-    let stream = ctx.client.labelled("dripped").streamed(ctx.prompt("solo", "hello")).await?;
+    let stream = ctx
+        .client
+        .labelled("dripped")
+        .streamed(ctx.prompt("solo", "hello"))
+        .await?;
     // then
     refused(stream.status)?;
     at_least("the error", took(ctx, "dripped"), SHORT_BOUND)?;
@@ -181,9 +272,17 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
 async fn time_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.answers(reply("").tokens(["Par", "is", "!"]).plan(Plan::events_then(3, Step::Stall)));
+    p1.answers(
+        reply("")
+            .tokens(["Par", "is", "!"])
+            .plan(Plan::events_then(3, Step::Stall)),
+    );
     // when
-    let stream = ctx.client.labelled("stalled").streamed(ctx.prompt("solo", "capital")).await?;
+    let stream = ctx
+        .client
+        .labelled("stalled")
+        .streamed(ctx.prompt("solo", "capital"))
+        .await?;
     // then
     equal("text", "Paris", stream.text.as_str())?;
     broken(&stream)?;
@@ -195,10 +294,22 @@ async fn time_04(ctx: &Ctx) -> CaseResult {
 async fn time_05(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.answers(reply("").tokens(["and "; 3]).plan(Plan::of([Step::Head, Step::Events(3), Step::RepeatForever { every_ms: 20 }])));
+    p1.answers(reply("").tokens(["and "; 3]).plan(Plan::of([
+        Step::Head,
+        Step::Events(3),
+        Step::RepeatForever { every_ms: 20 },
+    ])));
     // when
-    let stream = ctx.client.labelled("endless").stream(ctx.prompt("solo", "go on")).await?;
-    let transcript: Transcript = guard("the end of a stream whose provider never ends it", stream.collect()).await??;
+    let stream = ctx
+        .client
+        .labelled("endless")
+        .stream(ctx.prompt("solo", "go on"))
+        .await?;
+    let transcript: Transcript = guard(
+        "the end of a stream whose provider never ends it",
+        stream.collect(),
+    )
+    .await??;
     // then
     broken(&transcript)?;
     at_least("the error", took(ctx, "endless"), SHORT_BOUND)?;
@@ -223,15 +334,39 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
 async fn time_11(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let slow = Plan::of([Step::Head, Step::Events(2), Step::Drip { bytes: 130, every_ms: 250 }]);
-    p1.answers(reply("").tokens(["Par", "is", " is", " big", "."]).plan(slow));
+    let slow = Plan::of([
+        Step::Head,
+        Step::Events(2),
+        Step::Drip {
+            bytes: 130,
+            every_ms: 250,
+        },
+    ]);
+    p1.answers(
+        reply("")
+            .tokens(["Par", "is", " is", " big", "."])
+            .plan(slow),
+    );
     let plain = ctx.stub("p2")?;
-    plain.answers(reply("Paris is big.").plan(Plan::of([Step::Head, Step::Drip { bytes: 55, every_ms: 250 }])));
+    plain.answers(reply("Paris is big.").plan(Plan::of([
+        Step::Head,
+        Step::Drip {
+            bytes: 55,
+            every_ms: 250,
+        },
+    ])));
     // when
-    let (stream, answer) = futures::try_join!(ctx.client.streamed(ctx.prompt("solo", "capital")), ctx.client.chat(ctx.prompt("plain", "capital")))?;
+    let (stream, answer) = futures::try_join!(
+        ctx.client.streamed(ctx.prompt("solo", "capital")),
+        ctx.client.chat(ctx.prompt("plain", "capital"))
+    )?;
     // then
     for stub in [p1, plain] {
-        at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| Failure::Harness { what: early.to_string() })?;
+        at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| {
+            Failure::Harness {
+                what: early.to_string(),
+            }
+        })?;
     }
     whole(&stream, "Paris is big.")?;
     equal("status", 200, answer.status)?;
@@ -245,10 +380,18 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("never").plan(Plan::of([Step::Head, Step::Stall])));
     ctx.stub("p2")?.answers(reply("").tokens(["Par", "is"]));
     // when
-    let stream = ctx.client.labelled("waiting").streamed(ctx.prompt("pair", "capital")).await?;
+    let stream = ctx
+        .client
+        .labelled("waiting")
+        .streamed(ctx.prompt("pair", "capital"))
+        .await?;
     // then
     whole(&stream, "Paris")?;
-    at_least("the second candidate's answer", took(ctx, "waiting"), SHORT_BOUND)?;
+    at_least(
+        "the second candidate's answer",
+        took(ctx, "waiting"),
+        SHORT_BOUND,
+    )?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -260,17 +403,26 @@ pub(super) fn refused(status: u16) -> CaseResult {
 /// From before the request of that label was written to after its answer had come.
 pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
     let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
-    let sent = ctx.tape.first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
-    let answered = ctx.tape.first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
-    sent.zip(answered).map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
+    let sent = ctx
+        .tape
+        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
+    let answered = ctx
+        .tape
+        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
+    sent.zip(answered)
+        .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
 }
 
 /// From the head of the stub's first answer to a call (gateways look at lists of models, too) to its last byte.
 fn sending(stub: &Stub) -> Duration {
     let tape = stub.tape();
     let call = stub.requests().first().map(|received| received.request);
-    let head = tape.iter().find(|entry| matches!(entry.event, Event::HeadSent { request, .. } if Some(request) == call));
-    let last = tape.iter().find(|entry| matches!(entry.event, Event::AnswerSent { request } if Some(request) == call));
+    let head = tape.iter().find(
+        |entry| matches!(entry.event, Event::HeadSent { request, .. } if Some(request) == call),
+    );
+    let last = tape.iter().find(
+        |entry| matches!(entry.event, Event::AnswerSent { request } if Some(request) == call),
+    );
     // an answer that the gateway cut has no last byte, and the facts say so
     head.zip(last).map_or(IDLE, |(head, last)| gap(head, last))
 }

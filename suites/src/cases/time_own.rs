@@ -37,7 +37,11 @@ pub(super) const CASES: &[Case] = &[
         shown: "Three candidates fail at once and then never answer, with four attempts each and a limit of a second. Two requests in turn must end \
                 before one asked earlier whose limit is five.",
         remedy: "Compute one deadline when the request comes, and give each attempt what is left of it.",
-        needs: &[Capability::Chat, Capability::Fallback, Capability::TotalDeadline],
+        needs: &[
+            Capability::Chat,
+            Capability::Fallback,
+            Capability::TotalDeadline,
+        ],
         spec: chain_of_three,
         run: |ctx| time_06(ctx).boxed(),
     },
@@ -50,7 +54,11 @@ pub(super) const CASES: &[Case] = &[
         shown: "For each kind of time-out that the gateway declares a provider that is late in this way, behind a model with half a second of its \
                 own; another whose own it is. Each is given up no earlier, and before a request asked earlier under the default.",
         remedy: "Resolve each time-out from the model, then the provider, then the default.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::TimeoutPerModel],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::TimeoutPerModel,
+        ],
         spec: late_in_every_way,
         run: |ctx| time_07(ctx).boxed(),
     },
@@ -64,7 +72,15 @@ pub(super) const CASES: &[Case] = &[
                 under the default.",
         remedy: "Take the smaller of the client's deadline and the configured one.",
         needs: &[Capability::Chat, Capability::ClientDeadline],
-        spec: || clocked(Spec::solo().model("quick", &["p1"])).model_timeouts("quick", Timeouts { total_ms: OWN, ..Timeouts::default() }),
+        spec: || {
+            clocked(Spec::solo().model("quick", &["p1"])).model_timeouts(
+                "quick",
+                Timeouts {
+                    total_ms: OWN,
+                    ..Timeouts::default()
+                },
+            )
+        },
         run: |ctx| time_08(ctx).boxed(),
     },
 ];
@@ -73,7 +89,10 @@ pub(super) const CASES: &[Case] = &[
 async fn time_06(ctx: &Ctx) -> CaseResult {
     // given
     for name in ["p1", "p2", "p3"] {
-        ctx.stub(name)?.answers(sequence([error(503), reply("never").plan(Plan::held("late"))]));
+        ctx.stub(name)?.answers(sequence([
+            error(503),
+            reply("never").plan(Plan::held("late")),
+        ]));
     }
     let clock = asked_under_the_default(ctx).await?;
     for n in 1..=2 {
@@ -92,11 +111,17 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
     for (name, late, ..) in KINDS {
         match late {
             [] => ctx.stub(name)?.listen(Listen::NeverAccept).await?,
-            steps => ctx.stub(name)?.answers(reply("").tokens(["Par", "is"]).plan(Plan::of(steps.iter().cloned()))),
+            steps => ctx.stub(name)?.answers(
+                reply("")
+                    .tokens(["Par", "is"])
+                    .plan(Plan::of(steps.iter().cloned())),
+            ),
         }
     }
     let clock = asked_under_the_default(ctx).await?;
-    let declared = KINDS.iter().filter(|(.., needs)| ctx.manifest.capabilities.contains(needs));
+    let declared = KINDS
+        .iter()
+        .filter(|(.., needs)| ctx.manifest.capabilities.contains(needs));
     // when
     let asked = declared.map(|(alias, ..)| {
         let clock = &clock;
@@ -106,7 +131,11 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
                 body["stream"] = matches!(*alias, "first-token" | "idle").into();
                 // then
                 before(clock, alias, given_up(&ctx.client.labelled(&label), body)).await?;
-                at_least(&format!("the answer of {alias}"), took(ctx, &label), OWN_BOUND)?;
+                at_least(
+                    &format!("the answer of {alias}"),
+                    took(ctx, &label),
+                    OWN_BOUND,
+                )?;
             }
             Ok(())
         }
@@ -117,9 +146,13 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
 /// TIME-08 (SHOULD): the shorter of the client's deadline and the configured one holds.
 async fn time_08(ctx: &Ctx) -> CaseResult {
     // given
-    ctx.stub("p1")?.answers(reply("never").plan(Plan::held("late")));
+    ctx.stub("p1")?
+        .answers(reply("never").plan(Plan::held("late")));
     let clock = asked_under_the_default(ctx).await?;
-    for (alias, deadline) in [("solo", "500"), ("quick", "60000")].into_iter().flat_map(|each| [each; 2]) {
+    for (alias, deadline) in [("solo", "500"), ("quick", "60000")]
+        .into_iter()
+        .flat_map(|each| [each; 2])
+    {
         // when
         let client = ctx.client.with_header("x-request-timeout-ms", deadline);
         let what = format!("{alias}, to a client with a deadline of {deadline} ms,");
@@ -133,36 +166,96 @@ async fn time_08(ctx: &Ctx) -> CaseResult {
 /// for it. The last one's time-out is the provider's own.
 const KINDS: [(&str, &[Step], Capability); 5] = [
     ("connect", &[], Capability::ConnectTimeout),
-    ("first-token", &[Step::Head, Step::Stall], Capability::FirstTokenTimeout),
-    ("idle", &[Step::Head, Step::Events(2), Step::Stall], Capability::IdleTimeout),
+    (
+        "first-token",
+        &[Step::Head, Step::Stall],
+        Capability::FirstTokenTimeout,
+    ),
+    (
+        "idle",
+        &[Step::Head, Step::Events(2), Step::Stall],
+        Capability::IdleTimeout,
+    ),
     ("total", &[Step::Stall], Capability::TimeoutPerModel),
     ("of-provider", &[Step::Stall], Capability::TimeoutPerModel),
 ];
 
 /// A provider and an alias for each kind of time-out.
 fn late_in_every_way() -> Spec {
-    let spec = KINDS.iter().fold(Spec::default(), |spec, (name, ..)| spec.provider(name, Protocol::OpenAi).model(name, &[name]));
+    let spec = KINDS.iter().fold(Spec::default(), |spec, (name, ..)| {
+        spec.provider(name, Protocol::OpenAi).model(name, &[name])
+    });
     let none = Timeouts::default();
     clocked(spec)
-        .model_timeouts("connect", Timeouts { connect_ms: OWN, ..none })
-        .model_timeouts("first-token", Timeouts { first_token_ms: OWN, ..none })
-        .model_timeouts("idle", Timeouts { idle_ms: OWN, ..none })
-        .model_timeouts("total", Timeouts { total_ms: OWN, ..none })
-        .provider_timeouts("of-provider", Timeouts { total_ms: OWN, ..none })
+        .model_timeouts(
+            "connect",
+            Timeouts {
+                connect_ms: OWN,
+                ..none
+            },
+        )
+        .model_timeouts(
+            "first-token",
+            Timeouts {
+                first_token_ms: OWN,
+                ..none
+            },
+        )
+        .model_timeouts(
+            "idle",
+            Timeouts {
+                idle_ms: OWN,
+                ..none
+            },
+        )
+        .model_timeouts(
+            "total",
+            Timeouts {
+                total_ms: OWN,
+                ..none
+            },
+        )
+        .provider_timeouts(
+            "of-provider",
+            Timeouts {
+                total_ms: OWN,
+                ..none
+            },
+        )
 }
 
 /// Three providers behind one alias, four attempts each: a deadline for each of them would come to more than the default.
 fn chain_of_three() -> Spec {
-    let spec = ["p1", "p2", "p3"].iter().fold(Spec::default(), |spec, name| spec.provider(name, Protocol::OpenAi));
+    let spec = ["p1", "p2", "p3"]
+        .iter()
+        .fold(Spec::default(), |spec, name| {
+            spec.provider(name, Protocol::OpenAi)
+        });
     let mut spec = clocked(spec.model("chain", &["p1", "p2", "p3"]));
     spec.retry.max_attempts = 4;
-    spec.model_timeouts("chain", Timeouts { total_ms: Some(1_000), ..Timeouts::default() })
+    spec.model_timeouts(
+        "chain",
+        Timeouts {
+            total_ms: Some(1_000),
+            ..Timeouts::default()
+        },
+    )
 }
 
 /// With every default time-out alike, and a provider of its own for the request that runs under them.
 fn clocked(spec: Spec) -> Spec {
-    let timeouts = Timeouts { connect_ms: DEFAULT, first_token_ms: DEFAULT, idle_ms: DEFAULT, total_ms: DEFAULT };
-    Spec { timeouts, ..spec.provider("clock", Protocol::OpenAi).model("clock", &["clock"]) }
+    let timeouts = Timeouts {
+        connect_ms: DEFAULT,
+        first_token_ms: DEFAULT,
+        idle_ms: DEFAULT,
+        total_ms: DEFAULT,
+    };
+    Spec {
+        timeouts,
+        ..spec
+            .provider("clock", Protocol::OpenAi)
+            .model("clock", &["clock"])
+    }
 }
 
 /// The answer to a request under the default time-outs, whose provider never answers: the clock of what is asked later.
@@ -171,7 +264,11 @@ type Clock = Shared<BoxFuture<'static, Result<Reply, Failure>>>;
 async fn asked_under_the_default(ctx: &Ctx) -> Result<Clock, Failure> {
     let provider = ctx.stub("clock")?;
     provider.answers(reply("never").plan(Plan::held("clock")));
-    let asked = ctx.client.labelled("clock").send_chat(ctx.prompt("clock", "hello")).await?;
+    let asked = ctx
+        .client
+        .labelled("clock")
+        .send_chat(ctx.prompt("clock", "hello"))
+        .await?;
     provider.held(1).await?;
     Ok(asked.reply().boxed().shared())
 }
@@ -180,7 +277,13 @@ async fn asked_under_the_default(ctx: &Ctx) -> Result<Clock, Failure> {
 async fn before(clock: &Clock, alias: &str, asked: impl Future<Output = CaseResult>) -> CaseResult {
     match select(pin!(asked), clock.clone()).await {
         Either::Left((result, _)) => result,
-        Either::Right(_) => holds(false, format!("the answer of {alias} before that of a request asked earlier under the default"), "it came after"),
+        Either::Right(_) => holds(
+            false,
+            format!(
+                "the answer of {alias} before that of a request asked earlier under the default"
+            ),
+            "it came after",
+        ),
     }
 }
 
@@ -190,5 +293,9 @@ async fn given_up(client: &Client, body: Value) -> CaseResult {
         return refused(client.chat(body).await?.status);
     }
     let stream = client.streamed(body).await?;
-    if stream.status == 200 { broken(&stream) } else { refused(stream.status) }
+    if stream.status == 200 {
+        broken(&stream)
+    } else {
+        refused(stream.status)
+    }
 }

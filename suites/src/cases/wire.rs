@@ -129,22 +129,61 @@ pub(super) const CASES: &[Case] = &[
 async fn wire_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.mount(chat().user_says("capital"), reply("Paris, 東京 and \"Bern\".").usage(12, 7)).await;
-    let two_calls = json!([called("call_9f2", "weather", r#"{"city": "Zürich", "days": 3}"#), called("call_0a7", "time", "{}")]);
-    p1.mount(chat().user_says("weather"), raw(200, "application/json", completion(&two_calls).to_string())).await;
+    p1.mount(
+        chat().user_says("capital"),
+        reply("Paris, 東京 and \"Bern\".").usage(12, 7),
+    )
+    .await;
+    let two_calls = json!([
+        called("call_9f2", "weather", r#"{"city": "Zürich", "days": 3}"#),
+        called("call_0a7", "time", "{}")
+    ]);
+    p1.mount(
+        chat().user_says("weather"),
+        raw(200, "application/json", completion(&two_calls).to_string()),
+    )
+    .await;
     // when
     let text = ctx.client.chat(ctx.prompt("solo", "capital")).await?;
-    let tool = ctx.client.chat(with_tools(ctx.prompt("solo", "weather"))).await?;
+    let tool = ctx
+        .client
+        .chat(with_tools(ctx.prompt("solo", "weather")))
+        .await?;
     // then
     equal("status", 200, text.status)?;
     equal("content", "Paris, 東京 and \"Bern\".", &text.content()).map_err(lied)?;
-    equal("finish_reason", &json!("stop"), &text.json()["choices"][0]["finish_reason"]).map_err(lied)?;
-    equal("usage.prompt_tokens", &json!(12), &text.json()["usage"]["prompt_tokens"]).map_err(lied)?;
-    equal("usage.completion_tokens", &json!(7), &text.json()["usage"]["completion_tokens"]).map_err(lied)?;
+    equal(
+        "finish_reason",
+        &json!("stop"),
+        &text.json()["choices"][0]["finish_reason"],
+    )
+    .map_err(lied)?;
+    equal(
+        "usage.prompt_tokens",
+        &json!(12),
+        &text.json()["usage"]["prompt_tokens"],
+    )
+    .map_err(lied)?;
+    equal(
+        "usage.completion_tokens",
+        &json!(7),
+        &text.json()["usage"]["completion_tokens"],
+    )
+    .map_err(lied)?;
     equal("status", 200, tool.status)?;
     let choice = &tool.json()["choices"][0];
-    equal("finish_reason", &json!("tool_calls"), &choice["finish_reason"]).map_err(lied)?;
-    let came: Vec<Value> = choice["message"]["tool_calls"].as_array().into_iter().flatten().map(as_called).collect();
+    equal(
+        "finish_reason",
+        &json!("tool_calls"),
+        &choice["finish_reason"],
+    )
+    .map_err(lied)?;
+    let came: Vec<Value> = choice["message"]["tool_calls"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(as_called)
+        .collect();
     equal("the tool calls", &two_calls, &came.into()).map_err(lied)
 }
 
@@ -161,7 +200,11 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     let mut stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
     for (token, event) in tokens.into_iter().zip(2..) {
         let come = stream.text_of(token.len()).await?;
-        equal("the text while the provider holds the next event", token, come.as_str())?;
+        equal(
+            "the text while the provider holds the next event",
+            token,
+            come.as_str(),
+        )?;
         read.ack(event);
     }
     read.release();
@@ -173,18 +216,27 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
 async fn wire_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.mount(chat().user_says("short"), reply("Paris is big.")).await;
-    p1.mount(chat().user_says("long"), reply("Paris is").finish("length")).await;
+    p1.mount(chat().user_says("short"), reply("Paris is big."))
+        .await;
+    p1.mount(chat().user_says("long"), reply("Paris is").finish("length"))
+        .await;
     // when
     for (prompt, finish) in [("short", "stop"), ("long", "length")] {
         let stream = ctx.client.streamed(ctx.prompt("solo", prompt)).await?;
         // then
         equal("status", 200, stream.status)?;
-        equal("finish reasons", &vec![finish.to_string()], &stream.finish_reasons).map_err(lied)?;
+        equal(
+            "finish reasons",
+            &vec![finish.to_string()],
+            &stream.finish_reasons,
+        )
+        .map_err(lied)?;
         equal("how often [DONE] came", 1, stream.done_count)?;
         equal("events after [DONE]", 0, stream.after_done)?;
         equal("the end of the body", &End::Orderly, &stream.end)?;
-        stream.strict().or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
+        stream
+            .strict()
+            .or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
     }
     Ok(())
 }
@@ -194,12 +246,24 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(reply("Paris is big.").usage(12, 7));
     // when
-    let stream = ctx.client.streamed(with_usage(ctx.prompt("solo", "capital"))).await?;
+    let stream = ctx
+        .client
+        .streamed(with_usage(ctx.prompt("solo", "capital")))
+        .await?;
     // then
-    let told: Vec<&Value> =
-        stream.events.iter().filter_map(|event| event.json.as_ref()).map(|json| &json["usage"]).filter(|usage| usage.is_object()).collect();
+    let told: Vec<&Value> = stream
+        .events
+        .iter()
+        .filter_map(|event| event.json.as_ref())
+        .map(|json| &json["usage"])
+        .filter(|usage| usage.is_object())
+        .collect();
     equal("usage chunks", 1, told.len())?;
-    for (key, count) in [("prompt_tokens", 12), ("completion_tokens", 7), ("total_tokens", 19)] {
+    for (key, count) in [
+        ("prompt_tokens", 12),
+        ("completion_tokens", 7),
+        ("total_tokens", 19),
+    ] {
         equal(&format!("usage.{key}"), &json!(count), &told[0][key]).map_err(lied)?;
     }
     Ok(())
@@ -210,15 +274,41 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
     // given
     let weather = json!({"city": "Zürich", "days": 3, "units": {"temperature": "°C"}});
     let time = json!({"zone": "Europe/Zurich"});
-    ctx.stub("p1")?.answers(tool_call("weather", weather.clone()).tool_call("time", time.clone()));
+    ctx.stub("p1")?
+        .answers(tool_call("weather", weather.clone()).tool_call("time", time.clone()));
     // when
-    let stream = ctx.client.streamed(with_tools(ctx.prompt("solo", "weather"))).await?;
+    let stream = ctx
+        .client
+        .streamed(with_tools(ctx.prompt("solo", "weather")))
+        .await?;
     // then
-    let calls: Vec<(String, Value)> = stream.tool_calls.iter().map(|call| (call.name.clone(), parsed(&json!(call.arguments)))).collect();
-    equal("tool calls", &vec![("weather".to_string(), weather), ("time".to_string(), time)], &calls).map_err(lied)?;
-    let ids: Vec<&str> = stream.tool_calls.iter().map(|call| call.id.as_str()).collect();
-    holds(!ids[0].is_empty() && !ids[1].is_empty() && ids[0] != ids[1], "an id of its own for each call", format_args!("{ids:?}"))?;
-    equal("finish reasons", &vec!["tool_calls".to_string()], &stream.finish_reasons).map_err(lied)
+    let calls: Vec<(String, Value)> = stream
+        .tool_calls
+        .iter()
+        .map(|call| (call.name.clone(), parsed(&json!(call.arguments))))
+        .collect();
+    equal(
+        "tool calls",
+        &vec![("weather".to_string(), weather), ("time".to_string(), time)],
+        &calls,
+    )
+    .map_err(lied)?;
+    let ids: Vec<&str> = stream
+        .tool_calls
+        .iter()
+        .map(|call| call.id.as_str())
+        .collect();
+    holds(
+        !ids[0].is_empty() && !ids[1].is_empty() && ids[0] != ids[1],
+        "an id of its own for each call",
+        format_args!("{ids:?}"),
+    )?;
+    equal(
+        "finish reasons",
+        &vec!["tool_calls".to_string()],
+        &stream.finish_reasons,
+    )
+    .map_err(lied)
 }
 
 /// WIRE-06 (MUST): a character split between two TCP segments arrives whole.
@@ -227,8 +317,16 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     let said = "é東🦀ß";
     let body = [&chunk(said, None), &chunk("", Some("stop")), DONE].concat();
     let inside = body.find(said).unwrap_or_default() + 1;
-    let split = Plan::of([Step::Head, Step::Bytes(inside), Step::Drain, Step::Bytes(6), Step::Drain, Step::Rest]);
-    ctx.stub("p1")?.answers(raw(200, "text/event-stream", body).plan(split));
+    let split = Plan::of([
+        Step::Head,
+        Step::Bytes(inside),
+        Step::Drain,
+        Step::Bytes(6),
+        Step::Drain,
+        Step::Rest,
+    ]);
+    ctx.stub("p1")?
+        .answers(raw(200, "text/event-stream", body).plan(split));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
@@ -250,15 +348,22 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
         chunk("", Some("stop")),
         DONE.replacen("data: ", "data:", 1),
     ];
-    ctx.stub("p1")?.answers(raw(200, "text/event-stream", body.concat()));
+    ctx.stub("p1")?
+        .answers(raw(200, "text/event-stream", body.concat()));
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("status", 200, stream.status)?;
     equal("text", "Paris is big.", stream.text.as_str()).map_err(lied)?;
-    equal("finish reasons", &vec!["stop".to_string()], &stream.finish_reasons)?;
+    equal(
+        "finish reasons",
+        &vec!["stop".to_string()],
+        &stream.finish_reasons,
+    )?;
     equal("[DONE]", 1, stream.done_count)?;
-    stream.strict().or_else(|why| holds(false, "chunks of OpenAI's shape", why))
+    stream
+        .strict()
+        .or_else(|why| holds(false, "chunks of OpenAI's shape", why))
 }
 
 /// WIRE-08 (MUST): unknown request fields are forwarded or refused, never dropped in silence.
@@ -266,7 +371,10 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("Paris"));
-    let fields = [("x_nobody_knows", json!({"nested": [1, "two", null]})), ("logit_bias", json!({"50256": -100}))];
+    let fields = [
+        ("x_nobody_knows", json!({"nested": [1, "two", null]})),
+        ("logit_bias", json!({"50256": -100})),
+    ];
     // when
     for (name, value) in fields {
         let mut body = ctx.prompt("solo", "capital");
@@ -274,10 +382,18 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
         let answer = ctx.client.chat(body).await?;
         // then
         if answer.status == 200 {
-            let sent = p1.requests().pop().map(|request| request.json()).unwrap_or_default();
+            let sent = p1
+                .requests()
+                .pop()
+                .map(|request| request.json())
+                .unwrap_or_default();
             equal(&format!("{name} at the provider"), &value, &sent[name]).map_err(lied)?;
         } else {
-            equal(&format!("status for the field {name}, if it is not forwarded:"), 400, answer.status)?;
+            equal(
+                &format!("status for the field {name}, if it is not forwarded:"),
+                400,
+                answer.status,
+            )?;
         }
     }
     Ok(())
@@ -291,14 +407,23 @@ async fn wire_09(ctx: &Ctx) -> CaseResult {
     equal("status", 200, answer.status)?;
     let list = answer.json();
     equal("object", &json!("list"), &list["object"])?;
-    let models = list["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let models = list["data"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     for alias in ["solo", "other"] {
         let id = ctx.model(alias);
         let model = models.iter().find(|model| model["id"] == json!(id));
-        holds(model.is_some(), format!("the model {id} in the list"), &list)?;
+        holds(
+            model.is_some(),
+            format!("the model {id} in the list"),
+            &list,
+        )?;
         let model = model.unwrap_or(&Value::Null);
         holds(
-            model["object"] == "model" && model["created"].is_u64() && model["owned_by"].is_string(),
+            model["object"] == "model"
+                && model["created"].is_u64()
+                && model["owned_by"].is_string(),
             "object \"model\", created and owned_by",
             model,
         )?;
@@ -314,7 +439,11 @@ fn called(id: &str, name: &str, arguments: &str) -> Value {
 /// What is in a tool call, whatever else a gateway writes beside it.
 fn as_called(call: &Value) -> Value {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    called(&text(&call["id"]), &text(&call["function"]["name"]), &text(&call["function"]["arguments"]))
+    called(
+        &text(&call["id"]),
+        &text(&call["function"]["name"]),
+        &text(&call["function"]["arguments"]),
+    )
 }
 
 fn completion(calls: &Value) -> Value {
@@ -328,7 +457,10 @@ fn completion(calls: &Value) -> Value {
 /// Arguments as clients read them: JSON in a text. Anything else is shown as it is.
 pub(super) fn parsed(arguments: &Value) -> Value {
     let unread = || json!({ "not JSON in a text": arguments });
-    arguments.as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_else(unread)
+    arguments
+        .as_str()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_else(unread)
 }
 
 pub(super) fn with_usage(mut body: Value) -> Value {

@@ -20,8 +20,17 @@ pub(super) const CASES: &[Case] = &[
         shown: "An OpenAI and an Ollama provider say the same three things, streamed and not; the client reads the same from both, each tool call with \
                 an id, each stream with its one end.",
         remedy: "Translate every field: arguments as text, tool_calls as finish_reason, the eval counts as usage.",
-        needs: &[Capability::Chat, Capability::Stream, Capability::Tools, Capability::Ollama],
-        spec: || Spec::solo().provider("p2", Protocol::Ollama).model("local", &["p2"]),
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::Tools,
+            Capability::Ollama,
+        ],
+        spec: || {
+            Spec::solo()
+                .provider("p2", Protocol::Ollama)
+                .model("local", &["p2"])
+        },
         run: |ctx| wire_12(ctx).boxed(),
     },
     Case {
@@ -44,24 +53,59 @@ async fn wire_12(ctx: &Ctx) -> CaseResult {
     let arguments = json!({"city": "Zürich", "days": 3});
     for name in ["p1", "p2"] {
         let provider = ctx.stub(name)?;
-        provider.mount(chat().user_says("capital"), reply("Paris is big.").usage(12, 7)).await;
-        provider.mount(chat().user_says("long"), reply("Paris is").finish("length").usage(12, 2)).await;
-        provider.mount(chat().tool_named("weather"), tool_call("weather", arguments.clone()).usage(21, 9)).await;
+        provider
+            .mount(
+                chat().user_says("capital"),
+                reply("Paris is big.").usage(12, 7),
+            )
+            .await;
+        provider
+            .mount(
+                chat().user_says("long"),
+                reply("Paris is").finish("length").usage(12, 2),
+            )
+            .await;
+        provider
+            .mount(
+                chat().tool_named("weather"),
+                tool_call("weather", arguments.clone()).usage(21, 9),
+            )
+            .await;
     }
     let expected = [
-        ("capital", Meaning::new("Paris is big.", &[], "stop", [12, 7])),
+        (
+            "capital",
+            Meaning::new("Paris is big.", &[], "stop", [12, 7]),
+        ),
         ("long", Meaning::new("Paris is", &[], "length", [12, 2])),
-        ("weather", Meaning::new("", &[("weather", arguments)], "tool_calls", [21, 9])),
+        (
+            "weather",
+            Meaning::new("", &[("weather", arguments)], "tool_calls", [21, 9]),
+        ),
     ];
     // when
     for (prompt, expected) in expected {
         for alias in ["solo", "local"] {
-            let asked = if prompt == "weather" { with_tools(ctx.prompt(alias, prompt)) } else { ctx.prompt(alias, prompt) };
+            let asked = if prompt == "weather" {
+                with_tools(ctx.prompt(alias, prompt))
+            } else {
+                ctx.prompt(alias, prompt)
+            };
             let plain = ctx.client.chat(asked.clone()).await?;
             let streamed = ctx.client.streamed(with_usage(asked)).await?;
             // then
-            equal(&format!("the answer to {prompt} of {alias}:"), &expected, &Meaning::of_reply(&plain)).map_err(lied)?;
-            equal(&format!("the streamed answer to {prompt} of {alias}:"), &expected, &Meaning::of_stream(&streamed)).map_err(lied)?;
+            equal(
+                &format!("the answer to {prompt} of {alias}:"),
+                &expected,
+                &Meaning::of_reply(&plain),
+            )
+            .map_err(lied)?;
+            equal(
+                &format!("the streamed answer to {prompt} of {alias}:"),
+                &expected,
+                &Meaning::of_stream(&streamed),
+            )
+            .map_err(lied)?;
             well_formed(&plain, &streamed)?;
         }
     }
@@ -73,16 +117,38 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
     // given
     let arguments = json!({"city": "Zürich", "days": 3});
     let p1 = ctx.stub("p1")?;
-    p1.mount(chat().user_says("capital"), reply("Paris, 東京 and \"Bern\".").usage(12, 7)).await;
-    p1.mount(chat().user_says("weather"), reply("I look it up.").tool_call("weather", arguments).usage(21, 9)).await;
+    p1.mount(
+        chat().user_says("capital"),
+        reply("Paris, 東京 and \"Bern\".").usage(12, 7),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("weather"),
+        reply("I look it up.")
+            .tool_call("weather", arguments)
+            .usage(21, 9),
+    )
+    .await;
     // when
-    for asked in [ctx.prompt("solo", "capital"), with_tools(ctx.prompt("solo", "weather"))] {
+    for asked in [
+        ctx.prompt("solo", "capital"),
+        with_tools(ctx.prompt("solo", "weather")),
+    ] {
         let plain = ctx.client.chat(asked.clone()).await?;
         let streamed = ctx.client.streamed(with_usage(asked)).await?;
         // then
         equal("status", 200, plain.status)?;
-        holds(streamed.looks_complete(), "a complete stream", format_args!("status {}, error {:?}", streamed.status, streamed.error))?;
-        equal("the answer, not streamed and streamed:", &Meaning::of_reply(&plain), &Meaning::of_stream(&streamed)).map_err(lied)?;
+        holds(
+            streamed.looks_complete(),
+            "a complete stream",
+            format_args!("status {}, error {:?}", streamed.status, streamed.error),
+        )?;
+        equal(
+            "the answer, not streamed and streamed:",
+            &Meaning::of_reply(&plain),
+            &Meaning::of_stream(&streamed),
+        )
+        .map_err(lied)?;
     }
     Ok(())
 }
@@ -99,19 +165,41 @@ struct Meaning {
 
 impl Meaning {
     fn new(text: &str, tools: &[(&str, Value)], finish: &str, usage: [u64; 2]) -> Self {
-        let tools = tools.iter().map(|(name, arguments)| (name.to_string(), arguments.clone())).collect();
-        Self { text: text.into(), tools, finish: vec![finish.into()], usage: usage.map(Value::from) }
+        let tools = tools
+            .iter()
+            .map(|(name, arguments)| (name.to_string(), arguments.clone()))
+            .collect();
+        Self {
+            text: text.into(),
+            tools,
+            finish: vec![finish.into()],
+            usage: usage.map(Value::from),
+        }
     }
 
     fn of_reply(reply: &Reply) -> Self {
         let json = reply.json();
         let choice = &json["choices"][0];
-        let calls = choice["message"]["tool_calls"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let calls = choice["message"]["tool_calls"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let tools = calls.iter().map(|call| &call["function"]);
         Self {
             text: reply.content(),
-            tools: tools.map(|tool| (tool["name"].as_str().unwrap_or_default().to_string(), parsed(&tool["arguments"]))).collect(),
-            finish: choice["finish_reason"].as_str().map(str::to_string).into_iter().collect(),
+            tools: tools
+                .map(|tool| {
+                    (
+                        tool["name"].as_str().unwrap_or_default().to_string(),
+                        parsed(&tool["arguments"]),
+                    )
+                })
+                .collect(),
+            finish: choice["finish_reason"]
+                .as_str()
+                .map(str::to_string)
+                .into_iter()
+                .collect(),
             usage: tokens(&json["usage"]),
         }
     }
@@ -119,7 +207,11 @@ impl Meaning {
     fn of_stream(stream: &Transcript) -> Self {
         Self {
             text: stream.text.clone(),
-            tools: stream.tool_calls.iter().map(|call| (call.name.clone(), parsed(&json!(call.arguments)))).collect(),
+            tools: stream
+                .tool_calls
+                .iter()
+                .map(|call| (call.name.clone(), parsed(&json!(call.arguments))))
+                .collect(),
             finish: stream.finish_reasons.clone(),
             usage: tokens(stream.usage.as_ref().unwrap_or(&Value::Null)),
         }
@@ -127,18 +219,41 @@ impl Meaning {
 }
 
 fn tokens(usage: &Value) -> [Value; 2] {
-    [usage["prompt_tokens"].clone(), usage["completion_tokens"].clone()]
+    [
+        usage["prompt_tokens"].clone(),
+        usage["completion_tokens"].clone(),
+    ]
 }
 
 /// Both forms of an answer as OpenAI's published types have them: a stream with its one end, each tool call with an id.
 fn well_formed(plain: &Reply, streamed: &Transcript) -> CaseResult {
-    plain.strict().or_else(|why| holds(false, "a completion of OpenAI's shape", why))?;
-    streamed.strict().or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
+    plain
+        .strict()
+        .or_else(|why| holds(false, "a completion of OpenAI's shape", why))?;
+    streamed
+        .strict()
+        .or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
     equal("[DONE] of a translated stream", 1, streamed.done_count)?;
-    holds(streamed.looks_complete(), "a complete stream", format_args!("error {:?}, end {:?}", streamed.error, streamed.end))?;
+    holds(
+        streamed.looks_complete(),
+        "a complete stream",
+        format_args!("error {:?}, end {:?}", streamed.error, streamed.end),
+    )?;
     let message = &plain.json()["choices"][0]["message"];
-    let mut ids = message["tool_calls"].as_array().into_iter().flatten().filter_map(|call| call["id"].as_str());
+    let mut ids = message["tool_calls"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|call| call["id"].as_str());
     let mut streamed_ids = streamed.tool_calls.iter().map(|call| call.id.as_str());
-    holds(ids.all(|id| !id.is_empty()), "an id for each tool call", message)?;
-    holds(streamed_ids.all(|id| !id.is_empty()), "an id for each streamed tool call", format_args!("{:?}", streamed.tool_calls))
+    holds(
+        ids.all(|id| !id.is_empty()),
+        "an id for each tool call",
+        message,
+    )?;
+    holds(
+        streamed_ids.all(|id| !id.is_empty()),
+        "an id for each streamed tool call",
+        format_args!("{:?}", streamed.tool_calls),
+    )
 }

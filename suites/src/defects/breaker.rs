@@ -43,7 +43,15 @@ pub(super) struct Admitted {
 
 impl Breaker {
     pub(super) fn new(spec: BreakerSpec, defect: Option<Defect>) -> Arc<Self> {
-        Arc::new(Self { spec, defect, inner: Mutex::new(Inner { state: State::Closed, failures: 0, generation: 0 }) })
+        Arc::new(Self {
+            spec,
+            defect,
+            inner: Mutex::new(Inner {
+                state: State::Closed,
+                failures: 0,
+                generation: 0,
+            }),
+        })
     }
 
     /// Lets a request through, or tells how long to wait.
@@ -57,12 +65,18 @@ impl Breaker {
             inner.change(State::HalfOpen { probes: 0 });
         }
         if let State::HalfOpen { probes } = &mut inner.state {
-            if *probes >= self.spec.half_open_probes && self.defect != Some(Defect::HalfOpenLetsAllThrough) {
+            if *probes >= self.spec.half_open_probes
+                && self.defect != Some(Defect::HalfOpenLetsAllThrough)
+            {
                 return Err(Duration::from_millis(100));
             }
             *probes += 1;
         }
-        Ok(Admitted { breaker: self.clone(), generation: inner.generation, settled: false })
+        Ok(Admitted {
+            breaker: self.clone(),
+            generation: inner.generation,
+            settled: false,
+        })
     }
 
     /// `closed`, `half_open` or `open`, as health and metrics tell it.
@@ -79,7 +93,9 @@ impl Breaker {
     }
 
     fn open(&self, inner: &mut Inner) {
-        inner.change(State::Open { until: Instant::now() + Duration::from_millis(self.spec.cool_down_ms) });
+        inner.change(State::Open {
+            until: Instant::now() + Duration::from_millis(self.spec.cool_down_ms),
+        });
     }
 }
 
@@ -99,7 +115,9 @@ impl Admitted {
             return;
         }
         match inner.state {
-            State::HalfOpen { .. } if self.breaker.defect == Some(Defect::BreakerNeverCloses) => self.breaker.open(&mut inner),
+            State::HalfOpen { .. } if self.breaker.defect == Some(Defect::BreakerNeverCloses) => {
+                self.breaker.open(&mut inner)
+            }
             State::HalfOpen { .. } => inner.change(State::Closed),
             State::Closed => inner.failures = 0,
             State::Open { .. } => {}
@@ -113,7 +131,9 @@ impl Admitted {
             return;
         }
         match inner.state {
-            State::HalfOpen { .. } if self.breaker.defect == Some(Defect::FailedProbeCloses) => inner.change(State::Closed),
+            State::HalfOpen { .. } if self.breaker.defect == Some(Defect::FailedProbeCloses) => {
+                inner.change(State::Closed)
+            }
             State::HalfOpen { .. } => self.breaker.open(&mut inner),
             State::Closed if self.breaker.defect == Some(Defect::BreakerNeverOpens) => {}
             State::Closed => {
@@ -149,7 +169,12 @@ impl Drop for Admitted {
         }
         match self.breaker.defect {
             Some(Defect::LeftProbeWedges) => {}
-            Some(Defect::LeavingIsFailure) => Self { breaker: self.breaker.clone(), generation: self.generation, settled: true }.failed(),
+            Some(Defect::LeavingIsFailure) => Self {
+                breaker: self.breaker.clone(),
+                generation: self.generation,
+                settled: true,
+            }
+            .failed(),
             _ => self.give_back(),
         }
     }
@@ -172,7 +197,9 @@ impl Bulkhead {
 
     /// A place, waited for until `until`; it is given back when the permit is dropped.
     pub(super) async fn enter(&self, until: Instant) -> Result<Option<OwnedSemaphorePermit>, ()> {
-        let Some(places) = &self.0 else { return Ok(None) };
+        let Some(places) = &self.0 else {
+            return Ok(None);
+        };
         match timeout_at(until, places.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Some(permit)),
             _ => Err(()),
@@ -195,25 +222,38 @@ enum Spent {
 
 impl Budget {
     pub(super) fn new(spec: RetrySpec) -> Self {
-        Self { spec, recent: Mutex::default() }
+        Self {
+            spec,
+            recent: Mutex::default(),
+        }
     }
 
     /// A request was made: the budget grows.
     pub(super) fn request(&self) {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).push_back((Instant::now(), Spent::Request));
+        self.recent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back((Instant::now(), Spent::Request));
     }
 
     /// Takes one retry from the budget, if there is one.
     pub(super) fn take(&self) -> bool {
         let now = Instant::now();
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        while recent.front().is_some_and(|(at, _)| now - *at > Duration::from_secs(10)) {
+        while recent
+            .front()
+            .is_some_and(|(at, _)| now - *at > Duration::from_secs(10))
+        {
             recent.pop_front();
         }
-        let requests = recent.iter().filter(|(_, spent)| *spent == Spent::Request).count();
+        let requests = recent
+            .iter()
+            .filter(|(_, spent)| *spent == Spent::Request)
+            .count();
         let retries = recent.len() - requests;
         #[allow(clippy::cast_precision_loss)]
-        let allowed = (retries as f64) < requests as f64 * self.spec.budget_ratio + f64::from(self.spec.budget_floor);
+        let allowed = (retries as f64)
+            < requests as f64 * self.spec.budget_ratio + f64::from(self.spec.budget_floor);
         if allowed {
             recent.push_back((now, Spent::Retry));
         }

@@ -37,7 +37,9 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn include_usage(&self) -> bool {
-        self.fields.get("stream_options").is_some_and(|options| options["include_usage"] == true)
+        self.fields
+            .get("stream_options")
+            .is_some_and(|options| options["include_usage"] == true)
     }
 }
 
@@ -83,7 +85,12 @@ impl Drop for Hold {
 }
 
 /// Asks the candidates from the `first` on until one answers. Dropping the future ends the attempt that runs and starts nothing new.
-pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, first: usize) -> Result<Served, Failure> {
+pub(super) async fn ask(
+    gateway: &Arc<Gateway>,
+    route: &Route,
+    call: &Call,
+    first: usize,
+) -> Result<Served, Failure> {
     let deadline = deadline(gateway, route, call);
     let mut attempts = Vec::new();
     if gateway.has(Defect::CountsRequestsAsAttempts)
@@ -96,15 +103,41 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, route: &Route, call: &Call, firs
             if Instant::now() >= deadline && !gateway.has(Defect::DeadlinePerCandidate) {
                 break;
             }
-            gateway.metrics.add("gauntlet_fallbacks_total", &[("model", &route.alias)], 1);
+            gateway
+                .metrics
+                .add("gauntlet_fallbacks_total", &[("model", &route.alias)], 1);
         }
-        let deadline = if gateway.has(Defect::DeadlinePerCandidate) { Instant::now() + route.total } else { deadline };
-        let until = share(deadline, route.reserve, route.lanes.len() - 1 - position, gateway);
-        if let Some(answer) = candidate(gateway, lane, call, (until, deadline, route.total), &mut attempts).await {
-            return Ok(Served { answer, lane: lane.clone() });
+        let deadline = if gateway.has(Defect::DeadlinePerCandidate) {
+            Instant::now() + route.total
+        } else {
+            deadline
+        };
+        let until = share(
+            deadline,
+            route.reserve,
+            route.lanes.len() - 1 - position,
+            gateway,
+        );
+        if let Some(answer) = candidate(
+            gateway,
+            lane,
+            call,
+            (until, deadline, route.total),
+            &mut attempts,
+        )
+        .await
+        {
+            return Ok(Served {
+                answer,
+                lane: lane.clone(),
+            });
         }
-        let last = attempts.last().and_then(|attempt: &Attempt| attempt.error.as_ref()).map(|error| error.cause);
-        let clients = last.is_some_and(Cause::is_clients) && !gateway.has(Defect::FallsBackOnRejected);
+        let last = attempts
+            .last()
+            .and_then(|attempt: &Attempt| attempt.error.as_ref())
+            .map(|error| error.cause);
+        let clients =
+            last.is_some_and(Cause::is_clients) && !gateway.has(Defect::FallsBackOnRejected);
         if clients || gateway.has(Defect::NoFallback) {
             break;
         }
@@ -130,7 +163,9 @@ fn share(deadline: Instant, reserve: Duration, later: usize, gateway: &Gateway) 
     let now = Instant::now();
     let left = deadline.saturating_duration_since(now);
     let later = u32::try_from(later).unwrap_or(u32::MAX);
-    now + left.saturating_sub(reserve.saturating_mul(later)).max(left / later.saturating_add(1))
+    now + left
+        .saturating_sub(reserve.saturating_mul(later))
+        .max(left / later.saturating_add(1))
 }
 
 /// Attempts at one candidate, with back-off between them. Lists each that failed.
@@ -142,8 +177,13 @@ async fn candidate(
     attempts: &mut Vec<Attempt>,
 ) -> Option<Answer> {
     let retry = gateway.spec.retry;
-    let most =
-        if gateway.has(Defect::NeverRetries) || (call.stream && gateway.has(Defect::NeverRetriesStreams)) { 1 } else { retry.max_attempts.max(1) };
+    let most = if gateway.has(Defect::NeverRetries)
+        || (call.stream && gateway.has(Defect::NeverRetriesStreams))
+    {
+        1
+    } else {
+        retry.max_attempts.max(1)
+    };
     let mut backoff = Duration::from_millis(retry.base_ms);
     lane.provider.budget.request();
     for n in 1..=most {
@@ -155,15 +195,33 @@ async fn candidate(
             // what the provider said last stands
             return None;
         }
-        gateway.log(&format!("attempt request_id={} provider={} cause={}", call.request_id, lane.provider.spec.name, error.cause.name()));
+        gateway.log(&format!(
+            "attempt request_id={} provider={} cause={}",
+            call.request_id,
+            lane.provider.spec.name,
+            error.cause.name()
+        ));
         lane.provider.gone.store(true, Ordering::SeqCst);
         let late = gateway.has(Defect::DeadlinePerRetry) && error.cause.is_timeout();
-        let again = late || error.cause.is_passing() || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
-        let asked = error.retry_after.filter(|_| !gateway.has(Defect::IgnoresRetryAfter)).unwrap_or_default();
-        attempts.push(Attempt { provider: lane.provider.spec.name.clone(), model: lane.model.clone(), error: Some(error) });
+        let again = late
+            || error.cause.is_passing()
+            || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
+        let asked = error
+            .retry_after
+            .filter(|_| !gateway.has(Defect::IgnoresRetryAfter))
+            .unwrap_or_default();
+        attempts.push(Attempt {
+            provider: lane.provider.spec.name.clone(),
+            model: lane.model.clone(),
+            error: Some(error),
+        });
         // half of a back-off is random, so that those who failed together do not come back together
         let jittered = backoff.mul_f64(rand::random_range(0.5..=1.0)).max(asked);
-        let wait = if gateway.has(Defect::RetriesAtOnce) { asked } else { jittered };
+        let wait = if gateway.has(Defect::RetriesAtOnce) {
+            asked
+        } else {
+            jittered
+        };
         if n == most || !again || (Instant::now() + wait >= until && !late) {
             return None;
         }
@@ -171,8 +229,21 @@ async fn candidate(
             return None;
         }
         sleep(wait).await;
-        gateway.metrics.add("gauntlet_retries_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model)], 1);
-        backoff = (backoff * if gateway.has(Defect::ConstantBackoff) { 1 } else { 2 }).min(Duration::from_millis(retry.max_ms));
+        gateway.metrics.add(
+            "gauntlet_retries_total",
+            &[
+                ("provider", &lane.provider.spec.name),
+                ("model", &lane.model),
+            ],
+            1,
+        );
+        backoff = (backoff
+            * if gateway.has(Defect::ConstantBackoff) {
+                1
+            } else {
+                2
+            })
+        .min(Duration::from_millis(retry.max_ms));
         if gateway.has(Defect::DeadlinePerRetry) {
             deadline = Instant::now() + total;
             until = deadline;
@@ -182,29 +253,63 @@ async fn candidate(
 }
 
 /// One attempt: a place at the provider, leave of the breaker, the exchange within its time.
-async fn attempt(gateway: &Arc<Gateway>, lane: &Arc<Lane>, call: &Call, until: Instant, deadline: Instant) -> Result<Answer, AttemptError> {
+async fn attempt(
+    gateway: &Arc<Gateway>,
+    lane: &Arc<Lane>,
+    call: &Call,
+    until: Instant,
+    deadline: Instant,
+) -> Result<Answer, AttemptError> {
     let refused = |error: AttemptError| {
         gateway.attempted(lane, Err(error.cause));
         error
     };
     let full = |()| AttemptError {
         retry_after: Some(Duration::from_secs(1)),
-        ..AttemptError::new(Cause::BulkheadFull, "the provider takes no more requests at once")
+        ..AttemptError::new(
+            Cause::BulkheadFull,
+            "the provider takes no more requests at once",
+        )
     };
-    let line = if gateway.has(Defect::HeadOfLine) { gateway.line.clone().acquire_owned().await.ok() } else { None };
-    let place = lane.provider.bulkhead.enter(until).await.map_err(full).map_err(refused)?;
+    let line = if gateway.has(Defect::HeadOfLine) {
+        gateway.line.clone().acquire_owned().await.ok()
+    } else {
+        None
+    };
+    let place = lane
+        .provider
+        .bulkhead
+        .enter(until)
+        .await
+        .map_err(full)
+        .map_err(refused)?;
     let admitted = lane
         .breaker
         .admit()
-        .map_err(|wait| AttemptError { retry_after: Some(wait), ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures") })
+        .map_err(|wait| AttemptError {
+            retry_after: Some(wait),
+            ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures")
+        })
         .map_err(refused)?;
     if gateway.has(Defect::TrustsKeptConnections) && lane.provider.uses_a_dead_connection() {
-        return Err(AttemptError::new(Cause::Reset, "the connection was closed before an answer"));
+        return Err(AttemptError::new(
+            Cause::Reset,
+            "the connection was closed before an answer",
+        ));
     }
     if gateway.has(Defect::NeverForgives) && lane.provider.gone.load(Ordering::SeqCst) {
-        return Err(AttemptError::new(Cause::ServerError, "the provider failed before"));
+        return Err(AttemptError::new(
+            Cause::ServerError,
+            "the provider failed before",
+        ));
     }
-    let hold = Hold { admitted: Some(admitted), gateway: gateway.clone(), lane: lane.clone(), _place: place, _line: line };
+    let hold = Hold {
+        admitted: Some(admitted),
+        gateway: gateway.clone(),
+        lane: lane.clone(),
+        _place: place,
+        _line: line,
+    };
     exchange(gateway, lane, call, until, deadline, hold).await
 }
 
@@ -219,14 +324,31 @@ async fn exchange(
 ) -> Result<Answer, AttemptError> {
     let first_token = Instant::now() + lane.first_token;
     let (limit, late) = if call.stream && first_token < until {
-        (first_token, AttemptError::new(Cause::FirstTokenTimeout, format!("nothing was said within {:?}", lane.first_token)))
+        (
+            first_token,
+            AttemptError::new(
+                Cause::FirstTokenTimeout,
+                format!("nothing was said within {:?}", lane.first_token),
+            ),
+        )
     } else {
-        (until, AttemptError::new(Cause::DeadlineExceeded, "the time for this attempt is over"))
+        (
+            until,
+            AttemptError::new(Cause::DeadlineExceeded, "the time for this attempt is over"),
+        )
     };
     let (this, own_lane, own_call) = (gateway.clone(), lane.clone(), call.clone());
     let work = async move { converse(&this, &own_lane, &own_call, limit, deadline).await };
-    let untimed = [Defect::WaitsForEver, Defect::NoConnectTimeout, Defect::HeaderBytesRestartTimer, Defect::HeadersEndFirstToken];
-    let result = if gateway.defect.is_some_and(|defect| untimed.contains(&defect)) {
+    let untimed = [
+        Defect::WaitsForEver,
+        Defect::NoConnectTimeout,
+        Defect::HeaderBytesRestartTimer,
+        Defect::HeadersEndFirstToken,
+    ];
+    let result = if gateway
+        .defect
+        .is_some_and(|defect| untimed.contains(&defect))
+    {
         work.await
     } else if gateway.has(Defect::AbandonsTimedOut) || gateway.has(Defect::AwaitsForNobody) {
         let task = tokio::spawn(work);
@@ -235,7 +357,10 @@ async fn exchange(
         if result.is_err() && gateway.has(Defect::AwaitsForNobody) {
             abort.abort();
         }
-        result.map_or(Err(late), |joined| joined.unwrap_or_else(|_| Err(AttemptError::new(Cause::ServerError, "the attempt broke"))))
+        result.map_or(Err(late), |joined| {
+            joined
+                .unwrap_or_else(|_| Err(AttemptError::new(Cause::ServerError, "the attempt broke")))
+        })
     } else {
         timeout_at(limit, work).await.unwrap_or(Err(late))
     };
@@ -248,10 +373,18 @@ async fn exchange(
             stream.hold = Some(hold);
             Ok(Answer::Stream(stream))
         }
-        Err(error) if gateway.has(Defect::TimeoutIsEmptyAnswer) && error.cause.is_timeout() && !call.stream => {
+        Err(error)
+            if gateway.has(Defect::TimeoutIsEmptyAnswer)
+                && error.cause.is_timeout()
+                && !call.stream =>
+        {
             let choices = serde_json::json!([{ "index": 0, "message": { "role": "assistant", "content": "" }, "finish_reason": "stop" }]);
             let document = protocol::envelope("chat.completion", &lane.model, &choices);
-            Ok(Answer::Plain(Completion { bytes: document.to_string().into(), usage: None, document }))
+            Ok(Answer::Plain(Completion {
+                bytes: document.to_string().into(),
+                usage: None,
+                document,
+            }))
         }
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
@@ -262,7 +395,10 @@ async fn exchange(
                 error.message = format!("{} at {}", error.message, lane.provider.base_url);
             }
             if gateway.has(Defect::TellsKey) {
-                error.message = format!("{} (sent: authorization: Bearer {})", error.message, lane.provider.spec.api_key);
+                error.message = format!(
+                    "{} (sent: authorization: Bearer {})",
+                    error.message, lane.provider.spec.api_key
+                );
             }
             Err(error)
         }
@@ -271,9 +407,12 @@ async fn exchange(
 
 /// Whether the failure counts against the provider: not if the request was wrong, nor if the caller's own deadline was short.
 pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: &mut Hold) {
-    let Some(admitted) = hold.admitted.take() else { return };
+    let Some(admitted) = hold.admitted.take() else {
+        return;
+    };
     hold.gateway.attempted(&hold.lane, Err(error.cause));
-    let hurried = error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
+    let hurried =
+        error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
     let clients = error.cause.is_clients() && !hold.gateway.has(Defect::RejectedOpensBreaker);
     if clients || hurried || error.cause == Cause::Unsupported {
         admitted.says_nothing();
@@ -283,7 +422,13 @@ pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: 
 }
 
 /// Sends the request and reads the answer: a document whole, a stream to its commit point.
-async fn converse(gateway: &Arc<Gateway>, lane: &Arc<Lane>, call: &Call, limit: Instant, deadline: Instant) -> Result<Answer, AttemptError> {
+async fn converse(
+    gateway: &Arc<Gateway>,
+    lane: &Arc<Lane>,
+    call: &Call,
+    limit: Instant,
+    deadline: Instant,
+) -> Result<Answer, AttemptError> {
     let spec = &lane.provider.spec;
     let silence = limit.saturating_duration_since(Instant::now());
     let sending = upstream::send(question(gateway, lane, call, silence)?, gateway.defect);
@@ -295,46 +440,87 @@ async fn converse(gateway: &Arc<Gateway>, lane: &Arc<Lane>, call: &Call, limit: 
     };
     if !head.status.is_success() {
         let (status, headers) = (head.status, head.headers.clone());
-        let body = whole(head, lane.idle, gateway.defect).await.unwrap_or_default();
+        let body = whole(head, lane.idle, gateway.defect)
+            .await
+            .unwrap_or_default();
         return Err(protocol::refusal(status, &headers, &body, &spec.api_key));
     }
     if call.stream {
         let mislabelled = !protocol::is_stream(spec.protocol, &head.headers);
-        if mislabelled && !gateway.has(Defect::IgnoresContentType) && !gateway.has(Defect::BelievesAny200) {
-            return Err(AttemptError::new(Cause::BadResponse, "the provider's answer is not a stream"));
+        if mislabelled
+            && !gateway.has(Defect::IgnoresContentType)
+            && !gateway.has(Defect::BelievesAny200)
+        {
+            return Err(AttemptError::new(
+                Cause::BadResponse,
+                "the provider's answer is not a stream",
+            ));
         }
-        let mut stream = Committed::new(gateway.clone(), lane.clone(), call.clone(), head.body, mislabelled, deadline);
+        let mut stream = Committed::new(
+            gateway.clone(),
+            lane.clone(),
+            call.clone(),
+            head.body,
+            mislabelled,
+            deadline,
+        );
         if !gateway.has(Defect::CommitsOnHeaders) {
             stream.reach_commit_point().await?;
         }
         return Ok(Answer::Stream(Box::new(stream)));
     }
     let bytes = whole(head, lane.idle, gateway.defect).await?;
-    Ok(Answer::Plain(protocol::completion(spec.protocol, bytes, &spec.api_key, gateway.defect)?))
+    Ok(Answer::Plain(protocol::completion(
+        spec.protocol,
+        bytes,
+        &spec.api_key,
+        gateway.defect,
+    )?))
 }
 
 /// The body to its end, with the idle time-out between two reads.
-async fn whole(mut head: Head, idle: Duration, defect: Option<Defect>) -> Result<Bytes, AttemptError> {
+async fn whole(
+    mut head: Head,
+    idle: Duration,
+    defect: Option<Defect>,
+) -> Result<Bytes, AttemptError> {
     const BOUND: usize = 32 << 20;
     let mut bytes = BytesMut::new();
     let start = Instant::now();
     loop {
-        let late = || AttemptError::new(Cause::IdleTimeout, format!("the provider was silent for {idle:?}"));
+        let late = || {
+            AttemptError::new(
+                Cause::IdleTimeout,
+                format!("the provider was silent for {idle:?}"),
+            )
+        };
         let next = match defect {
-            Some(Defect::IdleNeverRestarts) => timeout_at(start + idle, head.body.chunk()).await.map_err(|_| late())?,
+            Some(Defect::IdleNeverRestarts) => timeout_at(start + idle, head.body.chunk())
+                .await
+                .map_err(|_| late())?,
             Some(Defect::WaitsForEver) => head.body.chunk().await,
             _ => timeout(idle, head.body.chunk()).await.map_err(|_| late())?,
         };
-        let Some(chunk) = next else { return Ok(bytes.freeze()) };
+        let Some(chunk) = next else {
+            return Ok(bytes.freeze());
+        };
         bytes.extend_from_slice(&chunk?);
         if bytes.len() > BOUND {
-            return Err(AttemptError::new(Cause::Oversized, "the provider's answer is too large"));
+            return Err(AttemptError::new(
+                Cause::Oversized,
+                "the provider's answer is too large",
+            ));
         }
     }
 }
 
 /// The request in the provider's words, with our key and the context that is sent on.
-fn question(gateway: &Gateway, lane: &Lane, call: &Call, silence: Duration) -> Result<Question, AttemptError> {
+fn question(
+    gateway: &Gateway,
+    lane: &Lane,
+    call: &Call,
+    silence: Duration,
+) -> Result<Question, AttemptError> {
     let spec = &lane.provider.spec;
     let mut fields = call.fields.clone();
     let mut base = lane.provider.base_url.clone();
@@ -345,22 +531,50 @@ fn question(gateway: &Gateway, lane: &Lane, call: &Call, silence: Duration) -> R
     }
     let unfit = |_| AttemptError::new(Cause::Unsupported, "a header cannot be told");
     let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     let own = HeaderValue::from_str(&format!("Bearer {}", spec.api_key)).map_err(unfit)?;
-    let authorization = call.authorization.clone().filter(|_| gateway.has(Defect::ForwardsAuthorization)).unwrap_or(own);
+    let authorization = call
+        .authorization
+        .clone()
+        .filter(|_| gateway.has(Defect::ForwardsAuthorization))
+        .unwrap_or(own);
     headers.insert(header::AUTHORIZATION, authorization);
     let fresh = uuid::Uuid::now_v7().to_string();
-    let key = if gateway.has(Defect::FreshKeyPerAttempt) { &fresh } else { &call.idempotency_key };
-    headers.insert("idempotency-key", HeaderValue::from_str(key).map_err(unfit)?);
+    let key = if gateway.has(Defect::FreshKeyPerAttempt) {
+        &fresh
+    } else {
+        &call.idempotency_key
+    };
+    headers.insert(
+        "idempotency-key",
+        HeaderValue::from_str(key).map_err(unfit)?,
+    );
     if !gateway.has(Defect::DropsRequestId) {
-        headers.insert("x-request-id", HeaderValue::from_str(&call.request_id).map_err(unfit)?);
+        headers.insert(
+            "x-request-id",
+            HeaderValue::from_str(&call.request_id).map_err(unfit)?,
+        );
     }
-    if let Some(traceparent) = call.traceparent.clone().filter(|_| !gateway.has(Defect::DropsTraceparent)) {
+    if let Some(traceparent) = call
+        .traceparent
+        .clone()
+        .filter(|_| !gateway.has(Defect::DropsTraceparent))
+    {
         headers.insert("traceparent", traceparent);
     }
     if gateway.has(Defect::LogsKey) {
         gateway.log(&format!("sending {headers:?}"));
     }
     let body = protocol::encode(spec.protocol, &lane.model, &fields, gateway.defect)?;
-    Ok(Question { method: Method::POST, url: protocol::url(spec.protocol, &base), headers, body, connect: lane.connect, silence })
+    Ok(Question {
+        method: Method::POST,
+        url: protocol::url(spec.protocol, &base),
+        headers,
+        body,
+        connect: lane.connect,
+        silence,
+    })
 }

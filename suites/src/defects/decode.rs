@@ -47,7 +47,13 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub(super) fn new(protocol: Protocol, secret: &str, include_usage: bool, mislabelled: bool, defect: Option<Defect>) -> Self {
+    pub(super) fn new(
+        protocol: Protocol,
+        secret: &str,
+        include_usage: bool,
+        mislabelled: bool,
+        defect: Option<Defect>,
+    ) -> Self {
         Self {
             protocol,
             secret: secret.to_owned(),
@@ -118,7 +124,10 @@ impl Decoder {
             }
             let held = self.buffer.len() + self.data.as_ref().map_or(0, String::len);
             if held > EVENT_BOUND && !self.over && !self.has(Defect::UnboundedEvent) {
-                self.fail(AttemptError::new(Cause::Oversized, "an event of the stream is too large"), out);
+                self.fail(
+                    AttemptError::new(Cause::Oversized, "an event of the stream is too large"),
+                    out,
+                );
             }
         }
     }
@@ -137,10 +146,16 @@ impl Decoder {
             self.done(out);
         } else if self.has(Defect::InventsFinish) && self.started {
             let choices = json!([{ "index": 0, "delta": {}, "finish_reason": "stop" }]);
-            out.push_back(Item::Chunk { data: self.chunk("", choices).to_string(), content: true });
+            out.push_back(Item::Chunk {
+                data: self.chunk("", choices).to_string(),
+                content: true,
+            });
             self.done(out);
         } else {
-            self.fail(AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"), out);
+            self.fail(
+                AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"),
+                out,
+            );
         }
     }
 
@@ -183,12 +198,18 @@ impl Decoder {
         self.started = true;
         if data.trim() == "[DONE]" {
             if self.has(Defect::ReadsPastDone) {
-                out.push_back(Item::Chunk { data: "[DONE]".into(), content: false });
+                out.push_back(Item::Chunk {
+                    data: "[DONE]".into(),
+                    content: false,
+                });
                 return;
             }
             return match self.finished {
                 true => self.done(out),
-                false => self.fail(AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"), out),
+                false => self.fail(
+                    AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"),
+                    out,
+                ),
             };
         }
         let Ok(mut chunk) = serde_json::from_str::<Value>(data) else {
@@ -201,13 +222,22 @@ impl Decoder {
             return self.in_band(&chunk, out);
         }
         self.usage = Usage::of(&chunk).or(self.usage);
-        let choices = chunk["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let choices = chunk["choices"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         if choices.is_empty() && self.has(Defect::DropsUsageChunk) {
             return;
         }
-        self.finished |= choices.iter().any(|choice| choice["finish_reason"].is_string());
+        self.finished |= choices
+            .iter()
+            .any(|choice| choice["finish_reason"].is_string());
         let content = choices.iter().any(is_content);
-        self.text.extend(choices.iter().filter_map(|choice| choice["delta"]["content"].as_str()));
+        self.text.extend(
+            choices
+                .iter()
+                .filter_map(|choice| choice["delta"]["content"].as_str()),
+        );
         if self.has(Defect::DropsPartialArguments) && choices.iter().any(has_partial_arguments) {
             return;
         }
@@ -217,8 +247,14 @@ impl Decoder {
         if self.has(Defect::GuessesUsage) && chunk["usage"].is_object() {
             chunk["usage"] = protocol::guess(&self.text).document();
         }
-        let rewritten = self.has(Defect::KeepsOnlyText) || self.has(Defect::GuessesUsage) || data.contains('\n');
-        let data = if rewritten { chunk.to_string() } else { data.to_owned() };
+        let rewritten = self.has(Defect::KeepsOnlyText)
+            || self.has(Defect::GuessesUsage)
+            || data.contains('\n');
+        let data = if rewritten {
+            chunk.to_string()
+        } else {
+            data.to_owned()
+        };
         self.emit(data, content, &chunk, out);
     }
 
@@ -246,7 +282,11 @@ impl Decoder {
             delta["tool_calls"] = calls.into();
         }
         let done = record["done"] == true;
-        let finish = if done { protocol::finish_reason(&record, self.tools > 0, self.defect).into() } else { Value::Null };
+        let finish = if done {
+            protocol::finish_reason(&record, self.tools > 0, self.defect).into()
+        } else {
+            Value::Null
+        };
         let choices = json!([{ "index": 0, "delta": delta, "finish_reason": finish }]);
         let content = is_content(&choices[0]);
         let chunk = self.chunk(model, choices);
@@ -257,11 +297,18 @@ impl Decoder {
                 return self.done(out);
             }
             let usage = Usage::of_ollama(&record);
-            self.usage = Some(if self.has(Defect::GuessesUsage) { protocol::guess(&self.text) } else { usage });
+            self.usage = Some(if self.has(Defect::GuessesUsage) {
+                protocol::guess(&self.text)
+            } else {
+                usage
+            });
             if self.include_usage && !self.has(Defect::DropsUsageChunk) {
                 let mut chunk = self.chunk(model, json!([]));
                 chunk["usage"] = self.usage.unwrap_or_default().document();
-                out.push_back(Item::Chunk { data: chunk.to_string(), content: false });
+                out.push_back(Item::Chunk {
+                    data: chunk.to_string(),
+                    content: false,
+                });
             }
             self.done(out);
         }
@@ -269,7 +316,10 @@ impl Decoder {
 
     fn emit(&mut self, data: String, content: bool, chunk: &Value, out: &mut VecDeque<Item>) {
         let item = Item::Chunk { data, content };
-        let text = chunk.pointer("/choices/0/delta/content").and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+        let text = chunk
+            .pointer("/choices/0/delta/content")
+            .and_then(Value::as_str)
+            .is_some_and(|text| !text.is_empty());
         if self.has(Defect::StreamLosesLastText) && text {
             out.extend(self.held.replace(item));
         } else {
@@ -279,7 +329,11 @@ impl Decoder {
 
     fn done(&mut self, out: &mut VecDeque<Item>) {
         self.over = true;
-        let usage = if self.has(Defect::GuessesUsage) { Some(protocol::guess(&self.text)) } else { self.usage };
+        let usage = if self.has(Defect::GuessesUsage) {
+            Some(protocol::guess(&self.text))
+        } else {
+            self.usage
+        };
         out.push_back(Item::Done(usage));
     }
 
@@ -290,7 +344,10 @@ impl Decoder {
 
     fn malformed(&mut self, out: &mut VecDeque<Item>) {
         if !self.has(Defect::SkipsMalformed) {
-            self.fail(AttemptError::new(Cause::BadResponse, "an event of the stream cannot be read"), out);
+            self.fail(
+                AttemptError::new(Cause::BadResponse, "an event of the stream cannot be read"),
+                out,
+            );
         }
     }
 
@@ -299,7 +356,10 @@ impl Decoder {
             self.finished = true;
             return;
         }
-        self.fail(AttemptError::told(Cause::InBand, document, &self.secret), out);
+        self.fail(
+            AttemptError::told(Cause::InBand, document, &self.secret),
+            out,
+        );
     }
 
     /// [`Defect::ReadsSseByPrefix`].
@@ -322,9 +382,13 @@ impl Decoder {
             return;
         }
         let rest = String::from_utf8_lossy(&self.buffer).into_owned();
-        let rest = self.data.take().unwrap_or_default() + rest.strip_prefix("data:").unwrap_or(&rest);
+        let rest =
+            self.data.take().unwrap_or_default() + rest.strip_prefix("data:").unwrap_or(&rest);
         if !rest.trim().is_empty() {
-            out.push_back(Item::Chunk { data: rest.trim().to_owned(), content: true });
+            out.push_back(Item::Chunk {
+                data: rest.trim().to_owned(),
+                content: true,
+            });
         }
     }
 }
@@ -334,13 +398,24 @@ fn is_content(choice: &Value) -> bool {
     let delta = &choice["delta"];
     let said = |key: &str| delta[key].as_str().is_some_and(|text| !text.is_empty());
     choice["finish_reason"].is_string()
-        || ["content", "refusal", "reasoning", "reasoning_content"].into_iter().any(said)
-        || delta["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
+        || ["content", "refusal", "reasoning", "reasoning_content"]
+            .into_iter()
+            .any(said)
+        || delta["tool_calls"]
+            .as_array()
+            .is_some_and(|calls| !calls.is_empty())
 }
 
 fn has_partial_arguments(choice: &Value) -> bool {
-    let calls = choice["delta"]["tool_calls"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let partial = |call: &Value| call["function"]["arguments"].as_str().is_some_and(|text| serde_json::from_str::<Value>(text).is_err());
+    let calls = choice["delta"]["tool_calls"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let partial = |call: &Value| {
+        call["function"]["arguments"]
+            .as_str()
+            .is_some_and(|text| serde_json::from_str::<Value>(text).is_err())
+    };
     calls.iter().any(partial)
 }
 

@@ -57,7 +57,13 @@ impl Cause {
     }
 
     pub(super) const fn is_timeout(self) -> bool {
-        matches!(self, Self::ConnectTimeout | Self::FirstTokenTimeout | Self::IdleTimeout | Self::DeadlineExceeded)
+        matches!(
+            self,
+            Self::ConnectTimeout
+                | Self::FirstTokenTimeout
+                | Self::IdleTimeout
+                | Self::DeadlineExceeded
+        )
     }
 
     /// The request itself is to blame: nobody else is asked, and the provider is not blamed (RETRY-02, FALL-06).
@@ -67,12 +73,24 @@ impl Cause {
 
     /// The same candidate may do better in a moment (RETRY-01).
     pub(super) const fn is_passing(self) -> bool {
-        matches!(self, Self::Refused | Self::Reset | Self::RateLimited | Self::Overloaded | Self::ServerError | Self::Truncated | Self::InBand)
+        matches!(
+            self,
+            Self::Refused
+                | Self::Reset
+                | Self::RateLimited
+                | Self::Overloaded
+                | Self::ServerError
+                | Self::Truncated
+                | Self::InBand
+        )
     }
 
     /// Something was sent to the provider.
     pub(super) const fn was_sent(self) -> bool {
-        !matches!(self, Self::BreakerOpen | Self::BulkheadFull | Self::Unsupported)
+        !matches!(
+            self,
+            Self::BreakerOpen | Self::BulkheadFull | Self::Unsupported
+        )
     }
 }
 
@@ -92,16 +110,37 @@ pub(super) struct AttemptError {
 
 impl AttemptError {
     pub(super) fn new(cause: Cause, message: impl Into<String>) -> Self {
-        Self { cause, message: message.into(), status: None, retry_after: None, kind: None, code: None, param: None }
+        Self {
+            cause,
+            message: message.into(),
+            status: None,
+            retry_after: None,
+            kind: None,
+            code: None,
+            param: None,
+        }
     }
 
     /// The error that a provider tells inside `document`, by status where there is one: OpenAI's object, or Ollama's string.
     pub(super) fn told(cause: Cause, document: &Value, secret: &str) -> Self {
         let error = document.get("error").unwrap_or(&Value::Null);
         let text = |key: &str| error.get(key).and_then(Value::as_str).map(str::to_owned);
-        let message = error.as_str().map(str::to_owned).or_else(|| text("message")).unwrap_or_else(|| "the provider tells no reason".to_owned());
-        let message = if secret.is_empty() { message } else { message.replace(secret, "[redacted]") };
-        Self { kind: text("type"), code: text("code"), param: text("param"), ..Self::new(cause, message) }
+        let message = error
+            .as_str()
+            .map(str::to_owned)
+            .or_else(|| text("message"))
+            .unwrap_or_else(|| "the provider tells no reason".to_owned());
+        let message = if secret.is_empty() {
+            message
+        } else {
+            message.replace(secret, "[redacted]")
+        };
+        Self {
+            kind: text("type"),
+            code: text("code"),
+            param: text("param"),
+            ..Self::new(cause, message)
+        }
     }
 }
 
@@ -127,10 +166,19 @@ impl Failure {
     /// open breaker or a full provider says when to come again; where every provider asked for patience, so does the gateway;
     /// otherwise the last word counts.
     pub(super) fn of(attempts: Vec<Attempt>) -> Self {
-        let errors: Vec<&AttemptError> = attempts.iter().filter_map(|attempt| attempt.error.as_ref()).collect();
-        let sent: Vec<&AttemptError> = errors.iter().copied().filter(|error| error.cause.was_sent()).collect();
+        let errors: Vec<&AttemptError> = attempts
+            .iter()
+            .filter_map(|attempt| attempt.error.as_ref())
+            .collect();
+        let sent: Vec<&AttemptError> = errors
+            .iter()
+            .copied()
+            .filter(|error| error.cause.was_sent())
+            .collect();
         let any = |cause: Cause| errors.iter().copied().find(|error| error.cause == cause);
-        let patience = |error: &&AttemptError| matches!(error.cause, Cause::RateLimited | Cause::QuotaExhausted);
+        let patience = |error: &&AttemptError| {
+            matches!(error.cause, Cause::RateLimited | Cause::QuotaExhausted)
+        };
         let decisive = any(Cause::Rejected)
             .or_else(|| any(Cause::RateLimited).filter(|_| sent.iter().all(patience)))
             .or_else(|| sent.last().copied())
@@ -138,9 +186,22 @@ impl Failure {
             .or_else(|| any(Cause::BulkheadFull))
             .or_else(|| any(Cause::Unsupported))
             .cloned()
-            .unwrap_or_else(|| AttemptError::new(Cause::DeadlineExceeded, "the deadline was over before anybody was asked"));
-        let retry_after = errors.iter().filter_map(|error| error.retry_after).min().filter(|_| decisive.cause != Cause::Rejected);
-        Self { error: decisive, retry_after, attempts }
+            .unwrap_or_else(|| {
+                AttemptError::new(
+                    Cause::DeadlineExceeded,
+                    "the deadline was over before anybody was asked",
+                )
+            });
+        let retry_after = errors
+            .iter()
+            .filter_map(|error| error.retry_after)
+            .min()
+            .filter(|_| decisive.cause != Cause::Rejected);
+        Self {
+            error: decisive,
+            retry_after,
+            attempts,
+        }
     }
 }
 
@@ -158,13 +219,29 @@ pub(super) struct Told {
 
 impl Told {
     pub(super) fn new(status: u16, kind: &str, code: &str, message: impl Into<String>) -> Self {
-        Self { status, kind: kind.into(), code: code.into(), message: message.into(), param: None, retry_after: None, attempts: Vec::new() }
+        Self {
+            status,
+            kind: kind.into(),
+            code: code.into(),
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            attempts: Vec::new(),
+        }
     }
 
     /// What a gateway says that has been told to end.
     pub(super) fn shutting_down() -> Self {
         let retry_after = Some(Duration::from_secs(1));
-        Self { retry_after, ..Self::new(503, "service_unavailable_error", "shutting_down", "the gateway is shutting down") }
+        Self {
+            retry_after,
+            ..Self::new(
+                503,
+                "service_unavailable_error",
+                "shutting_down",
+                "the gateway is shutting down",
+            )
+        }
     }
 
     /// The table: what each cause is for the client.
@@ -174,15 +251,20 @@ impl Told {
         let (status, kind, code) = match error.cause {
             Cause::Refused => upstream("provider_unreachable"),
             Cause::Reset => upstream("provider_disconnected"),
-            Cause::ConnectTimeout | Cause::FirstTokenTimeout | Cause::IdleTimeout | Cause::DeadlineExceeded => {
-                (504, "timeout_error", error.cause.name())
-            }
+            Cause::ConnectTimeout
+            | Cause::FirstTokenTimeout
+            | Cause::IdleTimeout
+            | Cause::DeadlineExceeded => (504, "timeout_error", error.cause.name()),
             Cause::RateLimited => (429, "rate_limit_error", "rate_limit_exceeded"),
             Cause::QuotaExhausted => (429, "insufficient_quota", "insufficient_quota"),
             Cause::Overloaded => unavailable("provider_overloaded"),
             Cause::ServerError => upstream("provider_error"),
             Cause::ProviderAuth => upstream("provider_auth"),
-            Cause::Rejected => (error.status.unwrap_or(400), "invalid_request_error", "rejected"),
+            Cause::Rejected => (
+                error.status.unwrap_or(400),
+                "invalid_request_error",
+                "rejected",
+            ),
             Cause::BadResponse => upstream("bad_response"),
             Cause::Truncated => upstream("truncated"),
             Cause::Oversized => upstream("oversized"),
@@ -192,23 +274,45 @@ impl Told {
             Cause::Unsupported => (400, "invalid_request_error", "unsupported"),
         };
         let mut told = Self::new(status, kind, code, error.message.clone());
-        if matches!(error.cause, Cause::Rejected | Cause::InBand | Cause::Unsupported) {
+        if matches!(
+            error.cause,
+            Cause::Rejected | Cause::InBand | Cause::Unsupported
+        ) {
             told.kind = error.kind.clone().unwrap_or(told.kind);
             told.code = error.code.clone().unwrap_or(told.code);
             told.param = error.param.clone();
         }
         told.retry_after = error.retry_after;
         match defect {
-            Some(Defect::EveryErrorIs500) => (told.status, told.kind, told.code) = (500, "server_error".into(), "internal_error".into()),
-            Some(Defect::PassesProviderAuth) if error.cause == Cause::ProviderAuth => {
-                (told.status, told.kind, told.code) = (error.status.unwrap_or(401), "invalid_request_error".into(), "invalid_api_key".into());
+            Some(Defect::EveryErrorIs500) => {
+                (told.status, told.kind, told.code) =
+                    (500, "server_error".into(), "internal_error".into())
             }
-            Some(Defect::OpenIsBadGateway) if error.cause == Cause::BreakerOpen => (told.status, told.retry_after) = (502, None),
-            Some(Defect::CutIsInvalidRequest) if matches!(error.cause, Cause::Truncated | Cause::Reset) => {
-                (told.status, told.kind, told.code) = (400, "invalid_request_error".into(), "invalid_request".into());
+            Some(Defect::PassesProviderAuth) if error.cause == Cause::ProviderAuth => {
+                (told.status, told.kind, told.code) = (
+                    error.status.unwrap_or(401),
+                    "invalid_request_error".into(),
+                    "invalid_api_key".into(),
+                );
+            }
+            Some(Defect::OpenIsBadGateway) if error.cause == Cause::BreakerOpen => {
+                (told.status, told.retry_after) = (502, None)
+            }
+            Some(Defect::CutIsInvalidRequest)
+                if matches!(error.cause, Cause::Truncated | Cause::Reset) =>
+            {
+                (told.status, told.kind, told.code) = (
+                    400,
+                    "invalid_request_error".into(),
+                    "invalid_request".into(),
+                );
             }
             Some(Defect::InBandLosesClass) if error.cause == Cause::InBand => {
-                (told.kind, told.code, told.message) = ("server_error".into(), "internal_error".into(), "internal error".into());
+                (told.kind, told.code, told.message) = (
+                    "server_error".into(),
+                    "internal_error".into(),
+                    "internal error".into(),
+                );
             }
             _ => {}
         }
@@ -219,7 +323,10 @@ impl Told {
     pub(super) fn from_failure(failure: Failure, defect: Option<Defect>) -> Self {
         let mut told = Self::from_attempt(&failure.error, defect);
         let waits = matches!(told.status, 429 | 503) && defect != Some(Defect::OpenIsBadGateway);
-        told.retry_after = failure.retry_after.or(Some(Duration::from_secs(1))).filter(|_| waits);
+        told.retry_after = failure
+            .retry_after
+            .or(Some(Duration::from_secs(1)))
+            .filter(|_| waits);
         if defect != Some(Defect::HidesAttempts) {
             told.attempts = failure.attempts;
         }

@@ -75,7 +75,10 @@ impl Gateway {
     }
 
     /// Runs work that outlives its request: it is waited for at the end, and only a kill ends it.
-    pub(super) fn outlive<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<Option<T>> {
+    pub(super) fn outlive<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<Option<T>> {
         let mut killed = self.killed.subscribe();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -106,7 +109,9 @@ impl Gateway {
             }
             return None;
         }
-        Some(Place { gateway: self.clone() })
+        Some(Place {
+            gateway: self.clone(),
+        })
     }
 
     fn take_place(&self, limit: u32) -> bool {
@@ -124,7 +129,9 @@ impl Gateway {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gateway.in_flight.send_modify(|taken| *taken = taken.saturating_sub(1));
+        self.gateway
+            .in_flight
+            .send_modify(|taken| *taken = taken.saturating_sub(1));
     }
 }
 
@@ -136,13 +143,21 @@ pub(super) async fn set(flag: &mut watch::Receiver<bool>) {
 }
 
 /// Starts the gateway on a free port.
-pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Result<RunningTarget, TargetError> {
+pub(super) async fn start(
+    deployment: Deployment,
+    defect: Option<Defect>,
+) -> Result<RunningTarget, TargetError> {
     let routes = Routes::of(&deployment, defect)?;
     let store = match &deployment.database_url {
-        Some(url) => Some(Store::open(url, deployment.spec.query.as_ref(), defect).await.map_err(|error| TargetError::Start(error.to_string()))?),
+        Some(url) => Some(
+            Store::open(url, deployment.spec.query.as_ref(), defect)
+                .await
+                .map_err(|error| TargetError::Start(error.to_string()))?,
+        ),
         None => None,
     };
-    let failed = |error: std::io::Error| TargetError::Start(format!("no port on 127.0.0.1: {error}"));
+    let failed =
+        |error: std::io::Error| TargetError::Start(format!("no port on 127.0.0.1: {error}"));
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let gateway = Arc::new(Gateway {
@@ -156,7 +171,11 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
         draining: AtomicBool::new(false),
         cut: watch::Sender::new(false),
         in_flight: watch::Sender::new(0),
-        line: Arc::new(Semaphore::new(if defect == Some(Defect::HeadOfLine) { 32 } else { 1 })),
+        line: Arc::new(Semaphore::new(if defect == Some(Defect::HeadOfLine) {
+            32
+        } else {
+            1
+        })),
         prompts: Mutex::default(),
         buffer: Mutex::default(),
         probed: tokio::sync::Mutex::default(),
@@ -164,14 +183,41 @@ pub(super) async fn start(deployment: Deployment, defect: Option<Defect>) -> Res
     });
     let stop = watch::Sender::new(false);
     let exit = watch::Sender::new(None);
-    let server = tokio::spawn(serve(gateway.clone(), listener, stop.subscribe(), exit.clone()));
-    deployment.tape.record(Side::Target, Event::Target { what: format!("ready at {address}") });
-    let process = InProcess { gateway, server: server.abort_handle(), drain: Mutex::default(), stop, exit, tape: deployment.tape };
-    Ok(RunningTarget { base_url: format!("http://{address}"), model_prefix: String::new(), headers: Vec::new(), process: Some(Box::new(process)) })
+    let server = tokio::spawn(serve(
+        gateway.clone(),
+        listener,
+        stop.subscribe(),
+        exit.clone(),
+    ));
+    deployment.tape.record(
+        Side::Target,
+        Event::Target {
+            what: format!("ready at {address}"),
+        },
+    );
+    let process = InProcess {
+        gateway,
+        server: server.abort_handle(),
+        drain: Mutex::default(),
+        stop,
+        exit,
+        tape: deployment.tape,
+    };
+    Ok(RunningTarget {
+        base_url: format!("http://{address}"),
+        model_prefix: String::new(),
+        headers: Vec::new(),
+        process: Some(Box::new(process)),
+    })
 }
 
 /// Accepts until told to stop; then lets every connection end its exchange, and exits with 0.
-async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>, exit: watch::Sender<Option<End>>) {
+async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+    exit: watch::Sender<Option<End>>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -237,7 +283,12 @@ enum End {
 #[async_trait]
 impl Process for InProcess {
     async fn terminate(&self) -> Result<(), TargetError> {
-        self.tape.record(Side::Target, Event::Target { what: "SIGTERM".into() });
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGTERM".into(),
+            },
+        );
         if self.gateway.has(Defect::DropsOnTerm) {
             self.server.abort();
             self.exit.send_replace(Some(End::Exited(0)));
@@ -250,7 +301,12 @@ impl Process for InProcess {
     }
 
     async fn kill(&self) -> Result<(), TargetError> {
-        self.tape.record(Side::Target, Event::Target { what: "SIGKILL".into() });
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGKILL".into(),
+            },
+        );
         self.gateway.killed.send_replace(true);
         self.server.abort();
         self.exit.send_replace(Some(End::Killed));
@@ -259,7 +315,10 @@ impl Process for InProcess {
 
     async fn wait(&self) -> Result<Option<i32>, TargetError> {
         let mut exit = self.exit.subscribe();
-        let end = *exit.wait_for(Option::is_some).await.map_err(|_| TargetError::Died("the gateway is gone".into()))?;
+        let end = *exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| TargetError::Died("the gateway is gone".into()))?;
         Ok(match end {
             Some(End::Exited(code)) => Some(code),
             Some(End::Killed) | None => None,
@@ -284,7 +343,12 @@ impl Process for InProcess {
 impl Drop for InProcess {
     fn drop(&mut self) {
         self.server.abort();
-        if let Some(drain) = self.drain.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(drain) = self
+            .drain
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             drain.abort();
         }
     }
@@ -299,7 +363,12 @@ async fn drain(gateway: Arc<Gateway>, stop: watch::Sender<bool>) {
         ended.await.ok();
     } else if timeout(deadline, ended).await.is_err() {
         gateway.cut.send_replace(true);
-        timeout(Duration::from_secs(1), in_flight.wait_for(|taken| *taken == 0)).await.ok();
+        timeout(
+            Duration::from_secs(1),
+            in_flight.wait_for(|taken| *taken == 0),
+        )
+        .await
+        .ok();
     }
     stop.send_replace(true);
 }

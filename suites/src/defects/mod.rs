@@ -26,7 +26,9 @@ mod upstream;
 pub use table::Defect;
 
 use async_trait::async_trait;
-use gauntlet_harness::target::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError};
+use gauntlet_harness::target::{
+    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+};
 
 /// A correct gateway in this process, or the same with one bug.
 #[derive(Debug)]
@@ -40,7 +42,15 @@ impl Reference {
     pub fn new(defect: Option<Defect>) -> Self {
         let capabilities = CAPABILITIES.iter().copied().collect();
         // one name for all: they share one schema, and so one template of the case's databases
-        Self { defect, manifest: Manifest { name: "reference".into(), version: None, capabilities, fixed_timeouts: None } }
+        Self {
+            defect,
+            manifest: Manifest {
+                name: "reference".into(),
+                version: None,
+                capabilities,
+                fixed_timeouts: None,
+            },
+        }
     }
 }
 

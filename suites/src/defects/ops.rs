@@ -35,27 +35,56 @@ pub(super) struct Metrics(Mutex<BTreeMap<String, u64>>);
 impl Metrics {
     /// Adds to the counter `name{labels}`.
     pub(super) fn add(&self, name: &str, labels: &[(&str, &str)], by: u64) {
-        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(format!("{name}{{{}}}", labels.join(","))).or_default() += by;
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value:?}"))
+            .collect();
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(format!("{name}{{{}}}", labels.join(",")))
+            .or_default() += by;
     }
 
     /// A request has been answered, or left by its client (499).
     pub(super) fn request(&self, path: &str, status: u16) {
-        let route = match path.trim_matches('/').split('/').collect::<Vec<_>>().as_slice() {
+        let route = match path
+            .trim_matches('/')
+            .split('/')
+            .collect::<Vec<_>>()
+            .as_slice()
+        {
             ["api", "v1", kind @ ("queries" | "documents"), _] => format!("/api/v1/{kind}/{{id}}"),
             ["v1", "models", _] => "/v1/models/{id}".to_owned(),
             _ => path.to_owned(),
         };
-        self.add("gauntlet_requests_total", &[("route", &route), ("status", &status.to_string())], 1);
+        self.add(
+            "gauntlet_requests_total",
+            &[("route", &route), ("status", &status.to_string())],
+            1,
+        );
     }
 
     /// An attempt has ended: `success`, `cancelled`, or the cause of its failure. One that was refused before anything was sent is
     /// counted apart, so that attempts are what the provider saw (OBS-01).
-    pub(super) fn attempt(&self, lane: &Lane, outcome: Result<&str, Cause>, defect: Option<Defect>) {
-        let candidate = [("provider", lane.provider.spec.name.as_str()), ("model", lane.model.as_str())];
-        let count = |name: &str, label: (&str, &str)| self.add(name, &[candidate[0], candidate[1], label], 1);
+    pub(super) fn attempt(
+        &self,
+        lane: &Lane,
+        outcome: Result<&str, Cause>,
+        defect: Option<Defect>,
+    ) {
+        let candidate = [
+            ("provider", lane.provider.spec.name.as_str()),
+            ("model", lane.model.as_str()),
+        ];
+        let count = |name: &str, label: (&str, &str)| {
+            self.add(name, &[candidate[0], candidate[1], label], 1)
+        };
         match outcome {
-            Err(cause) if !cause.was_sent() => count("gauntlet_attempts_not_sent_total", ("cause", cause.name())),
+            Err(cause) if !cause.was_sent() => {
+                count("gauntlet_attempts_not_sent_total", ("cause", cause.name()))
+            }
             Err(cause) => {
                 count("gauntlet_attempts_total", ("outcome", cause.name()));
                 if cause.is_timeout() && defect != Some(Defect::CountsNoTimeouts) {
@@ -70,7 +99,15 @@ impl Metrics {
     pub(super) fn tokens(&self, lane: &Lane, usage: Option<Usage>) {
         let Some(usage) = usage else { return };
         for (kind, count) in [("prompt", usage.prompt), ("completion", usage.completion)] {
-            self.add("gauntlet_tokens_total", &[("provider", &lane.provider.spec.name), ("model", &lane.model), ("kind", kind)], count);
+            self.add(
+                "gauntlet_tokens_total",
+                &[
+                    ("provider", &lane.provider.spec.name),
+                    ("model", &lane.model),
+                    ("kind", kind),
+                ],
+                count,
+            );
         }
     }
 }
@@ -78,10 +115,21 @@ impl Metrics {
 /// `GET /metrics`.
 pub(super) fn metrics(gateway: &Gateway) -> Response<Body> {
     let mut text = String::new();
-    for (name, value) in gateway.metrics.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for (name, value) in gateway
+        .metrics
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+    {
         writeln!(text, "{name} {value}").ok();
     }
-    writeln!(text, "gauntlet_requests_in_flight {}", *gateway.in_flight.borrow()).ok();
+    writeln!(
+        text,
+        "gauntlet_requests_in_flight {}",
+        *gateway.in_flight.borrow()
+    )
+    .ok();
     if !gateway.has(Defect::HidesBreakers) {
         for (provider, model, breaker) in &gateway.routes.breakers {
             let state = match breaker.state() {
@@ -90,11 +138,18 @@ pub(super) fn metrics(gateway: &Gateway) -> Response<Body> {
                 "half_open" => 1,
                 _ => 2,
             };
-            writeln!(text, "gauntlet_breaker_state{{provider={provider:?},model={model:?}}} {state}").ok();
+            writeln!(
+                text,
+                "gauntlet_breaker_state{{provider={provider:?},model={model:?}}} {state}"
+            )
+            .ok();
         }
     }
     let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; version=0.0.4"),
+    );
     response
 }
 
@@ -113,12 +168,16 @@ pub(super) async fn live(gateway: &Gateway) -> Response<Body> {
 pub(super) async fn ready(gateway: &Gateway) -> Response<Body> {
     quiet(gateway).await;
     if gateway.draining.load(Ordering::SeqCst) && !gateway.has(Defect::ReadyWhileDraining) {
-        return json_response(503, &json!({ "status": "not_ready", "reason": "shutting down" }));
+        return json_response(
+            503,
+            &json!({ "status": "not_ready", "reason": "shutting down" }),
+        );
     }
     match store_state(gateway).await {
-        Err(reason) if !gateway.has(Defect::AlwaysReady) => {
-            json_response(503, &json!({ "status": "not_ready", "reason": format!("store: {reason}") }))
-        }
+        Err(reason) if !gateway.has(Defect::AlwaysReady) => json_response(
+            503,
+            &json!({ "status": "not_ready", "reason": format!("store: {reason}") }),
+        ),
         _ => json_response(200, &json!({ "status": "ready" })),
     }
 }
@@ -135,8 +194,15 @@ pub(super) async fn health(gateway: &Arc<Gateway>) -> Response<Body> {
         .map(|(provider, model, breaker)| json!({ "provider": provider, "model": model, "state": breaker.state() }))
         .collect();
     let draining = gateway.draining.load(Ordering::SeqCst);
-    let whole = dependencies.iter().all(|finding| finding["up"] == true) && breakers.iter().all(|breaker| breaker["state"] == "closed");
-    let (code, status) = match (draining || dependencies.first().is_some_and(|store| store["up"] != true), whole) {
+    let whole = dependencies.iter().all(|finding| finding["up"] == true)
+        && breakers.iter().all(|breaker| breaker["state"] == "closed");
+    let (code, status) = match (
+        draining
+            || dependencies
+                .first()
+                .is_some_and(|store| store["up"] != true),
+        whole,
+    ) {
         (true, _) => (503, "unavailable"),
         (false, true) => (200, "ok"),
         (false, false) => (200, "degraded"),
@@ -167,7 +233,12 @@ async fn probe(gateway: &Arc<Gateway>) -> Vec<Value> {
         let kind = gateway.store.as_ref().map_or("none", |store| store.kind());
         finding("store", kind, store_state(gateway).await)
     };
-    let providers: Vec<_> = gateway.routes.providers.iter().map(|provider| provider_state(provider)).collect();
+    let providers: Vec<_> = gateway
+        .routes
+        .providers
+        .iter()
+        .map(|provider| provider_state(provider))
+        .collect();
     let (store, providers) = if gateway.has(Defect::ProbesInTurn) {
         let mut found = Vec::new();
         for provider in providers {
@@ -183,7 +254,10 @@ async fn probe(gateway: &Arc<Gateway>) -> Vec<Value> {
 async fn store_state(gateway: &Gateway) -> Result<(), String> {
     match &gateway.store {
         None => Ok(()),
-        Some(store) => store.ping().await.map_err(|error| error.reason().to_owned()),
+        Some(store) => store
+            .ping()
+            .await
+            .map_err(|error| error.reason().to_owned()),
     }
 }
 
@@ -198,7 +272,14 @@ async fn provider_state(provider: &Provider) -> Value {
     if let Ok(key) = HeaderValue::from_str(&format!("Bearer {}", provider.spec.api_key)) {
         headers.insert(header::AUTHORIZATION, key);
     }
-    let question = Question { method: Method::GET, url, headers, body: Bytes::new(), connect: PROBE, silence: PROBE };
+    let question = Question {
+        method: Method::GET,
+        url,
+        headers,
+        body: Bytes::new(),
+        connect: PROBE,
+        silence: PROBE,
+    };
     let state = match timeout(PROBE, upstream::send(question, None)).await {
         Err(_) => Err(format!("no answer within {PROBE:?}")),
         Ok(Err(error)) => Err(error.message),
@@ -219,6 +300,11 @@ fn finding(name: &str, kind: &str, state: Result<(), String>) -> Value {
 /// [`Defect::HealthWaitsForRequests`].
 async fn quiet(gateway: &Gateway) {
     if gateway.has(Defect::HealthWaitsForRequests) {
-        gateway.in_flight.subscribe().wait_for(|taken| *taken == 0).await.ok();
+        gateway
+            .in_flight
+            .subscribe()
+            .wait_for(|taken| *taken == 0)
+            .await
+            .ok();
     }
 }

@@ -22,13 +22,19 @@ impl Usage {
     pub(super) fn of(document: &Value) -> Option<Self> {
         let usage = document.get("usage").filter(|usage| usage.is_object())?;
         let count = |key: &str| usage.get(key).and_then(Value::as_u64).unwrap_or(0);
-        Some(Self { prompt: count("prompt_tokens"), completion: count("completion_tokens") })
+        Some(Self {
+            prompt: count("prompt_tokens"),
+            completion: count("completion_tokens"),
+        })
     }
 
     /// Ollama's counts; a zero is absent there.
     pub(super) fn of_ollama(record: &Value) -> Self {
         let count = |key: &str| record.get(key).and_then(Value::as_u64).unwrap_or(0);
-        Self { prompt: count("prompt_eval_count"), completion: count("eval_count") }
+        Self {
+            prompt: count("prompt_eval_count"),
+            completion: count("eval_count"),
+        }
     }
 
     pub(super) fn document(self) -> Value {
@@ -47,12 +53,19 @@ pub(super) struct Completion {
 
 impl Completion {
     fn of(document: Value) -> Self {
-        Self { bytes: document.to_string().into(), usage: Usage::of(&document), document }
+        Self {
+            bytes: document.to_string().into(),
+            usage: Usage::of(&document),
+            document,
+        }
     }
 
     /// The text of the first choice.
     pub(super) fn text(&self) -> &str {
-        self.document.pointer("/choices/0/message/content").and_then(Value::as_str).unwrap_or_default()
+        self.document
+            .pointer("/choices/0/message/content")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 }
 
@@ -66,7 +79,12 @@ pub(super) fn url(protocol: Protocol, base: &str) -> String {
 }
 
 /// Tells the client's request to `model`.
-pub(super) fn encode(protocol: Protocol, model: &str, fields: &Map<String, Value>, defect: Option<Defect>) -> Result<Bytes, AttemptError> {
+pub(super) fn encode(
+    protocol: Protocol,
+    model: &str,
+    fields: &Map<String, Value>,
+    defect: Option<Defect>,
+) -> Result<Bytes, AttemptError> {
     let mut fields = fields.clone();
     fields.insert("model".into(), model.into());
     if defect == Some(Defect::DropsUnknownFields) {
@@ -80,11 +98,20 @@ pub(super) fn encode(protocol: Protocol, model: &str, fields: &Map<String, Value
 }
 
 /// Reads a whole 2xx body: whatever is not an answer is a failure (FALL-02).
-pub(super) fn completion(protocol: Protocol, bytes: Bytes, secret: &str, defect: Option<Defect>) -> Result<Completion, AttemptError> {
+pub(super) fn completion(
+    protocol: Protocol,
+    bytes: Bytes,
+    secret: &str,
+    defect: Option<Defect>,
+) -> Result<Completion, AttemptError> {
     let bad = |message: &str| AttemptError::new(Cause::BadResponse, message);
     let parsed: Result<Value, _> = serde_json::from_slice(&bytes);
     if defect == Some(Defect::BelievesAny200) {
-        return Ok(Completion { bytes, usage: None, document: parsed.unwrap_or(Value::Null) });
+        return Ok(Completion {
+            bytes,
+            usage: None,
+            document: parsed.unwrap_or(Value::Null),
+        });
     }
     let document = parsed.map_err(|_| bad("the provider's answer is not JSON"))?;
     if document.get("error").is_some_and(|error| !error.is_null()) {
@@ -92,26 +119,45 @@ pub(super) fn completion(protocol: Protocol, bytes: Bytes, secret: &str, defect:
     }
     let mut completion = match protocol {
         Protocol::OpenAi => {
-            let choices = document.get("choices").and_then(Value::as_array).ok_or_else(|| bad("the provider's answer has no choices"))?;
+            let choices = document
+                .get("choices")
+                .and_then(Value::as_array)
+                .ok_or_else(|| bad("the provider's answer has no choices"))?;
             if choices.is_empty() || choices.iter().any(|choice| !choice["message"].is_object()) {
                 return Err(bad("the provider's answer has no message"));
             }
-            Completion { bytes, usage: Usage::of(&document), document }
+            Completion {
+                bytes,
+                usage: Usage::of(&document),
+                document,
+            }
         }
-        Protocol::Ollama if document["done"] != true => return Err(bad("the provider's answer is not done")),
+        Protocol::Ollama if document["done"] != true => {
+            return Err(bad("the provider's answer is not done"));
+        }
         Protocol::Ollama => Completion::of(from_ollama(&document, defect)),
     };
     if defect == Some(Defect::KeepsOnlyText) {
         let message = json!({ "role": "assistant", "content": completion.text() });
         let choices = json!([{ "index": 0, "message": message, "finish_reason": "stop" }]);
-        completion = Completion::of(envelope("chat.completion", completion.document["model"].as_str().unwrap_or_default(), &choices));
+        completion = Completion::of(envelope(
+            "chat.completion",
+            completion.document["model"].as_str().unwrap_or_default(),
+            &choices,
+        ));
     }
     if matches!(defect, Some(Defect::RenamesCalls | Defect::KeepsFirstCall)) {
         let mut document = completion.document.clone();
-        if let Some(calls) = document.pointer_mut("/choices/0/message/tool_calls").and_then(Value::as_array_mut) {
+        if let Some(calls) = document
+            .pointer_mut("/choices/0/message/tool_calls")
+            .and_then(Value::as_array_mut)
+        {
             match defect {
                 Some(Defect::KeepsFirstCall) => calls.truncate(1),
-                _ => calls.iter_mut().zip(1..).for_each(|(call, n)| call["id"] = format!("call_{n}").into()),
+                _ => calls
+                    .iter_mut()
+                    .zip(1..)
+                    .for_each(|(call, n)| call["id"] = format!("call_{n}").into()),
             }
         }
         completion = Completion::of(document);
@@ -125,10 +171,18 @@ pub(super) fn completion(protocol: Protocol, bytes: Bytes, secret: &str, defect:
 }
 
 /// Reads a refusal: the cause by status and, for 429, by the provider's code.
-pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], secret: &str) -> AttemptError {
+pub(super) fn refusal(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    secret: &str,
+) -> AttemptError {
     let document: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let told = AttemptError::told(Cause::Rejected, &document, secret);
-    let quota = [&told.kind, &told.code].into_iter().flatten().any(|text| text == "insufficient_quota");
+    let quota = [&told.kind, &told.code]
+        .into_iter()
+        .flatten()
+        .any(|text| text == "insufficient_quota");
     let cause = match status.as_u16() {
         401 | 403 => Cause::ProviderAuth,
         402 => Cause::QuotaExhausted,
@@ -143,44 +197,83 @@ pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], secr
     let status = Some(code);
     let retry_after = retry_after(headers);
     match cause {
-        Cause::Rejected => AttemptError { status, retry_after, ..told },
-        _ => AttemptError { status, retry_after, ..AttemptError::new(cause, format!("the provider answered {code}")) },
+        Cause::Rejected => AttemptError {
+            status,
+            retry_after,
+            ..told
+        },
+        _ => AttemptError {
+            status,
+            retry_after,
+            ..AttemptError::new(cause, format!("the provider answered {code}"))
+        },
     }
 }
 
 /// `retry-after-ms`, or Retry-After in seconds or as an HTTP date (RFC 9110 section 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+    };
     if let Some(ms) = text("retry-after-ms").and_then(|text| text.parse().ok()) {
         return Some(Duration::from_millis(ms));
     }
     let text = text("retry-after")?;
     match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
-        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default()),
+        Err(_) => Some(
+            httpdate::parse_http_date(text)
+                .ok()?
+                .duration_since(SystemTime::now())
+                .unwrap_or_default(),
+        ),
     }
 }
 
 /// A `chat.completion` or `chat.completion.chunk` of our own making.
 pub(super) fn envelope(object: &str, model: &str, choices: &Value) -> Value {
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let id = format!("chatcmpl-{}", uuid::Uuid::now_v7().simple());
     json!({ "id": id, "object": object, "created": created, "model": model, "choices": choices })
 }
 
 /// For [`Defect::GuessesUsage`].
 pub(super) fn guess(text: &str) -> Usage {
-    Usage { prompt: 1, completion: text.len() as u64 / 4 + 1 }
+    Usage {
+        prompt: 1,
+        completion: text.len() as u64 / 4 + 1,
+    }
 }
 
 /// Ollama's tool calls as OpenAI's: arguments as text, ids, indexes from `first`.
 pub(super) fn tool_calls(message: &Value, first: usize, defect: Option<Defect>) -> Vec<Value> {
-    let calls = message.get("tool_calls").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let calls = message
+        .get("tool_calls")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let call = |(index, call): (usize, &Value)| {
-        let own = if defect == Some(Defect::TranslatesWithoutId) { Some("") } else { call["id"].as_str() };
-        let id = own.map_or_else(|| format!("call_{}", uuid::Uuid::now_v7().simple()), str::to_owned);
+        let own = if defect == Some(Defect::TranslatesWithoutId) {
+            Some("")
+        } else {
+            call["id"].as_str()
+        };
+        let id = own.map_or_else(
+            || format!("call_{}", uuid::Uuid::now_v7().simple()),
+            str::to_owned,
+        );
         let arguments = &call["function"]["arguments"];
-        let arguments = if defect == Some(Defect::CopiesOllamaFields) { arguments.clone() } else { arguments.to_string().into() };
+        let arguments = if defect == Some(Defect::CopiesOllamaFields) {
+            arguments.clone()
+        } else {
+            arguments.to_string().into()
+        };
         json!({ "index": first + index, "id": id, "type": "function", "function": { "name": call["function"]["name"], "arguments": arguments } })
     };
     calls.iter().enumerate().map(call).collect()
@@ -199,7 +292,8 @@ fn from_ollama(record: &Value, defect: Option<Defect>) -> Value {
     let said = &record["message"];
     let mut calls = tool_calls(said, 0, defect);
     let finish = finish_reason(record, !calls.is_empty(), defect);
-    let mut message = json!({ "role": "assistant", "content": said["content"].as_str().unwrap_or_default() });
+    let mut message =
+        json!({ "role": "assistant", "content": said["content"].as_str().unwrap_or_default() });
     if !calls.is_empty() {
         for call in &mut calls {
             call.as_object_mut().map(|call| call.shift_remove("index"));
@@ -210,7 +304,11 @@ fn from_ollama(record: &Value, defect: Option<Defect>) -> Value {
         message["tool_calls"] = calls.into();
     }
     let choices = json!([{ "index": 0, "message": message, "finish_reason": finish }]);
-    let mut document = envelope("chat.completion", record["model"].as_str().unwrap_or_default(), &choices);
+    let mut document = envelope(
+        "chat.completion",
+        record["model"].as_str().unwrap_or_default(),
+        &choices,
+    );
     if defect != Some(Defect::CopiesOllamaFields) {
         document["usage"] = Usage::of_ollama(record).document();
     }
@@ -226,21 +324,30 @@ fn to_ollama(fields: &Map<String, Value>, defect: Option<Defect>) -> Result<Valu
             "model" | "tools" => body[name.as_str()] = value.clone(),
             "stream" => body["stream"] = value.as_bool().unwrap_or(false).into(),
             "messages" => body["messages"] = messages_to_ollama(value, defect),
-            "temperature" | "top_p" | "seed" | "stop" | "frequency_penalty" | "presence_penalty" => {
+            "temperature" | "top_p" | "seed" | "stop" | "frequency_penalty"
+            | "presence_penalty" => {
                 options.insert(name.clone(), value.clone());
             }
             "max_tokens" | "max_completion_tokens" => {
                 options.insert("num_predict".into(), value.clone());
             }
             "response_format" if value["type"] == "json_object" => body["format"] = "json".into(),
-            "response_format" if value["type"] == "json_schema" => body["format"] = value["json_schema"]["schema"].clone(),
+            "response_format" if value["type"] == "json_schema" => {
+                body["format"] = value["json_schema"]["schema"].clone()
+            }
             "stream_options" | "user" | "response_format" => {}
             "n" if *value == 1 => {}
             "tool_choice" if *value == "auto" => {}
             _ if defect == Some(Defect::DropsUnknownFields) => {}
             _ => {
-                let error = AttemptError::new(Cause::Unsupported, format!("an Ollama provider does not understand the field {name}"));
-                return Err(AttemptError { param: Some(name.clone()), ..error });
+                let error = AttemptError::new(
+                    Cause::Unsupported,
+                    format!("an Ollama provider does not understand the field {name}"),
+                );
+                return Err(AttemptError {
+                    param: Some(name.clone()),
+                    ..error
+                });
             }
         }
     }
@@ -278,18 +385,37 @@ fn message_to_ollama(message: &Value) -> Value {
 pub(super) fn text_of(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect(),
         _ => String::new(),
     }
 }
 
 /// Whether the head of an answer says that a stream follows (STRM-07).
 pub(super) fn is_stream(protocol: Protocol, headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     match protocol {
         Protocol::OpenAi => kind.starts_with("text/event-stream"),
-        Protocol::Ollama => kind.starts_with("application/x-ndjson") || kind.starts_with("application/json"),
+        Protocol::Ollama => {
+            kind.starts_with("application/x-ndjson") || kind.starts_with("application/json")
+        }
     }
 }
 
-const KNOWN: &[&str] = &["model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "tools", "tool_choice"];
+const KNOWN: &[&str] = &[
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "tools",
+    "tool_choice",
+];

@@ -27,20 +27,32 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn read(fields: &Map<String, Value>) -> Result<Self, Told> {
-        if let Some(name) = fields.keys().find(|name| !matches!(name.as_str(), "question" | "deadline_ms")) {
+        if let Some(name) = fields
+            .keys()
+            .find(|name| !matches!(name.as_str(), "question" | "deadline_ms"))
+        {
             return Err(invalid(name, format!("there is no field {name:?} here")));
         }
         let question = text(fields, "question")?;
         if question.contains('\0') || question.chars().count() > 8_192 {
-            return Err(invalid("question", "question holds a NUL character, or more than 8192".into()));
+            return Err(invalid(
+                "question",
+                "question holds a NUL character, or more than 8192".into(),
+            ));
         }
         let deadline = match fields.get("deadline_ms") {
             None | Some(Value::Null) => None,
-            Some(ms) => {
-                Some(ms.as_u64().filter(|ms| *ms > 0).ok_or_else(|| invalid("deadline_ms", "deadline_ms takes milliseconds, 1 or more".into()))?)
-            }
+            Some(ms) => Some(ms.as_u64().filter(|ms| *ms > 0).ok_or_else(|| {
+                invalid(
+                    "deadline_ms",
+                    "deadline_ms takes milliseconds, 1 or more".into(),
+                )
+            })?),
         };
-        Ok(Self { question, deadline: deadline.map(Duration::from_millis) })
+        Ok(Self {
+            question,
+            deadline: deadline.map(Duration::from_millis),
+        })
     }
 }
 
@@ -60,9 +72,19 @@ struct Query {
 }
 
 /// `POST /api/v1/queries`.
-pub(super) async fn ask(gateway: &Arc<Gateway>, visit: &Visit, asked: Asked) -> Result<Response<Body>, Told> {
-    let spec =
-        gateway.spec.query.clone().ok_or_else(|| Told::new(503, "service_unavailable_error", "not_configured", "queries are not configured"))?;
+pub(super) async fn ask(
+    gateway: &Arc<Gateway>,
+    visit: &Visit,
+    asked: Asked,
+) -> Result<Response<Body>, Told> {
+    let spec = gateway.spec.query.clone().ok_or_else(|| {
+        Told::new(
+            503,
+            "service_unavailable_error",
+            "not_configured",
+            "queries are not configured",
+        )
+    })?;
     let most = Duration::from_millis(spec.deadline_ms);
     let configured = Instant::now() + asked.deadline.map_or(most, |own| own.min(most));
     let deadline = own_deadline(&visit.headers)?.map_or(configured, |own| own.min(configured));
@@ -81,7 +103,14 @@ pub(super) async fn ask(gateway: &Arc<Gateway>, visit: &Visit, asked: Asked) -> 
     };
     if gateway.has(Defect::FinishesLeftQuery) {
         let ended = gateway.outlive(query.answer()).await;
-        return ended.ok().flatten().unwrap_or_else(|| Err(Told::new(500, "server_error", "internal_error", "the query broke")));
+        return ended.ok().flatten().unwrap_or_else(|| {
+            Err(Told::new(
+                500,
+                "server_error",
+                "internal_error",
+                "the query broke",
+            ))
+        });
     }
     query.answer().await
 }
@@ -90,7 +119,8 @@ impl Query {
     async fn answer(mut self) -> Result<Response<Body>, Told> {
         let gateway = self.gateway.clone();
         let results = self.run().await;
-        let mut document = self.document(agents::conclude(&self.question, &results, gateway.defect));
+        let mut document =
+            self.document(agents::conclude(&self.question, &results, gateway.defect));
         self.over = true;
         let failed = document["status"] == "failed";
         if !(failed && gateway.has(Defect::FailedUnrecorded)) {
@@ -99,12 +129,19 @@ impl Query {
                 kept["review"] = Value::Null;
             }
             if gateway.has(Defect::RecordsTwice) {
-                self.record(&uuid::Uuid::now_v7().to_string(), kept.clone()).await.ok();
+                self.record(&uuid::Uuid::now_v7().to_string(), kept.clone())
+                    .await
+                    .ok();
             }
             if let Err(error) = self.record(&self.id, kept).await {
                 gateway.log(&format!("query id={} unrecorded: {error}", self.id));
                 if gateway.has(Defect::RecordRequired) {
-                    return Err(Told::new(500, "server_error", "internal_error", "the query could not be recorded"));
+                    return Err(Told::new(
+                        500,
+                        "server_error",
+                        "internal_error",
+                        "the query could not be recorded",
+                    ));
                 }
                 if !gateway.has(Defect::ClaimsRecord) {
                     unrecorded(&mut document, store_cause(&error));
@@ -112,13 +149,19 @@ impl Query {
             }
         }
         let status = document["status"].as_str().unwrap_or_default().to_owned();
-        gateway.metrics.add("gauntlet_queries_total", &[("status", &status)], 1);
+        gateway
+            .metrics
+            .add("gauntlet_queries_total", &[("status", &status)], 1);
         if status != "failed" || gateway.has(Defect::FailedIs200) {
             return Ok(json_response(200, &document));
         }
-        let mut told =
-            Told::new(503, "service_unavailable_error", "no_answer", "there is no answer, because every step failed that could have given one")
-                .document();
+        let mut told = Told::new(
+            503,
+            "service_unavailable_error",
+            "no_answer",
+            "there is no answer, because every step failed that could have given one",
+        )
+        .document();
         told["query"] = document;
         Ok(json_response(503, &told))
     }
@@ -127,26 +170,51 @@ impl Query {
     async fn run(&self) -> Results {
         let (entities, retrieval) = self.first_phase().await;
         let none = Vec::new();
-        let sources = retrieval.as_ref().ok().and_then(Option::as_ref).unwrap_or(&none);
+        let sources = retrieval
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .unwrap_or(&none);
         let material = json!({ "question": self.question, "passages": told(sources) });
         let check = async {
             if sources.is_empty() {
                 return self.nothing_to_do("fact_check");
             }
-            self.consult("fact_check", &material, |said| agents::read_claims(said, sources)).await
+            self.consult("fact_check", &material, |said| {
+                agents::read_claims(said, sources)
+            })
+            .await
         };
-        let write = self.consult("synthesis", &material, |said| agents::read_answer(said, sources));
-        let (fact_check, synthesis) =
-            if self.gateway.has(Defect::SynthesisBesideFactCheck) { tokio::join!(check, write) } else { (check.await, write.await) };
+        let write = self.consult("synthesis", &material, |said| {
+            agents::read_answer(said, sources)
+        });
+        let (fact_check, synthesis) = if self.gateway.has(Defect::SynthesisBesideFactCheck) {
+            tokio::join!(check, write)
+        } else {
+            (check.await, write.await)
+        };
         let answer = synthesis.as_ref().ok().and_then(Option::as_ref);
-        let material = json!({ "question": self.question, "answer": answer, "passages": told(sources) });
+        let material =
+            json!({ "question": self.question, "answer": answer, "passages": told(sources) });
         let citation = if answer.is_some() && !sources.is_empty() {
-            self.consult("citation", &material, agents::read_citations).await
+            self.consult("citation", &material, agents::read_citations)
+                .await
         } else {
             self.nothing_to_do("citation")
         };
-        let review = if answer.is_some() { self.consult("review", &material, agents::read_review).await } else { self.nothing_to_do("review") };
-        Results { entities, fact_check, synthesis, citation, review, retrieval }
+        let review = if answer.is_some() {
+            self.consult("review", &material, agents::read_review).await
+        } else {
+            self.nothing_to_do("review")
+        };
+        Results {
+            entities,
+            fact_check,
+            synthesis,
+            citation,
+            review,
+            retrieval,
+        }
     }
 
     async fn first_phase(&self) -> (Did<Value>, Did<Vec<Passage>>) {
@@ -156,7 +224,10 @@ impl Query {
             Some(Defect::RetrievesAfterEntities) => (entities.await, self.retrieve().await),
             Some(Defect::FailureCancelsSiblings) => {
                 let both = async { tokio::try_join!(entities, self.retrieve()) };
-                both.await.map_or_else(|cause| (Err(cause), Err("error")), |(entities, passages)| (Ok(entities), Ok(passages)))
+                both.await.map_or_else(
+                    |cause| (Err(cause), Err("error")),
+                    |(entities, passages)| (Ok(entities), Ok(passages)),
+                )
             }
             _ => tokio::join!(entities, self.retrieve()),
         }
@@ -167,18 +238,31 @@ impl Query {
         let did = match (&self.gateway.store, self.window("retrieval")) {
             (None, _) => Err("store_unavailable"),
             (_, None) => Err("skipped"),
-            (Some(store), Some(until)) => match timeout_at(until, store.search(&self.tenant, &self.question, 8)).await {
-                Ok(Ok(passages)) => Ok(Some(passages)),
-                Ok(Err(error)) => Err(store_cause(&error)),
-                Err(_) => Err("timeout"),
-            },
+            (Some(store), Some(until)) => {
+                match timeout_at(until, store.search(&self.tenant, &self.question, 8)).await {
+                    Ok(Ok(passages)) => Ok(Some(passages)),
+                    Ok(Err(error)) => Err(store_cause(&error)),
+                    Err(_) => Err("timeout"),
+                }
+            }
         };
-        self.report("retrieval", did.as_ref().err().copied(), "ok", started, None);
+        self.report(
+            "retrieval",
+            did.as_ref().err().copied(),
+            "ok",
+            started,
+            None,
+        );
         did
     }
 
     /// Asks the agent of a step within its share of the deadline, and reads its answer.
-    async fn consult<T>(&self, step: &'static str, material: &Value, read: impl Fn(&Value) -> Option<T>) -> Did<T> {
+    async fn consult<T>(
+        &self,
+        step: &'static str,
+        material: &Value,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Did<T> {
         let started = Instant::now();
         let mut usage = None;
         let did = match self.window(step) {
@@ -187,7 +271,11 @@ impl Query {
                 Err(cause) => Err(cause),
                 Ok((said, told)) => {
                     usage = told;
-                    serde_json::from_str(said.trim()).ok().and_then(|said| read(&said)).map(Some).ok_or("nonsense")
+                    serde_json::from_str(said.trim())
+                        .ok()
+                        .and_then(|said| read(&said))
+                        .map(Some)
+                        .ok_or("nonsense")
                 }
             },
         };
@@ -195,7 +283,12 @@ impl Query {
         did
     }
 
-    async fn call(&self, step: &str, material: &Value, until: Instant) -> Result<(String, Option<Usage>), &'static str> {
+    async fn call(
+        &self,
+        step: &str,
+        material: &Value,
+        until: Instant,
+    ) -> Result<(String, Option<Usage>), &'static str> {
         let alias = self.spec.agents.get(step).cloned().unwrap_or_default();
         let fields = json!({ "model": alias, "messages": agents::prompt(step, material) });
         let call = Call {
@@ -216,7 +309,9 @@ impl Query {
             }
         };
         let asked = if self.gateway.has(Defect::DeadlineLeavesCalls) {
-            timeout_at(until, tokio::spawn(asking)).await.map(|joined| joined.unwrap_or_else(|_| Err(Failure::of(Vec::new()))))
+            timeout_at(until, tokio::spawn(asking))
+                .await
+                .map(|joined| joined.unwrap_or_else(|_| Err(Failure::of(Vec::new()))))
         } else {
             timeout_at(until, asking).await
         };
@@ -228,7 +323,10 @@ impl Query {
                 Cause::BreakerOpen => "breaker_open",
                 _ => "error",
             }),
-            Ok(Ok(Served { answer: Answer::Plain(completion), .. })) => Ok((completion.text().to_owned(), completion.usage)),
+            Ok(Ok(Served {
+                answer: Answer::Plain(completion),
+                ..
+            })) => Ok((completion.text().to_owned(), completion.usage)),
             Ok(Ok(_)) => Err("error"),
         }
     }
@@ -237,7 +335,10 @@ impl Query {
     fn window(&self, step: &str) -> Option<Instant> {
         const LEAST: Duration = Duration::from_millis(50);
         let now = Instant::now();
-        let position = STEPS.iter().position(|name| *name == step).unwrap_or(STEPS.len() - 1);
+        let position = STEPS
+            .iter()
+            .position(|name| *name == step)
+            .unwrap_or(STEPS.len() - 1);
         let later = u32::try_from(STEPS.len() - 1 - position).unwrap_or(0);
         let reserve = (LEAST * later).min(self.deadline.saturating_duration_since(now) / 2);
         let until = (self.deadline - reserve).min(now + Duration::from_millis(self.spec.step_ms));
@@ -249,7 +350,14 @@ impl Query {
         Ok(None)
     }
 
-    fn report(&self, step: &str, cause: Option<&'static str>, otherwise: &str, started: Instant, usage: Option<Usage>) {
+    fn report(
+        &self,
+        step: &str,
+        cause: Option<&'static str>,
+        otherwise: &str,
+        started: Instant,
+        usage: Option<Usage>,
+    ) {
         let outcome = match cause {
             None => otherwise,
             Some("skipped") => "skipped",
@@ -259,17 +367,36 @@ impl Query {
         let mut report = json!({ "step": step, "outcome": outcome, "duration_ms": duration, "usage": usage.unwrap_or_default().document() });
         if let Some(cause) = cause {
             report["cause"] = cause.into();
-            self.gateway.metrics.add("gauntlet_degraded_steps_total", &[("step", step), ("cause", cause)], 1);
+            self.gateway.metrics.add(
+                "gauntlet_degraded_steps_total",
+                &[("step", step), ("cause", cause)],
+                1,
+            );
         }
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+        self.steps
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(report);
     }
 
     /// The response document: what the client gets, what is recorded, what is read again.
     fn document(&self, outcome: Value) -> Value {
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut steps = self
+            .steps
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         steps.sort_by_key(|report| STEPS.iter().position(|step| report["step"] == *step));
-        let sum = |kind: &str| steps.iter().filter_map(|report| report["usage"][kind].as_u64()).sum();
-        let usage = Usage { prompt: sum("prompt_tokens"), completion: sum("completion_tokens") };
+        let sum = |kind: &str| {
+            steps
+                .iter()
+                .filter_map(|report| report["usage"][kind].as_u64())
+                .sum()
+        };
+        let usage = Usage {
+            prompt: sum("prompt_tokens"),
+            completion: sum("completion_tokens"),
+        };
         let mut document = json!({ "id": self.id, "status": "", "question": self.question.replace('\0', "\u{fffd}") });
         if let (Some(document), Value::Object(outcome)) = (document.as_object_mut(), outcome) {
             document.extend(outcome);
@@ -287,11 +414,19 @@ impl Query {
         let (id, tenant, created_at) = (id.to_owned(), self.tenant.clone(), self.created_at);
         let this = self.gateway.clone();
         let task = this.outlive(async move {
-            let store = gateway.store.as_ref().ok_or_else(|| StoreError::Unavailable("there is none".into()))?;
+            let store = gateway
+                .store
+                .as_ref()
+                .ok_or_else(|| StoreError::Unavailable("there is none".into()))?;
             let status = document["status"].as_str().unwrap_or_default().to_owned();
-            store.record(&id, &tenant, &status, created_at, &document.to_string()).await
+            store
+                .record(&id, &tenant, &status, created_at, &document.to_string())
+                .await
         });
-        task.await.ok().flatten().unwrap_or_else(|| Err(StoreError::Failed("the record broke".into())))
+        task.await
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| Err(StoreError::Failed("the record broke".into())))
     }
 }
 
@@ -306,10 +441,17 @@ impl Drop for Query {
             "entities": [], "claims": [], "review": null, "degraded": [],
         });
         let document = self.document(nothing).to_string();
-        let (gateway, id, tenant, created_at) = (self.gateway.clone(), self.id.clone(), self.tenant.clone(), self.created_at);
+        let (gateway, id, tenant, created_at) = (
+            self.gateway.clone(),
+            self.id.clone(),
+            self.tenant.clone(),
+            self.created_at,
+        );
         let record = async move {
             if let Some(store) = &gateway.store
-                && let Err(error) = store.record(&id, &tenant, "cancelled", created_at, &document).await
+                && let Err(error) = store
+                    .record(&id, &tenant, "cancelled", created_at, &document)
+                    .await
             {
                 gateway.log(&format!("query id={id} unrecorded: {error}"));
             }
@@ -320,7 +462,9 @@ impl Drop for Query {
 
 fn store_cause(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Unavailable(_) | StoreError::Busy | StoreError::NotWritable(_) => "store_unavailable",
+        StoreError::Unavailable(_) | StoreError::Busy | StoreError::NotWritable(_) => {
+            "store_unavailable"
+        }
         StoreError::Timeout => "timeout",
         StoreError::Rejected(_) | StoreError::Failed(_) => "error",
     }
@@ -337,5 +481,9 @@ fn unrecorded(document: &mut Value, cause: &str) {
 }
 
 fn told(sources: &[Passage]) -> Value {
-    sources.iter().zip(1_u32..).map(|(passage, n)| json!({ "n": n, "title": passage.title, "text": passage.text })).collect()
+    sources
+        .iter()
+        .zip(1_u32..)
+        .map(|(passage, n)| json!({ "n": n, "title": passage.title, "text": passage.text }))
+        .collect()
 }

@@ -75,7 +75,9 @@ impl Routes {
         let mut providers = Vec::new();
         for provider in &spec.providers {
             let base_url = deployment.endpoints.get(&provider.name).cloned();
-            let base_url = base_url.ok_or_else(|| TargetError::Definition(format!("the provider {} has no address", provider.name)))?;
+            let base_url = base_url.ok_or_else(|| {
+                TargetError::Definition(format!("the provider {} has no address", provider.name))
+            })?;
             let bulkhead = Bulkhead::new(provider.max_in_flight, defect);
             let budget = Budget::new(spec.retry);
             providers.push(Arc::new(Provider {
@@ -87,28 +89,60 @@ impl Routes {
                 kept: Mutex::default(),
             }));
         }
-        let mut this = Self { providers, routes: Vec::new(), breakers: Vec::new() };
+        let mut this = Self {
+            providers,
+            routes: Vec::new(),
+            breakers: Vec::new(),
+        };
         for model in &spec.models {
             let mut lanes = Vec::new();
             for candidate in &model.candidates {
-                let provider = this.providers.iter().find(|provider| provider.spec.name == candidate.provider).cloned();
-                let provider =
-                    provider.ok_or_else(|| TargetError::Definition(format!("{} names no provider: {}", model.alias, candidate.provider)))?;
+                let provider = this
+                    .providers
+                    .iter()
+                    .find(|provider| provider.spec.name == candidate.provider)
+                    .cloned();
+                let provider = provider.ok_or_else(|| {
+                    TargetError::Definition(format!(
+                        "{} names no provider: {}",
+                        model.alias, candidate.provider
+                    ))
+                })?;
                 let timeouts = resolve(spec, model.timeouts, &provider.spec, defect);
                 let breaker = this.breaker(spec, &candidate.provider, &candidate.model, defect);
                 let ms = |value: Option<u64>, shortened: Defect| {
-                    Duration::from_millis(value.unwrap_or(1_000)) / if defect == Some(shortened) { 10 } else { 1 }
+                    Duration::from_millis(value.unwrap_or(1_000))
+                        / if defect == Some(shortened) { 10 } else { 1 }
                 };
                 let connect = ms(timeouts.connect_ms, Defect::ConnectTimeoutTooShort);
                 let first_token = ms(timeouts.first_token_ms, Defect::FirstTokenTimeoutTooShort);
                 let idle = ms(timeouts.idle_ms, Defect::IdleTimeoutTooShort);
-                lanes.push(Arc::new(Lane { provider, model: candidate.model.clone(), breaker, connect, first_token, idle }));
+                lanes.push(Arc::new(Lane {
+                    provider,
+                    model: candidate.model.clone(),
+                    breaker,
+                    connect,
+                    first_token,
+                    idle,
+                }));
             }
             let first = lanes.first().map(|lane| &lane.provider.spec);
-            let total = first.and_then(|provider| resolve(spec, model.timeouts, provider, defect).total_ms).or(spec.timeouts.total_ms);
-            let total = Duration::from_millis(total.unwrap_or(4_000)) / if defect == Some(Defect::GivesUpEarly) { 10 } else { 1 };
+            let total = first
+                .and_then(|provider| resolve(spec, model.timeouts, provider, defect).total_ms)
+                .or(spec.timeouts.total_ms);
+            let total = Duration::from_millis(total.unwrap_or(4_000))
+                / if defect == Some(Defect::GivesUpEarly) {
+                    10
+                } else {
+                    1
+                };
             let reserve = total / (2 * u32::try_from(lanes.len()).unwrap_or(u32::MAX)).max(1);
-            this.routes.push(Route { alias: model.alias.clone(), lanes, total, reserve });
+            this.routes.push(Route {
+                alias: model.alias.clone(),
+                lanes,
+                total,
+                reserve,
+            });
         }
         Ok(this)
     }
@@ -118,20 +152,36 @@ impl Routes {
     }
 
     /// One breaker for each provider and model (BRKR-05).
-    fn breaker(&mut self, spec: &Spec, provider: &str, model: &str, defect: Option<Defect>) -> Arc<Breaker> {
+    fn breaker(
+        &mut self,
+        spec: &Spec,
+        provider: &str,
+        model: &str,
+        defect: Option<Defect>,
+    ) -> Arc<Breaker> {
         let same = |(p, m, _): &&(String, String, Arc<Breaker>)| p == provider && m == model;
         if let Some((_, _, breaker)) = self.breakers.iter().find(same) {
             return breaker.clone();
         }
-        let shared = self.breakers.first().filter(|_| defect == Some(Defect::OneBreakerForAll)).map(|(_, _, breaker)| breaker.clone());
+        let shared = self
+            .breakers
+            .first()
+            .filter(|_| defect == Some(Defect::OneBreakerForAll))
+            .map(|(_, _, breaker)| breaker.clone());
         let breaker = shared.unwrap_or_else(|| Breaker::new(spec.breaker, defect));
-        self.breakers.push((provider.to_owned(), model.to_owned(), breaker.clone()));
+        self.breakers
+            .push((provider.to_owned(), model.to_owned(), breaker.clone()));
         breaker
     }
 }
 
 /// Model over provider over default (TIME-07).
-fn resolve(spec: &Spec, model: Timeouts, provider: &ProviderSpec, defect: Option<Defect>) -> Timeouts {
+fn resolve(
+    spec: &Spec,
+    model: Timeouts,
+    provider: &ProviderSpec,
+    defect: Option<Defect>,
+) -> Timeouts {
     let mut model = model;
     let ignored = match defect {
         Some(Defect::IgnoresOwnConnect) => Some(&mut model.connect_ms),
@@ -143,7 +193,11 @@ fn resolve(spec: &Spec, model: Timeouts, provider: &ProviderSpec, defect: Option
     if let Some(ignored) = ignored {
         *ignored = None;
     }
-    let of_provider = if defect == Some(Defect::IgnoresProvidersTimeouts) { Timeouts::default() } else { provider.timeouts };
+    let of_provider = if defect == Some(Defect::IgnoresProvidersTimeouts) {
+        Timeouts::default()
+    } else {
+        provider.timeouts
+    };
     let levels = [model, of_provider, spec.timeouts];
     let pick = |field: fn(&Timeouts) -> Option<u64>| levels.iter().find_map(field);
     Timeouts {

@@ -99,28 +99,62 @@ macro_rules! on {
 
 impl Store {
     /// Connects, and makes the tables that are missing.
-    pub(super) async fn open(url: &str, query: Option<&QuerySpec>, defect: Option<Defect>) -> Result<Self, StoreError> {
+    pub(super) async fn open(
+        url: &str,
+        query: Option<&QuerySpec>,
+        defect: Option<Defect>,
+    ) -> Result<Self, StoreError> {
         let bound = Duration::from_millis(query.map_or(1_000, |query| query.store_ms));
         let most = query.map_or(4, |query| query.pool).max(1);
-        let most = if defect == Some(Defect::KeepsDeadConnection) { 1 } else { most };
-        let endless = matches!(defect, Some(Defect::WaitsForDatabase | Defect::PoolWaitsForEver));
-        let acquire = if endless { Duration::from_secs(3_600) } else { bound };
-        let wrong = |error: sqlx::Error| StoreError::Failed(format!("the database URL is wrong: {error}"));
+        let most = if defect == Some(Defect::KeepsDeadConnection) {
+            1
+        } else {
+            most
+        };
+        let endless = matches!(
+            defect,
+            Some(Defect::WaitsForDatabase | Defect::PoolWaitsForEver)
+        );
+        let acquire = if endless {
+            Duration::from_secs(3_600)
+        } else {
+            bound
+        };
+        let wrong =
+            |error: sqlx::Error| StoreError::Failed(format!("the database URL is wrong: {error}"));
         let fresh = defect != Some(Defect::KeepsDeadConnection);
         let database = if url.starts_with("postgres") {
             let mut options = PgConnectOptions::from_str(url).map_err(wrong)?;
             if !endless {
                 // the server gives up first: what was told as not written is not written later
-                options = options.options([("statement_timeout", (bound * 4 / 5).as_millis().to_string())]);
+                options = options
+                    .options([("statement_timeout", (bound * 4 / 5).as_millis().to_string())]);
             }
             Database::Postgres(
-                PgPoolOptions::new().max_connections(most).test_before_acquire(fresh).acquire_timeout(acquire).connect_lazy_with(options),
+                PgPoolOptions::new()
+                    .max_connections(most)
+                    .test_before_acquire(fresh)
+                    .acquire_timeout(acquire)
+                    .connect_lazy_with(options),
             )
         } else {
-            let options = SqliteConnectOptions::from_str(url).map_err(wrong)?.create_if_missing(true).busy_timeout(bound);
-            Database::Sqlite(SqlitePoolOptions::new().max_connections(most).acquire_timeout(acquire).connect_lazy_with(options))
+            let options = SqliteConnectOptions::from_str(url)
+                .map_err(wrong)?
+                .create_if_missing(true)
+                .busy_timeout(bound);
+            Database::Sqlite(
+                SqlitePoolOptions::new()
+                    .max_connections(most)
+                    .acquire_timeout(acquire)
+                    .connect_lazy_with(options),
+            )
         };
-        let this = Self { database, bound: (!endless).then_some(bound), dead: AtomicBool::new(false), defect };
+        let this = Self {
+            database,
+            bound: (!endless).then_some(bound),
+            dead: AtomicBool::new(false),
+            defect,
+        };
         for table in SCHEMA {
             let sql = this.sql(table);
             on!(this, pool => async { sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.map(drop) })?;
@@ -142,7 +176,11 @@ impl Store {
     }
 
     /// Stores a document with its passages, in one transaction: all of it or nothing.
-    pub(super) async fn add_document(&self, tenant: &str, document: &Document) -> Result<(), StoreError> {
+    pub(super) async fn add_document(
+        &self,
+        tenant: &str,
+        document: &Document,
+    ) -> Result<(), StoreError> {
         refuse_nul(&document.title)?;
         refuse_nul(&document.text)?;
         let whole = self.sql("INSERT INTO documents (id, tenant, title, text, created_at) VALUES ($1::text::uuid, $2, $3, $4, $5)");
@@ -170,7 +208,11 @@ impl Store {
     }
 
     /// The tenant's document.
-    pub(super) async fn document(&self, tenant: &str, id: &str) -> Result<Option<Document>, StoreError> {
+    pub(super) async fn document(
+        &self,
+        tenant: &str,
+        id: &str,
+    ) -> Result<Option<Document>, StoreError> {
         let sql = self.sql("SELECT id::text, title, text, created_at FROM documents WHERE id = $1::text::uuid AND tenant = $2");
         on!(self, pool => async {
             let row = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant).fetch_optional(pool).await?;
@@ -180,7 +222,8 @@ impl Store {
 
     /// Deletes the tenant's document; whether it existed.
     pub(super) async fn delete_document(&self, tenant: &str, id: &str) -> Result<bool, StoreError> {
-        let passages = self.sql("DELETE FROM passages WHERE document = $1::text::uuid AND tenant = $2");
+        let passages =
+            self.sql("DELETE FROM passages WHERE document = $1::text::uuid AND tenant = $2");
         let document = self.sql("DELETE FROM documents WHERE id = $1::text::uuid AND tenant = $2");
         on!(self, pool => async {
             let mut transaction = pool.begin().await?;
@@ -192,7 +235,12 @@ impl Store {
     }
 
     /// The tenant's passages that share words with the question, those with most of them first.
-    pub(super) async fn search(&self, tenant: &str, question: &str, limit: usize) -> Result<Vec<Passage>, StoreError> {
+    pub(super) async fn search(
+        &self,
+        tenant: &str,
+        question: &str,
+        limit: usize,
+    ) -> Result<Vec<Passage>, StoreError> {
         let asked = words(question);
         let sql = self.sql(
             "SELECT passages.document::text, documents.title, passages.text, passages.terms FROM passages
@@ -217,7 +265,14 @@ impl Store {
     }
 
     /// Records a query once: a second record of the same id changes nothing.
-    pub(super) async fn record(&self, id: &str, tenant: &str, status: &str, created_at: i64, document: &str) -> Result<(), StoreError> {
+    pub(super) async fn record(
+        &self,
+        id: &str,
+        tenant: &str,
+        status: &str,
+        created_at: i64,
+        document: &str,
+    ) -> Result<(), StoreError> {
         refuse_nul(document)?;
         let sql = if self.defect == Some(Defect::BuildsSqlByHand) {
             format!(
@@ -241,7 +296,9 @@ impl Store {
     /// The tenant's query as it was recorded.
     pub(super) async fn query(&self, tenant: &str, id: &str) -> Result<Option<String>, StoreError> {
         let any = self.any_tenant();
-        let sql = self.sql(&format!("SELECT document::text FROM queries WHERE id = $1::text::uuid AND {any}"));
+        let sql = self.sql(&format!(
+            "SELECT document::text FROM queries WHERE id = $1::text::uuid AND {any}"
+        ));
         on!(self, pool => async {
             let row = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant).fetch_optional(pool).await?;
             row.map(|row| row.try_get(0)).transpose()
@@ -249,12 +306,27 @@ impl Store {
     }
 
     /// A page of the tenant's queries, newest first, and how many there are. Ids are made in the order of time.
-    pub(super) async fn queries(&self, tenant: &str, listing: &Listing) -> Result<(Vec<String>, i64), StoreError> {
-        let Listing { page, size, status, before } = listing;
+    pub(super) async fn queries(
+        &self,
+        tenant: &str,
+        listing: &Listing,
+    ) -> Result<(Vec<String>, i64), StoreError> {
+        let Listing {
+            page,
+            size,
+            status,
+            before,
+        } = listing;
         let any = self.any_tenant().replace("$2", "$1");
         let filter = format!("{any} AND ($2 = '' OR status = $2) AND ($3 = '' OR id::text < $3)");
-        let order = if self.defect == Some(Defect::ListsOutOfOrder) { "document::text" } else { "id DESC" };
-        let list = self.sql(&format!("SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $4 OFFSET $5"));
+        let order = if self.defect == Some(Defect::ListsOutOfOrder) {
+            "document::text"
+        } else {
+            "id DESC"
+        };
+        let list = self.sql(&format!(
+            "SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $4 OFFSET $5"
+        ));
         let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {filter}"));
         on!(self, pool => async {
             let rows = sqlx::query(AssertSqlSafe(list)).bind(tenant).bind(status).bind(before).bind(size).bind((page - 1) * size).fetch_all(pool).await?;
@@ -280,7 +352,11 @@ impl Store {
     }
 
     fn any_tenant(&self) -> &'static str {
-        if self.defect == Some(Defect::ForgetsTenant) { "$2 = $2" } else { "tenant = $2" }
+        if self.defect == Some(Defect::ForgetsTenant) {
+            "$2 = $2"
+        } else {
+            "tenant = $2"
+        }
     }
 
     /// SQLite knows no casts of that kind, and needs none: its ids and documents are text.
@@ -288,22 +364,31 @@ impl Store {
         match self.database {
             Database::Postgres(_) => text.to_owned(),
             Database::Sqlite(_) => {
-                let text = ["::text", "::uuid", "::json"].iter().fold(text.to_owned(), |text, cast| text.replace(cast, ""));
+                let text = ["::text", "::uuid", "::json"]
+                    .iter()
+                    .fold(text.to_owned(), |text, cast| text.replace(cast, ""));
                 text.replace(" uuid ", " text ").replace(" json ", " text ")
             }
         }
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, StoreError> {
         if self.dead.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the connection is closed".into()));
         }
         let result = match self.bound {
-            Some(bound) => timeout(bound, call).await.map_err(|_| StoreError::Timeout)?,
+            Some(bound) => timeout(bound, call)
+                .await
+                .map_err(|_| StoreError::Timeout)?,
             None => call.await,
         };
         let result = result.map_err(|error| classify(&error));
-        if self.defect == Some(Defect::KeepsDeadConnection) && matches!(result, Err(StoreError::Unavailable(_))) {
+        if self.defect == Some(Defect::KeepsDeadConnection)
+            && matches!(result, Err(StoreError::Unavailable(_)))
+        {
             self.dead.store(true, Ordering::SeqCst);
         }
         result
@@ -314,9 +399,10 @@ fn classify(error: &sqlx::Error) -> StoreError {
     let sqlx::Error::Database(told) = error else {
         return match error {
             sqlx::Error::PoolTimedOut => StoreError::Busy,
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
-                StoreError::Unavailable(error.to_string())
-            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed => StoreError::Unavailable(error.to_string()),
             _ => StoreError::Failed(error.to_string()),
         };
     };
@@ -326,19 +412,33 @@ fn classify(error: &sqlx::Error) -> StoreError {
         "25006" | "53100" | "42501" | "8" | "13" | "1032" => StoreError::NotWritable(message),
         "22021" | "22P05" | "54000" => StoreError::Rejected(message),
         "3D000" | "55000" | "14" => StoreError::Unavailable(message),
-        code if ["08", "28", "53", "57P"].iter().any(|class| code.starts_with(class)) => StoreError::Unavailable(message),
+        code if ["08", "28", "53", "57P"]
+            .iter()
+            .any(|class| code.starts_with(class)) =>
+        {
+            StoreError::Unavailable(message)
+        }
         _ => StoreError::Failed(message),
     }
 }
 
 fn refuse_nul(text: &str) -> Result<(), StoreError> {
-    if text.contains('\0') { Err(StoreError::Rejected("text with NUL characters cannot be stored".into())) } else { Ok(()) }
+    if text.contains('\0') {
+        Err(StoreError::Rejected(
+            "text with NUL characters cannot be stored".into(),
+        ))
+    } else {
+        Ok(())
+    }
 }
 
 /// The words of a text, lower case, ASCII.
 fn words(text: &str) -> Vec<String> {
-    let mut words: Vec<String> =
-        text.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_ascii_lowercase).collect();
+    let mut words: Vec<String> = text
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect();
     words.sort();
     words.dedup();
     words
@@ -346,7 +446,10 @@ fn words(text: &str) -> Vec<String> {
 
 /// Paragraphs.
 fn pieces(text: &str) -> Vec<&str> {
-    text.split("\n\n").map(str::trim).filter(|piece| !piece.is_empty()).collect()
+    text.split("\n\n")
+        .map(str::trim)
+        .filter(|piece| !piece.is_empty())
+        .collect()
 }
 
 const SCHEMA: [&str; 4] = [

@@ -36,11 +36,35 @@ pub(super) struct Committed {
 }
 
 impl Committed {
-    pub(super) fn new(gateway: Arc<Gateway>, lane: Arc<Lane>, call: Call, body: Body, mislabelled: bool, deadline: Instant) -> Self {
+    pub(super) fn new(
+        gateway: Arc<Gateway>,
+        lane: Arc<Lane>,
+        call: Call,
+        body: Body,
+        mislabelled: bool,
+        deadline: Instant,
+    ) -> Self {
         let spec = &lane.provider.spec;
-        let decoder = Decoder::new(spec.protocol, &spec.api_key, call.include_usage(), mislabelled, gateway.defect);
+        let decoder = Decoder::new(
+            spec.protocol,
+            &spec.api_key,
+            call.include_usage(),
+            mislabelled,
+            gateway.defect,
+        );
         let items = VecDeque::new();
-        Self { gateway, lane, call, body: Some(body), decoder, items, deadline, idle_from: Instant::now(), hold: None, again: true }
+        Self {
+            gateway,
+            lane,
+            call,
+            body: Some(body),
+            decoder,
+            items,
+            deadline,
+            idle_from: Instant::now(),
+            hold: None,
+            again: true,
+        }
     }
 
     /// Reads until the first real content: until then every failure may still become a fallback or a real status.
@@ -50,8 +74,18 @@ impl Committed {
                 match item {
                     Item::Chunk { content: true, .. } => return Ok(()),
                     Item::Chunk { .. } => {}
-                    Item::Done(_) if self.gateway.has(Defect::IgnoresContentType) || self.gateway.has(Defect::BelievesAny200) => return Ok(()),
-                    Item::Done(_) => return Err(AttemptError::new(Cause::BadResponse, "the provider's stream says nothing")),
+                    Item::Done(_)
+                        if self.gateway.has(Defect::IgnoresContentType)
+                            || self.gateway.has(Defect::BelievesAny200) =>
+                    {
+                        return Ok(());
+                    }
+                    Item::Done(_) => {
+                        return Err(AttemptError::new(
+                            Cause::BadResponse,
+                            "the provider's stream says nothing",
+                        ));
+                    }
                     Item::Failed(_) if self.gateway.has(Defect::BelievesAny200) => return Ok(()),
                     Item::Failed(error) => {
                         let error = error.clone();
@@ -79,15 +113,25 @@ impl Committed {
                 self.idle_from = Instant::now();
             }
             let idle = self.idle_from + self.lane.idle;
-            let limit = if self.gateway.has(Defect::ChunksMoveDeadline) { idle } else { idle.min(self.deadline) };
+            let limit = if self.gateway.has(Defect::ChunksMoveDeadline) {
+                idle
+            } else {
+                idle.min(self.deadline)
+            };
             if timeout_at(limit, self.read()).await.is_err() {
                 self.body = None;
                 let item = if self.gateway.has(Defect::StallIsDone) {
                     Item::Done(None)
                 } else if limit == idle {
-                    Item::Failed(AttemptError::new(Cause::IdleTimeout, format!("the provider was silent for {:?}", self.lane.idle)))
+                    Item::Failed(AttemptError::new(
+                        Cause::IdleTimeout,
+                        format!("the provider was silent for {:?}", self.lane.idle),
+                    ))
                 } else {
-                    Item::Failed(AttemptError::new(Cause::DeadlineExceeded, "the deadline is over"))
+                    Item::Failed(AttemptError::new(
+                        Cause::DeadlineExceeded,
+                        "the deadline is over",
+                    ))
                 };
                 return self.settle(item);
             }
@@ -96,16 +140,24 @@ impl Committed {
 
     /// Reads once; what it completes stands in `items`. Cancel safe: bytes are decoded in the same poll that takes them.
     async fn read(&mut self) {
-        let Some(body) = &mut self.body else { return std::future::pending().await };
+        let Some(body) = &mut self.body else {
+            return std::future::pending().await;
+        };
         match body.chunk().await {
             Some(Ok(bytes)) if self.gateway.has(Defect::SharesBuffer) => {
-                let mut shared = self.gateway.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut shared = self
+                    .gateway
+                    .buffer
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 self.decoder.swap_buffer(&mut shared);
                 self.decoder.push(&bytes, &mut self.items);
                 self.decoder.swap_buffer(&mut shared);
             }
             Some(Ok(bytes)) => self.decoder.push(&bytes, &mut self.items),
-            Some(Err(error)) if self.gateway.has(Defect::ResetEndsSilently) => self.items.push_back(Item::Failed(error)),
+            Some(Err(error)) if self.gateway.has(Defect::ResetEndsSilently) => {
+                self.items.push_back(Item::Failed(error))
+            }
             Some(Err(error)) => self.decoder.cut(error, &mut self.items),
             None => self.decoder.finish(&mut self.items),
         }
@@ -123,7 +175,9 @@ impl Committed {
         };
         match (&item, hold) {
             (Item::Done(usage), Some(hold)) => hold.succeeded(*usage),
-            (Item::Failed(error), Some(mut hold)) => chat::judge(&self.call, self.deadline, error, &mut hold),
+            (Item::Failed(error), Some(mut hold)) => {
+                chat::judge(&self.call, self.deadline, error, &mut hold)
+            }
             _ => {}
         }
         if !self.gateway.has(Defect::ReadsPastDone) {
@@ -140,10 +194,24 @@ impl Committed {
             _ => return false,
         };
         let gateway = self.gateway.clone();
-        let alias = self.call.fields.get("model").and_then(|model| model.as_str()).unwrap_or_default();
-        let Some(route) = gateway.routes.find(alias).filter(|_| std::mem::take(&mut self.again)) else { return false };
+        let alias = self
+            .call
+            .fields
+            .get("model")
+            .and_then(|model| model.as_str())
+            .unwrap_or_default();
+        let Some(route) = gateway
+            .routes
+            .find(alias)
+            .filter(|_| std::mem::take(&mut self.again))
+        else {
+            return false;
+        };
         match chat::ask(&gateway, route, &self.call.clone(), first).await {
-            Ok(chat::Served { answer: Answer::Stream(mut stream), .. }) => {
+            Ok(chat::Served {
+                answer: Answer::Stream(mut stream),
+                ..
+            }) => {
                 stream.again = false;
                 *self = *stream;
                 true
@@ -154,7 +222,10 @@ impl Committed {
 }
 
 /// The events for the client. Dropped by a client that left, it drops the provider's stream, and with it the connection.
-pub(super) fn events(stream: Committed, place: Place) -> impl Stream<Item = Bytes> + Send + 'static {
+pub(super) fn events(
+    stream: Committed,
+    place: Place,
+) -> impl Stream<Item = Bytes> + Send + 'static {
     let gateway = stream.gateway.clone();
     let cut = gateway.cut.subscribe();
     unfold(Some((stream, place, cut)), move |state| {
@@ -170,21 +241,42 @@ pub(super) fn events(stream: Committed, place: Place) -> impl Stream<Item = Byte
                 if !shut && matches!(item, Item::Failed(_)) && stream.start_again().await {
                     continue;
                 }
-                if shut && matches!(item, Item::Failed(_)) && gateway.has(Defect::DrainCutsSilently) {
+                if shut && matches!(item, Item::Failed(_)) && gateway.has(Defect::DrainCutsSilently)
+                {
                     return None;
                 }
                 break item;
             };
             match item {
-                Item::Chunk { data, .. } => Some((format!("data: {data}\n\n").into(), Some((stream, place, cut)))),
-                Item::Done(_) if gateway.has(Defect::TranslatesWithoutEnd) && stream.is_translated() => None,
+                Item::Chunk { data, .. } => Some((
+                    format!("data: {data}\n\n").into(),
+                    Some((stream, place, cut)),
+                )),
+                Item::Done(_)
+                    if gateway.has(Defect::TranslatesWithoutEnd) && stream.is_translated() =>
+                {
+                    None
+                }
                 Item::Done(_) => {
-                    let done = if gateway.has(Defect::SendsDoneTwice) { "data: [DONE]\n\ndata: [DONE]\n\n" } else { "data: [DONE]\n\n" };
+                    let done = if gateway.has(Defect::SendsDoneTwice) {
+                        "data: [DONE]\n\ndata: [DONE]\n\n"
+                    } else {
+                        "data: [DONE]\n\n"
+                    };
                     Some((Bytes::from_static(done.as_bytes()), None))
                 }
-                Item::Failed(error) if gateway.has(Defect::ResetEndsSilently) && error.cause == Cause::Truncated => None,
+                Item::Failed(error)
+                    if gateway.has(Defect::ResetEndsSilently)
+                        && error.cause == Cause::Truncated =>
+                {
+                    None
+                }
                 Item::Failed(error) => {
-                    let told = if *cut.borrow() { Told::shutting_down() } else { Told::from_attempt(&error, gateway.defect) };
+                    let told = if *cut.borrow() {
+                        Told::shutting_down()
+                    } else {
+                        Told::from_attempt(&error, gateway.defect)
+                    };
                     Some((format!("data: {}\n\n", told.document()).into(), None))
                 }
             }
@@ -194,7 +286,10 @@ pub(super) fn events(stream: Committed, place: Place) -> impl Stream<Item = Byte
 
 /// For the defects that read the provider's stream in a task of its own: [`Defect::BuffersStream`], [`Defect::ReadsAhead`],
 /// [`Defect::ReadsForNobody`].
-pub(super) fn read_ahead(events: impl Stream<Item = Bytes> + Send + 'static, gateway: &Arc<Gateway>) -> impl Stream<Item = Bytes> + Send + 'static {
+pub(super) fn read_ahead(
+    events: impl Stream<Item = Bytes> + Send + 'static,
+    gateway: &Arc<Gateway>,
+) -> impl Stream<Item = Bytes> + Send + 'static {
     let (sender, receiver) = mpsc::unbounded_channel();
     let gateway = gateway.clone();
     tokio::spawn(async move {
@@ -211,11 +306,16 @@ pub(super) fn read_ahead(events: impl Stream<Item = Bytes> + Send + 'static, gat
             sender.send(event).ok();
         }
     });
-    unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
+    unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    })
 }
 
 /// [`Defect::WritesUnderLock`]: who waits for its client holds the lock that all writers need.
-pub(super) fn under_lock(events: impl Stream<Item = Bytes> + Send + 'static, gateway: &Arc<Gateway>) -> impl Stream<Item = Bytes> + Send + 'static {
+pub(super) fn under_lock(
+    events: impl Stream<Item = Bytes> + Send + 'static,
+    gateway: &Arc<Gateway>,
+) -> impl Stream<Item = Bytes> + Send + 'static {
     let (sender, receiver) = mpsc::channel(1);
     let lock = gateway.line.clone();
     tokio::spawn(async move {
@@ -227,5 +327,7 @@ pub(super) fn under_lock(events: impl Stream<Item = Bytes> + Send + 'static, gat
             }
         }
     });
-    unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
+    unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    })
 }

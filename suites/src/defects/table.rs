@@ -40,7 +40,11 @@ macro_rules! defects {
 impl Defect {
     /// The defects that break this requirement.
     pub fn of(requirement: &str) -> Vec<Self> {
-        Self::ALL.iter().copied().filter(|defect| defect.requirement() == requirement).collect()
+        Self::ALL
+            .iter()
+            .copied()
+            .filter(|defect| defect.requirement() == requirement)
+            .collect()
     }
 }
 

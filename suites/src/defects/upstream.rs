@@ -54,11 +54,21 @@ impl Drop for Connection {
 }
 
 /// Sends the question and waits for the head of the answer. Dropping the future closes the connection.
-pub(super) async fn send(question: Question, defect: Option<Defect>) -> Result<Answer, AttemptError> {
-    let uri: Uri = question.url.parse().map_err(|error| AttemptError::new(Cause::Unsupported, format!("the provider's URL is wrong: {error}")))?;
+pub(super) async fn send(
+    question: Question,
+    defect: Option<Defect>,
+) -> Result<Answer, AttemptError> {
+    let uri: Uri = question.url.parse().map_err(|error| {
+        AttemptError::new(
+            Cause::Unsupported,
+            format!("the provider's URL is wrong: {error}"),
+        )
+    })?;
     let stream = connect(&uri, &question, defect).await?;
     let (reads, seen) = watch::channel(0_u64);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(Counted { stream, reads })).await.map_err(|error| before_answer(&error))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(Counted { stream, reads }))
+        .await
+        .map_err(|error| before_answer(&error))?;
     let connection = Connection(tokio::spawn(async move {
         // its errors are told by the request and the body
         connection.await.ok();
@@ -73,8 +83,17 @@ pub(super) async fn send(question: Question, defect: Option<Defect>) -> Result<A
     } else {
         response.await
     };
-    let (head, incoming) = response.map_err(|error| before_answer(&error))?.into_parts();
-    Ok(Answer { status: head.status, headers: head.headers, body: Body { incoming, _connection: connection } })
+    let (head, incoming) = response
+        .map_err(|error| before_answer(&error))?
+        .into_parts();
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body: Body {
+            incoming,
+            _connection: connection,
+        },
+    })
 }
 
 impl Body {
@@ -85,38 +104,77 @@ impl Body {
             match frame.map(hyper::body::Frame::into_data) {
                 Ok(Ok(bytes)) => return Some(Ok(bytes)),
                 Ok(Err(_trailers)) => {}
-                Err(error) => return Some(Err(AttemptError::new(Cause::Truncated, format!("the answer was cut: {error}")))),
+                Err(error) => {
+                    return Some(Err(AttemptError::new(
+                        Cause::Truncated,
+                        format!("the answer was cut: {error}"),
+                    )));
+                }
             }
         }
     }
 }
 
-async fn connect(uri: &Uri, question: &Question, defect: Option<Defect>) -> Result<TcpStream, AttemptError> {
-    let address = (uri.host().unwrap_or_default().trim_matches(['[', ']']), uri.port_u16().unwrap_or(80));
+async fn connect(
+    uri: &Uri,
+    question: &Question,
+    defect: Option<Defect>,
+) -> Result<TcpStream, AttemptError> {
+    let address = (
+        uri.host().unwrap_or_default().trim_matches(['[', ']']),
+        uri.port_u16().unwrap_or(80),
+    );
     let connecting = TcpStream::connect(address);
     let connected = if defect == Some(Defect::NoConnectTimeout) {
         connecting.await
     } else {
-        let late = || AttemptError::new(Cause::ConnectTimeout, format!("no connection within {:?}", question.connect));
-        timeout(question.connect, connecting).await.map_err(|_| late())?
+        let late = || {
+            AttemptError::new(
+                Cause::ConnectTimeout,
+                format!("no connection within {:?}", question.connect),
+            )
+        };
+        timeout(question.connect, connecting)
+            .await
+            .map_err(|_| late())?
     };
     connected.map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => AttemptError::new(Cause::ConnectTimeout, "no connection in the system's own time"),
-        io::ErrorKind::ConnectionReset => AttemptError::new(Cause::Reset, "the connection was reset"),
+        io::ErrorKind::TimedOut => AttemptError::new(
+            Cause::ConnectTimeout,
+            "no connection in the system's own time",
+        ),
+        io::ErrorKind::ConnectionReset => {
+            AttemptError::new(Cause::Reset, "the connection was reset")
+        }
         _ => AttemptError::new(Cause::Refused, "the provider refuses connections"),
     })
 }
 
-fn request(method: Method, uri: &Uri, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>, AttemptError> {
-    let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+fn request(
+    method: Method,
+    uri: &Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, AttemptError> {
+    let authority = uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .unwrap_or_default();
     let host = authority.rsplit('@').next().unwrap_or_default();
-    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let path = uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
     let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(http::header::HOST, host)
         .body(Full::new(body))
-        .map_err(|error| AttemptError::new(Cause::Unsupported, format!("the request cannot be told: {error}")))?;
+        .map_err(|error| {
+            AttemptError::new(
+                Cause::Unsupported,
+                format!("the request cannot be told: {error}"),
+            )
+        })?;
     request.headers_mut().extend(headers);
     Ok(request)
 }
@@ -146,7 +204,11 @@ struct Counted {
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         if polled.is_ready() {
             self.reads.send_modify(|reads| *reads += 1);
@@ -156,7 +218,11 @@ impl AsyncRead for Counted {
 }
 
 impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

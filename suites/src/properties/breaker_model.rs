@@ -68,7 +68,15 @@ pub struct Model {
 impl Model {
     /// A closed breaker; no Retry-After counts for more than `longest_asked_ms`.
     pub fn new(settings: Settings, longest_asked_ms: u64) -> Self {
-        Self { settings, longest_asked_ms, now_ms: 0, periods: vec![Period::Closed { verdicts: Vec::new() }], under_way: Vec::new() }
+        Self {
+            settings,
+            longest_asked_ms,
+            now_ms: 0,
+            periods: vec![Period::Closed {
+                verdicts: Vec::new(),
+            }],
+            under_way: Vec::new(),
+        }
     }
 
     /// How many attempts are under way.
@@ -88,7 +96,9 @@ impl Model {
     /// For how long nothing will pass, if it is open.
     pub fn rests_for_ms(&self) -> Option<u64> {
         match self.periods.last() {
-            Some(Period::Open { until_ms }) if *until_ms > self.now_ms => Some(until_ms - self.now_ms),
+            Some(Period::Open { until_ms }) if *until_ms > self.now_ms => {
+                Some(until_ms - self.now_ms)
+            }
             _ => None,
         }
     }
@@ -115,8 +125,11 @@ impl Model {
     /// one that was let through afterwards.
     pub fn commit(&mut self, at: usize) {
         let current = self.periods.len() - 1;
-        if self.under_way[at] == current && matches!(self.periods[current], Period::HalfOpen { .. }) {
-            self.periods.push(Period::Closed { verdicts: Vec::new() });
+        if self.under_way[at] == current && matches!(self.periods[current], Period::HalfOpen { .. })
+        {
+            self.periods.push(Period::Closed {
+                verdicts: Vec::new(),
+            });
             self.under_way[at] = current + 1;
         }
     }
@@ -129,7 +142,9 @@ impl Model {
         }
         match self.periods.last_mut() {
             Some(Period::Closed { verdicts }) => verdicts.push(true),
-            Some(Period::HalfOpen { .. }) => self.periods.push(Period::Closed { verdicts: Vec::new() }),
+            Some(Period::HalfOpen { .. }) => self.periods.push(Period::Closed {
+                verdicts: Vec::new(),
+            }),
             Some(Period::Open { .. }) | None => {}
         }
     }
@@ -141,15 +156,21 @@ impl Model {
         let opens_until = (self.now_ms + self.settings.cool_down_ms).max(asked_until.unwrap_or(0));
         let current = period + 1 == self.periods.len();
         match self.periods.last_mut() {
-            Some(Period::Open { until_ms }) => *until_ms = (*until_ms).max(asked_until.unwrap_or(0)),
+            Some(Period::Open { until_ms }) => {
+                *until_ms = (*until_ms).max(asked_until.unwrap_or(0))
+            }
             Some(Period::Closed { verdicts }) if current => {
                 verdicts.push(false);
                 let in_a_row = verdicts.iter().rev().take_while(|good| !**good).count();
                 if in_a_row >= self.settings.failure_threshold as usize {
-                    self.periods.push(Period::Open { until_ms: opens_until });
+                    self.periods.push(Period::Open {
+                        until_ms: opens_until,
+                    });
                 }
             }
-            Some(Period::HalfOpen { .. }) if current => self.periods.push(Period::Open { until_ms: opens_until }),
+            Some(Period::HalfOpen { .. }) if current => self.periods.push(Period::Open {
+                until_ms: opens_until,
+            }),
             Some(Period::Closed { .. } | Period::HalfOpen { .. }) | None => {}
         }
     }
@@ -172,15 +193,31 @@ impl Model {
 
 /// Settings small enough that runs get through all states many times.
 pub fn settings() -> impl Strategy<Value = Settings> {
-    (1..4u32, prop_oneof![Just(1_000u64), Just(30_000), 1..500u64], 1..4u32)
-        .prop_map(|(failure_threshold, cool_down_ms, half_open_probes)| Settings { failure_threshold, cool_down_ms, half_open_probes })
+    (
+        1..4u32,
+        prop_oneof![Just(1_000u64), Just(30_000), 1..500u64],
+        1..4u32,
+    )
+        .prop_map(
+            |(failure_threshold, cool_down_ms, half_open_probes)| Settings {
+                failure_threshold,
+                cool_down_ms,
+                half_open_probes,
+            },
+        )
 }
 
 /// Runs of up to 120 steps; time passes in steps that end before, at and after a cool-down.
 pub fn actions(settings: Settings) -> impl Strategy<Value = Vec<Action>> {
     let cool_down = settings.cool_down_ms;
     let asked = prop_oneof![3 => Just(None), 1 => (0..3 * cool_down).prop_map(Some), 1 => Just(Some(u64::MAX / 4))];
-    let time = prop_oneof![Just(cool_down), Just(cool_down - 1), Just(1u64), 0..2 * cool_down, Just(700_000u64)];
+    let time = prop_oneof![
+        Just(cool_down),
+        Just(cool_down - 1),
+        Just(1u64),
+        0..2 * cool_down,
+        Just(700_000u64)
+    ];
     let action = prop_oneof![
         6 => Just(Action::Ask),
         2 => (0usize..6).prop_map(Action::Commit),

@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 
 use gauntlet_harness::schedule::Schedule;
 use proptest::strategy::Strategy;
-use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner,
+};
 
 /// A configuration for a property in `tests/`: `cases` of them unless `PROPTEST_CASES` says otherwise; seeds of failures are kept
 /// in `regressions` (proptest's default looks for a library beside the test and warns).
 pub fn config(cases: u32, regressions: &'static str) -> Config {
-    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
     Config {
         cases: asked.unwrap_or(cases),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
@@ -21,19 +25,31 @@ pub fn config(cases: u32, regressions: &'static str) -> Config {
 
 /// The same, always with the same cases, and nothing kept: for showing that a property finds a defect.
 pub fn fixed(cases: u32) -> Config {
-    Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(7), max_shrink_iters: 1_500, ..Config::default() }
+    Config {
+        cases,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(7),
+        max_shrink_iters: 1_500,
+        ..Config::default()
+    }
 }
 
 /// Looks for a case that fails. `None` if none was found.
 ///
 /// # Errors
 /// A sentence if the property could not be run to its end (too many cases were rejected, say).
-pub fn find<S>(config: Config, strategy: &S, property: impl Fn(&S::Value) -> Result<(), String>) -> Result<Option<(S::Value, String)>, String>
+pub fn find<S>(
+    config: Config,
+    strategy: &S,
+    property: impl Fn(&S::Value) -> Result<(), String>,
+) -> Result<Option<(S::Value, String)>, String>
 where
     S: Strategy,
     S::Value: Debug,
 {
-    match TestRunner::new(config).run(strategy, |case| property(&case).map_err(TestCaseError::fail)) {
+    match TestRunner::new(config).run(strategy, |case| {
+        property(&case).map_err(TestCaseError::fail)
+    }) {
         Ok(()) => Ok(None),
         Err(TestError::Fail(why, case)) => Ok(Some((case, why.message().to_owned()))),
         Err(TestError::Abort(why)) => Err(why.message().to_owned()),
@@ -45,7 +61,11 @@ where
 ///
 /// # Errors
 /// The file could not be written.
-pub fn report(schedule: &Schedule, why: &str, folder: &Path) -> Result<(PathBuf, String), std::io::Error> {
+pub fn report(
+    schedule: &Schedule,
+    why: &str,
+    folder: &Path,
+) -> Result<(PathBuf, String), std::io::Error> {
     let json = serde_json::to_string_pretty(schedule)?;
     std::fs::create_dir_all(folder)?;
     let file = folder.join("schedule.json");

@@ -8,20 +8,41 @@ use proptest::prelude::*;
 pub fn schedules() -> impl Strategy<Value = Schedule> {
     settings().prop_flat_map(|settings| {
         let total = settings.total_ms;
-        (Just(settings), vec(script(total), 1..=4), vec(request(total), 1..=4)).prop_map(|(settings, candidates, requests)| Schedule {
-            settings,
-            candidates,
-            requests,
-        })
+        (
+            Just(settings),
+            vec(script(total), 1..=4),
+            vec(request(total), 1..=4),
+        )
+            .prop_map(|(settings, candidates, requests)| Schedule {
+                settings,
+                candidates,
+                requests,
+            })
     })
 }
 
 /// Valid settings: no inner time-out is longer than the one around it.
 fn settings() -> impl Strategy<Value = Settings> {
-    let total = prop_oneof![200u64..2_000, 2_000u64..10_000, Just(30_000u64), Just(60_000u64)];
+    let total = prop_oneof![
+        200u64..2_000,
+        2_000u64..10_000,
+        Just(30_000u64),
+        Just(60_000u64)
+    ];
     let budget = prop_oneof![3 => Just((1_000u32, 100u32)), 1 => (0u32..100, 0u32..3)];
     let breaker = prop_oneof![2 => Just(1_000u32), 3 => 1u32..5];
-    (total, 1u64..100, 1u64..100, 1u64..100, 0u64..60, 1u32..=4, (1u64..500, 1u64..3_000, 0u32..=100), budget, breaker, (1u64..20_000, 1u32..3))
+    (
+        total,
+        1u64..100,
+        1u64..100,
+        1u64..100,
+        0u64..60,
+        1u32..=4,
+        (1u64..500, 1u64..3_000, 0u32..=100),
+        budget,
+        breaker,
+        (1u64..20_000, 1u32..3),
+    )
         .prop_map(
             |(
                 total_ms,
@@ -115,9 +136,14 @@ fn request(total_ms: u64) -> impl Strategy<Value = Request> {
         1 => (0..total_ms).prop_map(|ms| Some(Leave::AfterMs(ms))),
         1 => (1usize..4).prop_map(|words| Some(Leave::AfterWords(words))),
     ];
-    (prop_oneof![2 => Just(0u64), 1 => 0u64..25_000], any::<bool>(), leaves).prop_map(|(after_ms, stream, leaves)| Request {
-        after_ms,
-        stream,
+    (
+        prop_oneof![2 => Just(0u64), 1 => 0u64..25_000],
+        any::<bool>(),
         leaves,
-    })
+    )
+        .prop_map(|(after_ms, stream, leaves)| Request {
+            after_ms,
+            stream,
+            leaves,
+        })
 }

@@ -25,8 +25,22 @@ pub(super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
     let mut entries = entries.to_vec();
     for entry in &mut entries {
         match &mut entry.event {
-            Event::Accepted { connection } | Event::PeerClosed { connection, request: None, .. } => connections.number(connection),
-            Event::RequestRead { connection, request, .. } | Event::PeerClosed { connection, request: Some(request), .. } => {
+            Event::Accepted { connection }
+            | Event::PeerClosed {
+                connection,
+                request: None,
+                ..
+            } => connections.number(connection),
+            Event::RequestRead {
+                connection,
+                request,
+                ..
+            }
+            | Event::PeerClosed {
+                connection,
+                request: Some(request),
+                ..
+            } => {
                 connections.number(connection);
                 requests.number(request);
             }
@@ -35,7 +49,10 @@ pub(super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
             | Event::EventSent { request, .. }
             | Event::AnswerSent { request }
             | Event::Unmatched { request, .. }
-            | Event::Fault { request: Some(request), .. } => requests.number(request),
+            | Event::Fault {
+                request: Some(request),
+                ..
+            } => requests.number(request),
             _ => {}
         }
     }
@@ -48,7 +65,9 @@ struct Numbers(BTreeMap<u64, u64>);
 
 impl Numbers {
     fn number(&mut self, number: &mut u64) {
-        let next = u64::try_from(self.0.len()).unwrap_or(u64::MAX).saturating_add(1);
+        let next = u64::try_from(self.0.len())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1);
         *number = *self.0.entry(*number).or_insert(next);
     }
 }
@@ -91,14 +110,24 @@ impl Lanes {
             lanes.push(Lane::Client);
         }
         lanes.push(Lane::Gateway);
-        lanes.extend(providers.into_iter().enumerate().map(|(i, name)| Lane::Provider(i, name)));
+        lanes.extend(
+            providers
+                .into_iter()
+                .enumerate()
+                .map(|(i, name)| Lane::Provider(i, name)),
+        );
         if database {
             lanes.push(Lane::Database);
         }
         if gates {
             lanes.push(Lane::Gates);
         }
-        Self { lanes, middles: Vec::new(), slot: 0.0, width: 0.0 }
+        Self {
+            lanes,
+            middles: Vec::new(),
+            slot: 0.0,
+            width: 0.0,
+        }
     }
 
     /// Gives every lane its width, from the most bars that stand beside each other in it.
@@ -111,10 +140,19 @@ impl Lanes {
         } else {
             (BARS / count(most)).min(3.0)
         };
-        let least = if self.lanes.len() > MANY_LANES { NARROW_LANE } else { LANE };
+        let least = if self.lanes.len() > MANY_LANES {
+            NARROW_LANE
+        } else {
+            LANE
+        };
         let mut x = TIME_COLUMN;
         for lane in 0..self.lanes.len() {
-            let slots = bars.iter().filter(|bar| bar.lane == lane).map(|bar| bar.slot + 1).max().unwrap_or(1);
+            let slots = bars
+                .iter()
+                .filter(|bar| bar.lane == lane)
+                .map(|bar| bar.slot + 1)
+                .max()
+                .unwrap_or(1);
             let width = (count(slots) * self.slot + 44.0).max(least);
             self.middles.push(x + width / 2.0);
             x += width;
@@ -127,7 +165,9 @@ impl Lanes {
         let at = |wanted: &dyn Fn(&Lane) -> bool| self.lanes.iter().position(wanted).unwrap_or(0);
         match side {
             Side::Client(_) => at(&|lane| *lane == Lane::Client),
-            Side::Provider(name) => at(&|lane| matches!(lane, Lane::Provider(_, known) if known == name)),
+            Side::Provider(name) => {
+                at(&|lane| matches!(lane, Lane::Provider(_, known) if known == name))
+            }
             Side::Database => at(&|lane| *lane == Lane::Database),
             Side::Gate(_) => at(&|lane| *lane == Lane::Gates),
             Side::Target => at(&|lane| *lane == Lane::Gateway),
@@ -158,7 +198,11 @@ pub(super) fn rows(entries: &[Entry]) -> Vec<f64> {
     let mut rows = Vec::with_capacity(entries.len());
     for i in 0..entries.len() {
         if i > 0 {
-            y += if repeats(entries, i) { REPEATED_ROW } else { ROW };
+            y += if repeats(entries, i) {
+                REPEATED_ROW
+            } else {
+                ROW
+            };
         }
         rows.push(y);
     }
@@ -168,7 +212,10 @@ pub(super) fn rows(entries: &[Entry]) -> Vec<f64> {
 /// Whether an entry is one of a crowd: its kind and lane stood at least six times among the two dozen before it. Fewer are told one
 /// by one: a third attempt may be what the whole picture is about.
 pub(super) fn repeats(entries: &[Entry], i: usize) -> bool {
-    (i.saturating_sub(24)..i).filter(|&j| kind(&entries[j]) == kind(&entries[i])).count() >= 6
+    (i.saturating_sub(24)..i)
+        .filter(|&j| kind(&entries[j]) == kind(&entries[i]))
+        .count()
+        >= 6
 }
 
 pub(super) fn kind(entry: &Entry) -> (std::mem::Discriminant<Event>, String) {
@@ -190,12 +237,34 @@ pub(super) fn bars(entries: &[Entry], rows: &[f64], lanes: &Lanes, foot: f64) ->
         let key = |exchange: &dyn std::fmt::Display| (lane, exchange.to_string());
         match (&entry.side, &entry.event) {
             (Side::Client(label), Event::ClientSent { method, path }) => {
-                let bar = begin(&bars, &open, lane, y, foot, format!("{label}: {method} {path}"));
+                let bar = begin(
+                    &bars,
+                    &open,
+                    lane,
+                    y,
+                    foot,
+                    format!("{label}: {method} {path}"),
+                );
                 open.insert(key(label), bars.len());
                 bars.push(bar);
             }
-            (_, Event::RequestRead { request, method, path, .. }) => {
-                let bar = begin(&bars, &open, lane, y, foot, format!("request {request}: {method} {}", without_namespace(path)));
+            (
+                _,
+                Event::RequestRead {
+                    request,
+                    method,
+                    path,
+                    ..
+                },
+            ) => {
+                let bar = begin(
+                    &bars,
+                    &open,
+                    lane,
+                    y,
+                    foot,
+                    format!("request {request}: {method} {}", without_namespace(path)),
+                );
                 open.insert(key(request), bars.len());
                 bars.push(bar);
             }
@@ -209,27 +278,76 @@ pub(super) fn bars(entries: &[Entry], rows: &[f64], lanes: &Lanes, foot: f64) ->
                     end_hold(&mut bars[bar], y);
                 }
             }
-            (_, Event::AnswerSent { request }) => end(&mut bars, &mut open, &key(request), y, "done"),
-            (_, Event::PeerClosed { request: Some(request), .. }) => end(&mut bars, &mut open, &key(request), y, "left"),
-            (_, Event::Fault { request: Some(request), fault }) if ends_the_exchange(fault) => end(&mut bars, &mut open, &key(request), y, "broken"),
-            (Side::Client(label), Event::ClientAnswered { status }) => {
-                end(&mut bars, &mut open, &key(label), y, if *status < 400 { "done" } else { "broken" });
+            (_, Event::AnswerSent { request }) => {
+                end(&mut bars, &mut open, &key(request), y, "done")
             }
-            (Side::Client(label), Event::ClientFailed { .. }) => end(&mut bars, &mut open, &key(label), y, "broken"),
-            (Side::Client(label), Event::ClientLeft) => end(&mut bars, &mut open, &key(label), y, "left"),
+            (
+                _,
+                Event::PeerClosed {
+                    request: Some(request),
+                    ..
+                },
+            ) => end(&mut bars, &mut open, &key(request), y, "left"),
+            (
+                _,
+                Event::Fault {
+                    request: Some(request),
+                    fault,
+                },
+            ) if ends_the_exchange(fault) => end(&mut bars, &mut open, &key(request), y, "broken"),
+            (Side::Client(label), Event::ClientAnswered { status }) => {
+                end(
+                    &mut bars,
+                    &mut open,
+                    &key(label),
+                    y,
+                    if *status < 400 { "done" } else { "broken" },
+                );
+            }
+            (Side::Client(label), Event::ClientFailed { .. }) => {
+                end(&mut bars, &mut open, &key(label), y, "broken")
+            }
+            (Side::Client(label), Event::ClientLeft) => {
+                end(&mut bars, &mut open, &key(label), y, "left")
+            }
             _ => {}
         }
     }
     bars
 }
 
-fn begin(bars: &[Bar], open: &BTreeMap<(usize, String), usize>, lane: usize, y: f64, foot: f64, title: String) -> Bar {
-    let taken: Vec<usize> = open.iter().filter(|((at, _), _)| *at == lane).map(|(_, &bar)| bars[bar].slot).collect();
+fn begin(
+    bars: &[Bar],
+    open: &BTreeMap<(usize, String), usize>,
+    lane: usize,
+    y: f64,
+    foot: f64,
+    title: String,
+) -> Bar {
+    let taken: Vec<usize> = open
+        .iter()
+        .filter(|((at, _), _)| *at == lane)
+        .map(|(_, &bar)| bars[bar].slot)
+        .collect();
     let slot = (0..).find(|slot| !taken.contains(slot)).unwrap_or_default();
-    Bar { lane, slot, top: y, bottom: foot, class: "open", title, held: None }
+    Bar {
+        lane,
+        slot,
+        top: y,
+        bottom: foot,
+        class: "open",
+        title,
+        held: None,
+    }
 }
 
-fn end(bars: &mut [Bar], open: &mut BTreeMap<(usize, String), usize>, key: &(usize, String), y: f64, class: &'static str) {
+fn end(
+    bars: &mut [Bar],
+    open: &mut BTreeMap<(usize, String), usize>,
+    key: &(usize, String),
+    y: f64,
+    class: &'static str,
+) {
     if let Some(bar) = open.remove(key) {
         bars[bar].bottom = y;
         bars[bar].class = class;
@@ -244,7 +362,9 @@ fn end_hold(bar: &mut Bar, y: f64) {
 }
 
 fn ends_the_exchange(fault: &str) -> bool {
-    ["cut", "reset"].iter().any(|word| fault.to_lowercase().contains(word))
+    ["cut", "reset"]
+        .iter()
+        .any(|word| fault.to_lowercase().contains(word))
 }
 
 pub(super) fn count(n: usize) -> f64 {

@@ -5,18 +5,32 @@ use super::super::{Action, Schedule};
 
 /// What every gateway holds for the provider's failure, at once and beyond doubt.
 fn is_clear_failure(action: Action) -> bool {
-    matches!(action, Action::Status { status: 500..=599, .. } | Action::Refuse | Action::Reset)
+    matches!(
+        action,
+        Action::Status {
+            status: 500..=599,
+            ..
+        } | Action::Refuse
+            | Action::Reset
+    )
 }
 
 /// After so many clear failures in a row a candidate is not asked before the cool-down is over.
 pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
     for candidate in 0..schedule.candidates.len() {
         let (mut in_a_row, mut rests_until) = (0, 0);
-        let calls = seen.exchanges.iter().flat_map(|exchange| exchange.calls.iter().map(move |call| (exchange, call)));
+        let calls = seen
+            .exchanges
+            .iter()
+            .flat_map(|exchange| exchange.calls.iter().map(move |call| (exchange, call)));
         for (exchange, call) in calls.filter(|(_, call)| call.candidate == candidate) {
             // a millisecond for rounding
             if call.at_ms + 1 < rests_until {
-                return Err(format!("p{} was asked at {} ms, its breaker was open until {rests_until} ms", candidate + 1, call.at_ms));
+                return Err(format!(
+                    "p{} was asked at {} ms, its breaker was open until {rests_until} ms",
+                    candidate + 1,
+                    call.at_ms
+                ));
             }
             in_a_row = match is_clear_failure(schedule.action(candidate, call.call)) {
                 // the client may have left before the gateway had read the answer
@@ -41,17 +55,32 @@ pub(super) fn within_budget(schedule: &Schedule, seen: &Observation) -> Result<(
         // a retry is decided between the call before it and itself
         let mut retries: Vec<(u64, u64)> = Vec::new();
         for exchange in &seen.exchanges {
-            let calls: Vec<u64> = exchange.calls.iter().filter(|call| call.candidate == candidate).map(|call| call.at_ms).collect();
+            let calls: Vec<u64> = exchange
+                .calls
+                .iter()
+                .filter(|call| call.candidate == candidate)
+                .map(|call| call.at_ms)
+                .collect();
             requests.extend(calls.first().copied());
             retries.extend(calls.windows(2).map(|pair| (pair[0], pair[1])));
         }
         for (from, _) in &retries {
             let until = from + 9_000;
-            let counted = retries.iter().filter(|(decided, made)| decided >= from && *made < until).count();
-            let allowing = requests.iter().filter(|at| **at + 11_000 > *from && **at < until).count();
-            let allowed = allowing as f64 * f64::from(settings.budget_percent) / 100.0 + f64::from(settings.budget_floor);
+            let counted = retries
+                .iter()
+                .filter(|(decided, made)| decided >= from && *made < until)
+                .count();
+            let allowing = requests
+                .iter()
+                .filter(|at| **at + 11_000 > *from && **at < until)
+                .count();
+            let allowed = allowing as f64 * f64::from(settings.budget_percent) / 100.0
+                + f64::from(settings.budget_floor);
             if counted as f64 > allowed {
-                return Err(format!("p{}: {counted} retries within nine seconds, the budget allows {allowed}", candidate + 1));
+                return Err(format!(
+                    "p{}: {counted} retries within nine seconds, the budget allows {allowed}",
+                    candidate + 1
+                ));
             }
         }
     }
@@ -68,20 +97,42 @@ mod tests {
     /// Three requests in a row that p1 answers with 503, then a fourth at once; all have an end but those that are named.
     fn four_calls(without_end: &[usize]) -> Result<(), Violation> {
         let mut schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
-        schedule.candidates[0].calls = vec![Action::Status { status: 503, retry_after_s: None }; 4];
+        schedule.candidates[0].calls = vec![
+            Action::Status {
+                status: 503,
+                retry_after_s: None
+            };
+            4
+        ];
         schedule.requests = vec![schedule.requests[0]; 4];
         let exchange = |n: usize| Exchange {
-            ends: if without_end.contains(&n) { Vec::new() } else { vec![End::Error] },
-            calls: vec![Call { candidate: 0, call: n, at_ms: n as u64 }],
+            ends: if without_end.contains(&n) {
+                Vec::new()
+            } else {
+                vec![End::Error]
+            },
+            calls: vec![Call {
+                candidate: 0,
+                call: n,
+                at_ms: n as u64,
+            }],
             ..Exchange::default()
         };
-        let seen = Observation { exchanges: (0..4).map(exchange).collect(), ..Observation::default() };
+        let seen = Observation {
+            exchanges: (0..4).map(exchange).collect(),
+            ..Observation::default()
+        };
         check_only(&[Invariant::BreakerRests], &schedule, &seen)
     }
 
     #[test]
     fn a_failure_that_the_gateway_may_not_have_read_opens_no_breaker() {
-        assert!(four_calls(&[]).unwrap_err().what.contains("its breaker was open"));
+        assert!(
+            four_calls(&[])
+                .unwrap_err()
+                .what
+                .contains("its breaker was open")
+        );
         assert_eq!(four_calls(&[1]), Ok(()));
     }
 }

@@ -27,9 +27,19 @@ const GSS_REQUEST: u32 = 80_877_104;
 impl Frontend {
     /// The next whole message; everything there is once the bytes can't be read.
     pub(super) fn take(&mut self, buffer: &mut BytesMut, opaque: bool) -> Option<Message> {
-        let plain = |bytes| Some(Message { bytes, asks_for_tls: false, statement: None });
+        let plain = |bytes| {
+            Some(Message {
+                bytes,
+                asks_for_tls: false,
+                statement: None,
+            })
+        };
         if opaque {
-            return if buffer.is_empty() { None } else { plain(buffer.split()) };
+            return if buffer.is_empty() {
+                None
+            } else {
+                plain(buffer.split())
+            };
         }
         if !self.started {
             let length = length_at(buffer, 0)?;
@@ -38,7 +48,11 @@ impl Frontend {
             }
             let code = (&buffer[4..8]).get_u32();
             self.started = code != TLS_REQUEST && code != GSS_REQUEST;
-            return Some(Message { bytes: buffer.split_to(length.max(8)), asks_for_tls: !self.started, statement: None });
+            return Some(Message {
+                bytes: buffer.split_to(length.max(8)),
+                asks_for_tls: !self.started,
+                statement: None,
+            });
         }
         let length = 1 + length_at(buffer, 1)?;
         if buffer.len() < length {
@@ -46,12 +60,18 @@ impl Frontend {
         }
         let bytes = buffer.split_to(length);
         let statement = self.statement(bytes[0], bytes.get(5..).unwrap_or_default());
-        Some(Message { bytes, asks_for_tls: false, statement })
+        Some(Message {
+            bytes,
+            asks_for_tls: false,
+            statement,
+        })
     }
 
     /// Query carries its text; Parse names one for later; Bind makes a named one be executed.
     fn statement(&mut self, kind: u8, payload: &[u8]) -> Option<String> {
-        let mut texts = payload.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned());
+        let mut texts = payload
+            .split(|byte| *byte == 0)
+            .map(|text| String::from_utf8_lossy(text).into_owned());
         match kind {
             b'Q' => texts.next(),
             b'P' => {

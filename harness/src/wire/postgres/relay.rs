@@ -41,7 +41,11 @@ impl Drop for Counted {
 }
 
 /// The connection's life. It counts, and hears of a reset, from now on and not from when it is first polled.
-pub(super) fn admit(shared: Arc<Shared>, client: TcpStream, id: u64) -> impl Future<Output = ()> + Send {
+pub(super) fn admit(
+    shared: Arc<Shared>,
+    client: TcpStream,
+    id: u64,
+) -> impl Future<Output = ()> + Send {
     let resets = shared.resets.subscribe();
     let counted = Counted::new(shared);
     async move {
@@ -80,7 +84,10 @@ async fn relay(shared: &Shared, client: &mut TcpStream) -> Ended {
     let mut server = match TcpStream::connect(&shared.upstream).await {
         Ok(server) => server,
         Err(error) => {
-            shared.note(format!("the database behind the wire can't be reached at {}: {error}", shared.upstream));
+            shared.note(format!(
+                "the database behind the wire can't be reached at {}: {error}",
+                shared.upstream
+            ));
             return Ended::Reset;
         }
     };
@@ -113,7 +120,12 @@ async fn more(shared: &Shared, from: &mut ReadHalf<'_>, buffer: &mut BytesMut) -
     came
 }
 
-async fn to_the_server(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
+async fn to_the_server(
+    shared: &Shared,
+    talk: &Talk,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+) -> Ended {
     let mut frontend = Frontend::default();
     let mut buffer = BytesMut::new();
     loop {
@@ -163,7 +175,12 @@ async fn closed(stream: &TcpStream) {
     listener::left(stream).await;
 }
 
-async fn to_the_client(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Ended {
+async fn to_the_client(
+    shared: &Shared,
+    talk: &Talk,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+) -> Ended {
     let mut buffer = BytesMut::with_capacity(16 * 1024);
     loop {
         if !more(shared, &mut from, &mut buffer).await {
@@ -188,7 +205,10 @@ async fn to_the_client(shared: &Shared, talk: &Talk, mut from: ReadHalf<'_>, mut
 
 /// What may be relayed of the buffer, and whether the connection is to be cut after it.
 fn within_allowance(shared: &Shared, buffer: &mut BytesMut) -> (BytesMut, bool) {
-    let mut allowance = shared.allowance.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut allowance = shared
+        .allowance
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     match *allowance {
         Some(left) if left < buffer.len() => {
             *allowance = None;

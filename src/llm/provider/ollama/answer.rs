@@ -20,8 +20,12 @@ use crate::llm::provider::failure::{self, bad_response};
 use crate::llm::provider::{ChunkDecoder, Decoded};
 
 /// Reads a whole answer.
-pub(super) fn completion(body: &[u8], key: Option<&SecretString>) -> Result<Completion, AttemptError> {
-    let text = std::str::from_utf8(body).map_err(|_| bad_response("The provider's answer is not UTF-8."))?;
+pub(super) fn completion(
+    body: &[u8],
+    key: Option<&SecretString>,
+) -> Result<Completion, AttemptError> {
+    let text = std::str::from_utf8(body)
+        .map_err(|_| bad_response("The provider's answer is not UTF-8."))?;
     if text.trim_ascii().is_empty() {
         return Err(bad_response("The provider's answer is empty."));
     }
@@ -29,7 +33,9 @@ pub(super) fn completion(body: &[u8], key: Option<&SecretString>) -> Result<Comp
     if !record.done {
         return Err(bad_response("The provider's answer is not finished."));
     }
-    let Some(message) = &record.message else { return Err(bad_response("The provider's answer has no message.")) };
+    let Some(message) = &record.message else {
+        return Err(bad_response("The provider's answer has no message."));
+    };
     let mut calls = ToolCalls::default().tell(&message.tool_calls);
     // an index stands in streams alone
     calls.iter_mut().for_each(|call| call.index = None);
@@ -54,7 +60,10 @@ pub(super) fn completion(body: &[u8], key: Option<&SecretString>) -> Result<Comp
         }],
         usage,
     };
-    Ok(Completion { body: told(&document), usage: Some(usage) })
+    Ok(Completion {
+        body: told(&document),
+        usage: Some(usage),
+    })
 }
 
 /// The records of one stream.
@@ -93,14 +102,29 @@ impl RecordDecoder {
         let text = std::str::from_utf8(record).unwrap_or_default();
         let record = match Record::read(text, self.key.as_ref()) {
             Ok(record) => record,
-            Err(_) if last && is_cut(text) => return self.end(Decoded::Failed(failure::truncated()), out),
+            Err(_) if last && is_cut(text) => {
+                return self.end(Decoded::Failed(failure::truncated()), out);
+            }
             Err(error) => return self.end(Decoded::Failed(error), out),
         };
         if record.message.is_none() && !record.done {
-            return self.end(Decoded::Failed(bad_response("The provider's stream holds a record without a message.")), out);
+            return self.end(
+                Decoded::Failed(bad_response(
+                    "The provider's stream holds a record without a message.",
+                )),
+                out,
+            );
         }
-        let calls = record.message.as_ref().map(|message| self.calls.tell(&message.tool_calls)).unwrap_or_default();
-        let ended = match record.done.then(|| finish_reason(&record, self.calls.any())).transpose() {
+        let calls = record
+            .message
+            .as_ref()
+            .map(|message| self.calls.tell(&message.tool_calls))
+            .unwrap_or_default();
+        let ended = match record
+            .done
+            .then(|| finish_reason(&record, self.calls.any()))
+            .transpose()
+        {
             Ok(ended) => ended,
             Err(error) => return self.end(Decoded::Failed(error), out),
         };
@@ -111,24 +135,59 @@ impl RecordDecoder {
             object: "chat.completion.chunk",
             created,
             model: record.model(),
-            choices: vec![ChunkChoice { index: 0, delta, logprobs: (), finish_reason }],
+            choices: vec![ChunkChoice {
+                index: 0,
+                delta,
+                logprobs: (),
+                finish_reason,
+            }],
             usage: self.include_usage.then_some(None),
         };
         if first {
-            let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
-            out.push_back(Decoded::Chunk { data: told(&chunk(delta, None)), content: false });
+            let delta = Delta {
+                role: Some("assistant"),
+                content: Some(""),
+                ..Delta::default()
+            };
+            out.push_back(Decoded::Chunk {
+                data: told(&chunk(delta, None)),
+                content: false,
+            });
         }
-        let content = record.message.as_ref().and_then(|message| message.content.as_ref()).map(|text| &*text.0).filter(|text| !text.is_empty());
-        let delta = Delta { role: None, content, reasoning_content: record.message.as_ref().and_then(RecordMessage::thinking), tool_calls: calls };
+        let content = record
+            .message
+            .as_ref()
+            .and_then(|message| message.content.as_ref())
+            .map(|text| &*text.0)
+            .filter(|text| !text.is_empty());
+        let delta = Delta {
+            role: None,
+            content,
+            reasoning_content: record.message.as_ref().and_then(RecordMessage::thinking),
+            tool_calls: calls,
+        };
         if delta.says_something() {
-            out.push_back(Decoded::Chunk { data: told(&chunk(delta, None)), content: true });
+            out.push_back(Decoded::Chunk {
+                data: told(&chunk(delta, None)),
+                content: true,
+            });
         }
         if let Some(finish_reason) = ended {
-            out.push_back(Decoded::Chunk { data: told(&chunk(Delta::default(), Some(finish_reason))), content: true });
+            out.push_back(Decoded::Chunk {
+                data: told(&chunk(Delta::default(), Some(finish_reason))),
+                content: true,
+            });
             let usage = record.usage();
             if self.include_usage {
-                let chunk = Chunk { choices: Vec::new(), usage: Some(Some(usage)), ..chunk(Delta::default(), None) };
-                out.push_back(Decoded::Chunk { data: told(&chunk), content: false });
+                let chunk = Chunk {
+                    choices: Vec::new(),
+                    usage: Some(Some(usage)),
+                    ..chunk(Delta::default(), None)
+                };
+                out.push_back(Decoded::Chunk {
+                    data: told(&chunk),
+                    content: false,
+                });
             }
             self.end(Decoded::Done(Some(usage)), out);
         }
@@ -228,8 +287,9 @@ impl<'a> Record<'a> {
         if !text.starts_with('{') {
             return Err(bad_response("The provider's answer is not a JSON object."));
         }
-        let record: Self =
-            serde_json::from_str(text).map_err(|error| failure::not_json_of("The provider's answer is not one of Ollama's", &error))?;
+        let record: Self = serde_json::from_str(text).map_err(|error| {
+            failure::not_json_of("The provider's answer is not one of Ollama's", &error)
+        })?;
         match record.error.map(RawValue::get) {
             None | Some("null" | "false" | "\"\"") => Ok(record),
             Some(error) => Err(failure::in_band(error, key)),
@@ -242,29 +302,46 @@ impl<'a> Record<'a> {
 
     /// Seconds since 1970: the provider's time, or ours.
     fn created(&self) -> u64 {
-        let told = self.created_at.as_ref().and_then(|text| text.0.parse::<jiff::Timestamp>().ok());
+        let told = self
+            .created_at
+            .as_ref()
+            .and_then(|text| text.0.parse::<jiff::Timestamp>().ok());
         match told.and_then(|time| u64::try_from(time.as_second()).ok()) {
             Some(seconds) => seconds,
-            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
         }
     }
 
     fn usage(&self) -> Usage {
-        let (prompt_tokens, completion_tokens) = (self.prompt_eval_count.unwrap_or(0), self.eval_count.unwrap_or(0));
-        Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens.saturating_add(completion_tokens) }
+        let (prompt_tokens, completion_tokens) = (
+            self.prompt_eval_count.unwrap_or(0),
+            self.eval_count.unwrap_or(0),
+        );
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+        }
     }
 }
 
 impl RecordMessage<'_> {
     fn thinking(&self) -> Option<&str> {
-        self.thinking.as_ref().map(|text| &*text.0).filter(|text| !text.is_empty())
+        self.thinking
+            .as_ref()
+            .map(|text| &*text.0)
+            .filter(|text| !text.is_empty())
     }
 }
 
 /// `done_reason` in OpenAI's words. Older servers leave it out; a load is no answer.
 fn finish_reason(record: &Record<'_>, called: bool) -> Result<&'static str, AttemptError> {
     match record.done_reason.as_ref().map_or("", |reason| &*reason.0) {
-        "load" | "unload" => Err(bad_response("The provider loaded or unloaded its model, and answered nothing.")),
+        "load" | "unload" => Err(bad_response(
+            "The provider loaded or unloaded its model, and answered nothing.",
+        )),
         "length" => Ok("length"),
         _ if called => Ok("tool_calls"),
         _ => Ok("stop"),
@@ -283,21 +360,39 @@ impl ToolCalls {
     }
 
     fn tell<'a>(&mut self, calls: &'a Option<Vec<RecordToolCall<'_>>>) -> Vec<ToolCall<'a>> {
-        calls.iter().flatten().map(|call| self.tell_one(call)).collect()
+        calls
+            .iter()
+            .flatten()
+            .map(|call| self.tell_one(call))
+            .collect()
     }
 
     fn tell_one<'a>(&mut self, call: &'a RecordToolCall<'_>) -> ToolCall<'a> {
         let index = self.ids.len();
-        let given = call.id.as_ref().map(|id| id.0.to_string()).filter(|id| !id.is_empty() && !self.ids.contains(id));
+        let given = call
+            .id
+            .as_ref()
+            .map(|id| id.0.to_string())
+            .filter(|id| !id.is_empty() && !self.ids.contains(id));
         let id = given.unwrap_or_else(|| format!("call_{}", Uuid::new_v4().simple()));
         self.ids.insert(id.clone());
         let arguments = match call.function.arguments.map(RawValue::get) {
             None => Cow::Borrowed("{}"),
             // some models' templates give them as text already
-            Some(text) if text.starts_with('"') => serde_json::from_str(text).map_or(Cow::Borrowed(text), Cow::Owned),
+            Some(text) if text.starts_with('"') => {
+                serde_json::from_str(text).map_or(Cow::Borrowed(text), Cow::Owned)
+            }
             Some(object) => Cow::Borrowed(object),
         };
-        ToolCall { index: Some(index), id, kind: "function", function: Function { name: &call.function.name.0, arguments } }
+        ToolCall {
+            index: Some(index),
+            id,
+            kind: "function",
+            function: Function {
+                name: &call.function.name.0,
+                arguments,
+            },
+        }
     }
 }
 
@@ -308,7 +403,9 @@ fn completion_id() -> String {
 fn told(document: &impl Serialize) -> Bytes {
     // structs of strings and whole numbers, the keys all strings: nothing that serde_json can refuse
     #[allow(clippy::expect_used)]
-    serde_json::to_vec(document).expect("every chunk can be written").into()
+    serde_json::to_vec(document)
+        .expect("every chunk can be written")
+        .into()
 }
 
 /// A `chat.completion`.

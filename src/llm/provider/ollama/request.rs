@@ -23,16 +23,29 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
     let mut options = Map::new();
     let mut tools_allowed = true;
     for (name, raw) in &request.fields {
-        let value: Value =
-            serde_json::from_str(raw.get()).map_err(|error| unsupported(name, format!("Field '{name}' cannot be told to Ollama: {error}.")))?;
+        let value: Value = serde_json::from_str(raw.get()).map_err(|error| {
+            unsupported(
+                name,
+                format!("Field '{name}' cannot be told to Ollama: {error}."),
+            )
+        })?;
         match (name.as_str(), value) {
             ("model" | "stream" | "stream_options", _) | (_, Value::Null) => {}
             ("messages", value) => {
                 told.insert("messages".into(), messages(value)?);
             }
-            ("user" | "metadata" | "service_tier" | "safety_identifier" | "prompt_cache_key" | "prompt_cache_retention", _) => {}
             (
-                "temperature" | "top_p" | "seed" | "presence_penalty" | "frequency_penalty" | "top_k" | "min_p" | "repeat_penalty" | "num_ctx",
+                "user"
+                | "metadata"
+                | "service_tier"
+                | "safety_identifier"
+                | "prompt_cache_key"
+                | "prompt_cache_retention",
+                _,
+            ) => {}
+            (
+                "temperature" | "top_p" | "seed" | "presence_penalty" | "frequency_penalty"
+                | "top_k" | "min_p" | "repeat_penalty" | "num_ctx",
                 value,
             ) => {
                 options.insert(name.clone(), value);
@@ -67,7 +80,8 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
                 told.insert(name.clone(), value);
             }
             ("n", value) if value == json!(1) => {}
-            ("logprobs" | "store", Value::Bool(false)) | ("parallel_tool_calls", Value::Bool(true)) => {}
+            ("logprobs" | "store", Value::Bool(false))
+            | ("parallel_tool_calls", Value::Bool(true)) => {}
             ("top_logprobs", value) if value == json!(0) => {}
             ("logit_bias", Value::Object(bias)) if bias.is_empty() => {}
             ("modalities", value) if value == json!(["text"]) => {}
@@ -86,14 +100,21 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
 /// A field or value that has no words in this protocol.
 fn refuse(name: &str, value: &Value) -> AttemptError {
     let shown = clip(&value.to_string(), 60);
-    unsupported(name, format!("'{name}' with the value {shown} cannot be told to this model's provider (Ollama)."))
+    unsupported(
+        name,
+        format!(
+            "'{name}' with the value {shown} cannot be told to this model's provider (Ollama)."
+        ),
+    )
 }
 
 fn format(value: &Value) -> Result<Option<Value>, AttemptError> {
     match value["type"].as_str() {
         Some("text") => Ok(None),
         Some("json_object") => Ok(Some("json".into())),
-        Some("json_schema") if value["json_schema"]["schema"].is_object() => Ok(Some(value["json_schema"]["schema"].clone())),
+        Some("json_schema") if value["json_schema"]["schema"].is_object() => {
+            Ok(Some(value["json_schema"]["schema"].clone()))
+        }
         _ => Err(refuse("response_format", value)),
     }
 }
@@ -119,25 +140,38 @@ fn think(effort: &str) -> Result<Value, AttemptError> {
 }
 
 fn messages(value: Value) -> Result<Value, AttemptError> {
-    let Value::Array(messages) = value else { return Err(refuse("messages", &value)) };
+    let Value::Array(messages) = value else {
+        return Err(refuse("messages", &value));
+    };
     // a result names its call by id; Ollama wants the tool's name as well
     let mut called: Vec<(String, Value)> = Vec::new();
     let mut told = Vec::with_capacity(messages.len());
     for (index, message) in messages.into_iter().enumerate() {
         let at = format!("messages[{index}]");
-        let Value::Object(message) = message else { return Err(refuse(&at, &message)) };
+        let Value::Object(message) = message else {
+            return Err(refuse(&at, &message));
+        };
         told.push(self::message(&at, message, &mut called)?);
     }
     Ok(told.into())
 }
 
-fn message(at: &str, message: Map<String, Value>, called: &mut Vec<(String, Value)>) -> Result<Value, AttemptError> {
+fn message(
+    at: &str,
+    message: Map<String, Value>,
+    called: &mut Vec<(String, Value)>,
+) -> Result<Value, AttemptError> {
     let role = match message.get("role").and_then(Value::as_str) {
         Some("system" | "developer") => "system",
         Some("user") => "user",
         Some("assistant") => "assistant",
         Some("tool") => "tool",
-        _ => return Err(refuse(&format!("{at}.role"), message.get("role").unwrap_or(&Value::Null))),
+        _ => {
+            return Err(refuse(
+                &format!("{at}.role"),
+                message.get("role").unwrap_or(&Value::Null),
+            ));
+        }
     };
     let mut told = Map::new();
     told.insert("role".into(), role.into());
@@ -164,8 +198,13 @@ fn message(at: &str, message: Map<String, Value>, called: &mut Vec<(String, Valu
                 told.insert("thinking".into(), text.into());
             }
             ("tool_calls", Value::Array(calls)) if role == "assistant" => {
-                let calls: Result<Vec<Value>, AttemptError> =
-                    calls.into_iter().enumerate().map(|(index, call)| tool_call(&format!("{at}.tool_calls[{index}]"), call, called)).collect();
+                let calls: Result<Vec<Value>, AttemptError> = calls
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, call)| {
+                        tool_call(&format!("{at}.tool_calls[{index}]"), call, called)
+                    })
+                    .collect();
                 told.insert("tool_calls".into(), calls?.into());
             }
             ("tool_call_id", Value::String(id)) if role == "tool" => {
@@ -190,14 +229,26 @@ fn content(at: &str, parts: Vec<Value>) -> Result<(String, Vec<Value>), AttemptE
     let mut images = Vec::new();
     for (index, part) in parts.into_iter().enumerate() {
         let at = format!("{at}.content[{index}]");
-        match (part["type"].as_str(), part["text"].as_str(), part["refusal"].as_str(), part["image_url"]["url"].as_str()) {
-            (Some("text"), Some(text), _, _) | (Some("refusal"), _, Some(text), _) => texts.push(text.to_owned()),
-            (Some("image_url"), _, _, Some(url)) => match url.strip_prefix("data:").and_then(|data| data.split_once(";base64,")) {
+        match (
+            part["type"].as_str(),
+            part["text"].as_str(),
+            part["refusal"].as_str(),
+            part["image_url"]["url"].as_str(),
+        ) {
+            (Some("text"), Some(text), _, _) | (Some("refusal"), _, Some(text), _) => {
+                texts.push(text.to_owned())
+            }
+            (Some("image_url"), _, _, Some(url)) => match url
+                .strip_prefix("data:")
+                .and_then(|data| data.split_once(";base64,"))
+            {
                 Some((_, base64)) => images.push(base64.into()),
                 None => {
                     return Err(unsupported(
                         &at,
-                        format!("'{at}': images are told to Ollama as data URLs in base64 only, not fetched from elsewhere."),
+                        format!(
+                            "'{at}': images are told to Ollama as data URLs in base64 only, not fetched from elsewhere."
+                        ),
                     ));
                 }
             },
@@ -208,14 +259,22 @@ fn content(at: &str, parts: Vec<Value>) -> Result<(String, Vec<Value>), AttemptE
 }
 
 /// A call with its arguments as an object, where OpenAI has them as JSON text.
-fn tool_call(at: &str, call: Value, called: &mut Vec<(String, Value)>) -> Result<Value, AttemptError> {
+fn tool_call(
+    at: &str,
+    call: Value,
+    called: &mut Vec<(String, Value)>,
+) -> Result<Value, AttemptError> {
     let function = &call["function"];
-    let (Some(name), Some(arguments)) = (function["name"].as_str(), function["arguments"].as_str()) else {
+    let (Some(name), Some(arguments)) = (function["name"].as_str(), function["arguments"].as_str())
+    else {
         return Err(refuse(at, &call));
     };
     let arguments: Value = match arguments.trim() {
         "" => json!({}),
-        text => serde_json::from_str(text).ok().filter(Value::is_object).ok_or_else(|| refuse(&format!("{at}.function.arguments"), &text.into()))?,
+        text => serde_json::from_str(text)
+            .ok()
+            .filter(Value::is_object)
+            .ok_or_else(|| refuse(&format!("{at}.function.arguments"), &text.into()))?,
     };
     let mut told = json!({"function": {"name": name, "arguments": arguments}});
     if let Some(id) = call["id"].as_str() {

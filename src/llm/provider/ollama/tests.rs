@@ -25,8 +25,13 @@ fn codec() -> Ollama {
 }
 
 fn encode(request: &Value) -> Result<Value, AttemptError> {
-    let context =
-        CallContext { request_id: "r".into(), arrived: tokio::time::Instant::now(), deadline: None, idempotency_key: "i".into(), traceparent: None };
+    let context = CallContext {
+        request_id: "r".into(),
+        arrived: tokio::time::Instant::now(),
+        deadline: None,
+        idempotency_key: "i".into(),
+        traceparent: None,
+    };
     let request = ChatRequest::parse(request.to_string().as_bytes()).unwrap();
     let told = codec().encode(&request, "llama3", &context)?;
     assert_eq!(told.url, "http://127.0.0.1:11434/api/chat");
@@ -36,14 +41,20 @@ fn encode(request: &Value) -> Result<Value, AttemptError> {
 
 fn asking(fields: Value) -> Value {
     let mut request = json!({"model": "alias", "messages": [{"role": "user", "content": "hi"}]});
-    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    request
+        .as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
     request
 }
 
 #[test]
 fn a_plain_request_says_that_it_is_none_of_a_stream() {
     let told = encode(&asking(json!({}))).unwrap();
-    assert_eq!(told, json!({"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": false}));
+    assert_eq!(
+        told,
+        json!({"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": false})
+    );
 }
 
 #[rstest]
@@ -62,7 +73,10 @@ fn a_plain_request_says_that_it_is_none_of_a_stream() {
 #[case(json!({"user": "u", "metadata": {}, "n": 1, "logprobs": false, "parallel_tool_calls": true, "x_new": null, "temperature": null}), json!({}))]
 fn fields(#[case] asked: Value, #[case] told: Value) {
     let mut expected = json!({"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": false});
-    expected.as_object_mut().unwrap().extend(told.as_object().unwrap().clone());
+    expected
+        .as_object_mut()
+        .unwrap()
+        .extend(told.as_object().unwrap().clone());
     assert_eq!(encode(&asking(asked)).unwrap(), expected);
 }
 
@@ -88,9 +102,13 @@ fn what_cannot_be_told_is_refused_by_name(#[case] param: &str, #[case] asked: Va
 #[test]
 fn a_field_nested_too_deep_is_refused() {
     let deep = format!("{}1{}", "[".repeat(50_000), "]".repeat(50_000));
-    let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],"x":{deep}}}"#);
+    let body =
+        format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],"x":{deep}}}"#);
     let request = ChatRequest::parse(body.as_bytes()).unwrap();
-    assert_eq!(request::body(&request, "m").unwrap_err().cause, Cause::Unsupported);
+    assert_eq!(
+        request::body(&request, "m").unwrap_err().cause,
+        Cause::Unsupported
+    );
 }
 
 #[test]
@@ -118,12 +136,19 @@ fn messages_are_told_with_parts_images_and_tool_calls() {
 #[case("messages[0].tool_calls[0].function.arguments", json!({"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{"}}]}))]
 fn messages_that_cannot_be_told(#[case] param: &str, #[case] message: Value) {
     let error = encode(&json!({"model": "alias", "messages": [message]})).unwrap_err();
-    assert_eq!((error.cause, error.detail.param.as_deref()), (Cause::Unsupported, Some(param)));
+    assert_eq!(
+        (error.cause, error.detail.param.as_deref()),
+        (Cause::Unsupported, Some(param))
+    );
 }
 
 fn complete(body: &str) -> Result<(Value, Option<Usage>), AttemptError> {
-    let completion = codec().completion(&HeaderMap::new(), Bytes::copy_from_slice(body.as_bytes()))?;
-    Ok((serde_json::from_slice(&completion.body).unwrap(), completion.usage))
+    let completion =
+        codec().completion(&HeaderMap::new(), Bytes::copy_from_slice(body.as_bytes()))?;
+    Ok((
+        serde_json::from_slice(&completion.body).unwrap(),
+        completion.usage,
+    ))
 }
 
 #[test]
@@ -133,13 +158,30 @@ fn a_completion_has_openais_shape() {
     )
     .unwrap();
     assert!(told["id"].as_str().unwrap().starts_with("chatcmpl-"));
-    assert_eq!((&told["object"], &told["created"], &told["model"]), (&json!("chat.completion"), &json!(1_787_338_102), &json!("llama3")));
+    assert_eq!(
+        (&told["object"], &told["created"], &told["model"]),
+        (
+            &json!("chat.completion"),
+            &json!(1_787_338_102),
+            &json!("llama3")
+        )
+    );
     assert_eq!(
         told["choices"],
         json!([{"index": 0, "message": {"role": "assistant", "content": "Paris"}, "logprobs": null, "finish_reason": "stop"}])
     );
-    assert_eq!(told["usage"], json!({"prompt_tokens": 0, "completion_tokens": 2, "total_tokens": 2}));
-    assert_eq!(usage, Some(Usage { prompt_tokens: 0, completion_tokens: 2, total_tokens: 2 }));
+    assert_eq!(
+        told["usage"],
+        json!({"prompt_tokens": 0, "completion_tokens": 2, "total_tokens": 2})
+    );
+    assert_eq!(
+        usage,
+        Some(Usage {
+            prompt_tokens: 0,
+            completion_tokens: 2,
+            total_tokens: 2
+        })
+    );
 }
 
 #[test]
@@ -150,11 +192,23 @@ fn tool_calls_have_ids_and_arguments_as_text() {
     .unwrap();
     let choice = &told["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
-    assert_eq!((&choice["message"]["content"], &choice["message"]["reasoning_content"]), (&Value::Null, &json!("hm")));
+    assert_eq!(
+        (
+            &choice["message"]["content"],
+            &choice["message"]["reasoning_content"]
+        ),
+        (&Value::Null, &json!("hm"))
+    );
     let calls = &choice["message"]["tool_calls"];
     assert!(calls[0]["id"].as_str().unwrap().starts_with("call_"));
-    assert_eq!(calls[0]["function"], json!({"name": "f", "arguments": "{\"x\": 1}"}));
-    assert_eq!(calls[1], json!({"id": "c9", "type": "function", "function": {"name": "g", "arguments": "{}"}}));
+    assert_eq!(
+        calls[0]["function"],
+        json!({"name": "f", "arguments": "{\"x\": 1}"})
+    );
+    assert_eq!(
+        calls[1],
+        json!({"id": "c9", "type": "function", "function": {"name": "g", "arguments": "{}"}})
+    );
 }
 
 #[rstest]
@@ -164,7 +218,10 @@ fn tool_calls_have_ids_and_arguments_as_text() {
 #[case::array("[]", Cause::BadResponse)]
 #[case::not_finished(r#"{"message":{"content":"a"},"done":false}"#, Cause::BadResponse)]
 #[case::no_message(r#"{"done":true,"done_reason":"stop"}"#, Cause::BadResponse)]
-#[case::loaded(r#"{"message":{"role":"assistant","content":""},"done":true,"done_reason":"load"}"#, Cause::BadResponse)]
+#[case::loaded(
+    r#"{"message":{"role":"assistant","content":""},"done":true,"done_reason":"load"}"#,
+    Cause::BadResponse
+)]
 #[case::error(r#"{"error":"out of memory"}"#, Cause::InBand)]
 fn what_is_no_completion(#[case] body: &str, #[case] cause: Cause) {
     assert_eq!(complete(body).unwrap_err().cause, cause);
@@ -175,7 +232,10 @@ fn read(fields: Value, stream: &str) -> (Vec<Value>, String) {
     let mut fields = fields;
     fields["stream"] = true.into();
     let request = ChatRequest::parse(asking(fields).to_string().as_bytes()).unwrap();
-    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"))]);
+    let headers = HeaderMap::from_iter([(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static("application/x-ndjson"),
+    )]);
     let mut decoder = codec().decoder(&request, &headers).unwrap();
     let mut out = VecDeque::new();
     decoder.push(Bytes::copy_from_slice(stream.as_bytes()), &mut out);
@@ -191,11 +251,18 @@ fn read(fields: Value, stream: &str) -> (Vec<Value>, String) {
                 assert_eq!(chunk["object"], "chat.completion.chunk");
                 ids.push((chunk["id"].clone(), chunk["created"].clone()));
                 let delta = &chunk["choices"][0]["delta"];
-                let said = ["content", "reasoning_content", "tool_calls"].iter().any(|name| !delta[name].is_null() && delta[name] != "");
-                assert_eq!(content, said || chunk["choices"][0]["finish_reason"].is_string());
+                let said = ["content", "reasoning_content", "tool_calls"]
+                    .iter()
+                    .any(|name| !delta[name].is_null() && delta[name] != "");
+                assert_eq!(
+                    content,
+                    said || chunk["choices"][0]["finish_reason"].is_string()
+                );
                 chunks.push(chunk);
             }
-            Decoded::Done(usage) => end = format!("done {:?}", usage.map(|usage| usage.total_tokens)),
+            Decoded::Done(usage) => {
+                end = format!("done {:?}", usage.map(|usage| usage.total_tokens))
+            }
             Decoded::Failed(error) => end = format!("{:?}: {}", error.cause, error.message),
         }
     }
@@ -205,12 +272,14 @@ fn read(fields: Value, stream: &str) -> (Vec<Value>, String) {
 }
 
 const SAID: &str = r#"{"model":"llama3","created_at":"2026-08-21T18:48:22Z","message":{"role":"assistant","content":"He\u00e9"},"done":false}"#;
-const DONE: &str =
-    r#"{"model":"llama3","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop","prompt_eval_count":5,"eval_count":2}"#;
+const DONE: &str = r#"{"model":"llama3","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop","prompt_eval_count":5,"eval_count":2}"#;
 
 #[test]
 fn a_stream_has_openais_shape() {
-    let (chunks, end) = read(json!({"stream_options": {"include_usage": true}}), &format!("{SAID}\n{DONE}"));
+    let (chunks, end) = read(
+        json!({"stream_options": {"include_usage": true}}),
+        &format!("{SAID}\n{DONE}"),
+    );
     let choices: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"]).collect();
     let choice = |delta: Value, finish: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]);
     assert_eq!(
@@ -222,23 +291,45 @@ fn a_stream_has_openais_shape() {
             &json!([]),
         ]
     );
-    assert_eq!(chunks[3]["usage"], json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}));
-    assert!(chunks[..3].iter().all(|chunk| chunk.as_object().unwrap().contains_key("usage") && chunk["usage"].is_null()));
+    assert_eq!(
+        chunks[3]["usage"],
+        json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7})
+    );
+    assert!(
+        chunks[..3]
+            .iter()
+            .all(|chunk| chunk.as_object().unwrap().contains_key("usage")
+                && chunk["usage"].is_null())
+    );
     assert_eq!(end, "done Some(7)");
     let (chunks, end) = read(json!({}), &format!("{SAID}\n{DONE}\n"));
     assert_eq!((chunks.len(), end.as_str()), (3, "done Some(7)"));
-    assert!(chunks.iter().all(|chunk| !chunk.as_object().unwrap().contains_key("usage")));
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| !chunk.as_object().unwrap().contains_key("usage"))
+    );
 }
 
 #[test]
 fn streamed_tool_calls_have_their_own_index_and_id() {
     let call = r#"{"message":{"content":"","tool_calls":[{"id":"c","function":{"index":0,"name":"f","arguments":{"x":1}}}]},"done":false}"#;
     let (chunks, _) = read(json!({}), &format!("{call}\n{call}\n{DONE}\n"));
-    let calls: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]).filter(|call| !call.is_null()).collect();
-    assert_eq!(calls[0], &json!({"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"x\":1}"}}));
+    let calls: Vec<&Value> = chunks
+        .iter()
+        .map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0])
+        .filter(|call| !call.is_null())
+        .collect();
+    assert_eq!(
+        calls[0],
+        &json!({"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"x\":1}"}})
+    );
     assert_eq!(calls[1]["index"], 1);
     assert!(calls[1]["id"] != "c" && calls[1]["id"].is_string());
-    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+    assert_eq!(
+        chunks.last().unwrap()["choices"][0]["finish_reason"],
+        "tool_calls"
+    );
 }
 
 #[rstest]
@@ -250,7 +341,10 @@ fn streamed_tool_calls_have_their_own_index_and_id() {
 #[case::broken(&format!("{SAID}\n{{\"model\":\"ll\n{DONE}\n"), "BadResponse")]
 #[case::no_message("{\"status\":\"x\"}\n", "BadResponse")]
 #[case::html("<html>\n", "BadResponse")]
-#[case::loaded("{\"message\":{\"content\":\"\"},\"done\":true,\"done_reason\":\"load\"}\n", "BadResponse")]
+#[case::loaded(
+    "{\"message\":{\"content\":\"\"},\"done\":true,\"done_reason\":\"load\"}\n",
+    "BadResponse"
+)]
 #[case::more_after_the_end(&format!("{DONE}\n{SAID}\nx\n"), "done Some(7)")]
 #[case::length(&format!("{}\n", DONE.replace("stop", "length")), "done Some(7)")]
 #[case::no_reason(&format!("{}\n", DONE.replace("\"done_reason\":\"stop\",", "")), "done Some(7)")]
@@ -261,9 +355,19 @@ fn ends(#[case] stream: &str, #[case] expected: &str) {
 
 #[test]
 fn a_wrong_content_type_is_no_stream() {
-    let request = ChatRequest::parse(asking(json!({"stream": true})).to_string().as_bytes()).unwrap();
-    for headers in [HeaderMap::new(), HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static("text/html"))])] {
-        assert_eq!(codec().decoder(&request, &headers).err().unwrap().cause, Cause::BadResponse);
+    let request =
+        ChatRequest::parse(asking(json!({"stream": true})).to_string().as_bytes()).unwrap();
+    for headers in [
+        HeaderMap::new(),
+        HeaderMap::from_iter([(
+            http::header::CONTENT_TYPE,
+            HeaderValue::from_static("text/html"),
+        )]),
+    ] {
+        assert_eq!(
+            codec().decoder(&request, &headers).err().unwrap().cause,
+            Cause::BadResponse
+        );
     }
 }
 
@@ -271,6 +375,14 @@ fn a_wrong_content_type_is_no_stream() {
 #[test]
 fn an_answer_that_cannot_be_read_is_not_repeated() {
     let long = format!("canary-{}", "x".repeat(100_000));
-    let error = codec().completion(&HeaderMap::new(), Bytes::from(format!(r#"{{"message":"{long}"}}"#))).unwrap_err();
-    assert_eq!(error.message, "The provider's answer is not one of Ollama's (line 1, column 100020).");
+    let error = codec()
+        .completion(
+            &HeaderMap::new(),
+            Bytes::from(format!(r#"{{"message":"{long}"}}"#)),
+        )
+        .unwrap_err();
+    assert_eq!(
+        error.message,
+        "The provider's answer is not one of Ollama's (line 1, column 100020)."
+    );
 }

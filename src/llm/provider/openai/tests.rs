@@ -29,18 +29,27 @@ fn context() -> CallContext {
         arrived: tokio::time::Instant::now(),
         deadline: None,
         idempotency_key: "idem-1".into(),
-        traceparent: Some(HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+        traceparent: Some(HeaderValue::from_static(
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )),
     }
 }
 
 use http::HeaderValue;
 
 fn request(fields: &str) -> ChatRequest {
-    ChatRequest::parse(format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"hi"}}]{fields}}}"#).as_bytes()).unwrap()
+    ChatRequest::parse(
+        format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"hi"}}]{fields}}}"#)
+            .as_bytes(),
+    )
+    .unwrap()
 }
 
 fn headers(content_type: &'static str) -> HeaderMap {
-    HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))])
+    HeaderMap::from_iter([(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static(content_type),
+    )])
 }
 
 #[test]
@@ -56,42 +65,78 @@ fn fields_are_sent_as_they_came_and_only_the_model_is_replaced() {
 fn the_key_and_the_ids_go_with_the_request() {
     let told = codec().encode(&request(""), "m", &context()).unwrap();
     assert_eq!(told.url, "http://127.0.0.1:9/v1/chat/completions");
-    let value = |name: &str| told.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    assert_eq!(value("authorization").as_deref(), Some("Bearer sk-canary-1"));
+    let value = |name: &str| {
+        told.headers
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(
+        value("authorization").as_deref(),
+        Some("Bearer sk-canary-1")
+    );
     assert_eq!(value("x-request-id").as_deref(), Some("req-1"));
     assert_eq!(value("idempotency-key").as_deref(), Some("idem-1"));
     assert!(value("traceparent").unwrap().starts_with("00-0af7"));
     assert_eq!(value("content-type").as_deref(), Some("application/json"));
-    assert!(!format!("{told:?}").contains("canary"), "the key is marked sensitive");
+    assert!(
+        !format!("{told:?}").contains("canary"),
+        "the key is marked sensitive"
+    );
 }
 
 #[test]
 fn a_user_and_password_go_with_the_request_and_nowhere_else() {
-    let provider = ProviderConfig { api_key: None, user: Some("user:canary pass".into()), ..provider("http://h/v1") };
+    let provider = ProviderConfig {
+        api_key: None,
+        user: Some("user:canary pass".into()),
+        ..provider("http://h/v1")
+    };
     let codec = OpenAi::new(&provider);
     let told = codec.encode(&request(""), "m", &context()).unwrap();
-    assert_eq!(told.headers["authorization"], "Basic dXNlcjpjYW5hcnkgcGFzcw==");
+    assert_eq!(
+        told.headers["authorization"],
+        "Basic dXNlcjpjYW5hcnkgcGFzcw=="
+    );
     assert!(told.headers["authorization"].is_sensitive());
     assert!(!format!("{told:?} {provider:?}").contains("canary"));
     let echo = br#"{"error":{"message":"bad: user:canary pass, Basic dXNlcjpjYW5hcnkgcGFzcw=="}}"#;
     let error = codec.error(StatusCode::UNAUTHORIZED, &HeaderMap::new(), echo);
-    assert_eq!(error.message, "The provider answered 401: bad: user:[redacted], Basic [redacted]==");
+    assert_eq!(
+        error.message,
+        "The provider answered 401: bad: user:[redacted], Basic [redacted]=="
+    );
 }
 
 #[rstest]
-#[case("https://api.openai.com/v1", "https://api.openai.com/v1/chat/completions")]
-#[case("https://api.openai.com/v1/", "https://api.openai.com/v1/chat/completions")]
+#[case(
+    "https://api.openai.com/v1",
+    "https://api.openai.com/v1/chat/completions"
+)]
+#[case(
+    "https://api.openai.com/v1/",
+    "https://api.openai.com/v1/chat/completions"
+)]
 #[case("http://h", "http://h/chat/completions")]
-#[case("http://h/d/x?api-version=2", "http://h/d/x/chat/completions?api-version=2")]
+#[case(
+    "http://h/d/x?api-version=2",
+    "http://h/d/x/chat/completions?api-version=2"
+)]
 fn urls(#[case] base: &str, #[case] expected: &str) {
-    let told = OpenAi::new(&provider(base)).encode(&request(""), "m", &context()).unwrap();
+    let told = OpenAi::new(&provider(base))
+        .encode(&request(""), "m", &context())
+        .unwrap();
     assert_eq!(told.url.to_string(), expected);
 }
 
 #[test]
 fn a_key_that_no_header_can_carry_is_an_error_without_the_key() {
-    let provider = ProviderConfig { api_key: Some("canary\nx".to_owned().into()), ..provider("http://h/v1") };
-    let error = OpenAi::new(&provider).encode(&request(""), "m", &context()).unwrap_err();
+    let provider = ProviderConfig {
+        api_key: Some("canary\nx".to_owned().into()),
+        ..provider("http://h/v1")
+    };
+    let error = OpenAi::new(&provider)
+        .encode(&request(""), "m", &context())
+        .unwrap_err();
     assert_eq!(error.cause, Cause::ProviderAuth);
     assert!(error.message.contains("'main'") && !format!("{error:?}").contains("canary"));
 }
@@ -101,9 +146,18 @@ fn a_completion_is_passed_on_as_it_came() {
     let body = Bytes::from_static(
         br#" {"id":"1","choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7},"x":1} "#,
     );
-    let completion = codec().completion(&headers("application/json"), body.clone()).unwrap();
+    let completion = codec()
+        .completion(&headers("application/json"), body.clone())
+        .unwrap();
     assert_eq!(completion.body, body);
-    assert_eq!(completion.usage, Some(Usage { prompt_tokens: 5, completion_tokens: 2, total_tokens: 7 }));
+    assert_eq!(
+        completion.usage,
+        Some(Usage {
+            prompt_tokens: 5,
+            completion_tokens: 2,
+            total_tokens: 7
+        })
+    );
     assert_eq!(completion.text().as_deref(), Some("Paris"));
 }
 
@@ -123,21 +177,57 @@ fn a_completion_is_passed_on_as_it_came() {
 #[case::error(r#"{"error":{"message":"no","type":"t"}}"#, Cause::InBand)]
 #[case::error_text(r#"{"error":"no","choices":[{"message":{}}]}"#, Cause::InBand)]
 fn what_is_no_completion(#[case] body: &'static str, #[case] cause: Cause) {
-    assert_eq!(codec().completion(&HeaderMap::new(), Bytes::from_static(body.as_bytes())).unwrap_err().cause, cause);
+    assert_eq!(
+        codec()
+            .completion(&HeaderMap::new(), Bytes::from_static(body.as_bytes()))
+            .unwrap_err()
+            .cause,
+        cause
+    );
 }
 
 #[test]
 fn a_body_that_is_not_utf8_or_is_coded_is_no_completion() {
     let body = Bytes::from_static(b"{\"choices\":[{\"message\":{\"content\":\"\xFF\"}}]}");
-    assert_eq!(codec().completion(&HeaderMap::new(), body).unwrap_err().cause, Cause::BadResponse);
-    let coded = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
-    assert_eq!(codec().completion(&coded, Bytes::from_static(br#"{"choices":[{"message":{}}]}"#)).unwrap_err().cause, Cause::BadResponse);
-    assert_eq!(codec().decoder(&request(r#","stream":true"#), &coded).err().unwrap().cause, Cause::BadResponse);
+    assert_eq!(
+        codec()
+            .completion(&HeaderMap::new(), body)
+            .unwrap_err()
+            .cause,
+        Cause::BadResponse
+    );
+    let coded = HeaderMap::from_iter([(
+        http::header::CONTENT_ENCODING,
+        HeaderValue::from_static("gzip"),
+    )]);
+    assert_eq!(
+        codec()
+            .completion(
+                &coded,
+                Bytes::from_static(br#"{"choices":[{"message":{}}]}"#)
+            )
+            .unwrap_err()
+            .cause,
+        Cause::BadResponse
+    );
+    assert_eq!(
+        codec()
+            .decoder(&request(r#","stream":true"#), &coded)
+            .err()
+            .unwrap()
+            .cause,
+        Cause::BadResponse
+    );
 }
 
 /// A stream told in short: `+` a chunk with content, `-` one without, then the end.
 fn read(fields: &str, stream: &str) -> (String, Vec<Bytes>, Option<AttemptError>, Option<Usage>) {
-    let mut decoder = codec().decoder(&request(&format!(r#","stream":true{fields}"#)), &headers("text/event-stream; charset=utf-8")).unwrap();
+    let mut decoder = codec()
+        .decoder(
+            &request(&format!(r#","stream":true{fields}"#)),
+            &headers("text/event-stream; charset=utf-8"),
+        )
+        .unwrap();
     let mut out = VecDeque::new();
     decoder.push(Bytes::copy_from_slice(stream.as_bytes()), &mut out);
     decoder.finish(&mut out);
@@ -164,9 +254,11 @@ fn read(fields: &str, stream: &str) -> (String, Vec<Bytes>, Option<AttemptError>
 }
 
 const ROLE: &str = r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null}],"usage":null}"#;
-const TEXT: &str = r#"data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}"#;
+const TEXT: &str =
+    r#"data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}"#;
 const STOP: &str = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
-const USAGE: &str = r#"data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#;
+const USAGE: &str =
+    r#"data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#;
 const DONE: &str = "data: [DONE]";
 
 #[rstest]
@@ -208,16 +300,25 @@ fn events_are_passed_on_as_they_came() {
 
 #[test]
 fn data_over_several_lines_becomes_one() {
-    let (told, chunks, ..) =
-        read("", "data: {\"choices\":[\ndata: {\"delta\":{\"content\":\"a\"},\r\ndata: \"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n");
+    let (told, chunks, ..) = read(
+        "",
+        "data: {\"choices\":[\ndata: {\"delta\":{\"content\":\"a\"},\r\ndata: \"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
+    );
     assert_eq!(told, "+ done");
-    assert_eq!(chunks, [r#"{"choices":[ {"delta":{"content":"a"}, "finish_reason":"stop"}]}"#]);
+    assert_eq!(
+        chunks,
+        [r#"{"choices":[ {"delta":{"content":"a"}, "finish_reason":"stop"}]}"#]
+    );
 }
 
 #[test]
 fn usage_is_read_always_and_passed_on_where_it_was_asked_for() {
     let stream = format!("{TEXT}\n\n{STOP}\n\n{USAGE}\n\n{DONE}\n\n");
-    let told = Some(Usage { prompt_tokens: 5, completion_tokens: 2, total_tokens: 7 });
+    let told = Some(Usage {
+        prompt_tokens: 5,
+        completion_tokens: 2,
+        total_tokens: 7,
+    });
     let (chunks, .., usage) = read("", &stream);
     assert_eq!((chunks.as_str(), usage), ("++ done", told));
     let (chunks, .., usage) = read(r#","stream_options":{"include_usage":true}"#, &stream);
@@ -227,15 +328,38 @@ fn usage_is_read_always_and_passed_on_where_it_was_asked_for() {
 #[test]
 fn every_choice_that_began_must_end() {
     let choice = |index: u32, finish: &str| {
-        format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"a\"}},\"finish_reason\":{finish}}}]}}\n\n")
+        format!(
+            "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"a\"}},\"finish_reason\":{finish}}}]}}\n\n"
+        )
     };
-    let half = format!("{}{}{}", choice(0, "null"), choice(1, "null"), choice(0, "\"stop\""));
-    assert_eq!(read(r#","n":2"#, &format!("{half}{DONE}\n\n")).0, "+++ Truncated");
-    assert_eq!(read(r#","n":2"#, &format!("{half}{}{DONE}\n\n", choice(1, "\"stop\""))).0, "++++ done");
+    let half = format!(
+        "{}{}{}",
+        choice(0, "null"),
+        choice(1, "null"),
+        choice(0, "\"stop\"")
+    );
+    assert_eq!(
+        read(r#","n":2"#, &format!("{half}{DONE}\n\n")).0,
+        "+++ Truncated"
+    );
+    assert_eq!(
+        read(
+            r#","n":2"#,
+            &format!("{half}{}{DONE}\n\n", choice(1, "\"stop\""))
+        )
+        .0,
+        "++++ done"
+    );
     let both = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"},{"index":1,"delta":{},"finish_reason":"length"}]}"#;
-    assert_eq!(read(r#","n":2"#, &format!("{half}{both}\n\n{DONE}\n\n")).0, "++++ done");
+    assert_eq!(
+        read(r#","n":2"#, &format!("{half}{both}\n\n{DONE}\n\n")).0,
+        "++++ done"
+    );
     // one answer where two were asked for: with the marker the provider says that this is all, without it something is missing
-    assert_eq!(read(r#","n":2"#, &format!("{}{DONE}\n\n", choice(0, "\"stop\""))).0, "+ done");
+    assert_eq!(
+        read(r#","n":2"#, &format!("{}{DONE}\n\n", choice(0, "\"stop\""))).0,
+        "+ done"
+    );
     assert_eq!(read(r#","n":2"#, &choice(0, "\"stop\"")).0, "+ Truncated");
 }
 
@@ -244,34 +368,59 @@ fn an_in_band_error_keeps_its_class_and_loses_our_key() {
     let event = r#"data: {"error":{"message":"sk-canary-1 is over its limit","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
     let error = read("", &format!("{event}\n\n")).2.unwrap();
     assert_eq!(error.message, "[redacted] is over its limit");
-    assert_eq!(error.detail, ErrorDetail { kind: Some("requests".into()), code: Some("rate_limit_exceeded".into()), param: None });
+    assert_eq!(
+        error.detail,
+        ErrorDetail {
+            kind: Some("requests".into()),
+            code: Some("rate_limit_exceeded".into()),
+            param: None
+        }
+    );
 }
 
 #[test]
 fn too_many_choices_are_no_answer() {
-    let stream: String = (0..2_000).map(|index| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}}}}]}}\n\n")).collect();
+    let stream: String = (0..2_000)
+        .map(|index| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}}}}]}}\n\n"))
+        .collect();
     assert_eq!(read("", &stream).2.unwrap().cause, Cause::BadResponse);
 }
 
 #[test]
 fn an_event_without_end_is_refused_at_the_bound() {
-    let mut decoder = codec().decoder(&request(r#","stream":true"#), &headers("text/event-stream")).unwrap();
+    let mut decoder = codec()
+        .decoder(&request(r#","stream":true"#), &headers("text/event-stream"))
+        .unwrap();
     let mut out = VecDeque::new();
     let piece = Bytes::from(vec![b'x'; 64 * 1024]);
     for _ in 0..=DEFAULT_EVENT_LIMIT / piece.len() {
         decoder.push(piece.clone(), &mut out);
     }
-    assert!(matches!(&out.make_contiguous()[..], [Decoded::Failed(AttemptError { cause: Cause::Oversized, .. })]));
+    assert!(matches!(
+        &out.make_contiguous()[..],
+        [Decoded::Failed(AttemptError {
+            cause: Cause::Oversized,
+            ..
+        })]
+    ));
 }
 
 #[rstest]
 #[case::html("text/html", "<html>", Cause::BadResponse)]
 #[case::none("", "data: {}", Cause::BadResponse)]
 #[case::error("application/json", r#"{"error":{"message":"late"}}"#, Cause::InBand)]
-#[case::document("application/json", r#"{"choices":[{"message":{"content":"a"}}]}"#, Cause::BadResponse)]
+#[case::document(
+    "application/json",
+    r#"{"choices":[{"message":{"content":"a"}}]}"#,
+    Cause::BadResponse
+)]
 #[case::broken("application/json; charset=utf-8", r#"{"error""#, Cause::BadResponse)]
 #[case::stream_under_a_wrong_name("application/json", "data: {}\n\n", Cause::BadResponse)]
-fn what_is_no_stream(#[case] content_type: &'static str, #[case] body: &'static str, #[case] cause: Cause) {
+fn what_is_no_stream(
+    #[case] content_type: &'static str,
+    #[case] body: &'static str,
+    #[case] cause: Cause,
+) {
     let mut out = VecDeque::new();
     match codec().decoder(&request(r#","stream":true"#), &headers(content_type)) {
         Ok(mut decoder) => {
@@ -280,7 +429,10 @@ fn what_is_no_stream(#[case] content_type: &'static str, #[case] body: &'static 
         }
         Err(error) => out.push_back(Decoded::Failed(error)),
     }
-    assert!(matches!(&out.make_contiguous()[..], [Decoded::Failed(error)] if error.cause == cause), "{out:?}");
+    assert!(
+        matches!(&out.make_contiguous()[..], [Decoded::Failed(error)] if error.cause == cause),
+        "{out:?}"
+    );
 }
 
 /// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
@@ -288,13 +440,31 @@ fn what_is_no_stream(#[case] content_type: &'static str, #[case] body: &'static 
 fn an_answer_that_cannot_be_read_is_not_repeated() {
     let long = format!("canary-{}", "x".repeat(100_000));
     let document = format!(r#"{{"choices":"{long}"}}"#);
-    let error = codec().completion(&HeaderMap::new(), Bytes::from(document.clone())).unwrap_err();
-    assert_eq!(error.message, "The provider's answer is not a chat completion (line 1, column 100020).");
-    let mut decoder = codec().decoder(&request(r#","stream":true"#), &headers("text/event-stream")).unwrap();
+    let error = codec()
+        .completion(&HeaderMap::new(), Bytes::from(document.clone()))
+        .unwrap_err();
+    assert_eq!(
+        error.message,
+        "The provider's answer is not a chat completion (line 1, column 100020)."
+    );
+    let mut decoder = codec()
+        .decoder(&request(r#","stream":true"#), &headers("text/event-stream"))
+        .unwrap();
     let mut out = VecDeque::new();
     decoder.push(Bytes::from(format!("data: {document}\n\n")), &mut out);
-    let Some(Decoded::Failed(error)) = out.pop_front() else { panic!("{out:?}") };
-    assert_eq!(error.message, "The provider's stream holds an event that is not a chat completion chunk (line 1, column 100020).");
-    let error = codec().decoder(&request(r#","stream":true"#), &headers("text/plain-sk-canary-1")).err().unwrap();
+    let Some(Decoded::Failed(error)) = out.pop_front() else {
+        panic!("{out:?}")
+    };
+    assert_eq!(
+        error.message,
+        "The provider's stream holds an event that is not a chat completion chunk (line 1, column 100020)."
+    );
+    let error = codec()
+        .decoder(
+            &request(r#","stream":true"#),
+            &headers("text/plain-sk-canary-1"),
+        )
+        .err()
+        .unwrap();
     assert!(!error.message.contains("canary"), "{}", error.message);
 }

@@ -28,7 +28,9 @@ fn none<C>() -> Option<C> {
 impl<C> Document<'_, C> {
     /// The error, unless it is nothing: `null`, `false`, `""`.
     pub(super) fn error(&self) -> Option<&str> {
-        self.error.map(RawValue::get).filter(|error| !matches!(*error, "null" | "false" | "\"\""))
+        self.error
+            .map(RawValue::get)
+            .filter(|error| !matches!(*error, "null" | "false" | "\"\""))
     }
 
     pub(super) fn usage(&self) -> Option<Usage> {
@@ -112,7 +114,10 @@ impl<'de> Deserialize<'de> for Deltas {
                 let mut deltas = Deltas::default();
                 while let Some(Object(choice)) = seq.next_element::<Object<ChoiceView>>()? {
                     let finished = choice.finish_reason.0;
-                    deltas.content |= finished || choice.delta.is_some_and(|Object(delta)| delta.has_content());
+                    deltas.content |= finished
+                        || choice
+                            .delta
+                            .is_some_and(|Object(delta)| delta.has_content());
                     let seen = (choice.index.unwrap_or(0), finished);
                     if deltas.first.is_none() {
                         deltas.first = Some(seen);
@@ -151,9 +156,17 @@ struct DeltaView {
 
 impl DeltaView {
     fn has_content(&self) -> bool {
-        [&self.content, &self.tool_calls, &self.function_call, &self.refusal, &self.reasoning, &self.reasoning_content, &self.audio]
-            .iter()
-            .any(|part| part.0)
+        [
+            &self.content,
+            &self.tool_calls,
+            &self.function_call,
+            &self.refusal,
+            &self.reasoning,
+            &self.reasoning_content,
+            &self.audio,
+        ]
+        .iter()
+        .any(|part| part.0)
     }
 }
 
