@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, redact_url};
 use crate::http::auth::{self, Keys};
-use crate::http::connection::{self, Patience};
+use crate::http::connection::{self, ConnectionTimeouts};
 use crate::http::router;
 use crate::http::shutdown::Shutdown;
 use crate::http::state::{App, AppState};
@@ -126,7 +126,7 @@ impl Gateway {
             CancellationToken::new(),
             TaskTracker::new(),
         );
-        let patience = Patience {
+        let patience = ConnectionTimeouts {
             headers: config.server.header_timeout,
             writes: config.server.write_timeout,
         };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use gauntlet_harness::case::{Case, Verdict};
 use gauntlet_harness::database::{Choice, Database, Require};
 use gauntlet_harness::runner::examine;
-use gauntlet_harness::target::{Target, TargetFile};
+use gauntlet_harness::subject::{Target, TargetFile};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Runtime;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gauntlet::config::StepConfig;
 use gauntlet::orchestrator::outcome::Cause;
-use gauntlet::orchestrator::plan::{PIPELINE, Step};
+use gauntlet::orchestrator::step::{PIPELINE, Step};
 use gauntlet::store::StoreError;
 use rstest::rstest;
 use scripted::{Act, FakeLane, Pace, StoreAct, World};
@@ -40,7 +40,7 @@ fn requirement(step: Step) -> &'static str {
 fn act(cause: Cause) -> Act {
     match cause {
         Cause::Timeout => Act::Never,
-        Cause::Nonsense => Act::Says("Certainly! Here is what I found.".into()),
+        Cause::InvalidOutput => Act::Says("Certainly! Here is what I found.".into()),
         cause => Act::Fails(cause),
     }
 }
@@ -62,7 +62,7 @@ async fn an_agent_fails(
         Step::Review
     )]
     step: Step,
-    #[values(Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen)] cause: Cause,
+    #[values(Cause::Error, Cause::Timeout, Cause::InvalidOutput, Cause::BreakerOpen)] cause: Cause,
 ) {
     snapshot(
         &format!("{}__{}__{}", requirement(step), step.name(), cause.name()),
@@ -153,7 +153,7 @@ async fn the_database_is_gone() {
 #[rstest]
 #[tokio::test(start_paused = true)]
 async fn everything_fails(
-    #[values(Cause::Error, Cause::Timeout, Cause::Nonsense, Cause::BreakerOpen)] cause: Cause,
+    #[values(Cause::Error, Cause::Timeout, Cause::InvalidOutput, Cause::BreakerOpen)] cause: Cause,
 ) {
     let mut world = PIPELINE
         .steps()

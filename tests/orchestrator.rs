@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gauntlet::orchestrator::Ask;
 use gauntlet::orchestrator::outcome::{Cause, Status};
-use gauntlet::orchestrator::plan::{PIPELINE, Step};
+use gauntlet::orchestrator::step::{PIPELINE, Step};
 use gauntlet::resilience::deadline::{Deadline, SetBy};
 use rstest::rstest;
 use scripted::{Act, Event, FakeLane, Pace, QUESTION, StoreAct, World, passage};
@@ -96,7 +96,7 @@ async fn para_05_each_phase_starts_after_the_one_before_has_ended() {
         (Step::Review, Step::Record),
     ] {
         assert!(
-            world.log.at(&Event::Answered(before)) < world.log.at(&Event::Asked(after)),
+            world.log.at(&Event::Answered(before)) < world.log.at(&Event::StubRequest(after)),
             "{before:?} before {after:?}: {:?}",
             world.log.events()
         );

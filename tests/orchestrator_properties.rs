@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use gauntlet::config::StepConfig;
 use gauntlet::orchestrator::outcome::{Cause, Status};
-use gauntlet::orchestrator::plan::{PIPELINE, Step};
+use gauntlet::orchestrator::step::{PIPELINE, Step};
 use gauntlet::orchestrator::{Ask, QueryDocument};
 use gauntlet::store::StoreError;
 use gauntlet_suites::properties::counterexample;
@@ -87,7 +87,7 @@ impl Schedule {
                 step => {
                     let act = match fate {
                         Fate::Works => Act::Says(self.content.says(*step)),
-                        Fate::Fails(Cause::Nonsense) => Act::Says("{}".into()),
+                        Fate::Fails(Cause::InvalidOutput) => Act::Says("{}".into()),
                         Fate::Fails(cause) => Act::Fails(*cause),
                         Fate::Never => Act::Never,
                     };
@@ -159,7 +159,7 @@ fn cause() -> impl Strategy<Value = Cause> {
     prop_oneof![
         Just(Cause::Error),
         Just(Cause::Timeout),
-        Just(Cause::Nonsense),
+        Just(Cause::InvalidOutput),
         Just(Cause::BreakerOpen),
         Just(Cause::StoreUnavailable)
     ]
@@ -277,14 +277,14 @@ fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
         let document = timeout_at(latest, answered(&world, ask, bug)).await;
         prop_assert!(document.is_ok(), "no answer by the deadline and its grace");
         let document = document.unwrap();
-        let asked_to_record = world.log.at(&Event::Asked(Step::Record));
+        let asked_to_record = world.log.at(&Event::StubRequest(Step::Record));
         prop_assert_eq!(
             asked_to_record,
             world
                 .log
                 .events()
                 .iter()
-                .rposition(|event| matches!(event, Event::Asked(_)))
+                .rposition(|event| matches!(event, Event::StubRequest(_)))
                 .unwrap(),
             "the record comes last"
         );
@@ -332,7 +332,7 @@ fn left_at(schedule: &Schedule, leaves: u64) -> Result<bool, TestCaseError> {
         let events = world.log.events();
         let asked = events
             .iter()
-            .filter(|event| matches!(event, Event::Asked(_)))
+            .filter(|event| matches!(event, Event::StubRequest(_)))
             .count();
         prop_assert_eq!(
             asked * 2,
@@ -434,7 +434,7 @@ fn the_schedules_reach_every_outcome() {
     let causes = [
         Cause::Error,
         Cause::Timeout,
-        Cause::Nonsense,
+        Cause::InvalidOutput,
         Cause::BreakerOpen,
     ];
     let of_agents = AGENTS

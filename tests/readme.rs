@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use gauntlet::config::Loaded;
-use gauntlet_harness::target::TargetFile;
+use gauntlet_harness::subject::TargetFile;
 
 const README: &str = include_str!("../README.md");
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use gauntlet_harness::case::{Failure, Honesty, Level, Profile, Verdict};
+use gauntlet_harness::case::{Failure, FailureMode, Level, Profile, Verdict};
 use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
 use gauntlet_harness::runner::Outcome;
 
@@ -23,11 +23,11 @@ fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
     }
 }
 
-fn violated(honesty: Honesty) -> Failure {
+fn violated(mode: FailureMode) -> Failure {
     Failure::Violated {
         expected: "status 504".into(),
         observed: "status 200 <a | b>\nand more".into(),
-        honesty,
+        mode,
     }
 }
 
@@ -53,7 +53,11 @@ fn run() -> RunRecord {
         broken: None,
         outcomes: vec![
             outcome("WIRE-01", Level::Must, Verdict::Passed),
-            outcome("WIRE-04", Level::Should, failed(violated(Honesty::Lied))),
+            outcome(
+                "WIRE-04",
+                Level::Should,
+                failed(violated(FailureMode::Silent)),
+            ),
             outcome(
                 "TIME-01",
                 Level::Must,
@@ -61,7 +65,7 @@ fn run() -> RunRecord {
                     what: "it exited with code 3".into(),
                 }),
             ),
-            outcome("TIME-02", Level::Must, failed(violated(Honesty::Hung))),
+            outcome("TIME-02", Level::Must, failed(violated(FailureMode::Hang))),
             outcome(
                 "TIME-03",
                 Level::Must,
@@ -73,7 +77,7 @@ fn run() -> RunRecord {
                 "PARA-01",
                 Level::Must,
                 Verdict::Flaky {
-                    failure: violated(Honesty::Honest),
+                    failure: violated(FailureMode::Visible),
                 },
             ),
             outcome(

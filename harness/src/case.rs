@@ -12,12 +12,12 @@ use crate::database::CaseDatabase;
 use crate::gate::Gates;
 use crate::llm::Stub;
 use crate::spec::Spec;
+use crate::subject::{Capability, Deployment, Manifest, Process, RunningTarget, Target};
 use crate::tape::Tape;
-use crate::target::{Capability, Deployment, Manifest, Process, RunningTarget, Target};
 use crate::wire::postgres::DatabaseWire;
 
 pub use crate::verdict::{
-    CaseResult, Failure, Honesty, Level, Verdict, equal, holds, in_order, lied,
+    CaseResult, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
 };
 
 /// The surface that a requirement speaks about.

@@ -49,7 +49,7 @@ pub struct ProviderSpec {
     pub protocol: Protocol,
     /// The key that the gateway must present to it; a canary that must show up nowhere else.
     pub api_key: String,
-    /// `user:password` in its base URL, for a target that takes that ([`crate::target::Capability::UrlCredentials`]).
+    /// `user:password` in its base URL, for a target that takes that ([`crate::subject::Capability::UrlCredentials`]).
     #[serde(default)]
     pub userinfo: Option<String>,
     /// The provider's concurrency limit, if the case needs one.

@@ -17,13 +17,13 @@ pub enum Level {
 /// How a failing gateway presented itself to its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Honesty {
+pub enum FailureMode {
     /// Wrong, but with an error that the user can see.
-    Honest,
+    Visible,
     /// A wrong answer that looks right.
-    Lied,
+    Silent,
     /// No end within the hang guard.
-    Hung,
+    Hang,
 }
 
 /// Why a case did not pass.
@@ -35,7 +35,7 @@ pub enum Failure {
     Violated {
         expected: String,
         observed: String,
-        honesty: Honesty,
+        mode: FailureMode,
     },
     /// The gateway could not be brought to the point of the examination, or died there.
     Target { what: String },
@@ -95,7 +95,7 @@ pub fn holds(fact: bool, expected: impl Into<String>, observed: impl fmt::Displa
     Err(Failure::Violated {
         expected: expected.into(),
         observed: observed.to_string(),
-        honesty: Honesty::Honest,
+        mode: FailureMode::Visible,
     })
 }
 
@@ -123,17 +123,17 @@ pub fn in_order(first: (&str, u64), second: (&str, u64)) -> CaseResult {
     )
 }
 
-/// The same violation, of a gateway whose wrong answer looks right: `equal(…).map_err(lied)?`.
-pub fn lied(failure: Failure) -> Failure {
+/// The same violation, of a gateway whose wrong answer looks right: `equal(…).map_err(silent)?`.
+pub fn silent(failure: Failure) -> Failure {
     match failure {
         Failure::Violated {
             expected,
             observed,
-            honesty: Honesty::Honest,
+            mode: FailureMode::Visible,
         } => Failure::Violated {
             expected,
             observed,
-            honesty: Honesty::Lied,
+            mode: FailureMode::Silent,
         },
         other => other,
     }

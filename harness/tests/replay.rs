@@ -10,7 +10,7 @@ use gauntlet_harness::gate::with_hang_guard;
 use gauntlet_harness::runner::{Replay, replay};
 use gauntlet_harness::schedule::Schedule;
 use gauntlet_harness::schedule::invariants::Invariant;
-use gauntlet_harness::target::{
+use gauntlet_harness::subject::{
     Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
 use serde_json::json;

@@ -14,7 +14,7 @@ use gauntlet_harness::client::Client;
 use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
-use gauntlet_harness::target::{
+use gauntlet_harness::subject::{
     Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
 };
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use gauntlet_harness::case::{Failure, Honesty};
+use gauntlet_harness::case::{Failure, FailureMode};
 use gauntlet_harness::client::{Client, End};
 use gauntlet_harness::gate::{Gates, with_hang_guard};
 use gauntlet_harness::llm::{Stub, chat, echo, error, in_turn, raw, reply, sequence, vectors};
@@ -21,20 +21,20 @@ struct Bench {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Voice {
+enum AnswerSource {
     Wiremock,
     InProcess,
 }
 
-async fn bench(protocol: Protocol, voice: Voice) -> Bench {
+async fn bench(protocol: Protocol, voice: AnswerSource) -> Bench {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
     let provider = Spec::default().provider("p1", protocol).providers.remove(0);
     let stub = match voice {
-        Voice::Wiremock => Stub::start(&provider, "case", tape.clone(), gates.clone())
+        AnswerSource::Wiremock => Stub::start(&provider, "case", tape.clone(), gates.clone())
             .await
             .unwrap(),
-        Voice::InProcess => Stub::in_process(&provider, "case", tape.clone(), gates.clone())
+        AnswerSource::InProcess => Stub::in_process(&provider, "case", tape.clone(), gates.clone())
             .await
             .unwrap(),
     };
@@ -55,7 +55,7 @@ fn hello(text: &str) -> Value {
 #[rstest]
 #[tokio::test]
 async fn a_reply_is_read_strictly_streamed_and_not(
-    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
 ) {
     let bench = bench(Protocol::OpenAi, voice).await;
     bench.stub.answers(
@@ -97,7 +97,7 @@ async fn a_reply_is_read_strictly_streamed_and_not(
 #[rstest]
 #[tokio::test]
 async fn rules_win_over_the_default_and_what_none_matches_is_no_404(
-    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
 ) {
     let bench = bench(Protocol::OpenAi, voice).await;
     bench
@@ -149,7 +149,7 @@ async fn rules_win_over_the_default_and_what_none_matches_is_no_404(
 #[rstest]
 #[tokio::test]
 async fn sequences_are_counted_for_each_prompt_or_over_all(
-    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
 ) {
     let bench = bench(Protocol::OpenAi, voice).await;
     let status = async |text: &str| bench.client.chat(hello(text)).await.unwrap().status;
@@ -174,7 +174,7 @@ async fn sequences_are_counted_for_each_prompt_or_over_all(
 
 #[tokio::test]
 async fn errors_have_the_providers_own_form() {
-    let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
     bench.stub.answers(
         error(429)
             .code("insufficient_quota")
@@ -192,7 +192,7 @@ async fn errors_have_the_providers_own_form() {
 
 #[tokio::test]
 async fn a_responder_put_together_wrongly_says_so() {
-    let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
     bench.stub.answers(error(500).tokens(["a"]));
     let reply = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(reply.status, 599);
@@ -205,7 +205,9 @@ async fn a_responder_put_together_wrongly_says_so() {
 
 #[rstest]
 #[tokio::test]
-async fn ollama_speaks_ndjson_and_whole(#[values(Voice::Wiremock, Voice::InProcess)] voice: Voice) {
+async fn ollama_speaks_ndjson_and_whole(
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
+) {
     let bench = bench(Protocol::Ollama, voice).await;
     bench
         .stub
@@ -264,7 +266,7 @@ async fn ollama_speaks_ndjson_and_whole(#[values(Voice::Wiremock, Voice::InProce
 
 #[tokio::test]
 async fn streams_can_end_wrongly_in_good_order() {
-    let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
     let ask = async || {
         bench
             .client
@@ -308,7 +310,7 @@ async fn streams_can_end_wrongly_in_good_order() {
 
 #[tokio::test]
 async fn vectors_keep_the_order_of_their_inputs() {
-    let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
     bench
         .stub
         .mount(gauntlet_harness::llm::openai::embeddings(), vectors())
@@ -324,7 +326,7 @@ async fn vectors_keep_the_order_of_their_inputs() {
 #[rstest]
 #[tokio::test]
 async fn a_plan_goes_from_the_responder_to_the_wire(
-    #[values(Voice::Wiremock, Voice::InProcess)] voice: Voice,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
 ) {
     let bench = bench(Protocol::OpenAi, voice).await;
     bench
@@ -348,7 +350,7 @@ async fn a_plan_goes_from_the_responder_to_the_wire(
 
 #[tokio::test]
 async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
-    let bench = bench(Protocol::OpenAi, Voice::InProcess).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
     bench.stub.answers(reply("one two").plan(Plan::of([
         Step::Head,
         Step::Events(3),
@@ -359,7 +361,7 @@ async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
     let Err(Failure::Violated {
         expected,
         observed,
-        honesty: Honesty::Hung,
+        mode: FailureMode::Hang,
     }) = ended
     else {
         panic!("{ended:?}")
@@ -383,7 +385,7 @@ async fn a_plan_refuses_to_be_flattened() {
 
 #[tokio::test]
 async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
-    let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
     bench.stub.answers(reply("late").plan(Plan::held("g")));
     let asked = bench.client.send_chat(hello("x")).await.unwrap();
     bench.stub.held(1).await.unwrap();
@@ -418,7 +420,7 @@ async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
 
 #[tokio::test]
 async fn many_meet_at_a_rendezvous_behind_one_wiremock_server() {
-    let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
     bench
         .stub
         .answers(reply("together").plan(Plan::met("all", 64)));
@@ -434,7 +436,7 @@ async fn many_meet_at_a_rendezvous_behind_one_wiremock_server() {
 
 #[tokio::test]
 async fn raw_bytes_are_what_was_said() {
-    let bench = bench(Protocol::OpenAi, Voice::Wiremock).await;
+    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
     bench.stub.answers(raw(200, "text/html", "<h1>no</h1>"));
     let reply = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(

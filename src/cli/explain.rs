@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use gauntlet_harness::case::{Case, Level};
-use gauntlet_suites::defects::Defect;
+use gauntlet_suites::defect::Defect;
 
 use super::CommandError;
 use super::select::unknown;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use console::style;
 use gauntlet_harness::runner::{Replay, replay};
 use gauntlet_harness::schedule::Schedule;
-use gauntlet_harness::target::Target;
+use gauntlet_harness::subject::Target;
 
 use super::CommandError;
 

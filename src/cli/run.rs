@@ -11,7 +11,7 @@ use gauntlet_harness::database::{Choice, Database, Require, Resolved};
 use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
 use gauntlet_harness::runner::Run;
 use gauntlet_harness::spec::DatabaseNeed;
-use gauntlet_harness::target::{Target, TargetFile};
+use gauntlet_harness::subject::{Target, TargetFile};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use secrecy::SecretString;
 
+pub mod kinds;
 mod options;
 mod print;
 mod reader;

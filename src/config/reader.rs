@@ -17,7 +17,7 @@ pub(super) struct Section<'a> {
     /// How people name it: `providers.openai.timeouts`.
     pub(super) label: String,
     /// Which one it is, whatever names it has.
-    place: Place,
+    place: Permit,
     table: Option<&'a Table>,
 }
 
@@ -26,7 +26,7 @@ impl<'a> Section<'a> {
         Self {
             pattern: String::new(),
             label: String::new(),
-            place: Place::default(),
+            place: Permit::default(),
             table: Some(table),
         }
     }
@@ -34,14 +34,14 @@ impl<'a> Section<'a> {
 
 /// Where a section stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Permit {
     /// The index in each array on the way to it.
     pub(super) indexes: Vec<usize>,
     /// What stands for it in a variable's name, part by part.
     pub(super) variable: Vec<String>,
 }
 
-impl Place {
+impl Permit {
     fn below(&self, part: &str) -> Self {
         let mut below = self.clone();
         below.variable.push(as_variable(part));
@@ -60,7 +60,7 @@ impl Place {
 #[derive(Debug)]
 pub(super) struct Effective {
     /// The section's place.
-    pub(super) place: Place,
+    pub(super) place: Permit,
     /// The section's pattern.
     pub(super) pattern: String,
     /// The key.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::stall::Unstalled;
+use super::write_timeout::WriteTimeout;
 
 /// After an accept that failed for want of file descriptors, others may be closed meanwhile.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
@@ -31,7 +31,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What a slow client is given.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct ConnectionTimeouts {
     /// Until its next headers are whole.
     pub headers: Duration,
     /// Without taking 64 KiB of its answer, or all that waits for it.
@@ -42,7 +42,7 @@ pub struct Patience {
 pub async fn accept(
     listener: TcpListener,
     service: Router,
-    patience: Patience,
+    patience: ConnectionTimeouts,
     stop: CancellationToken,
     finish: CancellationToken,
     tasks: TaskTracker,
@@ -74,13 +74,13 @@ async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     service: Router,
-    patience: Patience,
+    patience: ConnectionTimeouts,
     finish: CancellationToken,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY is not taken");
     }
-    let mut io = TokioIo::new(Unstalled::new(stream, patience.writes));
+    let mut io = TokioIo::new(WriteTimeout::new(stream, patience.writes));
     let answered = {
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
             let service = service.clone();

@@ -18,8 +18,8 @@ pub mod probe;
 mod queries;
 pub mod router;
 pub mod shutdown;
-mod stall;
 pub mod state;
+mod write_timeout;
 
 pub use context::RequestContext;
 pub use error::ApiError;

@@ -21,7 +21,7 @@ use crate::llm::chat::InvalidRequest;
 use crate::llm::content::clip;
 use crate::orchestrator::outcome::Status;
 use crate::orchestrator::{Ask, QueryDocument};
-use crate::resilience::deadline::point;
+use crate::resilience::deadline::saturating_add;
 use crate::store::Listing;
 
 /// The longest question, in characters.
@@ -87,7 +87,7 @@ pub(super) async fn create(
         .configured()
         .map_err(|error| ApiError::NotConfigured(error.to_string()))?;
     let asked = deadline_ms
-        .map(|ms| point(context.arrived, Duration::from_millis(ms)))
+        .map(|ms| saturating_add(context.arrived, Duration::from_millis(ms)))
         .into_iter()
         .chain(context.deadline)
         .min();

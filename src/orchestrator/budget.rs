@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use tokio::time::Instant;
 
 use crate::config::StepConfig;
-use crate::orchestrator::plan::{Plan, Step};
+use crate::orchestrator::step::{Plan, Step};
 
 /// The time of one query.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::orchestrator::plan::PIPELINE;
+    use crate::orchestrator::step::PIPELINE;
 
     fn bounds(entries: &[(Step, u64, u64)]) -> IndexMap<String, StepConfig> {
         let millis = Duration::from_millis;

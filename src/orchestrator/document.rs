@@ -14,7 +14,7 @@ use crate::orchestrator::agents::entities::Entity;
 use crate::orchestrator::agents::fact_check::Claim;
 use crate::orchestrator::agents::review::Scores;
 use crate::orchestrator::outcome::{Answered, Cause, Degradation, Outcome, Status, degradation};
-use crate::orchestrator::plan::Step;
+use crate::orchestrator::step::Step;
 use crate::store::Micros;
 
 /// A query and its outcome.
@@ -115,7 +115,7 @@ pub enum StepOutcome {
     /// It was not started: too little time was left.
     Skipped,
     /// It had nothing to work on.
-    NothingToDo,
+    NotApplicable,
 }
 
 /// What a step did.

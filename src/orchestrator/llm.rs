@@ -8,7 +8,7 @@ use crate::orchestrator::outcome::Cause;
 
 /// What a model said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct ModelReply {
     /// The content of the first choice; empty if there is none.
     pub text: String,
     /// As the provider told it; zero if it told none.
@@ -37,7 +37,7 @@ pub trait Llm: Send + Sync {
         &self,
         request: ChatRequest,
         context: CallContext,
-    ) -> Result<Said, CallFailure>;
+    ) -> Result<ModelReply, CallFailure>;
 }
 
 #[async_trait]
@@ -46,10 +46,10 @@ impl Llm for Router {
         &self,
         request: ChatRequest,
         context: CallContext,
-    ) -> Result<Said, CallFailure> {
+    ) -> Result<ModelReply, CallFailure> {
         let served = self.chat(request, context).await.map_err(failure)?;
         match served.answer {
-            Answer::Plain(completion) => Ok(Said {
+            Answer::Plain(completion) => Ok(ModelReply {
                 text: completion.text().unwrap_or_default(),
                 usage: completion.usage.unwrap_or_default(),
             }),
@@ -93,7 +93,7 @@ fn class(cause: LlmCause) -> Cause {
         | LlmCause::FirstTokenTimeout
         | LlmCause::IdleTimeout
         | LlmCause::DeadlineExceeded => Cause::Timeout,
-        LlmCause::BadResponse => Cause::Nonsense,
+        LlmCause::BadResponse => Cause::InvalidOutput,
         LlmCause::BreakerOpen => Cause::BreakerOpen,
         LlmCause::Refused
         | LlmCause::Reset

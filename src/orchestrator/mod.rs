@@ -10,9 +10,9 @@ pub mod budget;
 pub mod document;
 pub mod llm;
 pub mod outcome;
-pub mod plan;
+pub mod pipeline;
 mod record;
-pub mod run;
+pub mod step;
 
 pub use document::QueryDocument;
-pub use run::{Ask, NotConfigured, Orchestrator, Settings};
+pub use pipeline::{Ask, NotConfigured, Orchestrator, Settings};

@@ -23,7 +23,7 @@ use crate::orchestrator::agents::fact_check::{Claim, Verdict};
 use crate::orchestrator::agents::retrieval::Evidence;
 use crate::orchestrator::agents::review::Scores;
 use crate::orchestrator::agents::{DECLARATIONS, Policy, Source, synthesis};
-use crate::orchestrator::plan::Step;
+use crate::orchestrator::step::Step;
 
 /// Why a step gave nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
@@ -34,7 +34,7 @@ pub enum Cause {
     /// It did not end in its share of the time.
     Timeout,
     /// It answered with what is no answer: not of the schema, empty, out of bounds.
-    Nonsense,
+    InvalidOutput,
     /// Every candidate's circuit breaker is open: nothing was sent.
     BreakerOpen,
     /// Less time was left than it needs: nothing was sent.
@@ -50,7 +50,7 @@ impl Cause {
         match self {
             Self::Error => "error",
             Self::Timeout => "timeout",
-            Self::Nonsense => "nonsense",
+            Self::InvalidOutput => "invalid_output",
             Self::BreakerOpen => "breaker_open",
             Self::Skipped => "skipped",
             Self::StoreUnavailable => "store_unavailable",
@@ -60,21 +60,21 @@ impl Cause {
 
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Did<T> {
+pub enum StepResult<T> {
     /// It found this.
-    Found(T),
+    Done(T),
     /// It failed.
     Failed(Cause),
     /// It had nothing to work on: no fault of its own.
-    NothingToDo,
+    NotApplicable,
 }
 
-impl<T> Did<T> {
+impl<T> StepResult<T> {
     /// What it found.
     pub fn found(&self) -> Option<&T> {
         match self {
-            Self::Found(found) => Some(found),
-            Self::Failed(_) | Self::NothingToDo => None,
+            Self::Done(found) => Some(found),
+            Self::Failed(_) | Self::NotApplicable => None,
         }
     }
 
@@ -82,7 +82,7 @@ impl<T> Did<T> {
     pub fn failed(&self) -> Option<Cause> {
         match self {
             Self::Failed(cause) => Some(*cause),
-            Self::Found(_) | Self::NothingToDo => None,
+            Self::Done(_) | Self::NotApplicable => None,
         }
     }
 }
@@ -91,17 +91,17 @@ impl<T> Did<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// Entity extraction.
-    pub entities: Did<Vec<Entity>>,
+    pub entities: StepResult<Vec<Entity>>,
     /// Retrieval.
-    pub retrieval: Did<Evidence>,
+    pub retrieval: StepResult<Evidence>,
     /// Fact check.
-    pub fact_check: Did<Vec<Claim>>,
+    pub fact_check: StepResult<Vec<Claim>>,
     /// Synthesis.
-    pub synthesis: Did<String>,
+    pub synthesis: StepResult<String>,
     /// Citation.
-    pub citation: Did<Vec<Attribution>>,
+    pub citation: StepResult<Vec<Attribution>>,
     /// Review.
-    pub review: Did<Scores>,
+    pub review: StepResult<Scores>,
 }
 
 /// How a query ended. Later is worse.
@@ -233,7 +233,7 @@ pub fn conclude(question: &str, results: Results) -> Outcome {
 
 /// The entities found by the model, or by rules where it failed.
 #[must_use]
-pub fn entities_or_rules(question: &str, did: &Did<Vec<Entity>>) -> Vec<Entity> {
+pub fn entities_or_rules(question: &str, did: &StepResult<Vec<Entity>>) -> Vec<Entity> {
     did.found()
         .cloned()
         .unwrap_or_else(|| entities::by_rule(question))
@@ -247,7 +247,7 @@ struct Written {
 }
 
 impl Written {
-    fn of(synthesis: &Did<String>, sources: &[Source]) -> Self {
+    fn of(synthesis: &StepResult<String>, sources: &[Source]) -> Self {
         if let Some(answer) = synthesis.found() {
             let Marked {
                 answer,
@@ -276,13 +276,13 @@ impl Written {
 }
 
 fn citations(
-    citation: &Did<Vec<Attribution>>,
+    citation: &StepResult<Vec<Attribution>>,
     written: &Written,
     sources: &[Source],
 ) -> (Vec<Citation>, Dropped) {
     let (kept, mut dropped) = match citation {
-        Did::Found(attributions) => citation::gate(attributions, sources),
-        Did::Failed(_) | Did::NothingToDo => {
+        StepResult::Done(attributions) => citation::gate(attributions, sources),
+        StepResult::Failed(_) | StepResult::NotApplicable => {
             let quoted = written.quotes.iter().map(|(source, quote)| Citation {
                 source: *source,
                 quote: Some(quote.clone()),
@@ -384,9 +384,9 @@ fn confidence(
         )
     });
     let synthesis = match results.synthesis {
-        Did::Found(_) if grounded => 1.0,
-        Did::Found(_) => 0.4,
-        Did::Failed(_) | Did::NothingToDo => 0.0,
+        StepResult::Done(_) if grounded => 1.0,
+        StepResult::Done(_) => 0.4,
+        StepResult::Failed(_) | StepResult::NotApplicable => 0.0,
     };
     let citation = results.citation.found().map_or(0.0, |_| {
         share(citations.len(), citations.len() + dropped.total() as usize)
@@ -428,11 +428,11 @@ mod tests {
         })
     }
 
-    fn did<T>(kind: u8, found: T) -> Did<T> {
+    fn did<T>(kind: u8, found: T) -> StepResult<T> {
         match kind {
-            0 => Did::Found(found),
-            1 => Did::Failed(Cause::Error),
-            _ => Did::NothingToDo,
+            0 => StepResult::Done(found),
+            1 => StepResult::Failed(Cause::Error),
+            _ => StepResult::NotApplicable,
         }
     }
 

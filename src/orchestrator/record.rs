@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::orchestrator::agents::retrieval;
 use crate::orchestrator::document::{Accepted, QueryDocument, StepReport};
 use crate::orchestrator::outcome::{Cause, Status};
-use crate::orchestrator::plan::Step;
+use crate::orchestrator::step::Step;
 use crate::store::{QueryRecord, Store};
 use crate::telemetry::Metrics;
 

@@ -166,7 +166,7 @@ impl Breaker {
                 return;
             }
         }
-        let until = super::deadline::point(Instant::now(), self.settings.cool_down);
+        let until = super::deadline::saturating_add(Instant::now(), self.settings.cool_down);
         let until = asked.map_or(until, |asked| asked.max(until));
         self.change(&mut inner, State::Open { until });
     }

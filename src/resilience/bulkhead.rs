@@ -18,13 +18,13 @@ pub struct Bulkhead {
 
 /// A place. Given back when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     _permit: OwnedSemaphorePermit,
 }
 
 /// No place: the queue is full, or none came free in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoPlace {
+pub enum BulkheadError {
     /// The queue is full: refused at once.
     QueueFull,
     /// None came free in time.
@@ -49,16 +49,16 @@ impl Bulkhead {
     /// Cancel safe: a dropped waiter leaves the queue.
     ///
     /// # Errors
-    /// See [`NoPlace`].
-    pub async fn enter(&self, until: Instant) -> Result<Place, NoPlace> {
+    /// See [`BulkheadError`].
+    pub async fn enter(&self, until: Instant) -> Result<Permit, BulkheadError> {
         if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(Place { _permit: permit });
+            return Ok(Permit { _permit: permit });
         }
         let _waiter = Waiter::queue(self)?;
         match deadline::within(until, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Place { _permit: permit }),
+            Ok(Ok(permit)) => Ok(Permit { _permit: permit }),
             // the semaphore is never closed
-            Ok(Err(_)) | Err(deadline::Elapsed) => Err(NoPlace::TimedOut),
+            Ok(Err(_)) | Err(deadline::Elapsed) => Err(BulkheadError::TimedOut),
         }
     }
 }
@@ -67,14 +67,14 @@ impl Bulkhead {
 struct Waiter<'a>(&'a Bulkhead);
 
 impl<'a> Waiter<'a> {
-    fn queue(bulkhead: &'a Bulkhead) -> Result<Self, NoPlace> {
+    fn queue(bulkhead: &'a Bulkhead) -> Result<Self, BulkheadError> {
         bulkhead
             .waiting
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
                 (waiting < bulkhead.queue).then_some(waiting + 1)
             })
             .map(|_| Self(bulkhead))
-            .map_err(|_| NoPlace::QueueFull)
+            .map_err(|_| BulkheadError::QueueFull)
     }
 }
 
@@ -100,7 +100,10 @@ mod tests {
         let bulkhead = Bulkhead::new(2, 4);
         let first = bulkhead.enter(soon()).await.unwrap();
         let _second = bulkhead.enter(soon()).await.unwrap();
-        assert_eq!(bulkhead.enter(soon()).await.unwrap_err(), NoPlace::TimedOut);
+        assert_eq!(
+            bulkhead.enter(soon()).await.unwrap_err(),
+            BulkheadError::TimedOut
+        );
         drop(first);
         assert!(bulkhead.enter(soon()).await.is_ok());
     }
@@ -115,7 +118,7 @@ mod tests {
         assert!(futures::poll!(&mut second).is_pending());
         assert_eq!(
             bulkhead.enter(soon()).await.unwrap_err(),
-            NoPlace::QueueFull
+            BulkheadError::QueueFull
         );
         drop(second);
         let mut third = Box::pin(bulkhead.enter(soon()));

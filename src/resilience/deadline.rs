@@ -19,7 +19,7 @@ use tokio::time::Instant;
 const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
 
 /// The point in time `after` from `from`; never overflows.
-pub fn point(from: Instant, after: Duration) -> Instant {
+pub fn saturating_add(from: Instant, after: Duration) -> Instant {
     from.checked_add(after.min(FOREVER)).unwrap_or(from)
 }
 
@@ -52,9 +52,9 @@ impl Deadline {
 }
 
 /// The one deadline of a request: `total` from when it arrived, or what was asked for if that comes first.
-pub fn overall(arrived: Instant, total: Duration, asked: Option<Deadline>) -> Deadline {
+pub fn request_deadline(arrived: Instant, total: Duration, asked: Option<Deadline>) -> Deadline {
     let configured = Deadline {
-        at: point(arrived, total),
+        at: saturating_add(arrived, total),
         set_by: SetBy::Configuration,
     };
     asked
@@ -63,8 +63,13 @@ pub fn overall(arrived: Instant, total: Duration, asked: Option<Deadline>) -> De
 }
 
 /// Until when a candidate may run that has `later` candidates behind it. See the module's head for the formula.
-pub fn share(now: Instant, deadline: Instant, reserve: Duration, later: usize) -> Instant {
-    point(
+pub fn candidate_deadline(
+    now: Instant,
+    deadline: Instant,
+    reserve: Duration,
+    later: usize,
+) -> Instant {
+    saturating_add(
         now,
         share_of(deadline.saturating_duration_since(now), reserve, later),
     )
@@ -131,19 +136,19 @@ mod tests {
             set_by: SetBy::Configuration,
         };
         let caller = |seconds| Deadline::of_caller(now + Duration::from_secs(seconds));
-        assert_eq!(overall(now, total, None), configured);
-        assert_eq!(overall(now, total, Some(caller(3))), caller(3));
-        assert_eq!(overall(now, total, Some(caller(30))), configured);
+        assert_eq!(request_deadline(now, total, None), configured);
+        assert_eq!(request_deadline(now, total, Some(caller(3))), caller(3));
+        assert_eq!(request_deadline(now, total, Some(caller(30))), configured);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_time_beyond_the_clock_is_not_a_panic() {
-        assert!(point(Instant::now(), Duration::MAX) > Instant::now());
+        assert!(saturating_add(Instant::now(), Duration::MAX) > Instant::now());
     }
 
     #[tokio::test(start_paused = true)]
     async fn work_is_dropped_at_its_point_in_time() {
-        let until = point(Instant::now(), Duration::from_millis(50));
+        let until = saturating_add(Instant::now(), Duration::from_millis(50));
         assert_eq!(
             within(until, std::future::pending::<()>()).await,
             Err(Elapsed)

@@ -3,6 +3,6 @@
 
 pub mod backoff;
 pub mod breaker;
-pub mod budget;
 pub mod bulkhead;
 pub mod deadline;
+pub mod retry_budget;

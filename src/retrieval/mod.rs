@@ -1,8 +1,8 @@
 //! Retrieval: every lane is asked together, each has a result of its own, and what was found is joined by reciprocal-rank fusion.
-//! A new lane is one file in [`lanes`] and one line in [`lanes::all`]. The orchestrator calls [`search`], then [`fuse`].
+//! A new lane is one file in [`lanes`] and one line in [`retriever::all`]. The orchestrator calls [`search`], then [`fuse`].
 
 pub mod fusion;
-pub mod lanes;
+pub mod retriever;
 
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -25,7 +25,7 @@ pub struct Search<'a> {
 
 /// Why a lane answered nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LaneError {
+pub enum RetrieverError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -36,15 +36,15 @@ pub enum LaneError {
 
 /// One way to find passages.
 #[async_trait]
-pub trait Lane: Send + Sync {
+pub trait Retriever: Send + Sync {
     /// Its name, in degradations and metrics: stable, lower case.
     fn name(&self) -> &'static str;
 
     /// Finds passages, best first. Cancel safe: a lane only reads.
     ///
     /// # Errors
-    /// A [`LaneError`]; it costs the passages of this lane alone.
-    async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, LaneError>;
+    /// A [`RetrieverError`]; it costs the passages of this lane alone.
+    async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, RetrieverError>;
 }
 
 /// What a lane came to.
@@ -53,18 +53,22 @@ pub struct Answer {
     /// The lane's name.
     pub lane: &'static str,
     /// What it found, best first, or why it did not.
-    pub found: Result<Vec<Passage>, LaneError>,
+    pub found: Result<Vec<Passage>, RetrieverError>,
 }
 
-/// Asks all lanes together; a lane that has not answered by `until` has [`LaneError::TimedOut`], and never delays or cancels
+/// Asks all lanes together; a lane that has not answered by `until` has [`RetrieverError::TimedOut`], and never delays or cancels
 /// another. The answers stand in the order of the lanes, whichever came first.
 ///
 /// Cancel safe: dropping the future drops every lane's call.
-pub async fn search(lanes: &[Box<dyn Lane>], search: Search<'_>, until: Instant) -> Vec<Answer> {
+pub async fn search(
+    lanes: &[Box<dyn Retriever>],
+    search: Search<'_>,
+    until: Instant,
+) -> Vec<Answer> {
     join_all(lanes.iter().map(|lane| async move {
         let found = timeout_at(until, lane.search(search))
             .await
-            .unwrap_or(Err(LaneError::TimedOut));
+            .unwrap_or(Err(RetrieverError::TimedOut));
         Answer {
             lane: lane.name(),
             found,
@@ -89,11 +93,11 @@ mod tests {
     struct Failing;
 
     #[async_trait]
-    impl Lane for Together {
+    impl Retriever for Together {
         fn name(&self) -> &'static str {
             self.0
         }
-        async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, LaneError> {
+        async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, RetrieverError> {
             self.1.wait().await;
             Ok(vec![Passage {
                 document: Uuid::nil(),
@@ -105,21 +109,21 @@ mod tests {
     }
 
     #[async_trait]
-    impl Lane for Silent {
+    impl Retriever for Silent {
         fn name(&self) -> &'static str {
             "silent"
         }
-        async fn search(&self, _search: Search<'_>) -> Result<Vec<Passage>, LaneError> {
+        async fn search(&self, _search: Search<'_>) -> Result<Vec<Passage>, RetrieverError> {
             std::future::pending().await
         }
     }
 
     #[async_trait]
-    impl Lane for Failing {
+    impl Retriever for Failing {
         fn name(&self) -> &'static str {
             "failing"
         }
-        async fn search(&self, _search: Search<'_>) -> Result<Vec<Passage>, LaneError> {
+        async fn search(&self, _search: Search<'_>) -> Result<Vec<Passage>, RetrieverError> {
             Err(StoreError::Unavailable("gone".into()).into())
         }
     }
@@ -127,7 +131,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lanes_run_together_and_each_has_its_own_result() {
         let barrier = Arc::new(Barrier::new(2));
-        let lanes: Vec<Box<dyn Lane>> = vec![
+        let lanes: Vec<Box<dyn Retriever>> = vec![
             Box::new(Together("one", barrier.clone())),
             Box::new(Silent),
             Box::new(Failing),
@@ -144,7 +148,7 @@ mod tests {
             until,
         )
         .await;
-        let told: Vec<(&str, Result<usize, LaneError>)> = answers
+        let told: Vec<(&str, Result<usize, RetrieverError>)> = answers
             .iter()
             .map(|answer| {
                 (
@@ -154,12 +158,14 @@ mod tests {
             })
             .collect();
         assert_eq!(told[0], ("one", Ok(1)));
-        assert_eq!(told[1], ("silent", Err(LaneError::TimedOut)));
+        assert_eq!(told[1], ("silent", Err(RetrieverError::TimedOut)));
         assert_eq!(
             told[2],
             (
                 "failing",
-                Err(LaneError::Store(StoreError::Unavailable("gone".into())))
+                Err(RetrieverError::Store(StoreError::Unavailable(
+                    "gone".into()
+                )))
             )
         );
         assert_eq!(told[3], ("other", Ok(1)));

@@ -8,7 +8,7 @@ use super::StoreError;
 
 /// What an error means for the connection that it came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ConnectionDisposition {
     /// It can be used again.
     Usable,
     /// It is dead, or may be in the middle of something: it is thrown away.
@@ -18,16 +18,16 @@ pub(super) enum Fate {
 }
 
 /// What the error means for the connection.
-pub(super) fn fate(error: &sqlx::Error) -> Fate {
+pub(super) fn fate(error: &sqlx::Error) -> ConnectionDisposition {
     match error {
         sqlx::Error::Database(database) => match database.code().as_deref() {
             Some(code) if is_postgres(database.as_ref()) => postgres_fate(code),
-            _ => Fate::Usable,
+            _ => ConnectionDisposition::Usable,
         },
         sqlx::Error::RowNotFound
         | sqlx::Error::ColumnDecode { .. }
-        | sqlx::Error::ColumnNotFound(_) => Fate::Usable,
-        _ => Fate::Lost,
+        | sqlx::Error::ColumnNotFound(_) => ConnectionDisposition::Usable,
+        _ => ConnectionDisposition::Lost,
     }
 }
 
@@ -60,15 +60,15 @@ fn is_postgres(error: &(dyn sqlx::error::DatabaseError + 'static)) -> bool {
 }
 
 /// SQLSTATEs: PostgreSQL documentation, appendix A.
-fn postgres_fate(code: &str) -> Fate {
+fn postgres_fate(code: &str) -> ConnectionDisposition {
     match code {
         // admin shutdown, crash shutdown, cannot connect now, database dropped, idle session timeout
-        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => Fate::Lost,
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => ConnectionDisposition::Lost,
         // cached plan must not change result type; a prepared statement is gone (a pooler between); read-only: whether a session
         // writes may have been settled when it began, so that only a new one shows that writing is allowed again
-        "0A000" | "26000" | "25006" => Fate::Stale,
-        code if code.starts_with("08") => Fate::Lost,
-        _ => Fate::Usable,
+        "0A000" | "26000" | "25006" => ConnectionDisposition::Stale,
+        code if code.starts_with("08") => ConnectionDisposition::Lost,
+        _ => ConnectionDisposition::Usable,
     }
 }
 

@@ -15,18 +15,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::StoreError;
-use super::error::{Fate, classify, fate};
+use super::error::{ConnectionDisposition, classify, fate};
 
 /// A connection that was idle for longer is not used again: firewalls forget it.
 const LONGEST_IDLE: Duration = Duration::from_secs(300);
 
 /// Whether a call may be made twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Repeat {
+pub(super) enum Idempotent {
     /// A second call changes nothing and answers the same: it is repeated when its connection turns out dead, or breaks.
-    Harmless,
+    Yes,
     /// It is made once: an idle connection is asked for a sign of life before.
-    Never,
+    No,
 }
 
 /// Tells the compiler that what a call borrows (`'a`) outlives its use of the connection (`'c`).
@@ -93,7 +93,7 @@ impl<C: Connection> Pool<C> {
     ///
     /// It takes no longer than the acquire and the statement time-outs together. Cancel safe: when it is dropped the connection
     /// is closed and what was begun is rolled back.
-    pub async fn call<'a, T, F>(&self, repeat: Repeat, call: F) -> Result<T, StoreError>
+    pub async fn call<'a, T, F>(&self, repeat: Idempotent, call: F) -> Result<T, StoreError>
     where
         T: Send,
         F: for<'c> Fn(&'c mut C, Borrows<'c, 'a>) -> BoxFuture<'c, Result<T, sqlx::Error>>
@@ -105,7 +105,7 @@ impl<C: Connection> Pool<C> {
         let answer_by = Instant::now() + self.bounds.statement;
         let mut repeated = false;
         loop {
-            if repeat == Repeat::Never
+            if repeat == Idempotent::No
                 && leased.reused
                 && !alive(&mut leased.connection, answer_by).await
             {
@@ -123,19 +123,21 @@ impl<C: Connection> Pool<C> {
                 Err(error) => error,
             };
             match fate(&error) {
-                Fate::Usable => {
+                ConnectionDisposition::Usable => {
                     self.give_back(leased);
                     return Err(classify(&error, self.bounds.statement));
                 }
                 // an idle connection that was dead costs no try; one that broke under the call costs the second and last one
-                Fate::Lost | Fate::Stale
-                    if repeat == Repeat::Harmless && (leased.reused || !repeated) =>
+                ConnectionDisposition::Lost | ConnectionDisposition::Stale
+                    if repeat == Idempotent::Yes && (leased.reused || !repeated) =>
                 {
                     tracing::debug!(%error, store = self.target, "a connection was lost; the call is made on a new one");
                     repeated |= !leased.reused;
                     leased = self.replace(leased, answer_by).await?;
                 }
-                Fate::Lost | Fate::Stale => return Err(classify(&error, self.bounds.statement)),
+                ConnectionDisposition::Lost | ConnectionDisposition::Stale => {
+                    return Err(classify(&error, self.bounds.statement));
+                }
             }
         }
     }

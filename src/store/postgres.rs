@@ -10,7 +10,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::migrate::{self, MigrateError};
-use super::pool::{Bounds, Pool, Repeat};
+use super::pool::{Bounds, Idempotent, Pool};
 use super::row::{document, found, key_record, page, query_record};
 use super::text::{CANDIDATES, pieces, query_words, rank};
 use super::{
@@ -90,7 +90,7 @@ impl Store for PostgresStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT 1")
                         .execute(connection)
@@ -120,7 +120,7 @@ impl Store for PostgresStore {
         let stored = &document;
         let (texts, terms) = (&texts, &terms);
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "WITH document AS (
@@ -149,7 +149,7 @@ impl Store for PostgresStore {
     async fn document(&self, tenant: &str, id: Uuid) -> Result<Option<Document>, StoreError> {
         let row = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id::text, title, text, created_at FROM documents WHERE tenant = $1 AND id = $2::text::uuid")
                         .bind(tenant)
@@ -164,7 +164,7 @@ impl Store for PostgresStore {
 
     async fn delete_document(&self, tenant: &str, id: Uuid) -> Result<bool, StoreError> {
         self.pool
-            .call(Repeat::Never, |connection, _| {
+            .call(Idempotent::No, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("DELETE FROM documents WHERE tenant = $1 AND id = $2::text::uuid")
                         .bind(tenant)
@@ -190,7 +190,7 @@ impl Store for PostgresStore {
         let query = &words.join(" | ");
         let rows = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "SELECT passages.document::text, passages.ordinal::bigint, documents.title, passages.text, passages.terms
@@ -215,7 +215,7 @@ impl Store for PostgresStore {
         let document = &record.document.to_string();
         let record = &record;
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO queries (id, tenant, status, created_at, document)
@@ -237,7 +237,7 @@ impl Store for PostgresStore {
     async fn query(&self, tenant: &str, id: Uuid) -> Result<Option<QueryRecord>, StoreError> {
         let row = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id::text, tenant, status, created_at, document::text FROM queries WHERE tenant = $1 AND id = $2::text::uuid")
                         .bind(tenant)
@@ -254,7 +254,7 @@ impl Store for PostgresStore {
         let listing = &listing;
         let rows = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     // one statement: the total and the page are of the same moment, and a page beyond the end still has a total
                     sqlx::query(
@@ -284,7 +284,7 @@ impl Store for PostgresStore {
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
         let key = &key;
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO api_keys (id, tenant, hash, prefix, created_at, revoked_at)
@@ -307,7 +307,7 @@ impl Store for PostgresStore {
     async fn keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
         let rows = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id::text, tenant, hash, prefix, created_at, revoked_at FROM api_keys ORDER BY created_at, id")
                         .fetch_all(connection)
@@ -320,7 +320,7 @@ impl Store for PostgresStore {
 
     async fn revoke_key(&self, id: Uuid, at: i64) -> Result<bool, StoreError> {
         self.pool
-            .call(Repeat::Never, |connection, _| {
+            .call(Idempotent::No, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("UPDATE api_keys SET revoked_at = $2 WHERE id = $1::text::uuid AND revoked_at IS NULL")
                         .bind(id.to_string())
@@ -336,7 +336,7 @@ impl Store for PostgresStore {
     async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRecord>, StoreError> {
         let row = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id::text, tenant, hash, prefix, created_at, revoked_at FROM api_keys WHERE hash = $1 AND revoked_at IS NULL")
                         .bind(hash)

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::error::classify;
 use super::migrate::{self, MigrateError};
-use super::pool::{Bounds, Pool, Repeat};
+use super::pool::{Bounds, Idempotent, Pool};
 use super::row::{document, found, key_record, page, query_record};
 use super::text::{CANDIDATES, pieces, query_words, rank};
 use super::{
@@ -105,7 +105,7 @@ impl Store for SqliteStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT 1")
                         .execute(connection)
@@ -141,7 +141,7 @@ impl Store for SqliteStore {
         let stored = &document;
         let _writer = self.write().await?;
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
                     let inserted = sqlx::query(
@@ -175,7 +175,7 @@ impl Store for SqliteStore {
     async fn document(&self, tenant: &str, id: Uuid) -> Result<Option<Document>, StoreError> {
         let row = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id, title, text, created_at FROM documents WHERE tenant = ?1 AND id = ?2")
                         .bind(tenant)
@@ -191,7 +191,7 @@ impl Store for SqliteStore {
     async fn delete_document(&self, tenant: &str, id: Uuid) -> Result<bool, StoreError> {
         let _writer = self.write().await?;
         self.pool
-            .call(Repeat::Never, |connection, _| {
+            .call(Idempotent::No, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("DELETE FROM documents WHERE tenant = ?1 AND id = ?2")
                         .bind(tenant)
@@ -221,7 +221,7 @@ impl Store for SqliteStore {
             .join(" OR ");
         let rows = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "SELECT passages.document, passages.ordinal, documents.title, passages.text, passages.terms
@@ -249,7 +249,7 @@ impl Store for SqliteStore {
         let record = &record;
         let _writer = self.write().await?;
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO queries (id, tenant, status, created_at, document)
@@ -271,7 +271,7 @@ impl Store for SqliteStore {
     async fn query(&self, tenant: &str, id: Uuid) -> Result<Option<QueryRecord>, StoreError> {
         let row = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id, tenant, status, created_at, document FROM queries WHERE tenant = ?1 AND id = ?2")
                         .bind(tenant)
@@ -288,7 +288,7 @@ impl Store for SqliteStore {
         let listing = &listing;
         let rows = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     // one statement: the total and the page are of the same moment, and a page beyond the end still has a total
                     sqlx::query(
@@ -319,7 +319,7 @@ impl Store for SqliteStore {
         let key = &key;
         let _writer = self.write().await?;
         self.pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO api_keys (id, tenant, hash, prefix, created_at, revoked_at)
@@ -342,7 +342,7 @@ impl Store for SqliteStore {
     async fn keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
         let rows = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id, tenant, hash, prefix, created_at, revoked_at FROM api_keys ORDER BY created_at, id")
                         .fetch_all(connection)
@@ -356,7 +356,7 @@ impl Store for SqliteStore {
     async fn revoke_key(&self, id: Uuid, at: i64) -> Result<bool, StoreError> {
         let _writer = self.write().await?;
         self.pool
-            .call(Repeat::Never, |connection, _| {
+            .call(Idempotent::No, |connection, _| {
                 Box::pin(async move {
                     sqlx::query(
                         "UPDATE api_keys SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL",
@@ -374,7 +374,7 @@ impl Store for SqliteStore {
     async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRecord>, StoreError> {
         let row = self
             .pool
-            .call(Repeat::Harmless, |connection, _| {
+            .call(Idempotent::Yes, |connection, _| {
                 Box::pin(async move {
                     sqlx::query("SELECT id, tenant, hash, prefix, created_at, revoked_at FROM api_keys WHERE hash = ?1 AND revoked_at IS NULL")
                         .bind(hash)

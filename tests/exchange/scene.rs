@@ -54,7 +54,7 @@ pub struct Seen {
 }
 
 /// A request under way.
-pub struct Asked<'a> {
+pub struct StubRequest<'a> {
     exchange: Option<Exchange>,
     stream: Option<StreamReply>,
     scene: &'a mut Scene,
@@ -98,7 +98,7 @@ impl Scene {
         self.client = self.client.with_header(name, value);
     }
 
-    pub async fn ask(&mut self, prompt: Value) -> Asked<'_> {
+    pub async fn ask(&mut self, prompt: Value) -> StubRequest<'_> {
         let (headers, body) = ([("content-type", "application/json")], prompt.to_string());
         self.seen.sent = self
             .client
@@ -108,7 +108,7 @@ impl Scene {
             .send("POST", PATH, &headers, body.as_bytes())
             .await
             .unwrap();
-        Asked {
+        StubRequest {
             exchange: Some(exchange),
             stream: None,
             scene: self,
@@ -179,7 +179,7 @@ impl Provider {
     }
 }
 
-impl Asked<'_> {
+impl StubRequest<'_> {
     /// Reads an answer that is no stream.
     pub async fn answered(mut self) {
         let reply = self.exchange.take().unwrap().reply().await.unwrap();

@@ -18,11 +18,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use gauntlet::config::{OrchestratorConfig, StepConfig};
 use gauntlet::llm::chat::{CallContext, ChatRequest, Usage};
-use gauntlet::orchestrator::llm::{CallFailure, Llm, Said};
+use gauntlet::orchestrator::llm::{CallFailure, Llm, ModelReply};
 use gauntlet::orchestrator::outcome::Cause;
-use gauntlet::orchestrator::plan::{PIPELINE, Step};
+use gauntlet::orchestrator::step::{PIPELINE, Step};
 use gauntlet::orchestrator::{Ask, Orchestrator, Settings};
-use gauntlet::retrieval::{Lane, LaneError, Search, lanes};
+use gauntlet::retrieval::{Retriever, RetrieverError, Search, retriever};
 use gauntlet::store::{
     Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
     StoreError,
@@ -74,7 +74,7 @@ impl Pace {
 /// What everybody saw, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Asked(Step),
+    StubRequest(Step),
     Answered(Step),
     Dropped(Step),
 }
@@ -94,7 +94,7 @@ impl Log {
     pub fn asked(&self, step: Step) -> usize {
         self.events()
             .iter()
-            .filter(|event| **event == Event::Asked(step))
+            .filter(|event| **event == Event::StubRequest(step))
             .count()
     }
 
@@ -106,7 +106,7 @@ impl Log {
     }
 
     async fn call<T>(&self, step: Step, call: impl Future<Output = T>) -> T {
-        self.add(Event::Asked(step));
+        self.add(Event::StubRequest(step));
         let mut in_flight = InFlight {
             log: self.clone(),
             step,
@@ -146,7 +146,7 @@ impl Llm for Script {
         &self,
         request: ChatRequest,
         context: CallContext,
-    ) -> Result<Said, CallFailure> {
+    ) -> Result<ModelReply, CallFailure> {
         let step = PIPELINE
             .steps()
             .find(|step| step.name() == request.model)
@@ -156,7 +156,7 @@ impl Llm for Script {
         let answer = async {
             pace.pass().await;
             match act {
-                Act::Says(text) => Ok(Said {
+                Act::Says(text) => Ok(ModelReply {
                     text,
                     usage: Usage {
                         prompt_tokens: 10,
@@ -265,11 +265,11 @@ pub struct FakeLane {
 }
 
 #[async_trait]
-impl Lane for FakeLane {
+impl Retriever for FakeLane {
     fn name(&self) -> &'static str {
         self.name
     }
-    async fn search(&self, _: Search<'_>) -> Result<Vec<Passage>, LaneError> {
+    async fn search(&self, _: Search<'_>) -> Result<Vec<Passage>, RetrieverError> {
         Ok(self
             .search
             .1
@@ -391,11 +391,11 @@ impl World {
             record_bound: RECORD_BOUND,
         };
         let dyn_store: Arc<dyn Store> = store.clone();
-        let mut lanes = lanes::all(&dyn_store);
+        let mut lanes = retriever::all(&dyn_store);
         lanes.extend(
             self.lanes
                 .into_iter()
-                .map(|lane| Box::new(lane) as Box<dyn Lane>),
+                .map(|lane| Box::new(lane) as Box<dyn Retriever>),
         );
         let orchestrator = Orchestrator::new(
             settings,
@@ -403,7 +403,7 @@ impl World {
             dyn_store,
             Arc::new(Metrics::default()),
         )
-        .with_lanes(lanes);
+        .with_retrievers(lanes);
         let orchestrator = Arc::new(orchestrator);
         Running {
             orchestrator,

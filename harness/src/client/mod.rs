@@ -35,8 +35,8 @@ pub use reply::{Reply, Transport};
 pub use stream::{End, StreamEvent, StreamReply, ToolCall, Transcript};
 
 use crate::gate;
+use crate::subject::RunningTarget;
 use crate::tape::{Event, Side, Tape};
-use crate::target::RunningTarget;
 use crate::verdict::Failure;
 
 /// A client of the gateway under test. Clones share the labels.

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::verdict::{Failure, Honesty};
+use crate::verdict::{Failure, FailureMode};
 use crate::wire::http1;
 
 /// A whole answer.
@@ -70,7 +70,7 @@ impl From<Transport> for Failure {
         Self::Violated {
             expected: "a whole HTTP answer".into(),
             observed: transport.to_string(),
-            honesty: Honesty::Honest,
+            mode: FailureMode::Visible,
         }
     }
 }

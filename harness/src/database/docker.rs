@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
 use crate::gate::bounded;
-use crate::guard::Guard;
+use crate::reaper::Guard;
 
 /// The image, unless `GAUNTLET_POSTGRES_IMAGE` names another.
 const IMAGE: &str = "postgres:17-alpine";

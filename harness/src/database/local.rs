@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
 use crate::gate::bounded;
-use crate::guard::Guard;
+use crate::reaper::Guard;
 
 /// Making the cluster.
 const INITDB: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::DatabaseError;
-use crate::guard::Guard;
+use crate::reaper::Guard;
 
 /// The folder with the files of a run.
 pub(super) struct Sqlite {

@@ -8,7 +8,7 @@ use futures::future::{Either, select};
 use tokio::task::unconstrained;
 
 use crate::tape::Entry;
-use crate::verdict::{CaseResult, Failure, Honesty};
+use crate::verdict::{CaseResult, Failure, FailureMode};
 
 /// How long anything may take before it counts as hung, unless `GAUNTLET_HANG_GUARD_MS` says otherwise.
 const HANG_GUARD: Duration = Duration::from_secs(20);
@@ -74,7 +74,7 @@ async fn guard_for<T>(
                 observed(),
                 bound.as_millis()
             ),
-            honesty: Honesty::Hung,
+            mode: FailureMode::Hang,
         }),
     }
 }
@@ -98,7 +98,7 @@ pub fn at_least(what: &str, gap: Duration, bound: Duration) -> CaseResult {
     Err(Failure::Violated {
         expected: format!("{what} after {} ms at the earliest", bound.as_millis()),
         observed: format!("{:.1} ms", gap.as_secs_f64() * 1_000.0),
-        honesty: Honesty::Honest,
+        mode: FailureMode::Visible,
     })
 }
 
@@ -177,14 +177,14 @@ mod tests {
         let Err(Failure::Violated {
             expected,
             observed,
-            honesty,
+            mode,
         }) = hung
         else {
             unreachable!("{hung:?}")
         };
         assert_eq!(
-            (expected.as_str(), honesty),
-            ("four requests", Honesty::Hung)
+            (expected.as_str(), mode),
+            ("four requests", FailureMode::Hang)
         );
         assert_eq!(observed, "saw 2 of 4 within the hang guard of 1 ms");
     }

@@ -77,7 +77,7 @@ pub enum Counted {
 #[serde(deny_unknown_fields)]
 pub struct Conditions {
     /// Only requests in this protocol.
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<ScriptProtocol>,
     /// The model's name.
     pub model: Option<String>,
     /// Contained in the last user message.
@@ -99,7 +99,7 @@ pub struct Conditions {
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Spoken {
+pub enum ScriptProtocol {
     /// `…/chat/completions`.
     OpenAi,
     /// `/api/chat`.
@@ -282,8 +282,8 @@ impl Conditions {
     fn matcher(&self) -> Matcher {
         let mut matcher = match self.protocol {
             None => chat(),
-            Some(Spoken::OpenAi) => openai::chat(),
-            Some(Spoken::Ollama) => ollama::chat(),
+            Some(ScriptProtocol::OpenAi) => openai::chat(),
+            Some(ScriptProtocol::Ollama) => ollama::chat(),
         };
         let texts: [Change<'_, Matcher>; 4] = [
             (&self.model, Matcher::model),

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::Value;
 use wiremock::Match;
 
-use super::asked::Asked;
+use super::request::StubRequest;
 
 /// A request is matched if all conditions hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -91,7 +91,7 @@ impl Matcher {
     }
 
     /// Whether the request is matched.
-    pub fn accepts(&self, asked: &Asked) -> bool {
+    pub fn accepts(&self, asked: &StubRequest) -> bool {
         self.conditions
             .iter()
             .all(|condition| condition.holds(asked))
@@ -99,7 +99,7 @@ impl Matcher {
 
     /// The first condition that does not hold, with what there was instead; `None` if it matches. `met` counts those that hold,
     /// so that the nearest of several matchers can be named.
-    pub(super) fn refusal(&self, asked: &Asked) -> Option<(usize, String)> {
+    pub(super) fn refusal(&self, asked: &StubRequest) -> Option<(usize, String)> {
         let met = self
             .conditions
             .iter()
@@ -117,7 +117,7 @@ impl Matcher {
 }
 
 impl Condition {
-    fn holds(&self, asked: &Asked) -> bool {
+    fn holds(&self, asked: &StubRequest) -> bool {
         match self {
             Self::Route(method, paths) => {
                 asked.method == *method && paths.iter().any(|path| asked.path.ends_with(path))
@@ -132,7 +132,7 @@ impl Condition {
         }
     }
 
-    fn instead(&self, asked: &Asked) -> String {
+    fn instead(&self, asked: &StubRequest) -> String {
         match self {
             Self::Route(..) => format!("{} {}", asked.method, asked.path),
             Self::Model(_) => format!("model {:?}", asked.model()),
@@ -158,7 +158,7 @@ fn within_json(text: &str) -> String {
         .to_string()
 }
 
-fn tool_names(asked: &Asked) -> impl Iterator<Item = &str> {
+fn tool_names(asked: &StubRequest) -> impl Iterator<Item = &str> {
     asked.json["tools"]
         .as_array()
         .map(Vec::as_slice)
@@ -195,7 +195,7 @@ impl fmt::Display for Matcher {
 
 impl Match for Matcher {
     fn matches(&self, request: &wiremock::Request) -> bool {
-        self.accepts(&Asked::of_wiremock(request))
+        self.accepts(&StubRequest::of_wiremock(request))
     }
 }
 

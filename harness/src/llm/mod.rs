@@ -3,7 +3,7 @@
 //! A case reads given, when, then:
 //!
 //! ```no_run
-//! # use gauntlet_harness::{case::{CaseResult, Ctx, Failure, Honesty}, llm::*, plan::*, tape::Event};
+//! # use gauntlet_harness::{case::{CaseResult, Ctx, Failure, FailureMode}, llm::*, plan::*, tape::Event};
 //! # use serde_json::json;
 //! /// TIME-02 (MUST): a provider that accepts and never answers is given up while it still holds the request.
 //! async fn time_02(ctx: &Ctx) -> CaseResult {
@@ -15,7 +15,7 @@
 //!     let answer = ctx.client.chat(prompt).await?;
 //!     // then
 //!     if answer.status != 504 {
-//!         return Err(Failure::Violated { expected: "504".into(), observed: answer.status.to_string(), honesty: Honesty::Honest });
+//!         return Err(Failure::Violated { expected: "504".into(), observed: answer.status.to_string(), mode: FailureMode::Visible });
 //!     }
 //!     p1.peer_closed(1).await?; // guarded: the gateway let go of the provider
 //!     ctx.gates.gate("never").open(); // only now
@@ -36,11 +36,11 @@
 //! # });
 //! ```
 
-mod asked;
 pub mod fixture;
 mod matcher;
 pub mod ollama;
 pub mod openai;
+mod request;
 mod responder;
 mod sequence;
 mod source;
@@ -52,8 +52,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-pub use asked::Asked;
 pub use matcher::{Matcher, anything, chat};
+pub use request::StubRequest;
 pub use responder::{
     Responder, echo, error, in_turn, raw, reply, sequence, tool_call, vectors, with,
 };
@@ -82,13 +82,13 @@ struct Inner {
     /// None at a fixed address.
     namespace: Option<String>,
     tape: Tape,
-    voice: Voice,
+    voice: AnswerSource,
     wire: Wire,
 }
 
 /// Who says the answers.
 #[derive(Clone)]
-enum Voice {
+enum AnswerSource {
     Wiremock(Arc<WiremockSource>),
     Script(Arc<ScriptSource>),
 }
@@ -149,7 +149,7 @@ impl Stub {
             .await
             .map_err(|error| no_port(&provider.name, &error))?;
         Self::behind_the_wire(
-            Voice::Wiremock(Arc::new(source)),
+            AnswerSource::Wiremock(Arc::new(source)),
             provider,
             namespace,
             tape,
@@ -171,7 +171,7 @@ impl Stub {
         let source = WiremockSource::start(provider.protocol)
             .await
             .map_err(|error| no_port(&provider.name, &error))?;
-        let voice = Voice::Wiremock(Arc::new(source));
+        let voice = AnswerSource::Wiremock(Arc::new(source));
         let namespaced: Arc<dyn Source> = Arc::new(Namespaced {
             prefix: "/".into(),
             voice: voice.clone(),
@@ -226,11 +226,18 @@ impl Stub {
         gates: Gates,
     ) -> Result<Self, Failure> {
         let source = Arc::new(ScriptSource::new(provider.protocol));
-        Self::behind_the_wire(Voice::Script(source), provider, namespace, tape, gates).await
+        Self::behind_the_wire(
+            AnswerSource::Script(source),
+            provider,
+            namespace,
+            tape,
+            gates,
+        )
+        .await
     }
 
     async fn behind_the_wire(
-        voice: Voice,
+        voice: AnswerSource,
         provider: &ProviderSpec,
         namespace: &str,
         tape: Tape,
@@ -276,16 +283,16 @@ impl Stub {
     /// What is answered to every chat request that no mounted rule matches; replaces the answer given before.
     pub fn answers(&self, responder: Responder) {
         match &self.inner.voice {
-            Voice::Wiremock(source) => source.fallback().answers(responder),
-            Voice::Script(source) => source.answers(responder),
+            AnswerSource::Wiremock(source) => source.fallback().answers(responder),
+            AnswerSource::Script(source) => source.answers(responder),
         }
     }
 
     /// What is answered to requests that match; the rule mounted first wins, and any rule wins over [`Stub::answers`].
     pub async fn mount(&self, matcher: Matcher, responder: Responder) {
         match &self.inner.voice {
-            Voice::Wiremock(source) => source.mount(matcher, responder).await,
-            Voice::Script(source) => source.rule(matcher, responder),
+            AnswerSource::Wiremock(source) => source.mount(matcher, responder).await,
+            AnswerSource::Script(source) => source.rule(matcher, responder),
         }
     }
 
@@ -433,14 +440,14 @@ fn requests_at(name: &str, tape: &Tape) -> Vec<ReceivedRequest> {
 /// Answers requests below the namespace only.
 struct Namespaced {
     prefix: String,
-    voice: Voice,
+    voice: AnswerSource,
 }
 
 impl Namespaced {
     fn source(&self) -> &dyn Source {
         match &self.voice {
-            Voice::Wiremock(source) => source.as_ref(),
-            Voice::Script(source) => source.as_ref(),
+            AnswerSource::Wiremock(source) => source.as_ref(),
+            AnswerSource::Script(source) => source.as_ref(),
         }
     }
 }
@@ -480,14 +487,14 @@ fn received(entry: Entry) -> Option<ReceivedRequest> {
         request,
         connection,
         method,
-        path: asked::without_namespace(&path).to_string(),
+        path: request::without_namespace(&path).to_string(),
         headers,
         body,
     })
 }
 
 fn is_call(method: &str, path: &str) -> bool {
-    asked::is_call(method, path.split('?').next().unwrap_or_default())
+    request::is_call(method, path.split('?').next().unwrap_or_default())
 }
 
 fn no_port(name: &str, error: &std::io::Error) -> Failure {

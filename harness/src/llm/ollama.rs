@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::asked::Asked;
 use super::matcher::Matcher;
+use super::request::StubRequest;
 use super::responder::{Ending, ErrorReply, Reply};
 use crate::wire::Answer;
 
@@ -37,7 +37,7 @@ pub fn embed() -> Matcher {
     Matcher::route("POST", &["/api/embed"])
 }
 
-pub(super) fn reply(reply: &Reply, asked: &Asked) -> Answer {
+pub(super) fn reply(reply: &Reply, asked: &StubRequest) -> Answer {
     if asked.streams() {
         return Answer::new(200, "application/x-ndjson", stream(reply, asked));
     }
@@ -49,7 +49,7 @@ pub(super) fn reply(reply: &Reply, asked: &Asked) -> Answer {
 }
 
 /// One record a line.
-fn stream(reply: &Reply, asked: &Asked) -> String {
+fn stream(reply: &Reply, asked: &StubRequest) -> String {
     let mut lines = Vec::new();
     for token in &reply.tokens {
         let mut record = record(asked, token, Vec::new());
@@ -73,7 +73,7 @@ fn stream(reply: &Reply, asked: &Asked) -> String {
 }
 
 /// The record with the counts; a zero is absent, as Ollama has it.
-fn last(reply: &Reply, asked: &Asked, text: &str, calls: Vec<Value>) -> Value {
+fn last(reply: &Reply, asked: &StubRequest, text: &str, calls: Vec<Value>) -> Value {
     let mut record = record(asked, text, calls);
     record.insert("done".into(), true.into());
     let reason = if reply.finish() == "length" {
@@ -98,7 +98,7 @@ fn last(reply: &Reply, asked: &Asked, text: &str, calls: Vec<Value>) -> Value {
     Value::Object(record)
 }
 
-fn record(asked: &Asked, text: &str, calls: Vec<Value>) -> Map<String, Value> {
+fn record(asked: &StubRequest, text: &str, calls: Vec<Value>) -> Map<String, Value> {
     let mut record = Map::new();
     record.insert("model".into(), asked.model().into());
     record.insert("created_at".into(), CREATED_AT.into());

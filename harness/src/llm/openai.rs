@@ -4,8 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::asked::Asked;
 use super::matcher::Matcher;
+use super::request::StubRequest;
 use super::responder::{Ending, ErrorReply, Reply};
 use crate::wire::Answer;
 
@@ -29,7 +29,7 @@ pub fn embeddings() -> Matcher {
     Matcher::route("POST", &["/embeddings"])
 }
 
-pub(super) fn reply(reply: &Reply, asked: &Asked) -> Answer {
+pub(super) fn reply(reply: &Reply, asked: &StubRequest) -> Answer {
     if asked.streams() {
         return Answer::new(
             200,
@@ -65,7 +65,7 @@ pub(super) fn reply(reply: &Reply, asked: &Asked) -> Answer {
 }
 
 /// The events of a streamed reply, each with its blank line.
-fn stream(reply: &Reply, asked: &Asked) -> String {
+fn stream(reply: &Reply, asked: &StubRequest) -> String {
     let mut out = String::new();
     let mut chunk = |choices: Value, usage: Value| {
         let mut chunk = json!({

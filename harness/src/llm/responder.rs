@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use wiremock::{Respond, ResponseTemplate};
 
-use super::asked::Asked;
+use super::request::StubRequest;
 use super::sequence::{Count, Sequence};
 use super::{ollama, openai};
 use crate::plan::Plan;
@@ -31,7 +31,7 @@ enum Kind {
         body: Bytes,
     },
     Sequence(Arc<Sequence>),
-    With(Arc<dyn Fn(&Asked) -> Responder + Send + Sync>),
+    With(Arc<dyn Fn(&StubRequest) -> Responder + Send + Sync>),
     /// Put together wrongly; answered by saying so.
     Misused(String),
 }
@@ -130,7 +130,7 @@ fn in_sequence(answers: impl IntoIterator<Item = Responder>, count: Count) -> Re
 }
 
 /// Whatever `answer` makes of the request.
-pub fn with(answer: impl Fn(&Asked) -> Responder + Send + Sync + 'static) -> Responder {
+pub fn with(answer: impl Fn(&StubRequest) -> Responder + Send + Sync + 'static) -> Responder {
     Responder::of(Kind::With(Arc::new(answer)))
 }
 
@@ -254,7 +254,7 @@ impl Responder {
     }
 
     /// The answer to this request.
-    pub fn render(&self, asked: &Asked) -> Answer {
+    pub fn render(&self, asked: &StubRequest) -> Answer {
         let mut answer = match &self.kind {
             Kind::Reply(reply) if asked.is_ollama() => ollama::reply(reply, asked),
             Kind::Reply(reply) => openai::reply(reply, asked),
@@ -281,7 +281,7 @@ impl Responder {
 
 impl Respond for Responder {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
-        let asked = Asked::of_wiremock(request);
+        let asked = StubRequest::of_wiremock(request);
         template(self.render(&asked), asked.by_the_wire())
     }
 }

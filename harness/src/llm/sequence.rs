@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
-use super::asked::Asked;
+use super::request::StubRequest;
 use super::responder::Responder;
 
 /// So many prompts are counted; one that was forgotten begins with the first answer again.
@@ -46,7 +46,7 @@ impl Sequence {
         &self.answers
     }
 
-    pub(super) fn next(&self, asked: &Asked) -> &Responder {
+    pub(super) fn next(&self, asked: &StubRequest) -> &Responder {
         let last = self.answers.len() - 1;
         if last == 0 {
             return &self.answers[0];
@@ -88,11 +88,11 @@ mod tests {
     use crate::llm::reply;
     use crate::wire::Request;
 
-    fn asked(text: &str) -> Asked {
+    fn asked(text: &str) -> StubRequest {
         let body = serde_json::json!({"messages": [{"role": "user", "content": text}]})
             .to_string()
             .into();
-        Asked::of_wire(&Request {
+        StubRequest::of_wire(&Request {
             connection: 1,
             id: 1,
             method: "POST".into(),

@@ -11,8 +11,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 
-use super::asked::Asked;
 use super::matcher::{Matcher, chat};
+use super::request::StubRequest;
 use super::responder::{Responder, template};
 use super::{ollama, openai};
 use crate::plan::Plan;
@@ -50,7 +50,7 @@ impl Fallback {
             .push(matcher);
     }
 
-    pub(super) fn answer(&self, asked: &Asked, protocol: Option<Protocol>) -> Answer {
+    pub(super) fn answer(&self, asked: &StubRequest, protocol: Option<Protocol>) -> Answer {
         let default = self
             .default
             .read()
@@ -63,7 +63,7 @@ impl Fallback {
         around(asked, protocol).unwrap_or_else(|| Answer::unmatched(self.reason(asked)))
     }
 
-    fn reason(&self, asked: &Asked) -> String {
+    fn reason(&self, asked: &StubRequest) -> String {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let nearest = rules
             .iter()
@@ -83,7 +83,7 @@ impl Fallback {
 }
 
 /// Gateways look at these for health and discovery.
-fn around(asked: &Asked, protocol: Option<Protocol>) -> Option<Answer> {
+fn around(asked: &StubRequest, protocol: Option<Protocol>) -> Option<Answer> {
     let path = asked.path.as_str();
     let looks = matches!(asked.method.as_str(), "GET" | "HEAD");
     match protocol {
@@ -114,7 +114,7 @@ struct CatchAll {
 
 impl Respond for CatchAll {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
-        let asked = Asked::of_wiremock(request);
+        let asked = StubRequest::of_wiremock(request);
         template(
             self.fallback.answer(&asked, Some(self.protocol)),
             asked.by_the_wire(),
@@ -227,7 +227,7 @@ impl Source for WiremockSource {
     }
 
     fn counts(&self, request: &Request) -> bool {
-        Asked::of_wire(request).is_call()
+        StubRequest::of_wire(request).is_call()
     }
 }
 
@@ -272,7 +272,7 @@ impl ScriptSource {
     }
 
     /// The answer to a request.
-    pub fn answer_to(&self, asked: &Asked) -> Answer {
+    pub fn answer_to(&self, asked: &StubRequest) -> Answer {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         match rules.iter().find(|(matcher, _)| matcher.accepts(asked)) {
             Some((_, responder)) => responder.render(asked),
@@ -284,10 +284,10 @@ impl ScriptSource {
 #[async_trait]
 impl Source for ScriptSource {
     async fn answer(&self, request: &Request) -> Answer {
-        self.answer_to(&Asked::of_wire(request))
+        self.answer_to(&StubRequest::of_wire(request))
     }
 
     fn counts(&self, request: &Request) -> bool {
-        Asked::of_wire(request).is_call()
+        StubRequest::of_wire(request).is_call()
     }
 }

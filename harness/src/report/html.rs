@@ -8,7 +8,7 @@ use super::RunRecord;
 use super::timeline::timeline;
 use super::words::escape;
 use crate::runner::Outcome;
-use crate::verdict::{Failure, Honesty};
+use crate::verdict::{Failure, FailureMode};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -27,7 +27,7 @@ struct Row<'a> {
     reason: String,
     expected: Option<&'a str>,
     observed: Option<&'a str>,
-    honesty: Option<&'static str>,
+    mode: Option<&'static str>,
     duration: String,
     attempts: u32,
     replay: String,
@@ -99,8 +99,8 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
         Some(Failure::Violated {
             expected,
             observed,
-            honesty,
-        }) => Some((expected.as_str(), observed.as_str(), *honesty)),
+            mode,
+        }) => Some((expected.as_str(), observed.as_str(), *mode)),
         _ => None,
     };
     let level = match outcome.level {
@@ -120,10 +120,10 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
         reason: outcome.reason(),
         expected: violated.map(|(expected, _, _)| expected),
         observed: violated.map(|(_, observed, _)| observed),
-        honesty: violated.map(|(_, _, honesty)| match honesty {
-            Honesty::Honest => "The client could see that something was wrong.",
-            Honesty::Lied => "The client was told something wrong that looks right.",
-            Honesty::Hung => "The client was left waiting without an end.",
+        mode: violated.map(|(_, _, mode)| match mode {
+            FailureMode::Visible => "The client could see that something was wrong.",
+            FailureMode::Silent => "The client was told something wrong that looks right.",
+            FailureMode::Hang => "The client was left waiting without an end.",
         }),
         duration: if outcome.attempts == 0 {
             String::new()

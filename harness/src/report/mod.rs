@@ -257,7 +257,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::case::Profile;
     use crate::tape::{Close, Event, Side, Tape};
-    use crate::verdict::Honesty;
+    use crate::verdict::FailureMode;
 
     pub(crate) fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
         let tape = Tape::new();
@@ -343,7 +343,7 @@ pub(crate) mod tests {
             failure: Failure::Violated {
                 expected: "504 & <timeout>".into(),
                 observed: "200".into(),
-                honesty: Honesty::Lied,
+                mode: FailureMode::Silent,
             },
         }
     }

@@ -185,7 +185,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{outcome, record, violated};
     use super::*;
-    use crate::verdict::{Failure, Honesty, Level, Verdict};
+    use crate::verdict::{Failure, FailureMode, Level, Verdict};
 
     #[test]
     fn no_report_holds_a_credential() {
@@ -218,7 +218,7 @@ mod tests {
             failure: Failure::Violated {
                 expected,
                 observed,
-                honesty: Honesty::Lied,
+                mode: FailureMode::Silent,
             },
         };
         let mut run = record(vec![failed]);

@@ -10,15 +10,15 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::Outcome;
-use super::setting::Setting;
+use super::fixture::CaseFixture;
 use crate::case::{Case, Ctx, Starter};
 use crate::client::Client;
 use crate::database::{Database, Kind};
 use crate::gate::{bounded, hang_guard};
 use crate::spec::DatabaseNeed;
+use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError};
 use crate::tape::{Event, Tape};
-use crate::target::{Capability, Manifest, RunningTarget, Target, TargetError};
-use crate::verdict::{Failure, Honesty, Verdict};
+use crate::verdict::{Failure, FailureMode, Verdict};
 
 /// How long the end of a process may take to be known after its sockets have closed.
 const DYING: Duration = Duration::from_millis(500);
@@ -35,7 +35,7 @@ pub async fn examine(
         return Outcome::without_run(case, verdict);
     }
     let began = Instant::now();
-    let mut setting = match Setting::prepare(target, case.id, (case.spec)(), database).await {
+    let mut setting = match CaseFixture::prepare(target, case.id, (case.spec)(), database).await {
         Ok(setting) => setting,
         Err(failure) => return failed(case, failure, began, &Tape::new(), String::new()),
     };
@@ -102,7 +102,7 @@ pub(super) fn excused(
 
 /// Runs the case on a gateway that is ready, and looks at what it left behind.
 pub(super) async fn run(
-    setting: &mut Setting,
+    setting: &mut CaseFixture,
     case: &Case,
     manifest: &Manifest,
     running: RunningTarget,
@@ -198,7 +198,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
             failure: Failure::Violated {
                 expected: "only requests that the case's providers answer".into(),
                 observed: format!("a request without an answer: {reason}"),
-                honesty: Honesty::Honest,
+                mode: FailureMode::Visible,
             },
         },
         (
@@ -207,7 +207,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
                     Failure::Violated {
                         expected,
                         observed,
-                        honesty,
+                        mode,
                     },
             },
             Some(reason),
@@ -217,7 +217,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
                 observed: format!(
                     "{observed}; a provider was asked what it has no answer for: {reason}"
                 ),
-                honesty,
+                mode,
             },
         },
         (verdict, _) => verdict,

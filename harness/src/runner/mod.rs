@@ -4,9 +4,9 @@
 //! stopped when the case ends. A case that fails is examined once more in a fresh set-up: what passes then is *flaky*.
 
 mod examine;
+mod fixture;
 mod outcome;
 mod replay;
-mod setting;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::case::Case;
 use crate::database::Database;
-use crate::target::Target;
+use crate::subject::Target;
 use crate::verdict::{Failure, Level, Verdict};
 
 pub use examine::examine;

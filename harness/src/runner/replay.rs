@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Outcome;
-use super::setting::Setting;
+use super::fixture::CaseFixture;
 use crate::case::Profile;
 use crate::client::{Client, StreamReply};
 use crate::gate::{bounded, guard, hang_guard, pace, with_hang_guard};
@@ -16,9 +16,9 @@ use crate::schedule::invariants::{
     Call, End, Exchange, Invariant, Observation, Violation, check_only,
 };
 use crate::schedule::{ALIAS, Leave, Played, Request, Schedule};
+use crate::subject::{Capability, Manifest, RunningTarget, Target};
 use crate::tape::{Entry, Event, Side, Tape};
-use crate::target::{Capability, Manifest, RunningTarget, Target};
-use crate::verdict::{Failure, Honesty, Level, Verdict};
+use crate::verdict::{Failure, FailureMode, Level, Verdict};
 use crate::wire::HARNESS_STATUS;
 
 /// How much later than the deadline an end may be seen on a machine that has other things to do.
@@ -51,7 +51,7 @@ pub async fn replay(
     target
         .accepts(&spec)
         .map_err(|why| Failure::NotRun { why })?;
-    let mut setting = Setting::prepare(target, "plan", spec, None).await?;
+    let mut setting = CaseFixture::prepare(target, "plan", spec, None).await?;
     for (candidate, stub) in setting.stubs.values().enumerate() {
         stub.answers(script(schedule, candidate, stub.name(), &setting.tape));
         stub.listen(schedule.listen(candidate)).await?;
@@ -118,7 +118,7 @@ fn script(schedule: &Schedule, candidate: usize, provider: &str, tape: &Tape) ->
 
 /// One request of the schedule, until its end or until the client leaves.
 async fn ask(
-    setting: &Setting,
+    setting: &CaseFixture,
     running: &RunningTarget,
     request: Request,
     n: usize,
@@ -144,7 +144,7 @@ async fn ask(
         // an exchange without an end is seen, and judged as such
         Ok(())
         | Err(Failure::Violated {
-            honesty: Honesty::Hung,
+            mode: FailureMode::Hang,
             ..
         }) => {}
         Err(failure) => return Err(failure),
@@ -206,7 +206,7 @@ async fn read(
 }
 
 /// Calls that a gateway still holds open after everything has ended.
-async fn left_open(setting: &Setting) -> usize {
+async fn left_open(setting: &CaseFixture) -> usize {
     let all_ended = async {
         for stub in setting.stubs.values() {
             let _ = stub.in_flight_is(0).await;
@@ -221,7 +221,7 @@ async fn left_open(setting: &Setting) -> usize {
 }
 
 /// The calls at the providers, from the tape, with the request each belongs to.
-fn add_calls(setting: &Setting, exchanges: &mut [Exchange]) {
+fn add_calls(setting: &CaseFixture, exchanges: &mut [Exchange]) {
     let entries = setting.tape.entries();
     let start = entries
         .iter()
@@ -304,7 +304,7 @@ fn needs(invariant: Invariant) -> Option<Capability> {
 fn outcome(
     name: &str,
     verdicts: &[(Invariant, Option<Violation>)],
-    setting: &Setting,
+    setting: &CaseFixture,
     began: Instant,
     log_tail: String,
 ) -> Outcome {
@@ -321,7 +321,7 @@ fn outcome(
             failure: Failure::Violated {
                 expected,
                 observed: violations.join("\n"),
-                honesty: Honesty::Honest,
+                mode: FailureMode::Visible,
             },
         }
     };
@@ -346,7 +346,7 @@ fn label(n: usize) -> String {
 }
 
 /// In the prompt of request n, and in no other.
-fn marker(setting: &Setting, n: usize) -> String {
+fn marker(setting: &CaseFixture, n: usize) -> String {
     format!("[{}-{}]", setting.nonce, n + 1)
 }
 

@@ -9,12 +9,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::examine::{failed, of_target};
-use super::setting::Setting;
+use super::fixture::CaseFixture;
 use super::{Board, Outcome, Progress, Run, in_a_task, judged};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
+use crate::subject::{Deployment, Process, RunningTarget, TargetError, merge, share};
 use crate::tape::Tape;
-use crate::target::{Deployment, Process, RunningTarget, TargetError, merge, share};
 use crate::verdict::Failure;
 
 /// Examines the cases in groups of equal settings; what fails is examined once more, on a fresh gateway for all of them.
@@ -86,7 +86,9 @@ async fn examine_group(
     };
     let mut prepared = Vec::new();
     for (index, case) in group {
-        match Setting::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref()).await {
+        match CaseFixture::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref())
+            .await
+        {
             Ok(setting) => prepared.push((*index, *case, setting)),
             Err(failure) => {
                 done(
@@ -155,7 +157,7 @@ struct Gateway {
     _folder: tempfile::TempDir,
 }
 
-async fn start(run: &Run, prepared: &[(usize, Case, Setting)]) -> Result<Gateway, Failure> {
+async fn start(run: &Run, prepared: &[(usize, Case, CaseFixture)]) -> Result<Gateway, Failure> {
     let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
     let folder = folder.map_err(|error| Failure::Harness {
         what: format!(

@@ -32,7 +32,7 @@ const FILLERS: usize = 20;
 pub(super) struct Port {
     _reserved: TcpSocket,
     addr: SocketAddr,
-    /// Asked for by its number: whoever asks for it next must not be kept waiting by connections that have ended.
+    /// StubRequest for by its number: whoever asks for it next must not be kept waiting by connections that have ended.
     fixed: bool,
 }
 

@@ -11,14 +11,14 @@ use futures::StreamExt;
 use futures::stream::Fuse;
 use tokio::time::Instant;
 
-use super::candidate::{Call, Lane, Turn};
+use super::candidate::{Call, CandidateState, Turn};
 use super::policy::{Blame, policy};
 use super::stream;
 use crate::llm::chat::{Answer, AttemptError, Cause, Completion, Mode, Usage};
 use crate::llm::content::Joined;
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
 use crate::resilience::breaker::{Pass, Refused};
-use crate::resilience::bulkhead::{NoPlace, Place};
+use crate::resilience::bulkhead::{BulkheadError, Permit};
 use crate::resilience::deadline::{self, Elapsed, SetBy};
 
 /// The largest plain answer.
@@ -30,7 +30,7 @@ const WORTH_ASKING_AGAIN: Duration = Duration::from_secs(1);
 
 /// Asks the candidate once. A plain answer is whole, a stream is past its commit point.
 pub(super) async fn attempt(
-    lane: &Arc<Lane>,
+    lane: &Arc<CandidateState>,
     call: &Call<'_>,
     upstream: &UpstreamRequest,
     ends: Instant,
@@ -57,7 +57,7 @@ enum Exchanged {
 }
 
 async fn exchange(
-    lane: &Lane,
+    lane: &CandidateState,
     call: &Call<'_>,
     upstream: &UpstreamRequest,
     ends: Instant,
@@ -109,7 +109,11 @@ async fn exchange(
 }
 
 /// Reads a non-2xx answer: as much of its body as comes in time, and within the bound.
-async fn refusal(lane: &Lane, mut response: UpstreamResponse, ends: Instant) -> AttemptError {
+async fn refusal(
+    lane: &CandidateState,
+    mut response: UpstreamResponse,
+    ends: Instant,
+) -> AttemptError {
     let mut body = BytesMut::new();
     while body.len() < LARGEST_ERROR {
         let limit = Limit::earlier(Instant::now(), lane.timeouts.idle, Cause::IdleTimeout, ends);
@@ -168,7 +172,7 @@ impl Limit {
 
     /// `allowed` from `from`, unless the deadline comes first.
     pub(super) fn earlier(from: Instant, allowed: Duration, cause: Cause, ends: Instant) -> Self {
-        let at = deadline::point(from, allowed);
+        let at = deadline::saturating_add(from, allowed);
         if at < ends {
             Self {
                 at,
@@ -210,10 +214,10 @@ impl Limit {
 
 /// An attempt that has been let through: its pass and its place, and what its end is counted on.
 pub(super) struct Admitted {
-    lane: Arc<Lane>,
+    lane: Arc<CandidateState>,
     /// `None` once there is a verdict.
     pass: Option<Pass>,
-    _place: Place,
+    _place: Permit,
     started: Instant,
     set_by: SetBy,
 }
@@ -221,7 +225,7 @@ pub(super) struct Admitted {
 impl Admitted {
     /// Breaker, then bulkhead, then the breaker again (it may have opened while this one waited).
     async fn enter(
-        lane: &Arc<Lane>,
+        lane: &Arc<CandidateState>,
         set_by: SetBy,
         ends: Instant,
         turn: Turn,
@@ -237,7 +241,7 @@ impl Admitted {
         let started = Instant::now();
         // a place that came free at the last moment: nothing is sent any more
         if started >= ends {
-            return Err(bulkhead_full(NoPlace::TimedOut));
+            return Err(bulkhead_full(BulkheadError::TimedOut));
         }
         lane.starts(turn);
         Ok(Self {
@@ -320,10 +324,10 @@ fn breaker_open(refused: Refused) -> AttemptError {
     }
 }
 
-fn bulkhead_full(why: NoPlace) -> AttemptError {
+fn bulkhead_full(why: BulkheadError) -> AttemptError {
     let message = match why {
-        NoPlace::QueueFull => "Too many requests wait for this provider.",
-        NoPlace::TimedOut => "No place came free at this provider in time.",
+        BulkheadError::QueueFull => "Too many requests wait for this provider.",
+        BulkheadError::TimedOut => "No place came free at this provider in time.",
     };
     AttemptError {
         retry_after: Some(WORTH_ASKING_AGAIN),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::attempt;
-use super::endings::Endings;
+use super::body_drainer::BodyDrainer;
 use super::policy::{policy, was_sent};
 use crate::config::{ProviderConfig, Retry, Timeouts};
 use crate::llm::chat::{Answer, Attempt, AttemptError, CallContext, Candidate, ChatRequest};
@@ -14,9 +14,9 @@ use crate::llm::provider::Codec;
 use crate::llm::transport::Transport;
 use crate::resilience::backoff::{Backoff, Random};
 use crate::resilience::breaker::Breaker;
-use crate::resilience::budget::RetryBudget;
 use crate::resilience::bulkhead::Bulkhead;
 use crate::resilience::deadline::SetBy;
+use crate::resilience::retry_budget::RetryBudget;
 use crate::telemetry::Metrics;
 
 /// What all candidates at one provider share.
@@ -24,7 +24,7 @@ pub(super) struct Provider {
     pub(super) codec: Arc<dyn Codec>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) bulkhead: Bulkhead,
-    pub(super) endings: Endings,
+    pub(super) endings: BodyDrainer,
     budget: RetryBudget,
 }
 
@@ -39,14 +39,14 @@ impl Provider {
             codec,
             transport,
             bulkhead: Bulkhead::new(config.max_in_flight, config.queue),
-            endings: Endings::default(),
+            endings: BodyDrainer::default(),
             budget: RetryBudget::new(retry.budget_ratio, retry.budget_floor),
         }
     }
 }
 
 /// A candidate of one alias, with all that guards it.
-pub(super) struct Lane {
+pub(super) struct CandidateState {
     pub(super) candidate: Candidate,
     pub(super) provider: Arc<Provider>,
     pub(super) breaker: Arc<Breaker>,
@@ -85,7 +85,7 @@ pub(super) enum Turn {
     Again,
 }
 
-impl Lane {
+impl CandidateState {
     /// Asks this candidate until it serves, has used up its attempts or its time, or cannot be asked. Lists each attempt.
     pub(super) async fn serve(
         self: &Arc<Self>,

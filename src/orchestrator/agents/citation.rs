@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Agent, Declaration, Nonsense, Policy, Prompt, Source, parse, passages, verbatim};
-use crate::orchestrator::plan::Step;
+use super::{Agent, Declaration, InvalidOutput, Policy, Prompt, Source, parse, passages, verbatim};
+use crate::orchestrator::step::Step;
 
 /// The answer stands with its own marks, unchecked.
 pub const DECLARATION: Declaration = Declaration {
@@ -108,7 +108,7 @@ impl Agent for Citations {
         }
     }
 
-    fn read(said: &str, _input: Input<'_>) -> Result<Vec<Attribution>, Nonsense> {
+    fn read(said: &str, _input: Input<'_>) -> Result<Vec<Attribution>, InvalidOutput> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Attributed {

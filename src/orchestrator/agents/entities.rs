@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Agent, Declaration, Nonsense, Policy, Prompt, parse};
-use crate::orchestrator::plan::Step;
+use super::{Agent, Declaration, InvalidOutput, Policy, Prompt, parse};
+use crate::orchestrator::step::Step;
 
 /// Rules stand in for the model.
 pub const DECLARATION: Declaration = Declaration {
@@ -51,7 +51,7 @@ impl Agent for Entities {
         }
     }
 
-    fn read(said: &str, _question: &str) -> Result<Vec<Entity>, Nonsense> {
+    fn read(said: &str, _question: &str) -> Result<Vec<Entity>, InvalidOutput> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Found {
@@ -62,7 +62,7 @@ impl Agent for Entities {
             .iter()
             .any(|entity| entity.name.trim().is_empty() || entity.kind.trim().is_empty())
         {
-            return Err(Nonsense("an entity has no name or no kind".into()));
+            return Err(InvalidOutput("an entity has no name or no kind".into()));
         }
         Ok(entities)
     }

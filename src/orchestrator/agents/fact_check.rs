@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::entities::Entity;
-use super::{Agent, Declaration, Nonsense, Policy, Prompt, Source, parse, passages, verbatim};
-use crate::orchestrator::plan::Step;
+use super::{Agent, Declaration, InvalidOutput, Policy, Prompt, Source, parse, passages, verbatim};
+use crate::orchestrator::step::Step;
 
 /// The answer stands, unverified.
 pub const DECLARATION: Declaration = Declaration {
@@ -86,7 +86,7 @@ impl Agent for FactCheck {
         }
     }
 
-    fn read(said: &str, input: Input<'_>) -> Result<Vec<Claim>, Nonsense> {
+    fn read(said: &str, input: Input<'_>) -> Result<Vec<Claim>, InvalidOutput> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Checked {

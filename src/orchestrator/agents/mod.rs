@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::llm::chat::ChatRequest;
-use crate::orchestrator::plan::Step;
+use crate::orchestrator::step::Step;
 
 /// What the failure of a step means for the query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -76,8 +76,8 @@ pub trait Agent {
     /// Reads what the model said. Total: any text gives an output or a reason.
     ///
     /// # Errors
-    /// [`Nonsense`] for everything that is not what was asked for.
-    fn read(said: &str, input: Self::Input<'_>) -> Result<Self::Output, Nonsense>;
+    /// [`InvalidOutput`] for everything that is not what was asked for.
+    fn read(said: &str, input: Self::Input<'_>) -> Result<Self::Output, InvalidOutput>;
 }
 
 /// What a model is told: instructions of ours, material of others, the form of the answer.
@@ -94,7 +94,7 @@ pub struct Prompt {
 /// Why an answer is not what was asked for. Quotes nothing of it beyond serde's own words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Nonsense(pub String);
+pub struct InvalidOutput(pub String);
 
 impl Prompt {
     /// The chat request that asks `alias` for an object of the schema.
@@ -122,14 +122,14 @@ fn passages(sources: &[Source]) -> serde_json::Value {
     sources.iter().map(|source| json!({"n": source.n, "title": source.passage.title, "text": source.passage.text})).collect()
 }
 
-fn parse<T: DeserializeOwned>(said: &str) -> Result<T, Nonsense> {
+fn parse<T: DeserializeOwned>(said: &str) -> Result<T, InvalidOutput> {
     let said = unfenced(said.trim());
     if said.is_empty() {
-        return Err(Nonsense("the answer is empty".into()));
+        return Err(InvalidOutput("the answer is empty".into()));
     }
     // serde's own words would quote the answer, which is for the reader and for no log
     serde_json::from_str(said).map_err(|error| {
-        Nonsense(format!(
+        InvalidOutput(format!(
             "the answer is not of the schema, from line {} column {} on",
             error.line(),
             error.column()
@@ -162,7 +162,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::orchestrator::plan::PIPELINE;
+    use crate::orchestrator::step::PIPELINE;
 
     #[test]
     fn every_step_of_the_plan_is_declared_in_its_order() {

@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use super::{Declaration, Policy, Source};
 use crate::orchestrator::outcome::Cause;
-use crate::orchestrator::plan::Step;
-use crate::retrieval::{self, Lane, LaneError, Search};
+use crate::orchestrator::step::Step;
+use crate::retrieval::{self, Retriever, RetrieverError, Search};
 use crate::store::{Passage, StoreError};
 
 /// The answer stands without sources.
@@ -37,7 +37,7 @@ pub struct Evidence {
 /// # Errors
 /// The cause of the first lane in their order, if every lane failed.
 pub async fn retrieve(
-    lanes: &[Box<dyn Lane>],
+    lanes: &[Box<dyn Retriever>],
     search: Search<'_>,
     until: Instant,
 ) -> Result<Evidence, (Cause, String)> {
@@ -72,10 +72,10 @@ pub async fn retrieve(
     })
 }
 
-fn class(error: &LaneError) -> Cause {
+fn class(error: &RetrieverError) -> Cause {
     match error {
-        LaneError::Store(error) => cause(error),
-        LaneError::TimedOut => Cause::Timeout,
+        RetrieverError::Store(error) => cause(error),
+        RetrieverError::TimedOut => Cause::Timeout,
     }
 }
 

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Agent, Declaration, Nonsense, Policy, Prompt, Source, parse, passages};
-use crate::orchestrator::plan::Step;
+use super::{Agent, Declaration, InvalidOutput, Policy, Prompt, Source, parse, passages};
+use crate::orchestrator::step::Step;
 
 /// The answer stands, unscored.
 pub const DECLARATION: Declaration = Declaration {
@@ -60,13 +60,13 @@ impl Agent for Review {
         }
     }
 
-    fn read(said: &str, _input: Input<'_>) -> Result<Scores, Nonsense> {
+    fn read(said: &str, _input: Input<'_>) -> Result<Scores, InvalidOutput> {
         let scores: Scores = parse(said)?;
         if [scores.coherence, scores.relevance, scores.support]
             .iter()
             .any(|score| !(0.0..=1.0).contains(score))
         {
-            return Err(Nonsense("a score is not between 0 and 1".into()));
+            return Err(InvalidOutput("a score is not between 0 and 1".into()));
         }
         Ok(scores)
     }

@@ -7,8 +7,8 @@ use serde_json::json;
 use super::citation::says_something;
 use super::entities::Entity;
 use super::fact_check::Claim;
-use super::{Agent, Declaration, Nonsense, Policy, Prompt, Source, parse, passages};
-use crate::orchestrator::plan::Step;
+use super::{Agent, Declaration, InvalidOutput, Policy, Prompt, Source, parse, passages};
+use crate::orchestrator::step::Step;
 
 /// Quoted passages stand in for the model; without passages there is no answer.
 pub const DECLARATION: Declaration = Declaration {
@@ -60,7 +60,7 @@ impl Agent for Synthesis {
         }
     }
 
-    fn read(said: &str, _input: Input<'_>) -> Result<String, Nonsense> {
+    fn read(said: &str, _input: Input<'_>) -> Result<String, InvalidOutput> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
@@ -69,7 +69,7 @@ impl Agent for Synthesis {
         let Written { answer } = parse(said)?;
         let answer = answer.trim();
         if !says_something(answer) {
-            return Err(Nonsense("the answer has no text".into()));
+            return Err(InvalidOutput("the answer has no text".into()));
         }
         Ok(answer.to_owned())
     }

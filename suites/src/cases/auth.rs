@@ -1,15 +1,17 @@
 //! AUTH: who may ask, and that nobody's credentials go where they do not belong.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
 use gauntlet_harness::client::{Client, Reply};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply};
 use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
-use gauntlet_harness::target::Capability;
 use serde_json::{Value, json};
 
-use super::query::{DOCUMENTS, QUERIES};
+use super::support::{DOCUMENTS, QUERIES};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -112,7 +114,7 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
         .await?;
     // then
     equal("status with the key", 200, known.status)?;
-    equal("requests at the provider", 1, p1.requests().len()).map_err(lied)
+    equal("requests at the provider", 1, p1.requests().len()).map_err(silent)
 }
 
 /// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries and documents where there are any.
@@ -257,7 +259,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
         "no connection to the host that requests named",
         format_args!("a connection to {host}"),
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     let smuggled = p1
         .all_requests()
         .into_iter()
@@ -267,7 +269,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
         "no header smuggled into a provider's request",
         "x-smuggled at the provider",
     )
-    .map_err(lied)
+    .map_err(silent)
 }
 
 /// Line breaks in paths and headers, escaped and as such, folded into a header that is sent on (RFC 9112 section 5.2). Whether they are

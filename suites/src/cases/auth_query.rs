@@ -1,11 +1,11 @@
 //! AUTH, of queries: what belongs to one tenant does not exist for another.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, lied};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, silent};
 use gauntlet_harness::spec::Spec;
-use gauntlet_harness::target::Capability;
+use gauntlet_harness::subject::Capability;
 
-use super::query::{DOCUMENTS, QUERIES, document, healthy, question, text};
+use super::support::{DOCUMENTS, QUERIES, document, healthy, question, text};
 
 const HERS: &str = "sk-canary-tenant-curie-5d0c7b1e";
 const HIS: &str = "sk-canary-tenant-bohr-91aa4f3c";
@@ -49,20 +49,20 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
         (404, unknown.error_code()),
         (seen.status, seen.error_code()),
     )
-    .map_err(lied)?;
-    equal("what he lists", Some(0), listed["total"].as_u64()).map_err(lied)?;
+    .map_err(silent)?;
+    equal("what he lists", Some(0), listed["total"].as_u64()).map_err(silent)?;
     equal(
         "statuses of her document for him",
         (404, 404),
         (read.status, deleted.status),
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal(
         "her passages in his sources",
         Some(0),
         asked["sources"].as_array().map(Vec::len),
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal(
         "her own query, read by her",
         &told,

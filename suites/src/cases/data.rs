@@ -4,17 +4,19 @@ use std::collections::HashSet;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all, try_join_all};
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
 use gauntlet_harness::database::{CaseDatabase, DatabaseError};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::error;
 use gauntlet_harness::spec::Spec;
+use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
-use gauntlet_harness::target::Capability;
 use gauntlet_harness::wire::postgres::AtStatement;
 use serde_json::{Value, json};
 
-use super::query::{
+use super::support::{
     DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres,
     soon_without_store, text, until_status,
 };
@@ -120,16 +122,16 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
             .get(&format!("{QUERIES}/{}", text(told, "id")))
             .await?;
         equal("status of the record", 200, read.status)?;
-        equal("the record", told, &read.json()).map_err(lied)?;
+        equal("the record", told, &read.json()).map_err(silent)?;
     }
     let page = ctx.client.get(QUERIES).await?.json();
-    equal("records", Some(3), page["total"].as_u64()).map_err(lied)?;
+    equal("records", Some(3), page["total"].as_u64()).map_err(silent)?;
     equal(
         "the listing",
         &json!([complete, failed, degraded]),
         &page["queries"],
     )
-    .map_err(lied)
+    .map_err(silent)
 }
 
 /// DATA-02 (MUST): a connection cut in a transaction leaves no half record.
@@ -177,7 +179,7 @@ async fn data_02(ctx: &Ctx) -> CaseResult {
             "a document with its passage, once, or neither of them and no 201",
             observed,
         )
-        .map_err(lied)?;
+        .map_err(silent)?;
     }
     Ok(())
 }
@@ -257,13 +259,13 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
             format!("{} queries", newest_first.len()),
             format_args!("{} on all pages", found.len()),
         )
-        .map_err(lied)?;
+        .map_err(silent)?;
         found.extend(queries);
         asked(ctx, "recorded between two pages").await?;
     }
     // then
     found.truncate(newest_first.len());
-    equal("queries, newest first, each once", &newest_first, &found).map_err(lied)?;
+    equal("queries, newest first, each once", &newest_first, &found).map_err(silent)?;
     refused_or_kept(ctx).await
 }
 
@@ -307,7 +309,7 @@ async fn data_10(ctx: &Ctx) -> CaseResult {
             )?;
         }
         for table in ["documents", "passages"] {
-            equal(&format!("rows of {table}"), 0, database.count(table).await?).map_err(lied)?;
+            equal(&format!("rows of {table}"), 0, database.count(table).await?).map_err(silent)?;
         }
     }
     let back =
@@ -412,7 +414,7 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
             "the text as it was sent",
             read.text().chars().take(200).collect::<String>(),
         )
-        .map_err(lied)?;
+        .map_err(silent)?;
         holds(ids.insert(id.clone()), "an id of its own", id)?;
     }
     for question in ["a\u{0}b".to_owned(), "x".repeat(1 << 20)] {

@@ -1,14 +1,16 @@
 //! DRAIN: the end of a process is nobody's error.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{chat, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{LimitSpec, Spec};
-use gauntlet_harness::target::Capability;
+use gauntlet_harness::subject::Capability;
 
-use super::query::{QUERIES, does_its_part, healthy, patient, question, text, until_status};
+use super::support::{QUERIES, does_its_part, healthy, patient, question, text, until_status};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -130,19 +132,19 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
         "no [DONE] in a stream that was cut",
         streamed.done_count,
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     holds(
         streamed.error.is_some(),
         "an error event",
         format_args!("no error; the stream ended: {:?}", streamed.end),
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     holds(
         !matches!(&query, Ok(answer) if answer.status < 500),
         "no success for a query that was cut",
         format_args!("{query:?}"),
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal("exit code", Some(0), exit(ctx).await?)?;
     let recorded = ctx.start_another().await?.client.get(QUERIES).await?.json();
     let statuses: Vec<&str> = recorded["queries"]
@@ -157,7 +159,7 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
         "one record, cancelled or failed",
         format_args!("{statuses:?}"),
     )
-    .map_err(lied)
+    .map_err(silent)
 }
 
 /// The specification with this drain deadline, and every other time-out far away.

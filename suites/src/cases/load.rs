@@ -10,9 +10,9 @@ use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{raw, reply};
 use gauntlet_harness::plan::Plan;
 use gauntlet_harness::spec::{LimitSpec, Spec, Timeouts};
-use gauntlet_harness::target::Capability;
+use gauntlet_harness::subject::Capability;
 
-use super::para::{answers, large_stream, statuses};
+use super::parallelism::{answers, large_stream, statuses};
 
 /// The limit of requests in flight.
 const LIMIT: usize = 4;

@@ -5,25 +5,25 @@
 
 mod auth;
 mod auth_query;
-mod brkr;
-mod canc;
-mod canc_query;
+mod breaker;
+mod cancellation;
+mod cancellation_query;
 mod data;
-mod degr;
+mod degradation;
 mod drain;
-mod err;
-mod fall;
-mod hlth;
+mod errors;
+mod fallback;
+mod health;
 mod load;
-mod obs;
-mod para;
-mod para_query;
-mod query;
+mod observability;
+mod parallelism;
+mod parallelism_query;
 mod retry;
-mod strm;
-mod time;
-mod time_own;
-mod time_store;
+mod streaming;
+mod support;
+mod timeouts;
+mod timeouts_own;
+mod timeouts_store;
 mod wire;
 mod wire_meaning;
 
@@ -38,21 +38,21 @@ pub fn all() -> Vec<Case> {
     #[rustfmt::skip] // one line an area
     let areas = [
         wire::CASES, wire_meaning::CASES,
-        time::CASES, time_own::CASES, time_store::CASES,
-        para::CASES, para_query::CASES,
+        timeouts::CASES, timeouts_own::CASES, timeouts_store::CASES,
+        parallelism::CASES, parallelism_query::CASES,
         retry::CASES,
-        fall::CASES,
-        brkr::CASES,
-        strm::CASES,
-        canc::CASES, canc_query::CASES,
+        fallback::CASES,
+        breaker::CASES,
+        streaming::CASES,
+        cancellation::CASES, cancellation_query::CASES,
         load::CASES,
-        err::CASES,
-        degr::CASES,
+        errors::CASES,
+        degradation::CASES,
         data::CASES,
-        hlth::CASES,
+        health::CASES,
         drain::CASES,
         auth::CASES, auth_query::CASES,
-        obs::CASES,
+        observability::CASES,
     ];
     let mut cases = areas.concat();
     cases.sort_by_key(|case| {

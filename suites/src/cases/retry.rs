@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::try_join_all;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
 use gauntlet_harness::gate::{at_least, gap};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply, sequence, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
 use gauntlet_harness::spec::Spec;
+use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event};
-use gauntlet_harness::target::Capability;
 
 const RETRY: &[Capability] = &[Capability::Chat, Capability::Retry];
 
@@ -252,7 +252,7 @@ async fn retry_02(ctx: &Ctx) -> CaseResult {
         "an error for each refusal",
         format!("{statuses:?}"),
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal("status of a request afterwards", 200, afterwards.status)?;
     for status in REFUSALS {
         equal(
@@ -319,7 +319,7 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
         "an error where the wait does not fit into the deadline",
         answers[2].status,
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal(
         "attempts where the wait does not fit into the deadline",
         1,
@@ -383,13 +383,13 @@ async fn retry_05(ctx: &Ctx) -> CaseResult {
         .streamed(ctx.prompt("solo", "afterwards"))
         .await?;
     // then
-    equal("text", "Par", stream.text.as_str()).map_err(lied)?;
+    equal("text", "Par", stream.text.as_str()).map_err(silent)?;
     holds(
         !stream.looks_complete(),
         "a stream that does not look finished",
         "a finished one",
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal(
         "text of a stream afterwards",
         "fine",
@@ -417,7 +417,7 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
         "an error for each request",
         "an answer from a dead provider",
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     let seen = p1.requests().len();
     holds(
         seen <= MOST,

@@ -1,15 +1,15 @@
 //! WIRE: what passes through a gateway arrives as it was sent.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
 use gauntlet_harness::client::End;
 use gauntlet_harness::llm::{chat, raw, reply, tool_call};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::Spec;
-use gauntlet_harness::target::Capability;
+use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
-use super::strm::{DONE, chunk};
+use super::streaming::{DONE, chunk};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
@@ -151,25 +151,25 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
         .await?;
     // then
     equal("status", 200, text.status)?;
-    equal("content", "Paris, 東京 and \"Bern\".", &text.content()).map_err(lied)?;
+    equal("content", "Paris, 東京 and \"Bern\".", &text.content()).map_err(silent)?;
     equal(
         "finish_reason",
         &json!("stop"),
         &text.json()["choices"][0]["finish_reason"],
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal(
         "usage.prompt_tokens",
         &json!(12),
         &text.json()["usage"]["prompt_tokens"],
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal(
         "usage.completion_tokens",
         &json!(7),
         &text.json()["usage"]["completion_tokens"],
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     equal("status", 200, tool.status)?;
     let choice = &tool.json()["choices"][0];
     equal(
@@ -177,14 +177,14 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
         &json!("tool_calls"),
         &choice["finish_reason"],
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     let came: Vec<Value> = choice["message"]["tool_calls"]
         .as_array()
         .into_iter()
         .flatten()
         .map(as_called)
         .collect();
-    equal("the tool calls", &two_calls, &came.into()).map_err(lied)
+    equal("the tool calls", &two_calls, &came.into()).map_err(silent)
 }
 
 /// WIRE-02 (MUST): each chunk of a stream reaches the client before the provider sends the next.
@@ -230,7 +230,7 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
             &vec![finish.to_string()],
             &stream.finish_reasons,
         )
-        .map_err(lied)?;
+        .map_err(silent)?;
         equal("how often [DONE] came", 1, stream.done_count)?;
         equal("events after [DONE]", 0, stream.after_done)?;
         equal("the end of the body", &End::Orderly, &stream.end)?;
@@ -264,7 +264,7 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
         ("completion_tokens", 7),
         ("total_tokens", 19),
     ] {
-        equal(&format!("usage.{key}"), &json!(count), &told[0][key]).map_err(lied)?;
+        equal(&format!("usage.{key}"), &json!(count), &told[0][key]).map_err(silent)?;
     }
     Ok(())
 }
@@ -292,7 +292,7 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         &vec![("weather".to_string(), weather), ("time".to_string(), time)],
         &calls,
     )
-    .map_err(lied)?;
+    .map_err(silent)?;
     let ids: Vec<&str> = stream
         .tool_calls
         .iter()
@@ -308,7 +308,7 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         &vec!["tool_calls".to_string()],
         &stream.finish_reasons,
     )
-    .map_err(lied)
+    .map_err(silent)
 }
 
 /// WIRE-06 (MUST): a character split between two TCP segments arrives whole.
@@ -330,7 +330,7 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", said, stream.text.as_str()).map_err(lied)?;
+    equal("text", said, stream.text.as_str()).map_err(silent)?;
     equal("[DONE]", 1, stream.done_count)
 }
 
@@ -354,7 +354,7 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal("status", 200, stream.status)?;
-    equal("text", "Paris is big.", stream.text.as_str()).map_err(lied)?;
+    equal("text", "Paris is big.", stream.text.as_str()).map_err(silent)?;
     equal(
         "finish reasons",
         &vec!["stop".to_string()],
@@ -387,7 +387,7 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
                 .pop()
                 .map(|request| request.json())
                 .unwrap_or_default();
-            equal(&format!("{name} at the provider"), &value, &sent[name]).map_err(lied)?;
+            equal(&format!("{name} at the provider"), &value, &sent[name]).map_err(silent)?;
         } else {
             equal(
                 &format!("status for the field {name}, if it is not forwarded:"),

@@ -1,11 +1,11 @@
 //! WIRE, of meanings: whoever speaks, streamed or not, the client understands the same.
 
 use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, lied};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
 use gauntlet_harness::client::{Reply, Transcript};
 use gauntlet_harness::llm::{chat, reply, tool_call};
 use gauntlet_harness::spec::{Protocol, Spec};
-use gauntlet_harness::target::Capability;
+use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use super::wire::{parsed, with_tools, with_usage};
@@ -99,13 +99,13 @@ async fn wire_12(ctx: &Ctx) -> CaseResult {
                 &expected,
                 &Meaning::of_reply(&plain),
             )
-            .map_err(lied)?;
+            .map_err(silent)?;
             equal(
                 &format!("the streamed answer to {prompt} of {alias}:"),
                 &expected,
                 &Meaning::of_stream(&streamed),
             )
-            .map_err(lied)?;
+            .map_err(silent)?;
             well_formed(&plain, &streamed)?;
         }
     }
@@ -148,7 +148,7 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
             &Meaning::of_reply(&plain),
             &Meaning::of_stream(&streamed),
         )
-        .map_err(lied)?;
+        .map_err(silent)?;
     }
     Ok(())
 }

@@ -1,0 +1,220 @@
+//! A provider's view of a request: what matchers and responders ask about.
+
+use serde_json::Value;
+
+use crate::wire::{self, WIRE_MARK};
+
+/// A request as matchers and responders see it, whoever passes it on: the wire or a wiremock server of one's own.
+#[derive(Clone, Debug)]
+pub struct StubRequest {
+    /// As sent.
+    pub method: String,
+    /// The path without the case's namespace and without the query.
+    pub path: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body; null if it is not JSON.
+    pub json: Value,
+    /// Its number on the tape; `None` if anybody else than the wire passes it on.
+    pub(crate) request: Option<u64>,
+}
+
+/// Routes that make a provider answer with a model's words or vectors.
+const CALLS: [&str; 6] = [
+    "/chat/completions",
+    "/api/chat",
+    "/api/generate",
+    "/embeddings",
+    "/api/embed",
+    "/responses",
+];
+
+impl StubRequest {
+    fn new(method: &str, path: &str, headers: Vec<(String, String)>, body: &[u8]) -> Self {
+        let path = without_namespace(path.split('?').next().unwrap_or_default()).to_string();
+        let request = headers
+            .iter()
+            .find(|(name, _)| name == WIRE_MARK)
+            .and_then(|(_, id)| id.parse().ok());
+        Self {
+            method: method.to_string(),
+            path,
+            headers,
+            json: serde_json::from_slice(body).unwrap_or_default(),
+            request,
+        }
+    }
+
+    pub(crate) fn of_wire(request: &wire::Request) -> Self {
+        let headers = request
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+            .collect();
+        let asked = Self::new(&request.method, &request.path, headers, &request.body);
+        Self {
+            request: Some(request.id),
+            ..asked
+        }
+    }
+
+    pub(crate) fn of_wiremock(request: &wiremock::Request) -> Self {
+        let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        };
+        let headers = request.headers.iter().map(header).collect();
+        Self::new(
+            request.method.as_str(),
+            request.url.path(),
+            headers,
+            &request.body,
+        )
+    }
+
+    /// Whether the wire passes it on and will obey a plan.
+    pub(crate) fn by_the_wire(&self) -> bool {
+        self.request.is_some()
+    }
+
+    /// Whether it is Ollama's own API.
+    pub fn is_ollama(&self) -> bool {
+        self.path.starts_with("/api/")
+    }
+
+    /// Whether it asks for a model's words or vectors, and is no probe.
+    pub fn is_call(&self) -> bool {
+        is_call(&self.method, &self.path)
+    }
+
+    /// The model that is asked for, or nothing.
+    pub fn model(&self) -> &str {
+        self.json["model"].as_str().unwrap_or_default()
+    }
+
+    /// Whether a stream is asked for; Ollama's own API streams unless told otherwise.
+    pub fn streams(&self) -> bool {
+        self.json["stream"]
+            .as_bool()
+            .unwrap_or(self.is_ollama() && self.path != "/api/embed")
+    }
+
+    /// Whether the stream has to end with a usage chunk.
+    pub fn wants_usage(&self) -> bool {
+        self.json["stream_options"]["include_usage"]
+            .as_bool()
+            .unwrap_or(false)
+    }
+
+    /// The text of the last message of the user (or Ollama's `prompt`); parts are joined.
+    pub fn user_text(&self) -> String {
+        let messages = self.json["messages"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        match messages
+            .iter()
+            .rev()
+            .find(|message| message["role"] == "user")
+        {
+            Some(message) => text_of(&message["content"]),
+            None => self.json["prompt"].as_str().unwrap_or_default().to_string(),
+        }
+    }
+
+    /// The first header of that name (in lower case).
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The value at a JSON pointer (`/tools/0/type`) or at a dotted path (`$.tools[0].type`, `messages[0].content`).
+    pub fn at(&self, path: &str) -> Option<&Value> {
+        if path.is_empty() || path.starts_with('/') {
+            return self.json.pointer(path);
+        }
+        let dotted = path
+            .trim_start_matches('$')
+            .trim_start_matches('.')
+            .replace('[', ".")
+            .replace(']', "");
+        dotted
+            .split('.')
+            .filter(|key| !key.is_empty())
+            .try_fold(&self.json, |value, key| match value {
+                Value::Array(items) => items.get(key.parse::<usize>().ok()?),
+                Value::Object(fields) => fields.get(key),
+                _ => None,
+            })
+    }
+}
+
+/// Whether a request of this method to this path (without query) asks for a model's words or vectors.
+pub(super) fn is_call(method: &str, path: &str) -> bool {
+    method == "POST" && CALLS.iter().any(|route| path.ends_with(route))
+}
+
+/// Content as text: a string, or the text parts of an array.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect(),
+        _ => String::new(),
+    }
+}
+
+/// `/t/CASE/v1/models` is `/v1/models`.
+pub(super) fn without_namespace(path: &str) -> &str {
+    let Some(rest) = path.strip_prefix("/t/") else {
+        return path;
+    };
+    rest.find('/').map_or("/", |end| &rest[end..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn asked(path: &str, body: Value) -> StubRequest {
+        StubRequest::new("POST", path, Vec::new(), body.to_string().as_bytes())
+    }
+
+    #[test]
+    fn the_namespace_is_taken_off() {
+        assert_eq!(
+            asked("/t/TIME-02/v1/chat/completions?x=1", json!({})).path,
+            "/v1/chat/completions"
+        );
+        assert_eq!(asked("/v1/models", json!({})).path, "/v1/models");
+    }
+
+    #[test]
+    fn streams_unless_told_otherwise_is_ollamas() {
+        assert!(asked("/api/chat", json!({})).streams());
+        assert!(!asked("/api/chat", json!({"stream": false})).streams());
+        assert!(!asked("/v1/chat/completions", json!({})).streams());
+    }
+
+    #[test]
+    fn paths_reach_into_arrays() {
+        let asked = asked("/", json!({"tools": [{"function": {"name": "f"}}]}));
+        assert_eq!(asked.at("$.tools[0].function.name"), Some(&json!("f")));
+        assert_eq!(asked.at("/tools/0/function/name"), Some(&json!("f")));
+        assert_eq!(asked.at("tools.1"), None);
+    }
+
+    #[test]
+    fn the_last_user_message_counts() {
+        let body = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}]}]});
+        assert_eq!(asked("/", body).user_text(), "cd");
+    }
+}

@@ -1,0 +1,233 @@
+//! What a case has around it before its gateway starts: stubs, database, folder.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use indexmap::IndexMap;
+use tempfile::TempDir;
+
+use crate::database::{CaseDatabase, Database, End};
+use crate::gate::{Gates, bounded, hang_guard};
+use crate::llm::Stub;
+use crate::spec::{DatabaseNeed, Spec};
+use crate::subject::{Capability, Deployment, Target};
+use crate::tape::Tape;
+use crate::verdict::Failure;
+use crate::wire::postgres::DatabaseWire;
+
+/// What a case has around it before the gateway starts.
+pub(super) struct CaseFixture {
+    pub(super) id: String,
+    pub(super) spec: Spec,
+    pub(super) tape: Tape,
+    pub(super) gates: Gates,
+    pub(super) stubs: IndexMap<String, Stub>,
+    pub(super) database: Option<CaseDatabase>,
+    pub(super) wire: Option<DatabaseWire>,
+    pub(super) database_url: Option<String>,
+    pub(super) nonce: String,
+    folder: TempDir,
+}
+
+impl CaseFixture {
+    /// Binds the stubs, makes the database; `name` is in the names of everything.
+    pub(super) async fn prepare(
+        target: &Arc<dyn Target>,
+        name: &str,
+        mut spec: Spec,
+        database: Option<&Database>,
+    ) -> Result<Self, Failure> {
+        if !target
+            .manifest()
+            .capabilities
+            .contains(&Capability::UrlCredentials)
+        {
+            spec.providers
+                .iter_mut()
+                .for_each(|provider| provider.userinfo = None);
+        }
+        let nonce = uuid::Uuid::new_v4().simple().to_string()[..12].to_string();
+        let id = format!("{}-{nonce}", name.to_lowercase());
+        let tape = Tape::new();
+        let gates = Gates::new(tape.clone());
+        let mut stubs = IndexMap::new();
+        for provider in &spec.providers {
+            let stub = match target.listen(&provider.name) {
+                Some(at) => Stub::start_at(at, provider, tape.clone(), gates.clone())
+                    .await
+                    .map_err(|error| occupied(at, error))?,
+                None => Stub::start(provider, &id, tape.clone(), gates.clone()).await?,
+            };
+            stubs.insert(provider.name.clone(), stub);
+        }
+        let database = match (spec.database, database) {
+            (DatabaseNeed::None, _) | (_, None) => None,
+            (_, Some(database)) => Some(
+                clone_of_template(target, database, &id)
+                    .await?
+                    .recorded(tape.clone()),
+            ),
+        };
+        let wire = match (
+            spec.database,
+            database.as_ref().and_then(CaseDatabase::upstream),
+        ) {
+            (DatabaseNeed::Postgres, Some((host, port))) => {
+                let bound =
+                    DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone())
+                        .await;
+                Some(bound.map_err(|error| Failure::Harness {
+                    what: format!("no port for the wire in front of Postgres: {error}"),
+                })?)
+            }
+            _ => None,
+        };
+        let url = database.as_ref().map(CaseDatabase::url);
+        let database_url = url.map(|url| {
+            wire.as_ref()
+                .map_or_else(|| url.to_string(), |wire| wire.url(url))
+        });
+        let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
+        let folder = folder.map_err(|error| Failure::Harness {
+            what: format!(
+                "cannot make a folder in {}: {error}",
+                std::env::temp_dir().display()
+            ),
+        })?;
+        Ok(Self {
+            id,
+            spec,
+            tape,
+            gates,
+            stubs,
+            database,
+            wire,
+            database_url,
+            nonce,
+            folder,
+        })
+    }
+
+    /// Where the providers listen, their names under `prefix`.
+    pub(super) fn endpoints(&self, prefix: &str) -> IndexMap<String, String> {
+        let userinfo = |name: &str| {
+            self.spec
+                .providers
+                .iter()
+                .find(|provider| provider.name == name)?
+                .userinfo
+                .as_deref()
+        };
+        let base_url = |name: &str, stub: &Stub| match userinfo(name) {
+            Some(user) => stub.base_url().replacen("://", &format!("://{user}@"), 1),
+            None => stub.base_url(),
+        };
+        self.stubs
+            .iter()
+            .map(|(name, stub)| (format!("{prefix}{name}"), base_url(name, stub)))
+            .collect()
+    }
+
+    /// What a gateway of the case's own is given.
+    pub(super) fn deployment(&self) -> Deployment {
+        Deployment {
+            id: self.id.clone(),
+            spec: self.spec.clone(),
+            endpoints: self.endpoints(""),
+            database_url: self.database_url.clone(),
+            folder: self.folder.path().to_path_buf(),
+            tape: self.tape.clone(),
+        }
+    }
+
+    /// Ends what must not outlive the case.
+    pub(super) async fn close(self) {
+        self.gates.open_all();
+        if let Some(database) = self.database {
+            // what cannot be dropped goes with the run's database
+            let _ = database.finish(End::Drop).await;
+        }
+    }
+}
+
+fn occupied(at: SocketAddr, failure: Failure) -> Failure {
+    match failure {
+        Failure::Harness { what } => Failure::Target {
+            what: format!(
+                "{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file"
+            ),
+        },
+        other => other,
+    }
+}
+
+/// A database that the target has migrated once in this run, cloned; an empty one for targets that are no process.
+async fn clone_of_template(
+    target: &Arc<dyn Target>,
+    database: &Database,
+    id: &str,
+) -> Result<CaseDatabase, Failure> {
+    let manifest = target.manifest();
+    if !manifest.capabilities.contains(&Capability::Process) {
+        return Ok(database.case_database(id, None).await?);
+    }
+    let label = format!(
+        "{} {}",
+        manifest.name,
+        manifest.version.as_deref().unwrap_or_default()
+    );
+    let migrator = Arc::clone(target);
+    let template = database
+        .template(&label, |url| {
+            async move { migrate(migrator.as_ref(), url).await }.boxed()
+        })
+        .await?;
+    Ok(database.case_database(id, Some(&template)).await?)
+}
+
+/// Starts the target once on an empty database, and ends it in order: whatever it makes of its database is the template.
+async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| {
+        format!(
+            "cannot make a folder in {}: {error}",
+            std::env::temp_dir().display()
+        )
+    })?;
+    let spec = Spec {
+        database: DatabaseNeed::Any,
+        ..Spec::query()
+    };
+    let endpoints = spec
+        .providers
+        .iter()
+        .map(|provider| (provider.name.clone(), "http://127.0.0.1:9/v1".to_string()))
+        .collect();
+    let deployment = Deployment {
+        id: "template".into(),
+        spec,
+        endpoints,
+        database_url: Some(url),
+        folder: folder.path().to_path_buf(),
+        tape: Tape::new(),
+    };
+    let running = target
+        .start(deployment)
+        .await
+        .map_err(|error| error.to_string())?;
+    let Some(process) = &running.process else {
+        return Ok(());
+    };
+    process
+        .terminate()
+        .await
+        .map_err(|error| error.to_string())?;
+    match bounded(hang_guard(), process.wait()).await {
+        Some(ended) => ended.map(|_| ()).map_err(|error| error.to_string()),
+        None => Err(format!(
+            "{} did not end within {} s of SIGTERM",
+            target.manifest().name,
+            hang_guard().as_secs()
+        )),
+    }
+}

@@ -1,0 +1,299 @@
+//! A started gateway: its process group, its output, its end.
+//!
+//! The program runs in a process group of its own without standard input; what it writes goes to one file, so that nothing
+//! is lost and nobody has to read a pipe. Dropping [`ChildProcess`] kills the whole group; where nothing is dropped, because the
+//! run itself is killed, the guard process does.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::{Process, TargetError};
+use crate::reaper::Group;
+use crate::tape::{Event, Side, Tape};
+
+/// Lines of the log that an error message or a report shows.
+const TAIL_LINES: usize = 25;
+
+/// How a process ended; `None` inside when a signal ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ended(Option<i32>);
+
+/// A process that the harness started.
+#[derive(Debug)]
+pub struct ChildProcess {
+    pid: u32,
+    ended: watch::Receiver<Option<Ended>>,
+    log: PathBuf,
+    tape: Tape,
+}
+
+impl ChildProcess {
+    /// Starts `program` with `env` added to the environment and `unset` taken out of it; its output goes to `log`.
+    ///
+    /// # Errors
+    /// The operating system's reason; nothing is left running.
+    pub fn spawn(
+        program: &str,
+        arguments: &[String],
+        env: &[(String, String)],
+        unset: &[String],
+        log: &Path,
+        tape: &Tape,
+    ) -> std::io::Result<Self> {
+        let output = File::create(log)?;
+        let mut command = Command::new(program);
+        for name in unset {
+            command.env_remove(name);
+        }
+        let child = command
+            .args(arguments)
+            .envs(env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child.id().unwrap_or_default();
+        let group = Group::watch(pid);
+        let note = |what: String| tape.record(Side::Target, Event::Target { what });
+        let name = Path::new(program)
+            .file_name()
+            .map_or_else(|| program.into(), |name| name.to_string_lossy());
+        note(format!("started {name}, process {pid}"));
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(supervise(child, pid, group, sender, tape.clone()));
+        Ok(Self {
+            pid,
+            ended,
+            log: log.to_path_buf(),
+            tape: tape.clone(),
+        })
+    }
+
+    /// Whether it has ended, and how, in words.
+    pub fn ended(&self) -> Option<String> {
+        self.ended.borrow().map(|ended| in_words(ended.0))
+    }
+
+    /// Completes when the process has ended; says how, in words. Cancel safe.
+    pub async fn until_ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => in_words(ended.and_then(|ended| ended.0)),
+            Err(_) => "ended".to_string(),
+        }
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+    }
+}
+
+#[async_trait]
+impl Process for ChildProcess {
+    async fn terminate(&self) -> Result<(), TargetError> {
+        if self.ended.borrow().is_some() {
+            return Err(TargetError::Died(format!(
+                "cannot send SIGTERM: the gateway has {}",
+                in_words(self.ended.borrow().and_then(|ended| ended.0))
+            )));
+        }
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGTERM".into(),
+            },
+        );
+        match self.group().map(|pid| kill_process(pid, Signal::TERM)) {
+            Some(Err(error)) => Err(TargetError::Died(format!(
+                "cannot send SIGTERM to process {}: {error}",
+                self.pid
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn kill(&self) -> Result<(), TargetError> {
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGKILL".into(),
+            },
+        );
+        if let Some(group) = self.group() {
+            // already gone is as good as killed
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.wait().await.map(|_| ())
+    }
+
+    async fn wait(&self) -> Result<Option<i32>, TargetError> {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => Ok(ended.and_then(|ended| ended.0)),
+            Err(_) => Err(TargetError::Died(format!(
+                "process {} is no longer watched",
+                self.pid
+            ))),
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let log = without_colours(&self.log());
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn id(&self) -> Option<u32> {
+        Some(self.pid)
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        if self.ended.borrow().is_none()
+            && let Some(group) = self.group()
+        {
+            // already gone is as good as killed
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// Waits for the end of the child, then ends what it left in its group. Ends by itself, because dropping the owner kills.
+async fn supervise(
+    mut child: Child,
+    pid: u32,
+    watched: Group,
+    sender: watch::Sender<Option<Ended>>,
+    tape: Tape,
+) {
+    let code = child.wait().await.ok().and_then(|status| status.code());
+    if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    watched.has_ended();
+    tape.record(
+        Side::Target,
+        Event::Target {
+            what: in_words(code),
+        },
+    );
+    sender.send_replace(Some(Ended(code)));
+}
+
+/// Text without the escape sequences of terminals (ECMA-48 CSI), which no report can show.
+fn without_colours(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c != '\u{1b}' {
+            plain.push(c);
+        } else if rest.as_str().starts_with('[') {
+            // parameters, then one final byte
+            rest.by_ref().skip(1).find(|c| ('@'..='~').contains(c));
+        }
+    }
+    plain
+}
+
+fn in_words(code: Option<i32>) -> String {
+    match code {
+        Some(code) => format!("exited with code {code}"),
+        None => "been ended by a signal".to_string(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+    use crate::gate::{guard, poll_until};
+
+    /// Waits until a process is gone; a zombie at most, where nobody reaps.
+    pub(in super::super) async fn until_gone(pid: &str) {
+        let stat =
+            || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let gone =
+            poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
+        guard(&format!("the end of process {pid}"), gone)
+            .await
+            .unwrap();
+    }
+
+    /// Set for the run that is killed below: this test program, started once more.
+    const FOLDER: &str = "GAUNTLET_TEST_FOLDER_OF_A_KILLED_RUN";
+
+    #[tokio::test]
+    async fn a_run_that_will_be_killed() {
+        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else {
+            return;
+        };
+        let start = |script: &str, log: &str| {
+            ChildProcess::spawn(
+                "sh",
+                &["-c".into(), script.into()],
+                &[],
+                &[],
+                &folder.join(log),
+                &Tape::new(),
+            )
+            .unwrap()
+        };
+        // one that has ended, so that the guard has something to forget
+        start("exit 3", "first").until_ended().await;
+        // and a program that hands its work to another of its group
+        let gateway = start("tail -f /dev/null & echo $!; wait", "second");
+        let worker = poll_until(|| Some(gateway.log()).filter(|log| log.ends_with('\n'))).await;
+        println!("\ngateway {} {worker}", gateway.pid);
+        let _ = guard("being killed", std::future::pending::<()>()).await;
+    }
+
+    #[tokio::test]
+    async fn a_gateway_does_not_outlive_a_run_that_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "target::process::tests::a_run_that_will_be_killed",
+                "--nocapture",
+            ])
+            .env(FOLDER, folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+        let line = lines
+            .find_map(|line| line.unwrap().strip_prefix("gateway ").map(str::to_string))
+            .unwrap();
+        run.kill().unwrap();
+        run.wait().unwrap();
+        for pid in line.split_whitespace() {
+            until_gone(pid).await;
+        }
+    }
+
+    #[test]
+    fn escape_sequences_are_taken_out() {
+        assert_eq!(
+            without_colours("\u{1b}[1;31mred\u{1b}[0m and [plain]"),
+            "red and [plain]"
+        );
+        assert_eq!(without_colours("cut \u{1b}["), "cut ");
+    }
+}

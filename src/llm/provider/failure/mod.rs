@@ -1,0 +1,366 @@
+//! How a provider's failure is read, whatever it speaks: THE table from status to cause, Retry-After, the error object in its
+//! many shapes, and the provider's words cleaned of secrets. Called by every codec.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use http::{HeaderMap, StatusCode, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+use crate::llm::chat::{AttemptError, Cause, ErrorDetail};
+use crate::llm::content::{clip, media_type};
+use crate::llm::framing::FrameError;
+
+/// Characters of a provider's message that are passed on.
+const MESSAGE_LIMIT: usize = 500;
+/// Characters of a provider's type, code or param that are passed on.
+const DETAIL_LIMIT: usize = 100;
+/// A longer Retry-After is told as this.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Codes and types with which a 402, 403 or 429 means that waiting will not help.
+const QUOTA: [&str; 4] = [
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "insufficient_credits",
+];
+
+/// A non-2xx answer: cause by status and body, the provider's words, and how long it asks to wait.
+pub(super) fn from_answer(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    key: Option<&SecretString>,
+) -> AttemptError {
+    let told = ProviderError::read(body, key);
+    let cause = cause_of(status, &told.detail);
+    let message = match (&told.message, cause) {
+        (Some(message), Cause::Rejected) => message.clone(),
+        (Some(message), _) => format!("The provider answered {}: {message}", status.as_u16()),
+        (None, _) => match body_kind(headers, body) {
+            Some(kind) => format!("The provider answered {} with {kind}.", status.as_u16()),
+            None => format!("The provider answered {}.", status.as_u16()),
+        },
+    };
+    AttemptError {
+        cause,
+        message,
+        status: Some(status.as_u16()),
+        retry_after: retry_after(headers, SystemTime::now()),
+        detail: told.detail,
+    }
+}
+
+/// An error object inside a 200: `error` as an object, a string, or anything else that is not nothing. One that names a 4xx is what
+/// that status is: the request stays wrong, however often it is sent.
+pub(super) fn in_band(error: &str, key: Option<&SecretString>) -> AttemptError {
+    let told = ProviderError::read_text(error, key);
+    let status = told_status(&told.detail);
+    let cause = status.map_or(Cause::InBand, |status| cause_of(status, &told.detail));
+    let message = told
+        .message
+        .unwrap_or_else(|| "The provider reported an error inside its answer.".to_owned());
+    AttemptError {
+        status: status.map(|status| status.as_u16()),
+        detail: told.detail,
+        ..AttemptError::new(cause, message)
+    }
+}
+
+/// The 4xx that an error object stands for: its code, or the one that goes with OpenAI's type and code of a wrong request.
+fn told_status(detail: &ErrorDetail) -> Option<StatusCode> {
+    let code = detail.code.as_deref();
+    let status = match (
+        code.and_then(|code| code.parse().ok()),
+        detail.kind.as_deref(),
+        code,
+    ) {
+        (Some(status), ..) => status,
+        (None, Some("invalid_request_error"), Some("invalid_api_key")) => 401,
+        (None, Some("invalid_request_error"), Some("model_not_found")) => 404,
+        (None, Some("invalid_request_error"), _) => 400,
+        _ => return None,
+    };
+    StatusCode::from_u16(status)
+        .ok()
+        .filter(StatusCode::is_client_error)
+}
+
+/// An answer that is none.
+pub(super) fn bad_response(message: impl Into<String>) -> AttemptError {
+    AttemptError::new(Cause::BadResponse, message)
+}
+
+/// An answer that is none, with the place where that shows. serde's own words would hold the value that stands there: an answer's
+/// text, whole, with whatever secret is in it.
+pub(super) fn not_json_of(what: &str, error: &serde_json::Error) -> AttemptError {
+    bad_response(format!(
+        "{what} (line {}, column {}).",
+        error.line(),
+        error.column()
+    ))
+}
+
+/// A request that the protocol cannot tell, with the field to blame.
+pub(super) fn unsupported(param: &str, message: impl Into<String>) -> AttemptError {
+    let detail = ErrorDetail {
+        kind: Some("invalid_request_error".into()),
+        code: Some("unsupported_parameter".into()),
+        param: Some(clip(param, DETAIL_LIMIT)),
+    };
+    AttemptError {
+        detail,
+        ..AttemptError::new(Cause::Unsupported, message)
+    }
+}
+
+/// The answer ended without what ends it.
+pub(super) fn truncated() -> AttemptError {
+    AttemptError::new(
+        Cause::Truncated,
+        "The provider's stream ended before its answer was complete.",
+    )
+}
+
+/// Bytes that are no events.
+pub(super) fn frame(error: FrameError) -> AttemptError {
+    let cause = match error {
+        FrameError::Oversized { .. } => Cause::Oversized,
+        FrameError::InvalidUtf8 => Cause::BadResponse,
+    };
+    AttemptError::new(
+        cause,
+        format!("The provider's stream cannot be read: {error}."),
+    )
+}
+
+/// An answer in a coding that was not asked for.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), AttemptError> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(coding) if !coding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(bad_response(
+            "The provider answered with a content-encoding that was not asked for.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// THE table from a provider's status to a cause. 408, 409, 421, 424, 425 and 499 are the provider's trouble (time, conflict,
+/// generation), not the client's request, and pass by themselves. 404, 405 and 410 speak of URL and model name, which are configured.
+fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
+    let quota = [&detail.kind, &detail.code]
+        .into_iter()
+        .flatten()
+        .any(|name| QUOTA.contains(&name.as_str()));
+    match status.as_u16() {
+        402 => Cause::QuotaExhausted,
+        403 | 429 if quota => Cause::QuotaExhausted,
+        429 => Cause::RateLimited,
+        401 | 403 | 407 => Cause::ProviderAuth,
+        408 | 409 | 421 | 424 | 425 | 499 => Cause::ServerError,
+        404 | 405 | 410 => Cause::NotFound,
+        503 | 529 => Cause::Overloaded,
+        400..=499 => Cause::Rejected,
+        500.. => Cause::ServerError,
+        // 1xx, 3xx (redirects are not followed) and 2xx, which nobody should ask about
+        _ => Cause::BadResponse,
+    }
+}
+
+/// `retry-after-ms`, else `retry-after` in seconds or as an HTTP date (RFC 9110 section 10.2.3). A date that has passed is no
+/// wait; what is negative or no number is no hint; what is longer than a day is a day.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+    };
+    let number = |text: &str, unit: f64| {
+        let seconds = text.parse::<f64>().ok()? * unit;
+        (seconds.is_finite() && seconds >= 0.0).then(|| {
+            Duration::try_from_secs_f64(seconds)
+                .unwrap_or(LONGEST_WAIT)
+                .min(LONGEST_WAIT)
+        })
+    };
+    if let Some(wait) = text("retry-after-ms").and_then(|text| number(text, 0.001)) {
+        return Some(wait);
+    }
+    let value = text("retry-after")?;
+    number(value, 1.0).or_else(|| {
+        httpdate::parse_http_date(value).ok().map(|date| {
+            date.duration_since(now)
+                .unwrap_or_default()
+                .min(LONGEST_WAIT)
+        })
+    })
+}
+
+/// What a body that says nothing readable is, for a person.
+fn body_kind(headers: &HeaderMap, body: &[u8]) -> Option<&'static str> {
+    if body.trim_ascii().is_empty() {
+        return Some("an empty body");
+    }
+    if media_type(headers) == "text/html" || body.trim_ascii_start().starts_with(b"<") {
+        return Some("an HTML page");
+    }
+    None
+}
+
+/// What a provider says about its failure.
+#[derive(Default)]
+struct ProviderError {
+    message: Option<String>,
+    detail: ErrorDetail,
+}
+
+impl ProviderError {
+    /// Reads a body: OpenAI's envelope, the same object without its wrapper, `{"error": "text"}`, or plain text.
+    fn read(body: &[u8], key: Option<&SecretString>) -> Self {
+        Self::read_text(std::str::from_utf8(body).unwrap_or_default(), key)
+    }
+
+    fn read_text(text: &str, key: Option<&SecretString>) -> Self {
+        match serde_json::from_str::<Value>(text) {
+            Ok(Value::Object(object)) => {
+                let mut told = Self::of(object.get("error").unwrap_or(&Value::Null), key);
+                if told.message.is_none() {
+                    told = Self::of(&Value::Object(object.clone()), key);
+                }
+                // TGI tells the type beside the text
+                if told.detail.kind.is_none() {
+                    told.detail.kind = object.get("error_type").and_then(|kind| word(kind, key));
+                }
+                told
+            }
+            Ok(value) => Self::of(&value, key),
+            Err(_) => {
+                let text = text.trim();
+                let readable = !text.is_empty() && !text.starts_with(['<', '{', '[']);
+                Self {
+                    message: readable.then(|| clean(text, key)),
+                    detail: ErrorDetail::default(),
+                }
+            }
+        }
+    }
+
+    /// Reads the error itself.
+    fn of(error: &Value, key: Option<&SecretString>) -> Self {
+        match error {
+            Value::String(text) if !text.trim().is_empty() => Self {
+                message: Some(clean(text, key)),
+                detail: ErrorDetail::default(),
+            },
+            Value::Object(object) => {
+                let message = ["message", "detail", "error"]
+                    .iter()
+                    .find_map(|name| object.get(*name).and_then(Value::as_str));
+                let field = |name: &str| object.get(name).and_then(|value| word(value, key));
+                Self {
+                    message: message
+                        .filter(|text| !text.trim().is_empty())
+                        .map(|text| clean(text, key)),
+                    detail: ErrorDetail {
+                        kind: field("type"),
+                        code: field("code").or_else(|| field("http_status_code")),
+                        param: field("param"),
+                    },
+                }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+/// A type, code or param: a string, or a number told as one.
+fn word(value: &Value, key: Option<&SecretString>) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(clip(&redact(text, key), DETAIL_LIMIT)),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// A provider's sentence, fit for a client: no secret, one line, bounded.
+pub(super) fn clean(text: &str, key: Option<&SecretString>) -> String {
+    // in this order, so that no key is cut open at the bound
+    clip(&redact(text.trim(), key), MESSAGE_LIMIT)
+}
+
+/// The text without our key, without whatever looks like somebody's key, and without credentials in a URL.
+fn redact(text: &str, key: Option<&SecretString>) -> String {
+    const GONE: &str = "[redacted]";
+    let key = key
+        .map(|key| key.expose_secret().trim())
+        .filter(|key| !key.is_empty());
+    let text = key.map_or_else(|| text.to_owned(), |key| text.replace(key, GONE));
+    let mut out = String::with_capacity(text.len());
+    let mut after_scheme = false;
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let is_word = |c: char| {
+            !c.is_whitespace()
+                && !matches!(
+                    c,
+                    '"' | '\'' | '`' | ',' | ';' | '(' | ')' | '<' | '>' | '{' | '}' | '=' | '\\'
+                )
+        };
+        let length = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(length);
+        if word.is_empty() {
+            let gap = tail.find(is_word).unwrap_or(tail.len());
+            out.push_str(&tail[..gap]);
+            rest = &tail[gap..];
+            continue;
+        }
+        let bare = word.trim_end_matches(['.', ':', '!', '?']);
+        if after_scheme || looks_like_key(bare) || holds_encoded(bare, key) {
+            out.push_str(GONE);
+            out.push_str(&word[bare.len()..]);
+        } else {
+            out.push_str(&without_user_info(word));
+        }
+        after_scheme = bare.eq_ignore_ascii_case("bearer");
+        rest = tail;
+    }
+    out
+}
+
+const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Whether the word is base64 with our password inside, as HTTP Basic sends it.
+fn holds_encoded(word: &str, key: Option<&str>) -> bool {
+    let decoded = key.and_then(|key| Some((ANY_PADDING.decode(word).ok()?, key)));
+    decoded.is_some_and(|(decoded, key)| memchr::memmem::find(&decoded, key.as_bytes()).is_some())
+}
+
+/// The forms in which the field's keys come, whole or masked in the middle (`sk-ab***yz`).
+fn looks_like_key(word: &str) -> bool {
+    const PREFIXES: [&str; 10] = [
+        "sk-", "sk_", "pk-", "rk-", "hf_", "gsk_", "xai-", "AIza", "ghp_", "gl_",
+    ];
+    // a key may follow a name: `key:sk-…`
+    let word = word.rsplit_once(':').map_or(word, |(_, last)| last);
+    word.len() >= 8 && PREFIXES.iter().any(|prefix| word.starts_with(prefix))
+}
+
+/// `https://user:password@host/` without what stands before the `@`.
+fn without_user_info(word: &str) -> String {
+    if let Some((scheme, rest)) = word.split_once("://") {
+        let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        if let Some(at) = rest[..authority].rfind('@') {
+            return format!("{scheme}://{}", &rest[at + 1..]);
+        }
+    }
+    word.to_owned()
+}
+
+#[cfg(test)]
+mod tests;

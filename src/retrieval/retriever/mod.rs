@@ -1,0 +1,14 @@
+//! The lanes, in their declared order. One file each.
+
+mod keyword;
+
+use std::sync::Arc;
+
+use super::Retriever;
+use crate::store::Store;
+
+/// Every lane: add a line for a new one.
+#[must_use]
+pub fn all(store: &Arc<dyn Store>) -> Vec<Box<dyn Retriever>> {
+    vec![Box::new(keyword::Keyword::new(store.clone()))]
+}

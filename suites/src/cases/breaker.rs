@@ -1,0 +1,458 @@
+//! BRKR: a provider that fails is left alone for a while, and only that one.
+
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
+
+use futures::FutureExt;
+use futures::future::{Either, join, select, try_join_all};
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds};
+use gauntlet_harness::client::Reply;
+use gauntlet_harness::gate::{at_least, converge, gap, guard};
+use gauntlet_harness::llm::{Stub, chat, error, in_turn, reply};
+use gauntlet_harness::plan::{Plan, Step};
+use gauntlet_harness::spec::{BreakerSpec, CandidateSpec, ModelSpec, Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+use gauntlet_harness::tape::{Entry, Event};
+
+const PAIR: &[Capability] = &[Capability::Chat, Capability::Fallback, Capability::Breaker];
+
+/// Longer than any case: what is open stays open.
+const LONG_MS: u64 = 60_000;
+/// A cool-down that is measured: much longer than an exchange takes on a busy machine.
+const COOL_DOWN_MS: u64 = 600;
+/// For cases that see the end of the cool-down.
+const SHORT_MS: u64 = 250;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "BRKR-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "after the threshold the breaker opens, and the provider receives nothing while it is open",
+        why: "A gateway sent its traffic to a provider that refused everything for four hours (https://github.com/langwatch/langwatch/issues/7027).",
+        shown: "The first provider always fails, with a threshold of three. Of thirteen requests, all served by the second one, it must see three.",
+        remedy: "Count consecutive failures of each candidate and leave it out once they reach the threshold.",
+        needs: PAIR,
+        spec: || with_breaker(Spec::pair(), 3, LONG_MS),
+        run: |ctx| brkr_01(ctx).boxed(),
+    },
+    Case {
+        id: "BRKR-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "half-open lets through no more than the configured probes, also under 64 concurrent requests",
+        why: "A provider that recovers is thrown down again by the whole traffic that waited for it.",
+        shown: "After the breaker has opened, bursts of 64 requests go on until one is at the first provider, which holds it. Another burst of 64 \
+                must be served by the second one; the first one must never have seen two at once.",
+        remedy: "Count the probes in flight under the same lock that changes the breaker's state.",
+        needs: PAIR,
+        spec: || {
+            let mut spec = with_breaker(Spec::pair(), 2, SHORT_MS);
+            spec.timeouts.total_ms = Some(15_000);
+            spec
+        },
+        run: |ctx| brkr_02(ctx).boxed(),
+    },
+    Case {
+        id: "BRKR-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "success closes it, failure opens it again",
+        why: "A second cool-down was cut short by the first one (https://github.com/BerriAI/litellm/issues/40130); one that never ends costs the provider.",
+        shown: "While the first provider fails, bursts of eight go on until it has seen two probes; each must come a whole cool-down after the \
+                failure before. Once it serves, the requests \
+                after its first success must all be its own.",
+        remedy: "Open for a whole cool-down after a failed probe; close on success.",
+        needs: PAIR,
+        spec: || with_breaker(Spec::pair(), 2, COOL_DOWN_MS),
+        run: |ctx| brkr_03(ctx).boxed(),
+    },
+    Case {
+        id: "BRKR-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "open without an alternative: 503 at once with Retry-After",
+        why: "With all deployments cooling down the answer was an error of the gateway's own, without a time to come again (https://github.com/BerriAI/litellm/issues/3646).",
+        shown: "The only provider fails twice, with a threshold of two. The next request, plain and streamed, must be answered 503 with \
+                Retry-After, without the provider having been asked.",
+        remedy: "Answer 503 with the time until the soonest breaker lets a probe through.",
+        needs: &[Capability::Chat, Capability::Stream, Capability::Breaker],
+        spec: || with_breaker(Spec::solo(), 2, LONG_MS),
+        run: |ctx| brkr_04(ctx).boxed(),
+    },
+    Case {
+        id: "BRKR-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "breakers are per provider and model: a neighbour is not affected",
+        why: "One overloaded model is no reason to lose all others of its provider.",
+        shown: "One model of a provider fails until its breaker is open; another model there, and another provider, must serve.",
+        remedy: "Key the breakers by provider and model.",
+        needs: &[Capability::Chat, Capability::Breaker],
+        spec: neighbours,
+        run: |ctx| brkr_05(ctx).boxed(),
+    },
+    Case {
+        id: "BRKR-06",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Ops],
+        requirement: "its state is visible in health and metrics",
+        why: "Without it nobody can tell a provider that fails from one that is left out.",
+        shown: "/health and /metrics must tell a closed breaker before, and an open one after two failures.",
+        remedy: "List each candidate's breaker in the detailed health, and export it as a gauge.",
+        needs: &[
+            Capability::Chat,
+            Capability::Breaker,
+            Capability::Health,
+            Capability::Metrics,
+        ],
+        spec: || with_breaker(Spec::solo(), 2, LONG_MS),
+        run: |ctx| brkr_06(ctx).boxed(),
+    },
+    Case {
+        id: "BRKR-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "whatever a probe meets (success, 400, cut, cancelled by the client), the breaker is never wedged, and a client that left is not the provider's failure",
+        why: "One closed browser tab could open the breakers of a whole chain of providers (release notes of https://github.com/vitobotta/llm-proxy, v2.6.4).",
+        shown: "Probes meet a 400, a cut, and a client that leaves; each time another probe must come, until one serves. Then as many clients \
+                leave as would open the breaker; the first provider must serve the next request.",
+        remedy: "Give a probe's place back however it ends; count only what the provider did.",
+        needs: PAIR,
+        spec: || with_breaker(Spec::pair(), 2, SHORT_MS),
+        run: |ctx| brkr_07(ctx).boxed(),
+    },
+];
+
+fn with_breaker(mut spec: Spec, failure_threshold: u32, cool_down_ms: u64) -> Spec {
+    spec.breaker = BreakerSpec {
+        failure_threshold,
+        cool_down_ms,
+        half_open_probes: 1,
+    };
+    spec
+}
+
+/// Two models of one provider, `ill` and `well`, and a neighbour of another provider, `other`.
+fn neighbours() -> Spec {
+    let mut spec = with_breaker(Spec::pair(), 2, LONG_MS).model("other", &["p2"]);
+    for alias in ["ill", "well"] {
+        let candidate = CandidateSpec {
+            provider: "p1".into(),
+            model: format!("m-{alias}"),
+        };
+        spec.models.push(ModelSpec {
+            alias: alias.into(),
+            candidates: vec![candidate],
+            timeouts: Timeouts::default(),
+        });
+    }
+    spec
+}
+
+/// BRKR-01 (MUST): after the threshold the breaker opens, and the provider receives nothing.
+async fn brkr_01(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(error(500));
+    ctx.stub("p2")?.answers(reply("Bern"));
+    // when
+    let mut texts = Vec::new();
+    for n in 0..13 {
+        texts.push(
+            ctx.client
+                .chat(ctx.prompt("pair", &format!("request <{n}>")))
+                .await?
+                .content(),
+        );
+    }
+    // then
+    equal(
+        "answers of the second provider",
+        13,
+        texts.iter().filter(|text| *text == "Bern").count(),
+    )?;
+    equal(
+        "requests at the provider whose breaker opens after three failures",
+        3,
+        p1.requests().len(),
+    )
+}
+
+/// BRKR-02 (MUST): half-open lets through no more than the configured probes.
+async fn brkr_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(in_turn([
+        error(500),
+        error(500),
+        reply("Paris").plan(Plan::held("probe")),
+    ]));
+    ctx.stub("p2")?.answers(reply("Bern"));
+    fail(ctx, "pair", 2).await?;
+    // when
+    let burst = || try_join_all((0..64).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
+    let bursts = async {
+        loop {
+            if let Err(failure) = burst().await {
+                return failure;
+            }
+        }
+    };
+    let examination = async {
+        p1.held(1).await?;
+        match select(pin!(p1.held(2)), pin!(burst())).await {
+            Either::Left((second, _)) => second.map(drop),
+            Either::Right((answers, _)) => answers.map(drop),
+        }
+    };
+    // the examination first: bursts are always ready to go on
+    match select(pin!(examination), pin!(bursts)).await {
+        Either::Left((examined, _)) => examined?,
+        Either::Right((failure, _)) => return Err(failure),
+    }
+    // then
+    equal("most probes at once", 1, p1.high_water())
+}
+
+/// BRKR-03 (MUST): a failed probe opens the breaker for a whole cool-down, success closes it.
+async fn brkr_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(error(500));
+    ctx.stub("p2")?.answers(reply("Bern"));
+    fail(ctx, "pair", 2).await?;
+    // when
+    let burst = || try_join_all((0..8).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
+    let two_probes = || async { Ok(Some(burst().await?).filter(|_| p1.requests().len() >= 4)) };
+    converge("the breaker lets two probes through", two_probes).await?;
+    let failed = arrivals(ctx, p1);
+    p1.answers(reply("Paris"));
+    asked_until(ctx, "the first provider serves again", |answer| {
+        answer.content() == "Paris"
+    })
+    .await?;
+    let mut afterwards = Vec::new();
+    for _ in 0..5 {
+        afterwards.push(
+            ctx.client
+                .chat(ctx.prompt("pair", "afterwards"))
+                .await?
+                .content(),
+        );
+    }
+    // then
+    for pair in failed[1..].windows(2) {
+        at_least(
+            "the next probe",
+            gap(&pair[0], &pair[1]),
+            Duration::from_millis(COOL_DOWN_MS),
+        )?;
+    }
+    equal(
+        "answers after a success",
+        vec!["Paris"; 5],
+        afterwards.iter().map(String::as_str).collect(),
+    )
+}
+
+/// BRKR-04 (MUST): open without an alternative is 503 with Retry-After.
+async fn brkr_04(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(error(500));
+    fail(ctx, "solo", 2).await?;
+    // when
+    let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
+    let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
+    // then
+    equal("requests at the provider", 2, p1.requests().len())?;
+    for (status, wait) in [
+        (plain.status, plain.header("retry-after")),
+        (stream.status, stream.header("retry-after")),
+    ] {
+        equal("status", 503, status)?;
+        let sane = wait
+            .and_then(seconds)
+            .is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
+        holds(
+            sane,
+            "Retry-After of 1 to 60 seconds",
+            wait.unwrap_or("none"),
+        )?;
+    }
+    Ok(())
+}
+
+/// BRKR-05 (MUST): a neighbour's breaker is not affected.
+async fn brkr_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    p1.mount(chat().model("m-ill"), error(500)).await;
+    p1.mount(chat().model("m-well"), reply("Paris")).await;
+    p2.answers(reply("Bern"));
+    // when
+    fail(ctx, "ill", 4).await?;
+    let well = ctx.client.chat(ctx.prompt("well", "capital")).await?;
+    let other = ctx.client.chat(ctx.prompt("other", "capital")).await?;
+    // then
+    equal(
+        "requests for the model whose breaker opens after two failures",
+        2,
+        p1.calls("m-ill").len(),
+    )?;
+    equal(
+        "the other model of that provider",
+        (200, "Paris".to_string()),
+        (well.status, well.content()),
+    )?;
+    equal(
+        "the other provider",
+        (200, "Bern".to_string()),
+        (other.status, other.content()),
+    )
+}
+
+/// BRKR-06 (MUST): its state is visible in health and metrics.
+async fn brkr_06(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(error(500));
+    let before = told(ctx).await?;
+    // when
+    fail(ctx, "solo", 2).await?;
+    // then
+    equal(
+        "health and metrics before any failure",
+        ("closed".to_string(), Some(0)),
+        before,
+    )?;
+    equal(
+        "health and metrics after two failures",
+        ("open".to_string(), Some(2)),
+        told(ctx).await?,
+    )
+}
+
+/// The state of the one breaker: in words by health, as a number (0 closed, 1 half-open, 2 open) by metrics.
+async fn told(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
+    let (health, metrics) = join(ctx.client.get("/health"), ctx.client.get("/metrics")).await;
+    let health = health?.json()["breakers"][0]["state"]
+        .as_str()
+        .unwrap_or("not told")
+        .to_string();
+    let metrics = metrics?.text();
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("gauntlet_breaker_state{") && line.contains("p1"));
+    Ok((
+        health,
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()),
+    ))
+}
+
+/// BRKR-07 (MUST): the breaker is never wedged, and a client that left is not the provider's failure.
+async fn brkr_07(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let cut = reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut]));
+    let left = || reply("for nobody").plan(Plan::held("nobody opens this"));
+    p1.answers(in_turn([
+        error(500),
+        error(500),
+        error(400),
+        cut,
+        left(),
+        reply("Paris"),
+        left(),
+        left(),
+        reply("Paris"),
+    ]));
+    ctx.stub("p2")?.answers(reply("Bern"));
+    // when
+    asked_until(ctx, "a probe after the failures", |_| {
+        p1.requests().len() >= 3
+    })
+    .await?;
+    asked_until(ctx, "a probe after one that met a 400", |_| {
+        p1.requests().len() >= 4
+    })
+    .await?;
+    asked_and_left(ctx, p1, 1).await?;
+    asked_until(ctx, "success after a probe whose client left", |answer| {
+        answer.content() == "Paris"
+    })
+    .await?;
+    for n in 2..=3 {
+        asked_and_left(ctx, p1, n).await?;
+    }
+    let next = ctx
+        .client
+        .chat(ctx.prompt("pair", "after those who left"))
+        .await?;
+    // then
+    equal(
+        "text of the request after those who left",
+        "Paris",
+        next.content().as_str(),
+    )
+}
+
+/// Asks one request after the other until an answer, or what the stubs have seen with it, is the fact that is waited for.
+async fn asked_until(ctx: &Ctx, what: &str, mut fact: impl FnMut(&Reply) -> bool) -> CaseResult {
+    let asking = async {
+        loop {
+            let answer = ctx.client.chat(ctx.prompt("pair", what)).await?;
+            if fact(&answer) {
+                return Ok(());
+            }
+        }
+    };
+    guard(what, asking).await?
+}
+
+/// Asks one request after the other until the stub holds its n-th answer; then the client leaves, and the gateway has noticed.
+async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
+    let asking = async {
+        loop {
+            if let Err(failure) = ctx.client.chat(ctx.prompt("pair", "leaving")).await {
+                return failure;
+            }
+        }
+    };
+    // the fact first: asking is always ready to go on
+    match select(pin!(stub.held(n)), pin!(asking)).await {
+        Either::Left((held, _)) => held?,
+        Either::Right((failure, _)) => return Err(failure),
+    };
+    stub.peer_closed(n).await.map(drop)
+}
+
+/// Asks the alias so often, one request after the other, while its provider fails.
+async fn fail(ctx: &Ctx, alias: &str, times: usize) -> CaseResult {
+    for n in 0..times {
+        ctx.client
+            .chat(ctx.prompt(alias, &format!("failure {n}")))
+            .await?;
+    }
+    Ok(())
+}
+
+/// When the case's own requests had been read: gateways may probe their providers besides.
+fn arrivals(ctx: &Ctx, stub: &Stub) -> Vec<Entry> {
+    let own = |entry: &Entry| matches!(&entry.event, Event::RequestRead { body, .. } if body.contains(&ctx.nonce));
+    stub.tape().into_iter().filter(own).collect()
+}
+
+/// The wait that Retry-After asks for, in seconds; an HTTP date counts from now.
+fn seconds(retry_after: &str) -> Option<u64> {
+    let until = || {
+        httpdate::parse_http_date(retry_after)
+            .ok()?
+            .duration_since(SystemTime::now())
+            .ok()
+    };
+    retry_after
+        .parse()
+        .ok()
+        .or_else(|| until().map(|wait| wait.as_secs() + 1))
+}

@@ -1,0 +1,103 @@
+//! CANC, of queries: nobody works for a question that is over.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
+use gauntlet_harness::plan::Plan;
+use gauntlet_harness::spec::Spec;
+
+use super::support::{
+    QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, question, text,
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "CANC-03",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "a cancelled query ends every call in flight for it and is recorded as cancelled",
+        why: "A query is many paid calls; those of a reader who has left are paid for nobody.",
+        shown: "The client leaves while entity extraction is held; its provider sees the connection close, no later agent is asked, the record says cancelled.",
+        remedy: "Run a query inside the request's own future, and record it when that is dropped.",
+        needs: STORED,
+        spec: || patient(Spec::query()),
+        run: |ctx| canc_03(ctx).boxed(),
+    },
+    Case {
+        id: "CANC-04",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "a deadline ends the calls still in flight",
+        why: "A time-out that answers the client but leaves the call running frees nothing: the provider goes on, and so does the bill.",
+        shown: "Entity extraction never answers and has no time-out of its own; the query's deadline answers the client and closes the connection.",
+        remedy: "Drop the call's future (and with it its connection) when its share of the deadline is over.",
+        needs: QUERY,
+        spec: || patient(Spec::query()),
+        run: |ctx| canc_04(ctx).boxed(),
+    },
+];
+
+/// CANC-03 (MUST): a query whose client has left ends its calls, and is recorded as cancelled.
+async fn canc_03(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    let entities = ctx.stub("entities")?;
+    entities.answers(does_its_part("entities").plan(Plan::held("never")));
+    let body = question(ctx).to_string();
+    // when
+    let asked = ctx
+        .client
+        .send(
+            "POST",
+            QUERIES,
+            &[("content-type", "application/json")],
+            body.as_bytes(),
+        )
+        .await?;
+    entities.held(1).await?;
+    asked.leave();
+    // then
+    entities.peer_closed(1).await?;
+    let cancelled = listed(ctx, "&status=cancelled", 1).await?;
+    holds(
+        text(&cancelled[0], "question").contains(&ctx.nonce),
+        "the query that was left",
+        &cancelled[0],
+    )?;
+    equal(
+        "calls of synthesis for a query that was left",
+        0,
+        ctx.stub("synthesis")?.calls(&ctx.nonce).len(),
+    )
+}
+
+/// CANC-04 (MUST): a deadline ends the calls still in flight.
+async fn canc_04(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    let entities = ctx.stub("entities")?;
+    entities.answers(does_its_part("entities").plan(Plan::silent()));
+    let mut question = question(ctx);
+    question["deadline_ms"] = 2_500.into();
+    // when
+    let answer = ctx.client.post(QUERIES, question).await?;
+    // then
+    holds(
+        [200, 503].contains(&answer.status),
+        "200 or 503",
+        answer.status,
+    )?;
+    let told = answer.json();
+    let told = if answer.status == 200 {
+        &told
+    } else {
+        &told["query"]
+    };
+    let entities_lost = lost(told).into_iter().find(|(step, _)| step == "entities");
+    equal(
+        "why entities are lost",
+        Some("timeout"),
+        entities_lost.as_ref().map(|(_, cause)| cause.as_str()),
+    )?;
+    entities.peer_closed(1).await?;
+    Ok(())
+}

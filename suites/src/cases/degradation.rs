@@ -1,0 +1,380 @@
+//! DEGR: what fails costs the answer something, never the answer itself, and the reader is told.
+
+use futures::FutureExt;
+use futures::future::try_join_all;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::llm::{error, reply};
+use gauntlet_harness::plan::{Listen, Plan};
+use gauntlet_harness::spec::{Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+
+use super::parallelism::statuses;
+use super::support::{
+    ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost,
+    number, on_postgres, soon_without_store, text, until_status, with_spare,
+};
+
+/// Why a store's step may be told as lost.
+const STORE_CAUSES: &[&str] = &["store_unavailable", "timeout", "error"];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "DEGR-01",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "entity extraction failing (error, time-out, nonsense, breaker open): the answer stands, marked degraded with agent and cause",
+        why: "A helper's failure that fails the whole query turns the least important model into the weakest link.",
+        shown: "Entity extraction answers nothing, then nonsense, then errors; then its breaker is open. Each query is answered and says why it lacks entities.",
+        remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
+        needs: &[Capability::Query, Capability::Store, Capability::Breaker],
+        spec: || {
+            let mut spec = Spec::query().model_timeouts(
+                "entities",
+                Timeouts {
+                    total_ms: Some(1_000),
+                    ..Timeouts::default()
+                },
+            );
+            spec.breaker.failure_threshold = 2;
+            spec
+        },
+        run: |ctx| degr_01(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-03",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "every lane failing: an answer without sources, marked, with lower confidence",
+        why: "An answer from the model's memory that looks as sure as one from documents is the kind that is believed wrongly.",
+        shown: "The passages' table is locked, so that no search ends. The answer has no source, says so, and is less sure than the one before.",
+        remedy: "Bound the search, go on without sources, and take what they would have given out of the confidence.",
+        needs: STORED,
+        spec: on_postgres,
+        run: |ctx| degr_03(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-04",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "fact check failing: the answer is marked unverified",
+        why: "\"Verified\" as a default is worse than no check at all: the reader stops looking.",
+        shown: "The same question with a fact check that works, that fails, and that answers nonsense.",
+        remedy: "Let only a check that was made, of every claim, mark an answer as verified.",
+        needs: STORED,
+        spec: Spec::query,
+        run: |ctx| degr_04(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-05",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "synthesis failing on every model: an extractive answer from the evidence, marked",
+        why: "The evidence was found and paid for; \"try again later\" throws it away.",
+        shown: "Both candidates of synthesis fail; the answer is a quotation of the passage.",
+        remedy: "Quote the best passages where nobody can write an answer from them.",
+        needs: &[Capability::Query, Capability::Store, Capability::Fallback],
+        spec: with_spare,
+        run: |ctx| degr_05(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-06",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "citation or review failing: the answer stands, marked",
+        why: "What comes after the answer cannot unmake it; what was not checked must not pass as checked.",
+        shown: "Citation fails, then review; each answer stands and says which of them it lacks.",
+        remedy: "Take both steps as optional, and tell their loss.",
+        needs: STORED,
+        spec: Spec::query,
+        run: |ctx| degr_06(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-07",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "everything failing: failed, 503, and recorded",
+        why: "A 200 without an answer is counted as success by every dashboard; a failure without a record cannot be looked into.",
+        shown: "No document is known and every model fails: 503 in the usual envelope, the query beside it, and the same under its id.",
+        remedy: "Answer 503 when there is nothing to tell, and record failures like answers.",
+        needs: STORED,
+        spec: Spec::query,
+        run: |ctx| degr_07(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-08",
+        level: Level::Must,
+        profiles: &[Profile::Query, Profile::Store],
+        requirement: "the database gone: the query is still answered, marked as not recorded; readiness tells",
+        why: "A gateway that needs its database for every answer makes the database's outage everybody's (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "Every connection to the database is reset and new ones are refused. The query is answered by the models alone; readiness is 503.",
+        remedy: "Answer without the record, say that there is none, and tell it by readiness.",
+        needs: &[Capability::Query, Capability::Store, Capability::Health],
+        spec: || soon_without_store(on_postgres()),
+        run: |ctx| degr_08(ctx).boxed(),
+    },
+    Case {
+        id: "DEGR-11",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query],
+        requirement: "once a fault is gone the next requests succeed, without a restart",
+        why: "A proxy that had lost its database stayed broken after the database was back, until somebody restarted it (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "Every model fails for a chat and, where the gateway has them, for a query; then every model answers, and so do the next query and \
+                chat. A provider is restarted after four requests that it had together; the next four are answered.",
+        remedy: "Let nothing remember a failure longer than a breaker's cool-down.",
+        needs: &[Capability::Chat],
+        spec: Spec::query,
+        run: |ctx| degr_11(ctx).boxed(),
+    },
+];
+
+/// DEGR-01 (MUST): the answer stands without entity extraction, whatever its failure is.
+async fn degr_01(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    let entities = ctx.stub("entities")?;
+    // the breaker opens at the second error in a row; an answer without sense is no failure of the provider's
+    let (silence, nonsense) = (
+        reply("late").plan(Plan::silent()),
+        reply("I found Marie Curie."),
+    );
+    let failures = [
+        (silence, "timeout"),
+        (nonsense, "nonsense"),
+        (error(500), "error"),
+        (error(503), "error"),
+    ];
+    for (failure, cause) in failures {
+        // when
+        entities.answers(failure);
+        // then
+        degraded(ctx, "entities", &[cause]).await?;
+    }
+    let asked = entities.requests().len();
+    entities.answers(does_its_part("entities"));
+    degraded(ctx, "entities", &["breaker_open"]).await?;
+    equal(
+        "calls of the provider whose breaker is open",
+        asked,
+        entities.requests().len(),
+    )
+}
+
+/// DEGR-03 (MUST): without any lane there is an answer without sources, and less sure.
+async fn degr_03(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    let before = complete(ctx).await?;
+    let locked = ctx.database()?.lock("passages").await?;
+    // when
+    let answer = degraded(ctx, "retrieval", STORE_CAUSES)
+        .await
+        .map_err(silent)?;
+    locked.release().await?;
+    // then
+    equal(
+        "sources",
+        Some(0),
+        answer["sources"].as_array().map(Vec::len),
+    )
+    .map_err(silent)?;
+    let (sure, less) = (number(&before, "confidence"), number(&answer, "confidence"));
+    holds(less < sure, format!("a confidence below {sure}"), less).map_err(silent)
+}
+
+/// DEGR-04 (MUST): without a fact check the answer is unverified.
+async fn degr_04(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    equal(
+        "verified, with a fact check that works",
+        Some(true),
+        complete(ctx).await?["verified"].as_bool(),
+    )?;
+    for (failure, cause) in [(error(500), "error"), (reply("All true."), "nonsense")] {
+        // when
+        ctx.stub("fact_check")?.answers(failure);
+        let answer = degraded(ctx, "fact_check", &[cause]).await?;
+        // then
+        equal(
+            "verified, without a fact check",
+            Some(false),
+            answer["verified"].as_bool(),
+        )
+        .map_err(silent)?;
+    }
+    Ok(())
+}
+
+/// DEGR-05 (MUST): where nobody can write an answer, it is quoted from the evidence.
+async fn degr_05(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    ctx.stub("synthesis")?.answers(error(500));
+    ctx.stub("spare")?.answers(error(503));
+    // when
+    let answer = degraded(ctx, "synthesis", &["error"]).await?;
+    // then
+    holds(
+        text(&answer, "answer").contains(PASSAGE),
+        format!("an answer that quotes {PASSAGE:?}"),
+        text(&answer, "answer"),
+    )?;
+    for asked in ["synthesis", "spare"] {
+        equal(
+            &format!("calls of {asked}"),
+            1,
+            ctx.stub(asked)?.calls(&ctx.nonce).len(),
+        )?;
+    }
+    Ok(())
+}
+
+/// DEGR-06 (MUST): the answer stands without citation, and without review.
+async fn degr_06(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    for step in ["citation", "review"] {
+        ctx.stub(step)?.answers(error(500));
+        // when
+        let answer = degraded(ctx, step, &["error"]).await?;
+        ctx.stub(step)?.answers(does_its_part(step));
+        // then
+        holds(
+            text(&answer, "answer").contains(ANSWER),
+            format!("the answer {ANSWER:?}"),
+            text(&answer, "answer"),
+        )?;
+    }
+    Ok(())
+}
+
+/// DEGR-07 (MUST): everything failing is a failure, told and recorded.
+async fn degr_07(ctx: &Ctx) -> CaseResult {
+    // given
+    for stub in ctx.stubs.values() {
+        stub.answers(error(500));
+    }
+    // when
+    let answer = ask(ctx).await?;
+    // then
+    equal("status", 503, answer.status).map_err(silent)?;
+    holds(
+        answer.error_type().is_some(),
+        "an error in the usual envelope",
+        answer.text(),
+    )?;
+    let told = &answer.json()["query"];
+    equal("the query's status", "failed", text(told, "status"))?;
+    equal("confidence", Some(0.0), told["confidence"].as_f64())?;
+    let read = ctx
+        .client
+        .get(&format!("{QUERIES}/{}", text(told, "id")))
+        .await?;
+    equal("status of the record", 200, read.status)?;
+    equal("the record", told, &read.json())
+}
+
+/// DEGR-08 (MUST): without the database there is an answer, marked as not recorded, and readiness tells.
+async fn degr_08(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    ctx.database_wire()?.gone().await?;
+    // when
+    let answer = ask(ctx).await?;
+    // then
+    let told = answer.json();
+    equal("status", 200, answer.status)?;
+    equal("recorded", Some(false), told["recorded"].as_bool()).map_err(silent)?;
+    equal("the query's status", "degraded", text(&told, "status")).map_err(silent)?;
+    let steps: Vec<String> = lost(&told).into_iter().map(|(step, _)| step).collect();
+    equal(
+        "what is told as lost",
+        vec!["retrieval".to_owned(), "record".to_owned()],
+        steps,
+    )
+    .map_err(silent)?;
+    until_status(ctx, "/health/ready", 503).await?;
+    Ok(())
+}
+
+/// DEGR-11 (MUST): once a fault is gone the next requests succeed.
+async fn degr_11(ctx: &Ctx) -> CaseResult {
+    let queries = STORED
+        .iter()
+        .all(|capability| ctx.manifest.capabilities.contains(capability));
+    // given
+    if queries {
+        known(ctx).await?;
+    }
+    for stub in ctx.stubs.values() {
+        stub.answers(error(503));
+    }
+    if queries {
+        let faulted = ask(ctx).await?;
+        holds(
+            faulted.json()["degraded"] != serde_json::json!([]),
+            "a query that is touched by the fault",
+            faulted.text(),
+        )?;
+    }
+    let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
+    holds(
+        chat.status >= 500,
+        "a chat that is touched by the fault",
+        chat.status,
+    )?;
+    // when
+    healthy(ctx)?;
+    // then
+    if queries {
+        complete(ctx).await?;
+    }
+    equal(
+        "status of the next chat",
+        200,
+        ctx.client
+            .chat(ctx.prompt("review", "hello again"))
+            .await?
+            .status,
+    )?;
+    restarted(ctx).await
+}
+
+/// A provider that has answered four requests together restarts: each connection that a gateway has kept is dead.
+async fn restarted(ctx: &Ctx) -> CaseResult {
+    const TOGETHER: usize = 4;
+    // given
+    let review = ctx.stub("review")?;
+    let together = async || {
+        try_join_all((0..TOGETHER).map(|_| ctx.client.chat(ctx.prompt("review", "hello")))).await
+    };
+    review.answers(reply("hello").plan(Plan::met("together", TOGETHER)));
+    equal(
+        "statuses before the restart",
+        vec![200; TOGETHER],
+        statuses(&together().await?),
+    )?;
+    review.listen(Listen::Refuse).await?;
+    let meanwhile = ctx
+        .client
+        .chat(ctx.prompt("review", "is anybody there?"))
+        .await?;
+    holds(
+        meanwhile.status >= 500,
+        "an error while nobody listens",
+        meanwhile.status,
+    )?;
+    // when
+    review.listen(Listen::Serve).await?;
+    // then
+    equal(
+        "statuses after the provider's restart",
+        vec![200; TOGETHER],
+        statuses(&together().await?),
+    )
+}

@@ -1,0 +1,591 @@
+//! ERR: an error has the right status, one shape, an id, and no secret in it.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
+use gauntlet_harness::client::Reply;
+use gauntlet_harness::gate::{guard, poll_until};
+use gauntlet_harness::llm::{Responder, StubRequest, chat, error, raw, reply, with};
+use gauntlet_harness::plan::{Listen, Plan, Step};
+use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec};
+use gauntlet_harness::subject::Capability;
+use serde_json::{Value, json};
+
+const CHAT: &[Capability] = &[Capability::Chat];
+const CHAT_PATH: &str = "/v1/chat/completions";
+const QUERY_PATH: &str = "/api/v1/queries";
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "ERR-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "each provider failure class maps to the documented status, type and code (snapshot of the whole table)",
+        why: "Client libraries decide by the status whether to try again; a rate limit told as 502 is tried again at once, a refused connection \
+              told as 500 is taken for a bug.",
+        shown: "One provider fails in each way, another never answers. Each status must be one that says so (the statuses allowed are in the \
+                case's table), in an envelope with message, type, code and param.",
+        remedy: "Keep one table from the cause of a failure to status, type and code, and send every error through it.",
+        needs: CHAT,
+        spec: || {
+            let mut spec = Spec::solo()
+                .provider("p2", Protocol::OpenAi)
+                .model("late", &["p2"]);
+            spec.models[1].timeouts.total_ms = Some(300);
+            spec
+        },
+        run: |ctx| err_01(ctx).boxed(),
+    },
+    Case {
+        id: "ERR-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "the provider's 401/403 (our key is bad) is not the client's 401: it is 502",
+        why: "Users with valid keys were told that theirs were invalid, and made new ones, while the operator's had expired.",
+        shown: "The provider answers 401, then 403, plain and streamed; the client must be told 502.",
+        remedy: "Map the provider's 401 and 403 to 502: the credentials are the gateway's own.",
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::OwnProviderKeys,
+        ],
+        spec: Spec::solo,
+        run: |ctx| err_02(ctx).boxed(),
+    },
+    Case {
+        id: "ERR-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query],
+        requirement: "invalid JSON, wrong types, unknown model, route, method, media type: the right 4xx in the same envelope",
+        why: "A client library that cannot read the error shows its user a parser's message instead of what was wrong.",
+        shown: "One request of each kind must be refused with its status in an envelope with message and type; a good request follows, and the \
+                provider must have seen nothing else.",
+        remedy: "Check a request before it is sent on, and give the framework's own errors the same envelope.",
+        needs: CHAT,
+        spec: Spec::solo,
+        run: |ctx| err_03(ctx).boxed(),
+    },
+    Case {
+        id: "ERR-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query],
+        requirement: "no error or log holds a key, a provider's URL with credentials, or a panic's text (canary secrets)",
+        why: "Providers' errors repeat the key they were sent, and gateways passed them on (https://github.com/BerriAI/litellm/issues/6963, \
+              https://github.com/BerriAI/litellm/issues/15799).",
+        shown: "The providers repeat the key that they were sent in their errors, plain, in band, as HTML and in headers; a query meets them, too; one, whose URL \
+                holds a password, then refuses its connection. No answer of the gateway and, where the harness sees it, no line of its log may hold that password, \
+                that key, the client's, or a wrong one.",
+        remedy: "Take known keys out of providers' messages; never log headers; pass on no header of a provider that is not known.",
+        needs: &[Capability::Chat, Capability::Stream],
+        spec: with_a_key,
+        run: |ctx| err_04(ctx).boxed(),
+    },
+    Case {
+        id: "ERR-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query],
+        requirement: "a request id is accepted, returned, logged, and sent on",
+        why: "Without one id on all sides nobody finds the request that a user complains about.",
+        shown: "A served, a failing and a refused request carry x-request-id; it must come back each time, be in the log where the harness sees it, and \
+                have reached the provider. A request without one must be given one.",
+        remedy: "Take x-request-id, or make one, at the door; put it into the answer, the log, and the provider's request.",
+        needs: &[Capability::Chat, Capability::RequestId],
+        spec: Spec::solo,
+        run: |ctx| err_05(ctx).boxed(),
+    },
+];
+
+/// The client's key of [`with_a_key`].
+const CLIENT_KEY: &str = "sk-canary-client-a-94e1d07c5b2f4f3e";
+
+/// The password in the base URL of [`with_a_key`]'s second provider, where the gateway takes one there, and the two as they are sent.
+const URL_PASSWORD: &str = "canary-password-3e9a1c7f";
+const URL_BASIC: &str = "Y2FuYXJ5LXVzZXI6Y2FuYXJ5LXBhc3N3b3JkLTNlOWExYzdm";
+
+/// A key that nobody has.
+const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
+
+/// One provider, one whose URL holds a password, those of the orchestrator's agents, and one client's key.
+fn with_a_key() -> Spec {
+    let spec = Spec {
+        database: DatabaseNeed::None,
+        ..Spec::query()
+    }
+    .provider("p1", Protocol::OpenAi)
+    .model("solo", &["p1"]);
+    let mut spec = spec
+        .provider("locked", Protocol::OpenAi)
+        .model("locked", &["locked"]);
+    spec.providers
+        .iter_mut()
+        .filter(|provider| provider.name == "locked")
+        .for_each(|provider| {
+            provider.userinfo = Some(format!("canary-user:{URL_PASSWORD}"));
+        });
+    spec.key("a", CLIENT_KEY)
+}
+
+/// ERR-01 (MUST): each class of a provider's failure has its status, in the envelope.
+async fn err_01(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    ctx.stub("p2")?
+        .answers(reply("too late").plan(Plan::silent()));
+    for (what, responder, allowed) in failures() {
+        p1.answers(responder);
+        // when
+        let answer = ctx.client.chat(ctx.prompt("solo", what)).await?;
+        // then
+        told(what, &answer, allowed)?;
+    }
+    let late = ctx.client.chat(ctx.prompt("late", "never")).await?;
+    told("no answer in time", &late, &[504])
+}
+
+/// The ways in which a provider fails, and the statuses that say so.
+fn failures() -> Vec<(&'static str, Responder, &'static [u16])> {
+    vec![
+        ("400", error(400), &[400]),
+        ("404", error(404), &[404, 400, 502]),
+        ("413", error(413), &[413, 400]),
+        ("422", error(422), &[422, 400]),
+        ("429", error(429), &[429]),
+        (
+            "429 for a quota",
+            error(429)
+                .kind("insufficient_quota")
+                .code("insufficient_quota"),
+            &[429],
+        ),
+        ("500", error(500), &[502, 500, 503]),
+        ("502", error(502), &[502, 503]),
+        ("503", error(503), &[503, 502]),
+        ("504", error(504), &[504, 502]),
+        (
+            "200 with HTML",
+            raw(200, "text/html", "<html></html>"),
+            &[502, 503],
+        ),
+        (
+            "an error in a 200",
+            raw(
+                200,
+                "application/json",
+                r#"{"error":{"message":"overloaded","type":"server_error"}}"#,
+            ),
+            &[502, 503],
+        ),
+        (
+            "a cut",
+            reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut])),
+            &[502, 503, 504],
+        ),
+        (
+            "a reset",
+            reply("lost").plan(Plan::of([Step::Reset])),
+            &[502, 503, 504],
+        ),
+    ]
+}
+
+/// One of the allowed statuses, in OpenAI's envelope.
+fn told(what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
+    let wrong = answer.status < 400;
+    let status = holds(
+        allowed.contains(&answer.status),
+        format!("one of {allowed:?} for {what}"),
+        answer.status,
+    );
+    if wrong {
+        status.map_err(silent)?
+    } else {
+        status?
+    }
+    enveloped(what, answer)
+}
+
+/// `{"error": {"message": …, "type": …, "code": …, "param": …}}`; the last two may be null or left out.
+fn enveloped(what: &str, answer: &Reply) -> CaseResult {
+    let error = answer.json()["error"].clone();
+    let said = |name: &str| error[name].as_str().is_some_and(|text| !text.is_empty());
+    let optional = |name: &str| {
+        matches!(
+            error[name],
+            Value::Null | Value::String(_) | Value::Number(_)
+        )
+    };
+    let whole = said("message") && said("type") && optional("code") && optional("param");
+    holds(
+        whole,
+        format!("OpenAI's error envelope for {what} ({})", answer.status),
+        answer.text(),
+    )
+}
+
+/// ERR-02 (MUST): the provider's 401 and 403 are the client's 502.
+async fn err_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    for status in [401, 403] {
+        p1.answers(error(status));
+        // when
+        let plain = ctx
+            .client
+            .chat(ctx.prompt("solo", &format!("plain {status}")))
+            .await?;
+        let stream = ctx
+            .client
+            .streamed(ctx.prompt("solo", &format!("streamed {status}")))
+            .await?;
+        // then
+        equal(
+            &format!("status for a provider's {status}"),
+            502,
+            plain.status,
+        )?;
+        equal(
+            &format!("status of a stream for a provider's {status}"),
+            502,
+            stream.status,
+        )?;
+    }
+    Ok(())
+}
+
+/// ERR-03 (MUST): what is wrong with a request is told by the right 4xx, in the same envelope.
+async fn err_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.mount(chat().user_says("right"), reply("fine")).await;
+    // a gateway may leave it to the provider to refuse
+    p1.answers(error(400));
+    // when
+    for Wrong {
+        what,
+        method,
+        path,
+        media,
+        body,
+        allowed,
+    } in wrong_requests(ctx)
+    {
+        let answer = ctx
+            .client
+            .request(method, path, &[("content-type", media)], body.as_bytes())
+            .await?;
+        told(what, &answer, allowed)?;
+    }
+    let right = ctx.client.chat(ctx.prompt("solo", "right")).await?;
+    // then
+    equal("status of a good request", 200, right.status)
+}
+
+/// A request that has to be refused, and the statuses that say why.
+struct Wrong {
+    what: &'static str,
+    method: &'static str,
+    path: &'static str,
+    media: &'static str,
+    body: String,
+    allowed: &'static [u16],
+}
+
+fn wrong_requests(ctx: &Ctx) -> Vec<Wrong> {
+    let good = ctx.prompt("solo", "wrong").to_string();
+    let post = |what, path, body, allowed| Wrong {
+        what,
+        method: "POST",
+        path,
+        media: "application/json",
+        body,
+        allowed,
+    };
+    let chat = |what, name: &str, value: Value, allowed| {
+        let mut body = ctx.prompt("solo", "wrong");
+        body[name] = value;
+        post(what, CHAT_PATH, body.to_string(), allowed)
+    };
+    let mut wrong = vec![
+        post(
+            "invalid JSON",
+            CHAT_PATH,
+            good[..good.len() - 2].to_string(),
+            &[400, 422],
+        ),
+        post("no object", CHAT_PATH, "[1, 2]".into(), &[400, 422]),
+        chat("messages as text", "messages", "hello".into(), &[400, 422]),
+        chat(
+            "a model that is a number",
+            "model",
+            7.into(),
+            &[400, 404, 422],
+        ),
+        chat("stream as text", "stream", "perhaps".into(), &[400, 422]),
+        chat(
+            "an unknown model",
+            "model",
+            "no-such-model".into(),
+            &[404, 400],
+        ),
+        post(
+            "an unknown route",
+            "/v1/no/such/route",
+            good.clone(),
+            &[404],
+        ),
+        Wrong {
+            method: "DELETE",
+            ..post("an unknown method", CHAT_PATH, String::new(), &[405, 404])
+        },
+        Wrong {
+            media: "text/plain",
+            ..post("another media type", CHAT_PATH, good.clone(), &[415, 400])
+        },
+    ];
+    if ctx.manifest.capabilities.contains(&Capability::Query) {
+        wrong.extend([
+            post(
+                "a query in invalid JSON",
+                QUERY_PATH,
+                "{\"question\": ".into(),
+                &[400],
+            ),
+            post(
+                "a question that is a number",
+                QUERY_PATH,
+                "{\"question\": 7}".into(),
+                &[400],
+            ),
+            post("no question", QUERY_PATH, "{}".into(), &[400]),
+            post(
+                "an unknown route of queries",
+                "/api/v1/no/such/route",
+                "{}".into(),
+                &[404],
+            ),
+            Wrong {
+                method: "DELETE",
+                ..post(
+                    "an unknown method of queries",
+                    QUERY_PATH,
+                    String::new(),
+                    &[405],
+                )
+            },
+        ]);
+    }
+    wrong
+}
+
+/// ERR-04 (MUST NOT): no error and no log holds a secret.
+async fn err_04(ctx: &Ctx) -> CaseResult {
+    // given
+    for stub in ctx.stubs.values() {
+        for status in [400, 401, 403, 429, 500, 503] {
+            let repeats = with(move |asked| {
+                error(status)
+                    .message(&repeated(asked))
+                    .header("x-sent", &repeated(asked))
+            });
+            stub.mount(chat().user_says(&format!("status {status}")), repeats)
+                .await;
+        }
+        stub.mount(
+            chat().user_says("html"),
+            with(|asked| {
+                raw(
+                    200,
+                    "text/html",
+                    format!("<html>{}</html>", repeated(asked)),
+                )
+            }),
+        )
+        .await;
+        stub.answers(with(|asked| {
+            reply("").tokens(["Par"]).then_error(500, &repeated(asked))
+        }));
+    }
+    // when
+    let mut seen = exchanges(ctx).await?;
+    if let Some(process) = &ctx.target.process {
+        seen.push(("the log", process.log()));
+    }
+    // then
+    let secrets = ctx
+        .spec
+        .providers
+        .iter()
+        .map(|provider| provider.api_key.as_str())
+        .chain([
+            URL_PASSWORD,
+            URL_BASIC,
+            CLIENT_KEY,
+            WRONG_KEY,
+            "panicked at",
+        ]);
+    for secret in secrets {
+        let leak = seen
+            .iter()
+            .find(|(_, text)| text.contains(secret))
+            .map(|(what, _)| *what)
+            .unwrap_or_default();
+        holds(
+            leak.is_empty(),
+            "no secret in errors, headers and log",
+            format_args!("{secret:?} in {leak}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// What a provider says of the credentials that it was sent.
+fn repeated(asked: &StubRequest) -> String {
+    format!(
+        "not with {}",
+        asked.header("authorization").unwrap_or("no key")
+    )
+}
+
+/// Whatever a client is told of providers that repeat their keys: headers and bodies.
+async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
+    let can = |capability| ctx.manifest.capabilities.contains(&capability);
+    let client = if can(Capability::Keys) {
+        ctx.client.with_bearer(CLIENT_KEY)
+    } else {
+        ctx.client.clone()
+    };
+    let mut seen = Vec::new();
+    for what in [
+        "status 400",
+        "status 401",
+        "status 403",
+        "status 429",
+        "status 500",
+        "status 503",
+        "html",
+        "in band",
+    ] {
+        let plain = client.chat(ctx.prompt("solo", what)).await?;
+        let stream = client.streamed(ctx.prompt("solo", what)).await?;
+        seen.push((what, format!("{:?} {}", plain.headers, plain.text())));
+        seen.push((
+            what,
+            format!(
+                "{:?} {}",
+                stream.headers,
+                String::from_utf8_lossy(&stream.body)
+            ),
+        ));
+    }
+    if can(Capability::Keys) {
+        let refused = ctx
+            .client
+            .with_bearer(WRONG_KEY)
+            .chat(ctx.prompt("solo", "wrong key"))
+            .await?;
+        seen.push((
+            "the answer to a wrong key",
+            format!("{:?} {}", refused.headers, refused.text()),
+        ));
+    }
+    if can(Capability::Query) {
+        let answer = client
+            .post(QUERY_PATH, json!({"question": "status 500"}))
+            .await?;
+        seen.push((
+            "the answer to a query",
+            format!("{:?} {}", answer.headers, answer.text()),
+        ));
+    }
+    let locked = client.chat(ctx.prompt("locked", "status 401")).await?;
+    seen.push((
+        "the answer of a provider whose URL holds a password",
+        format!("{:?} {}", locked.headers, locked.text()),
+    ));
+    // the last request is in the log before the log is read
+    ctx.stub("locked")?.listen(Listen::Refuse).await?;
+    let id = format!("req-last-{}", ctx.nonce);
+    let refused = client
+        .with_header("x-request-id", &id)
+        .chat(ctx.prompt("locked", "refused connection"))
+        .await?;
+    seen.push((
+        "a refused connection",
+        format!("{:?} {}", refused.headers, refused.text()),
+    ));
+    if can(Capability::RequestId) {
+        logged(ctx, &[id]).await?;
+    }
+    Ok(seen)
+}
+
+/// ERR-05 (MUST): a request id is accepted, returned, logged, and sent on.
+async fn err_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.mount(chat().user_says("fails"), error(503)).await;
+    p1.answers(reply("fine"));
+    // when
+    let mut ids = Vec::new();
+    for (alias, what) in [("solo", "served"), ("solo", "fails"), ("nobody", "refused")] {
+        let id = format!("req-{what}-{}", ctx.nonce);
+        let answer = ctx
+            .client
+            .with_header("x-request-id", &id)
+            .chat(ctx.prompt(alias, what))
+            .await?;
+        equal(
+            &format!("x-request-id of the answer ({what})"),
+            Some(id.as_str()),
+            answer.header("x-request-id"),
+        )?;
+        ids.push(id);
+    }
+    if ctx.manifest.capabilities.contains(&Capability::Query) {
+        let id = format!("req-query-{}", ctx.nonce);
+        let answer = ctx
+            .client
+            .with_header("x-request-id", &id)
+            .post(QUERY_PATH, json!({"question": 7}))
+            .await?;
+        equal(
+            "x-request-id of the answer (a query)",
+            Some(id.as_str()),
+            answer.header("x-request-id"),
+        )?;
+        ids.push(id);
+    }
+    let without = ctx.client.chat(ctx.prompt("solo", "without")).await?;
+    // then
+    let at_p1 = |what: &str| {
+        p1.calls(what)
+            .first()
+            .and_then(|call| call.header("x-request-id").map(String::from))
+    };
+    for (what, id) in ["served", "fails"].iter().zip(&ids) {
+        equal(
+            &format!("x-request-id at the provider ({what})"),
+            Some(id),
+            at_p1(what).as_ref(),
+        )?;
+    }
+    let given = without
+        .header("x-request-id")
+        .filter(|id| !id.is_empty())
+        .map(String::from);
+    holds(given.is_some(), "an id for a request without one", "none")?;
+    equal("the same at the provider", given, at_p1("without"))?;
+    logged(ctx, &ids).await
+}
+
+/// Waits until all the ids are in the log, where the harness sees it.
+async fn logged(ctx: &Ctx, ids: &[String]) -> CaseResult {
+    let Some(process) = &ctx.target.process else {
+        return Ok(());
+    };
+    let all = poll_until(|| {
+        Some(()).filter(|()| ids.iter().all(|id| process.log().contains(id.as_str())))
+    });
+    guard("every request id in the log", all).await
+}

@@ -1,0 +1,524 @@
+//! FALL: when one candidate fails the next one serves, and what nobody could serve is told honestly.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::client::{End, Transcript};
+use gauntlet_harness::llm::{Responder, chat, error, raw, reply, tool_call, with};
+use gauntlet_harness::plan::{Listen, Plan, Step};
+use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::subject::Capability;
+use serde_json::{Value, json};
+
+const FALLBACK: &[Capability] = &[Capability::Chat, Capability::Fallback];
+const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream, Capability::Fallback];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "FALL-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a failing candidate is replaced by the next; the response names who served it",
+        why: "Fallbacks that did not run on 4xx and 429 were found by users, not by the gateway (https://github.com/maximhq/bifrost/issues/3261).",
+        shown: "The first provider answers 503, then 429, then refuses connections; the second one's answer must come each time. Where the \
+                gateway tells who served, it must tell the second one.",
+        remedy: "Ask the next candidate on every failure that is the provider's; name the candidate that answered.",
+        needs: FALLBACK,
+        spec: Spec::pair,
+        run: |ctx| fall_01(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a 200 with HTML, broken JSON, an empty body or no choices is a failure and falls back",
+        why: "A login page came back as a completion (https://github.com/Portkey-AI/gateway/issues/267).",
+        shown: "The first provider answers 200 with each of them; the client must get the second one's answer.",
+        remedy: "Read the body before believing the status.",
+        needs: FALLBACK,
+        spec: Spec::pair,
+        run: |ctx| fall_02(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream that fails before its first token falls back and the client sees one clean stream",
+        why: "510 streams of an overloaded provider within 80 minutes, none fell back, since each had begun with 200 (https://github.com/BerriAI/litellm/pull/38153).",
+        shown: "The first provider's stream is 200 and then cut, an error in band, or over before any text; the client must see the second one's \
+                stream and nothing of the first.",
+        remedy: "Send nothing to the client before the first token of an attempt has come.",
+        needs: STREAM,
+        spec: Spec::pair,
+        run: |ctx| fall_03(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "after the first token: never a silent end, never text twice",
+        why: "Text came twice (https://github.com/BerriAI/litellm/pull/32835), or the stream just ended (https://github.com/Portkey-AI/gateway/issues/1797).",
+        shown: "The first provider's stream is reset after its first text. The client must have that text once and see that the stream broke; \
+                a second provider that is asked to continue the text may do so.",
+        remedy: "After the first token tell the failure in band; never begin another candidate's answer in the same stream.",
+        needs: STREAM,
+        spec: Spec::pair,
+        run: |ctx| fall_04(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "all candidates failed before any token: a real HTTP status, never 200 with an error event",
+        why: "Client libraries retry by the status; behind a 200 they hand an empty answer to the user (https://github.com/BerriAI/litellm/issues/6957).",
+        shown: "One provider is overloaded, the other's stream is cut before its first token; the status must be 500 or more.",
+        remedy: "Send the status line only when the outcome is known.",
+        needs: STREAM,
+        spec: Spec::pair,
+        run: |ctx| fall_05(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-06",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a client error (400, 422) does not fall back, and does not count against the provider",
+        why: "Fallbacks on every error sent a wrong request to all providers in turn (https://github.com/Portkey-AI/gateway/issues/855).",
+        shown: "The first provider refuses four requests, with a breaker that opens after two failures. The second one must see none of them, and \
+                the first one must still be asked next.",
+        remedy: "Give a refusal of the request to the client; count only the provider's own failures.",
+        needs: FALLBACK,
+        spec: || {
+            let mut spec = Spec::pair();
+            spec.breaker.failure_threshold = 2;
+            spec
+        },
+        run: |ctx| fall_06(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a fallback to a provider of another protocol keeps the request's meaning",
+        why: "Translations that lose a message, a tool or a setting answer another question than was asked (https://github.com/BerriAI/litellm/issues/37792).",
+        shown: "The OpenAI provider is down; the Ollama provider must be asked with every message in order, the tool call's arguments, the tools, \
+                temperature, length and stop words, and its tool call must come back in OpenAI's shape.",
+        remedy: "Translate the whole request; refuse what cannot be said in the other protocol.",
+        needs: &[
+            Capability::Chat,
+            Capability::Fallback,
+            Capability::Ollama,
+            Capability::Tools,
+        ],
+        spec: || {
+            Spec::default()
+                .provider("p1", Protocol::OpenAi)
+                .provider("p2", Protocol::Ollama)
+                .model("mixed", &["p1", "p2"])
+        },
+        run: |ctx| fall_07(ctx).boxed(),
+    },
+    Case {
+        id: "FALL-08",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "the final error says what was tried, in order, with each cause, and no secret",
+        why: "The error of the last candidate alone hid why the first one had failed (https://github.com/BerriAI/litellm/issues/27967).",
+        shown: "One provider answers 503, the other 200 with HTML. The error must list both in order, with a cause each, and hold neither's key \
+                although both tell it.",
+        remedy: "Collect each attempt's cause; take keys out of what providers say.",
+        needs: &[
+            Capability::Chat,
+            Capability::Fallback,
+            Capability::AttemptList,
+        ],
+        spec: Spec::pair,
+        run: |ctx| fall_08(ctx).boxed(),
+    },
+];
+
+/// FALL-01 (MUST): a failing candidate is replaced by the next, and the response names it.
+async fn fall_01(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    ctx.stub("p2")?.answers(reply("Bern"));
+    // when
+    let mut answers = Vec::new();
+    for status in [503, 429] {
+        p1.answers(error(status));
+        answers.push(
+            ctx.client
+                .chat(ctx.prompt("pair", &format!("status {status}")))
+                .await?,
+        );
+    }
+    p1.listen(Listen::Refuse).await?;
+    answers.push(ctx.client.chat(ctx.prompt("pair", "refused")).await?);
+    // then
+    for answer in &answers {
+        equal("status", 200, answer.status)?;
+        equal("text", "Bern", answer.content().as_str())?;
+        if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
+            equal(
+                "who served it (x-gauntlet-provider)",
+                Some("p2"),
+                answer.header("x-gauntlet-provider"),
+            )
+            .map_err(silent)?;
+        }
+    }
+    equal(
+        "requests at the first candidate that could be asked",
+        2,
+        p1.requests().len(),
+    )
+}
+
+/// FALL-02 (MUST): a 200 that holds no answer is a failure and falls back.
+async fn fall_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    ctx.stub("p2")?.answers(reply("Bern"));
+    let nothing = [
+        (
+            "HTML",
+            raw(200, "text/html", "<html><body>Please log in</body></html>"),
+        ),
+        (
+            "broken JSON",
+            raw(
+                200,
+                "application/json",
+                "{\"id\": \"chatcmpl-1\", \"choices\": [{\"index\": 0, \"mess",
+            ),
+        ),
+        ("an empty body", raw(200, "application/json", "")),
+        (
+            "no choices",
+            raw(
+                200,
+                "application/json",
+                json!({"id": "chatcmpl-1", "object": "chat.completion", "choices": []}).to_string(),
+            ),
+        ),
+    ];
+    for (what, responder) in nothing {
+        p1.answers(responder);
+        // when
+        let answer = ctx.client.chat(ctx.prompt("pair", what)).await?;
+        // then
+        equal(
+            &format!("requests at the first candidate ({what})"),
+            1,
+            p1.calls(what).len(),
+        )?;
+        equal(&format!("status after 200 with {what}"), 200, answer.status)?;
+        equal(
+            &format!("text after 200 with {what}"),
+            "Bern",
+            answer.content().as_str(),
+        )
+        .map_err(silent)?;
+    }
+    Ok(())
+}
+
+/// FALL-03 (MUST): a stream that fails before its first token falls back, and the client sees one clean stream.
+async fn fall_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    ctx.stub("p2")?.answers(reply("").tokens(["Be", "rn"]));
+    let lost = || reply("").tokens(["Par", "is"]);
+    let failures: [(&str, Responder); 5] = [
+        ("overloaded", error(503)),
+        (
+            "cut after its headers",
+            lost().plan(Plan::of([Step::Head, Step::Cut])),
+        ),
+        (
+            "cut before its first text",
+            lost().plan(Plan::events_then(1, Step::Cut)),
+        ),
+        (
+            "an error in band",
+            reply("").tokens([""; 0]).then_error(503, "overloaded"),
+        ),
+        ("over without a word", raw(200, "text/event-stream", "")),
+    ];
+    for (what, responder) in failures {
+        p1.answers(responder);
+        // when
+        let stream = ctx.client.streamed(ctx.prompt("pair", what)).await?;
+        // then
+        equal(
+            &format!("requests at the first candidate ({what})"),
+            1,
+            p1.calls(what).len(),
+        )?;
+        clean(ctx, &stream, what)?;
+    }
+    Ok(())
+}
+
+/// One whole stream of the second candidate's, and nothing else.
+fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
+    equal(&format!("status ({what})"), 200, stream.status)?;
+    holds(
+        stream.error.is_none(),
+        format!("no error event ({what})"),
+        format_args!("{:?}", stream.error),
+    )?;
+    equal(&format!("text ({what})"), "Bern", stream.text.as_str()).map_err(silent)?;
+    equal(
+        &format!("finish reasons ({what})"),
+        vec!["stop".to_string()],
+        stream.finish_reasons.clone(),
+    )?;
+    equal(&format!("[DONE] ({what})"), 1, stream.done_count)?;
+    if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
+        equal(
+            &format!("who served it (x-gauntlet-provider; {what})"),
+            Some("p2"),
+            stream.header("x-gauntlet-provider"),
+        )
+        .map_err(silent)?;
+    }
+    stream.strict().or_else(|why| {
+        holds(
+            false,
+            format!("events of one stream, as published ({what})"),
+            why,
+        )
+    })
+}
+
+/// FALL-04 (MUST NOT): after the first token no silent end, and no text twice.
+async fn fall_04(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(
+        reply("")
+            .tokens(["Par", "is"])
+            .plan(Plan::events_then(2, Step::Reset)),
+    );
+    ctx.stub("p2")?.answers(with(|asked| {
+        let last = asked.json["messages"]
+            .as_array()
+            .and_then(|messages| messages.last())
+            .cloned()
+            .unwrap_or_default();
+        let continues = last["role"] == "assistant" && last["content"] == "Par";
+        reply(if continues { "is" } else { "Paris" })
+    }));
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("pair", "capital")).await?;
+    // then
+    let told = stream.error.is_some() || matches!(stream.end, End::Cut(_));
+    match stream.text.as_str() {
+        "Par" => holds(
+            told && stream.done_count == 0,
+            "an error event where the stream broke",
+            format_args!("a silent end: {:?}", stream.end),
+        )
+        .map_err(silent),
+        "Paris" => holds(
+            stream.looks_complete() || told,
+            "a continued stream that ends properly",
+            format_args!("{:?}", stream.end),
+        )
+        .map_err(silent),
+        text => holds(false, "the text once", format_args!("{text:?}")).map_err(silent),
+    }
+}
+
+/// FALL-05 (MUST): when all candidates failed before any token, the status says so.
+async fn fall_05(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(error(503));
+    let p2 = ctx.stub("p2")?;
+    p2.mount(
+        chat().streaming(true),
+        reply("Paris").plan(Plan::events_then(1, Step::Cut)),
+    )
+    .await;
+    p2.mount(chat().streaming(false), error(500)).await;
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("pair", "streamed")).await?;
+    let plain = ctx.client.chat(ctx.prompt("pair", "plain")).await?;
+    // then
+    equal("requests at the second candidate", 2, p2.requests().len())?;
+    holds(
+        stream.status >= 500,
+        "a status of 500 or more for the stream",
+        stream.status,
+    )
+    .map_err(silent)?;
+    holds(
+        plain.status >= 500,
+        "a status of 500 or more for the plain request",
+        plain.status,
+    )
+    .map_err(silent)?;
+    holds(
+        stream.error.is_some(),
+        "an error in the body",
+        String::from_utf8_lossy(&stream.body),
+    )
+}
+
+/// FALL-06 (MUST NOT): a client error does not fall back, and does not count against the provider.
+async fn fall_06(ctx: &Ctx) -> CaseResult {
+    // given
+    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    p1.mount(chat().user_says("wrong 400"), error(400)).await;
+    p1.mount(chat().user_says("wrong 422"), error(422)).await;
+    p1.answers(reply("Paris"));
+    p2.answers(reply("Bern"));
+    // when
+    let mut statuses = Vec::new();
+    for text in ["wrong 400", "wrong 422", "wrong 400", "wrong 422"] {
+        statuses.push(ctx.client.chat(ctx.prompt("pair", text)).await?.status);
+    }
+    let next = ctx.client.chat(ctx.prompt("pair", "right")).await?;
+    // then
+    equal("requests at the second candidate", 0, p2.requests().len())?;
+    holds(
+        statuses.iter().all(|status| (400..500).contains(status)),
+        "the client's own error (4xx) each time",
+        format_args!("{statuses:?}"),
+    )?;
+    equal(
+        "text of the next request, which the first candidate serves",
+        "Paris",
+        next.content().as_str(),
+    )
+}
+
+/// FALL-07 (MUST): a fallback to another protocol keeps the request's meaning.
+async fn fall_07(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(error(503));
+    let p2 = ctx.stub("p2")?;
+    p2.answers(tool_call("get_weather", json!({"city": "Bern"})));
+    // when
+    let mut request = conversation();
+    request["model"] = ctx.model("mixed").into();
+    let answer = ctx.client.chat(request.clone()).await?;
+    // then
+    equal("status", 200, answer.status)?;
+    let asked = p2.seen(1).await?;
+    let told = asked[0].json();
+    for (n, message) in request["messages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        equal(
+            &format!("role of message {n}"),
+            &message["role"],
+            &told["messages"][n]["role"],
+        )?;
+        let content = message["content"].as_str().unwrap_or_default();
+        equal(
+            &format!("content of message {n}"),
+            content,
+            told["messages"][n]["content"].as_str().unwrap_or_default(),
+        )?;
+    }
+    equal(
+        "messages",
+        5,
+        told["messages"].as_array().map_or(0, Vec::len),
+    )?;
+    equal(
+        "arguments of the earlier call",
+        &json!({"city": "Paris"}),
+        &told["messages"][2]["tool_calls"][0]["function"]["arguments"],
+    )?;
+    equal(
+        "tool",
+        &json!("get_weather"),
+        &told["tools"][0]["function"]["name"],
+    )?;
+    let options = &told["options"];
+    equal(
+        "temperature and length",
+        (&json!(0.25), &json!(32)),
+        (&options["temperature"], &options["num_predict"]),
+    )?;
+    holds(
+        options["stop"].to_string().contains("END"),
+        "the stop word",
+        &options["stop"],
+    )?;
+    let call = answer.json()["choices"][0]["message"]["tool_calls"][0]["function"].clone();
+    let arguments: Value =
+        serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
+    equal(
+        "tool call of the answer",
+        (&json!("get_weather"), json!({"city": "Bern"})),
+        (&call["name"], arguments),
+    )
+}
+
+/// A conversation with a tool that was called once.
+fn conversation() -> Value {
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\":\"Paris\"}"}});
+    let parameters =
+        json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    json!({
+        "messages": [
+            {"role": "system", "content": "You are brief."},
+            {"role": "user", "content": "Weather in Paris?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+            {"role": "user", "content": "And in Bern?"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": parameters}}],
+        "temperature": 0.25, "max_tokens": 32, "stop": ["END"],
+    })
+}
+
+/// FALL-08 (MUST): the final error says what was tried, in order, with each cause, and no secret.
+async fn fall_08(ctx: &Ctx) -> CaseResult {
+    // given
+    let keys: Vec<String> = ctx
+        .spec
+        .providers
+        .iter()
+        .map(|provider| provider.api_key.clone())
+        .collect();
+    ctx.stub("p1")?
+        .answers(error(503).message(&format!("overloaded for key {}", keys[0])));
+    ctx.stub("p2")?.answers(raw(
+        200,
+        "text/html",
+        format!("<html>not for {}</html>", keys[1]),
+    ));
+    // when
+    let answer = ctx.client.chat(ctx.prompt("pair", "capital")).await?;
+    // then
+    holds(
+        answer.status >= 500,
+        "a status of 500 or more",
+        answer.status,
+    )?;
+    let attempts = answer.json()["error"]["attempts"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let providers: Vec<&str> = attempts
+        .iter()
+        .filter_map(|attempt| attempt["provider"].as_str())
+        .collect();
+    equal("providers tried, in order", vec!["p1", "p2"], providers)?;
+    let causes: Vec<&str> = attempts
+        .iter()
+        .filter_map(|attempt| attempt["cause"].as_str())
+        .collect();
+    holds(
+        causes.len() == 2 && causes[0] != causes[1],
+        "a cause of its own for each attempt",
+        format_args!("{causes:?}"),
+    )?;
+    let leaked = keys.iter().any(|key| answer.text().contains(key.as_str()));
+    holds(!leaked, "no key in the error", "a provider's key")
+}

@@ -1,0 +1,178 @@
+//! HLTH: who asks how the gateway is gets the truth, at once, and at little cost.
+
+use futures::FutureExt;
+use futures::future::try_join_all;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
+use gauntlet_harness::gate::converge;
+use gauntlet_harness::llm::{Responder, openai, raw};
+use gauntlet_harness::plan::{Listen, Plan};
+use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec};
+use gauntlet_harness::subject::Capability;
+use serde_json::Value;
+
+use super::support::{text, until_status};
+
+const STORED: &[Capability] = &[Capability::Health, Capability::Store];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "HLTH-01",
+        level: Level::Must,
+        profiles: &[Profile::Ops],
+        requirement: "liveness stays 200 whatever the dependencies do",
+        why: "A liveness probe that asks the database restarts every replica when the database is slow, and the outage becomes a whole one.",
+        shown: "Liveness is asked while the provider refuses, while the database stalls, and while it is gone.",
+        remedy: "Let liveness say that the process answers, and nothing else.",
+        needs: STORED,
+        spec: || Spec {
+            database: DatabaseNeed::Postgres,
+            ..Spec::solo()
+        },
+        run: |ctx| hlth_01(ctx).boxed(),
+    },
+    Case {
+        id: "HLTH-02",
+        level: Level::Must,
+        profiles: &[Profile::Ops],
+        requirement: "readiness turns 503 when the store goes and 200 when it is back",
+        why: "With its database gone a proxy said ready, and never recovered by itself (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "Readiness is asked before the database goes, until it tells, and until it tells that the database is back.",
+        remedy: "Ask the store in the readiness probe, within a time-out.",
+        needs: STORED,
+        spec: || Spec {
+            database: DatabaseNeed::Postgres,
+            ..Spec::solo()
+        },
+        run: |ctx| hlth_02(ctx).boxed(),
+    },
+    Case {
+        id: "HLTH-03",
+        level: Level::Must,
+        profiles: &[Profile::Ops],
+        requirement: "the detailed health probes every dependency at once (rendezvous), each with its own time-out, and names each state",
+        why: "Probes one after the other add their time-outs up: the page that tells what hangs, hangs.",
+        shown: "Two providers answer their probe only together, a third never does; the document names both as up and the third as down.",
+        remedy: "Probe all dependencies at once, each within its own time-out.",
+        needs: STORED,
+        spec: || Spec {
+            database: DatabaseNeed::Any,
+            ..Spec::pair()
+                .provider("p3", Protocol::OpenAi)
+                .model("third", &["p3"])
+        },
+        run: |ctx| hlth_03(ctx).boxed(),
+    },
+    Case {
+        id: "HLTH-04",
+        level: Level::Should,
+        profiles: &[Profile::Ops],
+        requirement: "a storm of health calls costs each dependency a bounded number of probes",
+        why: "Every replica, balancer and dashboard asks for health; if each call is a call of each provider, the watching is the load.",
+        shown: "64 calls of the detailed health at once; the provider counts how often it was probed.",
+        remedy: "Share the probe under way, and tell its result again for a moment.",
+        needs: &[Capability::Health],
+        spec: Spec::solo,
+        run: |ctx| hlth_04(ctx).boxed(),
+    },
+];
+
+/// HLTH-01 (MUST): liveness stays 200.
+async fn hlth_01(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.listen(Listen::Refuse).await?;
+    let wire = ctx.database_wire()?;
+    // when
+    let without_provider = ctx.client.get("/health/live").await?;
+    wire.stall();
+    let stalled = ctx.client.get("/health/live").await?;
+    wire.resume().await?;
+    wire.gone().await?;
+    let gone = ctx.client.get("/health/live").await?;
+    // then
+    for (what, answer) in [
+        ("without the provider", without_provider),
+        ("with a stalled database", stalled),
+        ("without the database", gone),
+    ] {
+        equal(&format!("liveness {what}"), 200, answer.status)?;
+    }
+    Ok(())
+}
+
+/// HLTH-02 (MUST): readiness follows the store.
+async fn hlth_02(ctx: &Ctx) -> CaseResult {
+    // given
+    until_status(ctx, "/health/ready", 200).await?;
+    // when
+    ctx.database_wire()?.gone().await?;
+    // then
+    until_status(ctx, "/health/ready", 503).await?;
+    // when
+    ctx.database_wire()?.resume().await?;
+    // then
+    until_status(ctx, "/health/ready", 200).await?;
+    Ok(())
+}
+
+/// HLTH-03 (MUST): every dependency is probed at once, and its state is named.
+async fn hlth_03(ctx: &Ctx) -> CaseResult {
+    // given
+    for name in ["p1", "p2"] {
+        ctx.stub(name)?
+            .mount(openai::models(), models().plan(Plan::met("probes", 2)))
+            .await;
+    }
+    ctx.stub("p3")?
+        .mount(openai::models(), models().plan(Plan::silent()))
+        .await;
+    // when
+    let told = converge("p1, p2 and the store told as up, p3 as down", || async {
+        let health = ctx.client.get("/health").await?.json();
+        let up = ["store", "p1", "p2", "p3"].map(|name| state(&health, name));
+        Ok(Some(health).filter(|_| up == [Some(true), Some(true), Some(true), Some(false)]))
+    });
+    // then
+    let met = ctx.gates.rendezvous("probes", 2);
+    let (health, ()) = futures::try_join!(told, met.met())?;
+    equal(
+        "the health document's status",
+        "degraded",
+        text(&health, "status"),
+    )
+}
+
+/// HLTH-04 (SHOULD): a storm of health calls costs few probes.
+async fn hlth_04(ctx: &Ctx) -> CaseResult {
+    // given
+    const STORM: usize = 64;
+    // when
+    let told = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
+    // then
+    equal(
+        "statuses",
+        vec![200; STORM],
+        told.iter().map(|health| health.status).collect(),
+    )?;
+    let probes = ctx.stub("p1")?.all_requests().len();
+    holds(
+        (1..=STORM / 4).contains(&probes),
+        format!(
+            "1 to {} probes of the provider for {STORM} calls",
+            STORM / 4
+        ),
+        probes,
+    )
+}
+
+fn models() -> Responder {
+    raw(200, "application/json", r#"{"object":"list","data":[]}"#)
+}
+
+/// Whether the dependency of that name is told as up.
+fn state(health: &Value, name: &str) -> Option<bool> {
+    health["dependencies"]
+        .as_array()?
+        .iter()
+        .find(|dependency| dependency["name"] == name)?["up"]
+        .as_bool()
+}

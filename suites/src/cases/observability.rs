@@ -1,0 +1,248 @@
+//! OBS: what the gateway tells about itself is what happened.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
+use gauntlet_harness::gate::converge;
+use gauntlet_harness::llm::{error, reply};
+use gauntlet_harness::plan::Plan;
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+use serde_json::Value;
+
+use super::support::{QUERIES, complete, does_its_part, healthy, known, text};
+use super::timeouts::refused;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "OBS-01",
+        level: Level::Must,
+        profiles: &[Profile::Ops],
+        requirement: "counters of requests, attempts, retries, fallbacks, time-outs and breaker states equal what the stubs saw",
+        why: "Counters that count requests where attempts are meant hide the retries, which are the bill and the outage.",
+        shown: "Three requests fail twice at the first candidate, whose breaker then is open, and are served by the second; another request times \
+                out. The counters are compared with the tape.",
+        remedy: "Count an attempt where it is made, and a retry and a fallback where they are decided.",
+        needs: &[
+            Capability::Chat,
+            Capability::Fallback,
+            Capability::Retry,
+            Capability::Breaker,
+            Capability::TimeoutPerModel,
+            Capability::Metrics,
+        ],
+        spec: || {
+            let short = Timeouts {
+                total_ms: Some(500),
+                ..Timeouts::default()
+            };
+            let mut spec = Spec::pair()
+                .provider("p3", Protocol::OpenAi)
+                .model("late", &["p3"])
+                .model_timeouts("late", short);
+            spec.retry.max_attempts = 2;
+            spec.breaker.failure_threshold = 6;
+            spec
+        },
+        run: |ctx| obs_01(ctx).boxed(),
+    },
+    Case {
+        id: "OBS-02",
+        level: Level::Should,
+        profiles: &[Profile::Ops],
+        requirement: "traceparent is continued towards the provider; spans carry the GenAI semantic conventions",
+        why: "A trace that ends at the gateway shows that something was slow, and not what.",
+        shown: "A request with a trace context; the provider's request has the same trace id, with a parent of W3C's form. Spans are not looked at.",
+        remedy: "Send traceparent on with the trace id that came.",
+        needs: &[Capability::Chat],
+        spec: Spec::solo,
+        run: |ctx| obs_02(ctx).boxed(),
+    },
+    Case {
+        id: "OBS-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Query],
+        requirement: "token usage in the response, the metrics and the record is the provider's",
+        why: "Usage that is guessed from the length of a text is a bill that nobody can check.",
+        shown: "Each provider tells a usage that no count of words would give; a chat's usage, a query's sum, its record and the metrics are compared with it.",
+        remedy: "Pass the provider's numbers on, and add nothing of your own.",
+        needs: &[
+            Capability::Chat,
+            Capability::Query,
+            Capability::Store,
+            Capability::Metrics,
+        ],
+        spec: Spec::query,
+        run: |ctx| obs_03(ctx).boxed(),
+    },
+];
+
+/// OBS-01 (MUST): the counters equal what the providers saw.
+async fn obs_01(ctx: &Ctx) -> CaseResult {
+    // given
+    const REQUESTS: usize = 3;
+    let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
+    p1.answers(error(503));
+    p2.answers(reply("Paris"));
+    ctx.stub("p3")?.answers(reply("late").plan(Plan::silent()));
+    // when
+    for n in 0..REQUESTS {
+        let answer = ctx
+            .client
+            .chat(ctx.prompt("pair", &format!("capital {n}")))
+            .await?;
+        equal("status", 200, answer.status)?;
+    }
+    refused(ctx.client.chat(ctx.prompt("late", "never")).await?.status)?;
+    // then
+    let (first, second) = (p1.requests().len(), p2.requests().len());
+    equal(
+        "attempts at both providers",
+        (2 * REQUESTS, REQUESTS),
+        (first, second),
+    )?;
+    counted(
+        ctx,
+        "gauntlet_requests_total",
+        &["route=\"/v1/chat/completions\"", "status=\"200\""],
+        REQUESTS,
+    )
+    .await?;
+    counted(ctx, "gauntlet_attempts_total", &["provider=\"p1\""], first).await?;
+    counted(ctx, "gauntlet_attempts_total", &["provider=\"p2\""], second).await?;
+    counted(
+        ctx,
+        "gauntlet_retries_total",
+        &["provider=\"p1\""],
+        first - REQUESTS,
+    )
+    .await?;
+    counted(
+        ctx,
+        "gauntlet_fallbacks_total",
+        &["model=\"pair\""],
+        REQUESTS,
+    )
+    .await?;
+    counted(ctx, "gauntlet_timeouts_total", &[], 1).await?;
+    counted(ctx, "gauntlet_timeouts_total", &["provider=\"p3\""], 1).await?;
+    // 2 is open, 0 is closed
+    counted(ctx, "gauntlet_breaker_state", &["provider=\"p1\""], 2).await?;
+    counted(ctx, "gauntlet_breaker_state", &["provider=\"p2\""], 0).await
+}
+
+/// OBS-02 (SHOULD): the trace goes on at the provider.
+async fn obs_02(ctx: &Ctx) -> CaseResult {
+    // given
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    ctx.stub("p1")?.answers(reply("Paris"));
+    // when
+    let traced = ctx
+        .client
+        .with_header("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
+    equal(
+        "status",
+        200,
+        traced.chat(ctx.prompt("solo", "capital")).await?.status,
+    )?;
+    // then
+    let calls = ctx.stub("p1")?.calls(&ctx.nonce);
+    let sent = calls
+        .first()
+        .and_then(|call| call.header("traceparent"))
+        .unwrap_or_default();
+    let parts: Vec<&str> = sent.split('-').collect();
+    let continued = matches!(parts.as_slice(), [version, TRACE, parent, flags] if [version.len(), parent.len(), flags.len()] == [2, 16, 2]);
+    holds(
+        continued,
+        format!("a traceparent of the trace {TRACE}"),
+        format_args!("{sent:?}"),
+    )
+}
+
+/// OBS-03 (MUST): usage is the provider's, everywhere.
+async fn obs_03(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    for (name, stub) in &ctx.stubs {
+        stub.answers(does_its_part(name).usage(1_013, 107));
+    }
+    let agents = ctx.stubs.len() as u64;
+    // when
+    let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
+    let told = complete(ctx).await?;
+    // then
+    equal(
+        "a chat's usage",
+        (Some(1_013), Some(107)),
+        usage(&chat.json()),
+    )
+    .map_err(silent)?;
+    equal(
+        "a query's usage",
+        (Some(agents * 1_013), Some(agents * 107)),
+        usage(&told),
+    )
+    .map_err(silent)?;
+    let record = ctx
+        .client
+        .get(&format!("{QUERIES}/{}", text(&told, "id")))
+        .await?
+        .json();
+    equal("the record's usage", usage(&told), usage(&record)).map_err(silent)?;
+    let calls = agents as usize + 1;
+    counted(
+        ctx,
+        "gauntlet_tokens_total",
+        &["kind=\"prompt\""],
+        calls * 1_013,
+    )
+    .await?;
+    counted(
+        ctx,
+        "gauntlet_tokens_total",
+        &["kind=\"completion\""],
+        calls * 107,
+    )
+    .await
+}
+
+fn usage(told: &Value) -> (Option<u64>, Option<u64>) {
+    (
+        told["usage"]["prompt_tokens"].as_u64(),
+        told["usage"]["completion_tokens"].as_u64(),
+    )
+}
+
+/// The sum of the counter's series with these labels is this number, as soon as the answers' own ends are counted.
+async fn counted(ctx: &Ctx, name: &str, labels: &[&str], expected: usize) -> CaseResult {
+    let now =
+        || async { Ok::<_, Failure>(sum(&ctx.client.get("/metrics").await?.text(), name, labels)) };
+    let came = converge(name, || async {
+        Ok(Some(now().await?)
+            .filter(|value| *value == expected)
+            .map(drop))
+    });
+    match came.await {
+        Err(Failure::Violated { .. }) => equal(
+            &format!("{name}{{{}}}", labels.join(",")),
+            expected,
+            now().await?,
+        ),
+        other => other,
+    }
+}
+
+/// The sum of a counter's series that have these labels, in Prometheus' text format.
+fn sum(metrics: &str, name: &str, labels: &[&str]) -> usize {
+    let series = metrics.lines().filter(|line| {
+        line.split(['{', ' ']).next() == Some(name)
+            && labels.iter().all(|label| line.contains(label))
+    });
+    series
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .map(|value| value as usize)
+        .sum()
+}

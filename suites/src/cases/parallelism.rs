@@ -1,0 +1,327 @@
+//! PARA: what can run together does.
+
+use futures::FutureExt;
+use futures::future::try_join_all;
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
+use gauntlet_harness::client::{Exchange, Reply};
+use gauntlet_harness::gate::{guard, settled};
+use gauntlet_harness::llm::{chat, echo, raw, reply};
+use gauntlet_harness::plan::{Plan, Step};
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+
+use super::streaming::chunk;
+
+/// A provider's concurrency limit.
+const LIMIT: usize = 4;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "PARA-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "64 requests are at the provider at the same time (rendezvous)",
+        why: "A gateway with a hidden lock, a small pool or one connection serialises its users, and no benchmark of one client shows it.",
+        shown: "The provider answers nobody until 64 requests are there together.",
+        remedy: "Remove the limit, or configure it: connection pool, worker count, HTTP/2 streams, a lock held over a call.",
+        needs: &[Capability::Chat],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        run: |ctx| para_01(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "with one model's provider stalled, another model's requests all complete first",
+        why: "A provider that held its connections emptied a pool that everybody shared (https://github.com/tensorzero/tensorzero/issues/6328).",
+        shown: "One provider holds 32 requests; 32 requests to another one are all answered while it still holds them.",
+        remedy: "Give each provider its own pool and its own queue.",
+        needs: &[Capability::Chat],
+        spec: || {
+            let spec = Spec::pair()
+                .model("stalled", &["p1"])
+                .model("other", &["p2"]);
+            spec.model_timeouts("stalled", Timeouts::PATIENT)
+                .model_timeouts("other", Timeouts::PATIENT)
+        },
+        run: |ctx| para_02(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a client that reads slowly delays nobody else, and memory stays bounded",
+        why: "A client on a bad connection must not be felt by others: not as a lock, not as memory that fills up behind it.",
+        shown: "A client stops reading a stream of 48 MiB; others stream to their end, and the gateway takes no more of the large one.",
+        remedy: "Write to each client from a task of its own, and read from the provider only what the client takes.",
+        needs: &[Capability::Chat, Capability::Stream],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        run: |ctx| para_03(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a provider's concurrency limit is never exceeded (high-water mark) and always reached under load",
+        why: "A limit that was kept by each worker for itself was overshot (https://github.com/BerriAI/litellm/issues/16011).",
+        shown: "Twelve requests come at once for a provider that takes four: four are there together, and never five.",
+        remedy: "Count what is in flight at the provider in one place, from the first byte of a request to the last of its answer.",
+        needs: &[Capability::Chat, Capability::Bulkhead],
+        spec: || {
+            let mut spec = Spec::solo()
+                .model_timeouts("solo", Timeouts::PATIENT)
+                .provider("p2", Protocol::OpenAi)
+                .model("other", &["p2"]);
+            spec.providers[0].max_in_flight = u32::try_from(LIMIT).ok();
+            spec
+        },
+        run: |ctx| para_07(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-08",
+        level: Level::Must,
+        profiles: &[Profile::Llm, Profile::Ops],
+        requirement: "health answers while hundreds of requests are stalled",
+        why: "A health check that waits behind requests makes the orchestrator kill the process, and all of them with it.",
+        shown: "The provider holds 200 requests; liveness and readiness answer while it does.",
+        remedy: "Answer health before any limit, pool or queue that requests go through.",
+        needs: &[Capability::Chat, Capability::Health],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        run: |ctx| para_08(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-09",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "N concurrent different prompts each get their own answer, for any interleaving",
+        why: "An answer to another user's question is the one failure that no retry and no apology mends.",
+        shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words, and in \
+                pieces that cut events.",
+        remedy: "Keep nothing of a request outside its own task: no shared buffers, no cache keyed by less than the whole request.",
+        needs: &[Capability::Chat, Capability::Stream],
+        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        run: |ctx| para_09(ctx).boxed(),
+    },
+];
+
+/// PARA-01 (MUST): 64 requests are at the provider at the same time.
+async fn para_01(ctx: &Ctx) -> CaseResult {
+    // given
+    const TOGETHER: usize = 64;
+    ctx.stub("p1")?
+        .answers(reply("all here").plan(Plan::met("everybody", TOGETHER)));
+    // when
+    let asked =
+        try_join_all((0..TOGETHER).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
+            .await?;
+    // then
+    ctx.gates.rendezvous("everybody", TOGETHER).met().await?;
+    equal(
+        "statuses",
+        vec![200; TOGETHER],
+        statuses(&answers(asked).await?),
+    )
+}
+
+/// PARA-02 (MUST): a stalled provider delays no other model.
+async fn para_02(ctx: &Ctx) -> CaseResult {
+    // given
+    const EACH: usize = 32;
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("late").plan(Plan::held("stall")));
+    ctx.stub("p2")?.answers(reply("Paris"));
+    let stalled =
+        try_join_all((0..EACH).map(|_| ctx.client.send_chat(ctx.prompt("stalled", "hello"))))
+            .await?;
+    p1.in_flight_is(EACH).await?;
+    // when
+    let others =
+        try_join_all((0..EACH).map(|_| ctx.client.chat(ctx.prompt("other", "hello")))).await?;
+    // then
+    equal(
+        "requests that the stalled provider still holds",
+        EACH,
+        p1.in_flight(),
+    )?;
+    equal(
+        "statuses of the other model",
+        vec![200; EACH],
+        statuses(&others),
+    )?;
+    ctx.gates.gate("stall").open();
+    equal(
+        "statuses of the stalled model, once it answers",
+        vec![200; EACH],
+        statuses(&answers(stalled).await?),
+    )
+}
+
+/// PARA-03 (MUST): a slow reader delays nobody, and its stream is not read into memory.
+async fn para_03(ctx: &Ctx) -> CaseResult {
+    // given
+    const OTHERS: usize = 8;
+    let p1 = ctx.stub("p1")?;
+    let (large, events) = large_stream();
+    p1.mount(
+        chat().user_says("large"),
+        raw(200, "text/event-stream", large),
+    )
+    .await;
+    p1.mount(chat().user_says("small"), reply("Paris is big."))
+        .await;
+    let reader = ctx.client.with_receive_buffer(8 << 10).labelled("slow");
+    let mut slow = reader.stream(ctx.prompt("solo", "large")).await?;
+    slow.next().await?;
+    // when
+    let taken = p1.sent_settles().await?;
+    let small = (0..OTHERS).map(|_| ctx.client.streamed(ctx.prompt("solo", "small")));
+    let others = try_join_all(small).await?;
+    // then
+    let complete = others
+        .iter()
+        .filter(|stream| stream.looks_complete() && stream.text == "Paris is big.")
+        .count();
+    equal("complete streams beside the slow one", OTHERS, complete)?;
+    holds(
+        taken < events / 2,
+        "less than half of a stream that nobody reads taken from the provider",
+        format_args!("{taken} of {events} bytes"),
+    )?;
+    equal(
+        "answers that the provider is still sending",
+        1,
+        p1.in_flight(),
+    )?;
+    slow.leave();
+    Ok(())
+}
+
+/// PARA-07 (MUST): a provider's concurrency limit is kept, and used.
+async fn para_07(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("Paris").plan(Plan::held("full")));
+    ctx.stub("p2")?.answers(reply("Bern"));
+    // when
+    let asked =
+        try_join_all((0..3 * LIMIT).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
+            .await?;
+    p1.held(LIMIT).await?;
+    equal(
+        "status of a request to another provider",
+        200,
+        ctx.client.chat(ctx.prompt("other", "hello")).await?.status,
+    )?;
+    let held = guard(
+        "no more requests at the provider",
+        settled(|| p1.in_flight()),
+    )
+    .await?;
+    // then
+    equal("requests at the provider while it is full", LIMIT, held)?;
+    ctx.gates.gate("full").open();
+    let told = statuses(&answers(asked).await?);
+    // what does not fit may wait or be refused
+    holds(
+        told.iter().all(|status| matches!(status, 200 | 429 | 503)),
+        "statuses 200, 429 or 503",
+        format_args!("{told:?}"),
+    )?;
+    holds(
+        told.iter().filter(|status| **status == 200).count() >= LIMIT,
+        format!("at least {LIMIT} answers"),
+        format_args!("{told:?}"),
+    )?;
+    equal(
+        "the most requests at the provider together",
+        LIMIT,
+        p1.high_water(),
+    )
+}
+
+/// PARA-08 (MUST): health answers while hundreds of requests are stalled.
+async fn para_08(ctx: &Ctx) -> CaseResult {
+    // given
+    const STALLED: usize = 200;
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("late").plan(Plan::held("stall")));
+    let stalled =
+        try_join_all((0..STALLED).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
+            .await?;
+    p1.in_flight_is(STALLED).await?;
+    // when
+    let live = ctx.client.get("/health/live").await?;
+    let ready = ctx.client.get("/health/ready").await?;
+    // then
+    equal("status of liveness", 200, live.status)?;
+    equal("status of readiness", 200, ready.status)?;
+    equal("requests that are still stalled", STALLED, p1.in_flight())?;
+    ctx.gates.gate("stall").open();
+    equal(
+        "statuses, once the provider answers",
+        vec![200; STALLED],
+        statuses(&answers(stalled).await?),
+    )
+}
+
+/// PARA-09 (MUST): everybody gets their own answer.
+async fn para_09(ctx: &Ctx) -> CaseResult {
+    // given
+    const EACH: usize = 24;
+    let all = Step::Meet {
+        name: "everybody".into(),
+        count: 2 * EACH,
+    };
+    ctx.stub("p1")?.answers(echo().plan(Plan::of([
+        all,
+        Step::Head,
+        Step::Drip {
+            bytes: 60,
+            every_ms: 5,
+        },
+    ])));
+    let words = |n: usize| format!("my own words {n}.");
+    // when
+    let plain = try_join_all((0..EACH).map(|n| ctx.client.chat(ctx.prompt("solo", &words(n)))));
+    let streams = try_join_all(
+        (EACH..2 * EACH)
+            .map(|n| async move { ctx.client.streamed(ctx.prompt("solo", &words(n))).await }),
+    );
+    let (plain, streams) = futures::try_join!(plain, streams)?;
+    // then
+    let said = plain
+        .iter()
+        .map(Reply::content)
+        .chain(streams.iter().map(|stream| stream.text.clone()));
+    for (n, said) in said.enumerate() {
+        let answer = |n| format!("{} [{}]", words(n), ctx.nonce);
+        let foreign = (0..2 * EACH).any(|other| other != n && said == answer(other));
+        holds(
+            !foreign,
+            format!("the answer to prompt {n}"),
+            format_args!("the answer to somebody else's prompt: {said:?}"),
+        )
+        .map_err(silent)?;
+        equal("the answer to a prompt", answer(n), said).map_err(silent)?;
+    }
+    Ok(())
+}
+
+/// A stream of 48 MiB in events of 64 KiB, never finished; with its length.
+pub(super) fn large_stream() -> (String, u64) {
+    let event = chunk(&"x".repeat(64 << 10), None);
+    let stream = event.repeat((48 << 20) / event.len());
+    let length = stream.len() as u64;
+    (stream, length)
+}
+
+/// Reads what has been asked.
+pub(super) async fn answers(asked: Vec<Exchange>) -> Result<Vec<Reply>, Failure> {
+    try_join_all(asked.into_iter().map(Exchange::reply)).await
+}
+
+pub(super) fn statuses(answers: &[Reply]) -> Vec<u16> {
+    answers.iter().map(|answer| answer.status).collect()
+}

@@ -1,0 +1,191 @@
+//! PARA, of queries: what does not depend on each other runs together, what does waits.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, in_order,
+};
+use gauntlet_harness::gate::guard;
+use gauntlet_harness::llm::{ReceivedRequest, Stub, error};
+use gauntlet_harness::plan::Plan;
+use gauntlet_harness::spec::Spec;
+use gauntlet_harness::subject::Capability;
+use gauntlet_harness::tape::Event;
+use gauntlet_harness::wire::postgres::AtStatement;
+
+use super::support::{
+    ANSWER, PASSAGE, STORED, ask, complete, does_its_part, healthy, known, lost, on_postgres,
+    patient,
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "PARA-04",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "entity extraction and every retrieval lane are in flight together (rendezvous over stubs)",
+        why: "Steps that do not need each other, run one after the other, add their times up, and nobody sees why a query is slow.",
+        shown: "The entities' provider and the database each hold their answer until the other has been asked; then both answer, and nothing is lost.",
+        remedy: "Start entity extraction and retrieval together, and wait for both.",
+        needs: STORED,
+        spec: || patient(on_postgres()),
+        run: |ctx| para_04(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-05",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "fact check starts after retrieval ended, synthesis after fact check, citation and review after synthesis",
+        why: "A step that starts without what it needs works on nothing: an answer that was written before the facts were checked is unchecked.",
+        shown: "The fact check is held at a gate while another exchange passes; the tape then has each step after the end of the one before it.",
+        remedy: "Wait for the result of a step before the step that reads it.",
+        needs: &[Capability::Query, Capability::Store, Capability::Chat],
+        spec: || patient(Spec::query()),
+        run: |ctx| para_05(ctx).boxed(),
+    },
+    Case {
+        id: "PARA-06",
+        level: Level::Must,
+        profiles: &[Profile::Query],
+        requirement: "a failing parallel step does not cancel its siblings",
+        why: "A join that gives up at the first error throws away the evidence that another step has found.",
+        shown: "Entity extraction fails while the search is held in the database; the search goes on afterwards, and its passage is used.",
+        remedy: "Wait for every parallel step, and take each result by itself (join, not try-join).",
+        needs: &[Capability::Query, Capability::Store, Capability::Chat],
+        spec: || patient(on_postgres()),
+        run: |ctx| para_06(ctx).boxed(),
+    },
+];
+
+/// PARA-04 (MUST): entity extraction and retrieval are in flight together.
+async fn para_04(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    let (entities, wire) = (ctx.stub("entities")?, ctx.database_wire()?);
+    entities.answers(does_its_part("entities").plan(Plan::held("entities")));
+    wire.at_statement("passages", AtStatement::Hold("search".into()));
+    // when
+    let together = async {
+        entities.held(1).await?;
+        wire.held("search").await?;
+        ["entities", "search"]
+            .iter()
+            .for_each(|gate| ctx.gates.gate(gate).open());
+        Ok(())
+    };
+    let (answer, ()) = futures::try_join!(complete(ctx), together)?;
+    // then
+    equal(
+        "sources",
+        Some(1),
+        answer["sources"].as_array().map(Vec::len),
+    )
+}
+
+/// PARA-05 (MUST): each step starts after the one that it needs.
+async fn para_05(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    ctx.stub("fact_check")?
+        .answers(does_its_part("fact_check").plan(Plan::held("checked")));
+    // when
+    let checking = async {
+        ctx.stub("fact_check")?.held(1).await?;
+        ctx.client
+            .labelled("sentinel")
+            .chat(ctx.prompt("synthesis", "sentinel"))
+            .await?;
+        ctx.gates.gate("checked").open();
+        Ok::<_, Failure>(())
+    };
+    let (_, ()) = futures::try_join!(complete(ctx), checking)?;
+    // then
+    let [fact_check, synthesis, citation, review] =
+        ["fact_check", "synthesis", "citation", "review"].map(|agent| asked(ctx, agent));
+    let (fact_check, synthesis, citation, review) = (fact_check?, synthesis?, citation?, review?);
+    holds(
+        fact_check.body.contains(PASSAGE),
+        "a fact check that has the passage found",
+        &fact_check.body,
+    )?;
+    let checked = answered(ctx.stub("fact_check")?, &fact_check)?;
+    in_order(
+        ("the fact check's answer", checked),
+        ("synthesis", synthesis.seq),
+    )?;
+    let written = answered(ctx.stub("synthesis")?, &synthesis)?;
+    for (name, later) in [("citation", citation), ("review", review)] {
+        in_order(("synthesis's answer", written), (name, later.seq))?;
+        holds(
+            later.body.contains(ANSWER),
+            format!("{name} that has the answer"),
+            &later.body,
+        )?;
+    }
+    Ok(())
+}
+
+/// PARA-06 (MUST): a failing parallel step does not cancel its siblings.
+async fn para_06(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    known(ctx).await?;
+    ctx.stub("entities")?
+        .answers(error(500).plan(Plan::held("failure")));
+    ctx.database_wire()?
+        .at_statement("passages", AtStatement::Hold("search".into()));
+    // when
+    let failing = async {
+        ctx.database_wire()?.held("search").await?;
+        ctx.gates.gate("failure").open();
+        let failed = ctx.stub("entities")?.seen(1).await?;
+        let over = |event: &Event| matches!(event, Event::AnswerSent { request } if failed.iter().any(|call| call.request == *request));
+        guard(
+            "the failure to be sent",
+            ctx.tape.wait_for(1, |entry| over(&entry.event)),
+        )
+        .await?;
+        ctx.client
+            .labelled("sentinel")
+            .chat(ctx.prompt("review", "sentinel"))
+            .await?;
+        ctx.gates.gate("search").open();
+        Ok::<_, Failure>(())
+    };
+    let (answer, ()) = futures::try_join!(ask(ctx), failing)?;
+    // then
+    let told = answer.json();
+    equal("status", 200, answer.status)?;
+    equal("sources", Some(1), told["sources"].as_array().map(Vec::len))?;
+    let lost = lost(&told);
+    holds(
+        matches!(lost.as_slice(), [(step, _)] if step == "entities"),
+        "entities alone told as lost",
+        format_args!("{lost:?}"),
+    )
+}
+
+/// The agent's call for the question: the one that is not the sentinel's.
+fn asked(ctx: &Ctx, agent: &str) -> Result<ReceivedRequest, Failure> {
+    let calls = ctx.stub(agent)?.requests();
+    let call = calls
+        .into_iter()
+        .find(|call| !call.body.contains("sentinel"));
+    let none = || Failure::Violated {
+        expected: format!("{agent} asked"),
+        observed: "it was not".into(),
+        mode: gauntlet_harness::case::FailureMode::Visible,
+    };
+    call.ok_or_else(none)
+}
+
+/// Where on the tape the answer to the call had been sent.
+fn answered(stub: &Stub, call: &ReceivedRequest) -> Result<u64, Failure> {
+    let sent = stub.tape().into_iter().find(
+        |entry| matches!(entry.event, Event::AnswerSent { request } if request == call.request),
+    );
+    sent.map(|entry| entry.seq).ok_or_else(|| Failure::Harness {
+        what: format!("{} has not answered", stub.name()),
+    })
+}

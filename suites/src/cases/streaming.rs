@@ -1,0 +1,416 @@
+//! STRM: a stream that breaks says so, and never looks finished.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
+use gauntlet_harness::client::Transcript;
+use gauntlet_harness::llm::{Responder, chat, raw, reply};
+use gauntlet_harness::plan::{Plan, Step};
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+
+const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "STRM-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "clean end without finish_reason and [DONE]: in-band error",
+        why: "A connection that ends in order after half an answer was passed on as a finished one (https://github.com/maximhq/bifrost/issues/5546).",
+        shown: "The provider ends its body in order after the text, without finish_reason and without [DONE].",
+        remedy: "Count a stream as finished only after its finish_reason; otherwise send an error event and no [DONE].",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_01(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "connection reset mid-stream: in-band error after all the text received",
+        why: "An upstream reset was turned into a clean finish_reason \"stop\" and [DONE] (https://github.com/BerriAI/litellm/issues/33404).",
+        shown: "The provider sends two pieces of text and resets the connection once they have been read.",
+        remedy: "Forward what came, then an error event; never a terminator of your own making.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_02(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an event cut in the middle is never forwarded in part",
+        why: "Half an event is half a JSON document: the client's parser fails inside its own loop, far from the cause.",
+        shown: "The provider's connection ends inside an event; the client reads each event that it gets by the published types.",
+        remedy: "Forward an event only when its blank line has come.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_03(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a malformed event: error in band, no hang, no crash",
+        why: "What is left out in silence may have been text; what crashes takes other streams with it (https://github.com/BerriAI/litellm/issues/40404).",
+        shown: "Between two good events the provider sends one that is not JSON, then ends properly. A second stream must be served afterwards.",
+        remedy: "End the stream with an error event when an event cannot be read.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_04(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an in-band {\"error\":…} (OpenAI, Ollama line, Anthropic event) is an error, not content, with its class kept",
+        why: "510 overload errors inside streams within 80 minutes were logged as successes, without one fallback (https://github.com/BerriAI/litellm/pull/38153).",
+        shown: "After two pieces of text an OpenAI provider sends a rate-limit error in band; an Ollama provider, where the gateway speaks with one, an error line.",
+        remedy: "Read every event for an error before forwarding it; keep its type and code.",
+        needs: STREAM,
+        spec: || {
+            Spec::solo()
+                .provider("p2", Protocol::Ollama)
+                .model("local", &["p2"])
+        },
+        run: |ctx| strm_05(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-06",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "data after [DONE], or [DONE] twice, changes nothing",
+        why: "A client that has closed its stream at [DONE] never sees what follows; one that has not sees two answers.",
+        shown: "The provider sends a whole answer, [DONE], one more chunk, and [DONE] again.",
+        remedy: "Stop reading at [DONE].",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_06(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-07",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream answered with a wrong content type is a failure before the first token",
+        why: "A login page with status 200 became an empty, successful stream (https://github.com/Portkey-AI/gateway/issues/267).",
+        shown: "The provider answers a streamed request with 200 and an HTML page.",
+        remedy: "Look at the content type before the status line is sent to the client; answer 502.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_07(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-08",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an event without end is refused at a bound; memory stays bounded",
+        why: "A decoder that waits for a blank line that never comes keeps everything until the process is killed.",
+        shown: "The provider begins an event of 64 MiB; the gateway must give up before the last byte has been taken from it.",
+        remedy: "Bound the size of one event (8 MiB is ample) and end the stream with an error beyond it.",
+        needs: STREAM,
+        // a busy machine must not be the one who ends it
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    idle_ms: Some(3_000),
+                    ..Timeouts::PATIENT
+                },
+            )
+        },
+        run: |ctx| strm_08(ctx).boxed(),
+    },
+    Case {
+        id: "STRM-09",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a cut in transit is never reported as the client's own error (4xx)",
+        why: "A cut stream came back as 400, so clients did not try again (https://github.com/BerriAI/litellm/issues/41777).",
+        shown: "The provider cuts a plain answer in its body, and a stream before and after its first text.",
+        remedy: "Map a broken connection to 502 (or 504), in band to a server error.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: |ctx| strm_09(ctx).boxed(),
+    },
+];
+
+/// STRM-01 (MUST): a clean end without finish_reason is an error in band.
+async fn strm_01(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?
+        .answers(reply("").tokens(["Par", "is"]).without_finish());
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    equal("text", "Paris", stream.text.as_str())?;
+    broken(&stream)
+}
+
+/// STRM-02 (MUST): a reset mid-stream is an error in band, after all the text.
+async fn strm_02(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(
+        reply("")
+            .tokens(["Par", "is", "!"])
+            .plan(Plan::events_then(3, Step::Reset)),
+    );
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    equal("text", "Paris", stream.text.as_str())?;
+    broken(&stream)
+}
+
+/// STRM-03 (MUST): an event cut in the middle is never forwarded in part.
+async fn strm_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let cut = Plan::of([Step::Head, Step::Events(2), Step::Bytes(70), Step::Cut]);
+    ctx.stub("p1")?
+        .answers(reply("").tokens(["Par", "is"]).plan(cut));
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    stream
+        .strict()
+        .or_else(|why| holds(false, "every event whole", why))?;
+    equal("text", "Par", stream.text.as_str())?;
+    holds(
+        !stream.rest.contains("chat.completion.chunk"),
+        "nothing of the event that was cut",
+        &stream.rest,
+    )?;
+    broken(&stream)
+}
+
+/// STRM-04 (MUST): a malformed event is an error in band; nothing hangs or crashes.
+async fn strm_04(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let body = [
+        chunk("Par", None),
+        "data: {\"choices\": [ {\"delta\"\n\n".into(),
+        chunk("is", None),
+        chunk("", Some("stop")),
+        DONE.into(),
+    ]
+    .concat();
+    p1.mount(
+        chat().user_says("malformed"),
+        raw(200, "text/event-stream", body),
+    )
+    .await;
+    p1.mount(chat().user_says("healthy"), reply("Bern")).await;
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "malformed")).await?;
+    let next = ctx.client.streamed(ctx.prompt("solo", "healthy")).await?;
+    // then
+    broken(&stream)?;
+    equal("the next stream's text", "Bern", next.text.as_str())
+}
+
+/// STRM-05 (MUST): an error in band is an error, not content, with its class kept.
+async fn strm_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let in_band = |text: [&str; 2]| {
+        reply("")
+            .tokens(text)
+            .then_error(429, "tokens per minute exceeded")
+    };
+    ctx.stub("p1")?.answers(in_band(["Par", "is"]));
+    ctx.stub("p2")?.answers(in_band(["Be", "rn"]));
+    // when
+    let openai = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    equal("text before the error", "Paris", openai.text.as_str())?;
+    broken(&openai)?;
+    let told = openai
+        .error
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    holds(
+        told.contains("rate_limit") || told.contains("429"),
+        "the class of the error kept (rate_limit_exceeded)",
+        told,
+    )?;
+    if !ctx.manifest.capabilities.contains(&Capability::Ollama) {
+        return Ok(());
+    }
+    let ollama = ctx.client.streamed(ctx.prompt("local", "capital")).await?;
+    equal(
+        "text before the error of the Ollama provider",
+        "Bern",
+        ollama.text.as_str(),
+    )?;
+    broken(&ollama)
+}
+
+/// STRM-06 (MUST): data after `[DONE]`, or `[DONE]` twice, changes nothing.
+async fn strm_06(ctx: &Ctx) -> CaseResult {
+    // given
+    let body = [
+        &chunk("Paris", None),
+        &chunk("", Some("stop")),
+        DONE,
+        &chunk(" and Rome", None),
+        DONE,
+    ]
+    .concat();
+    ctx.stub("p1")?.answers(raw(200, "text/event-stream", body));
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    equal("text", "Paris", stream.text.as_str()).map_err(silent)?;
+    equal("[DONE]", 1, stream.done_count)?;
+    equal("events after [DONE]", 0, stream.after_done)
+}
+
+/// STRM-07 (MUST): a stream answered with a wrong content type is a failure before the first token.
+async fn strm_07(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(raw(
+        200,
+        "text/html",
+        "<html><body>Please log in</body></html>",
+    ));
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    holds(
+        stream.status >= 500,
+        "a status of 500 or more",
+        stream.status,
+    )
+    .map_err(silent)?;
+    equal("text", "", stream.text.as_str()).map_err(silent)
+}
+
+/// STRM-08 (MUST): an event without end is refused at a bound.
+async fn strm_08(ctx: &Ctx) -> CaseResult {
+    // given
+    const ENDLESS: usize = 64 << 20;
+    let mut body = chunk("Paris", None).into_bytes();
+    body.extend_from_slice(b"data: {\"choices\": \"");
+    body.resize(body.len() + ENDLESS, b'x');
+    let p1 = ctx.stub("p1")?;
+    p1.answers(raw(200, "text/event-stream", body).plan(Plan::of([
+        Step::Head,
+        Step::Events(1),
+        Step::Rest,
+        Step::Stall,
+    ])));
+    // when
+    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    // then
+    broken(&stream)?;
+    p1.peer_closed(1).await?;
+    let taken = p1.sent_settles().await?;
+    holds(
+        taken < (ENDLESS / 2) as u64,
+        "the event refused at a bound, long before all of it has been taken",
+        format!("{taken} bytes taken"),
+    )
+}
+
+/// STRM-09 (MUST): a cut in transit is never the client's own error.
+async fn strm_09(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let cut =
+        |steps: [Step; 3]| -> Responder { reply("").tokens(["Par", "is"]).plan(Plan::of(steps)) };
+    p1.mount(
+        chat().user_says("plain"),
+        cut([Step::Head, Step::Bytes(60), Step::Cut]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("early"),
+        cut([Step::Head, Step::Events(1), Step::Cut]),
+    )
+    .await;
+    p1.mount(
+        chat().user_says("late"),
+        cut([Step::Head, Step::Events(2), Step::Cut]),
+    )
+    .await;
+    // when
+    let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
+    let early = ctx.client.streamed(ctx.prompt("solo", "early")).await?;
+    let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
+    // then
+    holds(
+        plain.status >= 500,
+        "a status of 500 or more for a plain answer that was cut",
+        plain.status,
+    )?;
+    holds(
+        early.status >= 500 || early.status == 200,
+        "no 4xx for a stream cut before its text",
+        early.status,
+    )?;
+    for stream in [&early, &late] {
+        let told = stream
+            .error
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"]
+            .iter()
+            .any(|word| told.contains(word));
+        holds(!blames, "an error that does not blame the client", &told)?;
+    }
+    broken(&late)
+}
+
+pub(super) const DONE: &str = "data: [DONE]\n\n";
+
+/// One event of OpenAI's stream, by hand.
+pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
+    let delta = if text.is_empty() {
+        serde_json::json!({})
+    } else {
+        serde_json::json!({"content": text})
+    };
+    let chunk = serde_json::json!({
+        "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    });
+    format!("data: {chunk}\n\n")
+}
+
+/// A stream that a client takes for a finished one, with this text.
+pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
+    equal("status", 200, stream.status)?;
+    equal("the stream's text", text, stream.text.as_str())?;
+    holds(
+        stream.looks_complete(),
+        "a complete stream",
+        format_args!(
+            "[DONE] {} times, error {:?}",
+            stream.done_count, stream.error
+        ),
+    )
+}
+
+/// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
+pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
+    holds(
+        stream.done_count == 0,
+        "no [DONE] after a broken stream",
+        format_args!("[DONE] came {} times", stream.done_count),
+    )
+    .map_err(silent)?;
+    equal(
+        "finish reasons",
+        &Vec::<String>::new(),
+        &stream.finish_reasons,
+    )
+    .map_err(silent)?;
+    holds(
+        stream.error.is_some(),
+        "an error event",
+        format_args!("no error; the stream ended: {:?}", stream.end),
+    )
+}

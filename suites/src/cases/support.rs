@@ -1,0 +1,207 @@
+//! What the cases of queries share: a document to find, agents that answer well, the question, and how its answer is read.
+
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds};
+use gauntlet_harness::client::Reply;
+use gauntlet_harness::gate::converge;
+use gauntlet_harness::llm::{Responder, reply};
+use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+use serde_json::{Value, json};
+
+pub(super) const QUERY: &[Capability] = &[Capability::Query];
+pub(super) const STORED: &[Capability] = &[Capability::Query, Capability::Store];
+
+pub(super) const QUERIES: &str = "/api/v1/queries";
+pub(super) const DOCUMENTS: &str = "/api/v1/documents";
+
+/// The one sentence of the document that is known.
+pub(super) const PASSAGE: &str = "Radium was discovered by Marie Curie in 1898.";
+/// What synthesis answers.
+pub(super) const ANSWER: &str = "Marie Curie discovered radium.";
+
+/// What each agent says when it does its part, in the schema that it is asked for.
+fn part(agent: &str) -> Value {
+    match agent {
+        "entities" => json!({"entities": [{"name": "Marie Curie", "kind": "person"}]}),
+        "fact_check" => {
+            json!({"claims": [{"claim": "Marie Curie discovered radium", "source": 1, "verdict": "supported", "quote": PASSAGE}]})
+        }
+        "synthesis" => json!({"answer": format!("{ANSWER} [1]")}),
+        "citation" => json!({"citations": [{"sentence": 1, "source": 1, "quote": PASSAGE}]}),
+        _ => json!({"coherence": 0.9, "relevance": 0.9, "support": 0.9}),
+    }
+}
+
+/// The answer of an agent that does its part.
+pub(super) fn does_its_part(agent: &str) -> Responder {
+    reply(&part(agent).to_string())
+}
+
+/// Every agent does its part, from now on.
+pub(super) fn healthy(ctx: &Ctx) -> CaseResult {
+    for name in ctx.stubs.keys() {
+        ctx.stub(name)?.answers(does_its_part(name));
+    }
+    Ok(())
+}
+
+/// A document that the question finds.
+pub(super) async fn known(ctx: &Ctx) -> CaseResult {
+    let stored = ctx.client.post(DOCUMENTS, document()).await?;
+    equal(
+        "the status of a document that is handed in",
+        201,
+        stored.status,
+    )
+}
+
+pub(super) fn document() -> Value {
+    json!({"title": "Elements", "text": PASSAGE})
+}
+
+pub(super) fn question(ctx: &Ctx) -> Value {
+    json!({"question": format!("Who discovered radium? [{}]", ctx.nonce)})
+}
+
+/// Asks the question.
+pub(super) async fn ask(ctx: &Ctx) -> Result<Reply, Failure> {
+    ctx.client.post(QUERIES, question(ctx)).await
+}
+
+/// Asks, and wants an answer that lacks nothing.
+pub(super) async fn complete(ctx: &Ctx) -> Result<Value, Failure> {
+    let answer = ask(ctx).await?;
+    equal("status", 200, answer.status)?;
+    equal(
+        "the query's status",
+        "complete",
+        text(&answer.json(), "status"),
+    )?;
+    Ok(answer.json())
+}
+
+/// Asks, and wants an answer that lacks what this step would have given, and says so; the cause is one of these.
+pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<Value, Failure> {
+    let answer = ask(ctx).await?;
+    let told = answer.json();
+    equal(
+        "status of an answer that stands without one step",
+        200,
+        answer.status,
+    )?;
+    equal("the query's status", "degraded", text(&told, "status"))?;
+    holds(
+        !text(&told, "answer").is_empty(),
+        "an answer",
+        &told["answer"],
+    )?;
+    let lost = lost(&told);
+    let as_wanted = matches!(lost.as_slice(), [(lost, cause)] if lost == step && causes.contains(&cause.as_str()));
+    holds(
+        as_wanted,
+        format!("{step} alone told as lost, by {}", causes.join(" or ")),
+        format_args!("{lost:?}"),
+    )?;
+    let effect = text(&told["degraded"][0], "effect");
+    holds(
+        !effect.is_empty(),
+        "what the loss costs the reader",
+        "nothing",
+    )?;
+    Ok(told)
+}
+
+/// The steps that are told as lost, each with its cause.
+pub(super) fn lost(told: &Value) -> Vec<(String, String)> {
+    let degraded = told["degraded"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    degraded
+        .iter()
+        .map(|lost| {
+            (
+                text(lost, "step").to_owned(),
+                text(lost, "cause").to_owned(),
+            )
+        })
+        .collect()
+}
+
+/// A text in a document; empty where there is none.
+pub(super) fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+    value[name].as_str().unwrap_or_default()
+}
+
+/// A number in a document; below every number where there is none.
+pub(super) fn number(value: &Value, name: &str) -> f64 {
+    value[name].as_f64().unwrap_or(f64::NEG_INFINITY)
+}
+
+/// Asks this path until it answers with this status.
+pub(super) async fn until_status(ctx: &Ctx, path: &str, status: u16) -> Result<Reply, Failure> {
+    let what = format!("GET {path} answers {status}");
+    converge(&what, || async {
+        Ok(Some(ctx.client.get(path).await?).filter(|reply| reply.status == status))
+    })
+    .await
+}
+
+/// Reads the listing until it holds `count` queries, and returns them, newest first.
+pub(super) async fn listed(ctx: &Ctx, filter: &str, count: usize) -> Result<Vec<Value>, Failure> {
+    let path = format!("{QUERIES}?size=100{filter}");
+    converge(&format!("{count} queries at {path}"), || async {
+        let page = ctx.client.get(&path).await?;
+        Ok(page.json()["queries"]
+            .as_array()
+            .filter(|queries| queries.len() == count)
+            .cloned())
+    })
+    .await
+}
+
+/// Queries whose store is a Postgres behind the wire.
+pub(super) fn on_postgres() -> Spec {
+    Spec {
+        database: DatabaseNeed::Postgres,
+        ..Spec::query()
+    }
+}
+
+/// With a second for each call of the database: for cases in which it never answers.
+pub(super) fn soon_without_store(spec: Spec) -> Spec {
+    spec.with_query(|query| query.store_ms = 1_000)
+}
+
+/// The same with every time-out far away, so that nothing but the case ends what is held.
+pub(super) fn patient(spec: Spec) -> Spec {
+    let timeouts = Timeouts {
+        first_token_ms: Some(15_000),
+        idle_ms: Some(15_000),
+        total_ms: Some(30_000),
+        ..spec.timeouts
+    };
+    Spec { timeouts, ..spec }.with_query(|query| {
+        (query.deadline_ms, query.step_ms, query.store_ms) = (40_000, 15_000, 10_000)
+    })
+}
+
+/// Queries whose synthesis has a second candidate, at the provider `spare`.
+pub(super) fn with_spare() -> Spec {
+    let mut spec = Spec::query()
+        .provider("spare", Protocol::OpenAi)
+        .model("spare", &["spare"]);
+    let spare = spec
+        .models
+        .last()
+        .map(|model| model.candidates.clone())
+        .unwrap_or_default();
+    if let Some(model) = spec
+        .models
+        .iter_mut()
+        .find(|model| model.alias == "synthesis")
+    {
+        model.candidates.extend(spare);
+    }
+    spec
+}

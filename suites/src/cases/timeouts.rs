@@ -1,0 +1,430 @@
+//! TIME: every wait has an end, and an end that is the gateway's own.
+//!
+//! That something ended by its own time-out and not by another one is shown by the others: they are a minute, far behind the hang guard.
+//! That it was the time-out and not some other failure is shown by a lower bound.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
+};
+use gauntlet_harness::client::Transcript;
+use gauntlet_harness::gate::{at_least, gap, guard};
+use gauntlet_harness::llm::{Stub, reply};
+use gauntlet_harness::plan::{Listen, Plan, Step};
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
+use gauntlet_harness::subject::Capability;
+use gauntlet_harness::tape::{Entry, Event, Side};
+
+use super::streaming::{broken, whole};
+
+/// The short time-out of a path that has to time out, as told to the gateway and as a bound: long enough to reach the provider within it.
+const SHORT: Option<u64> = Some(1_000);
+const SHORT_BOUND: Duration = Duration::from_secs(1);
+/// The default connect time-out.
+const CONNECT: Duration = Duration::from_secs(1);
+/// The idle time-out of a path that has to stay whole.
+const IDLE: Duration = Duration::from_millis(1_500);
+
+const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        id: "TIME-01",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a provider that never accepts the connection: error or fallback by the connect time-out",
+        why: "A host that swallows connections holds a caller for two minutes: that is the system's own time-out.",
+        shown: "The provider's port never completes a connection, and every other time-out is a minute.",
+        remedy: "Give the connection a time-out of its own, of a second or a few.",
+        needs: &[Capability::Chat, Capability::ConnectTimeout],
+        spec: || {
+            Spec::pair()
+                .model("solo", &["p1"])
+                .model_timeouts("solo", Timeouts::PATIENT)
+                .model_timeouts("pair", Timeouts::PATIENT)
+        },
+        run: |ctx| time_01(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-02",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a provider that accepts and never answers: 504 while the stub still holds the request",
+        why: "A provider that hangs must not hang its callers: their own time-outs are longer, and their users have left by then.",
+        shown: "The provider holds its answer at a gate that is opened only after the client has had its own.",
+        remedy: "Give each attempt a time-out until its first byte, and answer 504 when it passes.",
+        needs: &[Capability::Chat],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    total_ms: SHORT,
+                    ..Timeouts::default()
+                },
+            )
+        },
+        run: |ctx| time_02(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-03",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "headers dripped a byte at a time do not extend the first-byte time-out",
+        why: "A timer that each read starts anew never fires at a peer that sends a byte a second.",
+        shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
+        remedy: "Start the timer once, when the request is sent; let no read restart it.",
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::FirstTokenTimeout,
+        ],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    first_token_ms: SHORT,
+                    ..Timeouts::PATIENT
+                },
+            )
+        },
+        run: |ctx| time_03(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-04",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream that stalls after n chunks: in-band error, no [DONE], within the idle time-out",
+        why: "Streams that stalled after their first token were held for a quarter of an hour, until the pool was empty (https://github.com/tensorzero/tensorzero/issues/6328).",
+        shown: "The provider sends two pieces of text and nothing more; every time-out but the idle one is a minute.",
+        remedy: "Time the gap between two events, and end the stream with an error event when it passes.",
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::IdleTimeout,
+        ],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    idle_ms: SHORT,
+                    ..Timeouts::PATIENT
+                },
+            )
+        },
+        run: |ctx| time_04(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-05",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a stream that always drips but never ends is cut at the total deadline",
+        why: "A model in a loop streams for ever; each token keeps an idle timer happy and somebody pays for it.",
+        shown: "The provider repeats its last event for ever; the stream must end with an error although nothing was ever late.",
+        remedy: "Keep a deadline over the whole request that no event moves.",
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::TotalDeadline,
+        ],
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    total_ms: SHORT,
+                    ..Timeouts::default()
+                },
+            )
+        },
+        run: |ctx| time_05(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-09",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "a timed-out attempt closes its connection to the provider",
+        why: "Attempts that are given up and left running hold the provider's capacity, and are billed (https://github.com/BerriAI/litellm/issues/31499).",
+        shown: "The provider holds a plain and a streamed answer; after the client's errors it must see both connections close.",
+        remedy: "Drop the call with its connection when its time is over; do not leave it to a task of its own.",
+        needs: STREAM,
+        spec: || {
+            Spec::solo().model_timeouts(
+                "solo",
+                Timeouts {
+                    total_ms: SHORT,
+                    ..Timeouts::default()
+                },
+            )
+        },
+        run: |ctx| time_09(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-11",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "an answer that comes within its time-out is never cut (lower bound), and each chunk restarts the idle timer",
+        why: "A client library's read time-out over the whole body killed healthy streams (https://github.com/maximhq/bifrost/issues/1157).",
+        shown: "The provider drips a stream and a plain body for longer than the idle time-out, with gaps of a sixth of it; both arrive whole.",
+        remedy: "Start the idle timer anew with each read; leave whole-body time-outs of client libraries off.",
+        needs: STREAM,
+        spec: || {
+            let idle = Timeouts {
+                idle_ms: Some(1_500),
+                ..Timeouts::PATIENT
+            };
+            Spec::solo()
+                .provider("p2", Protocol::OpenAi)
+                .model("plain", &["p2"])
+                .model_timeouts("solo", idle)
+                .model_timeouts("plain", idle)
+        },
+        run: |ctx| time_11(ctx).boxed(),
+    },
+    Case {
+        id: "TIME-12",
+        level: Level::Must,
+        profiles: &[Profile::Llm],
+        requirement: "200 and headers at once, then silence before the first event: the first-token time-out ends it, and the next candidate answers",
+        why: "A timer that ends with the headers waits for ever on a provider that sends them first and thinks later (https://github.com/maximhq/bifrost/issues/7034).",
+        shown: "The first provider sends its headers and nothing more; the client reads one clean stream, from the second.",
+        remedy: "Let the first-token time-out run until the first content, and send the client nothing before it.",
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::FirstTokenTimeout,
+            Capability::Fallback,
+        ],
+        spec: || {
+            let total = Timeouts {
+                total_ms: Some(60_000),
+                ..Timeouts::default()
+            };
+            Spec::pair()
+                .provider_timeouts(
+                    "p1",
+                    Timeouts {
+                        first_token_ms: SHORT,
+                        idle_ms: Some(60_000),
+                        ..total
+                    },
+                )
+                .model_timeouts("pair", total)
+        },
+        run: |ctx| time_12(ctx).boxed(),
+    },
+];
+
+/// TIME-01 (MUST): a provider that never accepts is given up by the connect time-out.
+async fn time_01(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.listen(Listen::NeverAccept).await?;
+    ctx.stub("p2")?.answers(reply("Paris"));
+    // when
+    let (alone, pair) = futures::try_join!(
+        ctx.client.chat(ctx.prompt("solo", "hello")),
+        ctx.client.chat(ctx.prompt("pair", "hello"))
+    )?;
+    // then
+    refused(alone.status)?;
+    at_least("the error", took(ctx, &alone.label), CONNECT)?;
+    if ctx.manifest.capabilities.contains(&Capability::Fallback) {
+        equal("status with a second candidate", 200, pair.status)?;
+        equal("its text", "Paris", pair.content().as_str())?;
+    }
+    Ok(())
+}
+
+/// TIME-02 (MUST): a provider that accepts and never answers is given up while it still holds the request.
+async fn time_02(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("too late").plan(Plan::held("late")));
+    // when
+    let answer = ctx.client.chat(ctx.prompt("solo", "hello")).await?;
+    // then
+    let held = p1.seen(1).await?;
+    ctx.gates.gate("late").open();
+    equal("requests at the provider", 1, held.len())?;
+    equal("status", 504, answer.status)?;
+    at_least("the error", took(ctx, &answer.label), SHORT_BOUND)
+}
+
+/// TIME-03 (MUST): dripped headers do not extend the first-byte time-out.
+async fn time_03(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("never").plan(Plan::of([Step::DripHead {
+        every_ms: 20,
+        finish: false,
+    }])));
+    // when
+    let stream = ctx
+        .client
+        .labelled("dripped")
+        .streamed(ctx.prompt("solo", "hello"))
+        .await?;
+    // then
+    refused(stream.status)?;
+    at_least("the error", took(ctx, "dripped"), SHORT_BOUND)?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// TIME-04 (MUST): a stream that stalls is ended with an error by the idle time-out.
+async fn time_04(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(
+        reply("")
+            .tokens(["Par", "is", "!"])
+            .plan(Plan::events_then(3, Step::Stall)),
+    );
+    // when
+    let stream = ctx
+        .client
+        .labelled("stalled")
+        .streamed(ctx.prompt("solo", "capital"))
+        .await?;
+    // then
+    equal("text", "Paris", stream.text.as_str())?;
+    broken(&stream)?;
+    at_least("the error", took(ctx, "stalled"), SHORT_BOUND)?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// TIME-05 (MUST): a stream that never ends is cut at the deadline.
+async fn time_05(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("").tokens(["and "; 3]).plan(Plan::of([
+        Step::Head,
+        Step::Events(3),
+        Step::RepeatForever { every_ms: 20 },
+    ])));
+    // when
+    let stream = ctx
+        .client
+        .labelled("endless")
+        .stream(ctx.prompt("solo", "go on"))
+        .await?;
+    let transcript: Transcript = guard(
+        "the end of a stream whose provider never ends it",
+        stream.collect(),
+    )
+    .await??;
+    // then
+    broken(&transcript)?;
+    at_least("the error", took(ctx, "endless"), SHORT_BOUND)?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// TIME-09 (MUST): a timed-out attempt closes its connection.
+async fn time_09(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("never").plan(Plan::held("late")));
+    // when
+    let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
+    let streamed = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
+    // then
+    refused(plain.status)?;
+    refused(streamed.status)?;
+    p1.peer_closed(2).await.map(|_| ())
+}
+
+/// TIME-11 (MUST): what comes within its time-outs is never cut, however long it takes as a whole.
+async fn time_11(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let slow = Plan::of([
+        Step::Head,
+        Step::Events(2),
+        Step::Drip {
+            bytes: 130,
+            every_ms: 250,
+        },
+    ]);
+    p1.answers(
+        reply("")
+            .tokens(["Par", "is", " is", " big", "."])
+            .plan(slow),
+    );
+    let plain = ctx.stub("p2")?;
+    plain.answers(reply("Paris is big.").plan(Plan::of([
+        Step::Head,
+        Step::Drip {
+            bytes: 55,
+            every_ms: 250,
+        },
+    ])));
+    // when
+    let (stream, answer) = futures::try_join!(
+        ctx.client.streamed(ctx.prompt("solo", "capital")),
+        ctx.client.chat(ctx.prompt("plain", "capital"))
+    )?;
+    // then
+    for stub in [p1, plain] {
+        at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| {
+            Failure::Harness {
+                what: early.to_string(),
+            }
+        })?;
+    }
+    whole(&stream, "Paris is big.")?;
+    equal("status", 200, answer.status)?;
+    equal("text", "Paris is big.", answer.content().as_str()).map_err(silent)
+}
+
+/// TIME-12 (MUST): headers do not end the first-token time-out, and the next candidate answers.
+async fn time_12(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    p1.answers(reply("never").plan(Plan::of([Step::Head, Step::Stall])));
+    ctx.stub("p2")?.answers(reply("").tokens(["Par", "is"]));
+    // when
+    let stream = ctx
+        .client
+        .labelled("waiting")
+        .streamed(ctx.prompt("pair", "capital"))
+        .await?;
+    // then
+    whole(&stream, "Paris")?;
+    at_least(
+        "the second candidate's answer",
+        took(ctx, "waiting"),
+        SHORT_BOUND,
+    )?;
+    p1.peer_closed(1).await.map(|_| ())
+}
+
+/// A status that tells of an error; TIME-02 and the cases of ERR say which.
+pub(super) fn refused(status: u16) -> CaseResult {
+    holds(status >= 400, "a status that tells of an error", status).map_err(silent)
+}
+
+/// From before the request of that label was written to after its answer had come.
+pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
+    let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
+    let sent = ctx
+        .tape
+        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
+    let answered = ctx
+        .tape
+        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
+    sent.zip(answered)
+        .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
+}
+
+/// From the head of the stub's first answer to a call (gateways look at lists of models, too) to its last byte.
+fn sending(stub: &Stub) -> Duration {
+    let tape = stub.tape();
+    let call = stub.requests().first().map(|received| received.request);
+    let head = tape.iter().find(
+        |entry| matches!(entry.event, Event::HeadSent { request, .. } if Some(request) == call),
+    );
+    let last = tape.iter().find(
+        |entry| matches!(entry.event, Event::AnswerSent { request } if Some(request) == call),
+    );
+    // an answer that the gateway cut has no last byte, and the facts say so
+    head.zip(last).map_or(IDLE, |(head, last)| gap(head, last))
+}

@@ -1,0 +1,53 @@
+//! TIME, of the store: a database that stalls has its own time-outs, and they are all that it costs.
+
+use futures::FutureExt;
+use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
+use gauntlet_harness::subject::Capability;
+
+use super::support::{ask, healthy, lost, on_postgres, soon_without_store, until_status};
+
+pub(super) const CASES: &[Case] = &[Case {
+    id: "TIME-10",
+    level: Level::Must,
+    profiles: &[Profile::Query, Profile::Store],
+    requirement: "a stalled database delays an answer by no more than its own time-outs",
+    why: "A database that accepts and never answers is worse than one that is gone: without a time-out of its own every request waits for it.",
+    shown: "Nothing is relayed to or from the database any more. A query is answered without it, a chat is not touched, and readiness is 200 again afterwards.",
+    remedy: "Give every call of the database a time-out, the wait for a connection included.",
+    needs: &[
+        Capability::Query,
+        Capability::Store,
+        Capability::Chat,
+        Capability::Health,
+    ],
+    spec: || soon_without_store(on_postgres()),
+    run: |ctx| time_10(ctx).boxed(),
+}];
+
+/// TIME-10 (MUST): a stalled database delays an answer by no more than its own time-outs.
+async fn time_10(ctx: &Ctx) -> CaseResult {
+    // given
+    healthy(ctx)?;
+    ctx.database_wire()?.stall();
+    // when
+    let (answer, chat) =
+        futures::try_join!(ask(ctx), ctx.client.chat(ctx.prompt("review", "hello")))?;
+    // then
+    equal(
+        "status of a chat beside a stalled database",
+        200,
+        chat.status,
+    )?;
+    equal("status of a query without the database", 200, answer.status)?;
+    let lost = lost(&answer.json());
+    for step in ["retrieval", "record"] {
+        holds(
+            lost.iter().any(|(lost, _)| lost == step),
+            format!("{step} told as lost"),
+            format_args!("{lost:?}"),
+        )?;
+    }
+    ctx.database_wire()?.resume().await?;
+    until_status(ctx, "/health/ready", 200).await?;
+    Ok(())
+}

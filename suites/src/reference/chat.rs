@@ -1,0 +1,580 @@
+//! The LLM path: candidates one after the other, attempts at each with back-off, all under one deadline, until one is known to be good.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, header};
+use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::breaker::Admitted;
+use super::failure::{Attempt, AttemptError, Cause, Failure};
+use super::gateway::Gateway;
+use super::protocol::{self, Completion, Usage};
+use super::route::{Lane, Route};
+use super::stream::Committed;
+use super::upstream::{self, Answer as Head, Question};
+use crate::defect::Defect;
+
+/// A chat request and what it is allowed.
+#[derive(Clone)]
+pub(super) struct Call {
+    /// The client's request as it came.
+    pub fields: Map<String, Value>,
+    pub stream: bool,
+    pub request_id: String,
+    /// The caller's own deadline, if it has one.
+    pub deadline: Option<Instant>,
+    /// The same for every attempt (RETRY-07).
+    pub idempotency_key: String,
+    pub traceparent: Option<HeaderValue>,
+    /// The client's own credentials: for [`Defect::ForwardsAuthorization`] alone.
+    pub authorization: Option<HeaderValue>,
+}
+
+impl Call {
+    pub(super) fn include_usage(&self) -> bool {
+        self.fields
+            .get("stream_options")
+            .is_some_and(|options| options["include_usage"] == true)
+    }
+}
+
+/// A successful call.
+pub(super) struct Served {
+    pub answer: Answer,
+    pub lane: Arc<Lane>,
+}
+
+/// A document, or a stream past its commit point.
+pub(super) enum Answer {
+    Plain(Completion),
+    Stream(Box<Committed>),
+}
+
+/// What an attempt holds while it runs, and a stream until its end. Dropped, everything is given back.
+pub(super) struct Hold {
+    pub admitted: Option<Admitted>,
+    gateway: Arc<Gateway>,
+    lane: Arc<Lane>,
+    _place: Option<OwnedSemaphorePermit>,
+    _line: Option<OwnedSemaphorePermit>,
+}
+
+impl Hold {
+    /// The provider has served.
+    pub(super) fn succeeded(mut self, usage: Option<Usage>) {
+        if let Some(admitted) = self.admitted.take() {
+            admitted.succeeded();
+        }
+        self.gateway.attempted(&self.lane, Ok("success"));
+        self.lane.provider.keeps_a_connection();
+        self.gateway.metrics.tokens(&self.lane, usage);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.admitted.is_some() {
+            self.gateway.attempted(&self.lane, Ok("cancelled"));
+        }
+    }
+}
+
+/// Asks the candidates from the `first` on until one answers. Dropping the future ends the attempt that runs and starts nothing new.
+pub(super) async fn ask(
+    gateway: &Arc<Gateway>,
+    route: &Route,
+    call: &Call,
+    first: usize,
+) -> Result<Served, Failure> {
+    let deadline = deadline(gateway, route, call);
+    let mut attempts = Vec::new();
+    if gateway.has(Defect::CountsRequestsAsAttempts)
+        && let Some(lane) = route.lanes.first()
+    {
+        gateway.metrics.attempt(lane, Ok("success"), gateway.defect);
+    }
+    for (position, lane) in route.lanes.iter().enumerate().skip(first) {
+        if position > first {
+            if Instant::now() >= deadline && !gateway.has(Defect::DeadlinePerCandidate) {
+                break;
+            }
+            gateway
+                .metrics
+                .add("gauntlet_fallbacks_total", &[("model", &route.alias)], 1);
+        }
+        let deadline = if gateway.has(Defect::DeadlinePerCandidate) {
+            Instant::now() + route.total
+        } else {
+            deadline
+        };
+        let until = share(
+            deadline,
+            route.reserve,
+            route.lanes.len() - 1 - position,
+            gateway,
+        );
+        if let Some(answer) = candidate(
+            gateway,
+            lane,
+            call,
+            (until, deadline, route.total),
+            &mut attempts,
+        )
+        .await
+        {
+            return Ok(Served {
+                answer,
+                lane: lane.clone(),
+            });
+        }
+        let last = attempts
+            .last()
+            .and_then(|attempt: &Attempt| attempt.error.as_ref())
+            .map(|error| error.cause);
+        let clients =
+            last.is_some_and(Cause::is_clients) && !gateway.has(Defect::FallsBackOnRejected);
+        if clients || gateway.has(Defect::NoFallback) {
+            break;
+        }
+    }
+    Err(Failure::of(attempts))
+}
+
+/// One deadline for all attempts and candidates; the caller's own can only shorten it (TIME-06, TIME-08).
+fn deadline(gateway: &Gateway, route: &Route, call: &Call) -> Instant {
+    let configured = Instant::now() + route.total;
+    match call.deadline {
+        Some(own) if gateway.has(Defect::ClientLengthensDeadline) => own,
+        Some(own) => configured.min(own),
+        None => configured,
+    }
+}
+
+/// Until when a candidate may run that has `later` ones behind it: each of those keeps its reserve, or a fair share of what is left.
+fn share(deadline: Instant, reserve: Duration, later: usize, gateway: &Gateway) -> Instant {
+    if gateway.has(Defect::DeadlinePerCandidate) {
+        return deadline;
+    }
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now);
+    let later = u32::try_from(later).unwrap_or(u32::MAX);
+    now + left
+        .saturating_sub(reserve.saturating_mul(later))
+        .max(left / later.saturating_add(1))
+}
+
+/// Attempts at one candidate, with back-off between them. Lists each that failed.
+async fn candidate(
+    gateway: &Arc<Gateway>,
+    lane: &Arc<Lane>,
+    call: &Call,
+    (mut until, mut deadline, total): (Instant, Instant, Duration),
+    attempts: &mut Vec<Attempt>,
+) -> Option<Answer> {
+    let retry = gateway.spec.retry;
+    let most = if gateway.has(Defect::NeverRetries)
+        || (call.stream && gateway.has(Defect::NeverRetriesStreams))
+    {
+        1
+    } else {
+        retry.max_attempts.max(1)
+    };
+    let mut backoff = Duration::from_millis(retry.base_ms);
+    lane.provider.budget.request();
+    for n in 1..=most {
+        let error = match attempt(gateway, lane, call, until, deadline).await {
+            Ok(answer) => return Some(answer),
+            Err(error) => error,
+        };
+        if n > 1 && !error.cause.was_sent() {
+            // what the provider said last stands
+            return None;
+        }
+        gateway.log(&format!(
+            "attempt request_id={} provider={} cause={}",
+            call.request_id,
+            lane.provider.spec.name,
+            error.cause.name()
+        ));
+        lane.provider.gone.store(true, Ordering::SeqCst);
+        let late = gateway.has(Defect::DeadlinePerRetry) && error.cause.is_timeout();
+        let again = late
+            || error.cause.is_passing()
+            || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
+        let asked = error
+            .retry_after
+            .filter(|_| !gateway.has(Defect::IgnoresRetryAfter))
+            .unwrap_or_default();
+        attempts.push(Attempt {
+            provider: lane.provider.spec.name.clone(),
+            model: lane.model.clone(),
+            error: Some(error),
+        });
+        // half of a back-off is random, so that those who failed together do not come back together
+        let jittered = backoff.mul_f64(rand::random_range(0.5..=1.0)).max(asked);
+        let wait = if gateway.has(Defect::RetriesAtOnce) {
+            asked
+        } else {
+            jittered
+        };
+        if n == most || !again || (Instant::now() + wait >= until && !late) {
+            return None;
+        }
+        if !gateway.has(Defect::NoRetryBudget) && !lane.provider.budget.take() {
+            return None;
+        }
+        sleep(wait).await;
+        gateway.metrics.add(
+            "gauntlet_retries_total",
+            &[
+                ("provider", &lane.provider.spec.name),
+                ("model", &lane.model),
+            ],
+            1,
+        );
+        backoff = (backoff
+            * if gateway.has(Defect::ConstantBackoff) {
+                1
+            } else {
+                2
+            })
+        .min(Duration::from_millis(retry.max_ms));
+        if gateway.has(Defect::DeadlinePerRetry) {
+            deadline = Instant::now() + total;
+            until = deadline;
+        }
+    }
+    None
+}
+
+/// One attempt: a place at the provider, leave of the breaker, the exchange within its time.
+async fn attempt(
+    gateway: &Arc<Gateway>,
+    lane: &Arc<Lane>,
+    call: &Call,
+    until: Instant,
+    deadline: Instant,
+) -> Result<Answer, AttemptError> {
+    let refused = |error: AttemptError| {
+        gateway.attempted(lane, Err(error.cause));
+        error
+    };
+    let full = |()| AttemptError {
+        retry_after: Some(Duration::from_secs(1)),
+        ..AttemptError::new(
+            Cause::BulkheadFull,
+            "the provider takes no more requests at once",
+        )
+    };
+    let line = if gateway.has(Defect::HeadOfLine) {
+        gateway.line.clone().acquire_owned().await.ok()
+    } else {
+        None
+    };
+    let place = lane
+        .provider
+        .bulkhead
+        .enter(until)
+        .await
+        .map_err(full)
+        .map_err(refused)?;
+    let admitted = lane
+        .breaker
+        .admit()
+        .map_err(|wait| AttemptError {
+            retry_after: Some(wait),
+            ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures")
+        })
+        .map_err(refused)?;
+    if gateway.has(Defect::TrustsKeptConnections) && lane.provider.uses_a_dead_connection() {
+        return Err(AttemptError::new(
+            Cause::Reset,
+            "the connection was closed before an answer",
+        ));
+    }
+    if gateway.has(Defect::NeverForgives) && lane.provider.gone.load(Ordering::SeqCst) {
+        return Err(AttemptError::new(
+            Cause::ServerError,
+            "the provider failed before",
+        ));
+    }
+    let hold = Hold {
+        admitted: Some(admitted),
+        gateway: gateway.clone(),
+        lane: lane.clone(),
+        _place: place,
+        _line: line,
+    };
+    exchange(gateway, lane, call, until, deadline, hold).await
+}
+
+/// The exchange with its verdict for the breaker.
+async fn exchange(
+    gateway: &Arc<Gateway>,
+    lane: &Arc<Lane>,
+    call: &Call,
+    until: Instant,
+    deadline: Instant,
+    mut hold: Hold,
+) -> Result<Answer, AttemptError> {
+    let first_token = Instant::now() + lane.first_token;
+    let (limit, late) = if call.stream && first_token < until {
+        (
+            first_token,
+            AttemptError::new(
+                Cause::FirstTokenTimeout,
+                format!("nothing was said within {:?}", lane.first_token),
+            ),
+        )
+    } else {
+        (
+            until,
+            AttemptError::new(Cause::DeadlineExceeded, "the time for this attempt is over"),
+        )
+    };
+    let (this, own_lane, own_call) = (gateway.clone(), lane.clone(), call.clone());
+    let work = async move { converse(&this, &own_lane, &own_call, limit, deadline).await };
+    let untimed = [
+        Defect::WaitsForEver,
+        Defect::NoConnectTimeout,
+        Defect::HeaderBytesRestartTimer,
+        Defect::HeadersEndFirstToken,
+    ];
+    let result = if gateway
+        .defect
+        .is_some_and(|defect| untimed.contains(&defect))
+    {
+        work.await
+    } else if gateway.has(Defect::AbandonsTimedOut) || gateway.has(Defect::AwaitsForNobody) {
+        let task = tokio::spawn(work);
+        let abort = task.abort_handle();
+        let result = timeout_at(limit, task).await;
+        if result.is_err() && gateway.has(Defect::AwaitsForNobody) {
+            abort.abort();
+        }
+        result.map_or(Err(late), |joined| {
+            joined
+                .unwrap_or_else(|_| Err(AttemptError::new(Cause::ServerError, "the attempt broke")))
+        })
+    } else {
+        timeout_at(limit, work).await.unwrap_or(Err(late))
+    };
+    match result {
+        Ok(Answer::Plain(completion)) => {
+            hold.succeeded(completion.usage);
+            Ok(Answer::Plain(completion))
+        }
+        Ok(Answer::Stream(mut stream)) => {
+            stream.hold = Some(hold);
+            Ok(Answer::Stream(stream))
+        }
+        Err(error)
+            if gateway.has(Defect::TimeoutIsEmptyAnswer)
+                && error.cause.is_timeout()
+                && !call.stream =>
+        {
+            let choices = serde_json::json!([{ "index": 0, "message": { "role": "assistant", "content": "" }, "finish_reason": "stop" }]);
+            let document = protocol::envelope("chat.completion", &lane.model, &choices);
+            Ok(Answer::Plain(Completion {
+                bytes: document.to_string().into(),
+                usage: None,
+                document,
+            }))
+        }
+        Err(mut error) => {
+            judge(call, deadline, &error, &mut hold);
+            if error.cause == Cause::Refused {
+                lane.provider.kept_connections_die();
+            }
+            if gateway.has(Defect::TellsUrl) && error.cause == Cause::Refused {
+                error.message = format!("{} at {}", error.message, lane.provider.base_url);
+            }
+            if gateway.has(Defect::TellsKey) {
+                error.message = format!(
+                    "{} (sent: authorization: Bearer {})",
+                    error.message, lane.provider.spec.api_key
+                );
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Whether the failure counts against the provider: not if the request was wrong, nor if the caller's own deadline was short.
+pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: &mut Hold) {
+    let Some(admitted) = hold.admitted.take() else {
+        return;
+    };
+    hold.gateway.attempted(&hold.lane, Err(error.cause));
+    let hurried =
+        error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
+    let clients = error.cause.is_clients() && !hold.gateway.has(Defect::RejectedOpensBreaker);
+    if clients || hurried || error.cause == Cause::Unsupported {
+        admitted.says_nothing();
+    } else {
+        admitted.failed();
+    }
+}
+
+/// Sends the request and reads the answer: a document whole, a stream to its commit point.
+async fn converse(
+    gateway: &Arc<Gateway>,
+    lane: &Arc<Lane>,
+    call: &Call,
+    limit: Instant,
+    deadline: Instant,
+) -> Result<Answer, AttemptError> {
+    let spec = &lane.provider.spec;
+    let silence = limit.saturating_duration_since(Instant::now());
+    let sending = upstream::send(question(gateway, lane, call, silence)?, gateway.defect);
+    let head = if gateway.has(Defect::HeadersEndFirstToken) {
+        let late = || AttemptError::new(Cause::FirstTokenTimeout, "no headers came in time");
+        timeout_at(limit, sending).await.map_err(|_| late())??
+    } else {
+        sending.await?
+    };
+    if !head.status.is_success() {
+        let (status, headers) = (head.status, head.headers.clone());
+        let body = whole(head, lane.idle, gateway.defect)
+            .await
+            .unwrap_or_default();
+        return Err(protocol::refusal(status, &headers, &body, &spec.api_key));
+    }
+    if call.stream {
+        let mislabelled = !protocol::is_stream(spec.protocol, &head.headers);
+        if mislabelled
+            && !gateway.has(Defect::IgnoresContentType)
+            && !gateway.has(Defect::BelievesAny200)
+        {
+            return Err(AttemptError::new(
+                Cause::BadResponse,
+                "the provider's answer is not a stream",
+            ));
+        }
+        let mut stream = Committed::new(
+            gateway.clone(),
+            lane.clone(),
+            call.clone(),
+            head.body,
+            mislabelled,
+            deadline,
+        );
+        if !gateway.has(Defect::CommitsOnHeaders) {
+            stream.reach_commit_point().await?;
+        }
+        return Ok(Answer::Stream(Box::new(stream)));
+    }
+    let bytes = whole(head, lane.idle, gateway.defect).await?;
+    Ok(Answer::Plain(protocol::completion(
+        spec.protocol,
+        bytes,
+        &spec.api_key,
+        gateway.defect,
+    )?))
+}
+
+/// The body to its end, with the idle time-out between two reads.
+async fn whole(
+    mut head: Head,
+    idle: Duration,
+    defect: Option<Defect>,
+) -> Result<Bytes, AttemptError> {
+    const BOUND: usize = 32 << 20;
+    let mut bytes = BytesMut::new();
+    let start = Instant::now();
+    loop {
+        let late = || {
+            AttemptError::new(
+                Cause::IdleTimeout,
+                format!("the provider was silent for {idle:?}"),
+            )
+        };
+        let next = match defect {
+            Some(Defect::IdleNeverRestarts) => timeout_at(start + idle, head.body.chunk())
+                .await
+                .map_err(|_| late())?,
+            Some(Defect::WaitsForEver) => head.body.chunk().await,
+            _ => timeout(idle, head.body.chunk()).await.map_err(|_| late())?,
+        };
+        let Some(chunk) = next else {
+            return Ok(bytes.freeze());
+        };
+        bytes.extend_from_slice(&chunk?);
+        if bytes.len() > BOUND {
+            return Err(AttemptError::new(
+                Cause::Oversized,
+                "the provider's answer is too large",
+            ));
+        }
+    }
+}
+
+/// The request in the provider's words, with our key and the context that is sent on.
+fn question(
+    gateway: &Gateway,
+    lane: &Lane,
+    call: &Call,
+    silence: Duration,
+) -> Result<Question, AttemptError> {
+    let spec = &lane.provider.spec;
+    let mut fields = call.fields.clone();
+    let mut base = lane.provider.base_url.clone();
+    if gateway.has(Defect::ConnectsWhereTold)
+        && let Some(Value::String(told)) = fields.shift_remove("api_base")
+    {
+        base = told;
+    }
+    let unfit = |_| AttemptError::new(Cause::Unsupported, "a header cannot be told");
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    let own = HeaderValue::from_str(&format!("Bearer {}", spec.api_key)).map_err(unfit)?;
+    let authorization = call
+        .authorization
+        .clone()
+        .filter(|_| gateway.has(Defect::ForwardsAuthorization))
+        .unwrap_or(own);
+    headers.insert(header::AUTHORIZATION, authorization);
+    let fresh = uuid::Uuid::now_v7().to_string();
+    let key = if gateway.has(Defect::FreshKeyPerAttempt) {
+        &fresh
+    } else {
+        &call.idempotency_key
+    };
+    headers.insert(
+        "idempotency-key",
+        HeaderValue::from_str(key).map_err(unfit)?,
+    );
+    if !gateway.has(Defect::DropsRequestId) {
+        headers.insert(
+            "x-request-id",
+            HeaderValue::from_str(&call.request_id).map_err(unfit)?,
+        );
+    }
+    if let Some(traceparent) = call
+        .traceparent
+        .clone()
+        .filter(|_| !gateway.has(Defect::DropsTraceparent))
+    {
+        headers.insert("traceparent", traceparent);
+    }
+    if gateway.has(Defect::LogsKey) {
+        gateway.log(&format!("sending {headers:?}"));
+    }
+    let body = protocol::encode(spec.protocol, &lane.model, &fields, gateway.defect)?;
+    Ok(Question {
+        method: Method::POST,
+        url: protocol::url(spec.protocol, &base),
+        headers,
+        body,
+        connect: lane.connect,
+        silence,
+    })
+}

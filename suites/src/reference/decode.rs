@@ -1,0 +1,431 @@
+//! From the bytes of a provider's stream to OpenAI's chunks. The result does not depend on how the bytes were split.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use gauntlet_harness::spec::Protocol;
+use serde_json::{Value, json};
+
+use super::failure::{AttemptError, Cause};
+use super::protocol::{self, Usage};
+use crate::defect::Defect;
+
+/// What a stream comes to: any number of chunks, then one of `Done` and `Failed`.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// One `chat.completion.chunk` as JSON text; whether it holds real content (the commit point).
+    Chunk { data: String, content: bool },
+    /// The provider ended the stream as it should.
+    Done(Option<Usage>),
+    /// It did not.
+    Failed(AttemptError),
+}
+
+/// The largest event (STRM-08).
+const EVENT_BOUND: usize = 4 << 20;
+
+/// Reads one stream.
+pub(super) struct Decoder {
+    protocol: Protocol,
+    secret: String,
+    include_usage: bool,
+    /// For [`Defect::IgnoresContentType`]: the head did not say that a stream follows.
+    mislabelled: bool,
+    defect: Option<Defect>,
+    buffer: Vec<u8>,
+    data: Option<String>,
+    after_cr: bool,
+    started: bool,
+    tools: usize,
+    finished: bool,
+    over: bool,
+    usage: Option<Usage>,
+    text: String,
+    held: Option<Item>,
+    /// Id and time of creation of the chunks that we make ourselves: the same on all.
+    made: Value,
+}
+
+impl Decoder {
+    pub(super) fn new(
+        protocol: Protocol,
+        secret: &str,
+        include_usage: bool,
+        mislabelled: bool,
+        defect: Option<Defect>,
+    ) -> Self {
+        Self {
+            protocol,
+            secret: secret.to_owned(),
+            include_usage,
+            mislabelled,
+            defect,
+            buffer: Vec::new(),
+            data: None,
+            after_cr: false,
+            started: false,
+            tools: 0,
+            finished: false,
+            over: false,
+            usage: None,
+            text: String::new(),
+            held: None,
+            made: protocol::envelope("chat.completion.chunk", "", &json!([])),
+        }
+    }
+
+    fn chunk(&self, model: &str, choices: Value) -> Value {
+        let mut chunk = self.made.clone();
+        if self.has(Defect::TranslatesWithFreshIds) {
+            chunk["id"] = uuid::Uuid::now_v7().to_string().into();
+        }
+        chunk["model"] = model.into();
+        chunk["choices"] = choices;
+        chunk
+    }
+
+    fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    /// [`Defect::SharesBuffer`]: goes on with what another stream has left.
+    pub(super) fn swap_buffer(&mut self, other: &mut Vec<u8>) {
+        mem::swap(&mut self.buffer, other);
+    }
+
+    /// Takes the next bytes; appends what they complete.
+    pub(super) fn push(&mut self, bytes: &[u8], out: &mut VecDeque<Item>) {
+        let replaced;
+        let bytes = if self.has(Defect::DecodesEachRead) {
+            replaced = String::from_utf8_lossy(bytes).into_owned();
+            replaced.as_bytes()
+        } else {
+            bytes
+        };
+        if self.has(Defect::ReadsSseByPrefix) && self.protocol == Protocol::OpenAi {
+            return self.push_by_prefix(bytes, out);
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.over {
+            if mem::take(&mut self.after_cr) && rest[0] == b'\n' {
+                rest = &rest[1..];
+                continue;
+            }
+            let (piece, end) = match rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+                Some(at) => (&rest[..at], Some(rest[at])),
+                None => (rest, None),
+            };
+            self.buffer.extend_from_slice(piece);
+            rest = &rest[piece.len() + usize::from(end.is_some())..];
+            if let Some(end) = end {
+                self.after_cr = end == b'\r';
+                let line = mem::take(&mut self.buffer);
+                self.line(&line, out);
+            }
+            let held = self.buffer.len() + self.data.as_ref().map_or(0, String::len);
+            if held > EVENT_BOUND && !self.over && !self.has(Defect::UnboundedEvent) {
+                self.fail(
+                    AttemptError::new(Cause::Oversized, "an event of the stream is too large"),
+                    out,
+                );
+            }
+        }
+    }
+
+    /// The body has ended in order: that is an end only after a finish_reason (STRM-01).
+    pub(super) fn finish(&mut self, out: &mut VecDeque<Item>) {
+        if self.protocol == Protocol::Ollama && !self.buffer.is_empty() && !self.over {
+            let line = mem::take(&mut self.buffer);
+            self.line(&line, out);
+        }
+        self.forward_rest(out);
+        if self.over {
+            return;
+        }
+        if self.finished || (self.mislabelled && self.has(Defect::IgnoresContentType)) {
+            self.done(out);
+        } else if self.has(Defect::InventsFinish) && self.started {
+            let choices = json!([{ "index": 0, "delta": {}, "finish_reason": "stop" }]);
+            out.push_back(Item::Chunk {
+                data: self.chunk("", choices).to_string(),
+                content: true,
+            });
+            self.done(out);
+        } else {
+            self.fail(
+                AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"),
+                out,
+            );
+        }
+    }
+
+    /// The body was cut. What stands in the buffer is no event (STRM-03).
+    pub(super) fn cut(&mut self, error: AttemptError, out: &mut VecDeque<Item>) {
+        self.forward_rest(out);
+        if !self.over {
+            self.fail(error, out);
+        }
+    }
+
+    fn line(&mut self, line: &[u8], out: &mut VecDeque<Item>) {
+        let Ok(line) = std::str::from_utf8(line) else {
+            return self.malformed(out);
+        };
+        match self.protocol {
+            Protocol::Ollama if line.trim().is_empty() => {}
+            Protocol::Ollama => self.record(line, out),
+            Protocol::OpenAi if line.is_empty() => {
+                if let Some(data) = self.data.take() {
+                    self.event(&data, out);
+                }
+            }
+            Protocol::OpenAi => {
+                let line = line.strip_prefix('\u{feff}').unwrap_or(line);
+                let (field, value) = line.split_once(':').unwrap_or((line, ""));
+                if field == "data" {
+                    let value = value.strip_prefix(' ').unwrap_or(value);
+                    match &mut self.data {
+                        Some(data) => *data = format!("{data}\n{value}"),
+                        None => self.data = Some(value.to_owned()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// One event of an OpenAI stream.
+    fn event(&mut self, data: &str, out: &mut VecDeque<Item>) {
+        self.started = true;
+        if data.trim() == "[DONE]" {
+            if self.has(Defect::ReadsPastDone) {
+                out.push_back(Item::Chunk {
+                    data: "[DONE]".into(),
+                    content: false,
+                });
+                return;
+            }
+            return match self.finished {
+                true => self.done(out),
+                false => self.fail(
+                    AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"),
+                    out,
+                ),
+            };
+        }
+        let Ok(mut chunk) = serde_json::from_str::<Value>(data) else {
+            return self.malformed(out);
+        };
+        if !chunk.is_object() {
+            return self.malformed(out);
+        }
+        if chunk.get("error").is_some_and(|error| !error.is_null()) {
+            return self.in_band(&chunk, out);
+        }
+        self.usage = Usage::of(&chunk).or(self.usage);
+        let choices = chunk["choices"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if choices.is_empty() && self.has(Defect::DropsUsageChunk) {
+            return;
+        }
+        self.finished |= choices
+            .iter()
+            .any(|choice| choice["finish_reason"].is_string());
+        let content = choices.iter().any(is_content);
+        self.text.extend(
+            choices
+                .iter()
+                .filter_map(|choice| choice["delta"]["content"].as_str()),
+        );
+        if self.has(Defect::DropsPartialArguments) && choices.iter().any(has_partial_arguments) {
+            return;
+        }
+        if self.has(Defect::KeepsOnlyText) {
+            strip_to_text(&mut chunk);
+        }
+        if self.has(Defect::GuessesUsage) && chunk["usage"].is_object() {
+            chunk["usage"] = protocol::guess(&self.text).document();
+        }
+        let rewritten = self.has(Defect::KeepsOnlyText)
+            || self.has(Defect::GuessesUsage)
+            || data.contains('\n');
+        let data = if rewritten {
+            chunk.to_string()
+        } else {
+            data.to_owned()
+        };
+        self.emit(data, content, &chunk, out);
+    }
+
+    /// One line of an Ollama stream.
+    fn record(&mut self, line: &str, out: &mut VecDeque<Item>) {
+        let Ok(record) = serde_json::from_str::<Value>(line) else {
+            return self.malformed(out);
+        };
+        if record.get("error").is_some_and(|error| !error.is_null()) {
+            return self.in_band(&record, out);
+        }
+        let model = record["model"].as_str().unwrap_or_default();
+        let said = &record["message"];
+        let mut delta = json!({});
+        if !mem::replace(&mut self.started, true) {
+            delta["role"] = "assistant".into();
+        }
+        if let Some(text) = said["content"].as_str().filter(|text| !text.is_empty()) {
+            delta["content"] = text.into();
+            self.text.push_str(text);
+        }
+        let calls = protocol::tool_calls(said, self.tools, self.defect);
+        if !calls.is_empty() {
+            self.tools += calls.len();
+            delta["tool_calls"] = calls.into();
+        }
+        let done = record["done"] == true;
+        let finish = if done {
+            protocol::finish_reason(&record, self.tools > 0, self.defect).into()
+        } else {
+            Value::Null
+        };
+        let choices = json!([{ "index": 0, "delta": delta, "finish_reason": finish }]);
+        let content = is_content(&choices[0]);
+        let chunk = self.chunk(model, choices);
+        self.emit(chunk.to_string(), content, &chunk, out);
+        if done {
+            self.finished = true;
+            if self.has(Defect::CopiesOllamaFields) {
+                return self.done(out);
+            }
+            let usage = Usage::of_ollama(&record);
+            self.usage = Some(if self.has(Defect::GuessesUsage) {
+                protocol::guess(&self.text)
+            } else {
+                usage
+            });
+            if self.include_usage && !self.has(Defect::DropsUsageChunk) {
+                let mut chunk = self.chunk(model, json!([]));
+                chunk["usage"] = self.usage.unwrap_or_default().document();
+                out.push_back(Item::Chunk {
+                    data: chunk.to_string(),
+                    content: false,
+                });
+            }
+            self.done(out);
+        }
+    }
+
+    fn emit(&mut self, data: String, content: bool, chunk: &Value, out: &mut VecDeque<Item>) {
+        let item = Item::Chunk { data, content };
+        let text = chunk
+            .pointer("/choices/0/delta/content")
+            .and_then(Value::as_str)
+            .is_some_and(|text| !text.is_empty());
+        if self.has(Defect::StreamLosesLastText) && text {
+            out.extend(self.held.replace(item));
+        } else {
+            out.push_back(item);
+        }
+    }
+
+    fn done(&mut self, out: &mut VecDeque<Item>) {
+        self.over = true;
+        let usage = if self.has(Defect::GuessesUsage) {
+            Some(protocol::guess(&self.text))
+        } else {
+            self.usage
+        };
+        out.push_back(Item::Done(usage));
+    }
+
+    fn fail(&mut self, error: AttemptError, out: &mut VecDeque<Item>) {
+        self.over = true;
+        out.push_back(Item::Failed(error));
+    }
+
+    fn malformed(&mut self, out: &mut VecDeque<Item>) {
+        if !self.has(Defect::SkipsMalformed) {
+            self.fail(
+                AttemptError::new(Cause::BadResponse, "an event of the stream cannot be read"),
+                out,
+            );
+        }
+    }
+
+    fn in_band(&mut self, document: &Value, out: &mut VecDeque<Item>) {
+        if self.has(Defect::SkipsInBandError) {
+            self.finished = true;
+            return;
+        }
+        self.fail(
+            AttemptError::told(Cause::InBand, document, &self.secret),
+            out,
+        );
+    }
+
+    /// [`Defect::ReadsSseByPrefix`].
+    fn push_by_prefix(&mut self, bytes: &[u8], out: &mut VecDeque<Item>) {
+        self.buffer.extend_from_slice(bytes);
+        while let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
+            let event = String::from_utf8_lossy(&event).into_owned();
+            if let Some(data) = event.trim_end().strip_prefix("data: ")
+                && !self.over
+            {
+                self.event(data, out);
+            }
+        }
+    }
+
+    /// [`Defect::ForwardsPartialEvent`].
+    fn forward_rest(&mut self, out: &mut VecDeque<Item>) {
+        if !self.has(Defect::ForwardsPartialEvent) || self.over {
+            return;
+        }
+        let rest = String::from_utf8_lossy(&self.buffer).into_owned();
+        let rest =
+            self.data.take().unwrap_or_default() + rest.strip_prefix("data:").unwrap_or(&rest);
+        if !rest.trim().is_empty() {
+            out.push_back(Item::Chunk {
+                data: rest.trim().to_owned(),
+                content: true,
+            });
+        }
+    }
+}
+
+/// Text, a tool call, a refusal, reasoning or a finish: what makes an answer known to be good.
+fn is_content(choice: &Value) -> bool {
+    let delta = &choice["delta"];
+    let said = |key: &str| delta[key].as_str().is_some_and(|text| !text.is_empty());
+    choice["finish_reason"].is_string()
+        || ["content", "refusal", "reasoning", "reasoning_content"]
+            .into_iter()
+            .any(said)
+        || delta["tool_calls"]
+            .as_array()
+            .is_some_and(|calls| !calls.is_empty())
+}
+
+fn has_partial_arguments(choice: &Value) -> bool {
+    let calls = choice["delta"]["tool_calls"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let partial = |call: &Value| {
+        call["function"]["arguments"]
+            .as_str()
+            .is_some_and(|text| serde_json::from_str::<Value>(text).is_err())
+    };
+    calls.iter().any(partial)
+}
+
+fn strip_to_text(chunk: &mut Value) {
+    for choice in chunk["choices"].as_array_mut().into_iter().flatten() {
+        if let Some(delta) = choice["delta"].as_object_mut() {
+            delta.retain(|key, _| key == "role" || key == "content");
+        }
+        if choice["finish_reason"].is_string() {
+            choice["finish_reason"] = "stop".into();
+        }
+    }
+}

@@ -1,0 +1,633 @@
+//! The door: who asks, whether there is room, what is asked for, and how it is answered.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::chat::{self, Answer, Call};
+use super::failure::{Failure, Told};
+use super::gateway::{Gateway, Place, set};
+use super::query::{self, StubRequest};
+use super::records;
+use super::route::Route;
+use super::{ops, stream};
+use crate::defect::Defect;
+
+/// A response's body.
+pub(super) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+/// What a request brings besides its body.
+pub(super) struct Visit {
+    pub request_id: String,
+    pub tenant: String,
+    pub headers: HeaderMap,
+}
+
+/// Answers one request.
+pub(super) async fn answer(
+    gateway: Arc<Gateway>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let request_id = request_id(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut counted = Counted {
+        gateway: &gateway,
+        path: &path,
+        status: 499,
+    };
+    let mut response = match dispatch(&gateway, request, request_id.clone()).await {
+        Ok(response) => response,
+        Err(told) => tell(&gateway, &told),
+    };
+    if !gateway.has(Defect::DropsRequestId)
+        && let Ok(value) = HeaderValue::from_str(&request_id)
+    {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    if gateway.draining.load(Ordering::SeqCst) {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let status = response.status().as_u16();
+    gateway.log(&format!(
+        "request request_id={request_id} method={method} path={path} status={status}"
+    ));
+    counted.status = status;
+    drop(counted);
+    Ok(response)
+}
+
+/// Counts a request once: by its status, or as one whose client left.
+struct Counted<'r> {
+    gateway: &'r Gateway,
+    path: &'r str,
+    status: u16,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.gateway.metrics.request(self.path, self.status);
+    }
+}
+
+async fn dispatch(
+    gateway: &Arc<Gateway>,
+    request: Request<Incoming>,
+    request_id: String,
+) -> Result<Response<Body>, Told> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let known: &[Method] = match segments.as_slice() {
+        ["health" | "metrics"]
+        | ["health", "live" | "ready"]
+        | ["v1", "models"]
+        | ["v1", "models", _]
+        | ["api", "v1", "queries", _] => &[Method::GET],
+        ["v1", "chat", "completions"] => &[Method::POST],
+        ["api", "v1", "queries"] => &[Method::GET, Method::POST],
+        ["api", "v1", "documents"] => &[Method::POST],
+        ["api", "v1", "documents", _] => &[Method::GET, Method::DELETE],
+        _ => {
+            return Err(Told::new(
+                404,
+                "invalid_request_error",
+                "route_not_found",
+                format!("there is nothing at {path}"),
+            ));
+        }
+    };
+    if !known.contains(&head.method) {
+        return Err(Told::new(
+            405,
+            "invalid_request_error",
+            "method_not_allowed",
+            format!("{path} does not take {}", head.method),
+        ));
+    }
+    match segments.as_slice() {
+        ["health", "live"] => return Ok(ops::live(gateway).await),
+        ["health", "ready"] => return Ok(ops::ready(gateway).await),
+        ["health"] => return Ok(ops::health(gateway).await),
+        ["metrics"] => return Ok(ops::metrics(gateway)),
+        _ => {}
+    }
+    let known_tenant = tenant(gateway, &head.headers).await;
+    let known_tenant = match segments.as_slice() {
+        ["api", "v1", "documents", _] if gateway.has(Defect::OpenDocuments) => Ok("default".into()),
+        _ => known_tenant,
+    };
+    let tenant = if gateway.has(Defect::ChecksKeyLate) {
+        "default".into()
+    } else {
+        known_tenant.clone()?
+    };
+    let visit = Visit {
+        tenant,
+        request_id,
+        headers: head.headers,
+    };
+    if let ["v1", "models", rest @ ..] = segments.as_slice() {
+        return models(gateway, rest.first().copied());
+    }
+    if gateway.draining.load(Ordering::SeqCst) {
+        return Err(refuse(gateway, body, Told::shutting_down()));
+    }
+    let Some(place) = gateway.enter().await else {
+        let told = Told {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Told::new(
+                503,
+                "service_unavailable_error",
+                "too_many_in_flight",
+                "too many requests are in flight",
+            )
+        };
+        return Err(refuse(gateway, body, told));
+    };
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let mut cut = gateway.cut.subscribe();
+    let work = async {
+        match (head.method, segments.as_slice()) {
+            (Method::POST, ["v1", ..]) => complete(gateway, &visit, body, place).await,
+            (Method::POST, ["api", "v1", "queries"]) => {
+                let fields = read(gateway, &visit.headers, body).await?;
+                query::ask(gateway, &visit, StubRequest::read(&fields)?).await
+            }
+            (Method::POST, _) => {
+                records::add_document(gateway, &visit, read(gateway, &visit.headers, body).await?)
+                    .await
+            }
+            (Method::GET, ["api", "v1", "queries"]) => records::list(gateway, &visit, &query).await,
+            (Method::GET, ["api", "v1", "queries", id]) => records::one(gateway, &visit, id).await,
+            (Method::DELETE, [.., id]) => records::delete_document(gateway, &visit, id).await,
+            (_, [.., id]) => records::document(gateway, &visit, id).await,
+            (_, []) => Err(Told::new(
+                404,
+                "invalid_request_error",
+                "route_not_found",
+                "there is nothing here",
+            )),
+        }
+    };
+    tokio::select! {
+        response = work => known_tenant.and(response),
+        () = set(&mut cut) => Err(Told::shutting_down()),
+    }
+}
+
+/// `POST /v1/chat/completions`.
+async fn complete(
+    gateway: &Arc<Gateway>,
+    visit: &Visit,
+    body: Incoming,
+    place: Place,
+) -> Result<Response<Body>, Told> {
+    let fields = read(gateway, &visit.headers, body).await?;
+    let invalid = |param: &str, message: &str| Told {
+        param: Some(param.into()),
+        ..Told::new(400, "invalid_request_error", "invalid_request", message)
+    };
+    let alias = fields
+        .get("model")
+        .and_then(Value::as_str)
+        .ok_or_else(|| invalid("model", "model is missing or no text"))?
+        .to_owned();
+    match fields.get("messages") {
+        Some(Value::Array(messages))
+            if !messages.is_empty() && messages.iter().all(Value::is_object) => {}
+        _ => {
+            return Err(invalid(
+                "messages",
+                "messages is missing, empty, or no list of objects",
+            ));
+        }
+    }
+    let stream = match fields.get("stream") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(stream)) => *stream,
+        Some(_) => return Err(invalid("stream", "stream is neither true nor false")),
+    };
+    if gateway.routes.find(&alias).is_none() {
+        return Err(Told {
+            param: Some("model".into()),
+            ..Told::new(
+                404,
+                "invalid_request_error",
+                "model_not_found",
+                format!("no model is called {alias}"),
+            )
+        });
+    }
+    let call = call(
+        gateway,
+        visit,
+        share_prompt(gateway, &visit.request_id, &alias, fields),
+        stream,
+    )?;
+    if stream && gateway.has(Defect::FailsInside200) {
+        let this = gateway.clone();
+        let late = async move {
+            match routed(&this, &alias, &call).await {
+                Ok((
+                    chat::Served {
+                        answer: Answer::Stream(stream),
+                        ..
+                    },
+                    _,
+                )) => stream::events(*stream, place).boxed(),
+                Ok(_) => futures::stream::empty().boxed(),
+                Err(failure) => {
+                    let told = Told::from_failure(failure, this.defect);
+                    futures::stream::iter([Bytes::from(format!("data: {}\n\n", told.document()))])
+                        .boxed()
+                }
+            }
+        };
+        return Ok(event_stream(futures::stream::once(late).flatten()));
+    }
+    let result = if gateway.has(Defect::RetriesForNobody) {
+        let (this, alias) = (gateway.clone(), alias.clone());
+        let joined = tokio::spawn(async move { routed(&this, &alias, &call).await }).await;
+        joined.map_err(|_| Told::new(500, "server_error", "internal_error", "the request broke"))?
+    } else {
+        routed(gateway, &alias, &call).await
+    };
+    gateway
+        .prompts
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .entry(alias)
+        .or_default()
+        .retain(|(id, _)| *id != visit.request_id);
+    let (served, first) = result.map_err(|failure| Told::from_failure(failure, gateway.defect))?;
+    let mut response = match served.answer {
+        Answer::Plain(completion) => Response::new(Full::new(completion.bytes).boxed_unsync()),
+        Answer::Stream(stream) => event_stream(for_client(gateway, stream::events(*stream, place))),
+    };
+    if !response.headers().contains_key(header::CONTENT_TYPE) {
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+    }
+    let by = if gateway.has(Defect::NamesFirstCandidate) {
+        first
+    } else {
+        served.lane.provider.spec.name.clone()
+    };
+    if let Ok(by) = HeaderValue::from_str(&by) {
+        response.headers_mut().insert("x-gauntlet-provider", by);
+    }
+    Ok(response)
+}
+
+/// Asks the alias; with the answer comes the name of its first candidate.
+async fn routed(
+    gateway: &Arc<Gateway>,
+    alias: &str,
+    call: &Call,
+) -> Result<(chat::Served, String), Failure> {
+    let route: &Route = gateway
+        .routes
+        .find(alias)
+        .ok_or_else(|| Failure::of(Vec::new()))?;
+    let first = route
+        .lanes
+        .first()
+        .map(|lane| lane.provider.spec.name.clone())
+        .unwrap_or_default();
+    chat::ask(gateway, route, call, 0)
+        .await
+        .map(|served| (served, first))
+}
+
+/// What of the request and its headers goes on to the provider.
+pub(super) fn call(
+    gateway: &Gateway,
+    visit: &Visit,
+    fields: Map<String, Value>,
+    stream: bool,
+) -> Result<Call, Told> {
+    let text = |name: &str| {
+        visit
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    Ok(Call {
+        fields,
+        stream,
+        request_id: visit.request_id.clone(),
+        deadline: if gateway.has(Defect::IgnoresClientDeadline) {
+            None
+        } else {
+            own_deadline(&visit.headers)?
+        },
+        idempotency_key: text("idempotency-key")
+            .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned),
+        traceparent: visit.headers.get("traceparent").cloned(),
+        authorization: visit.headers.get(header::AUTHORIZATION).cloned(),
+    })
+}
+
+/// `x-request-timeout-ms`.
+pub(super) fn own_deadline(headers: &HeaderMap) -> Result<Option<Instant>, Told> {
+    let Some(value) = headers.get("x-request-timeout-ms") else {
+        return Ok(None);
+    };
+    let ms = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .filter(|ms| *ms > 0);
+    let ms = ms.ok_or_else(|| {
+        Told::new(
+            400,
+            "invalid_request_error",
+            "invalid_request",
+            "x-request-timeout-ms takes milliseconds, 1 or more",
+        )
+    })?;
+    Ok(Instant::now().checked_add(Duration::from_millis(ms)))
+}
+
+/// The whole body as a JSON object: of the right type, within its bound and its time (LOAD-04, LOAD-05, ERR-03).
+async fn read(
+    gateway: &Arc<Gateway>,
+    headers: &HeaderMap,
+    mut body: Incoming,
+) -> Result<Map<String, Value>, Told> {
+    let limits = gateway.spec.limits;
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("application/json")
+        .to_ascii_lowercase();
+    if !kind.starts_with("application/json") {
+        return Err(refuse(
+            gateway,
+            body,
+            Told::new(
+                415,
+                "invalid_request_error",
+                "unsupported_media_type",
+                format!("{kind} is not taken, only application/json"),
+            ),
+        ));
+    }
+    let large = || {
+        Told::new(
+            413,
+            "invalid_request_error",
+            "body_too_large",
+            format!("the body is larger than {} bytes", limits.body_bytes),
+        )
+    };
+    let early = !gateway.has(Defect::ReadsBeforeMeasuring);
+    if early && body.size_hint().lower() > limits.body_bytes {
+        return Err(refuse(gateway, body, large()));
+    }
+    let mut bytes = BytesMut::new();
+    let mut too_large = false;
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                Told::new(
+                    400,
+                    "invalid_request_error",
+                    "invalid_request",
+                    "the body broke off",
+                )
+            })?;
+            bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+            too_large = bytes.len() as u64 > limits.body_bytes;
+            if too_large && early {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let time = Duration::from_millis(limits.body_ms);
+    if gateway.has(Defect::WaitsForSlowClient) {
+        reading.await?;
+    } else {
+        let late = |_| {
+            Told::new(
+                408,
+                "invalid_request_error",
+                "body_timeout",
+                format!("the body did not come within {time:?}"),
+            )
+        };
+        timeout(time, reading).await.map_err(late)??;
+    }
+    if too_large {
+        return Err(refuse(gateway, body, large()));
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(Told::new(
+            400,
+            "invalid_request_error",
+            "invalid_request",
+            "the body is not a JSON object",
+        )),
+        Err(error) => Err(Told::new(
+            400,
+            "invalid_request_error",
+            "invalid_request",
+            format!("the body is not JSON: {error}"),
+        )),
+    }
+}
+
+/// Refuses a request whose body has not been read. What still comes is read away for a moment: a connection that is closed over unread
+/// bytes is reset, and the client might lose the answer.
+fn refuse(gateway: &Gateway, mut body: Incoming, told: Told) -> Told {
+    drop(
+        gateway.outlive(timeout(Duration::from_millis(500), async move {
+            while let Some(Ok(_)) = body.frame().await {}
+        })),
+    );
+    told
+}
+
+/// Whose request it is (AUTH-01): by a configured key, or by one that the store knows.
+async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, Told> {
+    if gateway.spec.keys.is_empty() {
+        return Ok("default".into());
+    }
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '));
+    let token = token
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim());
+    let mut known = gateway
+        .spec
+        .keys
+        .iter()
+        .find(|key| Some(key.token.as_str()) == token)
+        .map(|key| key.tenant.clone());
+    if let (None, Some(token), Some(store)) = (&known, token, &gateway.store) {
+        known = match store.tenant(token).await {
+            Err(_) if gateway.has(Defect::FailedLookupIs401) => None,
+            found => found.map_err(|error| records::store_told(gateway, &error))?,
+        };
+    }
+    match known {
+        Some(tenant) => Ok(tenant),
+        None if gateway.has(Defect::TakesAnyKey) && token.is_some() => Ok("default".into()),
+        None if token.is_none() => Err(Told::new(
+            401,
+            "authentication_error",
+            "missing_api_key",
+            "a key is needed: Authorization: Bearer …",
+        )),
+        None => Err(Told::new(
+            401,
+            "authentication_error",
+            "invalid_api_key",
+            "the key is not known",
+        )),
+    }
+}
+
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers
+        .get("x-request-id")
+        .and_then(|value| value.to_str().ok());
+    let sane = given.filter(|id| {
+        !id.is_empty() && id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    sane.map_or_else(|| uuid::Uuid::now_v7().simple().to_string(), str::to_owned)
+}
+
+/// `GET /v1/models`, in OpenAI's shape (WIRE-09).
+fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, Told> {
+    let model = |alias: &str| json!({ "id": alias, "object": "model", "created": 0, "owned_by": "gauntlet" });
+    let mut aliases = gateway
+        .routes
+        .routes
+        .iter()
+        .map(|route| route.alias.as_str());
+    if gateway.has(Defect::ListsBareNames) {
+        return Ok(json_response(200, &aliases.collect()));
+    }
+    match one {
+        None => Ok(json_response(
+            200,
+            &json!({ "object": "list", "data": aliases.map(model).collect::<Vec<_>>() }),
+        )),
+        Some(id) if aliases.any(|alias| alias == id) => Ok(json_response(200, &model(id))),
+        Some(id) => Err(Told::new(
+            404,
+            "invalid_request_error",
+            "model_not_found",
+            format!("no model is called {id}"),
+        )),
+    }
+}
+
+/// An error in the one envelope.
+pub(super) fn tell(gateway: &Gateway, told: &Told) -> Response<Body> {
+    let mut response = if gateway.has(Defect::TellsPlainText) && told.status < 500 {
+        let mut response =
+            Response::new(Full::new(Bytes::from(told.message.clone())).boxed_unsync());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        response
+    } else {
+        json_response(200, &told.document())
+    };
+    *response.status_mut() =
+        http::StatusCode::from_u16(told.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if let Some(wait) = told.retry_after {
+        headers.insert(
+            header::RETRY_AFTER,
+            HeaderValue::from(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)),
+        );
+    }
+    if told.status == 401 && !gateway.has(Defect::NoChallenge) {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if told.status == 405 {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
+    }
+    if matches!(told.status, 408 | 413) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+pub(super) fn json_response(status: u16, document: &Value) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(document.to_string())).boxed_unsync());
+    *response.status_mut() =
+        http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+fn event_stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    let body = StreamBody::new(events.map(|event| Ok::<_, Infallible>(Frame::data(event))));
+    let mut response = Response::new(body.boxed_unsync());
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// The events as they are, or as a defect passes them on.
+fn for_client(
+    gateway: &Arc<Gateway>,
+    events: impl Stream<Item = Bytes> + Send + 'static,
+) -> futures::stream::BoxStream<'static, Bytes> {
+    match gateway.defect {
+        Some(Defect::BuffersStream | Defect::ReadsForNobody | Defect::ReadsAhead) => {
+            stream::read_ahead(events, gateway).boxed()
+        }
+        Some(Defect::WritesUnderLock) => stream::under_lock(events, gateway).boxed(),
+        _ => events.boxed(),
+    }
+}
+
+/// [`Defect::SharesPrompts`]: with the messages of the earliest request of this alias that is in flight; with its own otherwise.
+fn share_prompt(
+    gateway: &Gateway,
+    request_id: &str,
+    alias: &str,
+    mut fields: Map<String, Value>,
+) -> Map<String, Value> {
+    if !gateway.has(Defect::SharesPrompts) {
+        return fields;
+    }
+    let mut prompts = gateway
+        .prompts
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let earlier = prompts.entry(alias.to_owned()).or_default();
+    earlier.push((request_id.to_owned(), fields["messages"].clone()));
+    fields["messages"] = earlier[0].1.clone();
+    fields
+}

@@ -1,0 +1,374 @@
+//! The running gateway: what all requests share, the listener, and the end on SIGTERM.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use gauntlet_harness::spec::Spec;
+use gauntlet_harness::subject::{Deployment, Process, RunningTarget, TargetError};
+use gauntlet_harness::tape::{Event, Side, Tape};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::door;
+use super::failure::Cause;
+use super::ops::Metrics;
+use super::route::{Lane, Routes};
+use super::store::Store;
+use crate::defect::Defect;
+
+/// What all requests share.
+pub(super) struct Gateway {
+    pub spec: Spec,
+    pub defect: Option<Defect>,
+    pub routes: Routes,
+    pub metrics: Metrics,
+    pub store: Option<Store>,
+    /// Work that must end before the process does: records of queries whose client left, bodies that are read away.
+    tasks: TaskTracker,
+    /// Set by a kill: everything stops where it is.
+    killed: watch::Sender<bool>,
+    /// Set by SIGTERM: readiness tells, and new work is refused.
+    pub draining: AtomicBool,
+    /// Set when the drain deadline is over: what is left ends now.
+    pub cut: watch::Sender<bool>,
+    /// Requests in flight.
+    pub in_flight: watch::Sender<u32>,
+    /// One pool for all: for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
+    pub line: Arc<Semaphore>,
+    /// The requests in flight by alias: for [`Defect::SharesPrompts`].
+    pub prompts: Mutex<HashMap<String, Vec<Prompt>>>,
+    /// For [`Defect::SharesBuffer`].
+    pub buffer: Mutex<Vec<u8>>,
+    /// What the last probes found, and when: told again for a moment. The one who probes holds the lock.
+    pub probed: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
+    lines: Mutex<String>,
+}
+
+/// A request's id and messages.
+type Prompt = (String, Value);
+
+/// A place among the requests in flight; given back when it is dropped.
+pub(super) struct Place {
+    gateway: Arc<Gateway>,
+}
+
+impl Gateway {
+    pub(super) fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    /// Writes a line to the log.
+    pub(super) fn log(&self, line: &str) {
+        let mut lines = self.lines();
+        lines.push_str(line);
+        lines.push('\n');
+    }
+
+    /// Runs work that outlives its request: it is waited for at the end, and only a kill ends it.
+    pub(super) fn outlive<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<Option<T>> {
+        let mut killed = self.killed.subscribe();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                done = work => Some(done),
+                () = set(&mut killed) => None,
+            }
+        })
+    }
+
+    /// Counts an attempt that has ended.
+    pub(super) fn attempted(&self, lane: &Lane, outcome: Result<&str, Cause>) {
+        if !self.has(Defect::CountsRequestsAsAttempts) {
+            self.metrics.attempt(lane, outcome, self.defect);
+        }
+    }
+
+    /// A place, or nothing where the limit is reached (LOAD-01).
+    pub(super) async fn enter(self: &Arc<Self>) -> Option<Place> {
+        let limit = self.spec.limits.max_in_flight;
+        if self.has(Defect::QueuesWithoutBound) {
+            let mut free = self.in_flight.subscribe();
+            while !self.take_place(limit) {
+                free.wait_for(|taken| *taken < limit).await.ok();
+            }
+        } else if !self.take_place(limit) {
+            if self.has(Defect::LeaksPlaces) {
+                self.in_flight.send_modify(|taken| *taken += 1);
+            }
+            return None;
+        }
+        Some(Place {
+            gateway: self.clone(),
+        })
+    }
+
+    fn take_place(&self, limit: u32) -> bool {
+        self.in_flight.send_if_modified(|taken| {
+            let free = *taken < limit;
+            *taken += u32::from(free);
+            free
+        })
+    }
+
+    fn lines(&self) -> MutexGuard<'_, String> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gateway
+            .in_flight
+            .send_modify(|taken| *taken = taken.saturating_sub(1));
+    }
+}
+
+/// Waits until it is set; for ever if it never is.
+pub(super) async fn set(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|set| *set).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Starts the gateway on a free port.
+pub(super) async fn start(
+    deployment: Deployment,
+    defect: Option<Defect>,
+) -> Result<RunningTarget, TargetError> {
+    let routes = Routes::of(&deployment, defect)?;
+    let store = match &deployment.database_url {
+        Some(url) => Some(
+            Store::open(url, deployment.spec.query.as_ref(), defect)
+                .await
+                .map_err(|error| TargetError::Start(error.to_string()))?,
+        ),
+        None => None,
+    };
+    let failed =
+        |error: std::io::Error| TargetError::Start(format!("no port on 127.0.0.1: {error}"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let gateway = Arc::new(Gateway {
+        spec: deployment.spec,
+        defect,
+        routes,
+        metrics: Metrics::default(),
+        store,
+        tasks: TaskTracker::new(),
+        killed: watch::Sender::new(false),
+        draining: AtomicBool::new(false),
+        cut: watch::Sender::new(false),
+        in_flight: watch::Sender::new(0),
+        line: Arc::new(Semaphore::new(if defect == Some(Defect::HeadOfLine) {
+            32
+        } else {
+            1
+        })),
+        prompts: Mutex::default(),
+        buffer: Mutex::default(),
+        probed: tokio::sync::Mutex::default(),
+        lines: Mutex::default(),
+    });
+    let stop = watch::Sender::new(false);
+    let exit = watch::Sender::new(None);
+    let server = tokio::spawn(serve(
+        gateway.clone(),
+        listener,
+        stop.subscribe(),
+        exit.clone(),
+    ));
+    deployment.tape.record(
+        Side::Target,
+        Event::Target {
+            what: format!("ready at {address}"),
+        },
+    );
+    let process = InProcess {
+        gateway,
+        server: server.abort_handle(),
+        drain: Mutex::default(),
+        stop,
+        exit,
+        tape: deployment.tape,
+    };
+    Ok(RunningTarget {
+        base_url: format!("http://{address}"),
+        model_prefix: String::new(),
+        headers: Vec::new(),
+        process: Some(Box::new(process)),
+    })
+}
+
+/// Accepts until told to stop; then lets every connection end its exchange, and exits with 0.
+async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+    exit: watch::Sender<Option<End>>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((stream, _)) = accepted {
+                    connections.spawn(connection(gateway.clone(), stream, stop.clone()));
+                }
+            }
+            () = set(&mut stop) => break,
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop(listener);
+    let ended = async {
+        while connections.join_next().await.is_some() {}
+        gateway.tasks.close();
+        gateway.tasks.wait().await;
+        if let Some(store) = &gateway.store {
+            store.close().await;
+        }
+    };
+    timeout(Duration::from_secs(2), ended).await.ok();
+    exit.send_replace(Some(End::Exited(0)));
+}
+
+async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+    let service = service_fn(|request| door::answer(gateway.clone(), request));
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new());
+    if gateway.has(Defect::WaitsForSlowClient) {
+        builder.header_read_timeout(None);
+    } else {
+        builder.header_read_timeout(Duration::from_millis(gateway.spec.limits.header_ms));
+    }
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        // a client that left, or does not speak HTTP, is no news
+        _ended = connection.as_mut() => {}
+        () = set(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await.ok();
+        }
+    }
+}
+
+/// The gateway as a process that can be signalled.
+struct InProcess {
+    gateway: Arc<Gateway>,
+    server: AbortHandle,
+    drain: Mutex<Option<AbortHandle>>,
+    stop: watch::Sender<bool>,
+    exit: watch::Sender<Option<End>>,
+    tape: Tape,
+}
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Exited(i32),
+    Killed,
+}
+
+#[async_trait]
+impl Process for InProcess {
+    async fn terminate(&self) -> Result<(), TargetError> {
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGTERM".into(),
+            },
+        );
+        if self.gateway.has(Defect::DropsOnTerm) {
+            self.server.abort();
+            self.exit.send_replace(Some(End::Exited(0)));
+            return Ok(());
+        }
+        self.gateway.draining.store(true, Ordering::SeqCst);
+        let drain = tokio::spawn(drain(self.gateway.clone(), self.stop.clone()));
+        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain.abort_handle());
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<(), TargetError> {
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: "SIGKILL".into(),
+            },
+        );
+        self.gateway.killed.send_replace(true);
+        self.server.abort();
+        self.exit.send_replace(Some(End::Killed));
+        Ok(())
+    }
+
+    async fn wait(&self) -> Result<Option<i32>, TargetError> {
+        let mut exit = self.exit.subscribe();
+        let end = *exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| TargetError::Died("the gateway is gone".into()))?;
+        Ok(match end {
+            Some(End::Exited(code)) => Some(code),
+            Some(End::Killed) | None => None,
+        })
+    }
+
+    fn log_tail(&self) -> String {
+        let lines = self.gateway.lines();
+        let tail: Vec<&str> = lines.lines().rev().take(20).collect();
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    fn log(&self) -> String {
+        self.gateway.lines().clone()
+    }
+
+    fn id(&self) -> Option<u32> {
+        None
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.server.abort();
+        if let Some(drain) = self
+            .drain
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            drain.abort();
+        }
+    }
+}
+
+/// SIGTERM: what is in flight ends; at the drain deadline what is left is cut, with an error that says so (DRAIN-01, DRAIN-02).
+async fn drain(gateway: Arc<Gateway>, stop: watch::Sender<bool>) {
+    let mut in_flight = gateway.in_flight.subscribe();
+    let deadline = Duration::from_millis(gateway.spec.limits.drain_ms);
+    let ended = in_flight.wait_for(|taken| *taken == 0);
+    if gateway.has(Defect::DrainsForEver) {
+        ended.await.ok();
+    } else if timeout(deadline, ended).await.is_err() {
+        gateway.cut.send_replace(true);
+        timeout(
+            Duration::from_secs(1),
+            in_flight.wait_for(|taken| *taken == 0),
+        )
+        .await
+        .ok();
+    }
+    stop.send_replace(true);
+}

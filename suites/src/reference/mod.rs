@@ -1,0 +1,100 @@
+//! The reference gateway, and its defects: one bug at a time.
+//!
+//! A case that cannot fail proves nothing. So each case is shown two gateways: the [`Reference`], which keeps every requirement
+//! and must pass, and the same gateway with one [`Defect`], which the case must reject. The kill matrix (`tests/kill_matrix.rs`)
+//! holds for all cases. The reference is small, straightforward and shares no code with the bundled gateway.
+
+#![allow(clippy::result_large_err, reason = "errors are values here, and rare")]
+
+mod agents;
+mod breaker;
+mod chat;
+mod decode;
+mod door;
+mod failure;
+mod gateway;
+mod ops;
+mod protocol;
+mod query;
+mod records;
+mod route;
+mod store;
+mod stream;
+mod upstream;
+
+use crate::defect::Defect;
+
+use async_trait::async_trait;
+use gauntlet_harness::subject::{
+    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+};
+
+/// A correct gateway in this process, or the same with one bug.
+#[derive(Debug)]
+pub struct Reference {
+    defect: Option<Defect>,
+    manifest: Manifest,
+}
+
+impl Reference {
+    /// The correct gateway for `None`, the one with that single bug otherwise.
+    pub fn new(defect: Option<Defect>) -> Self {
+        let capabilities = CAPABILITIES.iter().copied().collect();
+        // one name for all: they share one schema, and so one template of the case's databases
+        Self {
+            defect,
+            manifest: Manifest {
+                name: "reference".into(),
+                version: None,
+                capabilities,
+                fixed_timeouts: None,
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Target for Reference {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        gateway::start(deployment, self.defect).await
+    }
+}
+
+const CAPABILITIES: &[Capability] = &[
+    Capability::Chat,
+    Capability::Stream,
+    Capability::Tools,
+    Capability::Models,
+    Capability::Ollama,
+    Capability::Fallback,
+    Capability::Retry,
+    Capability::RetryBudget,
+    Capability::ConnectTimeout,
+    Capability::FirstTokenTimeout,
+    Capability::IdleTimeout,
+    Capability::TotalDeadline,
+    Capability::TimeoutPerModel,
+    Capability::ClientDeadline,
+    Capability::Breaker,
+    Capability::Bulkhead,
+    Capability::Admission,
+    Capability::BodyLimit,
+    Capability::SlowClient,
+    Capability::Keys,
+    Capability::StoredKeys,
+    Capability::OwnProviderKeys,
+    Capability::UrlCredentials,
+    Capability::RequestId,
+    Capability::ServedBy,
+    Capability::AttemptList,
+    Capability::Query,
+    Capability::Health,
+    Capability::Metrics,
+    Capability::Drain,
+    Capability::Store,
+    Capability::Process,
+];

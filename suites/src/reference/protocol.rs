@@ -1,0 +1,421 @@
+//! What providers speak: how a request is told to each, and how a whole answer or a refusal is read. Streams are read in `decode`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use gauntlet_harness::spec::Protocol;
+use http::{HeaderMap, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+use super::failure::{AttemptError, Cause};
+use crate::defect::Defect;
+
+/// Token counts as the provider told them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub prompt: u64,
+    pub completion: u64,
+}
+
+impl Usage {
+    /// OpenAI's `usage`, if the document has one.
+    pub(super) fn of(document: &Value) -> Option<Self> {
+        let usage = document.get("usage").filter(|usage| usage.is_object())?;
+        let count = |key: &str| usage.get(key).and_then(Value::as_u64).unwrap_or(0);
+        Some(Self {
+            prompt: count("prompt_tokens"),
+            completion: count("completion_tokens"),
+        })
+    }
+
+    /// Ollama's counts; a zero is absent there.
+    pub(super) fn of_ollama(record: &Value) -> Self {
+        let count = |key: &str| record.get(key).and_then(Value::as_u64).unwrap_or(0);
+        Self {
+            prompt: count("prompt_eval_count"),
+            completion: count("eval_count"),
+        }
+    }
+
+    pub(super) fn document(self) -> Value {
+        json!({ "prompt_tokens": self.prompt, "completion_tokens": self.completion, "total_tokens": self.prompt + self.completion })
+    }
+}
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub(super) struct Completion {
+    /// What the client gets: the provider's own bytes where both speak OpenAI.
+    pub bytes: Bytes,
+    pub document: Value,
+    pub usage: Option<Usage>,
+}
+
+impl Completion {
+    fn of(document: Value) -> Self {
+        Self {
+            bytes: document.to_string().into(),
+            usage: Usage::of(&document),
+            document,
+        }
+    }
+
+    /// The text of the first choice.
+    pub(super) fn text(&self) -> &str {
+        self.document
+            .pointer("/choices/0/message/content")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+}
+
+/// Where a provider takes chat requests.
+pub(super) fn url(protocol: Protocol, base: &str) -> String {
+    let base = base.trim_end_matches('/');
+    match protocol {
+        Protocol::OpenAi => format!("{base}/chat/completions"),
+        Protocol::Ollama => format!("{base}/api/chat"),
+    }
+}
+
+/// Tells the client's request to `model`.
+pub(super) fn encode(
+    protocol: Protocol,
+    model: &str,
+    fields: &Map<String, Value>,
+    defect: Option<Defect>,
+) -> Result<Bytes, AttemptError> {
+    let mut fields = fields.clone();
+    fields.insert("model".into(), model.into());
+    if defect == Some(Defect::DropsUnknownFields) {
+        fields.retain(|name, _| KNOWN.contains(&name.as_str()));
+    }
+    let body = match protocol {
+        Protocol::OpenAi => Value::Object(fields),
+        Protocol::Ollama => to_ollama(&fields, defect)?,
+    };
+    Ok(body.to_string().into())
+}
+
+/// Reads a whole 2xx body: whatever is not an answer is a failure (FALL-02).
+pub(super) fn completion(
+    protocol: Protocol,
+    bytes: Bytes,
+    secret: &str,
+    defect: Option<Defect>,
+) -> Result<Completion, AttemptError> {
+    let bad = |message: &str| AttemptError::new(Cause::BadResponse, message);
+    let parsed: Result<Value, _> = serde_json::from_slice(&bytes);
+    if defect == Some(Defect::BelievesAny200) {
+        return Ok(Completion {
+            bytes,
+            usage: None,
+            document: parsed.unwrap_or(Value::Null),
+        });
+    }
+    let document = parsed.map_err(|_| bad("the provider's answer is not JSON"))?;
+    if document.get("error").is_some_and(|error| !error.is_null()) {
+        return Err(AttemptError::told(Cause::InBand, &document, secret));
+    }
+    let mut completion = match protocol {
+        Protocol::OpenAi => {
+            let choices = document
+                .get("choices")
+                .and_then(Value::as_array)
+                .ok_or_else(|| bad("the provider's answer has no choices"))?;
+            if choices.is_empty() || choices.iter().any(|choice| !choice["message"].is_object()) {
+                return Err(bad("the provider's answer has no message"));
+            }
+            Completion {
+                bytes,
+                usage: Usage::of(&document),
+                document,
+            }
+        }
+        Protocol::Ollama if document["done"] != true => {
+            return Err(bad("the provider's answer is not done"));
+        }
+        Protocol::Ollama => Completion::of(from_ollama(&document, defect)),
+    };
+    if defect == Some(Defect::KeepsOnlyText) {
+        let message = json!({ "role": "assistant", "content": completion.text() });
+        let choices = json!([{ "index": 0, "message": message, "finish_reason": "stop" }]);
+        completion = Completion::of(envelope(
+            "chat.completion",
+            completion.document["model"].as_str().unwrap_or_default(),
+            &choices,
+        ));
+    }
+    if matches!(defect, Some(Defect::RenamesCalls | Defect::KeepsFirstCall)) {
+        let mut document = completion.document.clone();
+        if let Some(calls) = document
+            .pointer_mut("/choices/0/message/tool_calls")
+            .and_then(Value::as_array_mut)
+        {
+            match defect {
+                Some(Defect::KeepsFirstCall) => calls.truncate(1),
+                _ => calls
+                    .iter_mut()
+                    .zip(1..)
+                    .for_each(|(call, n)| call["id"] = format!("call_{n}").into()),
+            }
+        }
+        completion = Completion::of(document);
+    }
+    if defect == Some(Defect::GuessesUsage) {
+        let mut document = completion.document.clone();
+        document["usage"] = guess(completion.text()).document();
+        completion = Completion::of(document);
+    }
+    Ok(completion)
+}
+
+/// Reads a refusal: the cause by status and, for 429, by the provider's code.
+pub(super) fn refusal(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    secret: &str,
+) -> AttemptError {
+    let document: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    let told = AttemptError::told(Cause::Rejected, &document, secret);
+    let quota = [&told.kind, &told.code]
+        .into_iter()
+        .flatten()
+        .any(|text| text == "insufficient_quota");
+    let cause = match status.as_u16() {
+        401 | 403 => Cause::ProviderAuth,
+        402 => Cause::QuotaExhausted,
+        429 if quota => Cause::QuotaExhausted,
+        429 => Cause::RateLimited,
+        503 | 529 => Cause::Overloaded,
+        500.. => Cause::ServerError,
+        400..500 => Cause::Rejected,
+        _ => Cause::BadResponse,
+    };
+    let code = status.as_u16();
+    let status = Some(code);
+    let retry_after = retry_after(headers);
+    match cause {
+        Cause::Rejected => AttemptError {
+            status,
+            retry_after,
+            ..told
+        },
+        _ => AttemptError {
+            status,
+            retry_after,
+            ..AttemptError::new(cause, format!("the provider answered {code}"))
+        },
+    }
+}
+
+/// `retry-after-ms`, or Retry-After in seconds or as an HTTP date (RFC 9110 section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+    };
+    if let Some(ms) = text("retry-after-ms").and_then(|text| text.parse().ok()) {
+        return Some(Duration::from_millis(ms));
+    }
+    let text = text("retry-after")?;
+    match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => Some(
+            httpdate::parse_http_date(text)
+                .ok()?
+                .duration_since(SystemTime::now())
+                .unwrap_or_default(),
+        ),
+    }
+}
+
+/// A `chat.completion` or `chat.completion.chunk` of our own making.
+pub(super) fn envelope(object: &str, model: &str, choices: &Value) -> Value {
+    let created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let id = format!("chatcmpl-{}", uuid::Uuid::now_v7().simple());
+    json!({ "id": id, "object": object, "created": created, "model": model, "choices": choices })
+}
+
+/// For [`Defect::GuessesUsage`].
+pub(super) fn guess(text: &str) -> Usage {
+    Usage {
+        prompt: 1,
+        completion: text.len() as u64 / 4 + 1,
+    }
+}
+
+/// Ollama's tool calls as OpenAI's: arguments as text, ids, indexes from `first`.
+pub(super) fn tool_calls(message: &Value, first: usize, defect: Option<Defect>) -> Vec<Value> {
+    let calls = message
+        .get("tool_calls")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let call = |(index, call): (usize, &Value)| {
+        let own = if defect == Some(Defect::TranslatesWithoutId) {
+            Some("")
+        } else {
+            call["id"].as_str()
+        };
+        let id = own.map_or_else(
+            || format!("call_{}", uuid::Uuid::now_v7().simple()),
+            str::to_owned,
+        );
+        let arguments = &call["function"]["arguments"];
+        let arguments = if defect == Some(Defect::CopiesOllamaFields) {
+            arguments.clone()
+        } else {
+            arguments.to_string().into()
+        };
+        json!({ "index": first + index, "id": id, "type": "function", "function": { "name": call["function"]["name"], "arguments": arguments } })
+    };
+    calls.iter().enumerate().map(call).collect()
+}
+
+/// Ollama's `done_reason` as a finish_reason.
+pub(super) fn finish_reason(record: &Value, tools: bool, defect: Option<Defect>) -> &str {
+    match record["done_reason"].as_str() {
+        _ if tools && defect != Some(Defect::CopiesOllamaFields) => "tool_calls",
+        Some("length") => "length",
+        _ => "stop",
+    }
+}
+
+fn from_ollama(record: &Value, defect: Option<Defect>) -> Value {
+    let said = &record["message"];
+    let mut calls = tool_calls(said, 0, defect);
+    let finish = finish_reason(record, !calls.is_empty(), defect);
+    let mut message =
+        json!({ "role": "assistant", "content": said["content"].as_str().unwrap_or_default() });
+    if !calls.is_empty() {
+        for call in &mut calls {
+            call.as_object_mut().map(|call| call.shift_remove("index"));
+        }
+        if message["content"] == "" {
+            message["content"] = Value::Null;
+        }
+        message["tool_calls"] = calls.into();
+    }
+    let choices = json!([{ "index": 0, "message": message, "finish_reason": finish }]);
+    let mut document = envelope(
+        "chat.completion",
+        record["model"].as_str().unwrap_or_default(),
+        &choices,
+    );
+    if defect != Some(Defect::CopiesOllamaFields) {
+        document["usage"] = Usage::of_ollama(record).document();
+    }
+    document
+}
+
+/// OpenAI's request in Ollama's words. What cannot be said is refused, never dropped (WIRE-08).
+fn to_ollama(fields: &Map<String, Value>, defect: Option<Defect>) -> Result<Value, AttemptError> {
+    let mut body = json!({ "stream": false });
+    let mut options = Map::new();
+    for (name, value) in fields {
+        match name.as_str() {
+            "model" | "tools" => body[name.as_str()] = value.clone(),
+            "stream" => body["stream"] = value.as_bool().unwrap_or(false).into(),
+            "messages" => body["messages"] = messages_to_ollama(value, defect),
+            "temperature" | "top_p" | "seed" | "stop" | "frequency_penalty"
+            | "presence_penalty" => {
+                options.insert(name.clone(), value.clone());
+            }
+            "max_tokens" | "max_completion_tokens" => {
+                options.insert("num_predict".into(), value.clone());
+            }
+            "response_format" if value["type"] == "json_object" => body["format"] = "json".into(),
+            "response_format" if value["type"] == "json_schema" => {
+                body["format"] = value["json_schema"]["schema"].clone()
+            }
+            "stream_options" | "user" | "response_format" => {}
+            "n" if *value == 1 => {}
+            "tool_choice" if *value == "auto" => {}
+            _ if defect == Some(Defect::DropsUnknownFields) => {}
+            _ => {
+                let error = AttemptError::new(
+                    Cause::Unsupported,
+                    format!("an Ollama provider does not understand the field {name}"),
+                );
+                return Err(AttemptError {
+                    param: Some(name.clone()),
+                    ..error
+                });
+            }
+        }
+    }
+    if !options.is_empty() {
+        body["options"] = options.into();
+    }
+    Ok(body)
+}
+
+fn messages_to_ollama(messages: &Value, defect: Option<Defect>) -> Value {
+    let mut messages = messages.as_array().cloned().unwrap_or_default();
+    if defect == Some(Defect::TranslatesLastMessageOnly) {
+        messages = messages.pop().into_iter().collect();
+    }
+    messages.iter().map(message_to_ollama).collect()
+}
+
+fn message_to_ollama(message: &Value) -> Value {
+    let mut told = json!({ "role": message["role"], "content": text_of(&message["content"]) });
+    if let Some(calls) = message.get("tool_calls").and_then(Value::as_array) {
+        let call = |call: &Value| {
+            let text = call["function"]["arguments"].as_str().unwrap_or("{}");
+            let arguments: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
+            json!({ "function": { "name": call["function"]["name"], "arguments": arguments } })
+        };
+        told["tool_calls"] = calls.iter().map(call).collect();
+    }
+    if let Some(id) = message.get("tool_call_id") {
+        told["tool_call_id"] = id.clone();
+    }
+    told
+}
+
+/// The text of a message: a string, or the text parts of an array.
+pub(super) fn text_of(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect(),
+        _ => String::new(),
+    }
+}
+
+/// Whether the head of an answer says that a stream follows (STRM-07).
+pub(super) fn is_stream(protocol: Protocol, headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    match protocol {
+        Protocol::OpenAi => kind.starts_with("text/event-stream"),
+        Protocol::Ollama => {
+            kind.starts_with("application/x-ndjson") || kind.starts_with("application/json")
+        }
+    }
+}
+
+const KNOWN: &[&str] = &[
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "tools",
+    "tool_choice",
+];

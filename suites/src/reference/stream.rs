@@ -1,0 +1,333 @@
+//! A provider's stream past its commit point, and how it is told to the client: chunks as they come, then `[DONE]`, or one error and no `[DONE]`.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use futures::stream::unfold;
+use futures::{Stream, StreamExt as _};
+use gauntlet_harness::spec::Protocol;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::chat::{self, Answer, Call, Hold};
+use super::decode::{Decoder, Item};
+use super::failure::{AttemptError, Cause, Told};
+use super::gateway::{Gateway, Place, set};
+use super::route::Lane;
+use super::upstream::Body;
+use crate::defect::Defect;
+
+/// A stream that is known to be good. Dropping it closes the connection to the provider.
+pub(super) struct Committed {
+    gateway: Arc<Gateway>,
+    lane: Arc<Lane>,
+    call: Call,
+    body: Option<Body>,
+    decoder: Decoder,
+    items: VecDeque<Item>,
+    deadline: Instant,
+    /// Since when the provider is silent.
+    idle_from: Instant,
+    /// The breaker's leave and the place at the provider; given back at the end.
+    pub hold: Option<Hold>,
+    /// For the defects that go on after a failure.
+    again: bool,
+}
+
+impl Committed {
+    pub(super) fn new(
+        gateway: Arc<Gateway>,
+        lane: Arc<Lane>,
+        call: Call,
+        body: Body,
+        mislabelled: bool,
+        deadline: Instant,
+    ) -> Self {
+        let spec = &lane.provider.spec;
+        let decoder = Decoder::new(
+            spec.protocol,
+            &spec.api_key,
+            call.include_usage(),
+            mislabelled,
+            gateway.defect,
+        );
+        let items = VecDeque::new();
+        Self {
+            gateway,
+            lane,
+            call,
+            body: Some(body),
+            decoder,
+            items,
+            deadline,
+            idle_from: Instant::now(),
+            hold: None,
+            again: true,
+        }
+    }
+
+    /// Reads until the first real content: until then every failure may still become a fallback or a real status.
+    pub(super) async fn reach_commit_point(&mut self) -> Result<(), AttemptError> {
+        loop {
+            for (position, item) in self.items.iter().enumerate() {
+                match item {
+                    Item::Chunk { content: true, .. } => return Ok(()),
+                    Item::Chunk { .. } => {}
+                    Item::Done(_)
+                        if self.gateway.has(Defect::IgnoresContentType)
+                            || self.gateway.has(Defect::BelievesAny200) =>
+                    {
+                        return Ok(());
+                    }
+                    Item::Done(_) => {
+                        return Err(AttemptError::new(
+                            Cause::BadResponse,
+                            "the provider's stream says nothing",
+                        ));
+                    }
+                    Item::Failed(_) if self.gateway.has(Defect::BelievesAny200) => return Ok(()),
+                    Item::Failed(error) => {
+                        let error = error.clone();
+                        self.items.drain(..=position);
+                        return Err(error);
+                    }
+                }
+            }
+            self.read().await;
+        }
+    }
+
+    /// The next item, within the idle time-out and the deadline.
+    async fn next(&mut self) -> Item {
+        loop {
+            if let Some(item) = self.items.pop_front() {
+                return self.settle(item);
+            }
+            if self.gateway.has(Defect::NoIdleTimeout) {
+                self.read().await;
+                continue;
+            }
+            // silence counts from here: a client that reads slowly is not the provider's silence
+            if !self.gateway.has(Defect::IdleNeverRestarts) {
+                self.idle_from = Instant::now();
+            }
+            let idle = self.idle_from + self.lane.idle;
+            let limit = if self.gateway.has(Defect::ChunksMoveDeadline) {
+                idle
+            } else {
+                idle.min(self.deadline)
+            };
+            if timeout_at(limit, self.read()).await.is_err() {
+                self.body = None;
+                let item = if self.gateway.has(Defect::StallIsDone) {
+                    Item::Done(None)
+                } else if limit == idle {
+                    Item::Failed(AttemptError::new(
+                        Cause::IdleTimeout,
+                        format!("the provider was silent for {:?}", self.lane.idle),
+                    ))
+                } else {
+                    Item::Failed(AttemptError::new(
+                        Cause::DeadlineExceeded,
+                        "the deadline is over",
+                    ))
+                };
+                return self.settle(item);
+            }
+        }
+    }
+
+    /// Reads once; what it completes stands in `items`. Cancel safe: bytes are decoded in the same poll that takes them.
+    async fn read(&mut self) {
+        let Some(body) = &mut self.body else {
+            return std::future::pending().await;
+        };
+        match body.chunk().await {
+            Some(Ok(bytes)) if self.gateway.has(Defect::SharesBuffer) => {
+                let mut shared = self
+                    .gateway
+                    .buffer
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                self.decoder.swap_buffer(&mut shared);
+                self.decoder.push(&bytes, &mut self.items);
+                self.decoder.swap_buffer(&mut shared);
+            }
+            Some(Ok(bytes)) => self.decoder.push(&bytes, &mut self.items),
+            Some(Err(error)) if self.gateway.has(Defect::ResetEndsSilently) => {
+                self.items.push_back(Item::Failed(error))
+            }
+            Some(Err(error)) => self.decoder.cut(error, &mut self.items),
+            None => self.decoder.finish(&mut self.items),
+        }
+    }
+
+    fn is_translated(&self) -> bool {
+        self.lane.provider.spec.protocol == Protocol::Ollama
+    }
+
+    /// An end tells the breaker and the counters what came of the provider, and closes its connection.
+    fn settle(&mut self, item: Item) -> Item {
+        let hold = match &item {
+            Item::Chunk { .. } => return item,
+            Item::Done(_) | Item::Failed(_) => self.hold.take(),
+        };
+        match (&item, hold) {
+            (Item::Done(usage), Some(hold)) => hold.succeeded(*usage),
+            (Item::Failed(error), Some(mut hold)) => {
+                chat::judge(&self.call, self.deadline, error, &mut hold)
+            }
+            _ => {}
+        }
+        if !self.gateway.has(Defect::ReadsPastDone) {
+            self.body = None;
+        }
+        item
+    }
+
+    /// [`Defect::RestartsStream`] and [`Defect::SplicesStreams`]: a second stream in place of the one that failed.
+    async fn start_again(&mut self) -> bool {
+        let first = match self.gateway.defect {
+            Some(Defect::RestartsStream) => 0,
+            Some(Defect::SplicesStreams) => 1,
+            _ => return false,
+        };
+        let gateway = self.gateway.clone();
+        let alias = self
+            .call
+            .fields
+            .get("model")
+            .and_then(|model| model.as_str())
+            .unwrap_or_default();
+        let Some(route) = gateway
+            .routes
+            .find(alias)
+            .filter(|_| std::mem::take(&mut self.again))
+        else {
+            return false;
+        };
+        match chat::ask(&gateway, route, &self.call.clone(), first).await {
+            Ok(chat::Served {
+                answer: Answer::Stream(mut stream),
+                ..
+            }) => {
+                stream.again = false;
+                *self = *stream;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The events for the client. Dropped by a client that left, it drops the provider's stream, and with it the connection.
+pub(super) fn events(
+    stream: Committed,
+    place: Place,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    let gateway = stream.gateway.clone();
+    let cut = gateway.cut.subscribe();
+    unfold(Some((stream, place, cut)), move |state| {
+        let gateway = gateway.clone();
+        async move {
+            let (mut stream, place, mut cut) = state?;
+            let item = loop {
+                let item = tokio::select! {
+                    item = stream.next() => item,
+                    () = set(&mut cut) => Item::Failed(AttemptError::new(Cause::Truncated, "the gateway shuts down")),
+                };
+                let shut = *cut.borrow();
+                if !shut && matches!(item, Item::Failed(_)) && stream.start_again().await {
+                    continue;
+                }
+                if shut && matches!(item, Item::Failed(_)) && gateway.has(Defect::DrainCutsSilently)
+                {
+                    return None;
+                }
+                break item;
+            };
+            match item {
+                Item::Chunk { data, .. } => Some((
+                    format!("data: {data}\n\n").into(),
+                    Some((stream, place, cut)),
+                )),
+                Item::Done(_)
+                    if gateway.has(Defect::TranslatesWithoutEnd) && stream.is_translated() =>
+                {
+                    None
+                }
+                Item::Done(_) => {
+                    let done = if gateway.has(Defect::SendsDoneTwice) {
+                        "data: [DONE]\n\ndata: [DONE]\n\n"
+                    } else {
+                        "data: [DONE]\n\n"
+                    };
+                    Some((Bytes::from_static(done.as_bytes()), None))
+                }
+                Item::Failed(error)
+                    if gateway.has(Defect::ResetEndsSilently)
+                        && error.cause == Cause::Truncated =>
+                {
+                    None
+                }
+                Item::Failed(error) => {
+                    let told = if *cut.borrow() {
+                        Told::shutting_down()
+                    } else {
+                        Told::from_attempt(&error, gateway.defect)
+                    };
+                    Some((format!("data: {}\n\n", told.document()).into(), None))
+                }
+            }
+        }
+    })
+}
+
+/// For the defects that read the provider's stream in a task of its own: [`Defect::BuffersStream`], [`Defect::ReadsAhead`],
+/// [`Defect::ReadsForNobody`].
+pub(super) fn read_ahead(
+    events: impl Stream<Item = Bytes> + Send + 'static,
+    gateway: &Arc<Gateway>,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let gateway = gateway.clone();
+    tokio::spawn(async move {
+        let mut events = std::pin::pin!(events);
+        let mut collected = Vec::new();
+        while let Some(event) = events.next().await {
+            if gateway.has(Defect::BuffersStream) {
+                collected.push(event);
+            } else if sender.send(event).is_err() && !gateway.has(Defect::ReadsForNobody) {
+                return;
+            }
+        }
+        for event in collected {
+            sender.send(event).ok();
+        }
+    });
+    unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    })
+}
+
+/// [`Defect::WritesUnderLock`]: who waits for its client holds the lock that all writers need.
+pub(super) fn under_lock(
+    events: impl Stream<Item = Bytes> + Send + 'static,
+    gateway: &Arc<Gateway>,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(1);
+    let lock = gateway.line.clone();
+    tokio::spawn(async move {
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            let _held = lock.acquire().await;
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    })
+}

@@ -1,0 +1,236 @@
+//! The way to a provider: one connection for each attempt, closed when the attempt is dropped.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::failure::{AttemptError, Cause};
+use crate::defect::Defect;
+
+/// What is sent to a provider.
+pub(super) struct Question {
+    pub method: Method,
+    pub url: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub connect: Duration,
+    /// For [`Defect::HeaderBytesRestartTimer`]: silence after which it gives up.
+    pub silence: Duration,
+}
+
+/// The head of an answer with its body to come. Dropping it closes the connection.
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Body,
+}
+
+/// The body as it comes. Dropping it closes the connection.
+pub(super) struct Body {
+    incoming: Incoming,
+    _connection: Connection,
+}
+
+/// The task that drives the connection; it ends with its owner.
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Sends the question and waits for the head of the answer. Dropping the future closes the connection.
+pub(super) async fn send(
+    question: Question,
+    defect: Option<Defect>,
+) -> Result<Answer, AttemptError> {
+    let uri: Uri = question.url.parse().map_err(|error| {
+        AttemptError::new(
+            Cause::Unsupported,
+            format!("the provider's URL is wrong: {error}"),
+        )
+    })?;
+    let stream = connect(&uri, &question, defect).await?;
+    let (reads, seen) = watch::channel(0_u64);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(Counted { stream, reads }))
+        .await
+        .map_err(|error| before_answer(&error))?;
+    let connection = Connection(tokio::spawn(async move {
+        // its errors are told by the request and the body
+        connection.await.ok();
+    }));
+    let request = request(question.method, &uri, question.headers, question.body)?;
+    let response = sender.send_request(request);
+    let response = if defect == Some(Defect::HeaderBytesRestartTimer) {
+        tokio::select! {
+            response = response => response,
+            () = silent(seen, question.silence) => return Err(AttemptError::new(Cause::FirstTokenTimeout, "the provider fell silent")),
+        }
+    } else {
+        response.await
+    };
+    let (head, incoming) = response
+        .map_err(|error| before_answer(&error))?
+        .into_parts();
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body: Body {
+            incoming,
+            _connection: connection,
+        },
+    })
+}
+
+impl Body {
+    /// The next bytes; `None` at the end that the provider meant.
+    pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, AttemptError>> {
+        loop {
+            let frame = self.incoming.frame().await?;
+            match frame.map(hyper::body::Frame::into_data) {
+                Ok(Ok(bytes)) => return Some(Ok(bytes)),
+                Ok(Err(_trailers)) => {}
+                Err(error) => {
+                    return Some(Err(AttemptError::new(
+                        Cause::Truncated,
+                        format!("the answer was cut: {error}"),
+                    )));
+                }
+            }
+        }
+    }
+}
+
+async fn connect(
+    uri: &Uri,
+    question: &Question,
+    defect: Option<Defect>,
+) -> Result<TcpStream, AttemptError> {
+    let address = (
+        uri.host().unwrap_or_default().trim_matches(['[', ']']),
+        uri.port_u16().unwrap_or(80),
+    );
+    let connecting = TcpStream::connect(address);
+    let connected = if defect == Some(Defect::NoConnectTimeout) {
+        connecting.await
+    } else {
+        let late = || {
+            AttemptError::new(
+                Cause::ConnectTimeout,
+                format!("no connection within {:?}", question.connect),
+            )
+        };
+        timeout(question.connect, connecting)
+            .await
+            .map_err(|_| late())?
+    };
+    connected.map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => AttemptError::new(
+            Cause::ConnectTimeout,
+            "no connection in the system's own time",
+        ),
+        io::ErrorKind::ConnectionReset => {
+            AttemptError::new(Cause::Reset, "the connection was reset")
+        }
+        _ => AttemptError::new(Cause::Refused, "the provider refuses connections"),
+    })
+}
+
+fn request(
+    method: Method,
+    uri: &Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, AttemptError> {
+    let authority = uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let path = uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, host)
+        .body(Full::new(body))
+        .map_err(|error| {
+            AttemptError::new(
+                Cause::Unsupported,
+                format!("the request cannot be told: {error}"),
+            )
+        })?;
+    request.headers_mut().extend(headers);
+    Ok(request)
+}
+
+fn before_answer(error: &hyper::Error) -> AttemptError {
+    if error.is_parse() {
+        AttemptError::new(Cause::BadResponse, "the provider does not answer in HTTP")
+    } else {
+        AttemptError::new(Cause::Reset, "the connection was closed before an answer")
+    }
+}
+
+/// Ends when nothing has been read for so long.
+async fn silent(mut seen: watch::Receiver<u64>, silence: Duration) {
+    loop {
+        tokio::select! {
+            () = sleep(silence) => return,
+            changed = seen.changed() => if changed.is_err() { return std::future::pending().await },
+        }
+    }
+}
+
+/// A connection that counts its reads.
+struct Counted {
+    stream: TcpStream,
+    reads: watch::Sender<u64>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if polled.is_ready() {
+            self.reads.send_modify(|reads| *reads += 1);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
