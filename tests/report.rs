@@ -25,6 +25,7 @@ fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
 
 fn violated(mode: FailureMode) -> Failure {
     Failure::Violated {
+        fact: "answer.status".into(),
         expected: "status 504".into(),
         observed: "status 200 <a | b>\nand more".into(),
         mode,

@@ -285,7 +285,7 @@ async fn a_database_that_stalls_ends_every_call_in_time() {
     bed.store.ping().await.unwrap();
     wire.stall();
     let calls = join_all((0..6).map(|_| bed.store.ping()));
-    for ended in guard("calls end by their own time-outs", calls)
+    for ended in guard("hang.test", "calls end by their own time-outs", calls)
         .await
         .unwrap()
     {
@@ -312,6 +312,7 @@ async fn a_stuck_statement_ends_in_time_and_writes_nothing_later() {
     let impatient = stores::open(&short(bed.case.url())).await.unwrap();
     let lock = bed.case.lock("queries").await.unwrap();
     let error = guard(
+        "hang.test",
         "the call ends by its time-out",
         impatient.record_query(record()),
     )
@@ -350,7 +351,7 @@ async fn an_exhausted_pool_refuses_in_time_and_recovers() {
         async move { narrow.record_query(record()).await }
     });
     bed.case.until_waiting(1).await.unwrap();
-    let refused = guard("the second call is refused", narrow.ping())
+    let refused = guard("hang.test", "the second call is refused", narrow.ping())
         .await
         .unwrap();
     assert_eq!(
@@ -385,7 +386,7 @@ async fn a_dropped_call_frees_its_connection() {
     bed.case.until_waiting(1).await.unwrap();
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
-    guard("the pool has its place back", narrow.ping())
+    guard("hang.test", "the pool has its place back", narrow.ping())
         .await
         .unwrap()
         .unwrap();
@@ -471,6 +472,7 @@ async fn a_locked_file_ends_the_call_in_time() {
         .await
         .unwrap();
     let error = guard(
+        "hang.test",
         "the call ends by its time-out",
         store.record_query(record()),
     )

@@ -33,6 +33,8 @@ pub enum FailureMode {
 pub enum Failure {
     /// The gateway broke the requirement.
     Violated {
+        /// The id of the fact, unique within its case: dotted words, such as `answer.status`.
+        fact: String,
         expected: String,
         observed: String,
         mode: FailureMode,
@@ -88,11 +90,17 @@ pub enum Verdict {
 ///
 /// # Errors
 /// A violation that the user of the gateway could see; see [`lied`].
-pub fn holds(fact: bool, expected: impl Into<String>, observed: impl fmt::Display) -> CaseResult {
-    if fact {
+pub fn holds(
+    fact: &str,
+    condition: bool,
+    expected: impl Into<String>,
+    observed: impl fmt::Display,
+) -> CaseResult {
+    if condition {
         return Ok(());
     }
     Err(Failure::Violated {
+        fact: fact.to_string(),
         expected: expected.into(),
         observed: observed.to_string(),
         mode: FailureMode::Visible,
@@ -103,8 +111,14 @@ pub fn holds(fact: bool, expected: impl Into<String>, observed: impl fmt::Displa
 ///
 /// # Errors
 /// As [`holds`].
-pub fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, observed: T) -> CaseResult {
+pub fn equal<T: PartialEq + fmt::Debug>(
+    fact: &str,
+    what: &str,
+    expected: T,
+    observed: T,
+) -> CaseResult {
     holds(
+        fact,
         expected == observed,
         format!("{what} {expected:?}"),
         format_args!("{what} {observed:?}"),
@@ -115,8 +129,9 @@ pub fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, observed: T) ->
 ///
 /// # Errors
 /// As [`holds`].
-pub fn in_order(first: (&str, u64), second: (&str, u64)) -> CaseResult {
+pub fn in_order(fact: &str, first: (&str, u64), second: (&str, u64)) -> CaseResult {
     holds(
+        fact,
         first.1 < second.1,
         format!("{} before {}", first.0, second.0),
         format_args!("{} before {}", second.0, first.0),
@@ -127,10 +142,12 @@ pub fn in_order(first: (&str, u64), second: (&str, u64)) -> CaseResult {
 pub fn silent(failure: Failure) -> Failure {
     match failure {
         Failure::Violated {
+            fact,
             expected,
             observed,
             mode: FailureMode::Visible,
         } => Failure::Violated {
+            fact,
             expected,
             observed,
             mode: FailureMode::Silent,

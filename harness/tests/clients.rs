@@ -69,6 +69,7 @@ async fn a_dribbled_request_comes_in_pieces_and_is_answered() {
         &place(|event| matches!(event, Event::RequestRead { .. })),
     );
     gate::at_least(
+        "hang.test",
         "the last piece",
         gap,
         Duration::from_millis(2) * (pieces - 1),
@@ -93,7 +94,7 @@ async fn a_client_that_dribbles_stops_when_it_is_answered_or_closed_on() {
             .status,
         408
     );
-    let taken = guard("the end of the client", served)
+    let taken = guard("hang.test", "the end of the client", served)
         .await
         .unwrap()
         .unwrap();
@@ -108,7 +109,7 @@ async fn a_client_that_dribbles_stops_when_it_is_answered_or_closed_on() {
         end,
         Err(Transport::NoAnswer("end of the connection".into()))
     );
-    let taken = guard("the end of the client", served)
+    let taken = guard("hang.test", "the end of the client", served)
         .await
         .unwrap()
         .unwrap();

@@ -94,6 +94,7 @@ async fn a_gate_that_was_opened_can_be_closed_again() {
         .await
         .unwrap();
     guard(
+        "hang.test",
         "the answer to be held",
         bench.tape.wait_for(
             1,

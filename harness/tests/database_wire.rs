@@ -109,7 +109,7 @@ impl Bench {
 
 async fn replies(stream: &mut TcpStream, count: usize) {
     let mut bytes = vec![0; count];
-    guard("the reply", stream.read_exact(&mut bytes))
+    guard("hang.test", "the reply", stream.read_exact(&mut bytes))
         .await
         .unwrap()
         .unwrap();
@@ -119,9 +119,13 @@ async fn replies(stream: &mut TcpStream, count: usize) {
 /// How many bytes came until the end, and whether the end was a reset.
 async fn end(stream: &mut TcpStream) -> (usize, Option<ErrorKind>) {
     let mut bytes = Vec::new();
-    let end = guard("the end of the connection", stream.read_to_end(&mut bytes))
-        .await
-        .unwrap();
+    let end = guard(
+        "hang.test",
+        "the end of the connection",
+        stream.read_to_end(&mut bytes),
+    )
+    .await
+    .unwrap();
     (bytes.len(), end.err().map(|error| error.kind()))
 }
 
@@ -186,6 +190,7 @@ async fn a_stall_keeps_everything_until_it_is_over() {
     let mut fresh = TcpStream::connect(bench.wire.addr()).await.unwrap();
     fresh.write_all(&[0, 0, 0, 9, 0, 3, 0, 0, 0]).await.unwrap();
     guard(
+        "hang.test",
         "two connections",
         bench.tape.wait_for(
             2,
@@ -262,6 +267,7 @@ async fn a_statement_stalls_everything() {
     bench.wire.at_statement("select", AtStatement::Stall);
     stream.write_all(&query("SELECT 1")).await.unwrap();
     guard(
+        "hang.test",
         "the stall",
         bench.tape.wait_for(
             1,
@@ -306,7 +312,11 @@ async fn a_client_that_leaves_takes_its_held_statement_with_it() {
     bench.wire.statements("insert", 1).await.unwrap();
     drop(held);
     let left = |entry: &gauntlet_harness::tape::Entry| matches!(&entry.event, Event::Database { what } if what.contains("left while"));
-    guard("the end of the statement", bench.tape.wait_for(1, left))
-        .await
-        .unwrap();
+    guard(
+        "hang.test",
+        "the end of the statement",
+        bench.tape.wait_for(1, left),
+    )
+    .await
+    .unwrap();
 }

@@ -122,7 +122,7 @@ fn passes(_: &Ctx) -> BoxFuture<'_, CaseResult> {
 }
 
 fn fails(_: &Ctx) -> BoxFuture<'_, CaseResult> {
-    async { holds(false, "this", "that") }.boxed()
+    async { holds("hang.test", false, "this", "that") }.boxed()
 }
 
 async fn run_on(
@@ -166,7 +166,15 @@ async fn a_case_that_passes_is_examined_once_and_one_that_fails_twice() {
 async fn a_case_that_fails_and_then_passes_is_flaky_with_the_first_failure() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     fn at_first(_: &Ctx) -> BoxFuture<'_, CaseResult> {
-        async { holds(ASKED.fetch_add(1, Ordering::SeqCst) > 0, "calm", "nerves") }.boxed()
+        async {
+            holds(
+                "hang.test",
+                ASKED.fetch_add(1, Ordering::SeqCst) > 0,
+                "calm",
+                "nerves",
+            )
+        }
+        .boxed()
     }
     let outcome = one(case("A-01", at_first)).await;
     assert!(
@@ -333,6 +341,7 @@ async fn a_shared_target_serves_cases_of_equal_settings_from_one_process() {
     fn prefixed(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
         async {
             holds(
+                "hang.test",
                 ctx.model("solo").ends_with("-solo"),
                 "a prefix",
                 ctx.model("solo"),

@@ -362,6 +362,7 @@ async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
         expected,
         observed,
         mode: FailureMode::Hang,
+        ..
     }) = ended
     else {
         panic!("{ended:?}")

@@ -77,7 +77,7 @@ impl Exchange {
     /// A violation by a hang only.
     pub async fn try_reply(mut self) -> Result<Result<Reply, Transport>, Failure> {
         let what = format!("the whole answer to client {}", self.label);
-        let read = gate::guard(&what, self.read_reply()).await?;
+        let read = gate::guard("hang.answer", &what, self.read_reply()).await?;
         if let Err(error) = &read {
             self.fail(error);
         }
@@ -98,13 +98,15 @@ impl Exchange {
     /// A violation by a hang only.
     pub async fn try_stream(mut self) -> Result<Result<StreamReply, Transport>, Failure> {
         let what = format!("the head of the answer to client {}", self.label);
-        Ok(match gate::guard(&what, self.read_head()).await? {
-            Ok((head, body)) => Ok(StreamReply::new(self, head, body)),
-            Err(error) => {
-                self.fail(&error);
-                Err(error)
-            }
-        })
+        Ok(
+            match gate::guard("hang.head", &what, self.read_head()).await? {
+                Ok((head, body)) => Ok(StreamReply::new(self, head, body)),
+                Err(error) => {
+                    self.fail(&error);
+                    Err(error)
+                }
+            },
+        )
     }
 
     async fn read_reply(&mut self) -> Result<Reply, Transport> {

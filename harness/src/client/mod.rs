@@ -289,7 +289,12 @@ impl Client {
     /// # Errors
     /// A violation if the gateway can't be reached.
     pub async fn raw(&self) -> Result<TcpStream, Failure> {
-        let stream = gate::guard("a connection to the gateway", self.connect()).await?;
+        let stream = gate::guard(
+            "hang.connection",
+            "a connection to the gateway",
+            self.connect(),
+        )
+        .await?;
         Ok(stream.map_err(|error| Transport::Connect(error.to_string()))?)
     }
 
@@ -311,6 +316,7 @@ impl Client {
             path: "(dribbled)".into(),
         });
         gate::guard(
+            "hang.dribble",
             "an answer to a client that dribbles, or the end of its connection",
             exchange.dribble(bytes, piece, every),
         )
@@ -372,7 +378,7 @@ impl Client {
             Ok(exchange)
         };
         let opened: Result<Exchange, Transport> =
-            gate::guard("the gateway to take the request", opening).await?;
+            gate::guard("hang.send", "the gateway to take the request", opening).await?;
         if let Err(error) = &opened {
             self.tape.record(
                 Side::Client(self.next_label()),

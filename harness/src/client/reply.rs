@@ -68,6 +68,7 @@ impl From<Transport> for Failure {
     /// A gateway owes an HTTP answer, and a client sees that there was none.
     fn from(transport: Transport) -> Self {
         Self::Violated {
+            fact: "answer.whole".into(),
             expected: "a whole HTTP answer".into(),
             observed: transport.to_string(),
             mode: FailureMode::Visible,

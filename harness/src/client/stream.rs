@@ -106,7 +106,7 @@ impl StreamReply {
             self.events + 1,
             self.exchange.label()
         );
-        gate::guard(&what, self.read_event()).await?
+        gate::guard("hang.event", &what, self.read_event()).await?
     }
 
     /// Reads until the text so far is at least so many characters, and returns it; less only at the end.
@@ -128,7 +128,7 @@ impl StreamReply {
             }
             Ok(text)
         };
-        gate::guard(&what, reading).await?
+        gate::guard("hang.text", &what, reading).await?
     }
 
     /// How it ended, once it has.
@@ -154,7 +154,7 @@ impl StreamReply {
             }
             Ok::<_, Failure>(events)
         };
-        let events = gate::guard_with(&what, reading, || {
+        let events = gate::guard_with("hang.stream", &what, reading, || {
             format!("{} events came and no end", come.load(Ordering::Relaxed))
         })
         .await??;

@@ -339,6 +339,7 @@ mod tests {
         drop(server);
         let folder = Path::new(&data).parent().unwrap();
         guard(
+            "hang.folder",
             "the end of its folder",
             poll_until(|| (!folder.exists()).then_some(())),
         )

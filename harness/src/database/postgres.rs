@@ -426,7 +426,7 @@ mod tests {
         };
         tokio::select! {
             made = &mut making => unreachable!("{made:?}"),
-            waited = gate::guard("a statement that waits", waiting) => waited.unwrap(),
+            waited = gate::guard("hang.statement", "a statement that waits", waiting) => waited.unwrap(),
         }
         drop(making);
         let (_, unlocked) =

@@ -37,12 +37,17 @@ pub fn hang_guard() -> Duration {
         .map_or(HANG_GUARD, Duration::from_millis)
 }
 
-/// Waits for `future`; `what` says what is waited for, in the words of the requirement ("the client's answer").
+/// Waits for `future`. `fact` is the id that the violation carries (`hang.answer`), and `what`
+/// names what the case waits for ("the whole answer to client a").
 ///
 /// # Errors
 /// After the hang guard: the requirement is violated by a hang, and `future` is dropped.
-pub async fn guard<T>(what: &str, future: impl Future<Output = T>) -> Result<T, Failure> {
-    guard_with(what, future, || "nothing came".to_string()).await
+pub async fn guard<T>(
+    fact: &str,
+    what: &str,
+    future: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    guard_with(fact, what, future, || "nothing came".to_string()).await
 }
 
 /// The same; `observed` is asked, when the guard fires, what has been seen until then ("saw 2 of 4").
@@ -50,15 +55,17 @@ pub async fn guard<T>(what: &str, future: impl Future<Output = T>) -> Result<T, 
 /// # Errors
 /// As [`guard`].
 pub async fn guard_with<T>(
+    fact: &str,
     what: &str,
     future: impl Future<Output = T>,
     observed: impl FnOnce() -> String,
 ) -> Result<T, Failure> {
-    guard_for(hang_guard(), what, future, observed).await
+    guard_for(hang_guard(), fact, what, future, observed).await
 }
 
 async fn guard_for<T>(
     bound: Duration,
+    fact: &str,
     what: &str,
     future: impl Future<Output = T>,
     observed: impl FnOnce() -> String,
@@ -68,6 +75,7 @@ async fn guard_for<T>(
     match select(pin!(future), end).await {
         Either::Left((value, _)) => Ok(value),
         Either::Right(_) => Err(Failure::Violated {
+            fact: fact.to_string(),
             expected: what.to_string(),
             observed: format!(
                 "{} within the hang guard of {} ms",
@@ -91,11 +99,12 @@ pub fn gap(earlier: &Entry, later: &Entry) -> Duration {
 ///
 /// # Errors
 /// A violation that names both values.
-pub fn at_least(what: &str, gap: Duration, bound: Duration) -> CaseResult {
+pub fn at_least(fact: &str, what: &str, gap: Duration, bound: Duration) -> CaseResult {
     if gap + TICK >= bound {
         return Ok(());
     }
     Err(Failure::Violated {
+        fact: fact.to_string(),
         expected: format!("{what} after {} ms at the earliest", bound.as_millis()),
         observed: format!("{:.1} ms", gap.as_secs_f64() * 1_000.0),
         mode: FailureMode::Visible,
@@ -125,7 +134,11 @@ pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
 ///
 /// # Errors
 /// The first failure of an exchange; after the hang guard, a violation by a hang.
-pub async fn converge<T, F>(what: &str, mut exchange: impl FnMut() -> F) -> Result<T, Failure>
+pub async fn converge<T, F>(
+    fact: &str,
+    what: &str,
+    mut exchange: impl FnMut() -> F,
+) -> Result<T, Failure>
 where
     F: Future<Output = Result<Option<T>, Failure>>,
 {
@@ -137,7 +150,7 @@ where
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    guard_with(what, again, || "it never was so".to_string()).await?
+    guard_with(fact, what, again, || "it never was so".to_string()).await?
 }
 
 /// Waits until `probe` has given the same value for a third of a second, and returns it: for "takes no more". Safe where more load
@@ -169,12 +182,14 @@ mod tests {
     async fn the_guard_says_what_was_awaited_and_what_was_seen() {
         let hung = guard_for(
             Duration::from_millis(1),
+            "hang.requests",
             "four requests",
             std::future::pending::<()>(),
             || "saw 2 of 4".into(),
         )
         .await;
         let Err(Failure::Violated {
+            fact,
             expected,
             observed,
             mode,
@@ -183,8 +198,8 @@ mod tests {
             unreachable!("{hung:?}")
         };
         assert_eq!(
-            (expected.as_str(), mode),
-            ("four requests", FailureMode::Hang)
+            (fact.as_str(), expected.as_str(), mode),
+            ("hang.requests", "four requests", FailureMode::Hang)
         );
         assert_eq!(observed, "saw 2 of 4 within the hang guard of 1 ms");
     }
@@ -192,9 +207,9 @@ mod tests {
     #[test]
     fn a_lower_bound_allows_for_the_rounding_of_timers_only() {
         let ms = Duration::from_millis;
-        assert!(at_least("the retry", ms(99), ms(100)).is_ok());
-        assert!(at_least("the retry", ms(500), ms(100)).is_ok());
-        let early = at_least("the retry", ms(90), ms(100)).unwrap_err();
+        assert!(at_least("retry.gap", "the retry", ms(99), ms(100)).is_ok());
+        assert!(at_least("retry.gap", "the retry", ms(500), ms(100)).is_ok());
+        let early = at_least("retry.gap", "the retry", ms(90), ms(100)).unwrap_err();
         assert_eq!(
             early.to_string(),
             "expected the retry after 100 ms at the earliest; observed 90.0 ms"

@@ -117,7 +117,7 @@ impl Rendezvous {
             let _ = muster.wait_for(|muster| muster.met).await;
         };
         let expected = format!("{} together at the rendezvous {}", self.count, self.name);
-        guard_with(&expected, all, || {
+        guard_with("hang.rendezvous", &expected, all, || {
             format!("saw {} of {} together", self.most(), self.count)
         })
         .await

@@ -15,7 +15,7 @@
 //!     let answer = ctx.client.chat(prompt).await?;
 //!     // then
 //!     if answer.status != 504 {
-//!         return Err(Failure::Violated { expected: "504".into(), observed: answer.status.to_string(), mode: FailureMode::Visible });
+//!         return Err(Failure::Violated { fact: "answer.status".into(), expected: "504".into(), observed: answer.status.to_string(), mode: FailureMode::Visible });
 //!     }
 //!     p1.peer_closed(1).await?; // guarded: the gateway let go of the provider
 //!     ctx.gates.gate("never").open(); // only now
@@ -334,7 +334,7 @@ impl Stub {
     pub async fn seen(&self, count: usize) -> Result<Vec<ReceivedRequest>, Failure> {
         let come = self.inner.tape.wait_for(count, |entry| self.is_call(entry));
         let expected = format!("{count} requests at {}", self.inner.name);
-        gate::guard_with(&expected, come, || {
+        gate::guard_with("hang.requests", &expected, come, || {
             format!("saw {} of {count}", self.requests().len())
         })
         .await?;
@@ -362,7 +362,13 @@ impl Stub {
             self.inner.name
         );
         let seen = || format!("saw {} of {count}", self.inner.tape.select(closed).len());
-        gate::guard_with(&expected, self.inner.tape.wait_for(count, closed), seen).await
+        gate::guard_with(
+            "hang.peer_closed",
+            &expected,
+            self.inner.tape.wait_for(count, closed),
+            seen,
+        )
+        .await
     }
 
     /// Waits until `count` answers have been held at a gate or rendezvous.
@@ -373,7 +379,13 @@ impl Stub {
         let held = |entry: &Entry| self.is_mine(entry) && matches!(entry.event, Event::Held { .. });
         let expected = format!("{count} answers held at {}", self.inner.name);
         let seen = || format!("saw {} of {count}", self.inner.tape.select(held).len());
-        gate::guard_with(&expected, self.inner.tape.wait_for(count, held), seen).await
+        gate::guard_with(
+            "hang.held",
+            &expected,
+            self.inner.tape.wait_for(count, held),
+            seen,
+        )
+        .await
     }
 
     /// Calls in flight now: read whole, and the last byte of the answer not yet written.

@@ -100,6 +100,7 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
             expected,
             observed,
             mode,
+            ..
         }) => Some((expected.as_str(), observed.as_str(), *mode)),
         _ => None,
     };

@@ -341,6 +341,7 @@ pub(crate) mod tests {
     pub(crate) fn violated() -> Verdict {
         Verdict::Failed {
             failure: Failure::Violated {
+                fact: "answer.status".into(),
                 expected: "504 & <timeout>".into(),
                 observed: "200".into(),
                 mode: FailureMode::Silent,

@@ -216,6 +216,7 @@ mod tests {
         );
         failed.verdict = Verdict::Failed {
             failure: Failure::Violated {
+                fact: "answer.status".into(),
                 expected,
                 observed,
                 mode: FailureMode::Silent,

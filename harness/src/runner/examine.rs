@@ -196,6 +196,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
     match (verdict, unmatched) {
         (Verdict::Passed, Some(reason)) => Verdict::Failed {
             failure: Failure::Violated {
+                fact: "provider.unmatched".into(),
                 expected: "only requests that the case's providers answer".into(),
                 observed: format!("a request without an answer: {reason}"),
                 mode: FailureMode::Visible,
@@ -205,6 +206,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
             Verdict::Failed {
                 failure:
                     Failure::Violated {
+                        fact,
                         expected,
                         observed,
                         mode,
@@ -213,6 +215,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
             Some(reason),
         ) => Verdict::Failed {
             failure: Failure::Violated {
+                fact,
                 expected,
                 observed: format!(
                     "{observed}; a provider was asked what it has no answer for: {reason}"

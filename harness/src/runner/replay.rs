@@ -136,7 +136,7 @@ async fn ask(
         Some(Leave::AfterMs(ms)) => bounded(Duration::from_millis(ms), seen)
             .await
             .unwrap_or(Ok(())),
-        _ => guard("the end of the exchange", seen)
+        _ => guard("hang.exchange", "the end of the exchange", seen)
             .await
             .and_then(|seen| seen),
     };
@@ -319,6 +319,7 @@ fn outcome(
         let expected = "every invariant of PROP-01 to hold".to_string();
         Verdict::Failed {
             failure: Failure::Violated {
+                fact: "invariants".into(),
                 expected,
                 observed: violations.join("\n"),
                 mode: FailureMode::Visible,

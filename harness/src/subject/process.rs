@@ -231,7 +231,7 @@ pub(super) mod tests {
             || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
         let gone =
             poll_until(|| Some(stat()).filter(|stat| stat.is_empty() || stat.contains(") Z ")));
-        guard(&format!("the end of process {pid}"), gone)
+        guard("hang.process", &format!("the end of process {pid}"), gone)
             .await
             .unwrap();
     }
@@ -261,7 +261,7 @@ pub(super) mod tests {
         let gateway = start("tail -f /dev/null & echo $!; wait", "second");
         let worker = poll_until(|| Some(gateway.log()).filter(|log| log.ends_with('\n'))).await;
         println!("\ngateway {} {worker}", gateway.pid);
-        let _ = guard("being killed", std::future::pending::<()>()).await;
+        let _ = guard("hang.process", "being killed", std::future::pending::<()>()).await;
     }
 
     #[tokio::test]

@@ -269,7 +269,9 @@ mod tests {
             (1, 0)
         );
         // polled for the first time only now
-        guard("the end of the connection", accepted).await.unwrap();
+        guard("hang.connection", "the end of the connection", accepted)
+            .await
+            .unwrap();
         assert_eq!(shared.load.borrow().open, 0);
     }
 }

@@ -315,7 +315,12 @@ impl Wire {
     /// A violation by a hang if it never stops.
     pub async fn sent_settles(&self) -> Result<u64, Failure> {
         let expected = format!("the gateway takes no more from {}", self.shared.name);
-        gate::guard(&expected, gate::settled(|| self.sent_bytes())).await
+        gate::guard(
+            "hang.sent_bytes",
+            &expected,
+            gate::settled(|| self.sent_bytes()),
+        )
+        .await
     }
 
     /// Connections that stand now.
@@ -333,7 +338,7 @@ impl Wire {
             let _ = load.wait_for(|load| load.in_flight == count).await;
         };
         let expected = format!("{count} requests in flight at {}", self.shared.name);
-        gate::guard_with(&expected, reached, || {
+        gate::guard_with("hang.in_flight", &expected, reached, || {
             format!("saw {} in flight", self.in_flight())
         })
         .await

@@ -71,6 +71,7 @@ impl Bench {
 
     pub async fn wait_for(&self, matching: impl Fn(&Event) -> bool) -> u64 {
         guard(
+            "hang.test",
             "an event on the tape",
             self.tape.wait_for(1, |entry| matching(&entry.event)),
         )
@@ -87,7 +88,7 @@ impl Bench {
 /// Reads until the end: what came, and whether the end was a reset.
 pub async fn read_all(stream: &mut TcpStream) -> (String, Option<ErrorKind>) {
     let mut bytes = Vec::new();
-    let end = guard("the end of the connection", async {
+    let end = guard("hang.test", "the end of the connection", async {
         loop {
             match stream.read_buf(&mut bytes).await {
                 Ok(0) => return None,
@@ -102,10 +103,14 @@ pub async fn read_all(stream: &mut TcpStream) -> (String, Option<ErrorKind>) {
 
 pub async fn read_exactly(stream: &mut TcpStream, expected: &str) {
     let mut bytes = vec![0; expected.len()];
-    guard("the expected bytes", stream.read_exact(&mut bytes))
-        .await
-        .unwrap()
-        .unwrap();
+    guard(
+        "hang.test",
+        "the expected bytes",
+        stream.read_exact(&mut bytes),
+    )
+    .await
+    .unwrap()
+    .unwrap();
     assert_eq!(String::from_utf8_lossy(&bytes), expected);
 }
 

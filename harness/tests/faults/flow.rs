@@ -51,6 +51,7 @@ async fn meet_lets_all_go_together_and_counts_nobody_who_left() {
     drop(first);
     let mut second = bench.ask().await;
     guard(
+        "hang.test",
         "the second to wait",
         bench
             .tape
@@ -202,6 +203,7 @@ async fn pause_lets_time_pass_between_two_events() {
     };
     let gap = gauntlet_harness::gate::gap(&at(1), &at(2));
     gauntlet_harness::gate::at_least(
+        "hang.test",
         "the second event",
         gap,
         std::time::Duration::from_millis(30),
@@ -240,7 +242,7 @@ async fn what_a_peer_does_not_read_is_not_counted_as_taken() {
     assert!(!bench.has(|event| matches!(event, Event::AnswerSent { .. })));
     assert_eq!(bench.wire.in_flight(), 1);
     let mut rest = vec![0; BODY];
-    guard("the whole body", stream.read_exact(&mut rest))
+    guard("hang.test", "the whole body", stream.read_exact(&mut rest))
         .await
         .unwrap()
         .unwrap();

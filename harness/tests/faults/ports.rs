@@ -68,7 +68,7 @@ async fn never_accept_lets_no_connection_stand_until_it_serves_again() {
             .contains(&port)
             .then_some(())
     });
-    let under_way = guard("a SYN without an answer", async {
+    let under_way = guard("hang.test", "a SYN without an answer", async {
         tokio::select! {
             connected = &mut connecting => panic!("connected: {connected:?}"),
             () = syn_sent => {}
@@ -77,7 +77,7 @@ async fn never_accept_lets_no_connection_stand_until_it_serves_again() {
     under_way.await.unwrap();
     bench.wire.listen(Listen::Serve).await.unwrap();
     // the system sends the SYN again by itself
-    guard("the connection to stand at last", connecting)
+    guard("hang.test", "the connection to stand at last", connecting)
         .await
         .unwrap()
         .unwrap();
@@ -89,6 +89,7 @@ async fn silence_accepts_and_says_nothing_and_sees_the_peer_leave() {
     bench.wire.listen(Listen::Silence).await.unwrap();
     let accepted = async |n| {
         guard(
+            "hang.test",
             "a connection",
             bench
                 .tape

@@ -95,13 +95,15 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     // when
     for (what, client) in &strangers {
         for answer in answers(ctx, client, what).await? {
-            equal(&format!("status with {what}"), 401, answer.status)?;
+            equal("status", &format!("status with {what}"), 401, answer.status)?;
             holds(
+                "www_authenticate",
                 answer.header("www-authenticate").is_some(),
                 format!("WWW-Authenticate with {what}"),
                 "none",
             )?;
             holds(
+                "openai_s_error_envelope",
                 answer.error_type().is_some(),
                 format!("OpenAI's error envelope with {what}"),
                 answer.text(),
@@ -113,8 +115,14 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
         .chat(ctx.prompt("solo", "known"))
         .await?;
     // then
-    equal("status with the key", 200, known.status)?;
-    equal("requests at the provider", 1, p1.requests().len()).map_err(silent)
+    equal("status_key", "status with the key", 200, known.status)?;
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        1,
+        p1.requests().len(),
+    )
+    .map_err(silent)
 }
 
 /// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries and documents where there are any.
@@ -182,14 +190,21 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
             String::from_utf8_lossy(&stream.body)
         );
         holds(
+            "nothing_provider_s_key",
             !came.contains(&key),
             format!("nothing of the provider's key at the client ({what})"),
             "the key",
         )?;
     }
-    equal("requests at the provider", 4, p1.requests().len())?;
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        4,
+        p1.requests().len(),
+    )?;
     for request in p1.requests() {
         equal(
+            "authorization_provider",
             "authorization at the provider",
             Some(format!("Bearer {key}").as_str()),
             request.header("authorization"),
@@ -201,6 +216,7 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
             .chain([KEY])
             .find(|value| all.contains(value));
         holds(
+            "nothing_client_s_credentials",
             leaked.is_none(),
             "nothing of the client's credentials at the provider",
             leaked.unwrap_or_default(),
@@ -244,6 +260,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     equal(
+        "status_plain_request_afterwards",
         "status of a plain request afterwards",
         200,
         afterwards.status,
@@ -255,6 +272,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
         )
     });
     holds(
+        "connection_host_requests_named",
         !reached,
         "no connection to the host that requests named",
         format_args!("a connection to {host}"),
@@ -265,6 +283,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
         .into_iter()
         .find(|request| request.header("x-smuggled").is_some());
     holds(
+        "header_smuggled_into_provider",
         smuggled.is_none(),
         "no header smuggled into a provider's request",
         "x-smuggled at the provider",

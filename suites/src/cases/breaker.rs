@@ -168,11 +168,13 @@ async fn brkr_01(ctx: &Ctx) -> CaseResult {
     }
     // then
     equal(
+        "answers_second_provider",
         "answers of the second provider",
         13,
         texts.iter().filter(|text| *text == "Bern").count(),
     )?;
     equal(
+        "requests_provider_breaker_opens",
         "requests at the provider whose breaker opens after three failures",
         3,
         p1.requests().len(),
@@ -212,7 +214,12 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
         Either::Right((failure, _)) => return Err(failure),
     }
     // then
-    equal("most probes at once", 1, p1.high_water())
+    equal(
+        "most_probes_once",
+        "most probes at once",
+        1,
+        p1.high_water(),
+    )
 }
 
 /// BRKR-03 (MUST): a failed probe opens the breaker for a whole cool-down, success closes it.
@@ -225,7 +232,12 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     // when
     let burst = || try_join_all((0..8).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
     let two_probes = || async { Ok(Some(burst().await?).filter(|_| p1.requests().len() >= 4)) };
-    converge("the breaker lets two probes through", two_probes).await?;
+    converge(
+        "hang.breaker_lets_two_probes",
+        "the breaker lets two probes through",
+        two_probes,
+    )
+    .await?;
     let failed = arrivals(ctx, p1);
     p1.answers(reply("Paris"));
     asked_until(ctx, "the first provider serves again", |answer| {
@@ -244,12 +256,14 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     // then
     for pair in failed[1..].windows(2) {
         at_least(
+            "next_probe",
             "the next probe",
             gap(&pair[0], &pair[1]),
             Duration::from_millis(COOL_DOWN_MS),
         )?;
     }
     equal(
+        "answers_success",
         "answers after a success",
         vec!["Paris"; 5],
         afterwards.iter().map(String::as_str).collect(),
@@ -266,16 +280,22 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
     let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
     let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
-    equal("requests at the provider", 2, p1.requests().len())?;
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        2,
+        p1.requests().len(),
+    )?;
     for (status, wait) in [
         (plain.status, plain.header("retry-after")),
         (stream.status, stream.header("retry-after")),
     ] {
-        equal("status", 503, status)?;
+        equal("status", "status", 503, status)?;
         let sane = wait
             .and_then(seconds)
             .is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
         holds(
+            "retry_1_60_seconds",
             sane,
             "Retry-After of 1 to 60 seconds",
             wait.unwrap_or("none"),
@@ -297,16 +317,19 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
     let other = ctx.client.chat(ctx.prompt("other", "capital")).await?;
     // then
     equal(
+        "requests_model_breaker_opens",
         "requests for the model whose breaker opens after two failures",
         2,
         p1.calls("m-ill").len(),
     )?;
     equal(
+        "other_model_provider",
         "the other model of that provider",
         (200, "Paris".to_string()),
         (well.status, well.content()),
     )?;
     equal(
+        "other_provider",
         "the other provider",
         (200, "Bern".to_string()),
         (other.status, other.content()),
@@ -322,11 +345,13 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
     fail(ctx, "solo", 2).await?;
     // then
     equal(
+        "health_metrics_any_failure",
         "health and metrics before any failure",
         ("closed".to_string(), Some(0)),
         before,
     )?;
     equal(
+        "health_metrics_two_failures",
         "health and metrics after two failures",
         ("open".to_string(), Some(2)),
         told(ctx).await?,
@@ -391,6 +416,7 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
         .await?;
     // then
     equal(
+        "text_request_those_left",
         "text of the request after those who left",
         "Paris",
         next.content().as_str(),
@@ -407,7 +433,7 @@ async fn asked_until(ctx: &Ctx, what: &str, mut fact: impl FnMut(&Reply) -> bool
             }
         }
     };
-    guard(what, asking).await?
+    guard("hang.asked_until", what, asking).await?
 }
 
 /// Asks one request after the other until the stub holds its n-th answer; then the client leaves, and the gateway has noticed.

@@ -67,7 +67,7 @@ async fn canc_02(ctx: &Ctx) -> CaseResult {
     {
         p1.answers(then(last));
         let mut stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
-        equal("text", "Paris", stream.text_of(5).await?.as_str())?;
+        equal("text", "text", "Paris", stream.text_of(5).await?.as_str())?;
         // when
         stream.leave();
         // then

@@ -59,11 +59,13 @@ async fn canc_03(ctx: &Ctx) -> CaseResult {
     entities.peer_closed(1).await?;
     let cancelled = listed(ctx, "&status=cancelled", 1).await?;
     holds(
+        "query_left",
         text(&cancelled[0], "question").contains(&ctx.nonce),
         "the query that was left",
         &cancelled[0],
     )?;
     equal(
+        "calls_synthesis_query_left",
         "calls of synthesis for a query that was left",
         0,
         ctx.stub("synthesis")?.calls(&ctx.nonce).len(),
@@ -82,6 +84,7 @@ async fn canc_04(ctx: &Ctx) -> CaseResult {
     let answer = ctx.client.post(QUERIES, question).await?;
     // then
     holds(
+        "200_503",
         [200, 503].contains(&answer.status),
         "200 or 503",
         answer.status,
@@ -94,6 +97,7 @@ async fn canc_04(ctx: &Ctx) -> CaseResult {
     };
     let entities_lost = lost(told).into_iter().find(|(step, _)| step == "entities");
     equal(
+        "why_entities_lost",
         "why entities are lost",
         Some("timeout"),
         entities_lost.as_ref().map(|(_, cause)| cause.as_str()),

@@ -116,17 +116,23 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
         ("failed", &failed),
         ("complete", &complete),
     ] {
-        equal("the query's status", status, text(told, "status"))?;
+        equal(
+            "query_s_status",
+            "the query's status",
+            status,
+            text(told, "status"),
+        )?;
         let read = ctx
             .client
             .get(&format!("{QUERIES}/{}", text(told, "id")))
             .await?;
-        equal("status of the record", 200, read.status)?;
-        equal("the record", told, &read.json()).map_err(silent)?;
+        equal("status_record", "status of the record", 200, read.status)?;
+        equal("record", "the record", told, &read.json()).map_err(silent)?;
     }
     let page = ctx.client.get(QUERIES).await?.json();
-    equal("records", Some(3), page["total"].as_u64()).map_err(silent)?;
+    equal("records", "records", Some(3), page["total"].as_u64()).map_err(silent)?;
     equal(
+        "listing",
         "the listing",
         &json!([complete, failed, degraded]),
         &page["queries"],
@@ -156,11 +162,13 @@ async fn data_02(ctx: &Ctx) -> CaseResult {
             .tape
             .first(|entry| matches!(&entry.event, Event::Database { what } if what.ends_with(end)));
         holds(
+            "statement_stores_passages_connection",
             ended.is_some(),
             format!("a statement that stores passages, at which the connection {end}"),
             "none",
         )?;
         holds(
+            "201_status_500_more",
             stored.status == 201 || stored.status >= 500,
             "201, or a status of 500 or more",
             stored.status,
@@ -175,6 +183,7 @@ async fn data_02(ctx: &Ctx) -> CaseResult {
             stored.status
         );
         holds(
+            "document_passage_once_neither",
             whole,
             "a document with its passage, once, or neither of them and no 201",
             observed,
@@ -195,10 +204,12 @@ async fn data_03(ctx: &Ctx) -> CaseResult {
     // then
     equal(
         "statuses",
+        "statuses",
         vec![503; READERS],
         refused.iter().map(|answer| answer.status).collect(),
     )?;
     holds(
+        "errors_usual_envelope",
         refused.iter().all(|answer| answer.error_type().is_some()),
         "errors in the usual envelope",
         refused[0].text(),
@@ -221,9 +232,14 @@ async fn data_04(ctx: &Ctx) -> CaseResult {
     let meanwhile = ctx.client.get(&path).await?;
     ctx.database_wire()?.resume().await?;
     // then
-    equal("status while the database is gone", 503, meanwhile.status)?;
+    equal(
+        "status_while_database_gone",
+        "status while the database is gone",
+        503,
+        meanwhile.status,
+    )?;
     let read = until_status(ctx, &path, 200).await?;
-    equal("the record", &told, &read.json())
+    equal("record", "the record", &told, &read.json())
 }
 
 /// DATA-08 (MUST): a listing that grows shows each row once; hostile text comes back or is refused.
@@ -255,6 +271,7 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
             .json();
         let queries = page["queries"].as_array().cloned().unwrap_or_default();
         holds(
+            "queries",
             !queries.is_empty(),
             format!("{} queries", newest_first.len()),
             format_args!("{} on all pages", found.len()),
@@ -265,7 +282,13 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
     }
     // then
     found.truncate(newest_first.len());
-    equal("queries, newest first, each once", &newest_first, &found).map_err(silent)?;
+    equal(
+        "queries_newest_first_each",
+        "queries, newest first, each once",
+        &newest_first,
+        &found,
+    )
+    .map_err(silent)?;
     refused_or_kept(ctx).await
 }
 
@@ -292,29 +315,44 @@ async fn data_10(ctx: &Ctx) -> CaseResult {
         undo(database).await?;
         // then
         equal(
+            "status_document_database_being",
             &format!("status of a document, the database being {name}"),
             503,
             stored.status,
         )?;
         equal(
+            "status_chat_database_being",
             &format!("status of a chat, the database being {name}"),
             200,
             chat.status,
         )?;
         if ctx.manifest.capabilities.contains(&Capability::StoredKeys) {
             equal(
+                "status_key_nobody_database",
                 &format!("status with a key that nobody has, the database being {name}"),
                 unknown_key,
                 unknown.status,
             )?;
         }
         for table in ["documents", "passages"] {
-            equal(&format!("rows of {table}"), 0, database.count(table).await?).map_err(silent)?;
+            equal(
+                "rows",
+                &format!("rows of {table}"),
+                0,
+                database.count(table).await?,
+            )
+            .map_err(silent)?;
         }
     }
     let back =
         || async { Ok(Some(client.get(QUERIES).await?.status).filter(|status| *status == 200)) };
-    converge("queries are listed again", back).await.map(drop)
+    converge(
+        "hang.queries_listed_again",
+        "queries are listed again",
+        back,
+    )
+    .await
+    .map(drop)
 }
 
 /// The one key that is configured.
@@ -373,11 +411,13 @@ async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {
         .post(QUERIES, json!({"question": format!("who? {question}")}))
         .await?;
     equal(
+        "status_question",
         &format!("status of the question {question:?}"),
         200,
         answer.status,
     )?;
     equal(
+        "question",
         "the question",
         format!("who? {question}").as_str(),
         text(&answer.json(), "question"),
@@ -405,17 +445,23 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
         if (400..500).contains(&stored.status) {
             continue;
         }
-        equal("status of a hostile document", 201, stored.status)?;
+        equal(
+            "status_hostile_document",
+            "status of a hostile document",
+            201,
+            stored.status,
+        )?;
         let id = text(&stored.json(), "id").to_owned();
         let read = ctx.client.get(&format!("{DOCUMENTS}/{id}")).await?;
         let as_sent = text(&read.json(), "text") == *sent && text(&read.json(), "title") == "'\"🦀";
         holds(
+            "text_sent",
             as_sent,
             "the text as it was sent",
             read.text().chars().take(200).collect::<String>(),
         )
         .map_err(silent)?;
-        holds(ids.insert(id.clone()), "an id of its own", id)?;
+        holds("id_own", ids.insert(id.clone()), "an id of its own", id)?;
     }
     for question in ["a\u{0}b".to_owned(), "x".repeat(1 << 20)] {
         let answer = ctx
@@ -425,6 +471,7 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
         let honest =
             (400..500).contains(&answer.status) || text(&answer.json(), "question") == question;
         holds(
+            "question_cannot_stored_refused",
             honest,
             "a question that cannot be stored refused with 4xx, or told as it came",
             answer.status,

@@ -154,6 +154,7 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     entities.answers(does_its_part("entities"));
     degraded(ctx, "entities", &["breaker_open"]).await?;
     equal(
+        "calls_provider_breaker_open",
         "calls of the provider whose breaker is open",
         asked,
         entities.requests().len(),
@@ -175,12 +176,19 @@ async fn degr_03(ctx: &Ctx) -> CaseResult {
     // then
     equal(
         "sources",
+        "sources",
         Some(0),
         answer["sources"].as_array().map(Vec::len),
     )
     .map_err(silent)?;
     let (sure, less) = (number(&before, "confidence"), number(&answer, "confidence"));
-    holds(less < sure, format!("a confidence below {sure}"), less).map_err(silent)
+    holds(
+        "confidence_below",
+        less < sure,
+        format!("a confidence below {sure}"),
+        less,
+    )
+    .map_err(silent)
 }
 
 /// DEGR-04 (MUST): without a fact check the answer is unverified.
@@ -189,6 +197,7 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
     known(ctx).await?;
     equal(
+        "verified_fact_check_works",
         "verified, with a fact check that works",
         Some(true),
         complete(ctx).await?["verified"].as_bool(),
@@ -199,6 +208,7 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
         let answer = degraded(ctx, "fact_check", &[cause]).await?;
         // then
         equal(
+            "verified_fact_check",
             "verified, without a fact check",
             Some(false),
             answer["verified"].as_bool(),
@@ -219,12 +229,14 @@ async fn degr_05(ctx: &Ctx) -> CaseResult {
     let answer = degraded(ctx, "synthesis", &["error"]).await?;
     // then
     holds(
+        "answer_quotes",
         text(&answer, "answer").contains(PASSAGE),
         format!("an answer that quotes {PASSAGE:?}"),
         text(&answer, "answer"),
     )?;
     for asked in ["synthesis", "spare"] {
         equal(
+            "calls",
             &format!("calls of {asked}"),
             1,
             ctx.stub(asked)?.calls(&ctx.nonce).len(),
@@ -245,6 +257,7 @@ async fn degr_06(ctx: &Ctx) -> CaseResult {
         ctx.stub(step)?.answers(does_its_part(step));
         // then
         holds(
+            "answer",
             text(&answer, "answer").contains(ANSWER),
             format!("the answer {ANSWER:?}"),
             text(&answer, "answer"),
@@ -262,21 +275,32 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ask(ctx).await?;
     // then
-    equal("status", 503, answer.status).map_err(silent)?;
+    equal("status", "status", 503, answer.status).map_err(silent)?;
     holds(
+        "error_usual_envelope",
         answer.error_type().is_some(),
         "an error in the usual envelope",
         answer.text(),
     )?;
     let told = &answer.json()["query"];
-    equal("the query's status", "failed", text(told, "status"))?;
-    equal("confidence", Some(0.0), told["confidence"].as_f64())?;
+    equal(
+        "query_s_status",
+        "the query's status",
+        "failed",
+        text(told, "status"),
+    )?;
+    equal(
+        "confidence",
+        "confidence",
+        Some(0.0),
+        told["confidence"].as_f64(),
+    )?;
     let read = ctx
         .client
         .get(&format!("{QUERIES}/{}", text(told, "id")))
         .await?;
-    equal("status of the record", 200, read.status)?;
-    equal("the record", told, &read.json())
+    equal("status_record", "status of the record", 200, read.status)?;
+    equal("record", "the record", told, &read.json())
 }
 
 /// DEGR-08 (MUST): without the database there is an answer, marked as not recorded, and readiness tells.
@@ -288,11 +312,24 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
     let answer = ask(ctx).await?;
     // then
     let told = answer.json();
-    equal("status", 200, answer.status)?;
-    equal("recorded", Some(false), told["recorded"].as_bool()).map_err(silent)?;
-    equal("the query's status", "degraded", text(&told, "status")).map_err(silent)?;
+    equal("status", "status", 200, answer.status)?;
+    equal(
+        "recorded",
+        "recorded",
+        Some(false),
+        told["recorded"].as_bool(),
+    )
+    .map_err(silent)?;
+    equal(
+        "query_s_status",
+        "the query's status",
+        "degraded",
+        text(&told, "status"),
+    )
+    .map_err(silent)?;
     let steps: Vec<String> = lost(&told).into_iter().map(|(step, _)| step).collect();
     equal(
+        "told_lost",
         "what is told as lost",
         vec!["retrieval".to_owned(), "record".to_owned()],
         steps,
@@ -317,6 +354,7 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
     if queries {
         let faulted = ask(ctx).await?;
         holds(
+            "query_touched_fault",
             faulted.json()["degraded"] != serde_json::json!([]),
             "a query that is touched by the fault",
             faulted.text(),
@@ -324,6 +362,7 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
     }
     let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
     holds(
+        "chat_touched_fault",
         chat.status >= 500,
         "a chat that is touched by the fault",
         chat.status,
@@ -335,6 +374,7 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
         complete(ctx).await?;
     }
     equal(
+        "status_next_chat",
         "status of the next chat",
         200,
         ctx.client
@@ -355,6 +395,7 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
     };
     review.answers(reply("hello").plan(Plan::met("together", TOGETHER)));
     equal(
+        "statuses_restart",
         "statuses before the restart",
         vec![200; TOGETHER],
         statuses(&together().await?),
@@ -365,6 +406,7 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
         .chat(ctx.prompt("review", "is anybody there?"))
         .await?;
     holds(
+        "error_while_nobody_listens",
         meanwhile.status >= 500,
         "an error while nobody listens",
         meanwhile.status,
@@ -373,6 +415,7 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
     review.listen(Listen::Serve).await?;
     // then
     equal(
+        "statuses_provider_s_restart",
         "statuses after the provider's restart",
         vec![200; TOGETHER],
         statuses(&together().await?),

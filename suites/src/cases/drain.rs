@@ -81,21 +81,24 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
     // then
     let (streamed, plain) = futures::try_join!(streamed.collect(), plain.reply())?;
     holds(
+        "stream_ends_if_nothing",
         streamed.looks_complete(),
         "a stream that ends as if nothing had happened",
         format_args!("{:?}", streamed.end),
     )?;
     equal(
+        "stream_s_text",
         "the stream's text",
         "Paris",
         format!("{begun}{}", streamed.text).as_str(),
     )?;
     equal(
+        "plain_answer",
         "the plain answer",
         (200, "Bern".to_owned()),
         (plain.status, plain.content()),
     )?;
-    equal("exit code", Some(0), exit(ctx).await?)
+    equal("exit_code", "exit code", Some(0), exit(ctx).await?)
 }
 
 /// DRAIN-02 (MUST): what the drain deadline cuts is told so, and recorded.
@@ -128,24 +131,27 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
     let (streamed, query) = futures::try_join!(streamed.collect(), query.try_reply())?;
     // then
     holds(
+        "done_stream_cut",
         streamed.done_count == 0,
         "no [DONE] in a stream that was cut",
         streamed.done_count,
     )
     .map_err(silent)?;
     holds(
+        "error_event",
         streamed.error.is_some(),
         "an error event",
         format_args!("no error; the stream ended: {:?}", streamed.end),
     )
     .map_err(silent)?;
     holds(
+        "success_query_cut",
         !matches!(&query, Ok(answer) if answer.status < 500),
         "no success for a query that was cut",
         format_args!("{query:?}"),
     )
     .map_err(silent)?;
-    equal("exit code", Some(0), exit(ctx).await?)?;
+    equal("exit_code", "exit code", Some(0), exit(ctx).await?)?;
     let recorded = ctx.start_another().await?.client.get(QUERIES).await?.json();
     let statuses: Vec<&str> = recorded["queries"]
         .as_array()
@@ -155,6 +161,7 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
         .map(|query| text(query, "status"))
         .collect();
     holds(
+        "one_record_cancelled_failed",
         matches!(statuses.as_slice(), ["cancelled" | "failed"]),
         "one record, cancelled or failed",
         format_args!("{statuses:?}"),
@@ -185,7 +192,12 @@ async fn terminate(ctx: &Ctx) -> CaseResult {
 
 /// The exit code, once the process has ended.
 async fn exit(ctx: &Ctx) -> Result<Option<i32>, Failure> {
-    let ended = guard("the end of the process", ctx.process()?.wait()).await?;
+    let ended = guard(
+        "hang.end_process",
+        "the end of the process",
+        ctx.process()?.wait(),
+    )
+    .await?;
     ended.map_err(|error| Failure::Target {
         what: error.to_string(),
     })

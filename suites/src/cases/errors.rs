@@ -193,6 +193,7 @@ fn failures() -> Vec<(&'static str, Responder, &'static [u16])> {
 fn told(what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
     let wrong = answer.status < 400;
     let status = holds(
+        "one",
         allowed.contains(&answer.status),
         format!("one of {allowed:?} for {what}"),
         answer.status,
@@ -217,6 +218,7 @@ fn enveloped(what: &str, answer: &Reply) -> CaseResult {
     };
     let whole = said("message") && said("type") && optional("code") && optional("param");
     holds(
+        "openai_s_error_envelope",
         whole,
         format!("OpenAI's error envelope for {what} ({})", answer.status),
         answer.text(),
@@ -240,11 +242,13 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
             .await?;
         // then
         equal(
+            "status_provider_s",
             &format!("status for a provider's {status}"),
             502,
             plain.status,
         )?;
         equal(
+            "status_stream_provider_s",
             &format!("status of a stream for a provider's {status}"),
             502,
             stream.status,
@@ -278,7 +282,12 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     }
     let right = ctx.client.chat(ctx.prompt("solo", "right")).await?;
     // then
-    equal("status of a good request", 200, right.status)
+    equal(
+        "status_good_request",
+        "status of a good request",
+        200,
+        right.status,
+    )
 }
 
 /// A request that has to be refused, and the statuses that say why.
@@ -431,6 +440,7 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
             .map(|(what, _)| *what)
             .unwrap_or_default();
         holds(
+            "secret_errors_headers_log",
             leak.is_empty(),
             "no secret in errors, headers and log",
             format_args!("{secret:?} in {leak}"),
@@ -536,6 +546,7 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
             .chat(ctx.prompt(alias, what))
             .await?;
         equal(
+            "x_request_id_answer",
             &format!("x-request-id of the answer ({what})"),
             Some(id.as_str()),
             answer.header("x-request-id"),
@@ -550,6 +561,7 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
             .post(QUERY_PATH, json!({"question": 7}))
             .await?;
         equal(
+            "x_request_id_answer",
             "x-request-id of the answer (a query)",
             Some(id.as_str()),
             answer.header("x-request-id"),
@@ -565,6 +577,7 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
     };
     for (what, id) in ["served", "fails"].iter().zip(&ids) {
         equal(
+            "x_request_id_provider",
             &format!("x-request-id at the provider ({what})"),
             Some(id),
             at_p1(what).as_ref(),
@@ -574,8 +587,18 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
         .header("x-request-id")
         .filter(|id| !id.is_empty())
         .map(String::from);
-    holds(given.is_some(), "an id for a request without one", "none")?;
-    equal("the same at the provider", given, at_p1("without"))?;
+    holds(
+        "id_request_one",
+        given.is_some(),
+        "an id for a request without one",
+        "none",
+    )?;
+    equal(
+        "same_provider",
+        "the same at the provider",
+        given,
+        at_p1("without"),
+    )?;
     logged(ctx, &ids).await
 }
 
@@ -587,5 +610,10 @@ async fn logged(ctx: &Ctx, ids: &[String]) -> CaseResult {
     let all = poll_until(|| {
         Some(()).filter(|()| ids.iter().all(|id| process.log().contains(id.as_str())))
     });
-    guard("every request id in the log", all).await
+    guard(
+        "hang.every_request_id_log",
+        "every request id in the log",
+        all,
+    )
+    .await
 }

@@ -154,10 +154,11 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
     answers.push(ctx.client.chat(ctx.prompt("pair", "refused")).await?);
     // then
     for answer in &answers {
-        equal("status", 200, answer.status)?;
-        equal("text", "Bern", answer.content().as_str())?;
+        equal("status", "status", 200, answer.status)?;
+        equal("text", "text", "Bern", answer.content().as_str())?;
         if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
             equal(
+                "served_x_gauntlet_provider",
                 "who served it (x-gauntlet-provider)",
                 Some("p2"),
                 answer.header("x-gauntlet-provider"),
@@ -166,6 +167,7 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
         }
     }
     equal(
+        "requests_first_candidate_could",
         "requests at the first candidate that could be asked",
         2,
         p1.requests().len(),
@@ -206,12 +208,19 @@ async fn fall_02(ctx: &Ctx) -> CaseResult {
         let answer = ctx.client.chat(ctx.prompt("pair", what)).await?;
         // then
         equal(
+            "requests_first_candidate",
             &format!("requests at the first candidate ({what})"),
             1,
             p1.calls(what).len(),
         )?;
-        equal(&format!("status after 200 with {what}"), 200, answer.status)?;
         equal(
+            "status_200",
+            &format!("status after 200 with {what}"),
+            200,
+            answer.status,
+        )?;
+        equal(
+            "text_200",
             &format!("text after 200 with {what}"),
             "Bern",
             answer.content().as_str(),
@@ -249,6 +258,7 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
         let stream = ctx.client.streamed(ctx.prompt("pair", what)).await?;
         // then
         equal(
+            "requests_first_candidate",
             &format!("requests at the first candidate ({what})"),
             1,
             p1.calls(what).len(),
@@ -260,21 +270,30 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
 
 /// One whole stream of the second candidate's, and nothing else.
 fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
-    equal(&format!("status ({what})"), 200, stream.status)?;
+    equal("status", &format!("status ({what})"), 200, stream.status)?;
     holds(
+        "error_event",
         stream.error.is_none(),
         format!("no error event ({what})"),
         format_args!("{:?}", stream.error),
     )?;
-    equal(&format!("text ({what})"), "Bern", stream.text.as_str()).map_err(silent)?;
     equal(
+        "text",
+        &format!("text ({what})"),
+        "Bern",
+        stream.text.as_str(),
+    )
+    .map_err(silent)?;
+    equal(
+        "finish_reasons",
         &format!("finish reasons ({what})"),
         vec!["stop".to_string()],
         stream.finish_reasons.clone(),
     )?;
-    equal(&format!("[DONE] ({what})"), 1, stream.done_count)?;
+    equal("done", &format!("[DONE] ({what})"), 1, stream.done_count)?;
     if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
         equal(
+            "served_x_gauntlet_provider",
             &format!("who served it (x-gauntlet-provider; {what})"),
             Some("p2"),
             stream.header("x-gauntlet-provider"),
@@ -283,6 +302,7 @@ fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
     }
     stream.strict().or_else(|why| {
         holds(
+            "events_one_stream_published",
             false,
             format!("events of one stream, as published ({what})"),
             why,
@@ -313,18 +333,26 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
     let told = stream.error.is_some() || matches!(stream.end, End::Cut(_));
     match stream.text.as_str() {
         "Par" => holds(
+            "error_event_where_stream",
             told && stream.done_count == 0,
             "an error event where the stream broke",
             format_args!("a silent end: {:?}", stream.end),
         )
         .map_err(silent),
         "Paris" => holds(
+            "continued_stream_ends_properly",
             stream.looks_complete() || told,
             "a continued stream that ends properly",
             format_args!("{:?}", stream.end),
         )
         .map_err(silent),
-        text => holds(false, "the text once", format_args!("{text:?}")).map_err(silent),
+        text => holds(
+            "text_once",
+            false,
+            "the text once",
+            format_args!("{text:?}"),
+        )
+        .map_err(silent),
     }
 }
 
@@ -343,20 +371,28 @@ async fn fall_05(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.streamed(ctx.prompt("pair", "streamed")).await?;
     let plain = ctx.client.chat(ctx.prompt("pair", "plain")).await?;
     // then
-    equal("requests at the second candidate", 2, p2.requests().len())?;
+    equal(
+        "requests_second_candidate",
+        "requests at the second candidate",
+        2,
+        p2.requests().len(),
+    )?;
     holds(
+        "status_500_more_stream",
         stream.status >= 500,
         "a status of 500 or more for the stream",
         stream.status,
     )
     .map_err(silent)?;
     holds(
+        "status_500_more_plain",
         plain.status >= 500,
         "a status of 500 or more for the plain request",
         plain.status,
     )
     .map_err(silent)?;
     holds(
+        "error_body",
         stream.error.is_some(),
         "an error in the body",
         String::from_utf8_lossy(&stream.body),
@@ -378,13 +414,20 @@ async fn fall_06(ctx: &Ctx) -> CaseResult {
     }
     let next = ctx.client.chat(ctx.prompt("pair", "right")).await?;
     // then
-    equal("requests at the second candidate", 0, p2.requests().len())?;
+    equal(
+        "requests_second_candidate",
+        "requests at the second candidate",
+        0,
+        p2.requests().len(),
+    )?;
     holds(
+        "client_s_own_error",
         statuses.iter().all(|status| (400..500).contains(status)),
         "the client's own error (4xx) each time",
         format_args!("{statuses:?}"),
     )?;
     equal(
+        "text_next_request_first",
         "text of the next request, which the first candidate serves",
         "Paris",
         next.content().as_str(),
@@ -402,7 +445,7 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
     request["model"] = ctx.model("mixed").into();
     let answer = ctx.client.chat(request.clone()).await?;
     // then
-    equal("status", 200, answer.status)?;
+    equal("status", "status", 200, answer.status)?;
     let asked = p2.seen(1).await?;
     let told = asked[0].json();
     for (n, message) in request["messages"]
@@ -412,12 +455,14 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
         .enumerate()
     {
         equal(
+            "role_message",
             &format!("role of message {n}"),
             &message["role"],
             &told["messages"][n]["role"],
         )?;
         let content = message["content"].as_str().unwrap_or_default();
         equal(
+            "content_message",
             &format!("content of message {n}"),
             content,
             told["messages"][n]["content"].as_str().unwrap_or_default(),
@@ -425,26 +470,31 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
     }
     equal(
         "messages",
+        "messages",
         5,
         told["messages"].as_array().map_or(0, Vec::len),
     )?;
     equal(
+        "arguments_earlier_call",
         "arguments of the earlier call",
         &json!({"city": "Paris"}),
         &told["messages"][2]["tool_calls"][0]["function"]["arguments"],
     )?;
     equal(
         "tool",
+        "tool",
         &json!("get_weather"),
         &told["tools"][0]["function"]["name"],
     )?;
     let options = &told["options"];
     equal(
+        "temperature_length",
         "temperature and length",
         (&json!(0.25), &json!(32)),
         (&options["temperature"], &options["num_predict"]),
     )?;
     holds(
+        "stop_word",
         options["stop"].to_string().contains("END"),
         "the stop word",
         &options["stop"],
@@ -453,6 +503,7 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
     let arguments: Value =
         serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
     equal(
+        "tool_call_answer",
         "tool call of the answer",
         (&json!("get_weather"), json!({"city": "Bern"})),
         (&call["name"], arguments),
@@ -497,6 +548,7 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
     let answer = ctx.client.chat(ctx.prompt("pair", "capital")).await?;
     // then
     holds(
+        "status_500_more",
         answer.status >= 500,
         "a status of 500 or more",
         answer.status,
@@ -509,16 +561,27 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
         .iter()
         .filter_map(|attempt| attempt["provider"].as_str())
         .collect();
-    equal("providers tried, in order", vec!["p1", "p2"], providers)?;
+    equal(
+        "providers_tried_order",
+        "providers tried, in order",
+        vec!["p1", "p2"],
+        providers,
+    )?;
     let causes: Vec<&str> = attempts
         .iter()
         .filter_map(|attempt| attempt["cause"].as_str())
         .collect();
     holds(
+        "cause_own_each_attempt",
         causes.len() == 2 && causes[0] != causes[1],
         "a cause of its own for each attempt",
         format_args!("{causes:?}"),
     )?;
     let leaked = keys.iter().any(|key| answer.text().contains(key.as_str()));
-    holds(!leaked, "no key in the error", "a provider's key")
+    holds(
+        "key_error",
+        !leaked,
+        "no key in the error",
+        "a provider's key",
+    )
 }

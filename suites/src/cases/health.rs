@@ -94,7 +94,7 @@ async fn hlth_01(ctx: &Ctx) -> CaseResult {
         ("with a stalled database", stalled),
         ("without the database", gone),
     ] {
-        equal(&format!("liveness {what}"), 200, answer.status)?;
+        equal("liveness", &format!("liveness {what}"), 200, answer.status)?;
     }
     Ok(())
 }
@@ -126,15 +126,20 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
         .mount(openai::models(), models().plan(Plan::silent()))
         .await;
     // when
-    let told = converge("p1, p2 and the store told as up, p3 as down", || async {
-        let health = ctx.client.get("/health").await?.json();
-        let up = ["store", "p1", "p2", "p3"].map(|name| state(&health, name));
-        Ok(Some(health).filter(|_| up == [Some(true), Some(true), Some(true), Some(false)]))
-    });
+    let told = converge(
+        "hang.p1_p2_store_told",
+        "p1, p2 and the store told as up, p3 as down",
+        || async {
+            let health = ctx.client.get("/health").await?.json();
+            let up = ["store", "p1", "p2", "p3"].map(|name| state(&health, name));
+            Ok(Some(health).filter(|_| up == [Some(true), Some(true), Some(true), Some(false)]))
+        },
+    );
     // then
     let met = ctx.gates.rendezvous("probes", 2);
     let (health, ()) = futures::try_join!(told, met.met())?;
     equal(
+        "health_document_s_status",
         "the health document's status",
         "degraded",
         text(&health, "status"),
@@ -150,11 +155,13 @@ async fn hlth_04(ctx: &Ctx) -> CaseResult {
     // then
     equal(
         "statuses",
+        "statuses",
         vec![200; STORM],
         told.iter().map(|health| health.status).collect(),
     )?;
     let probes = ctx.stub("p1")?.all_requests().len();
     holds(
+        "1_probes_provider_calls",
         (1..=STORM / 4).contains(&probes),
         format!(
             "1 to {} probes of the provider for {STORM} calls",

@@ -122,14 +122,21 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
         try_join_all((0..LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many")))).await?;
     // then
     let p1 = ctx.stub("p1")?;
-    equal("requests still in flight", LIMIT, p1.in_flight())?;
+    equal(
+        "requests_still_flight",
+        "requests still in flight",
+        LIMIT,
+        p1.in_flight(),
+    )?;
     for answer in &refused {
         holds(
+            "status_429_503",
             matches!(answer.status, 429 | 503),
             "status 429 or 503",
             answer.status,
         )?;
         holds(
+            "retry_header",
             answer.header("retry-after").is_some(),
             "a Retry-After header",
             "none",
@@ -137,11 +144,17 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
     }
     ctx.gates.gate("full").open();
     equal(
+        "statuses_requests_within_limit",
         "statuses of the requests within the limit",
         vec![200; LIMIT],
         statuses(&answers(full).await?),
     )?;
-    equal("requests at the provider", LIMIT, p1.requests().len())
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        LIMIT,
+        p1.requests().len(),
+    )
 }
 
 /// LOAD-02 (MUST): after a burst everything is as before.
@@ -152,25 +165,33 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
         try_join_all((0..4 * LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many"))))
             .await?;
     holds(
+        "refusals_beyond_limit",
         refused.iter().all(|answer| answer.status >= 400),
         "refusals beyond the limit",
         format_args!("{:?}", statuses(&refused)),
     )?;
     ctx.gates.gate("full").open();
     equal(
+        "statuses_requests_within_limit",
         "statuses of the requests within the limit",
         vec![200; LIMIT],
         statuses(&answers(full).await?),
     )?;
     // when
     // a place may be given back a moment after its client has read the last byte
-    guard("a request to be served after the burst", served_again(ctx)).await??;
+    guard(
+        "hang.request_served_burst",
+        "a request to be served after the burst",
+        served_again(ctx),
+    )
+    .await??;
     let mut after = Vec::new();
     for _ in 0..2 * LIMIT {
         after.push(ctx.client.chat(ctx.prompt("solo", "after")).await?);
     }
     // then
     equal(
+        "statuses_burst",
         "statuses after the burst",
         vec![200; 2 * LIMIT],
         statuses(&after),
@@ -208,10 +229,26 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
         .await?;
     let chunked = chunked.reply().await?;
     // then
-    equal("status for a length over the limit", 413, told.status)?;
-    equal("status for chunks over the limit", 413, chunked.status)?;
-    equal("requests at the provider", 0, p1.requests().len())?;
     equal(
+        "status_length_over_limit",
+        "status for a length over the limit",
+        413,
+        told.status,
+    )?;
+    equal(
+        "status_chunks_over_limit",
+        "status for chunks over the limit",
+        413,
+        chunked.status,
+    )?;
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        0,
+        p1.requests().len(),
+    )?;
+    equal(
+        "status_small_body_afterwards",
         "status of a small body afterwards",
         200,
         ctx.client.chat(ctx.prompt("solo", "hello")).await?.status,
@@ -238,7 +275,12 @@ async fn load_05(ctx: &Ctx) -> CaseResult {
     // then
     refused_or_closed("headers", &headers)?;
     refused_or_closed("body", &body)?;
-    equal("requests at the provider", 0, p1.requests().len())
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        0,
+        p1.requests().len(),
+    )
 }
 
 /// LOAD-07 (MUST): for a client that stops reading, no more than a bound is taken from the provider.
@@ -260,11 +302,13 @@ async fn load_07(ctx: &Ctx) -> CaseResult {
         "at most {AHEAD} of {length} bytes taken ahead, and {IN_BUFFERS} more in the system's buffers"
     );
     holds(
+        "provider.bytes_taken",
         taken <= AHEAD + IN_BUFFERS,
         expected,
         format_args!("{taken} bytes"),
     )?;
     equal(
+        "answers_provider_still_sending",
         "answers that the provider is still sending",
         1,
         p1.in_flight(),
@@ -295,6 +339,7 @@ fn refused_or_closed(what: &str, end: &Result<Reply, Transport>) -> CaseResult {
         Err(transport) => (true, transport.to_string()),
     };
     holds(
+        "error_closed_connection_dribbled",
         fair,
         format!("an error or a closed connection for dribbled {what}"),
         seen,

@@ -92,12 +92,13 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
             .client
             .chat(ctx.prompt("pair", &format!("capital {n}")))
             .await?;
-        equal("status", 200, answer.status)?;
+        equal("status", "status", 200, answer.status)?;
     }
     refused(ctx.client.chat(ctx.prompt("late", "never")).await?.status)?;
     // then
     let (first, second) = (p1.requests().len(), p2.requests().len());
     equal(
+        "attempts_both_providers",
         "attempts at both providers",
         (2 * REQUESTS, REQUESTS),
         (first, second),
@@ -143,6 +144,7 @@ async fn obs_02(ctx: &Ctx) -> CaseResult {
         .with_header("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
     equal(
         "status",
+        "status",
         200,
         traced.chat(ctx.prompt("solo", "capital")).await?.status,
     )?;
@@ -155,6 +157,7 @@ async fn obs_02(ctx: &Ctx) -> CaseResult {
     let parts: Vec<&str> = sent.split('-').collect();
     let continued = matches!(parts.as_slice(), [version, TRACE, parent, flags] if [version.len(), parent.len(), flags.len()] == [2, 16, 2]);
     holds(
+        "traceparent_trace",
         continued,
         format!("a traceparent of the trace {TRACE}"),
         format_args!("{sent:?}"),
@@ -175,12 +178,14 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
     let told = complete(ctx).await?;
     // then
     equal(
+        "chat_s_usage",
         "a chat's usage",
         (Some(1_013), Some(107)),
         usage(&chat.json()),
     )
     .map_err(silent)?;
     equal(
+        "query_s_usage",
         "a query's usage",
         (Some(agents * 1_013), Some(agents * 107)),
         usage(&told),
@@ -191,7 +196,13 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
         .get(&format!("{QUERIES}/{}", text(&told, "id")))
         .await?
         .json();
-    equal("the record's usage", usage(&told), usage(&record)).map_err(silent)?;
+    equal(
+        "record_s_usage",
+        "the record's usage",
+        usage(&told),
+        usage(&record),
+    )
+    .map_err(silent)?;
     let calls = agents as usize + 1;
     counted(
         ctx,
@@ -220,13 +231,14 @@ fn usage(told: &Value) -> (Option<u64>, Option<u64>) {
 async fn counted(ctx: &Ctx, name: &str, labels: &[&str], expected: usize) -> CaseResult {
     let now =
         || async { Ok::<_, Failure>(sum(&ctx.client.get("/metrics").await?.text(), name, labels)) };
-    let came = converge(name, || async {
+    let came = converge("hang.metric", name, || async {
         Ok(Some(now().await?)
             .filter(|value| *value == expected)
             .map(drop))
     });
     match came.await {
         Err(Failure::Violated { .. }) => equal(
+            "metric",
             &format!("{name}{{{}}}", labels.join(",")),
             expected,
             now().await?,

@@ -120,6 +120,7 @@ async fn para_01(ctx: &Ctx) -> CaseResult {
     ctx.gates.rendezvous("everybody", TOGETHER).met().await?;
     equal(
         "statuses",
+        "statuses",
         vec![200; TOGETHER],
         statuses(&answers(asked).await?),
     )
@@ -141,17 +142,20 @@ async fn para_02(ctx: &Ctx) -> CaseResult {
         try_join_all((0..EACH).map(|_| ctx.client.chat(ctx.prompt("other", "hello")))).await?;
     // then
     equal(
+        "requests_stalled_provider_still",
         "requests that the stalled provider still holds",
         EACH,
         p1.in_flight(),
     )?;
     equal(
+        "statuses_other_model",
         "statuses of the other model",
         vec![200; EACH],
         statuses(&others),
     )?;
     ctx.gates.gate("stall").open();
     equal(
+        "statuses_stalled_model_once",
         "statuses of the stalled model, once it answers",
         vec![200; EACH],
         statuses(&answers(stalled).await?),
@@ -183,13 +187,20 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
         .iter()
         .filter(|stream| stream.looks_complete() && stream.text == "Paris is big.")
         .count();
-    equal("complete streams beside the slow one", OTHERS, complete)?;
+    equal(
+        "complete_streams_beside_slow",
+        "complete streams beside the slow one",
+        OTHERS,
+        complete,
+    )?;
     holds(
+        "less_half_stream_nobody",
         taken < events / 2,
         "less than half of a stream that nobody reads taken from the provider",
         format_args!("{taken} of {events} bytes"),
     )?;
     equal(
+        "answers_provider_still_sending",
         "answers that the provider is still sending",
         1,
         p1.in_flight(),
@@ -210,31 +221,41 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
             .await?;
     p1.held(LIMIT).await?;
     equal(
+        "status_request_another_provider",
         "status of a request to another provider",
         200,
         ctx.client.chat(ctx.prompt("other", "hello")).await?.status,
     )?;
     let held = guard(
+        "hang.more_requests_provider",
         "no more requests at the provider",
         settled(|| p1.in_flight()),
     )
     .await?;
     // then
-    equal("requests at the provider while it is full", LIMIT, held)?;
+    equal(
+        "requests_provider_while_full",
+        "requests at the provider while it is full",
+        LIMIT,
+        held,
+    )?;
     ctx.gates.gate("full").open();
     let told = statuses(&answers(asked).await?);
     // what does not fit may wait or be refused
     holds(
+        "statuses_200_429_503",
         told.iter().all(|status| matches!(status, 200 | 429 | 503)),
         "statuses 200, 429 or 503",
         format_args!("{told:?}"),
     )?;
     holds(
+        "least_answers",
         told.iter().filter(|status| **status == 200).count() >= LIMIT,
         format!("at least {LIMIT} answers"),
         format_args!("{told:?}"),
     )?;
     equal(
+        "most_requests_provider_together",
         "the most requests at the provider together",
         LIMIT,
         p1.high_water(),
@@ -255,11 +276,17 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
     let live = ctx.client.get("/health/live").await?;
     let ready = ctx.client.get("/health/ready").await?;
     // then
-    equal("status of liveness", 200, live.status)?;
-    equal("status of readiness", 200, ready.status)?;
-    equal("requests that are still stalled", STALLED, p1.in_flight())?;
+    equal("status_liveness", "status of liveness", 200, live.status)?;
+    equal("status_readiness", "status of readiness", 200, ready.status)?;
+    equal(
+        "requests_still_stalled",
+        "requests that are still stalled",
+        STALLED,
+        p1.in_flight(),
+    )?;
     ctx.gates.gate("stall").open();
     equal(
+        "statuses_once_provider_answers",
         "statuses, once the provider answers",
         vec![200; STALLED],
         statuses(&answers(stalled).await?),
@@ -299,12 +326,13 @@ async fn para_09(ctx: &Ctx) -> CaseResult {
         let answer = |n| format!("{} [{}]", words(n), ctx.nonce);
         let foreign = (0..2 * EACH).any(|other| other != n && said == answer(other));
         holds(
+            "answer_prompt",
             !foreign,
             format!("the answer to prompt {n}"),
             format_args!("the answer to somebody else's prompt: {said:?}"),
         )
         .map_err(silent)?;
-        equal("the answer to a prompt", answer(n), said).map_err(silent)?;
+        equal("answer_prompt", "the answer to a prompt", answer(n), said).map_err(silent)?;
     }
     Ok(())
 }

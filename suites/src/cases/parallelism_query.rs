@@ -77,6 +77,7 @@ async fn para_04(ctx: &Ctx) -> CaseResult {
     // then
     equal(
         "sources",
+        "sources",
         Some(1),
         answer["sources"].as_array().map(Vec::len),
     )
@@ -105,19 +106,26 @@ async fn para_05(ctx: &Ctx) -> CaseResult {
         ["fact_check", "synthesis", "citation", "review"].map(|agent| asked(ctx, agent));
     let (fact_check, synthesis, citation, review) = (fact_check?, synthesis?, citation?, review?);
     holds(
+        "fact_check_passage_found",
         fact_check.body.contains(PASSAGE),
         "a fact check that has the passage found",
         &fact_check.body,
     )?;
     let checked = answered(ctx.stub("fact_check")?, &fact_check)?;
     in_order(
+        "fact_check_s_answer",
         ("the fact check's answer", checked),
         ("synthesis", synthesis.seq),
     )?;
     let written = answered(ctx.stub("synthesis")?, &synthesis)?;
     for (name, later) in [("citation", citation), ("review", review)] {
-        in_order(("synthesis's answer", written), (name, later.seq))?;
+        in_order(
+            "synthesis_s_answer",
+            ("synthesis's answer", written),
+            (name, later.seq),
+        )?;
         holds(
+            "answer",
             later.body.contains(ANSWER),
             format!("{name} that has the answer"),
             &later.body,
@@ -142,6 +150,7 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
         let failed = ctx.stub("entities")?.seen(1).await?;
         let over = |event: &Event| matches!(event, Event::AnswerSent { request } if failed.iter().any(|call| call.request == *request));
         guard(
+            "hang.failure_sent",
             "the failure to be sent",
             ctx.tape.wait_for(1, |entry| over(&entry.event)),
         )
@@ -156,10 +165,16 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     let (answer, ()) = futures::try_join!(ask(ctx), failing)?;
     // then
     let told = answer.json();
-    equal("status", 200, answer.status)?;
-    equal("sources", Some(1), told["sources"].as_array().map(Vec::len))?;
+    equal("status", "status", 200, answer.status)?;
+    equal(
+        "sources",
+        "sources",
+        Some(1),
+        told["sources"].as_array().map(Vec::len),
+    )?;
     let lost = lost(&told);
     holds(
+        "entities_alone_told_lost",
         matches!(lost.as_slice(), [(step, _)] if step == "entities"),
         "entities alone told as lost",
         format_args!("{lost:?}"),
@@ -173,6 +188,7 @@ fn asked(ctx: &Ctx, agent: &str) -> Result<ReceivedRequest, Failure> {
         .into_iter()
         .find(|call| !call.body.contains("sentinel"));
     let none = || Failure::Violated {
+        fact: "agent.asked".into(),
         expected: format!("{agent} asked"),
         observed: "it was not".into(),
         mode: gauntlet_harness::case::FailureMode::Visible,

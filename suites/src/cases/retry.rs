@@ -179,18 +179,26 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     // then
     for (prompt, answer) in prompts.iter().zip(&answers) {
         equal(
+            "status_two_failures",
             &format!("status after two failures ({prompt})"),
             200,
             answer.status,
         )?;
-        equal(&format!("attempts ({prompt})"), 3, p1.calls(prompt).len())?;
+        equal(
+            "attempts",
+            &format!("attempts ({prompt})"),
+            3,
+            p1.calls(prompt).len(),
+        )?;
     }
     holds(
+        "error_once_attempts_used",
         hopeless.status >= 500,
         "an error once the attempts are used up",
         hopeless.status,
     )?;
     equal(
+        "attempts_provider_fails_ever",
         "attempts at a provider that fails for ever",
         3,
         p1.calls("for ever").len(),
@@ -198,6 +206,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     if ctx.manifest.capabilities.contains(&Capability::Stream) {
         let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
         equal(
+            "stream_two_failures",
             "a stream after two failures",
             (200, "Paris"),
             (stream.status, stream.text.as_str()),
@@ -218,6 +227,7 @@ async fn refused_attempts(ctx: &Ctx) -> CaseResult {
         .as_array()
         .map_or(0, Vec::len);
     equal(
+        "attempts_listed_error_provider",
         "attempts listed by the error of a provider that refuses connections",
         3,
         listed,
@@ -248,14 +258,21 @@ async fn retry_02(ctx: &Ctx) -> CaseResult {
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     holds(
+        "error_each_refusal",
         statuses.iter().all(|status| *status >= 400),
         "an error for each refusal",
         format!("{statuses:?}"),
     )
     .map_err(silent)?;
-    equal("status of a request afterwards", 200, afterwards.status)?;
+    equal(
+        "status_request_afterwards",
+        "status of a request afterwards",
+        200,
+        afterwards.status,
+    )?;
     for status in REFUSALS {
         equal(
+            "attempts",
             &format!("attempts after {status}"),
             1,
             p1.calls(&format!("status {status}")).len(),
@@ -296,18 +313,21 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
     // then
     for (prompt, answer) in prompts.iter().zip(&answers).take(2) {
         equal(
+            "status_when_wait_asked",
             &format!("status when the wait that was asked for ({prompt}) fits into the deadline"),
             200,
             answer.status,
         )?;
         if let [first, second] = arrivals(p1, prompt).as_slice() {
             at_least(
+                "attempt_asked_come",
                 &format!("the attempt that was asked to come {prompt}"),
                 gap(first, second),
                 Duration::from_secs(1),
             )?;
         } else {
             equal(
+                "attempts",
                 &format!("attempts ({prompt})"),
                 2,
                 arrivals(p1, prompt).len(),
@@ -315,12 +335,14 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
         }
     }
     holds(
+        "error_where_wait_fit",
         answers[2].status >= 400,
         "an error where the wait does not fit into the deadline",
         answers[2].status,
     )
     .map_err(silent)?;
     equal(
+        "attempts_where_wait_fit",
         "attempts where the wait does not fit into the deadline",
         1,
         p1.calls("in an hour").len(),
@@ -344,7 +366,7 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     // then
     let attempts: Vec<Vec<Entry>> = prompts.iter().map(|prompt| arrivals(p1, prompt)).collect();
     for of_one in &attempts {
-        equal("attempts of a request", 5, of_one.len())?;
+        equal("attempts_request", "attempts of a request", 5, of_one.len())?;
     }
     // the longest first: it tells a busy machine from a back-off
     for (n, back_off) in [400, 800, 1_600, 3_200].into_iter().enumerate().rev() {
@@ -354,6 +376,7 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
             .sum();
         let quarter = Duration::from_millis(back_off / 4);
         at_least(
+            "retry_requests_average",
             &format!("retry {} of {REQUESTS} requests, on average,", n + 1),
             all / REQUESTS as u32,
             quarter,
@@ -383,19 +406,21 @@ async fn retry_05(ctx: &Ctx) -> CaseResult {
         .streamed(ctx.prompt("solo", "afterwards"))
         .await?;
     // then
-    equal("text", "Par", stream.text.as_str()).map_err(silent)?;
+    equal("text", "text", "Par", stream.text.as_str()).map_err(silent)?;
     holds(
+        "stream_look_finished",
         !stream.looks_complete(),
         "a stream that does not look finished",
         "a finished one",
     )
     .map_err(silent)?;
     equal(
+        "text_stream_afterwards",
         "text of a stream afterwards",
         "fine",
         afterwards.text.as_str(),
     )?;
-    equal("attempts", 1, p1.calls("capital").len())
+    equal("attempts", "attempts", 1, p1.calls("capital").len())
 }
 
 /// RETRY-06 (MUST): a dead provider sees no more attempts than the budget allows.
@@ -413,6 +438,7 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
     let answers = try_join_all(asked).await?;
     // then
     holds(
+        "error_each_request",
         answers.iter().all(|answer| answer.status >= 500),
         "an error for each request",
         "an answer from a dead provider",
@@ -420,6 +446,7 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
     .map_err(silent)?;
     let seen = p1.requests().len();
     holds(
+        "most_attempts_requests",
         seen <= MOST,
         format!("at most {MOST} attempts for {REQUESTS} requests"),
         format_args!("{seen} attempts"),
@@ -438,6 +465,7 @@ async fn retry_07(ctx: &Ctx) -> CaseResult {
     for (client, prompt) in [(&ctx.client, "without a key"), (&own, "with a key")] {
         equal(
             "status",
+            "status",
             200,
             client.chat(ctx.prompt("solo", prompt)).await?.status,
         )?;
@@ -445,16 +473,27 @@ async fn retry_07(ctx: &Ctx) -> CaseResult {
     // then
     for prompt in ["without a key", "with a key"] {
         let attempts = p1.calls(prompt);
-        equal("attempts", 3, attempts.len())?;
+        equal("attempts", "attempts", 3, attempts.len())?;
         let key = attempts[0].header("idempotency-key");
         holds(
+            "idempotency_key_client_s",
             key.is_some_and(|key| !key.is_empty()),
             format!("an idempotency key ({prompt} of the client's)"),
             "none",
         )?;
         for attempt in &attempts {
-            equal("body", attempts[0].body.as_str(), attempt.body.as_str())?;
-            equal("idempotency key", key, attempt.header("idempotency-key"))?;
+            equal(
+                "body",
+                "body",
+                attempts[0].body.as_str(),
+                attempt.body.as_str(),
+            )?;
+            equal(
+                "idempotency_key",
+                "idempotency key",
+                key,
+                attempt.header("idempotency-key"),
+            )?;
         }
     }
     Ok(())
@@ -482,8 +521,18 @@ async fn retry_08(ctx: &Ctx) -> CaseResult {
     ctx.gates.gate("until the client has gone").open();
     let stayed = ctx.client.chat(ctx.prompt("solo", "stayed")).await?;
     // then
-    equal("status of the one who stayed", 200, stayed.status)?;
-    equal("attempts for the one who left", 1, p1.calls("left").len())
+    equal(
+        "status_one_stayed",
+        "status of the one who stayed",
+        200,
+        stayed.status,
+    )?;
+    equal(
+        "attempts_one_left",
+        "attempts for the one who left",
+        1,
+        p1.calls("left").len(),
+    )
 }
 
 /// When the attempts of the request that says `text` had been read.

@@ -144,7 +144,7 @@ async fn strm_01(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "Paris", stream.text.as_str())?;
+    equal("text", "text", "Paris", stream.text.as_str())?;
     broken(&stream)
 }
 
@@ -159,7 +159,7 @@ async fn strm_02(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "Paris", stream.text.as_str())?;
+    equal("text", "text", "Paris", stream.text.as_str())?;
     broken(&stream)
 }
 
@@ -174,9 +174,10 @@ async fn strm_03(ctx: &Ctx) -> CaseResult {
     // then
     stream
         .strict()
-        .or_else(|why| holds(false, "every event whole", why))?;
-    equal("text", "Par", stream.text.as_str())?;
+        .or_else(|why| holds("every_event_whole", false, "every event whole", why))?;
+    equal("text", "text", "Par", stream.text.as_str())?;
     holds(
+        "nothing_event_cut",
         !stream.rest.contains("chat.completion.chunk"),
         "nothing of the event that was cut",
         &stream.rest,
@@ -207,7 +208,12 @@ async fn strm_04(ctx: &Ctx) -> CaseResult {
     let next = ctx.client.streamed(ctx.prompt("solo", "healthy")).await?;
     // then
     broken(&stream)?;
-    equal("the next stream's text", "Bern", next.text.as_str())
+    equal(
+        "next_stream_s_text",
+        "the next stream's text",
+        "Bern",
+        next.text.as_str(),
+    )
 }
 
 /// STRM-05 (MUST): an error in band is an error, not content, with its class kept.
@@ -223,7 +229,12 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     // when
     let openai = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text before the error", "Paris", openai.text.as_str())?;
+    equal(
+        "text_error",
+        "text before the error",
+        "Paris",
+        openai.text.as_str(),
+    )?;
     broken(&openai)?;
     let told = openai
         .error
@@ -231,6 +242,7 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
         .map(ToString::to_string)
         .unwrap_or_default();
     holds(
+        "class_error_kept_rate",
         told.contains("rate_limit") || told.contains("429"),
         "the class of the error kept (rate_limit_exceeded)",
         told,
@@ -240,6 +252,7 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     }
     let ollama = ctx.client.streamed(ctx.prompt("local", "capital")).await?;
     equal(
+        "text_error_ollama_provider",
         "text before the error of the Ollama provider",
         "Bern",
         ollama.text.as_str(),
@@ -262,9 +275,9 @@ async fn strm_06(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "Paris", stream.text.as_str()).map_err(silent)?;
-    equal("[DONE]", 1, stream.done_count)?;
-    equal("events after [DONE]", 0, stream.after_done)
+    equal("text", "text", "Paris", stream.text.as_str()).map_err(silent)?;
+    equal("done", "[DONE]", 1, stream.done_count)?;
+    equal("events_done", "events after [DONE]", 0, stream.after_done)
 }
 
 /// STRM-07 (MUST): a stream answered with a wrong content type is a failure before the first token.
@@ -279,12 +292,13 @@ async fn strm_07(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     holds(
+        "status_500_more",
         stream.status >= 500,
         "a status of 500 or more",
         stream.status,
     )
     .map_err(silent)?;
-    equal("text", "", stream.text.as_str()).map_err(silent)
+    equal("text", "text", "", stream.text.as_str()).map_err(silent)
 }
 
 /// STRM-08 (MUST): an event without end is refused at a bound.
@@ -308,6 +322,7 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(1).await?;
     let taken = p1.sent_settles().await?;
     holds(
+        "event_refused_bound_long",
         taken < (ENDLESS / 2) as u64,
         "the event refused at a bound, long before all of it has been taken",
         format!("{taken} bytes taken"),
@@ -341,11 +356,13 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
     let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
     // then
     holds(
+        "status_500_more_plain",
         plain.status >= 500,
         "a status of 500 or more for a plain answer that was cut",
         plain.status,
     )?;
     holds(
+        "4xx_stream_cut_text",
         early.status >= 500 || early.status == 200,
         "no 4xx for a stream cut before its text",
         early.status,
@@ -359,7 +376,12 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
         let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"]
             .iter()
             .any(|word| told.contains(word));
-        holds(!blames, "an error that does not blame the client", &told)?;
+        holds(
+            "error_blame_client",
+            !blames,
+            "an error that does not blame the client",
+            &told,
+        )?;
     }
     broken(&late)
 }
@@ -382,9 +404,15 @@ pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
 
 /// A stream that a client takes for a finished one, with this text.
 pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
-    equal("status", 200, stream.status)?;
-    equal("the stream's text", text, stream.text.as_str())?;
+    equal("status", "status", 200, stream.status)?;
+    equal(
+        "stream_s_text",
+        "the stream's text",
+        text,
+        stream.text.as_str(),
+    )?;
     holds(
+        "complete_stream",
         stream.looks_complete(),
         "a complete stream",
         format_args!(
@@ -397,18 +425,21 @@ pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
 /// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
 pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
     holds(
+        "done_broken_stream",
         stream.done_count == 0,
         "no [DONE] after a broken stream",
         format_args!("[DONE] came {} times", stream.done_count),
     )
     .map_err(silent)?;
     equal(
+        "finish_reasons",
         "finish reasons",
         &Vec::<String>::new(),
         &stream.finish_reasons,
     )
     .map_err(silent)?;
     holds(
+        "error_event",
         stream.error.is_some(),
         "an error event",
         format_args!("no error; the stream ended: {:?}", stream.end),

@@ -49,6 +49,7 @@ pub(super) fn healthy(ctx: &Ctx) -> CaseResult {
 pub(super) async fn known(ctx: &Ctx) -> CaseResult {
     let stored = ctx.client.post(DOCUMENTS, document()).await?;
     equal(
+        "status_document_handed",
         "the status of a document that is handed in",
         201,
         stored.status,
@@ -71,8 +72,9 @@ pub(super) async fn ask(ctx: &Ctx) -> Result<Reply, Failure> {
 /// Asks, and wants an answer that lacks nothing.
 pub(super) async fn complete(ctx: &Ctx) -> Result<Value, Failure> {
     let answer = ask(ctx).await?;
-    equal("status", 200, answer.status)?;
+    equal("status", "status", 200, answer.status)?;
     equal(
+        "query_s_status",
         "the query's status",
         "complete",
         text(&answer.json(), "status"),
@@ -85,12 +87,19 @@ pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<V
     let answer = ask(ctx).await?;
     let told = answer.json();
     equal(
+        "status_answer_stands_one",
         "status of an answer that stands without one step",
         200,
         answer.status,
     )?;
-    equal("the query's status", "degraded", text(&told, "status"))?;
+    equal(
+        "query_s_status",
+        "the query's status",
+        "degraded",
+        text(&told, "status"),
+    )?;
     holds(
+        "answer",
         !text(&told, "answer").is_empty(),
         "an answer",
         &told["answer"],
@@ -98,12 +107,14 @@ pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<V
     let lost = lost(&told);
     let as_wanted = matches!(lost.as_slice(), [(lost, cause)] if lost == step && causes.contains(&cause.as_str()));
     holds(
+        "alone_told_lost",
         as_wanted,
         format!("{step} alone told as lost, by {}", causes.join(" or ")),
         format_args!("{lost:?}"),
     )?;
     let effect = text(&told["degraded"][0], "effect");
     holds(
+        "loss_costs_reader",
         !effect.is_empty(),
         "what the loss costs the reader",
         "nothing",
@@ -141,7 +152,7 @@ pub(super) fn number(value: &Value, name: &str) -> f64 {
 /// Asks this path until it answers with this status.
 pub(super) async fn until_status(ctx: &Ctx, path: &str, status: u16) -> Result<Reply, Failure> {
     let what = format!("GET {path} answers {status}");
-    converge(&what, || async {
+    converge("hang.status", &what, || async {
         Ok(Some(ctx.client.get(path).await?).filter(|reply| reply.status == status))
     })
     .await
@@ -150,13 +161,17 @@ pub(super) async fn until_status(ctx: &Ctx, path: &str, status: u16) -> Result<R
 /// Reads the listing until it holds `count` queries, and returns them, newest first.
 pub(super) async fn listed(ctx: &Ctx, filter: &str, count: usize) -> Result<Vec<Value>, Failure> {
     let path = format!("{QUERIES}?size=100{filter}");
-    converge(&format!("{count} queries at {path}"), || async {
-        let page = ctx.client.get(&path).await?;
-        Ok(page.json()["queries"]
-            .as_array()
-            .filter(|queries| queries.len() == count)
-            .cloned())
-    })
+    converge(
+        "hang.queries",
+        &format!("{count} queries at {path}"),
+        || async {
+            let page = ctx.client.get(&path).await?;
+            Ok(page.json()["queries"]
+                .as_array()
+                .filter(|queries| queries.len() == count)
+                .cloned())
+        },
+    )
     .await
 }
 

@@ -227,10 +227,15 @@ async fn time_01(ctx: &Ctx) -> CaseResult {
     )?;
     // then
     refused(alone.status)?;
-    at_least("the error", took(ctx, &alone.label), CONNECT)?;
+    at_least("error", "the error", took(ctx, &alone.label), CONNECT)?;
     if ctx.manifest.capabilities.contains(&Capability::Fallback) {
-        equal("status with a second candidate", 200, pair.status)?;
-        equal("its text", "Paris", pair.content().as_str())?;
+        equal(
+            "status_second_candidate",
+            "status with a second candidate",
+            200,
+            pair.status,
+        )?;
+        equal("text", "its text", "Paris", pair.content().as_str())?;
     }
     Ok(())
 }
@@ -245,9 +250,14 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     // then
     let held = p1.seen(1).await?;
     ctx.gates.gate("late").open();
-    equal("requests at the provider", 1, held.len())?;
-    equal("status", 504, answer.status)?;
-    at_least("the error", took(ctx, &answer.label), SHORT_BOUND)
+    equal(
+        "requests_provider",
+        "requests at the provider",
+        1,
+        held.len(),
+    )?;
+    equal("status", "status", 504, answer.status)?;
+    at_least("error", "the error", took(ctx, &answer.label), SHORT_BOUND)
 }
 
 /// TIME-03 (MUST): dripped headers do not extend the first-byte time-out.
@@ -266,7 +276,7 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
         .await?;
     // then
     refused(stream.status)?;
-    at_least("the error", took(ctx, "dripped"), SHORT_BOUND)?;
+    at_least("error", "the error", took(ctx, "dripped"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -286,9 +296,9 @@ async fn time_04(ctx: &Ctx) -> CaseResult {
         .streamed(ctx.prompt("solo", "capital"))
         .await?;
     // then
-    equal("text", "Paris", stream.text.as_str())?;
+    equal("text", "text", "Paris", stream.text.as_str())?;
     broken(&stream)?;
-    at_least("the error", took(ctx, "stalled"), SHORT_BOUND)?;
+    at_least("error", "the error", took(ctx, "stalled"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -308,13 +318,14 @@ async fn time_05(ctx: &Ctx) -> CaseResult {
         .stream(ctx.prompt("solo", "go on"))
         .await?;
     let transcript: Transcript = guard(
+        "hang.end_stream_provider_never",
         "the end of a stream whose provider never ends it",
         stream.collect(),
     )
     .await??;
     // then
     broken(&transcript)?;
-    at_least("the error", took(ctx, "endless"), SHORT_BOUND)?;
+    at_least("error", "the error", took(ctx, "endless"), SHORT_BOUND)?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -364,15 +375,19 @@ async fn time_11(ctx: &Ctx) -> CaseResult {
     )?;
     // then
     for stub in [p1, plain] {
-        at_least("the provider's last byte", sending(stub), IDLE).map_err(|early| {
-            Failure::Harness {
-                what: early.to_string(),
-            }
+        at_least(
+            "provider_s_last_byte",
+            "the provider's last byte",
+            sending(stub),
+            IDLE,
+        )
+        .map_err(|early| Failure::Harness {
+            what: early.to_string(),
         })?;
     }
     whole(&stream, "Paris is big.")?;
-    equal("status", 200, answer.status)?;
-    equal("text", "Paris is big.", answer.content().as_str()).map_err(silent)
+    equal("status", "status", 200, answer.status)?;
+    equal("text", "text", "Paris is big.", answer.content().as_str()).map_err(silent)
 }
 
 /// TIME-12 (MUST): headers do not end the first-token time-out, and the next candidate answers.
@@ -390,6 +405,7 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
     // then
     whole(&stream, "Paris")?;
     at_least(
+        "second_candidate_s_answer",
         "the second candidate's answer",
         took(ctx, "waiting"),
         SHORT_BOUND,
@@ -399,7 +415,13 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
 
 /// A status that tells of an error; TIME-02 and the cases of ERR say which.
 pub(super) fn refused(status: u16) -> CaseResult {
-    holds(status >= 400, "a status that tells of an error", status).map_err(silent)
+    holds(
+        "status_tells_error",
+        status >= 400,
+        "a status that tells of an error",
+        status,
+    )
+    .map_err(silent)
 }
 
 /// From before the request of that label was written to after its answer had come.

@@ -132,6 +132,7 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
                 // then
                 before(clock, alias, given_up(&ctx.client.labelled(&label), body)).await?;
                 at_least(
+                    "answer",
                     &format!("the answer of {alias}"),
                     took(ctx, &label),
                     OWN_BOUND,
@@ -278,6 +279,7 @@ async fn before(clock: &Clock, alias: &str, asked: impl Future<Output = CaseResu
     match select(pin!(asked), clock.clone()).await {
         Either::Left((result, _)) => result,
         Either::Right(_) => holds(
+            "answer_request_asked_earlier",
             false,
             format!(
                 "the answer of {alias} before that of a request asked earlier under the default"

@@ -34,14 +34,21 @@ async fn time_10(ctx: &Ctx) -> CaseResult {
         futures::try_join!(ask(ctx), ctx.client.chat(ctx.prompt("review", "hello")))?;
     // then
     equal(
+        "status_chat_beside_stalled",
         "status of a chat beside a stalled database",
         200,
         chat.status,
     )?;
-    equal("status of a query without the database", 200, answer.status)?;
+    equal(
+        "status_query_database",
+        "status of a query without the database",
+        200,
+        answer.status,
+    )?;
     let lost = lost(&answer.json());
     for step in ["retrieval", "record"] {
         holds(
+            "told_lost",
             lost.iter().any(|(lost, _)| lost == step),
             format!("{step} told as lost"),
             format_args!("{lost:?}"),

@@ -150,29 +150,39 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
         .chat(with_tools(ctx.prompt("solo", "weather")))
         .await?;
     // then
-    equal("status", 200, text.status)?;
-    equal("content", "Paris, 東京 and \"Bern\".", &text.content()).map_err(silent)?;
+    equal("status", "status", 200, text.status)?;
     equal(
+        "content",
+        "content",
+        "Paris, 東京 and \"Bern\".",
+        &text.content(),
+    )
+    .map_err(silent)?;
+    equal(
+        "finish_reason",
         "finish_reason",
         &json!("stop"),
         &text.json()["choices"][0]["finish_reason"],
     )
     .map_err(silent)?;
     equal(
+        "usage_prompt_tokens",
         "usage.prompt_tokens",
         &json!(12),
         &text.json()["usage"]["prompt_tokens"],
     )
     .map_err(silent)?;
     equal(
+        "usage_completion_tokens",
         "usage.completion_tokens",
         &json!(7),
         &text.json()["usage"]["completion_tokens"],
     )
     .map_err(silent)?;
-    equal("status", 200, tool.status)?;
+    equal("status", "status", 200, tool.status)?;
     let choice = &tool.json()["choices"][0];
     equal(
+        "finish_reason",
         "finish_reason",
         &json!("tool_calls"),
         &choice["finish_reason"],
@@ -184,7 +194,7 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
         .flatten()
         .map(as_called)
         .collect();
-    equal("the tool calls", &two_calls, &came.into()).map_err(silent)
+    equal("tool_calls", "the tool calls", &two_calls, &came.into()).map_err(silent)
 }
 
 /// WIRE-02 (MUST): each chunk of a stream reaches the client before the provider sends the next.
@@ -201,6 +211,7 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     for (token, event) in tokens.into_iter().zip(2..) {
         let come = stream.text_of(token.len()).await?;
         equal(
+            "text_while_provider_holds",
             "the text while the provider holds the next event",
             token,
             come.as_str(),
@@ -209,7 +220,7 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     }
     read.release();
     // then
-    equal("[DONE]", 1, stream.collect().await?.done_count)
+    equal("done", "[DONE]", 1, stream.collect().await?.done_count)
 }
 
 /// WIRE-03 (MUST): a stream ends with one finish_reason and exactly one `[DONE]`.
@@ -224,19 +235,35 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
     for (prompt, finish) in [("short", "stop"), ("long", "length")] {
         let stream = ctx.client.streamed(ctx.prompt("solo", prompt)).await?;
         // then
-        equal("status", 200, stream.status)?;
+        equal("status", "status", 200, stream.status)?;
         equal(
+            "finish_reasons",
             "finish reasons",
             &vec![finish.to_string()],
             &stream.finish_reasons,
         )
         .map_err(silent)?;
-        equal("how often [DONE] came", 1, stream.done_count)?;
-        equal("events after [DONE]", 0, stream.after_done)?;
-        equal("the end of the body", &End::Orderly, &stream.end)?;
-        stream
-            .strict()
-            .or_else(|why| holds(false, "chunks of OpenAI's shape", why))?;
+        equal(
+            "how_often_done_came",
+            "how often [DONE] came",
+            1,
+            stream.done_count,
+        )?;
+        equal("events_done", "events after [DONE]", 0, stream.after_done)?;
+        equal(
+            "end_body",
+            "the end of the body",
+            &End::Orderly,
+            &stream.end,
+        )?;
+        stream.strict().or_else(|why| {
+            holds(
+                "chunks_openai_s_shape",
+                false,
+                "chunks of OpenAI's shape",
+                why,
+            )
+        })?;
     }
     Ok(())
 }
@@ -258,13 +285,19 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
         .map(|json| &json["usage"])
         .filter(|usage| usage.is_object())
         .collect();
-    equal("usage chunks", 1, told.len())?;
+    equal("usage_chunks", "usage chunks", 1, told.len())?;
     for (key, count) in [
         ("prompt_tokens", 12),
         ("completion_tokens", 7),
         ("total_tokens", 19),
     ] {
-        equal(&format!("usage.{key}"), &json!(count), &told[0][key]).map_err(silent)?;
+        equal(
+            "usage",
+            &format!("usage.{key}"),
+            &json!(count),
+            &told[0][key],
+        )
+        .map_err(silent)?;
     }
     Ok(())
 }
@@ -288,6 +321,7 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         .map(|call| (call.name.clone(), parsed(&json!(call.arguments))))
         .collect();
     equal(
+        "tool_calls",
         "tool calls",
         &vec![("weather".to_string(), weather), ("time".to_string(), time)],
         &calls,
@@ -299,11 +333,13 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         .map(|call| call.id.as_str())
         .collect();
     holds(
+        "id_own_each_call",
         !ids[0].is_empty() && !ids[1].is_empty() && ids[0] != ids[1],
         "an id of its own for each call",
         format_args!("{ids:?}"),
     )?;
     equal(
+        "finish_reasons",
         "finish reasons",
         &vec!["tool_calls".to_string()],
         &stream.finish_reasons,
@@ -330,8 +366,8 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", said, stream.text.as_str()).map_err(silent)?;
-    equal("[DONE]", 1, stream.done_count)
+    equal("text", "text", said, stream.text.as_str()).map_err(silent)?;
+    equal("done", "[DONE]", 1, stream.done_count)
 }
 
 /// WIRE-07 (MUST): events are read as the SSE standard says.
@@ -353,17 +389,23 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("status", 200, stream.status)?;
-    equal("text", "Paris is big.", stream.text.as_str()).map_err(silent)?;
+    equal("status", "status", 200, stream.status)?;
+    equal("text", "text", "Paris is big.", stream.text.as_str()).map_err(silent)?;
     equal(
+        "finish_reasons",
         "finish reasons",
         &vec!["stop".to_string()],
         &stream.finish_reasons,
     )?;
-    equal("[DONE]", 1, stream.done_count)?;
-    stream
-        .strict()
-        .or_else(|why| holds(false, "chunks of OpenAI's shape", why))
+    equal("done", "[DONE]", 1, stream.done_count)?;
+    stream.strict().or_else(|why| {
+        holds(
+            "chunks_openai_s_shape",
+            false,
+            "chunks of OpenAI's shape",
+            why,
+        )
+    })
 }
 
 /// WIRE-08 (MUST): unknown request fields are forwarded or refused, never dropped in silence.
@@ -387,9 +429,16 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
                 .pop()
                 .map(|request| request.json())
                 .unwrap_or_default();
-            equal(&format!("{name} at the provider"), &value, &sent[name]).map_err(silent)?;
+            equal(
+                "provider",
+                &format!("{name} at the provider"),
+                &value,
+                &sent[name],
+            )
+            .map_err(silent)?;
         } else {
             equal(
+                "status_field_if_forwarded",
                 &format!("status for the field {name}, if it is not forwarded:"),
                 400,
                 answer.status,
@@ -404,9 +453,9 @@ async fn wire_09(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ctx.client.get("/v1/models").await?;
     // then
-    equal("status", 200, answer.status)?;
+    equal("status", "status", 200, answer.status)?;
     let list = answer.json();
-    equal("object", &json!("list"), &list["object"])?;
+    equal("object", "object", &json!("list"), &list["object"])?;
     let models = list["data"]
         .as_array()
         .map(Vec::as_slice)
@@ -415,12 +464,14 @@ async fn wire_09(ctx: &Ctx) -> CaseResult {
         let id = ctx.model(alias);
         let model = models.iter().find(|model| model["id"] == json!(id));
         holds(
+            "model_list",
             model.is_some(),
             format!("the model {id} in the list"),
             &list,
         )?;
         let model = model.unwrap_or(&Value::Null);
         holds(
+            "object_model_created_owned",
             model["object"] == "model"
                 && model["created"].is_u64()
                 && model["owned_by"].is_string(),

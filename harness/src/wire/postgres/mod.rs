@@ -240,7 +240,13 @@ impl DatabaseWire {
         };
         let seen = || format!("saw {}", self.shared.tape.select(matching).len());
         let expected = format!("{count} statements with {text:?} at the database");
-        gate::guard_with(&expected, self.shared.tape.wait_for(count, matching), seen).await
+        gate::guard_with(
+            "hang.statements",
+            &expected,
+            self.shared.tape.wait_for(count, matching),
+            seen,
+        )
+        .await
     }
 
     /// Waits until a statement is held at the gate of that name (see [`AtStatement::Hold`]), and returns what the tape has about it.
@@ -250,6 +256,7 @@ impl DatabaseWire {
     pub async fn held(&self, gate: &str) -> Result<Vec<Entry>, Failure> {
         let held = |entry: &Entry| matches!(&entry.event, Event::Database { what } if *what == format!("the statement is held at {gate}"));
         gate::guard(
+            "hang.statement_held",
             &format!("a statement held at {gate}"),
             self.shared.tape.wait_for(1, held),
         )
