@@ -1,25 +1,40 @@
-# Each target is a line that a person could type.
-.PHONY: run test review lint clippy clippy-gateway docs deny
+# Each target is a command that a person could type. `make` or `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help run test review lint fmt clippy clippy-gateway docs deny unused openapi
 
-run:            ## the main job: database, stubs, gateway, all cases, report
+help:           ## list the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  \1  /' | expand -t 20
+
+run:            ## the main job: start database, stubs and gateway, run all cases, write a report
 	cargo run --release -- run
 
 test:           ## all tests
 	cargo test --workspace
 
-review:         ## look at pending snapshot changes (needs cargo-insta: cargo install cargo-insta)
+review:         ## look at changed snapshots one by one, and accept or reject each
+	@command -v cargo-insta >/dev/null || { \
+	  echo "cargo-insta is missing: install it with 'cargo install cargo-insta --locked',"; \
+	  echo "or accept every change with 'INSTA_UPDATE=always cargo test' and read 'git diff snapshots'."; exit 1; }
 	cargo insta review
 
-lint: clippy clippy-gateway docs deny	## all of the four
+lint: fmt clippy clippy-gateway docs deny unused ## every check that runs no test
 
-clippy:         ## clippy with denied warnings
+fmt:            ## formatting
+	cargo fmt --all --check
+
+clippy:         ## clippy; every warning is an error
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
-clippy-gateway: ## the gateway alone
+clippy-gateway: ## clippy on the gateway without harness and suites
 	cargo clippy --no-default-features -- -D warnings
 
-docs:           ## rustdoc with denied warnings
+docs:           ## rustdoc; every warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-deny:           ## licences, sources and banned crates of the dependencies; installs cargo-deny where it is missing
-	(command -v cargo-deny || cargo install cargo-deny --locked --quiet) && cargo deny --all-features check bans licenses sources
+deny:           ## licences, sources and banned crates of the dependencies
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: install it with 'cargo install cargo-deny --locked'."; exit 1; }
+	cargo deny --all-features check bans licenses sources
+
+unused:         ## dependencies that nothing uses
+	@command -v cargo-machete >/dev/null || { echo "cargo-machete is missing: install it with 'cargo install cargo-machete --locked'."; exit 1; }
+	cargo machete

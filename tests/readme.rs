@@ -4,7 +4,9 @@
 use std::process::Command;
 
 use gauntlet::config::Loaded;
+use gauntlet_harness::client::Client;
 use gauntlet_harness::subject::TargetFile;
+use gauntlet_harness::tape::Tape;
 
 const README: &str = include_str!("../README.md");
 
@@ -25,9 +27,9 @@ fn without_indentation(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The body stands in the README word for word.
+/// The body of this test is in the README, word for word.
 #[tokio::test]
-async fn the_stub_of_the_readme_answers_as_it_says() {
+async fn the_stub_of_the_readme_answers_as_described() {
     use gauntlet_harness::llm::{error, openai, reply, sequence};
 
     let server = wiremock::MockServer::start().await;
@@ -38,7 +40,8 @@ async fn the_stub_of_the_readme_answers_as_it_says() {
         ]))
         .mount(&server)
         .await;
-    // point your client at format!("{}/v1", server.uri()); streamed and plain requests get the same answer, `ollama::chat()` speaks NDJSON
+    // point your client at format!("{}/v1", server.uri()): plain and streamed requests get the same
+    // answer; `ollama::chat()` speaks NDJSON
 
     let shown = blocks("rust").remove(0);
     let here = include_str!("readme.rs");
@@ -46,49 +49,17 @@ async fn the_stub_of_the_readme_answers_as_it_says() {
     for line in without_indentation(&shown) {
         assert!(
             body.contains(&line),
-            "the README shows what is not tested: {line}"
+            "the README shows a line that no test has: {line}"
         );
     }
-    let question = serde_json::json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "the capital of France?"}]});
-    let answer = ask(&server.uri(), &question).await;
-    assert_eq!(answer, (503, Some("1".into()), None));
-    let answer = ask(&server.uri(), &question).await;
-    assert_eq!(answer, (200, None, Some("Paris".into())));
-}
-
-/// Status, Retry-After, text.
-async fn ask(base: &str, body: &serde_json::Value) -> (u16, Option<String>, Option<String>) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = base.trim_start_matches("http://");
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let body = body.to_string();
-    let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut said = String::new();
-    stream.read_to_string(&mut said).await.unwrap();
-    let (head, body) = said.split_once("\r\n\r\n").unwrap();
-    let header = |name: &str| {
-        head.lines().find_map(|line| {
-            line.to_ascii_lowercase()
-                .strip_prefix(name)
-                .map(|value| value.trim().to_owned())
-        })
-    };
-    let text = serde_json::from_str::<serde_json::Value>(body)
-        .ok()
-        .and_then(|body| {
-            body["choices"][0]["message"]["content"]
-                .as_str()
-                .map(String::from)
-        });
-    (
-        head.split(' ').nth(1).unwrap().parse().unwrap(),
-        header("retry-after:"),
-        text,
-    )
+    let client = Client::new(&server.uri(), Vec::new(), Tape::new()).unwrap();
+    let prompt = serde_json::json!({"role": "user", "content": "the capital of France?"});
+    let question = serde_json::json!({"model": "gpt-4o", "messages": [prompt]});
+    let refused = client.chat(question.clone()).await.unwrap();
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    let answer = client.chat(question).await.unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json()["choices"][0]["message"]["content"], "Paris");
 }
 
 #[test]
@@ -97,7 +68,7 @@ fn the_files_of_the_readme_are_read() {
     let target = blocks
         .iter()
         .find(|block| block.contains("[start]"))
-        .expect("a target file");
+        .expect("the README shows a target file");
     TargetFile::parse(target, "README.md").unwrap();
     let gateway = blocks
         .iter()
@@ -141,9 +112,9 @@ fn the_commands_of_the_readme_exist() {
     assert!(seen >= 8, "{seen} commands");
 }
 
-/// What the user of a URL is told to set is what the cases take for granted.
+/// The timeouts that the help asks a user to set are those that the cases take for granted.
 #[test]
-fn the_help_tells_the_default_time_outs() {
+fn the_help_names_the_default_timeouts() {
     let timeouts = gauntlet_harness::spec::Spec::default().timeouts;
     let seconds = |ms: Option<u64>| format!("{} s", ms.unwrap() / 1_000);
     let [connect, first_token, idle, total] = [
