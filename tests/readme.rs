@@ -56,7 +56,10 @@ async fn the_stub_of_the_readme_answers_as_described() {
     let prompt = serde_json::json!({"role": "user", "content": "the capital of France?"});
     let question = serde_json::json!({"model": "gpt-4o", "messages": [prompt]});
     let refused = client.chat(question.clone()).await.unwrap();
-    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert_eq!(
+        (refused.status, refused.header("retry-after")),
+        (503, Some("1"))
+    );
     let answer = client.chat(question).await.unwrap();
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["choices"][0]["message"]["content"], "Paris");
