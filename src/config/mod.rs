@@ -186,24 +186,13 @@ pub struct ConfiguredKey {
     pub sha256: String,
 }
 
-/// What a provider speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// OpenAI's chat completions.
-    #[serde(rename = "openai")]
-    OpenAi,
-    /// Ollama's own API.
-    Ollama,
-}
-
 /// A provider.
 #[derive(Clone, Debug)]
 pub struct ProviderConfig {
     /// Its name.
     pub name: String,
-    /// What it speaks.
-    pub protocol: Protocol,
+    /// The name of the protocol that it speaks, as the matching [`kinds::ProtocolSettings`] gives it.
+    pub protocol: &'static str,
     /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`; never with user and password.
     pub base_url: http::Uri,
     /// Its key, if it wants one.

@@ -13,8 +13,8 @@ use super::reader::{Reader, Section};
 use super::value::split_user;
 use super::{
     Auth, Breaker, CandidateConfig, Config, ConfiguredKey, LogFormat, ModelConfig,
-    OrchestratorConfig, Protocol, ProviderConfig, Retry, Server, StepConfig, StoreConfig,
-    Telemetry, Timeouts,
+    OrchestratorConfig, ProviderConfig, Retry, Server, StepConfig, StoreConfig, Telemetry,
+    Timeouts,
 };
 
 /// The first back-off, unless it is written or the deadline is short.
@@ -152,13 +152,9 @@ fn providers(
     let (mut providers, mut levels) = (IndexMap::new(), IndexMap::new());
     for element in reader.elements(None, "providers") {
         let name = reader.text(&element, "name");
-        let protocol = reader.text(&element, "protocol").map(|word| {
-            if word == "ollama" {
-                Protocol::Ollama
-            } else {
-                Protocol::OpenAi
-            }
-        });
+        let protocol = reader
+            .text(&element, "protocol")
+            .map(|word| if word == "ollama" { "ollama" } else { "openai" });
         let base_url = reader
             .text(&element, "base_url")
             .and_then(|text| text.trim_end_matches('/').parse().ok());

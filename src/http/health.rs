@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use super::probe::Prober;
 use super::state::AppState;
-use crate::config::{Config, Protocol, ProviderConfig};
+use crate::config::{Config, ProviderConfig};
 use crate::llm::provider::authorization;
 use crate::store::Store;
 
@@ -176,7 +176,7 @@ impl Health {
             .map(|provider| {
                 Probe::new(
                     provider.name.clone(),
-                    protocol(provider),
+                    provider.protocol,
                     bound,
                     fresh,
                     greet(provider),
@@ -275,13 +275,6 @@ impl Probe {
     }
 }
 
-fn protocol(provider: &ProviderConfig) -> &'static str {
-    match provider.protocol {
-        Protocol::OpenAi => "openai",
-        Protocol::Ollama => "ollama",
-    }
-}
-
 /// Asks a provider what costs nothing: its list of models, or its version.
 fn greet(
     provider: &ProviderConfig,
@@ -289,8 +282,8 @@ fn greet(
     let prober = Prober::new(&provider.base_url);
     let authorization = authorization(provider);
     let path = match provider.protocol {
-        Protocol::OpenAi => "/models",
-        Protocol::Ollama => "/api/version",
+        "ollama" => "/api/version",
+        _ => "/models",
     };
     move || {
         let (prober, authorization) = (prober.clone(), authorization.clone());

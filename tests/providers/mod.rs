@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use gauntlet::config::{
-    Breaker, CandidateConfig, Config, ModelConfig, Protocol, ProviderConfig, Retry, Timeouts,
+    Breaker, CandidateConfig, Config, ModelConfig, ProviderConfig, Retry, Timeouts,
 };
 use gauntlet::llm::chat::{Answer, CallContext, ChatRequest, LlmFailure, Served, StreamItem};
 use gauntlet::llm::provider;
@@ -322,7 +322,7 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
         .map(|name| {
             let provider = ProviderConfig {
                 name: name.clone(),
-                protocol: Protocol::OpenAi,
+                protocol: "openai",
                 base_url: "http://provider.invalid/v1".parse().unwrap(),
                 api_key: Some(SecretString::from("sk-scripted")),
                 max_in_flight: 64,

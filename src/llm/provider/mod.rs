@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-use crate::config::{Protocol, ProviderConfig};
+use crate::config::ProviderConfig;
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Usage};
 use crate::llm::transport::UpstreamRequest;
 
@@ -20,8 +20,8 @@ pub(crate) use self::endpoint::authorization;
 /// The codec for a configured provider. A new protocol is one file, and one line here.
 pub fn codec(provider: &ProviderConfig) -> Arc<dyn Codec> {
     match provider.protocol {
-        Protocol::OpenAi => Arc::new(openai::OpenAi::new(provider)),
-        Protocol::Ollama => Arc::new(ollama::Ollama::new(provider)),
+        "ollama" => Arc::new(ollama::Ollama::new(provider)),
+        _ => Arc::new(openai::OpenAi::new(provider)),
     }
 }
 

@@ -11,7 +11,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::config::Protocol;
 
 /// Long enough never to end in a test that is not about it.
 const LONG: Duration = Duration::from_secs(60);
@@ -19,7 +18,7 @@ const LONG: Duration = Duration::from_secs(60);
 fn transport(scheme: &str, address: SocketAddr) -> Arc<dyn Transport> {
     http_transport(&ProviderConfig {
         name: "p".into(),
-        protocol: Protocol::OpenAi,
+        protocol: "openai",
         base_url: format!("{scheme}://{address}/v1").parse().unwrap(),
         api_key: None,
         max_in_flight: 8,

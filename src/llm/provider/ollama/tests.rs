@@ -8,14 +8,13 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Protocol;
 use crate::llm::chat::{Cause, Usage};
 use crate::llm::provider::Decoded;
 
 fn codec() -> Ollama {
     Ollama::new(&ProviderConfig {
         name: "local".into(),
-        protocol: Protocol::Ollama,
+        protocol: "ollama",
         base_url: "http://127.0.0.1:11434/".parse().unwrap(),
         api_key: None,
         max_in_flight: 8,

@@ -4,13 +4,12 @@
 use rstest::rstest;
 
 use super::*;
-use crate::config::Protocol;
 use crate::llm::chat::{Cause, ErrorDetail};
 
 fn provider(base_url: &str) -> ProviderConfig {
     ProviderConfig {
         name: "main".into(),
-        protocol: Protocol::OpenAi,
+        protocol: "openai",
         base_url: base_url.parse().unwrap(),
         api_key: Some("sk-canary-1".to_owned().into()),
         max_in_flight: 8,
