@@ -1,18 +1,34 @@
-//! Everything needed to examine an LLM gateway: stubs of the providers with exact faults, a database for each case, targets,
-//! the tape, the runner and the report. Knows no gateway of ours.
+//! A library that examines LLM gateways and stubs LLM providers with exact faults. It knows no gateway of ours.
+//!
+//! Without features it has what a test of your own needs: a stubbed provider ([`llm`]), the wire that carries its bytes and
+//! faults ([`wire`]), gates and rendezvous ([`gate`]), and a client that sees how an answer ended ([`client`]).
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `postgres` | databases for cases (a URL, local binaries, SQLite), and a wire in front of Postgres |
+//! | `docker` | Postgres in Docker |
+//! | `runner` | cases, the gateway under test, and the runner |
+//! | `report` | the record of a run as HTML, Markdown, JUnit and JSON |
 
-pub mod case;
 pub mod client;
-pub mod database;
 pub mod gate;
 pub mod llm;
 pub mod plan;
-mod reaper;
-pub mod report;
-pub mod runner;
 pub mod schedule;
 pub mod spec;
-pub mod subject;
 pub mod tape;
 pub mod verdict;
 pub mod wire;
+
+#[cfg(feature = "runner")]
+pub mod case;
+#[cfg(feature = "postgres")]
+pub mod database;
+#[cfg(feature = "postgres")]
+mod reaper;
+#[cfg(feature = "report")]
+pub mod report;
+#[cfg(feature = "runner")]
+pub mod runner;
+#[cfg(feature = "runner")]
+pub mod subject;

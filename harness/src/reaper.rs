@@ -4,9 +4,13 @@
 //! A database has a guard of its own ([`Guard`]); all gateways share one, which is told of each ([`Group`]), so that a start
 //! costs no second process.
 
+#[cfg(feature = "runner")]
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStdin, Stdio};
+#[cfg(feature = "runner")]
+use std::process::ChildStdin;
+use std::process::Stdio;
+#[cfg(feature = "runner")]
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +50,7 @@ impl Guard {
     }
 }
 
+#[cfg(feature = "runner")]
 /// Keeps a list of process groups (`+ 12`, `- 12`), and kills those that are left at the end.
 const GROUPS: &str = r#"
 groups=" "
@@ -58,10 +63,12 @@ done
 for group in $groups; do kill -s KILL -- "-$group"; done
 "#;
 
+#[cfg(feature = "runner")]
 /// A process group that is killed when the process dies without having said that the group has ended.
 #[derive(Debug)]
 pub(crate) struct Group(u32);
 
+#[cfg(feature = "runner")]
 impl Group {
     /// Tells the guard of a group.
     pub fn watch(group: u32) -> Self {
@@ -75,6 +82,7 @@ impl Group {
     }
 }
 
+#[cfg(feature = "runner")]
 fn tell(sign: char, group: u32) {
     static GUARD: OnceLock<Option<Mutex<ChildStdin>>> = OnceLock::new();
     let guard = GUARD.get_or_init(|| {

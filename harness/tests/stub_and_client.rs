@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use gauntlet_harness::case::{Failure, FailureMode};
 use gauntlet_harness::client::{Client, End};
 use gauntlet_harness::gate::{Gates, with_hang_guard};
 use gauntlet_harness::llm::{Stub, chat, echo, error, in_turn, raw, reply, sequence, vectors};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::tape::{Event, Tape};
+use gauntlet_harness::verdict::{Failure, FailureMode};
 use rstest::rstest;
 use serde_json::{Value, json};
 

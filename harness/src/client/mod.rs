@@ -4,7 +4,7 @@
 //! the case does. Each exchange has a label: `a`, `b`, … in the order of asking, or [`Client::labelled`]. Every wait is guarded.
 //!
 //! ```no_run
-//! # use gauntlet_harness::{case::Failure, client::Client};
+//! # use gauntlet_harness::{client::Client, verdict::Failure};
 //! # use serde_json::json;
 //! # async fn case(client: &Client) -> Result<(), Failure> {
 //! let hello = json!({"model": "solo", "messages": [{"role": "user", "content": "hello"}]});
@@ -35,6 +35,7 @@ pub use reply::{Reply, Transport};
 pub use stream::{End, StreamEvent, StreamReply, ToolCall, Transcript};
 
 use crate::gate;
+#[cfg(feature = "runner")]
 use crate::subject::RunningTarget;
 use crate::tape::{Event, Side, Tape};
 use crate::verdict::Failure;
@@ -99,6 +100,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::new`].
+    #[cfg(feature = "runner")]
     pub fn of(target: &RunningTarget, tape: Tape) -> Result<Self, Failure> {
         Self::new(&target.base_url, target.headers.clone(), tape)
     }

@@ -4,6 +4,7 @@
 //! [`Database::stop`] in order, a guard process (`crate::guard`) when the run itself is killed.
 
 mod case;
+#[cfg(feature = "docker")]
 mod docker;
 mod faults;
 mod local;
@@ -27,6 +28,14 @@ use crate::verdict::Failure;
 use postgres::Postgres;
 use sqlite::Sqlite;
 use url::ServerUrl;
+
+/// Stands for Docker in a build that cannot speak to it.
+#[cfg(not(feature = "docker"))]
+mod docker {
+    pub(super) async fn start() -> Result<(super::Postgres, String), String> {
+        Err("this build cannot start containers: build it with the feature `docker`".into())
+    }
+}
 
 /// Which database a run asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

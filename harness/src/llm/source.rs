@@ -172,7 +172,7 @@ impl WiremockSource {
     }
 
     async fn ask(&self, request: &Request) -> Result<Answer, String> {
-        let mut forward = hyper::Request::builder()
+        let mut forward = http::Request::builder()
             .method(request.method.as_str())
             .uri(format!("{}{}", self.server.uri(), request.path));
         for (name, value) in &request.headers {

@@ -16,6 +16,7 @@ mod head;
 pub mod http1;
 mod listener;
 mod play;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 
 use std::net::SocketAddr;
