@@ -183,5 +183,41 @@ pub struct Case {
     /// What the gateway has to be configured with.
     pub spec: fn() -> Spec,
     /// The examination.
-    pub run: for<'a> fn(&'a Ctx) -> BoxFuture<'a, CaseResult>,
+    pub run: &'static dyn Examination,
+}
+
+/// What a case does with a gateway: any `async fn(&Ctx) -> CaseResult`.
+pub trait Examination: Sync {
+    /// Examines the gateway of `ctx`. Cancel safe: a dropped examination leaves the gateway as it is.
+    fn examine<'a>(&'a self, ctx: &'a Ctx) -> BoxFuture<'a, CaseResult>;
+}
+
+impl<F> Examination for F
+where
+    F: for<'a> Examine<'a> + Sync,
+{
+    fn examine<'a>(&'a self, ctx: &'a Ctx) -> BoxFuture<'a, CaseResult> {
+        Box::pin(self.start(ctx))
+    }
+}
+
+/// The bound of [`Examination`] for one lifetime: an `async fn` returns another type of future for each.
+pub trait Examine<'a> {
+    /// The future of the examination.
+    type Examining: Future<Output = CaseResult> + Send + 'a;
+
+    /// Starts it.
+    fn start(&self, ctx: &'a Ctx) -> Self::Examining;
+}
+
+impl<'a, F, Examining> Examine<'a> for F
+where
+    F: Fn(&'a Ctx) -> Examining,
+    Examining: Future<Output = CaseResult> + Send + 'a,
+{
+    type Examining = Examining;
+
+    fn start(&self, ctx: &'a Ctx) -> Examining {
+        self(ctx)
+    }
 }

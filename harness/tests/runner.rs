@@ -113,7 +113,7 @@ fn case(id: &'static str, run: for<'a> fn(&'a Ctx) -> BoxFuture<'a, CaseResult>)
         remedy: "d",
         needs: &[Capability::Chat],
         spec: Spec::solo,
-        run,
+        run: Box::leak(Box::new(run)),
     }
 }
 

@@ -1,6 +1,11 @@
-//! The cases, one file an area of the catalogue, and the gateways with one bug each that show that a case can fail.
+//! The conformance suite: the catalogue of requirements, the cases that examine a gateway by them, and
+//! the properties.
+//!
+//! [`reference`] is a small gateway whose bugs can be switched on, and [`defect`] is the table of those
+//! bugs: together they prove that each case can fail, and nothing else.
 
 pub mod cases;
+pub mod catalogue;
 pub mod defect;
 #[cfg(feature = "properties")]
 pub mod properties;

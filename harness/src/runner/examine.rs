@@ -130,7 +130,11 @@ pub(super) async fn run(
     };
     // every wait in a case has the hang guard; this one is for a case that forgot it
     let bound = hang_guard() * 4;
-    let result = bounded(bound, AssertUnwindSafe((case.run)(&ctx)).catch_unwind()).await;
+    let result = bounded(
+        bound,
+        AssertUnwindSafe(case.run.examine(&ctx)).catch_unwind(),
+    )
+    .await;
     let mut verdict = match result {
         Some(Ok(Ok(()))) => Verdict::Passed,
         Some(Ok(Err(Failure::NotRun { why }))) => Verdict::NotRun { why },

@@ -1,9 +1,6 @@
 //! AUTH: who may ask, and that nobody's credentials go where they do not belong.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::{Client, Reply};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply};
 use gauntlet_harness::spec::{Protocol, Spec};
@@ -11,27 +8,22 @@ use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
 use serde_json::{Value, json};
 
+use super::CaseRow;
 use super::support::{DOCUMENTS, QUERIES};
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "AUTH-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query],
-        requirement: "no key, wrong key: 401 with WWW-Authenticate, before any provider call",
         why: "A key that is looked at too late spends the operator's money on strangers.",
         shown: "Requests without a key, with an unknown one, with part of one and with another scheme must be answered 401 with WWW-Authenticate; one with the key \
                 follows, and must be all that the provider saw.",
         remedy: "Check the key before the body is read; answer 401 with the challenge of RFC 6750.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Keys],
         spec: || Spec::solo().key("b", KEY),
-        run: |ctx| auth_01(ctx).boxed(),
+        run: &auth_01,
     },
-    Case {
+    CaseRow {
         id: "AUTH-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the client's credentials are not sent to the provider, the provider's never to the client",
         why: "A proxy that passes headers on hands its users' keys and cookies to third parties, and theirs to its users.",
         shown: "The client sends its key, cookies and other credentials; the provider must be sent its own key alone. The provider gives its key back in \
                 headers; nothing that the client receives may hold it.",
@@ -42,20 +34,17 @@ pub(super) const CASES: &[Case] = &[
             Capability::OwnProviderKeys,
         ],
         spec: || Spec::solo().key("b", KEY),
-        run: |ctx| auth_03(ctx).boxed(),
+        run: &auth_03,
     },
-    Case {
+    CaseRow {
         id: "AUTH-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "nothing in a request can steer where the gateway connects (SSRF), or split a header",
         why: "A request's api_base made a gateway send its provider's key to an address of the client's choice (https://github.com/BerriAI/litellm/issues/24952).",
         shown: "Fields, headers, a model's name and an image's address name another host, which the harness listens on; others hold line breaks. After a further \
                 exchange that host must have seen no connection, and the provider no header that was smuggled in.",
         remedy: "Connect to configured addresses alone; refuse line breaks in what becomes a header.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
-        run: |ctx| auth_04(ctx).boxed(),
+        run: &auth_04,
     },
 ];
 
@@ -70,7 +59,6 @@ const OTHERS: [(&str, &str); 4] = [
     ("proxy-authorization", "Basic canary-proxy-6e5d"),
 ];
 
-/// AUTH-01 (MUST): without a known key 401, before any call of a provider.
 async fn auth_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -151,7 +139,6 @@ async fn answers(ctx: &Ctx, client: &Client, text: &str) -> Result<Vec<Reply>, F
     Ok(answers)
 }
 
-/// AUTH-03 (MUST): the client's credentials stay here, the provider's stay there.
 async fn auth_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -225,7 +212,6 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// AUTH-04 (MUST): nothing in a request steers where the gateway connects, or splits a header.
 async fn auth_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -1,29 +1,25 @@
 //! AUTH, of queries: what belongs to one tenant does not exist for another.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, silent};
 use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
 use super::support::{DOCUMENTS, QUERIES, document, healthy, question, text};
 
 const HERS: &str = "sk-canary-tenant-curie-5d0c7b1e";
 const HIS: &str = "sk-canary-tenant-bohr-91aa4f3c";
 
-pub(super) const CASES: &[Case] = &[Case {
+pub(super) const CASES: &[CaseRow] = &[CaseRow {
     id: "AUTH-02",
-    level: Level::Must,
-    profiles: &[Profile::Query],
-    requirement: "one tenant never sees, lists, cancels or infers another's queries (404)",
     why: "Ids travel in logs and links; a gateway that checks the key but not the owner shows everybody's questions to every customer.",
     shown: "One tenant stores a document and asks; the other reads, lists, deletes and asks the same, and gets what he would get if they did not exist.",
     remedy: "Put the tenant into the condition of every statement, and answer 404 for what is somebody else's.",
     needs: &[Capability::Query, Capability::Store, Capability::Keys],
     spec: || Spec::query().key("curie", HERS).key("bohr", HIS),
-    run: |ctx| auth_02(ctx).boxed(),
+    run: &auth_02,
 }];
 
-/// AUTH-02 (MUST): another tenant's queries and documents do not exist.
 async fn auth_02(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;

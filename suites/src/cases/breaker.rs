@@ -3,9 +3,8 @@
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use futures::FutureExt;
 use futures::future::{Either, join, select, try_join_all};
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds};
 use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{at_least, converge, gap, guard};
 use gauntlet_harness::llm::{Stub, chat, error, in_turn, reply};
@@ -13,6 +12,8 @@ use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{BreakerSpec, CandidateSpec, ModelSpec, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event};
+
+use super::CaseRow;
 
 const PAIR: &[Capability] = &[Capability::Chat, Capability::Fallback, Capability::Breaker];
 
@@ -23,24 +24,18 @@ const COOL_DOWN_MS: u64 = 600;
 /// For cases that see the end of the cool-down.
 const SHORT_MS: u64 = 250;
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "BRKR-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "after the threshold the breaker opens, and the provider receives nothing while it is open",
         why: "A gateway sent its traffic to a provider that refused everything for four hours (https://github.com/langwatch/langwatch/issues/7027).",
         shown: "The first provider always fails, with a threshold of three. Of thirteen requests, all served by the second one, it must see three.",
         remedy: "Count consecutive failures of each candidate and leave it out once they reach the threshold.",
         needs: PAIR,
         spec: || with_breaker(Spec::pair(), 3, LONG_MS),
-        run: |ctx| brkr_01(ctx).boxed(),
+        run: &brkr_01,
     },
-    Case {
+    CaseRow {
         id: "BRKR-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "half-open lets through no more than the configured probes, also under 64 concurrent requests",
         why: "A provider that recovers is thrown down again by the whole traffic that waited for it.",
         shown: "After the breaker has opened, bursts of 64 requests go on until one is at the first provider, which holds it. Another burst of 64 \
                 must be served by the second one; the first one must never have seen two at once.",
@@ -51,13 +46,10 @@ pub(super) const CASES: &[Case] = &[
             spec.timeouts.total_ms = Some(15_000);
             spec
         },
-        run: |ctx| brkr_02(ctx).boxed(),
+        run: &brkr_02,
     },
-    Case {
+    CaseRow {
         id: "BRKR-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "success closes it, failure opens it again",
         why: "A second cool-down was cut short by the first one (https://github.com/BerriAI/litellm/issues/40130); one that never ends costs the provider.",
         shown: "While the first provider fails, bursts of eight go on until it has seen two probes; each must come a whole cool-down after the \
                 failure before. Once it serves, the requests \
@@ -65,38 +57,29 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Open for a whole cool-down after a failed probe; close on success.",
         needs: PAIR,
         spec: || with_breaker(Spec::pair(), 2, COOL_DOWN_MS),
-        run: |ctx| brkr_03(ctx).boxed(),
+        run: &brkr_03,
     },
-    Case {
+    CaseRow {
         id: "BRKR-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "open without an alternative: 503 at once with Retry-After",
         why: "With all deployments cooling down the answer was an error of the gateway's own, without a time to come again (https://github.com/BerriAI/litellm/issues/3646).",
         shown: "The only provider fails twice, with a threshold of two. The next request, plain and streamed, must be answered 503 with \
                 Retry-After, without the provider having been asked.",
         remedy: "Answer 503 with the time until the soonest breaker lets a probe through.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Breaker],
         spec: || with_breaker(Spec::solo(), 2, LONG_MS),
-        run: |ctx| brkr_04(ctx).boxed(),
+        run: &brkr_04,
     },
-    Case {
+    CaseRow {
         id: "BRKR-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "breakers are per provider and model: a neighbour is not affected",
         why: "One overloaded model is no reason to lose all others of its provider.",
         shown: "One model of a provider fails until its breaker is open; another model there, and another provider, must serve.",
         remedy: "Key the breakers by provider and model.",
         needs: &[Capability::Chat, Capability::Breaker],
         spec: neighbours,
-        run: |ctx| brkr_05(ctx).boxed(),
+        run: &brkr_05,
     },
-    Case {
+    CaseRow {
         id: "BRKR-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Ops],
-        requirement: "its state is visible in health and metrics",
         why: "Without it nobody can tell a provider that fails from one that is left out.",
         shown: "/health and /metrics must tell a closed breaker before, and an open one after two failures.",
         remedy: "List each candidate's breaker in the detailed health, and export it as a gauge.",
@@ -107,20 +90,17 @@ pub(super) const CASES: &[Case] = &[
             Capability::Metrics,
         ],
         spec: || with_breaker(Spec::solo(), 2, LONG_MS),
-        run: |ctx| brkr_06(ctx).boxed(),
+        run: &brkr_06,
     },
-    Case {
+    CaseRow {
         id: "BRKR-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "whatever a probe meets (success, 400, cut, cancelled by the client), the breaker is never wedged, and a client that left is not the provider's failure",
         why: "One closed browser tab could open the breakers of a whole chain of providers (release notes of https://github.com/vitobotta/llm-proxy, v2.6.4).",
         shown: "Probes meet a 400, a cut, and a client that leaves; each time another probe must come, until one serves. Then as many clients \
                 leave as would open the breaker; the first provider must serve the next request.",
         remedy: "Give a probe's place back however it ends; count only what the provider did.",
         needs: PAIR,
         spec: || with_breaker(Spec::pair(), 2, SHORT_MS),
-        run: |ctx| brkr_07(ctx).boxed(),
+        run: &brkr_07,
     },
 ];
 
@@ -150,7 +130,6 @@ fn neighbours() -> Spec {
     spec
 }
 
-/// BRKR-01 (MUST): after the threshold the breaker opens, and the provider receives nothing.
 async fn brkr_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -181,7 +160,6 @@ async fn brkr_01(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// BRKR-02 (MUST): half-open lets through no more than the configured probes.
 async fn brkr_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -222,7 +200,6 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// BRKR-03 (MUST): a failed probe opens the breaker for a whole cool-down, success closes it.
 async fn brkr_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -270,7 +247,6 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// BRKR-04 (MUST): open without an alternative is 503 with Retry-After.
 async fn brkr_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -304,7 +280,6 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// BRKR-05 (MUST): a neighbour's breaker is not affected.
 async fn brkr_05(ctx: &Ctx) -> CaseResult {
     // given
     let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
@@ -336,7 +311,6 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// BRKR-06 (MUST): its state is visible in health and metrics.
 async fn brkr_06(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(error(500));
@@ -375,7 +349,6 @@ async fn told(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
     ))
 }
 
-/// BRKR-07 (MUST): the breaker is never wedged, and a client that left is not the provider's failure.
 async fn brkr_07(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -1,40 +1,34 @@
 //! CANC: who has left is worked for no longer.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal};
+use gauntlet_harness::case::{CaseResult, Ctx, equal};
 use gauntlet_harness::llm::reply;
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+use super::CaseRow;
+
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "CANC-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the client leaves before the first token: the provider sees its connection close",
         why: "Calls whose client had gone ran on for half an hour, and were billed (https://github.com/BerriAI/litellm/issues/37140).",
         shown: "The provider holds a plain and a streamed answer; both clients leave; the provider sees both connections close. No time-out is near.",
         remedy: "Watch the client's connection while you wait for the provider, and drop the call when it closes.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| canc_01(ctx).boxed(),
+        run: &canc_01,
     },
-    Case {
+    CaseRow {
         id: "CANC-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the client leaves mid-stream: the provider sees its connection close",
         why: "Streams went on for nobody, token by token, after their client had gone (https://github.com/BerriAI/litellm/issues/13774).",
         shown: "The client reads two pieces of text and leaves, once where the provider then is silent, once where it goes on for ever.",
         remedy: "Drop the provider's stream when a write to the client fails or its connection closes; do not read it to its end.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| canc_02(ctx).boxed(),
+        run: &canc_02,
     },
 ];
 
-/// CANC-01 (MUST): a client that leaves before the first token ends the provider's call.
 async fn canc_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -52,7 +46,6 @@ async fn canc_01(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(2).await.map(|_| ())
 }
 
-/// CANC-02 (MUST): a client that leaves mid-stream ends the provider's stream.
 async fn canc_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -1,42 +1,35 @@
 //! CANC, of queries: nobody works for a question that is over.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
 use gauntlet_harness::plan::Plan;
 use gauntlet_harness::spec::Spec;
 
+use super::CaseRow;
 use super::support::{
     QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, question, text,
 };
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "CANC-03",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "a cancelled query ends every call in flight for it and is recorded as cancelled",
         why: "A query is many paid calls; those of a reader who has left are paid for nobody.",
         shown: "The client leaves while entity extraction is held; its provider sees the connection close, no later agent is asked, the record says cancelled.",
         remedy: "Run a query inside the request's own future, and record it when that is dropped.",
         needs: STORED,
         spec: || patient(Spec::query()),
-        run: |ctx| canc_03(ctx).boxed(),
+        run: &canc_03,
     },
-    Case {
+    CaseRow {
         id: "CANC-04",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "a deadline ends the calls still in flight",
         why: "A time-out that answers the client but leaves the call running frees nothing: the provider goes on, and so does the bill.",
         shown: "Entity extraction never answers and has no time-out of its own; the query's deadline answers the client and closes the connection.",
         remedy: "Drop the call's future (and with it its connection) when its share of the deadline is over.",
         needs: QUERY,
         spec: || patient(Spec::query()),
-        run: |ctx| canc_04(ctx).boxed(),
+        run: &canc_04,
     },
 ];
 
-/// CANC-03 (MUST): a query whose client has left ends its calls, and is recorded as cancelled.
 async fn canc_03(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -72,7 +65,6 @@ async fn canc_03(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// CANC-04 (MUST): a deadline ends the calls still in flight.
 async fn canc_04(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;

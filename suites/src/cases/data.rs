@@ -4,9 +4,7 @@ use std::collections::HashSet;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all, try_join_all};
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::database::{CaseDatabase, DatabaseError};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::error;
@@ -16,89 +14,71 @@ use gauntlet_harness::tape::Event;
 use gauntlet_harness::wire::postgres::AtStatement;
 use serde_json::{Value, json};
 
+use super::CaseRow;
 use super::support::{
     DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres,
     soon_without_store, text, until_status,
 };
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "DATA-01",
-        level: Level::Must,
-        profiles: &[Profile::Query, Profile::Store],
-        requirement: "each accepted query is recorded once, and the record equals the response",
         why: "A record that differs from what the reader saw is evidence against the wrong thing.",
         shown: "A complete, a degraded and a failed query; each is listed once, and reads under its id as it was answered.",
         remedy: "Record the document that is sent, after its last change, under an id that can be written once.",
         needs: STORED,
         spec: Spec::query,
-        run: |ctx| data_01(ctx).boxed(),
+        run: &data_01,
     },
-    Case {
+    CaseRow {
         id: "DATA-02",
-        level: Level::Must,
-        profiles: &[Profile::Query, Profile::Store],
-        requirement: "a connection cut in a transaction leaves no half record",
         why: "A document whose passages are missing is there for whoever lists it, and not there for whoever searches.",
         shown: "The connection is cut at the statement that stores a document's passages; then it is carried out and its reply lost. Each time the \
                 database is looked into.",
         remedy: "Write what belongs together in one transaction, or in one statement.",
         needs: STORED,
         spec: on_postgres,
-        run: |ctx| data_02(ctx).boxed(),
+        run: &data_02,
     },
-    Case {
+    CaseRow {
         id: "DATA-03",
-        level: Level::Must,
-        profiles: &[Profile::Query, Profile::Store],
-        requirement: "pool exhausted: bounded wait, then a clear 503; recovers by itself",
         why: "A pool without an acquire time-out turns one locked table into a gateway that answers nobody.",
         shown: "A table is locked while more requests than the pool has connections read from it; each gets 503, and once the lock is gone 200.",
         remedy: "Bound the wait for a connection and for a statement, and answer 503.",
         needs: STORED,
         spec: || soon_without_store(on_postgres()).with_query(|query| query.pool = 2),
-        run: |ctx| data_03(ctx).boxed(),
+        run: &data_03,
     },
-    Case {
+    CaseRow {
         id: "DATA-04",
-        level: Level::Must,
-        profiles: &[Profile::Query, Profile::Store],
-        requirement: "the database restarted: the gateway recovers without a restart",
         why: "After a database's restart a proxy called valid keys invalid until it was restarted itself (https://github.com/BerriAI/litellm/issues/38121).",
         shown: "The database ends every session, then is gone for a while, then is back: the record can be read again.",
         remedy: "Throw broken connections away and make new ones.",
         needs: STORED,
         spec: on_postgres,
-        run: |ctx| data_04(ctx).boxed(),
+        run: &data_04,
     },
-    Case {
+    CaseRow {
         id: "DATA-08",
-        level: Level::Must,
-        profiles: &[Profile::Query, Profile::Store],
-        requirement: "listing under concurrent inserts: no row twice, none missing; hostile text (quotes, NUL, emoji, 1 MB) comes back or is refused with 4xx",
         why: "Page numbers shift under inserts; text that ends up in SQL is somebody else's statement.",
         shown: "Pages are read while queries are recorded between them; questions and documents hold quotes, SQL, NUL, emoji and a megabyte.",
         remedy: "Page by the last row's id, bind every value, refuse what cannot be stored.",
         needs: STORED,
         spec: || Spec::query().with_query(|query| query.store_ms = 5_000),
-        run: |ctx| data_08(ctx).boxed(),
+        run: &data_08,
     },
-    Case {
+    CaseRow {
         id: "DATA-10",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query, Profile::Store],
-        requirement: "a database that refuses, is read-only, full or denies a right is never shown as the client's 401/403, and leaves no partial rows",
         why: "With its database down a proxy told clients with valid keys 401, and they rotated their keys (https://github.com/BerriAI/litellm/issues/38121).",
         shown: "The database is made read-only, full, without the right to insert, and closed; a document is handed in each time, and a chat \
                 asked with the configured key and with one that has to be looked up: 401 is right only while somebody can look.",
         remedy: "Map every failure of the database to 503, and write in one transaction.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
         spec: || on_postgres().key("c", KEY),
-        run: |ctx| data_10(ctx).boxed(),
+        run: &data_10,
     },
 ];
 
-/// DATA-01 (MUST): each query is recorded once, as it was answered.
 async fn data_01(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -140,7 +120,6 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
     .map_err(silent)
 }
 
-/// DATA-02 (MUST): a connection cut in a transaction leaves no half record.
 async fn data_02(ctx: &Ctx) -> CaseResult {
     let rows = async || {
         Ok::<_, Failure>([
@@ -193,7 +172,6 @@ async fn data_02(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// DATA-03 (MUST): an exhausted pool is a bounded wait, then 503, then over.
 async fn data_03(ctx: &Ctx) -> CaseResult {
     // given
     const READERS: usize = 8;
@@ -218,7 +196,6 @@ async fn data_03(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// DATA-04 (MUST): a database that is back is used again.
 async fn data_04(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -242,7 +219,6 @@ async fn data_04(ctx: &Ctx) -> CaseResult {
     equal("record", "the record", &told, &read.json())
 }
 
-/// DATA-08 (MUST): a listing that grows shows each row once; hostile text comes back or is refused.
 async fn data_08(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -292,7 +268,6 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
     refused_or_kept(ctx).await
 }
 
-/// DATA-10 (MUST): the database's refusals are never the client's, and leave nothing behind.
 async fn data_10(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
     let (database, client) = (ctx.database()?, ctx.client.with_bearer(KEY));

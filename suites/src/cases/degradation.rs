@@ -1,13 +1,13 @@
 //! DEGR: what fails costs the answer something, never the answer itself, and the reader is told.
 
-use futures::FutureExt;
 use futures::future::try_join_all;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::plan::{Listen, Plan};
 use gauntlet_harness::spec::{Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
 use super::parallelism::statuses;
 use super::support::{
     ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost,
@@ -17,12 +17,9 @@ use super::support::{
 /// Why a store's step may be told as lost.
 const STORE_CAUSES: &[&str] = &["store_unavailable", "timeout", "error"];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "DEGR-01",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "entity extraction failing (error, time-out, nonsense, breaker open): the answer stands, marked degraded with agent and cause",
         why: "A helper's failure that fails the whole query turns the least important model into the weakest link.",
         shown: "Entity extraction answers nothing, then nonsense, then errors; then its breaker is open. Each query is answered and says why it lacks entities.",
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
@@ -38,96 +35,74 @@ pub(super) const CASES: &[Case] = &[
             spec.breaker.failure_threshold = 2;
             spec
         },
-        run: |ctx| degr_01(ctx).boxed(),
+        run: &degr_01,
     },
-    Case {
+    CaseRow {
         id: "DEGR-03",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "every lane failing: an answer without sources, marked, with lower confidence",
         why: "An answer from the model's memory that looks as sure as one from documents is the kind that is believed wrongly.",
         shown: "The passages' table is locked, so that no search ends. The answer has no source, says so, and is less sure than the one before.",
         remedy: "Bound the search, go on without sources, and take what they would have given out of the confidence.",
         needs: STORED,
         spec: on_postgres,
-        run: |ctx| degr_03(ctx).boxed(),
+        run: &degr_03,
     },
-    Case {
+    CaseRow {
         id: "DEGR-04",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "fact check failing: the answer is marked unverified",
         why: "\"Verified\" as a default is worse than no check at all: the reader stops looking.",
         shown: "The same question with a fact check that works, that fails, and that answers nonsense.",
         remedy: "Let only a check that was made, of every claim, mark an answer as verified.",
         needs: STORED,
         spec: Spec::query,
-        run: |ctx| degr_04(ctx).boxed(),
+        run: &degr_04,
     },
-    Case {
+    CaseRow {
         id: "DEGR-05",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "synthesis failing on every model: an extractive answer from the evidence, marked",
         why: "The evidence was found and paid for; \"try again later\" throws it away.",
         shown: "Both candidates of synthesis fail; the answer is a quotation of the passage.",
         remedy: "Quote the best passages where nobody can write an answer from them.",
         needs: &[Capability::Query, Capability::Store, Capability::Fallback],
         spec: with_spare,
-        run: |ctx| degr_05(ctx).boxed(),
+        run: &degr_05,
     },
-    Case {
+    CaseRow {
         id: "DEGR-06",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "citation or review failing: the answer stands, marked",
         why: "What comes after the answer cannot unmake it; what was not checked must not pass as checked.",
         shown: "Citation fails, then review; each answer stands and says which of them it lacks.",
         remedy: "Take both steps as optional, and tell their loss.",
         needs: STORED,
         spec: Spec::query,
-        run: |ctx| degr_06(ctx).boxed(),
+        run: &degr_06,
     },
-    Case {
+    CaseRow {
         id: "DEGR-07",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "everything failing: failed, 503, and recorded",
         why: "A 200 without an answer is counted as success by every dashboard; a failure without a record cannot be looked into.",
         shown: "No document is known and every model fails: 503 in the usual envelope, the query beside it, and the same under its id.",
         remedy: "Answer 503 when there is nothing to tell, and record failures like answers.",
         needs: STORED,
         spec: Spec::query,
-        run: |ctx| degr_07(ctx).boxed(),
+        run: &degr_07,
     },
-    Case {
+    CaseRow {
         id: "DEGR-08",
-        level: Level::Must,
-        profiles: &[Profile::Query, Profile::Store],
-        requirement: "the database gone: the query is still answered, marked as not recorded; readiness tells",
         why: "A gateway that needs its database for every answer makes the database's outage everybody's (https://github.com/BerriAI/litellm/issues/38121).",
         shown: "Every connection to the database is reset and new ones are refused. The query is answered by the models alone; readiness is 503.",
         remedy: "Answer without the record, say that there is none, and tell it by readiness.",
         needs: &[Capability::Query, Capability::Store, Capability::Health],
         spec: || soon_without_store(on_postgres()),
-        run: |ctx| degr_08(ctx).boxed(),
+        run: &degr_08,
     },
-    Case {
+    CaseRow {
         id: "DEGR-11",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query],
-        requirement: "once a fault is gone the next requests succeed, without a restart",
         why: "A proxy that had lost its database stayed broken after the database was back, until somebody restarted it (https://github.com/BerriAI/litellm/issues/38121).",
         shown: "Every model fails for a chat and, where the gateway has them, for a query; then every model answers, and so do the next query and \
                 chat. A provider is restarted after four requests that it had together; the next four are answered.",
         remedy: "Let nothing remember a failure longer than a breaker's cool-down.",
         needs: &[Capability::Chat],
         spec: Spec::query,
-        run: |ctx| degr_11(ctx).boxed(),
+        run: &degr_11,
     },
 ];
 
-/// DEGR-01 (MUST): the answer stands without entity extraction, whatever its failure is.
 async fn degr_01(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -161,7 +136,6 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// DEGR-03 (MUST): without any lane there is an answer without sources, and less sure.
 async fn degr_03(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -191,7 +165,6 @@ async fn degr_03(ctx: &Ctx) -> CaseResult {
     .map_err(silent)
 }
 
-/// DEGR-04 (MUST): without a fact check the answer is unverified.
 async fn degr_04(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -218,7 +191,6 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// DEGR-05 (MUST): where nobody can write an answer, it is quoted from the evidence.
 async fn degr_05(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -245,7 +217,6 @@ async fn degr_05(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// DEGR-06 (MUST): the answer stands without citation, and without review.
 async fn degr_06(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -266,7 +237,6 @@ async fn degr_06(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// DEGR-07 (MUST): everything failing is a failure, told and recorded.
 async fn degr_07(ctx: &Ctx) -> CaseResult {
     // given
     for stub in ctx.stubs.values() {
@@ -303,7 +273,6 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
     equal("record", "the record", told, &read.json())
 }
 
-/// DEGR-08 (MUST): without the database there is an answer, marked as not recorded, and readiness tells.
 async fn degr_08(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -339,7 +308,6 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// DEGR-11 (MUST): once a fault is gone the next requests succeed.
 async fn degr_11(ctx: &Ctx) -> CaseResult {
     let queries = STORED
         .iter()

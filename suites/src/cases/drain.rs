@@ -1,23 +1,18 @@
 //! DRAIN: the end of a process is nobody's error.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{chat, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{LimitSpec, Spec};
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
 use super::support::{QUERIES, does_its_part, healthy, patient, question, text, until_status};
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "DRAIN-01",
-        level: Level::Must,
-        profiles: &[Profile::Ops],
-        requirement: "SIGTERM: readiness turns first, requests in flight and streams end, exit code 0",
         why: "Every deployment cut the streams in flight (https://github.com/BerriAI/litellm/issues/14334).",
         shown: "A stream and a plain request are held at the provider; SIGTERM; readiness turns; the gate opens; both end whole, and the process with 0.",
         remedy: "On SIGTERM fail readiness, take nothing new, and wait for what is in flight.",
@@ -28,13 +23,10 @@ pub(super) const CASES: &[Case] = &[
             Capability::Drain,
         ],
         spec: || drained_after(30_000, Spec::solo()),
-        run: |ctx| drain_01(ctx).boxed(),
+        run: &drain_01,
     },
-    Case {
+    CaseRow {
         id: "DRAIN-02",
-        level: Level::Must,
-        profiles: &[Profile::Ops],
-        requirement: "the drain deadline cuts what is left with an in-band error; nothing accepted is lost",
         why: "A stream that ends without a word looks finished; a query that vanishes with its process was never asked.",
         shown: "A stream stalls and a query is held; SIGTERM; the stream ends with an error in band, the process with 0; a gateway started on the same database knows the query.",
         remedy: "At the drain deadline end what is left with an error event, and write the records before the process ends.",
@@ -47,11 +39,10 @@ pub(super) const CASES: &[Case] = &[
             Capability::Process,
         ],
         spec: || drained_after(300, Spec::query()),
-        run: |ctx| drain_02(ctx).boxed(),
+        run: &drain_02,
     },
 ];
 
-/// DRAIN-01 (MUST): SIGTERM ends nothing that is in flight.
 async fn drain_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -101,7 +92,6 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
     equal("exit_code", "exit code", Some(0), exit(ctx).await?)
 }
 
-/// DRAIN-02 (MUST): what the drain deadline cuts is told so, and recorded.
 async fn drain_02(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;

@@ -1,9 +1,6 @@
 //! ERR: an error has the right status, one shape, an id, and no secret in it.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{guard, poll_until};
 use gauntlet_harness::llm::{Responder, StubRequest, chat, error, raw, reply, with};
@@ -12,16 +9,15 @@ use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec};
 use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
+use super::CaseRow;
+
 const CHAT: &[Capability] = &[Capability::Chat];
 const CHAT_PATH: &str = "/v1/chat/completions";
 const QUERY_PATH: &str = "/api/v1/queries";
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "ERR-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "each provider failure class maps to the documented status, type and code (snapshot of the whole table)",
         why: "Client libraries decide by the status whether to try again; a rate limit told as 502 is tried again at once, a refused connection \
               told as 500 is taken for a bug.",
         shown: "One provider fails in each way, another never answers. Each status must be one that says so (the statuses allowed are in the \
@@ -35,13 +31,10 @@ pub(super) const CASES: &[Case] = &[
             spec.models[1].timeouts.total_ms = Some(300);
             spec
         },
-        run: |ctx| err_01(ctx).boxed(),
+        run: &err_01,
     },
-    Case {
+    CaseRow {
         id: "ERR-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the provider's 401/403 (our key is bad) is not the client's 401: it is 502",
         why: "Users with valid keys were told that theirs were invalid, and made new ones, while the operator's had expired.",
         shown: "The provider answers 401, then 403, plain and streamed; the client must be told 502.",
         remedy: "Map the provider's 401 and 403 to 502: the credentials are the gateway's own.",
@@ -51,26 +44,20 @@ pub(super) const CASES: &[Case] = &[
             Capability::OwnProviderKeys,
         ],
         spec: Spec::solo,
-        run: |ctx| err_02(ctx).boxed(),
+        run: &err_02,
     },
-    Case {
+    CaseRow {
         id: "ERR-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query],
-        requirement: "invalid JSON, wrong types, unknown model, route, method, media type: the right 4xx in the same envelope",
         why: "A client library that cannot read the error shows its user a parser's message instead of what was wrong.",
         shown: "One request of each kind must be refused with its status in an envelope with message and type; a good request follows, and the \
                 provider must have seen nothing else.",
         remedy: "Check a request before it is sent on, and give the framework's own errors the same envelope.",
         needs: CHAT,
         spec: Spec::solo,
-        run: |ctx| err_03(ctx).boxed(),
+        run: &err_03,
     },
-    Case {
+    CaseRow {
         id: "ERR-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query],
-        requirement: "no error or log holds a key, a provider's URL with credentials, or a panic's text (canary secrets)",
         why: "Providers' errors repeat the key they were sent, and gateways passed them on (https://github.com/BerriAI/litellm/issues/6963, \
               https://github.com/BerriAI/litellm/issues/15799).",
         shown: "The providers repeat the key that they were sent in their errors, plain, in band, as HTML and in headers; a query meets them, too; one, whose URL \
@@ -79,20 +66,17 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Take known keys out of providers' messages; never log headers; pass on no header of a provider that is not known.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: with_a_key,
-        run: |ctx| err_04(ctx).boxed(),
+        run: &err_04,
     },
-    Case {
+    CaseRow {
         id: "ERR-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query],
-        requirement: "a request id is accepted, returned, logged, and sent on",
         why: "Without one id on all sides nobody finds the request that a user complains about.",
         shown: "A served, a failing and a refused request carry x-request-id; it must come back each time, be in the log where the harness sees it, and \
                 have reached the provider. A request without one must be given one.",
         remedy: "Take x-request-id, or make one, at the door; put it into the answer, the log, and the provider's request.",
         needs: &[Capability::Chat, Capability::RequestId],
         spec: Spec::solo,
-        run: |ctx| err_05(ctx).boxed(),
+        run: &err_05,
     },
 ];
 
@@ -126,7 +110,6 @@ fn with_a_key() -> Spec {
     spec.key("a", CLIENT_KEY)
 }
 
-/// ERR-01 (MUST): each class of a provider's failure has its status, in the envelope.
 async fn err_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -225,7 +208,6 @@ fn enveloped(what: &str, answer: &Reply) -> CaseResult {
     )
 }
 
-/// ERR-02 (MUST): the provider's 401 and 403 are the client's 502.
 async fn err_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -257,7 +239,6 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// ERR-03 (MUST): what is wrong with a request is told by the right 4xx, in the same envelope.
 async fn err_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -387,7 +368,6 @@ fn wrong_requests(ctx: &Ctx) -> Vec<Wrong> {
     wrong
 }
 
-/// ERR-04 (MUST NOT): no error and no log holds a secret.
 async fn err_04(ctx: &Ctx) -> CaseResult {
     // given
     for stub in ctx.stubs.values() {
@@ -530,7 +510,6 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
     Ok(seen)
 }
 
-/// ERR-05 (MUST): a request id is accepted, returned, logged, and sent on.
 async fn err_05(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -1,7 +1,6 @@
 //! FALL: when one candidate fails the next one serves, and what nobody could serve is told honestly.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::client::{End, Transcript};
 use gauntlet_harness::llm::{Responder, chat, error, raw, reply, tool_call, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -9,78 +8,62 @@ use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
+use super::CaseRow;
+
 const FALLBACK: &[Capability] = &[Capability::Chat, Capability::Fallback];
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream, Capability::Fallback];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "FALL-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a failing candidate is replaced by the next; the response names who served it",
         why: "Fallbacks that did not run on 4xx and 429 were found by users, not by the gateway (https://github.com/maximhq/bifrost/issues/3261).",
         shown: "The first provider answers 503, then 429, then refuses connections; the second one's answer must come each time. Where the \
                 gateway tells who served, it must tell the second one.",
         remedy: "Ask the next candidate on every failure that is the provider's; name the candidate that answered.",
         needs: FALLBACK,
         spec: Spec::pair,
-        run: |ctx| fall_01(ctx).boxed(),
+        run: &fall_01,
     },
-    Case {
+    CaseRow {
         id: "FALL-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a 200 with HTML, broken JSON, an empty body or no choices is a failure and falls back",
         why: "A login page came back as a completion (https://github.com/Portkey-AI/gateway/issues/267).",
         shown: "The first provider answers 200 with each of them; the client must get the second one's answer.",
         remedy: "Read the body before believing the status.",
         needs: FALLBACK,
         spec: Spec::pair,
-        run: |ctx| fall_02(ctx).boxed(),
+        run: &fall_02,
     },
-    Case {
+    CaseRow {
         id: "FALL-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a stream that fails before its first token falls back and the client sees one clean stream",
         why: "510 streams of an overloaded provider within 80 minutes, none fell back, since each had begun with 200 (https://github.com/BerriAI/litellm/pull/38153).",
         shown: "The first provider's stream is 200 and then cut, an error in band, or over before any text; the client must see the second one's \
                 stream and nothing of the first.",
         remedy: "Send nothing to the client before the first token of an attempt has come.",
         needs: STREAM,
         spec: Spec::pair,
-        run: |ctx| fall_03(ctx).boxed(),
+        run: &fall_03,
     },
-    Case {
+    CaseRow {
         id: "FALL-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "after the first token: never a silent end, never text twice",
         why: "Text came twice (https://github.com/BerriAI/litellm/pull/32835), or the stream just ended (https://github.com/Portkey-AI/gateway/issues/1797).",
         shown: "The first provider's stream is reset after its first text. The client must have that text once and see that the stream broke; \
                 a second provider that is asked to continue the text may do so.",
         remedy: "After the first token tell the failure in band; never begin another candidate's answer in the same stream.",
         needs: STREAM,
         spec: Spec::pair,
-        run: |ctx| fall_04(ctx).boxed(),
+        run: &fall_04,
     },
-    Case {
+    CaseRow {
         id: "FALL-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "all candidates failed before any token: a real HTTP status, never 200 with an error event",
         why: "Client libraries retry by the status; behind a 200 they hand an empty answer to the user (https://github.com/BerriAI/litellm/issues/6957).",
         shown: "One provider is overloaded, the other's stream is cut before its first token; the status must be 500 or more.",
         remedy: "Send the status line only when the outcome is known.",
         needs: STREAM,
         spec: Spec::pair,
-        run: |ctx| fall_05(ctx).boxed(),
+        run: &fall_05,
     },
-    Case {
+    CaseRow {
         id: "FALL-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a client error (400, 422) does not fall back, and does not count against the provider",
         why: "Fallbacks on every error sent a wrong request to all providers in turn (https://github.com/Portkey-AI/gateway/issues/855).",
         shown: "The first provider refuses four requests, with a breaker that opens after two failures. The second one must see none of them, and \
                 the first one must still be asked next.",
@@ -91,13 +74,10 @@ pub(super) const CASES: &[Case] = &[
             spec.breaker.failure_threshold = 2;
             spec
         },
-        run: |ctx| fall_06(ctx).boxed(),
+        run: &fall_06,
     },
-    Case {
+    CaseRow {
         id: "FALL-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a fallback to a provider of another protocol keeps the request's meaning",
         why: "Translations that lose a message, a tool or a setting answer another question than was asked (https://github.com/BerriAI/litellm/issues/37792).",
         shown: "The OpenAI provider is down; the Ollama provider must be asked with every message in order, the tool call's arguments, the tools, \
                 temperature, length and stop words, and its tool call must come back in OpenAI's shape.",
@@ -114,13 +94,10 @@ pub(super) const CASES: &[Case] = &[
                 .provider("p2", Protocol::Ollama)
                 .model("mixed", &["p1", "p2"])
         },
-        run: |ctx| fall_07(ctx).boxed(),
+        run: &fall_07,
     },
-    Case {
+    CaseRow {
         id: "FALL-08",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the final error says what was tried, in order, with each cause, and no secret",
         why: "The error of the last candidate alone hid why the first one had failed (https://github.com/BerriAI/litellm/issues/27967).",
         shown: "One provider answers 503, the other 200 with HTML. The error must list both in order, with a cause each, and hold neither's key \
                 although both tell it.",
@@ -131,11 +108,10 @@ pub(super) const CASES: &[Case] = &[
             Capability::AttemptList,
         ],
         spec: Spec::pair,
-        run: |ctx| fall_08(ctx).boxed(),
+        run: &fall_08,
     },
 ];
 
-/// FALL-01 (MUST): a failing candidate is replaced by the next, and the response names it.
 async fn fall_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -174,7 +150,6 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// FALL-02 (MUST): a 200 that holds no answer is a failure and falls back.
 async fn fall_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -230,7 +205,6 @@ async fn fall_02(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// FALL-03 (MUST): a stream that fails before its first token falls back, and the client sees one clean stream.
 async fn fall_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -310,7 +284,6 @@ fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
     })
 }
 
-/// FALL-04 (MUST NOT): after the first token no silent end, and no text twice.
 async fn fall_04(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(
@@ -356,7 +329,6 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
     }
 }
 
-/// FALL-05 (MUST): when all candidates failed before any token, the status says so.
 async fn fall_05(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(error(503));
@@ -399,7 +371,6 @@ async fn fall_05(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// FALL-06 (MUST NOT): a client error does not fall back, and does not count against the provider.
 async fn fall_06(ctx: &Ctx) -> CaseResult {
     // given
     let (p1, p2) = (ctx.stub("p1")?, ctx.stub("p2")?);
@@ -434,7 +405,6 @@ async fn fall_06(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// FALL-07 (MUST): a fallback to another protocol keeps the request's meaning.
 async fn fall_07(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(error(503));
@@ -528,7 +498,6 @@ fn conversation() -> Value {
     })
 }
 
-/// FALL-08 (MUST): the final error says what was tried, in order, with each cause, and no secret.
 async fn fall_08(ctx: &Ctx) -> CaseResult {
     // given
     let keys: Vec<String> = ctx

@@ -1,8 +1,7 @@
 //! HLTH: who asks how the gateway is gets the truth, at once, and at little cost.
 
-use futures::FutureExt;
 use futures::future::try_join_all;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::{Responder, openai, raw};
 use gauntlet_harness::plan::{Listen, Plan};
@@ -10,16 +9,14 @@ use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec};
 use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
+use super::CaseRow;
 use super::support::{text, until_status};
 
 const STORED: &[Capability] = &[Capability::Health, Capability::Store];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "HLTH-01",
-        level: Level::Must,
-        profiles: &[Profile::Ops],
-        requirement: "liveness stays 200 whatever the dependencies do",
         why: "A liveness probe that asks the database restarts every replica when the database is slow, and the outage becomes a whole one.",
         shown: "Liveness is asked while the provider refuses, while the database stalls, and while it is gone.",
         remedy: "Let liveness say that the process answers, and nothing else.",
@@ -28,13 +25,10 @@ pub(super) const CASES: &[Case] = &[
             database: DatabaseNeed::Postgres,
             ..Spec::solo()
         },
-        run: |ctx| hlth_01(ctx).boxed(),
+        run: &hlth_01,
     },
-    Case {
+    CaseRow {
         id: "HLTH-02",
-        level: Level::Must,
-        profiles: &[Profile::Ops],
-        requirement: "readiness turns 503 when the store goes and 200 when it is back",
         why: "With its database gone a proxy said ready, and never recovered by itself (https://github.com/BerriAI/litellm/issues/38121).",
         shown: "Readiness is asked before the database goes, until it tells, and until it tells that the database is back.",
         remedy: "Ask the store in the readiness probe, within a time-out.",
@@ -43,13 +37,10 @@ pub(super) const CASES: &[Case] = &[
             database: DatabaseNeed::Postgres,
             ..Spec::solo()
         },
-        run: |ctx| hlth_02(ctx).boxed(),
+        run: &hlth_02,
     },
-    Case {
+    CaseRow {
         id: "HLTH-03",
-        level: Level::Must,
-        profiles: &[Profile::Ops],
-        requirement: "the detailed health probes every dependency at once (rendezvous), each with its own time-out, and names each state",
         why: "Probes one after the other add their time-outs up: the page that tells what hangs, hangs.",
         shown: "Two providers answer their probe only together, a third never does; the document names both as up and the third as down.",
         remedy: "Probe all dependencies at once, each within its own time-out.",
@@ -60,23 +51,19 @@ pub(super) const CASES: &[Case] = &[
                 .provider("p3", Protocol::OpenAi)
                 .model("third", &["p3"])
         },
-        run: |ctx| hlth_03(ctx).boxed(),
+        run: &hlth_03,
     },
-    Case {
+    CaseRow {
         id: "HLTH-04",
-        level: Level::Should,
-        profiles: &[Profile::Ops],
-        requirement: "a storm of health calls costs each dependency a bounded number of probes",
         why: "Every replica, balancer and dashboard asks for health; if each call is a call of each provider, the watching is the load.",
         shown: "64 calls of the detailed health at once; the provider counts how often it was probed.",
         remedy: "Share the probe under way, and tell its result again for a moment.",
         needs: &[Capability::Health],
         spec: Spec::solo,
-        run: |ctx| hlth_04(ctx).boxed(),
+        run: &hlth_04,
     },
 ];
 
-/// HLTH-01 (MUST): liveness stays 200.
 async fn hlth_01(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.listen(Listen::Refuse).await?;
@@ -99,7 +86,6 @@ async fn hlth_01(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// HLTH-02 (MUST): readiness follows the store.
 async fn hlth_02(ctx: &Ctx) -> CaseResult {
     // given
     until_status(ctx, "/health/ready", 200).await?;
@@ -114,7 +100,6 @@ async fn hlth_02(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// HLTH-03 (MUST): every dependency is probed at once, and its state is named.
 async fn hlth_03(ctx: &Ctx) -> CaseResult {
     // given
     for name in ["p1", "p2"] {
@@ -146,7 +131,6 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// HLTH-04 (SHOULD): a storm of health calls costs few probes.
 async fn hlth_04(ctx: &Ctx) -> CaseResult {
     // given
     const STORM: usize = 64;

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::try_join_all;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds};
 use gauntlet_harness::client::{Exchange, Reply, Transport};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{raw, reply};
@@ -12,6 +11,7 @@ use gauntlet_harness::plan::Plan;
 use gauntlet_harness::spec::{LimitSpec, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
 use super::parallelism::{answers, large_stream, statuses};
 
 /// The limit of requests in flight.
@@ -25,36 +25,27 @@ const IN_BUFFERS: u64 = 16 << 20;
 
 const ADMISSION: &[Capability] = &[Capability::Chat, Capability::Admission];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "LOAD-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "beyond the limit of requests in flight: 503 or 429 at once with Retry-After, no unbounded queue",
         why: "A queue without bound turns overload into time-outs for everybody: what is answered has been given up by its client.",
         shown: "Four requests are held, which is the limit; the next ones are refused while they still are.",
         remedy: "Count requests in flight at the door, and refuse with Retry-After beyond the limit.",
         needs: ADMISSION,
         spec: limited,
-        run: |ctx| load_01(ctx).boxed(),
+        run: &load_01,
     },
-    Case {
+    CaseRow {
         id: "LOAD-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "after a burst the next requests all succeed",
         why: "Places that were not given back refused healthy requests for up to an hour (https://github.com/BerriAI/litellm/issues/27955).",
         shown: "Four requests are held and sixteen refused; when the four are answered, the next ones must be served again.",
         remedy: "Tie the place of a request to its task, so that every way out of it gives the place back.",
         needs: ADMISSION,
         spec: limited,
-        run: |ctx| load_02(ctx).boxed(),
+        run: &load_02,
     },
-    Case {
+    CaseRow {
         id: "LOAD-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a body over the limit: 413 before it is read whole",
         why: "A gateway that reads before it measures can be filled up by anybody who can connect.",
         shown: "A client tells a length of 64 MiB and sends 100 bytes; another sends 128 KiB in chunks and does not end. Both have 413 and keep the rest.",
         remedy: "Look at Content-Length before reading, count while reading, and answer 413 at the limit.",
@@ -67,13 +58,10 @@ pub(super) const CASES: &[Case] = &[
             },
             ..Spec::solo()
         },
-        run: |ctx| load_04(ctx).boxed(),
+        run: &load_04,
     },
-    Case {
+    CaseRow {
         id: "LOAD-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a client that dribbles its headers or body is closed by a time-out",
         why: "A few hundred clients that send a byte a second hold every connection of a server that waits for them (Slowloris).",
         shown: "One client sends its headers byte by byte, one its body in small pieces; both are answered with an error or closed before they end.",
         remedy: "Bound the time of the headers and of the body as a whole; a timer between two reads does not help.",
@@ -86,19 +74,16 @@ pub(super) const CASES: &[Case] = &[
             },
             ..Spec::solo()
         },
-        run: |ctx| load_05(ctx).boxed(),
+        run: &load_05,
     },
-    Case {
+    CaseRow {
         id: "LOAD-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a client that stops reading: the gateway takes no more from the provider than a bound (default 8 MiB)",
         why: "Streams that are read ahead into memory need one client that pauses, and a long answer, to end the process.",
         shown: "The client of a stream of 48 MiB stops reading; the provider counts what the gateway takes until it takes no more.",
         remedy: "Read the provider's next bytes when the client has taken the last ones; bound every buffer between the two.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| load_07(ctx).boxed(),
+        run: &load_07,
     },
 ];
 
@@ -113,7 +98,6 @@ fn limited() -> Spec {
     }
 }
 
-/// LOAD-01 (MUST): what is beyond the limit is refused at once.
 async fn load_01(ctx: &Ctx) -> CaseResult {
     // given
     let full = filled(ctx).await?;
@@ -157,7 +141,6 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// LOAD-02 (MUST): after a burst everything is as before.
 async fn load_02(ctx: &Ctx) -> CaseResult {
     // given
     let full = filled(ctx).await?;
@@ -198,7 +181,6 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// LOAD-04 (MUST): a body over the limit is refused before it is read whole.
 async fn load_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -255,7 +237,6 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// LOAD-05 (MUST): a client that dribbles is closed.
 async fn load_05(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -283,7 +264,6 @@ async fn load_05(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// LOAD-07 (MUST): for a client that stops reading, no more than a bound is taken from the provider.
 async fn load_07(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -1,9 +1,6 @@
 //! OBS: what the gateway tells about itself is what happened.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::plan::Plan;
@@ -11,15 +8,13 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
+use super::CaseRow;
 use super::support::{QUERIES, complete, does_its_part, healthy, known, text};
 use super::timeouts::refused;
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "OBS-01",
-        level: Level::Must,
-        profiles: &[Profile::Ops],
-        requirement: "counters of requests, attempts, retries, fallbacks, time-outs and breaker states equal what the stubs saw",
         why: "Counters that count requests where attempts are meant hide the retries, which are the bill and the outage.",
         shown: "Three requests fail twice at the first candidate, whose breaker then is open, and are served by the second; another request times \
                 out. The counters are compared with the tape.",
@@ -45,25 +40,19 @@ pub(super) const CASES: &[Case] = &[
             spec.breaker.failure_threshold = 6;
             spec
         },
-        run: |ctx| obs_01(ctx).boxed(),
+        run: &obs_01,
     },
-    Case {
+    CaseRow {
         id: "OBS-02",
-        level: Level::Should,
-        profiles: &[Profile::Ops],
-        requirement: "traceparent is continued towards the provider; spans carry the GenAI semantic conventions",
         why: "A trace that ends at the gateway shows that something was slow, and not what.",
         shown: "A request with a trace context; the provider's request has the same trace id, with a parent of W3C's form. Spans are not looked at.",
         remedy: "Send traceparent on with the trace id that came.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
-        run: |ctx| obs_02(ctx).boxed(),
+        run: &obs_02,
     },
-    Case {
+    CaseRow {
         id: "OBS-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Query],
-        requirement: "token usage in the response, the metrics and the record is the provider's",
         why: "Usage that is guessed from the length of a text is a bill that nobody can check.",
         shown: "Each provider tells a usage that no count of words would give; a chat's usage, a query's sum, its record and the metrics are compared with it.",
         remedy: "Pass the provider's numbers on, and add nothing of your own.",
@@ -74,11 +63,10 @@ pub(super) const CASES: &[Case] = &[
             Capability::Metrics,
         ],
         spec: Spec::query,
-        run: |ctx| obs_03(ctx).boxed(),
+        run: &obs_03,
     },
 ];
 
-/// OBS-01 (MUST): the counters equal what the providers saw.
 async fn obs_01(ctx: &Ctx) -> CaseResult {
     // given
     const REQUESTS: usize = 3;
@@ -133,7 +121,6 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
     counted(ctx, "gauntlet_breaker_state", &["provider=\"p2\""], 0).await
 }
 
-/// OBS-02 (SHOULD): the trace goes on at the provider.
 async fn obs_02(ctx: &Ctx) -> CaseResult {
     // given
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -164,7 +151,6 @@ async fn obs_02(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// OBS-03 (MUST): usage is the provider's, everywhere.
 async fn obs_03(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;

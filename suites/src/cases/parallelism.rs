@@ -1,10 +1,7 @@
 //! PARA: what can run together does.
 
-use futures::FutureExt;
 use futures::future::try_join_all;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::{Exchange, Reply};
 use gauntlet_harness::gate::{guard, settled};
 use gauntlet_harness::llm::{chat, echo, raw, reply};
@@ -12,29 +9,24 @@ use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
 use super::streaming::chunk;
 
 /// A provider's concurrency limit.
 const LIMIT: usize = 4;
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "PARA-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "64 requests are at the provider at the same time (rendezvous)",
         why: "A gateway with a hidden lock, a small pool or one connection serialises its users, and no benchmark of one client shows it.",
         shown: "The provider answers nobody until 64 requests are there together.",
         remedy: "Remove the limit, or configure it: connection pool, worker count, HTTP/2 streams, a lock held over a call.",
         needs: &[Capability::Chat],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| para_01(ctx).boxed(),
+        run: &para_01,
     },
-    Case {
+    CaseRow {
         id: "PARA-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "with one model's provider stalled, another model's requests all complete first",
         why: "A provider that held its connections emptied a pool that everybody shared (https://github.com/tensorzero/tensorzero/issues/6328).",
         shown: "One provider holds 32 requests; 32 requests to another one are all answered while it still holds them.",
         remedy: "Give each provider its own pool and its own queue.",
@@ -46,25 +38,19 @@ pub(super) const CASES: &[Case] = &[
             spec.model_timeouts("stalled", Timeouts::PATIENT)
                 .model_timeouts("other", Timeouts::PATIENT)
         },
-        run: |ctx| para_02(ctx).boxed(),
+        run: &para_02,
     },
-    Case {
+    CaseRow {
         id: "PARA-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a client that reads slowly delays nobody else, and memory stays bounded",
         why: "A client on a bad connection must not be felt by others: not as a lock, not as memory that fills up behind it.",
         shown: "A client stops reading a stream of 48 MiB; others stream to their end, and the gateway takes no more of the large one.",
         remedy: "Write to each client from a task of its own, and read from the provider only what the client takes.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| para_03(ctx).boxed(),
+        run: &para_03,
     },
-    Case {
+    CaseRow {
         id: "PARA-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a provider's concurrency limit is never exceeded (high-water mark) and always reached under load",
         why: "A limit that was kept by each worker for itself was overshot (https://github.com/BerriAI/litellm/issues/16011).",
         shown: "Twelve requests come at once for a provider that takes four: four are there together, and never five.",
         remedy: "Count what is in flight at the provider in one place, from the first byte of a request to the last of its answer.",
@@ -77,36 +63,29 @@ pub(super) const CASES: &[Case] = &[
             spec.providers[0].max_in_flight = u32::try_from(LIMIT).ok();
             spec
         },
-        run: |ctx| para_07(ctx).boxed(),
+        run: &para_07,
     },
-    Case {
+    CaseRow {
         id: "PARA-08",
-        level: Level::Must,
-        profiles: &[Profile::Llm, Profile::Ops],
-        requirement: "health answers while hundreds of requests are stalled",
         why: "A health check that waits behind requests makes the orchestrator kill the process, and all of them with it.",
         shown: "The provider holds 200 requests; liveness and readiness answer while it does.",
         remedy: "Answer health before any limit, pool or queue that requests go through.",
         needs: &[Capability::Chat, Capability::Health],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| para_08(ctx).boxed(),
+        run: &para_08,
     },
-    Case {
+    CaseRow {
         id: "PARA-09",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "N concurrent different prompts each get their own answer, for any interleaving",
         why: "An answer to another user's question is the one failure that no retry and no apology mends.",
         shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words, and in \
                 pieces that cut events.",
         remedy: "Keep nothing of a request outside its own task: no shared buffers, no cache keyed by less than the whole request.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
-        run: |ctx| para_09(ctx).boxed(),
+        run: &para_09,
     },
 ];
 
-/// PARA-01 (MUST): 64 requests are at the provider at the same time.
 async fn para_01(ctx: &Ctx) -> CaseResult {
     // given
     const TOGETHER: usize = 64;
@@ -126,7 +105,6 @@ async fn para_01(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// PARA-02 (MUST): a stalled provider delays no other model.
 async fn para_02(ctx: &Ctx) -> CaseResult {
     // given
     const EACH: usize = 32;
@@ -162,7 +140,6 @@ async fn para_02(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// PARA-03 (MUST): a slow reader delays nobody, and its stream is not read into memory.
 async fn para_03(ctx: &Ctx) -> CaseResult {
     // given
     const OTHERS: usize = 8;
@@ -209,7 +186,6 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// PARA-07 (MUST): a provider's concurrency limit is kept, and used.
 async fn para_07(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -262,7 +238,6 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// PARA-08 (MUST): health answers while hundreds of requests are stalled.
 async fn para_08(ctx: &Ctx) -> CaseResult {
     // given
     const STALLED: usize = 200;
@@ -293,7 +268,6 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// PARA-09 (MUST): everybody gets their own answer.
 async fn para_09(ctx: &Ctx) -> CaseResult {
     // given
     const EACH: usize = 24;

@@ -1,9 +1,6 @@
 //! PARA, of queries: what does not depend on each other runs together, what does waits.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, in_order,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, in_order};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{ReceivedRequest, Stub, error};
 use gauntlet_harness::plan::Plan;
@@ -12,51 +9,42 @@ use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::wire::postgres::AtStatement;
 
+use super::CaseRow;
 use super::support::{
     ANSWER, PASSAGE, STORED, ask, complete, does_its_part, healthy, known, lost, on_postgres,
     patient,
 };
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "PARA-04",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "entity extraction and every retrieval lane are in flight together (rendezvous over stubs)",
         why: "Steps that do not need each other, run one after the other, add their times up, and nobody sees why a query is slow.",
         shown: "The entities' provider and the database each hold their answer until the other has been asked; then both answer, and nothing is lost.",
         remedy: "Start entity extraction and retrieval together, and wait for both.",
         needs: STORED,
         spec: || patient(on_postgres()),
-        run: |ctx| para_04(ctx).boxed(),
+        run: &para_04,
     },
-    Case {
+    CaseRow {
         id: "PARA-05",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "fact check starts after retrieval ended, synthesis after fact check, citation and review after synthesis",
         why: "A step that starts without what it needs works on nothing: an answer that was written before the facts were checked is unchecked.",
         shown: "The fact check is held at a gate while another exchange passes; the tape then has each step after the end of the one before it.",
         remedy: "Wait for the result of a step before the step that reads it.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
         spec: || patient(Spec::query()),
-        run: |ctx| para_05(ctx).boxed(),
+        run: &para_05,
     },
-    Case {
+    CaseRow {
         id: "PARA-06",
-        level: Level::Must,
-        profiles: &[Profile::Query],
-        requirement: "a failing parallel step does not cancel its siblings",
         why: "A join that gives up at the first error throws away the evidence that another step has found.",
         shown: "Entity extraction fails while the search is held in the database; the search goes on afterwards, and its passage is used.",
         remedy: "Wait for every parallel step, and take each result by itself (join, not try-join).",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
         spec: || patient(on_postgres()),
-        run: |ctx| para_06(ctx).boxed(),
+        run: &para_06,
     },
 ];
 
-/// PARA-04 (MUST): entity extraction and retrieval are in flight together.
 async fn para_04(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -83,7 +71,6 @@ async fn para_04(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// PARA-05 (MUST): each step starts after the one that it needs.
 async fn para_05(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
@@ -134,7 +121,6 @@ async fn para_05(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// PARA-06 (MUST): a failing parallel step does not cancel its siblings.
 async fn para_06(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use futures::FutureExt;
 use futures::future::try_join_all;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::gate::{at_least, gap};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply, sequence, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -12,14 +11,13 @@ use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event};
 
+use super::CaseRow;
+
 const RETRY: &[Capability] = &[Capability::Chat, Capability::Retry];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "RETRY-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "429, 500, 502, 503, 504, refused and reset connections are tried again up to the configured attempts",
         why: "A provider's second of overload is the users' error where a gateway asks once; one that asks without end makes it an outage.",
         shown: "For each failure the provider fails twice and answers the third attempt, the last time a stream; another request fails for ever and \
                 must cost three attempts. \
@@ -27,25 +25,19 @@ pub(super) const CASES: &[Case] = &[
         remedy: "Retry 429, 500, 502, 503, 504 and broken connections before the first token, and count the attempts of a request.",
         needs: RETRY,
         spec: || attempts(3),
-        run: |ctx| retry_01(ctx).boxed(),
+        run: &retry_01,
     },
-    Case {
+    CaseRow {
         id: "RETRY-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "400, 401, 403, 404, 413, 422 are not tried again",
         why: "A request that is wrong stays wrong; asking again costs the user's time and the provider's patience (https://github.com/Portkey-AI/gateway/issues/855).",
         shown: "The provider refuses with each status; after a further exchange it must have seen each request once.",
         remedy: "Decide by the status whether a failure may pass by itself.",
         needs: RETRY,
         spec: || attempts(3),
-        run: |ctx| retry_02(ctx).boxed(),
+        run: &retry_02,
     },
-    Case {
+    CaseRow {
         id: "RETRY-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "Retry-After (seconds and HTTP date) is waited for, or the request fails at once where it exceeds the deadline",
         why: "A gateway that asks earlier is limited for longer (https://github.com/BerriAI/litellm/issues/7669); \
               one that waits whatever is asked holds its users (https://github.com/BerriAI/litellm/issues/3274).",
         shown: "The second attempt must not come before the time that was asked for. An hour's wait lies beyond the deadline of two minutes: \
@@ -57,13 +49,10 @@ pub(super) const CASES: &[Case] = &[
             spec.timeouts.total_ms = Some(120_000);
             spec
         },
-        run: |ctx| retry_03(ctx).boxed(),
+        run: &retry_03,
     },
-    Case {
+    CaseRow {
         id: "RETRY-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "gaps grow exponentially with jitter (lower bounds only)",
         why: "Clients that ask again at once, or all at the same moment, keep a recovering provider down.",
         shown: "24 requests fail for ever. The mean of their n-th gaps must reach a quarter of the n-th back-off, so that a back-off which is \
                 all jitter passes too, and one that never grows does not. That there is jitter cannot be shown by lower bounds.",
@@ -74,26 +63,20 @@ pub(super) const CASES: &[Case] = &[
             (spec.retry.base_ms, spec.retry.max_ms) = (400, 3_200);
             spec
         },
-        run: |ctx| retry_04(ctx).boxed(),
+        run: &retry_04,
     },
-    Case {
+    CaseRow {
         id: "RETRY-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "nothing is tried again once a token has reached the client",
         why: "A stream that was begun anew gave its beginning twice (https://github.com/BerriAI/litellm/pull/32835).",
         shown: "The provider resets a stream after its first text. The client must have that text once, and after a further exchange the \
                 provider must have seen the request once.",
         remedy: "Commit to an attempt with its first token; afterwards a failure is told in band.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Retry],
         spec: || attempts(3),
-        run: |ctx| retry_05(ctx).boxed(),
+        run: &retry_05,
     },
-    Case {
+    CaseRow {
         id: "RETRY-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a retry budget: a dead provider under N requests sees at most N·(1+ratio)+floor attempts",
         why: "Retries multiply the load of a provider exactly when it cannot bear it (https://github.com/BerriAI/litellm/issues/26015).",
         shown: "40 requests with up to four attempts each meet a provider that is down; with a ratio of 0.25 and a floor of 5 it may see 55.",
         remedy: "Give each provider a budget of retries as a share of its requests.",
@@ -103,25 +86,19 @@ pub(super) const CASES: &[Case] = &[
             (spec.retry.budget_ratio, spec.retry.budget_floor) = (0.25, 5);
             spec
         },
-        run: |ctx| retry_06(ctx).boxed(),
+        run: &retry_06,
     },
-    Case {
+    CaseRow {
         id: "RETRY-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "every attempt carries the same body and the same idempotency key",
         why: "A provider that knows the key answers a repeated request once and bills it once; a new key for each attempt pays twice.",
         shown: "The provider fails twice; the three attempts that it sees must be equal in body and Idempotency-Key.",
         remedy: "Make the key when the request comes (or take the client's), not when an attempt is sent; encode the body once.",
         needs: RETRY,
         spec: || attempts(3),
-        run: |ctx| retry_07(ctx).boxed(),
+        run: &retry_07,
     },
-    Case {
+    CaseRow {
         id: "RETRY-08",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "no attempt starts after the client has gone",
         why: "Work for clients that had left held a proxy's places for half an hour (https://github.com/BerriAI/litellm/issues/13774).",
         shown: "The client leaves while the provider holds the first attempt, which then fails. Another request runs through two back-offs, which \
                 must take longer than one; afterwards the first request must have been seen once.",
@@ -132,7 +109,7 @@ pub(super) const CASES: &[Case] = &[
             (spec.retry.base_ms, spec.retry.max_ms) = (300, 2_000);
             spec
         },
-        run: |ctx| retry_08(ctx).boxed(),
+        run: &retry_08,
     },
 ];
 
@@ -144,7 +121,6 @@ fn attempts(most: u32) -> Spec {
     spec
 }
 
-/// RETRY-01 (MUST): what may pass is tried again, up to the configured attempts.
 async fn retry_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -234,7 +210,6 @@ async fn refused_attempts(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// RETRY-02 (MUST NOT): a refused request is not tried again.
 async fn retry_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -281,7 +256,6 @@ async fn retry_02(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// RETRY-03 (MUST): Retry-After is waited for, or the request fails at once where it exceeds the deadline.
 async fn retry_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -349,7 +323,6 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// RETRY-04 (MUST): gaps grow exponentially.
 async fn retry_04(ctx: &Ctx) -> CaseResult {
     // given
     const REQUESTS: usize = 24;
@@ -385,7 +358,6 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// RETRY-05 (MUST NOT): nothing is tried again once a token has reached the client.
 async fn retry_05(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -423,7 +395,6 @@ async fn retry_05(ctx: &Ctx) -> CaseResult {
     equal("attempts", "attempts", 1, p1.calls("capital").len())
 }
 
-/// RETRY-06 (MUST): a dead provider sees no more attempts than the budget allows.
 async fn retry_06(ctx: &Ctx) -> CaseResult {
     // given
     const REQUESTS: usize = 40;
@@ -453,7 +424,6 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// RETRY-07 (MUST): every attempt carries the same body and the same idempotency key.
 async fn retry_07(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -499,7 +469,6 @@ async fn retry_07(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// RETRY-08 (MUST NOT): no attempt starts after the client has gone.
 async fn retry_08(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -1,71 +1,55 @@
 //! STRM: a stream that breaks says so, and never looks finished.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::Transcript;
 use gauntlet_harness::llm::{Responder, chat, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
+
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "STRM-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "clean end without finish_reason and [DONE]: in-band error",
         why: "A connection that ends in order after half an answer was passed on as a finished one (https://github.com/maximhq/bifrost/issues/5546).",
         shown: "The provider ends its body in order after the text, without finish_reason and without [DONE].",
         remedy: "Count a stream as finished only after its finish_reason; otherwise send an error event and no [DONE].",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_01(ctx).boxed(),
+        run: &strm_01,
     },
-    Case {
+    CaseRow {
         id: "STRM-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "connection reset mid-stream: in-band error after all the text received",
         why: "An upstream reset was turned into a clean finish_reason \"stop\" and [DONE] (https://github.com/BerriAI/litellm/issues/33404).",
         shown: "The provider sends two pieces of text and resets the connection once they have been read.",
         remedy: "Forward what came, then an error event; never a terminator of your own making.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_02(ctx).boxed(),
+        run: &strm_02,
     },
-    Case {
+    CaseRow {
         id: "STRM-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "an event cut in the middle is never forwarded in part",
         why: "Half an event is half a JSON document: the client's parser fails inside its own loop, far from the cause.",
         shown: "The provider's connection ends inside an event; the client reads each event that it gets by the published types.",
         remedy: "Forward an event only when its blank line has come.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_03(ctx).boxed(),
+        run: &strm_03,
     },
-    Case {
+    CaseRow {
         id: "STRM-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a malformed event: error in band, no hang, no crash",
         why: "What is left out in silence may have been text; what crashes takes other streams with it (https://github.com/BerriAI/litellm/issues/40404).",
         shown: "Between two good events the provider sends one that is not JSON, then ends properly. A second stream must be served afterwards.",
         remedy: "End the stream with an error event when an event cannot be read.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_04(ctx).boxed(),
+        run: &strm_04,
     },
-    Case {
+    CaseRow {
         id: "STRM-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "an in-band {\"error\":…} (OpenAI, Ollama line, Anthropic event) is an error, not content, with its class kept",
         why: "510 overload errors inside streams within 80 minutes were logged as successes, without one fallback (https://github.com/BerriAI/litellm/pull/38153).",
         shown: "After two pieces of text an OpenAI provider sends a rate-limit error in band; an Ollama provider, where the gateway speaks with one, an error line.",
         remedy: "Read every event for an error before forwarding it; keep its type and code.",
@@ -75,37 +59,28 @@ pub(super) const CASES: &[Case] = &[
                 .provider("p2", Protocol::Ollama)
                 .model("local", &["p2"])
         },
-        run: |ctx| strm_05(ctx).boxed(),
+        run: &strm_05,
     },
-    Case {
+    CaseRow {
         id: "STRM-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "data after [DONE], or [DONE] twice, changes nothing",
         why: "A client that has closed its stream at [DONE] never sees what follows; one that has not sees two answers.",
         shown: "The provider sends a whole answer, [DONE], one more chunk, and [DONE] again.",
         remedy: "Stop reading at [DONE].",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_06(ctx).boxed(),
+        run: &strm_06,
     },
-    Case {
+    CaseRow {
         id: "STRM-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a stream answered with a wrong content type is a failure before the first token",
         why: "A login page with status 200 became an empty, successful stream (https://github.com/Portkey-AI/gateway/issues/267).",
         shown: "The provider answers a streamed request with 200 and an HTML page.",
         remedy: "Look at the content type before the status line is sent to the client; answer 502.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_07(ctx).boxed(),
+        run: &strm_07,
     },
-    Case {
+    CaseRow {
         id: "STRM-08",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "an event without end is refused at a bound; memory stays bounded",
         why: "A decoder that waits for a blank line that never comes keeps everything until the process is killed.",
         shown: "The provider begins an event of 64 MiB; the gateway must give up before the last byte has been taken from it.",
         remedy: "Bound the size of one event (8 MiB is ample) and end the stream with an error beyond it.",
@@ -120,23 +95,19 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| strm_08(ctx).boxed(),
+        run: &strm_08,
     },
-    Case {
+    CaseRow {
         id: "STRM-09",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a cut in transit is never reported as the client's own error (4xx)",
         why: "A cut stream came back as 400, so clients did not try again (https://github.com/BerriAI/litellm/issues/41777).",
         shown: "The provider cuts a plain answer in its body, and a stream before and after its first text.",
         remedy: "Map a broken connection to 502 (or 504), in band to a server error.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| strm_09(ctx).boxed(),
+        run: &strm_09,
     },
 ];
 
-/// STRM-01 (MUST): a clean end without finish_reason is an error in band.
 async fn strm_01(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?
@@ -148,7 +119,6 @@ async fn strm_01(ctx: &Ctx) -> CaseResult {
     broken(&stream)
 }
 
-/// STRM-02 (MUST): a reset mid-stream is an error in band, after all the text.
 async fn strm_02(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(
@@ -163,7 +133,6 @@ async fn strm_02(ctx: &Ctx) -> CaseResult {
     broken(&stream)
 }
 
-/// STRM-03 (MUST): an event cut in the middle is never forwarded in part.
 async fn strm_03(ctx: &Ctx) -> CaseResult {
     // given
     let cut = Plan::of([Step::Head, Step::Events(2), Step::Bytes(70), Step::Cut]);
@@ -185,7 +154,6 @@ async fn strm_03(ctx: &Ctx) -> CaseResult {
     broken(&stream)
 }
 
-/// STRM-04 (MUST): a malformed event is an error in band; nothing hangs or crashes.
 async fn strm_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -216,7 +184,6 @@ async fn strm_04(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// STRM-05 (MUST): an error in band is an error, not content, with its class kept.
 async fn strm_05(ctx: &Ctx) -> CaseResult {
     // given
     let in_band = |text: [&str; 2]| {
@@ -260,7 +227,6 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     broken(&ollama)
 }
 
-/// STRM-06 (MUST): data after `[DONE]`, or `[DONE]` twice, changes nothing.
 async fn strm_06(ctx: &Ctx) -> CaseResult {
     // given
     let body = [
@@ -280,7 +246,6 @@ async fn strm_06(ctx: &Ctx) -> CaseResult {
     equal("events_done", "events after [DONE]", 0, stream.after_done)
 }
 
-/// STRM-07 (MUST): a stream answered with a wrong content type is a failure before the first token.
 async fn strm_07(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(raw(
@@ -301,7 +266,6 @@ async fn strm_07(ctx: &Ctx) -> CaseResult {
     equal("text", "text", "", stream.text.as_str()).map_err(silent)
 }
 
-/// STRM-08 (MUST): an event without end is refused at a bound.
 async fn strm_08(ctx: &Ctx) -> CaseResult {
     // given
     const ENDLESS: usize = 64 << 20;
@@ -329,7 +293,6 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// STRM-09 (MUST): a cut in transit is never the client's own error.
 async fn strm_09(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -5,10 +5,7 @@
 
 use std::time::Duration;
 
-use futures::FutureExt;
-use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, Level, Profile, equal, holds, silent,
-};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::Transcript;
 use gauntlet_harness::gate::{at_least, gap, guard};
 use gauntlet_harness::llm::{Stub, reply};
@@ -17,6 +14,7 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event, Side};
 
+use super::CaseRow;
 use super::streaming::{broken, whole};
 
 /// The short time-out of a path that has to time out, as told to the gateway and as a bound: long enough to reach the provider within it.
@@ -29,12 +27,9 @@ const IDLE: Duration = Duration::from_millis(1_500);
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "TIME-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a provider that never accepts the connection: error or fallback by the connect time-out",
         why: "A host that swallows connections holds a caller for two minutes: that is the system's own time-out.",
         shown: "The provider's port never completes a connection, and every other time-out is a minute.",
         remedy: "Give the connection a time-out of its own, of a second or a few.",
@@ -45,13 +40,10 @@ pub(super) const CASES: &[Case] = &[
                 .model_timeouts("solo", Timeouts::PATIENT)
                 .model_timeouts("pair", Timeouts::PATIENT)
         },
-        run: |ctx| time_01(ctx).boxed(),
+        run: &time_01,
     },
-    Case {
+    CaseRow {
         id: "TIME-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a provider that accepts and never answers: 504 while the stub still holds the request",
         why: "A provider that hangs must not hang its callers: their own time-outs are longer, and their users have left by then.",
         shown: "The provider holds its answer at a gate that is opened only after the client has had its own.",
         remedy: "Give each attempt a time-out until its first byte, and answer 504 when it passes.",
@@ -65,13 +57,10 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| time_02(ctx).boxed(),
+        run: &time_02,
     },
-    Case {
+    CaseRow {
         id: "TIME-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "headers dripped a byte at a time do not extend the first-byte time-out",
         why: "A timer that each read starts anew never fires at a peer that sends a byte a second.",
         shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
         remedy: "Start the timer once, when the request is sent; let no read restart it.",
@@ -89,13 +78,10 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| time_03(ctx).boxed(),
+        run: &time_03,
     },
-    Case {
+    CaseRow {
         id: "TIME-04",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a stream that stalls after n chunks: in-band error, no [DONE], within the idle time-out",
         why: "Streams that stalled after their first token were held for a quarter of an hour, until the pool was empty (https://github.com/tensorzero/tensorzero/issues/6328).",
         shown: "The provider sends two pieces of text and nothing more; every time-out but the idle one is a minute.",
         remedy: "Time the gap between two events, and end the stream with an error event when it passes.",
@@ -113,13 +99,10 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| time_04(ctx).boxed(),
+        run: &time_04,
     },
-    Case {
+    CaseRow {
         id: "TIME-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a stream that always drips but never ends is cut at the total deadline",
         why: "A model in a loop streams for ever; each token keeps an idle timer happy and somebody pays for it.",
         shown: "The provider repeats its last event for ever; the stream must end with an error although nothing was ever late.",
         remedy: "Keep a deadline over the whole request that no event moves.",
@@ -137,13 +120,10 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| time_05(ctx).boxed(),
+        run: &time_05,
     },
-    Case {
+    CaseRow {
         id: "TIME-09",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a timed-out attempt closes its connection to the provider",
         why: "Attempts that are given up and left running hold the provider's capacity, and are billed (https://github.com/BerriAI/litellm/issues/31499).",
         shown: "The provider holds a plain and a streamed answer; after the client's errors it must see both connections close.",
         remedy: "Drop the call with its connection when its time is over; do not leave it to a task of its own.",
@@ -157,13 +137,10 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| time_09(ctx).boxed(),
+        run: &time_09,
     },
-    Case {
+    CaseRow {
         id: "TIME-11",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "an answer that comes within its time-out is never cut (lower bound), and each chunk restarts the idle timer",
         why: "A client library's read time-out over the whole body killed healthy streams (https://github.com/maximhq/bifrost/issues/1157).",
         shown: "The provider drips a stream and a plain body for longer than the idle time-out, with gaps of a sixth of it; both arrive whole.",
         remedy: "Start the idle timer anew with each read; leave whole-body time-outs of client libraries off.",
@@ -179,13 +156,10 @@ pub(super) const CASES: &[Case] = &[
                 .model_timeouts("solo", idle)
                 .model_timeouts("plain", idle)
         },
-        run: |ctx| time_11(ctx).boxed(),
+        run: &time_11,
     },
-    Case {
+    CaseRow {
         id: "TIME-12",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "200 and headers at once, then silence before the first event: the first-token time-out ends it, and the next candidate answers",
         why: "A timer that ends with the headers waits for ever on a provider that sends them first and thinks later (https://github.com/maximhq/bifrost/issues/7034).",
         shown: "The first provider sends its headers and nothing more; the client reads one clean stream, from the second.",
         remedy: "Let the first-token time-out run until the first content, and send the client nothing before it.",
@@ -211,11 +185,10 @@ pub(super) const CASES: &[Case] = &[
                 )
                 .model_timeouts("pair", total)
         },
-        run: |ctx| time_12(ctx).boxed(),
+        run: &time_12,
     },
 ];
 
-/// TIME-01 (MUST): a provider that never accepts is given up by the connect time-out.
 async fn time_01(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.listen(Listen::NeverAccept).await?;
@@ -240,7 +213,6 @@ async fn time_01(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// TIME-02 (MUST): a provider that accepts and never answers is given up while it still holds the request.
 async fn time_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -260,7 +232,6 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     at_least("error", "the error", took(ctx, &answer.label), SHORT_BOUND)
 }
 
-/// TIME-03 (MUST): dripped headers do not extend the first-byte time-out.
 async fn time_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -280,7 +251,6 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(1).await.map(|_| ())
 }
 
-/// TIME-04 (MUST): a stream that stalls is ended with an error by the idle time-out.
 async fn time_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -302,7 +272,6 @@ async fn time_04(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(1).await.map(|_| ())
 }
 
-/// TIME-05 (MUST): a stream that never ends is cut at the deadline.
 async fn time_05(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -329,7 +298,6 @@ async fn time_05(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(1).await.map(|_| ())
 }
 
-/// TIME-09 (MUST): a timed-out attempt closes its connection.
 async fn time_09(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -343,7 +311,6 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(2).await.map(|_| ())
 }
 
-/// TIME-11 (MUST): what comes within its time-outs is never cut, however long it takes as a whole.
 async fn time_11(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -390,7 +357,6 @@ async fn time_11(ctx: &Ctx) -> CaseResult {
     equal("text", "text", "Paris is big.", answer.content().as_str()).map_err(silent)
 }
 
-/// TIME-12 (MUST): headers do not end the first-token time-out, and the next candidate answers.
 async fn time_12(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, Shared, select, try_join_all};
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, holds};
 use gauntlet_harness::client::{Client, Reply};
 use gauntlet_harness::gate::at_least;
 use gauntlet_harness::llm::{error, reply, sequence};
@@ -18,6 +18,7 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
+use super::CaseRow;
 use super::streaming::broken;
 use super::timeouts::{refused, took};
 
@@ -27,12 +28,9 @@ const DEFAULT: Option<u64> = Some(5_000);
 const OWN: Option<u64> = Some(500);
 const OWN_BOUND: Duration = Duration::from_millis(500);
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "TIME-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the deadline spans all attempts and fallbacks: it is not multiplied by them",
         why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were configured (failoverbench, S06).",
         shown: "Three candidates fail at once and then never answer, with four attempts each and a limit of a second. Two requests in turn must end \
                 before one asked earlier whose limit is five.",
@@ -43,13 +41,10 @@ pub(super) const CASES: &[Case] = &[
             Capability::TotalDeadline,
         ],
         spec: chain_of_three,
-        run: |ctx| time_06(ctx).boxed(),
+        run: &time_06,
     },
-    Case {
+    CaseRow {
         id: "TIME-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a model's or provider's own time-outs override the default",
         why: "One limit for a small model and for a reasoning one is wrong for both; a limit that is read and not used is worse.",
         shown: "For each kind of time-out that the gateway declares a provider that is late in this way, behind a model with half a second of its \
                 own; another whose own it is. Each is given up no earlier, and before a request asked earlier under the default.",
@@ -60,13 +55,10 @@ pub(super) const CASES: &[Case] = &[
             Capability::TimeoutPerModel,
         ],
         spec: late_in_every_way,
-        run: |ctx| time_07(ctx).boxed(),
+        run: &time_07,
     },
-    Case {
+    CaseRow {
         id: "TIME-08",
-        level: Level::Should,
-        profiles: &[Profile::Llm],
-        requirement: "a client's shorter deadline (header) is honoured and can't lengthen the configured one",
         why: "Who has a second left for an answer gains nothing from one that comes later, and the provider is paid for it.",
         shown: "A client asks with a deadline of 500 ms, another with a minute where 500 ms are configured; both end before a request asked earlier \
                 under the default.",
@@ -81,11 +73,10 @@ pub(super) const CASES: &[Case] = &[
                 },
             )
         },
-        run: |ctx| time_08(ctx).boxed(),
+        run: &time_08,
     },
 ];
 
-/// TIME-06 (MUST): the deadline spans all attempts at all candidates.
 async fn time_06(ctx: &Ctx) -> CaseResult {
     // given
     for name in ["p1", "p2", "p3"] {
@@ -105,7 +96,6 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// TIME-07 (MUST): each time-out of a model or a provider overrides the default.
 async fn time_07(ctx: &Ctx) -> CaseResult {
     // given
     for (name, late, ..) in KINDS {
@@ -144,7 +134,6 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
     try_join_all(asked).await.map(drop)
 }
 
-/// TIME-08 (SHOULD): the shorter of the client's deadline and the configured one holds.
 async fn time_08(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?

@@ -1,16 +1,13 @@
 //! TIME, of the store: a database that stalls has its own time-outs, and they are all that it costs.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
 use gauntlet_harness::subject::Capability;
 
+use super::CaseRow;
 use super::support::{ask, healthy, lost, on_postgres, soon_without_store, until_status};
 
-pub(super) const CASES: &[Case] = &[Case {
+pub(super) const CASES: &[CaseRow] = &[CaseRow {
     id: "TIME-10",
-    level: Level::Must,
-    profiles: &[Profile::Query, Profile::Store],
-    requirement: "a stalled database delays an answer by no more than its own time-outs",
     why: "A database that accepts and never answers is worse than one that is gone: without a time-out of its own every request waits for it.",
     shown: "Nothing is relayed to or from the database any more. A query is answered without it, a chat is not touched, and readiness is 200 again afterwards.",
     remedy: "Give every call of the database a time-out, the wait for a connection included.",
@@ -21,10 +18,9 @@ pub(super) const CASES: &[Case] = &[Case {
         Capability::Health,
     ],
     spec: || soon_without_store(on_postgres()),
-    run: |ctx| time_10(ctx).boxed(),
+    run: &time_10,
 }];
 
-/// TIME-10 (MUST): a stalled database delays an answer by no more than its own time-outs.
 async fn time_10(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;

@@ -1,7 +1,6 @@
 //! WIRE: what passes through a gateway arrives as it was sent.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::client::End;
 use gauntlet_harness::llm::{chat, raw, reply, tool_call};
 use gauntlet_harness::plan::{Plan, Step};
@@ -9,123 +8,96 @@ use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
+use super::CaseRow;
 use super::streaming::{DONE, chunk};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "WIRE-01",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a completion: content, finish_reason, tool calls and usage arrive as the provider sent them",
         why: "What a gateway rebuilds from parts it can lose: tool calls that vanish, a usage of zero that nobody bills.",
         shown: "The provider answers one prompt with text and one with two tool calls; the client compares every field with what was sent.",
         remedy: "Forward the provider's answer instead of building a new one, or map every field of it.",
         needs: &[Capability::Chat, Capability::Tools],
         spec: Spec::solo,
-        run: |ctx| wire_01(ctx).boxed(),
+        run: &wire_01,
     },
-    Case {
+    CaseRow {
         id: "WIRE-02",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a stream: each chunk reaches the client before the provider sends the next (interlock)",
         why: "Streams with usage and tool calls arrived in one burst at the end (https://github.com/BerriAI/litellm/issues/38926).",
         shown: "The provider sends the next event only after the client has read the text of the one before.",
         remedy: "Write each event to the client as it comes, and flush; no buffer that waits to be full, no compression over a stream.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| wire_02(ctx).boxed(),
+        run: &wire_02,
     },
-    Case {
+    CaseRow {
         id: "WIRE-03",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a stream ends with one finish_reason and exactly one data: [DONE]",
         why: "Clients stop at the first terminator: a second one is read as the start of the next answer, a missing one as a cut.",
         shown: "The provider streams one answer that stops and one that reaches its length; the client counts what ends each.",
         remedy: "Write the terminator in one place, after the provider's own has come.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| wire_03(ctx).boxed(),
+        run: &wire_03,
     },
-    Case {
+    CaseRow {
         id: "WIRE-04",
-        level: Level::Should,
-        profiles: &[Profile::Llm],
-        requirement: "stream_options.include_usage gives one usage chunk, equal to the provider's",
         why: "The usage chunk has no choices; a loop over choices loses it, and with it the bill.",
         shown: "The client asks for usage in a stream and compares the chunk's counts with what the provider sent.",
         remedy: "Forward chunks whose choices are empty.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| wire_04(ctx).boxed(),
+        run: &wire_04,
     },
-    Case {
+    CaseRow {
         id: "WIRE-05",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "streamed tool-call argument fragments join to the same JSON",
         why: "Fragments of parallel calls were mixed up or lost (https://github.com/BerriAI/litellm/issues/39796).",
         shown: "The provider streams two tool calls in fragments of five characters; the client joins them by index.",
         remedy: "Forward fragments as they are, with their index; never parse one by itself.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
         spec: Spec::solo,
-        run: |ctx| wire_05(ctx).boxed(),
+        run: &wire_05,
     },
-    Case {
+    CaseRow {
         id: "WIRE-06",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "a multi-byte character split between two TCP segments arrives whole",
         why: "Decoding each read by itself turns a split character into two replacement characters; only users of other scripts see it.",
         shown: "The provider sends the first byte of a character, then six bytes, which end within another one, then the rest; each piece only \
                 after the gateway has read the one before.",
         remedy: "Decode at the end of a line or an event, never at the end of a read.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| wire_06(ctx).boxed(),
+        run: &wire_06,
     },
-    Case {
+    CaseRow {
         id: "WIRE-07",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "SSE comments, CRLF, data: without a space, multi-line data are read as the SSE standard says",
         why: "Keep-alive comments and other servers' line ends are legal, and a parser made for one provider loses text at the next.",
         shown: "The provider writes the events of one answer in five forms that the standard allows, comments between them.",
         remedy: "Read SSE by the standard's rules (WHATWG HTML, 9.2.6), not by a prefix and a pair of line feeds.",
         needs: STREAM,
         spec: Spec::solo,
-        run: |ctx| wire_07(ctx).boxed(),
+        run: &wire_07,
     },
-    Case {
+    CaseRow {
         id: "WIRE-08",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "unknown request fields are forwarded or refused with 400, never dropped in silence",
         why: "A field that is dropped changes the answer, and nobody is told: the caller believes in a seed or a bias that never left.",
         shown: "The client sends a field that no gateway can know, and a rare one of OpenAI's; each is at the provider, or the answer is 400.",
         remedy: "Keep the request as a document and change only what you must, or refuse what you do not know.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
-        run: |ctx| wire_08(ctx).boxed(),
+        run: &wire_08,
     },
-    Case {
+    CaseRow {
         id: "WIRE-09",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "GET /v1/models lists the configured models in OpenAI's shape",
         why: "Clients and editors fill their lists of models from this route, and fail on another shape.",
         shown: "Two aliases are configured; the client finds both in the list.",
         remedy: "Answer {\"object\": \"list\", \"data\": [{\"id\", \"object\": \"model\", \"created\", \"owned_by\"}]}.",
         needs: &[Capability::Models],
         spec: || Spec::solo().model("other", &["p1"]),
-        run: |ctx| wire_09(ctx).boxed(),
+        run: &wire_09,
     },
 ];
 
-/// WIRE-01 (MUST): content, finish_reason, tool calls and usage of a completion arrive as the provider sent them.
 async fn wire_01(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -197,7 +169,6 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
     equal("tool_calls", "the tool calls", &two_calls, &came.into()).map_err(silent)
 }
 
-/// WIRE-02 (MUST): each chunk of a stream reaches the client before the provider sends the next.
 async fn wire_02(ctx: &Ctx) -> CaseResult {
     // given
     let tokens = ["Par", "is", " is", " big"];
@@ -223,7 +194,6 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     equal("done", "[DONE]", 1, stream.collect().await?.done_count)
 }
 
-/// WIRE-03 (MUST): a stream ends with one finish_reason and exactly one `[DONE]`.
 async fn wire_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -268,7 +238,6 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// WIRE-04 (SHOULD): `include_usage` gives one usage chunk, equal to the provider's.
 async fn wire_04(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(reply("Paris is big.").usage(12, 7));
@@ -302,7 +271,6 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// WIRE-05 (MUST): streamed tool-call argument fragments join to the same JSON.
 async fn wire_05(ctx: &Ctx) -> CaseResult {
     // given
     let weather = json!({"city": "Zürich", "days": 3, "units": {"temperature": "°C"}});
@@ -347,7 +315,6 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
     .map_err(silent)
 }
 
-/// WIRE-06 (MUST): a character split between two TCP segments arrives whole.
 async fn wire_06(ctx: &Ctx) -> CaseResult {
     // given
     let said = "é東🦀ß";
@@ -370,7 +337,6 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     equal("done", "[DONE]", 1, stream.done_count)
 }
 
-/// WIRE-07 (MUST): events are read as the SSE standard says.
 async fn wire_07(ctx: &Ctx) -> CaseResult {
     // given
     let body = [
@@ -408,7 +374,6 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
     })
 }
 
-/// WIRE-08 (MUST): unknown request fields are forwarded or refused, never dropped in silence.
 async fn wire_08(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
@@ -448,7 +413,6 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// WIRE-09 (MUST): `GET /v1/models` lists the configured models in OpenAI's shape.
 async fn wire_09(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ctx.client.get("/v1/models").await?;

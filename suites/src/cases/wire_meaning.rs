@@ -1,21 +1,18 @@
 //! WIRE, of meanings: whoever speaks, streamed or not, the client understands the same.
 
-use futures::FutureExt;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Level, Profile, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::client::{Reply, Transcript};
 use gauntlet_harness::llm::{chat, reply, tool_call};
 use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
+use super::CaseRow;
 use super::wire::{parsed, with_tools, with_usage};
 
-pub(super) const CASES: &[Case] = &[
-    Case {
+pub(super) const CASES: &[CaseRow] = &[
+    CaseRow {
         id: "WIRE-12",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "an Ollama (NDJSON) provider behind the same OpenAI request gives the same semantics: text, finish_reason, usage, tool calls",
         why: "Ollama's tool calls came through with their arguments as an object and \"stop\" as their end (https://github.com/BerriAI/litellm/issues/37792).",
         shown: "An OpenAI and an Ollama provider say the same three things, streamed and not; the client reads the same from both, each tool call with \
                 an id, each stream with its one end.",
@@ -31,23 +28,19 @@ pub(super) const CASES: &[Case] = &[
                 .provider("p2", Protocol::Ollama)
                 .model("local", &["p2"])
         },
-        run: |ctx| wire_12(ctx).boxed(),
+        run: &wire_12,
     },
-    Case {
+    CaseRow {
         id: "WIRE-13",
-        level: Level::Must,
-        profiles: &[Profile::Llm],
-        requirement: "the same script streamed and not streamed gives equal text, tool calls, finish_reason and usage",
         why: "Streaming is a second code path in most gateways, and what is lost in it is seen by no test of the first.",
         shown: "The provider says the same twice, once streamed, once not; the client compares what it understood.",
         remedy: "Derive both forms from one reading of the provider's answer, or forward both untouched.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
         spec: Spec::solo,
-        run: |ctx| wire_13(ctx).boxed(),
+        run: &wire_13,
     },
 ];
 
-/// WIRE-12 (MUST): an Ollama provider behind the same OpenAI request gives the same semantics.
 async fn wire_12(ctx: &Ctx) -> CaseResult {
     // given
     let arguments = json!({"city": "Zürich", "days": 3});
@@ -114,7 +107,6 @@ async fn wire_12(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// WIRE-13 (MUST): streamed and not streamed, the same script means the same.
 async fn wire_13(ctx: &Ctx) -> CaseResult {
     // given
     let arguments = json!({"city": "Zürich", "days": 3});
