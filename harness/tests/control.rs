@@ -9,8 +9,8 @@ use gauntlet_harness::llm::{Responder, ScriptSource, reply};
 use gauntlet_harness::plan::{Listen, Plan, Step};
 use gauntlet_harness::spec::Protocol;
 use gauntlet_harness::tape::{Event, Tape};
+use gauntlet_harness::wire::Controlled;
 use gauntlet_harness::wire::Wire;
-use gauntlet_harness::wire::control::Controlled;
 use serde_json::{Value, json};
 
 struct Bench {

@@ -9,8 +9,8 @@ use gauntlet_harness::gate::Gates;
 use gauntlet_harness::llm::fixture;
 use gauntlet_harness::plan::Listen;
 use gauntlet_harness::tape::Tape;
+use gauntlet_harness::wire::Controlled;
 use gauntlet_harness::wire::Wire;
-use gauntlet_harness::wire::control::Controlled;
 
 use super::CommandError;
 

@@ -13,7 +13,7 @@ use super::{Reply, StreamReply, Transport};
 use crate::gate;
 use crate::tape::{Event, Side, Tape};
 use crate::verdict::Failure;
-use crate::wire::http1::{self, Body, ResponseHead};
+use crate::wire::http::message::{self, Body, ResponseHead};
 
 /// A request that has been written, and its connection. Dropping it closes the connection: the client has left.
 #[derive(Debug)]
@@ -159,7 +159,7 @@ impl Exchange {
 
     async fn read_head(&mut self) -> Result<(ResponseHead, Body), Transport> {
         loop {
-            if let Some(head) = http1::take_response(&mut self.buffer)
+            if let Some(head) = message::take_response(&mut self.buffer)
                 .map_err(|error| Transport::Malformed(error.to_string()))?
             {
                 let body = Body::of_response(&self.method, &head)

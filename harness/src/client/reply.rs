@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::verdict::{Failure, FailureMode};
-use crate::wire::http1;
+use crate::wire::http::message;
 
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,7 +89,7 @@ impl Reply {
 
     /// The first header of that name, whatever its spelling.
     pub fn header(&self, name: &str) -> Option<&str> {
-        http1::header(&self.headers, name)
+        message::header(&self.headers, name)
     }
 
     /// The text of a completion's first choice; empty if there is none.

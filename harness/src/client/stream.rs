@@ -11,7 +11,7 @@ use super::{Exchange, Transport};
 use crate::gate;
 use crate::tape::Event;
 use crate::verdict::Failure;
-use crate::wire::http1::{self, Body, ResponseHead};
+use crate::wire::http::message::{self, Body, ResponseHead};
 
 /// More events of one answer are none that a client could use.
 const MOST_EVENTS: usize = 1 << 20;
@@ -88,7 +88,7 @@ impl StreamReply {
 
     /// The first header of that name, whatever its spelling.
     pub fn header(&self, name: &str) -> Option<&str> {
-        http1::header(&self.headers, name)
+        message::header(&self.headers, name)
     }
 
     /// The label of the exchange.
@@ -313,7 +313,7 @@ pub struct Transcript {
 impl Transcript {
     /// The first header of that name, whatever its spelling.
     pub fn header(&self, name: &str) -> Option<&str> {
-        http1::header(&self.headers, name)
+        message::header(&self.headers, name)
     }
 
     /// Whether it looks like a success to a client: ended in order, with `[DONE]` and without an error.

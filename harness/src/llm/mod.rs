@@ -64,7 +64,8 @@ use crate::plan::Listen;
 use crate::spec::{Protocol, ProviderSpec};
 use crate::tape::{Entry, Event, Side, Tape};
 use crate::verdict::{CaseResult, Failure};
-use crate::wire::{Answer, Request, Source, Wire, http1};
+use crate::wire::http::message;
+use crate::wire::{Answer, Request, Source, Wire};
 
 /// How often, and how long between, a fixed address is asked for again before it counts as taken.
 const RELEASE_TRIES: u32 = 100;
@@ -129,7 +130,7 @@ impl ReceivedRequest {
 
     /// The first header of that name, whatever its spelling.
     pub fn header(&self, name: &str) -> Option<&str> {
-        http1::header(&self.headers, name)
+        message::header(&self.headers, name)
     }
 }
 

@@ -1,6 +1,5 @@
-//! The client's messages (PostgreSQL documentation, "Message Formats"), taken off its bytes: which statement each makes the server execute.
-//!
-//! No sockets here.
+//! The client's messages (PostgreSQL documentation, "Message Formats"), read from its bytes: which
+//! statement each of them makes the server execute. There are no sockets here.
 
 use std::collections::HashMap;
 
@@ -25,7 +24,7 @@ const TLS_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
 
 impl Frontend {
-    /// The next whole message; everything there is once the bytes can't be read.
+    /// The next whole message; all bytes there are once they are encrypted.
     pub(super) fn take(&mut self, buffer: &mut BytesMut, opaque: bool) -> Option<Message> {
         let plain = |bytes| {
             Some(Message {
@@ -67,7 +66,7 @@ impl Frontend {
         })
     }
 
-    /// Query carries its text; Parse names one for later; Bind makes a named one be executed.
+    /// Query carries its text, Parse names a statement for later, Bind executes a named one.
     fn statement(&mut self, kind: u8, payload: &[u8]) -> Option<String> {
         let mut texts = payload
             .split(|byte| *byte == 0)

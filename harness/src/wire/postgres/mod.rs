@@ -1,7 +1,9 @@
-//! The wire in front of Postgres: relays bytes, notes connections and statements on the tape, and puts faults between them.
+//! A proxy in front of Postgres: it relays bytes, notes connections and statements on the tape, and
+//! injects faults.
 //!
-//! Statements are read from the frontend's messages (PostgreSQL documentation, "Message Formats"), so that a fault can be put at
-//! exactly one of them: held at a gate, cut, reset, or executed with its reply lost. Over TLS the bytes are relayed unread.
+//! It reads statements from the frontend's messages (PostgreSQL documentation, "Message Formats"),
+//! so that a fault hits exactly one of them: the statement is held at a gate, cut, reset, or
+//! executed with its reply lost. Over TLS it relays the bytes unread.
 
 mod frontend;
 mod relay;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::listener::{Door, Port};
+use super::port::{ListenerState, Port, accept};
 use crate::gate::{self, Gates};
 use crate::plan::Listen;
 use crate::tape::{Entry, Event, Side, Tape};
@@ -23,15 +25,18 @@ use crate::verdict::{CaseResult, Failure};
 /// What happens when a statement arrives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AtStatement {
-    /// It is held at the gate of that name and relayed when the gate opens; other connections go on.
+    /// The statement is held at the gate of that name and relayed when the gate opens; other
+    /// connections go on.
     Hold(String),
-    /// Nothing is relayed any more on any connection, the statement included, until [`DatabaseWire::resume`].
+    /// Nothing is relayed on any connection, the statement included, until
+    /// [`DatabaseWire::resume`].
     Stall,
     /// The connection is closed in order before the statement is relayed.
     Cut,
     /// The connection is reset before the statement is relayed.
     Reset,
-    /// The statement is relayed and executed; the connection is reset instead of relaying the reply.
+    /// The statement is relayed and executed, and the connection is reset before its reply is
+    /// relayed.
     LoseReply,
 }
 
@@ -39,7 +44,7 @@ pub enum AtStatement {
 pub struct DatabaseWire {
     shared: Arc<Shared>,
     addr: SocketAddr,
-    doors: mpsc::Sender<(Listen, oneshot::Sender<io::Result<()>>)>,
+    switches: mpsc::Sender<(Listen, oneshot::Sender<io::Result<()>>)>,
     listener: JoinHandle<()>,
 }
 
@@ -48,10 +53,11 @@ struct Shared {
     gates: Gates,
     upstream: String,
     stalled: watch::Sender<bool>,
-    /// Counts up when every connection has to be reset.
+    /// Increases when every connection has to be reset.
     resets: watch::Sender<u64>,
     armed: Mutex<Vec<(String, AtStatement)>>,
-    /// Bytes that may still go to the client before the connection is cut; `None` when nothing is to be cut.
+    /// How many bytes may still go to the client before its connection is cut; `None` when none is
+    /// to be cut.
     allowance: Mutex<Option<usize>>,
     open: watch::Sender<usize>,
 }
@@ -62,7 +68,7 @@ impl Shared {
             .record(Side::Database, Event::Database { what: what.into() });
     }
 
-    /// The fault that is armed for this statement, taken off.
+    /// Takes the fault that is armed for this statement, if there is one.
     fn fault_at(&self, statement: &str) -> Option<AtStatement> {
         let statement = statement.to_lowercase();
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,10 +99,11 @@ impl std::fmt::Debug for DatabaseWire {
 }
 
 impl DatabaseWire {
-    /// Relays from a port of its own to the Postgres at `upstream` (`host:port`).
+    /// Takes a free port of 127.0.0.1 and relays from it to the Postgres at `upstream`
+    /// (`host:port`).
     ///
     /// # Errors
-    /// The system's, when there is no port.
+    /// The system's error when there is no free port.
     pub async fn bind(upstream: &str, tape: Tape, gates: Gates) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             tape,
@@ -110,23 +117,24 @@ impl DatabaseWire {
         });
         let port = Port::reserve(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let addr = port.addr();
-        let door = port.open(Listen::Serve).await?;
-        let (doors, commands) = mpsc::channel(1);
-        let listener = tokio::spawn(run(Arc::clone(&shared), port, door, commands));
+        let state = port.open(Listen::Serve).await?;
+        let (switches, commands) = mpsc::channel(1);
+        let listener = tokio::spawn(run(Arc::clone(&shared), port, state, commands));
         Ok(Self {
             shared,
             addr,
-            doors,
+            switches,
             listener,
         })
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The URL of the database behind the wire, led through the wire: user, password, database and options stay.
+    /// The URL of a database behind the wire, changed so that it leads through the wire. User,
+    /// password, database and options stay.
     pub fn url(&self, upstream_url: &str) -> String {
         let (scheme, rest) = upstream_url
             .split_once("://")
@@ -140,21 +148,22 @@ impl DatabaseWire {
         format!("{scheme}://{user}{}{path}", self.addr)
     }
 
-    /// Connections that stand now.
+    /// The number of open connections now.
     pub fn connections(&self) -> usize {
         *self.shared.open.borrow()
     }
 
-    /// New connections are refused; those that stand go on.
+    /// Refuses new connections; open ones go on.
     ///
     /// # Errors
-    /// A harness failure if the listener is gone.
+    /// A harness failure if the listener has ended.
     pub async fn refuse(&self) -> CaseResult {
         self.shared.note("new connections are refused");
-        self.door(Listen::Refuse).await
+        self.listen(Listen::Refuse).await
     }
 
-    /// New connections are refused and those that stand are reset: the database is gone. Returns when they are.
+    /// Refuses new connections and resets open ones, as if the database were gone. Returns when
+    /// they have ended.
     ///
     /// # Errors
     /// As [`DatabaseWire::refuse`].
@@ -163,16 +172,17 @@ impl DatabaseWire {
         self.reset().await
     }
 
-    /// Nothing is relayed any more, either way; connections stay up and new ones stand, but get no answer.
+    /// Relays nothing in either direction. Connections stay open and new ones are accepted, but get
+    /// no answer.
     pub fn stall(&self) {
         self.shared.note("stalled");
         self.shared.stalled.send_replace(true);
     }
 
-    /// Everything is as it should be again: what was stalled is relayed, new connections stand, armed faults are forgotten.
+    /// Ends every fault: relays what was stalled, accepts new connections, forgets armed faults.
     ///
     /// # Errors
-    /// A harness failure if the port can't be listened on again.
+    /// A harness failure if the port cannot be listened on again.
     pub async fn resume(&self) -> CaseResult {
         self.shared
             .armed
@@ -184,16 +194,16 @@ impl DatabaseWire {
             .allowance
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = None;
-        self.door(Listen::Serve).await?;
+        self.listen(Listen::Serve).await?;
         self.shared.note("resumed");
         self.shared.stalled.send_replace(false);
         Ok(())
     }
 
-    /// Resets every connection that stands, and returns when they are gone; new ones are served.
+    /// Resets every open connection and returns when they have ended; new ones are served.
     ///
     /// # Errors
-    /// A harness failure if they do not go.
+    /// It has none today; callers chain it with [`DatabaseWire::refuse`].
     pub async fn reset(&self) -> CaseResult {
         self.shared.note("every connection is reset");
         let mut open = self.shared.open.subscribe();
@@ -202,12 +212,13 @@ impl DatabaseWire {
         let gone = async {
             let _ = open.wait_for(|open| *open == 0).await;
         };
-        // a pool may connect again at once, so none standing is not owed for ever
+        // a pool may connect again at once, so the count of open connections may never be 0
         let _ = gate::bounded(Duration::from_secs(2), gone).await;
         Ok(())
     }
 
-    /// Cuts (FIN) the connection that would carry byte n + 1 towards the client from now on, right after byte n.
+    /// Cuts (FIN) the connection that would carry the byte after the next `bytes` bytes towards the
+    /// client, right before that byte.
     pub fn cut_after(&self, bytes: usize) {
         *self
             .shared
@@ -216,7 +227,8 @@ impl DatabaseWire {
             .unwrap_or_else(PoisonError::into_inner) = Some(bytes);
     }
 
-    /// Arms a fault for the next statement whose text contains `text` (in any case of letters); it happens once.
+    /// Arms a fault for the next statement whose text contains `text`, upper and lower case alike.
+    /// The fault happens once.
     pub fn at_statement(&self, text: &str, fault: AtStatement) {
         self.shared
             .armed
@@ -225,11 +237,11 @@ impl DatabaseWire {
             .push((text.to_lowercase(), fault));
     }
 
-    /// Waits until `count` statements whose text contains `text` have arrived, and returns what the tape has about them.
-    /// A statement counts when it is to be executed, not when it is prepared.
+    /// Waits until `count` statements whose text contains `text` have arrived, and returns their
+    /// entries on the tape. A statement counts when it is to be executed, not when it is prepared.
     ///
     /// # Errors
-    /// A violation by a hang that says how many came.
+    /// A violation by a hang that states how many came.
     pub async fn statements(&self, text: &str, count: usize) -> Result<Vec<Entry>, Failure> {
         let text = text.to_lowercase();
         let matching = |entry: &Entry| match (&entry.side, &entry.event) {
@@ -249,12 +261,15 @@ impl DatabaseWire {
         .await
     }
 
-    /// Waits until a statement is held at the gate of that name (see [`AtStatement::Hold`]), and returns what the tape has about it.
+    /// Waits until a statement is held at the gate of that name (see [`AtStatement::Hold`]), and
+    /// returns its entry on the tape.
     ///
     /// # Errors
     /// A violation by a hang.
     pub async fn held(&self, gate: &str) -> Result<Vec<Entry>, Failure> {
-        let held = |entry: &Entry| matches!(&entry.event, Event::Database { what } if *what == format!("the statement is held at {gate}"));
+        let note = format!("the statement is held at {gate}");
+        let held =
+            |entry: &Entry| matches!(&entry.event, Event::Database { what } if *what == note);
         gate::guard(
             "hang.statement_held",
             &format!("a statement held at {gate}"),
@@ -263,15 +278,21 @@ impl DatabaseWire {
         .await
     }
 
-    async fn door(&self, listen: Listen) -> CaseResult {
+    async fn listen(&self, listen: Listen) -> CaseResult {
         let (done, switched) = oneshot::channel();
         let gone = || Failure::Harness {
-            what: "the listener in front of the database is gone".into(),
+            what: "the listener in front of the database has ended".into(),
         };
-        self.doors.send((listen, done)).await.map_err(|_| gone())?;
+        self.switches
+            .send((listen, done))
+            .await
+            .map_err(|_| gone())?;
         let switched = switched.await.map_err(|_| gone())?;
         switched.map_err(|error| Failure::Harness {
-            what: format!("can't listen on {} again: {error}", self.addr),
+            what: format!(
+                "the database wire cannot listen on {} again: {error}",
+                self.addr
+            ),
         })
     }
 }
@@ -280,8 +301,8 @@ impl DatabaseWire {
 async fn run(
     shared: Arc<Shared>,
     port: Port,
-    mut door: Door,
-    mut doors: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>,
+    mut state: ListenerState,
+    mut switches: mpsc::Receiver<(Listen, oneshot::Sender<io::Result<()>>)>,
 ) {
     let mut connections = JoinSet::new();
     let mut count = 0_u64;
@@ -289,17 +310,18 @@ async fn run(
         // accept and recv are cancel safe
         tokio::select! {
             biased;
-            command = doors.recv() => {
-                let Some((listen, done)) = command else { return };
-                let opened = if matches!(door, Door::Serving(_)) && listen == Listen::Serve {
+            switch = switches.recv() => {
+                let Some((listen, done)) = switch else { return };
+                let serves = matches!(state, ListenerState::Serving(_));
+                let opened = if serves && listen == Listen::Serve {
                     Ok(())
                 } else {
-                    drop(std::mem::replace(&mut door, Door::Shut));
-                    port.open(listen).await.map(|opened| door = opened)
+                    drop(std::mem::replace(&mut state, ListenerState::Refusing));
+                    port.open(listen).await.map(|opened| state = opened)
                 };
                 let _ = done.send(opened);
             }
-            stream = super::listener::accept(&door) => {
+            stream = accept(&state) => {
                 count += 1;
                 let life = relay::admit(Arc::clone(&shared), stream, count);
                 shared.note(format!("connection {count} accepted"));
@@ -316,7 +338,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_url_is_led_through_the_wire() {
+    async fn a_url_leads_through_the_wire() {
         let wire = DatabaseWire::bind("127.0.0.1:5432", Tape::new(), Gates::default())
             .await
             .unwrap();

@@ -1,4 +1,4 @@
-//! A relayed connection's life: bytes both ways, with the faults between them.
+//! One relayed connection from accept to close: bytes go both ways, with the faults between them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::frontend::{Frontend, first_words};
 use super::{AtStatement, Shared};
 use crate::gate;
-use crate::wire::listener;
+use crate::wire::port;
 
 /// How a relayed connection ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,8 @@ impl Drop for Counted {
     }
 }
 
-/// The connection's life. It counts, and hears of a reset, from now on and not from when it is first polled.
+/// Serves the connection to its end. The connection counts, and a reset reaches it, from this call
+/// on and not from the first poll.
 pub(super) fn admit(
     shared: Arc<Shared>,
     client: TcpStream,
@@ -67,7 +68,7 @@ async fn serve(shared: &Shared, mut resets: watch::Receiver<u64>, mut client: Tc
         Ended::Cut => {
             shared.note(format!("connection {id} is cut"));
             let _ = client.shutdown().await;
-            // unread bytes of the client would turn the end into a reset
+            // bytes of the client that nobody has read would make the system send a reset
             let mut rest = [0; 1024];
             let reading = async { while matches!(client.read(&mut rest).await, Ok(n) if n > 0) {} };
             let _ = gate::bounded(Duration::from_secs(1), reading).await;
@@ -85,7 +86,7 @@ async fn relay(shared: &Shared, client: &mut TcpStream) -> Ended {
         Ok(server) => server,
         Err(error) => {
             shared.note(format!(
-                "the database behind the wire can't be reached at {}: {error}",
+                "the database behind the wire cannot be reached at {}: {error}",
                 shared.upstream
             ));
             return Ended::Reset;
@@ -172,7 +173,7 @@ async fn to_the_server(
 
 /// Waits until the client has closed, without reading.
 async fn closed(stream: &TcpStream) {
-    listener::left(stream).await;
+    port::left(stream).await;
 }
 
 async fn to_the_client(
@@ -190,7 +191,7 @@ async fn to_the_client(
             return Ended::Reset;
         }
         if talk.asked_for_tls.swap(false, Ordering::SeqCst) && buffer.first() == Some(&b'S') {
-            shared.note("encrypted: statements can't be seen");
+            shared.note("encrypted: the statements are not visible");
             talk.opaque.store(true, Ordering::SeqCst);
         }
         let (bytes, cut) = within_allowance(shared, &mut buffer);

@@ -1,6 +1,8 @@
-//! The drain barrier: waits until the peer has read everything that was sent, so that a reset destroys nothing unread.
+//! What Linux shows of a socket's queues in `/proc/net/tcp`: whether the peer has read everything
+//! that was sent, and whether a connection waits to be accepted.
 //!
-//! Rests on Linux's `/proc/net/tcp`: our send queue is empty (all acknowledged), and after that the peer's receive queue is.
+//! A reset destroys what its peer has not read. The drain barrier therefore waits until our send
+//! queue is empty (everything is acknowledged), and then until the peer's receive queue is empty.
 
 use std::net::SocketAddr;
 
@@ -8,16 +10,17 @@ use tokio::net::TcpStream;
 
 use crate::gate;
 
-/// What the barrier can promise here.
+/// What the drain barrier knows about the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drained {
     /// The peer has read everything.
     Read,
-    /// The peer's system has everything; whether the peer has read it can't be seen from here.
+    /// The system does not show the peer's queue, so nobody knows whether the peer has read.
     Unseen,
 }
 
-/// Waits until the peer has read what was sent. Waits for ever on a peer that does not read; cancel safe.
+/// Waits until the peer has read what was sent; waits forever for a peer that does not read. Cancel
+/// safe.
 pub(super) async fn drain(stream: &TcpStream) -> Drained {
     let (Ok(ours), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
         return Drained::Unseen;
@@ -30,7 +33,7 @@ pub(super) async fn drain(stream: &TcpStream) -> Drained {
     if !acknowledged.await {
         return Drained::Unseen;
     }
-    // the peer's row is looked at only after ours was empty: the table is no snapshot
+    // the table is no snapshot, so the peer's row is read only after ours was empty
     gate::poll_until(|| match queues(peer, ours) {
         Some((_, 0)) => Some(Drained::Read),
         Some(_) => None,
@@ -39,8 +42,9 @@ pub(super) async fn drain(stream: &TcpStream) -> Drained {
     .await
 }
 
-/// Whether the system counts a connection as waiting to be accepted at `listener`; also where it does not show it. A connection stands
-/// for its client before it does for the listener: only when it is counted is a queue of one full.
+/// Whether the system counts a connection that waits to be accepted at `listener`; also true where
+/// the system does not show it. A connection is established for its client before it is for the
+/// listener: a queue of one is full only once the connection is counted.
 pub(super) fn accept_queue_holds_one(listener: SocketAddr) -> bool {
     queues(listener, SocketAddr::new(listener.ip(), 0)).is_none_or(|(_, waiting)| waiting > 0)
 }
@@ -57,7 +61,8 @@ fn queues(local: SocketAddr, remote: SocketAddr) -> Option<(u64, u64)> {
         })
 }
 
-/// `sl local_address rem_address st tx_queue:rx_queue …`; on one machine the two ports tell the connection.
+/// `sl local_address rem_address st tx_queue:rx_queue …`; on one machine the two ports identify the
+/// connection.
 fn row_queues(row: &str, local: u16, remote: u16) -> Option<(u64, u64)> {
     let mut fields = row.split_ascii_whitespace().skip(1);
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
@@ -77,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_row_is_read() {
-        let row = "   3: 0100007F:1F90 0100007F:D2F4 01 00000010:0000000A 00:00000000 00000000  1000        0 12345 1 0 20 4 30 10 -1";
+        let row = "   3: 0100007F:1F90 0100007F:D2F4 01 00000010:0000000A 00:00000000 00000000";
         assert_eq!(row_queues(row, 0x1F90, 0xD2F4), Some((16, 10)));
         assert_eq!(row_queues(row, 0x1F90, 1), None);
     }

@@ -1,14 +1,16 @@
-//! HTTP/1.1 messages, read from bytes: what the wire and the client need to see exactly what came, and how it ended.
+//! HTTP/1.1 messages, read from bytes: the wire and the client see exactly what came and how it
+//! ended.
 //!
-//! No sockets here. Heads are read by `httparse`; bodies by [`Body`], which tells an orderly end from a cut.
+//! There are no sockets here. `httparse` reads heads; [`Body`] reads bodies and distinguishes an
+//! orderly end from a cut.
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Larger heads are refused.
+/// The largest head, in bytes.
 const MAX_HEAD: usize = 256 * 1024;
 const MAX_HEADERS: usize = 128;
 
-/// Bytes that are not HTTP/1.1.
+/// Why bytes are not HTTP/1.1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not HTTP/1.1: {0}")]
 pub struct Malformed(pub String);
@@ -16,13 +18,13 @@ pub struct Malformed(pub String);
 /// The head of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
-    /// As sent.
+    /// The method as the sender wrote it.
     pub method: String,
-    /// Path and query, as sent.
+    /// Path and query as the sender wrote them.
     pub target: String,
-    /// 0 for HTTP/1.0, 1 for HTTP/1.1.
+    /// The minor version: 0 for HTTP/1.0, 1 for HTTP/1.1.
     pub version: u8,
-    /// In the order and spelling of the sender.
+    /// Names and values in the order and spelling of the sender.
     pub headers: Vec<(String, String)>,
 }
 
@@ -31,7 +33,7 @@ pub struct RequestHead {
 pub struct ResponseHead {
     /// The status code.
     pub status: u16,
-    /// In the order and spelling of the sender.
+    /// Names and values in the order and spelling of the sender.
     pub headers: Vec<(String, String)>,
 }
 
@@ -43,10 +45,10 @@ pub fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str
         .map(|(_, value)| value.as_str())
 }
 
-/// Takes a request's head off the buffer; `None` as long as it is not complete.
+/// Takes a request's head off the buffer; gives `None` as long as the head is not complete.
 ///
 /// # Errors
-/// [`Malformed`] for anything that is not a request or is too large.
+/// [`Malformed`] for anything that is not a request, or a head that is too large.
 pub fn take_request(buffer: &mut BytesMut) -> Result<Option<RequestHead>, Malformed> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut fields);
@@ -66,10 +68,11 @@ pub fn take_request(buffer: &mut BytesMut) -> Result<Option<RequestHead>, Malfor
     taken(buffer, parsed)
 }
 
-/// Takes an answer's head off the buffer, skipping interim (1xx) answers; `None` as long as it is not complete.
+/// Takes an answer's head off the buffer and skips interim (1xx) answers; gives `None` as long as
+/// the head is not complete.
 ///
 /// # Errors
-/// [`Malformed`] for anything that is not an answer or is too large.
+/// [`Malformed`] for anything that is not an answer, or a head that is too large.
 pub fn take_response(buffer: &mut BytesMut) -> Result<Option<ResponseHead>, Malformed> {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -125,11 +128,11 @@ pub struct Body {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// So many bytes are left.
+    /// This many bytes are left.
     Length(u64),
     /// A chunk's size line comes next.
     ChunkSize,
-    /// So many bytes of the chunk are left.
+    /// This many bytes of the chunk are left.
     ChunkData(u64),
     /// The line end after a chunk's data comes next.
     ChunkEnd,
@@ -147,7 +150,7 @@ impl Body {
     /// [`Malformed`] if the length is not a number.
     pub fn of_request(headers: &[(String, String)]) -> Result<Self, Malformed> {
         Ok(Self {
-            state: told(headers)?.unwrap_or(State::Done),
+            state: framing(headers)?.unwrap_or(State::Done),
         })
     }
 
@@ -160,7 +163,7 @@ impl Body {
             return Ok(Self { state: State::Done });
         }
         Ok(Self {
-            state: told(&head.headers)?.unwrap_or(State::UntilClose),
+            state: framing(&head.headers)?.unwrap_or(State::UntilClose),
         })
     }
 
@@ -230,8 +233,8 @@ impl Body {
         Ok(taken.freeze())
     }
 
-    /// How many bytes are still to come, where that was told.
-    pub fn told(&self) -> Option<u64> {
+    /// How many bytes are still to come, where the head has a `Content-Length`.
+    pub fn content_length(&self) -> Option<u64> {
         match self.state {
             State::Length(left) => Some(left),
             _ => None,
@@ -243,14 +246,14 @@ impl Body {
         self.state == State::Done
     }
 
-    /// Whether the end of the connection is its proper end.
+    /// Whether the end of the connection is the proper end of the body.
     pub fn may_end_here(&self) -> bool {
         matches!(self.state, State::Done | State::UntilClose)
     }
 }
 
-/// What the headers say about the length; chunked wins (RFC 9112 section 6.3).
-fn told(headers: &[(String, String)]) -> Result<Option<State>, Malformed> {
+/// How the headers frame the body; chunked wins over a length (RFC 9112 section 6.3).
+fn framing(headers: &[(String, String)]) -> Result<Option<State>, Malformed> {
     if header(headers, "transfer-encoding")
         .is_some_and(|value| value.to_ascii_lowercase().contains("chunked"))
     {

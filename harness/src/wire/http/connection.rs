@@ -1,4 +1,5 @@
-//! A connection's life: request after request, each answered as planned, the peer watched all the while.
+//! One connection from accept to close: requests are read one after the other, each is answered as
+//! its plan says, and the peer is watched all the while.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,44 +14,46 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
 
-use super::drain::{self, Drained};
 use super::play::{self, Ended};
-use super::{HARNESS_STATUS, Request, Shared, http1};
+use super::{HARNESS_STATUS, Request, Shared, message};
 use crate::gate;
 use crate::tape::{Close, Event};
+use crate::wire::queues::{Drained, drain};
 
 static REQUESTS: AtomicU64 = AtomicU64::new(1);
 
-/// Bytes that a peer may send while its request is being answered before they are left in the socket.
+/// How many bytes of a next request are read while a request is being answered; further ones stay
+/// in the socket.
 const MOST_AHEAD: usize = 1 << 20;
 
-/// Larger bodies of requests are refused: a gateway that never ends its request must not take the harness's memory.
+/// The largest body of a request, in bytes. Larger ones are refused: a gateway that never ends its
+/// request must not take the harness's memory.
 const MOST_BODY: usize = 64 << 20;
 
-/// How long a peer may take to close after we did.
+/// How long a peer may take to close after we have closed.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Counts the connection as open while it exists. Made when the connection is accepted, not when its task is first polled: a switch in
-/// between would pass it by.
-pub(super) struct Open {
+/// Counts the connection as open while it exists. It is made when the connection is accepted, not
+/// when its task is first polled: a switch between the two would miss the connection.
+pub(super) struct OpenConnection {
     shared: Arc<Shared>,
-    turn: u64,
-    turn_out: watch::Receiver<()>,
+    generation: u64,
+    retire: watch::Receiver<()>,
 }
 
-impl Open {
+impl OpenConnection {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let mut turn = 0;
+        let mut generation = 0;
         shared.load.send_modify(|load| {
             load.open += 1;
             load.fresh += 1;
-            turn = load.turn;
+            generation = load.generation;
         });
-        let turn_out = shared.turn_out.subscribe();
+        let retire = shared.retire.subscribe();
         Self {
             shared,
-            turn,
-            turn_out,
+            generation,
+            retire,
         }
     }
 
@@ -58,18 +61,18 @@ impl Open {
         &self.shared
     }
 
-    /// Waits until idle connections that were accepted before now have to go. Cancel safe.
-    pub(super) async fn turned_out(&mut self) {
-        // once there is no more news there is no wire either
-        let _ = self.turn_out.changed().await;
+    /// Waits until this connection has to close as soon as it is idle. Cancel safe.
+    pub(super) async fn retired(&mut self) {
+        // the sender lives as long as the wire
+        let _ = self.retire.changed().await;
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.shared.load.send_modify(|load| {
             load.open -= 1;
-            load.fresh -= usize::from(load.turn == self.turn);
+            load.fresh -= usize::from(load.generation == self.generation);
         });
     }
 }
@@ -102,7 +105,7 @@ impl<'a> InFlight<'a> {
         self.ended
     }
 
-    /// The last byte is about to be written.
+    /// Ends it: the last byte is about to be written.
     pub(super) fn end(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
             self.shared.load.send_modify(|load| {
@@ -119,7 +122,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Whether the connection goes on after an answer.
+/// What happens to the connection after an answer.
 enum Next {
     KeepAlive,
     Close,
@@ -127,25 +130,25 @@ enum Next {
     Reset,
 }
 
-/// What came instead of a request.
+/// Why no request was read.
 enum NoRequest {
     Left(Close),
-    Malformed(http1::Malformed),
+    Malformed(message::Malformed),
     /// A body of more than [`MOST_BODY`].
     TooLarge,
 }
 
 /// Serves the connection to its end.
-pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
+pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u64) {
     let shared = Arc::clone(open.shared());
     let _ = stream.set_nodelay(true);
     let mut buffer = BytesMut::with_capacity(8 * 1024);
     let next = loop {
         let (mut read, mut write) = stream.split();
-        // a half-read request is dropped with the connection, which is what turning out means
+        // a half-read request is dropped with the connection: it has not been answered yet
         let request = tokio::select! {
             biased;
-            () = open.turned_out() => break Next::Close,
+            () = open.retired() => break Next::Close,
             request = read_request(&mut read, &mut write, &mut buffer, id) => request,
         };
         match request {
@@ -185,10 +188,10 @@ pub(super) async fn serve(mut open: Open, mut stream: TcpStream, id: u64) {
     drop(open);
 }
 
-/// Says that the body is too large, by the harness's own status: never a provider's 413.
+/// Answers that the body is too large, with the harness's own status and never a provider's 413.
 async fn refuse(shared: &Shared, write: &mut WriteHalf<'_>) {
     let what = format!(
-        "the body of a request is larger than {} MiB, and was refused",
+        "the body of a request is larger than {} MiB and was refused; send a smaller one",
         MOST_BODY >> 20
     );
     let text = format!("gauntlet: {what}\n");
@@ -200,13 +203,14 @@ async fn refuse(shared: &Shared, write: &mut WriteHalf<'_>) {
         "HTTP/1.1 {HARNESS_STATUS} Unknown\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n",
         text.len()
     );
-    // a peer that left meanwhile is met by the farewell
+    // a peer that has left meanwhile is noticed by the farewell
     let _ = write
         .write_all(format!("{head}connection: close\r\n\r\n{text}").as_bytes())
         .await;
 }
 
-/// Ends in order: our FIN, then the peer's within a bound, so that no unread byte turns the end into a reset.
+/// Closes in order: sends our FIN and waits a bounded time for the peer's, so that no unread byte
+/// makes the system send a reset.
 async fn farewell(shared: &Shared, stream: &mut TcpStream, id: u64) {
     if stream.shutdown().await.is_err() {
         return;
@@ -237,20 +241,23 @@ async fn read_request(
     connection: u64,
 ) -> Result<Request, NoRequest> {
     let head = loop {
-        if let Some(head) = http1::take_request(buffer).map_err(NoRequest::Malformed)? {
+        if let Some(head) = message::take_request(buffer).map_err(NoRequest::Malformed)? {
             break head;
         }
         fill(read, buffer).await?;
     };
-    let mut body = http1::Body::of_request(&head.headers).map_err(NoRequest::Malformed)?;
-    if body.told().is_some_and(|length| length > MOST_BODY as u64) {
+    let mut body = message::Body::of_request(&head.headers).map_err(NoRequest::Malformed)?;
+    if body
+        .content_length()
+        .is_some_and(|length| length > MOST_BODY as u64)
+    {
         return Err(NoRequest::TooLarge);
     }
     if !body.is_done()
-        && http1::header(&head.headers, "expect")
+        && message::header(&head.headers, "expect")
             .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
     {
-        // a peer that left meanwhile is met by the next read
+        // a peer that has left meanwhile is noticed by the next read
         let _ = write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
     }
     let mut whole = BytesMut::new();
@@ -311,10 +318,10 @@ async fn exchange(
         }
         let ended = play::play(shared, request, &answer, &mut write, &mut flight).await;
         if matches!(ended, Ended::Reset) {
-            let name = match drain::drain(write.as_ref()).await {
+            let name = match drain(write.as_ref()).await {
                 Drained::Read => "reset",
                 Drained::Unseen => {
-                    "reset (not faithful here: whether the peer has read everything can't be seen)"
+                    "reset (not faithful here: the system does not show what the peer has read)"
                 }
             };
             shared.record(Event::Fault {
@@ -324,8 +331,8 @@ async fn exchange(
         }
         ended
     };
-    // either may be dropped: an answer nobody waits for is not sent on, and a watch that saw nothing has only moved early
-    // bytes of a next request into the buffer
+    // either branch may be dropped: an answer that nobody waits for is not sent further, and a
+    // watch that saw nothing has only moved early bytes of a next request into the buffer
     let ended = tokio::select! {
         biased;
         how = peer_left(&mut read, buffer) => Err(how),
@@ -344,18 +351,13 @@ async fn exchange(
         Ok(Ended::Broken(error)) => gone(how(&error)),
         Ok(Ended::Reset) => Next::Reset,
         Ok(Ended::Cut) => Next::Close,
-        Ok(Ended::Complete) if wants_close(request) => Next::Close,
+        Ok(Ended::Complete) if request.wants_close() => Next::Close,
         Ok(Ended::Complete) => Next::KeepAlive,
     }
 }
 
-pub(super) fn wants_close(request: &Request) -> bool {
-    request
-        .header("connection")
-        .is_some_and(|value| value.to_ascii_lowercase().contains("close"))
-}
-
-/// Waits until the peer has closed; what it sends meanwhile is kept for the next request. Cancel safe.
+/// Waits until the peer has closed; keeps what it sends meanwhile for the next request. Cancel
+/// safe.
 async fn peer_left(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Close {
     loop {
         if buffer.len() >= MOST_AHEAD {
@@ -369,7 +371,8 @@ async fn peer_left(read: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Close {
     }
 }
 
-/// Whether the peer is still there, asked of the system itself: a close that no task has noticed yet counts.
+/// Whether the peer is still there. The system itself is asked, so that a close counts that no task
+/// has noticed yet.
 pub(super) fn still_there(stream: &TcpStream) -> bool {
     let mut byte = [MaybeUninit::<u8>::uninit()];
     match SockRef::from(stream).peek(&mut byte) {
@@ -382,7 +385,7 @@ pub(super) fn still_there(stream: &TcpStream) -> bool {
 fn how(error: &io::Error) -> Close {
     match error.kind() {
         io::ErrorKind::ConnectionReset => Close::Reset,
-        // a write after the peer's FIN was answered by its RST
+        // a write after the peer's FIN has been answered with an RST
         _ => Close::Fin,
     }
 }

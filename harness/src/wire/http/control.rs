@@ -1,4 +1,5 @@
-//! Control routes of a stub that stays up, so that tests in any language can open gates and read the tape.
+//! Control routes of a stub that stays up, so that tests in any language can open gates and read
+//! the tape.
 //!
 //! | route | what it does |
 //! |---|---|
@@ -18,7 +19,14 @@ use crate::tape::{Event, Tape};
 
 const PREFIX: &str = "/_gauntlet/";
 
-/// A source with the control routes in front of it.
+/// The routes, for whoever asked for another one.
+const ROUTES: &str = "GET  /_gauntlet/tape\n\
+    GET  /_gauntlet/requests\n\
+    POST /_gauntlet/gates/NAME/open\n\
+    POST /_gauntlet/gates/NAME/close\n\
+    POST /_gauntlet/interlocks/NAME/ack/N\n";
+
+/// A source with the control routes before it.
 pub struct Controlled {
     source: Arc<dyn Source>,
     tape: Tape,
@@ -26,7 +34,7 @@ pub struct Controlled {
 }
 
 impl Controlled {
-    /// Controls these gates and shows this tape; everything else is answered by `source`.
+    /// Controls these gates and shows this tape; `source` answers everything else.
     pub fn new(source: Arc<dyn Source>, tape: Tape, gates: Gates) -> Self {
         Self {
             source,
@@ -43,7 +51,8 @@ impl Controlled {
             ("GET", ["tape"]) => json(json!(self.tape.entries())),
             ("GET", ["requests"]) => {
                 let control = |path: &str| path.starts_with(PREFIX);
-                json(json!(self.tape.select(|entry| matches!(&entry.event, Event::RequestRead { path, .. } if !control(path)))))
+                let request = |event: &Event| matches!(event, Event::RequestRead { path, .. } if !control(path));
+                json(json!(self.tape.select(|entry| request(&entry.event))))
             }
             ("POST", ["gates", name, "open"]) => {
                 self.gates.gate(name).open();
@@ -61,13 +70,15 @@ impl Controlled {
                 Err(_) => Answer::new(
                     400,
                     "text/plain",
-                    format!("{n:?} is no number of an event; give 1, 2, …\n"),
+                    format!("{n:?} is not the number of an event; give 1, 2, …\n"),
                 ),
             },
             _ => Answer::new(
                 404,
                 "text/plain",
-                format!("no control route {method} {PREFIX}{route}\n"),
+                format!(
+                    "there is no control route {method} {PREFIX}{route}; the routes are:\n{ROUTES}"
+                ),
             ),
         }
     }

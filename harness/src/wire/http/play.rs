@@ -1,7 +1,7 @@
 //! Obeys a plan: turns an answer into bytes, step by step.
 //!
-//! Bytes are gathered and written at the next point where the plan waits or ends; what is recorded on the tape is recorded
-//! before its bytes are written.
+//! Bytes are gathered, and written at the next point where the plan waits or ends. An event is
+//! recorded on the tape before its bytes are written.
 
 use std::io;
 use std::ops::Range;
@@ -11,14 +11,13 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::WriteHalf;
 
+use super::answer::{Answer, Layout, event_ends, head_text};
 use super::connection::{InFlight, still_there};
-use super::drain::drain;
-use super::events::event_ends;
-use super::head::{Layout, head_text};
-use super::{Answer, Request, Shared};
+use super::{Request, Shared};
 use crate::gate;
 use crate::plan::{Framing, Step};
 use crate::tape::Event;
+use crate::wire::queues::drain;
 
 /// How playing ended.
 pub(super) enum Ended {
@@ -32,10 +31,10 @@ pub(super) enum Ended {
     Broken(io::Error),
 }
 
-/// Gathered bytes are written at the latest when there are so many.
+/// Gathered bytes are written at the latest when there are this many.
 const MOST_GATHERED: usize = 64 * 1024;
 
-/// Larger events go out in several chunks.
+/// The largest part of an event, in bytes, that goes out as one chunk.
 const MOST_AT_ONCE: usize = 1 << 20;
 
 struct Player<'a, 'w, 'f> {
@@ -43,9 +42,9 @@ struct Player<'a, 'w, 'f> {
     request: &'a Request,
     answer: &'a Answer,
     layout: Layout,
-    /// Where each event of the body ends.
+    /// The offset at which each event of the body ends.
     ends: Vec<usize>,
-    /// How much of the body has been gathered.
+    /// How many bytes of the body have been gathered.
     at: usize,
     /// How many events of the body have been gathered whole.
     events: usize,
@@ -56,7 +55,7 @@ struct Player<'a, 'w, 'f> {
     flight: &'a mut InFlight<'f>,
 }
 
-/// Plays the answer. Dropped when the peer leaves.
+/// Sends the answer as its plan says. The future is dropped when the peer leaves.
 pub(super) async fn play(
     shared: &Shared,
     request: &Request,
@@ -71,7 +70,7 @@ pub(super) async fn play(
         answer,
         layout,
         ends: event_ends(answer),
-        // an answer without a body has no byte left to send, whatever the plan says of its head
+        // an answer without a body has no byte left to send, whatever its head promises
         at: if layout == Layout::Bodyless {
             answer.body.len()
         } else {
@@ -95,7 +94,7 @@ impl Player<'_, '_, '_> {
         if self.answer.plan.framing != Framing::Natural {
             self.fault(match self.answer.plan.framing {
                 Framing::WrongLength(_) => "wrong content-length",
-                _ => "no length, the end of the connection is the end of the body",
+                _ => "no length: the end of the connection is the end of the body",
             });
         }
         let answer = self.answer;
@@ -153,7 +152,7 @@ impl Player<'_, '_, '_> {
         self.end().await
     }
 
-    /// After the last step a complete answer keeps the connection, an incomplete one is cut.
+    /// Ends after the last step: a complete answer keeps the connection, an incomplete one is cut.
     async fn end(mut self) -> io::Result<Ended> {
         if self.head_sent && self.at == self.answer.body.len() {
             self.finish();
@@ -281,7 +280,7 @@ impl Player<'_, '_, '_> {
             1 => 0..self.ends[0],
             n => self.ends[n - 2]..self.ends[n - 1],
         };
-        self.fault("repeat for ever");
+        self.fault("repeat forever");
         let mut n = self.events;
         loop {
             self.flush().await?;
@@ -295,10 +294,11 @@ impl Player<'_, '_, '_> {
         }
     }
 
-    /// Gathers the body up to there, one chunk an event.
+    /// Gathers the body up to the offset `to`, one chunk an event.
     async fn advance(&mut self, to: usize) -> io::Result<()> {
         while self.at < to {
-            // one chunk an event, but for events so large that gathering them whole would only cost memory
+            // an event is one chunk, unless it is so large that gathering it whole would only cost
+            // memory
             let end = self
                 .ends
                 .get(self.events)
@@ -342,7 +342,7 @@ impl Player<'_, '_, '_> {
         }
     }
 
-    /// The last byte is in what is gathered.
+    /// Marks the answer as complete: its last byte is among those gathered.
     fn finish(&mut self) {
         if std::mem::replace(&mut self.complete, true) {
             return;
@@ -357,7 +357,7 @@ impl Player<'_, '_, '_> {
         if !self.complete || self.flight.is_over() {
             return self.send(&bytes).await;
         }
-        // the last byte: everything before it first, for a slow reader is still being answered
+        // everything before the last bytes goes first: a slow reader is still being answered
         let (before, last) = bytes.split_at(bytes.len().saturating_sub(MOST_GATHERED));
         self.send(before).await?;
         self.shared.record(Event::AnswerSent {
