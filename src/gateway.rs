@@ -111,15 +111,7 @@ impl Gateway {
         let keys = Keys::new(&config.auth, required, store.clone());
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
-        let router = Router::new(&config, http_transport, metrics.clone());
-        router
-            .health()
-            .iter()
-            .for_each(|known| metrics.known_candidate(&known.candidate));
-        router
-            .aliases()
-            .iter()
-            .for_each(|alias| metrics.known_alias(alias));
+        let router = Router::new(&config, http_transport, &metrics);
         let app = App::new(config.clone(), keys, Arc::new(router), store, metrics);
         let (stop, finish, tasks) = (
             CancellationToken::new(),

@@ -1,45 +1,36 @@
-//! Counters in Prometheus' format. One [`Metrics`] a gateway, so that several can live in one process. Labels come from
-//! configuration and from our own vocabulary, never from a client, so that their number is bounded.
+//! Counters and gauges in Prometheus' text format.
+//!
+//! A gateway has one [`Metrics`], so that several gateways can run in one process. Labels are plain
+//! words and numbers: this module knows nothing of requests, causes or breakers. The words come from
+//! the configuration and from the gateway's own vocabulary, never from a client, so that the number
+//! of time series is bounded.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::llm::chat::{Candidate, Cause, Usage};
-
-/// The state of a breaker as metrics and health tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BreakerState {
-    /// Requests pass.
-    Closed,
-    /// A few probes pass.
-    HalfOpen,
-    /// Nothing passes.
-    Open,
-}
-
-/// The counters of one gateway.
+/// The metrics of one gateway.
 pub struct Metrics {
     registry: Mutex<Registry>,
     requests: Family<RouteStatus, Counter>,
     in_flight: Gauge<u64, AtomicU64>,
-    attempts: Family<CandidateWith<Outcome>, Counter>,
-    not_sent: Family<CandidateWith<Reason>, Counter>,
+    attempts: Family<CandidateWith, Counter>,
+    not_sent: Family<CandidateWith, Counter>,
     retries: Family<CandidateLabels, Counter>,
     fallbacks: Family<Alias, Counter>,
-    timeouts: Family<CandidateWith<Reason>, Counter>,
+    timeouts: Family<CandidateWith, Counter>,
     breakers: Family<CandidateLabels, Gauge>,
-    tokens: Family<CandidateWith<TokenKind>, Counter>,
+    tokens: Family<CandidateWith, Counter>,
     degraded: Family<StepCause, Counter>,
     queries: Family<QueryStatus, Counter>,
 }
@@ -63,62 +54,64 @@ impl Default for Metrics {
         };
         registry.register(
             "build",
-            "The running version",
+            "This series carries the version of the running gateway",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
         );
         registry.register(
             "requests",
-            "Requests answered, by route and status; 499 is a client that left before the end",
+            "The gateway answered this many requests, by route and status; status 499 stands for a \
+             client that left before the end of its answer",
             metrics.requests.clone(),
         );
         registry.register(
             "requests_in_flight",
-            "Requests that hold one of the permits at the door",
+            "This many requests are in flight now and hold a permit of the admission limit",
             metrics.in_flight.clone(),
         );
         registry.register(
             "attempts",
-            "Attempts sent to a provider that have ended, by outcome: success, cancelled, or the cause of failure",
+            "This many attempts were sent to a provider and have ended, by outcome: success, \
+             cancelled, or the cause of the failure",
             metrics.attempts.clone(),
         );
         registry.register(
             "attempts_not_sent",
-            "Attempts that were refused before anything was sent, by cause",
+            "This many attempts were refused before anything was sent to the provider, by cause",
             metrics.not_sent.clone(),
         );
         registry.register(
             "retries",
-            "Attempts that repeat one at the same candidate",
+            "This many attempts repeated an earlier attempt at the same candidate",
             metrics.retries.clone(),
         );
         registry.register(
             "fallbacks",
-            "Turns to the next candidate of a model",
+            "The router asked the next candidate of the model this many times",
             metrics.fallbacks.clone(),
         );
         registry.register(
             "timeouts",
-            "Attempts that ended by a time-out, by which",
+            "This many attempts ended by a timeout or the deadline, by cause",
             metrics.timeouts.clone(),
         );
         registry.register(
             "breaker_state",
-            "Each candidate's breaker: 0 closed, 1 half-open, 2 open",
+            "The breaker of the candidate is closed (0), half-open (1) or open (2)",
             metrics.breakers.clone(),
         );
         registry.register(
             "tokens",
-            "Tokens as the providers counted them",
+            "The providers reported this many tokens, by kind",
             metrics.tokens.clone(),
         );
         registry.register(
             "degraded_steps",
-            "Steps of queries that degraded, by cause",
+            "This many steps of queries were degraded, by step and cause",
             metrics.degraded.clone(),
         );
         registry.register(
             "queries",
-            "Queries ended, by status",
+            "This many queries have ended, by status",
             metrics.queries.clone(),
         );
         for status in ["complete", "degraded", "failed", "cancelled"] {
@@ -138,173 +131,168 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// A request has been answered (or left by its client: status 499).
+    /// Counts a request that the gateway answered, or that its client left (status 499).
     pub fn request(&self, route: &'static str, status: u16) {
         self.requests
             .get_or_create(&RouteStatus { route, status })
             .inc();
     }
 
-    /// A configured candidate: its counters are there from the start, and its breaker is closed.
-    pub fn known_candidate(&self, candidate: &Candidate) {
-        self.breaker(candidate, BreakerState::Closed);
-        self.tokens(candidate, Usage::default());
-        drop(
-            self.attempts
-                .get_or_create(&CandidateWith::new(candidate, Outcome("success"))),
-        );
-        drop(self.retries.get_or_create(&CandidateLabels::new(candidate)));
-        drop(self.not_sent.get_or_create(&CandidateWith::new(
-            candidate,
-            Reason(cause_name(Cause::BreakerOpen)),
-        )));
-        for cause in TIMEOUTS {
-            drop(
-                self.timeouts
-                    .get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause)))),
-            );
+    /// The metrics of one candidate. All its time series start at zero, so that a rate can be
+    /// computed from the first event on.
+    pub fn candidate(&self, provider: &str, model: &str) -> CandidateMetrics {
+        let labels = CandidateLabels {
+            provider: provider.into(),
+            model: model.into(),
+        };
+        let tokens = |kind| {
+            let labels = labels.with("kind", kind);
+            self.tokens.get_or_create_owned(&labels)
+        };
+        CandidateMetrics {
+            succeeded: self
+                .attempts
+                .get_or_create_owned(&labels.with("outcome", "success")),
+            prompt_tokens: tokens("prompt"),
+            completion_tokens: tokens("completion"),
+            retries: self.retries.get_or_create_owned(&labels),
+            breaker: self.breakers.get_or_create_owned(&labels),
+            attempts: self.attempts.clone(),
+            not_sent: self.not_sent.clone(),
+            timeouts: self.timeouts.clone(),
+            labels,
         }
     }
 
-    /// A configured alias: its counters are there from the start.
-    pub fn known_alias(&self, alias: &str) {
-        drop(self.fallbacks.get_or_create(&Alias {
-            model: alias.to_owned(),
-        }));
+    /// The counter of the fallbacks of one model alias. It starts at zero.
+    pub fn alias(&self, alias: &str) -> AliasMetrics {
+        AliasMetrics {
+            fallbacks: self.fallbacks.get_or_create_owned(&Alias {
+                model: alias.into(),
+            }),
+        }
     }
 
-    /// As many requests are in flight now.
+    /// Sets the number of requests that are in flight now.
     pub fn in_flight(&self, number: u64) {
         self.in_flight.set(number);
     }
 
-    /// An attempt at a candidate has ended; `None` is success. An attempt that was refused before anything was sent (breaker,
-    /// bulkhead, not tellable in the protocol) is counted apart, so that attempts are what the provider saw.
-    pub fn attempt(&self, candidate: &Candidate, error: Option<Cause>) {
-        match error {
-            Some(cause @ (Cause::BreakerOpen | Cause::BulkheadFull | Cause::Unsupported)) => {
-                self.not_sent
-                    .get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause))))
-                    .inc();
-            }
-            Some(cause) => {
-                self.attempts
-                    .get_or_create(&CandidateWith::new(candidate, Outcome(cause_name(cause))))
-                    .inc();
-                if TIMEOUTS.contains(&cause) {
-                    self.timeouts
-                        .get_or_create(&CandidateWith::new(candidate, Reason(cause_name(cause))))
-                        .inc();
-                }
-            }
-            None => drop(
-                self.attempts
-                    .get_or_create(&CandidateWith::new(candidate, Outcome("success")))
-                    .inc(),
-            ),
-        }
-    }
-
-    /// An attempt that was sent has been dropped, because its client left or its query no longer needs it.
-    pub fn attempt_cancelled(&self, candidate: &Candidate) {
-        self.attempts
-            .get_or_create(&CandidateWith::new(candidate, Outcome("cancelled")))
-            .inc();
-    }
-
-    /// A retry of the same candidate starts.
-    pub fn retry(&self, candidate: &Candidate) {
-        self.retries
-            .get_or_create(&CandidateLabels::new(candidate))
-            .inc();
-    }
-
-    /// The next candidate is asked.
-    pub fn fallback(&self, alias: &str) {
-        self.fallbacks
-            .get_or_create(&Alias {
-                model: alias.to_owned(),
-            })
-            .inc();
-    }
-
-    /// A breaker's state now.
-    pub fn breaker(&self, candidate: &Candidate, state: BreakerState) {
-        let value = match state {
-            BreakerState::Closed => 0,
-            BreakerState::HalfOpen => 1,
-            BreakerState::Open => 2,
-        };
-        self.breakers
-            .get_or_create(&CandidateLabels::new(candidate))
-            .set(value);
-    }
-
-    /// A provider told its usage.
-    pub fn tokens(&self, candidate: &Candidate, usage: Usage) {
-        for (kind, number) in [
-            ("prompt", usage.prompt_tokens),
-            ("completion", usage.completion_tokens),
-        ] {
-            self.tokens
-                .get_or_create(&CandidateWith::new(candidate, TokenKind(kind)))
-                .inc_by(number);
-        }
-    }
-
-    /// A step of a query degraded.
+    /// Counts a step of a query that was degraded.
     pub fn degraded(&self, step: &'static str, cause: &'static str) {
         self.degraded
             .get_or_create(&StepCause { step, cause })
             .inc();
     }
 
-    /// A query ended with this status.
+    /// Counts a query that ended with this status.
     pub fn query(&self, status: &'static str) {
         self.queries.get_or_create(&QueryStatus { status }).inc();
     }
 
-    /// All of it, in Prometheus' text format (OpenMetrics 1.0).
+    /// Renders all metrics in Prometheus' text format (OpenMetrics 1.0).
     pub fn render(&self) -> String {
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // writing into a string does not fail
+        // Writing to a `String` cannot fail.
         let _ = encode(&mut text, &registry);
         text
     }
 }
 
-/// The causes that are time-outs.
-const TIMEOUTS: [Cause; 4] = [
-    Cause::ConnectTimeout,
-    Cause::FirstTokenTimeout,
-    Cause::IdleTimeout,
-    Cause::DeadlineExceeded,
-];
+/// The metrics of one candidate. What every request counts is looked up once, when this is made.
+#[derive(Clone, Debug)]
+pub struct CandidateMetrics {
+    labels: CandidateLabels,
+    succeeded: Counter,
+    prompt_tokens: Counter,
+    completion_tokens: Counter,
+    retries: Counter,
+    breaker: Gauge,
+    attempts: Family<CandidateWith, Counter>,
+    not_sent: Family<CandidateWith, Counter>,
+    timeouts: Family<CandidateWith, Counter>,
+}
 
-/// A cause's name in metrics, the same as in documents.
-fn cause_name(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Refused => "refused",
-        Cause::Reset => "reset",
-        Cause::ConnectTimeout => "connect_timeout",
-        Cause::FirstTokenTimeout => "first_token_timeout",
-        Cause::IdleTimeout => "idle_timeout",
-        Cause::DeadlineExceeded => "deadline_exceeded",
-        Cause::RateLimited => "rate_limited",
-        Cause::QuotaExhausted => "quota_exhausted",
-        Cause::Overloaded => "overloaded",
-        Cause::ServerError => "server_error",
-        Cause::ProviderAuth => "provider_auth",
-        Cause::NotFound => "not_found",
-        Cause::Rejected => "rejected",
-        Cause::BadResponse => "bad_response",
-        Cause::Truncated => "truncated",
-        Cause::Oversized => "oversized",
-        Cause::InBand => "in_band",
-        Cause::BreakerOpen => "breaker_open",
-        Cause::BulkheadFull => "bulkhead_full",
-        Cause::Unsupported => "unsupported",
+impl CandidateMetrics {
+    /// Creates the time series of a timeout with this cause, at zero.
+    pub fn register_timeout(&self, cause: &'static str) {
+        drop(
+            self.timeouts
+                .get_or_create(&self.labels.with("cause", cause)),
+        );
+    }
+
+    /// Creates the time series of an attempt that was refused with this cause, at zero.
+    pub fn register_not_sent(&self, cause: &'static str) {
+        drop(
+            self.not_sent
+                .get_or_create(&self.labels.with("cause", cause)),
+        );
+    }
+
+    /// Counts an attempt that succeeded.
+    pub fn succeeded(&self) {
+        self.succeeded.inc();
+    }
+
+    /// Counts an attempt that was sent and failed with this cause.
+    pub fn failed(&self, cause: &'static str) {
+        self.attempts
+            .get_or_create(&self.labels.with("outcome", cause))
+            .inc();
+    }
+
+    /// Counts a timeout. The attempt that it ended is counted by [`CandidateMetrics::failed`].
+    pub fn timed_out(&self, cause: &'static str) {
+        self.timeouts
+            .get_or_create(&self.labels.with("cause", cause))
+            .inc();
+    }
+
+    /// Counts an attempt that was refused before anything was sent. It is no attempt in the sense of
+    /// [`CandidateMetrics::failed`]: attempts are what the provider saw.
+    pub fn not_sent(&self, cause: &'static str) {
+        self.not_sent
+            .get_or_create(&self.labels.with("cause", cause))
+            .inc();
+    }
+
+    /// Counts an attempt that was sent and then dropped, because its client left or its query no
+    /// longer needed it.
+    pub fn cancelled(&self) {
+        self.attempts
+            .get_or_create(&self.labels.with("outcome", "cancelled"))
+            .inc();
+    }
+
+    /// Counts a retry at this candidate.
+    pub fn retried(&self) {
+        self.retries.inc();
+    }
+
+    /// Adds the tokens that the provider reported for one answer.
+    pub fn tokens(&self, prompt: u64, completion: u64) {
+        self.prompt_tokens.inc_by(prompt);
+        self.completion_tokens.inc_by(completion);
+    }
+
+    /// Sets the state of the breaker: 0 is closed, 1 half-open, 2 open.
+    pub fn breaker(&self, state: i64) {
+        self.breaker.set(state);
+    }
+}
+
+/// The metrics of one model alias.
+#[derive(Clone, Debug)]
+pub struct AliasMetrics {
+    fallbacks: Counter,
+}
+
+impl AliasMetrics {
+    /// Counts a fallback to the next candidate.
+    pub fn fell_back(&self) {
+        self.fallbacks.inc();
     }
 }
 
@@ -316,72 +304,31 @@ struct RouteStatus {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CandidateLabels {
-    provider: String,
-    model: String,
+    provider: Arc<str>,
+    model: Arc<str>,
 }
 
 impl CandidateLabels {
-    fn new(candidate: &Candidate) -> Self {
-        Self {
-            provider: candidate.provider.clone(),
-            model: candidate.model.clone(),
+    fn with(&self, name: &'static str, value: &'static str) -> CandidateWith {
+        CandidateWith {
+            candidate: self.clone(),
+            label: (name, value),
         }
     }
 }
 
-/// A candidate and one more label, whose name follows from its type.
+/// The labels of a candidate and one more label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct CandidateWith<L> {
+struct CandidateWith {
     candidate: CandidateLabels,
-    label: L,
+    label: (&'static str, &'static str),
 }
 
-impl<L> CandidateWith<L> {
-    fn new(candidate: &Candidate, label: L) -> Self {
-        Self {
-            candidate: CandidateLabels::new(candidate),
-            label,
-        }
-    }
-}
-
-/// The name and value of the further label.
-trait Label {
-    fn pair(&self) -> (&'static str, &'static str);
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Outcome(&'static str);
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Reason(&'static str);
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct TokenKind(&'static str);
-
-impl Label for Outcome {
-    fn pair(&self) -> (&'static str, &'static str) {
-        ("outcome", self.0)
-    }
-}
-
-impl Label for Reason {
-    fn pair(&self) -> (&'static str, &'static str) {
-        ("cause", self.0)
-    }
-}
-
-impl Label for TokenKind {
-    fn pair(&self) -> (&'static str, &'static str) {
-        ("kind", self.0)
-    }
-}
-
-impl<L: Label + Clone + fmt::Debug> EncodeLabelSet for CandidateWith<L> {
+impl EncodeLabelSet for CandidateWith {
     fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), fmt::Error> {
-        use prometheus_client::encoding::EncodeLabel;
-        let further = self.label.pair();
-        (("provider"), self.candidate.provider.as_str()).encode(encoder.encode_label())?;
-        (("model"), self.candidate.model.as_str()).encode(encoder.encode_label())?;
-        further.encode(encoder.encode_label())
+        ("provider", &*self.candidate.provider).encode(encoder.encode_label())?;
+        ("model", &*self.candidate.model).encode(encoder.encode_label())?;
+        self.label.encode(encoder.encode_label())
     }
 }
 

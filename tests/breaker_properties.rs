@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gauntlet::config;
-use gauntlet::resilience::breaker::{Breaker, LONGEST_ASKED, Pass};
-use gauntlet::telemetry::BreakerState;
+use gauntlet::resilience::breaker::{
+    Breaker, BreakerSettings, BreakerState, MAX_RETRY_AFTER, Pass,
+};
 use gauntlet_suites::properties::breaker_model::{
     Action, Model, Seen, Settings, actions, settings,
 };
@@ -43,7 +43,7 @@ struct Real {
 
 impl Real {
     fn new(settings: Settings, leaks: bool) -> Self {
-        let settings = config::Breaker {
+        let settings = BreakerSettings {
             failure_threshold: settings.failure_threshold,
             cool_down: Duration::from_millis(settings.cool_down_ms),
             half_open_probes: settings.half_open_probes,
@@ -107,7 +107,10 @@ async fn agrees(
     steps: &[Action],
     subject: &mut impl Subject,
 ) -> Result<(), String> {
-    let mut model = Model::new(settings, u64::try_from(LONGEST_ASKED.as_millis()).unwrap());
+    let mut model = Model::new(
+        settings,
+        u64::try_from(MAX_RETRY_AFTER.as_millis()).unwrap(),
+    );
     for (step, action) in steps.iter().enumerate() {
         let wrong = |what: &str| format!("step {step}, {action:?}: {what}");
         let under_way = model.under_way();

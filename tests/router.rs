@@ -7,9 +7,9 @@ mod providers;
 
 use std::time::Duration;
 
-use gauntlet::llm::chat::Cause;
+use gauntlet::llm::cause::Cause;
 use gauntlet::llm::router::RouterError;
-use gauntlet::telemetry::BreakerState;
+use gauntlet::resilience::breaker::BreakerState;
 use gauntlet_harness::schedule::{Action, Played, Response, full_text};
 use rstest::rstest;
 use tokio::time::Instant;

@@ -7,7 +7,8 @@ mod providers;
 use std::time::Duration;
 
 use futures::StreamExt;
-use gauntlet::llm::chat::{Answer, Cause, StreamItem};
+use gauntlet::llm::cause::Cause;
+use gauntlet::llm::chat::{Answer, StreamItem};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::schedule::{Action, Played, Response, Schedule, full_text, word};
 use rstest::rstest;

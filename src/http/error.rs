@@ -9,7 +9,8 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::llm::chat::{Attempt, AttemptError, Cause, ErrorDetail, InvalidRequest, LlmFailure};
+use crate::llm::cause::Cause;
+use crate::llm::chat::{Attempt, AttemptError, ErrorDetail, InvalidRequest, LlmFailure};
 use crate::llm::content::clip;
 use crate::llm::router::RouterError;
 use crate::store::StoreError;

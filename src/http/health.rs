@@ -49,7 +49,7 @@ struct BreakerEntry {
     provider: String,
     model: String,
     #[schema(value_type = String)]
-    state: crate::telemetry::BreakerState,
+    state: crate::resilience::breaker::BreakerState,
 }
 
 /// The detailed health document.
@@ -137,7 +137,7 @@ pub(super) async fn all(State(app): State<AppState>) -> Response {
     let whole = dependencies.iter().all(|dependency| dependency.up)
         && breakers
             .iter()
-            .all(|entry| entry.state == crate::telemetry::BreakerState::Closed);
+            .all(|entry| entry.state == crate::resilience::breaker::BreakerState::Closed);
     let status = if draining || !store_up {
         "unavailable"
     } else if whole {

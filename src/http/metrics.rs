@@ -10,10 +10,7 @@ use super::state::AppState;
 #[utoipa::path(get, path = "/metrics", tag = "operation", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn text(State(app): State<AppState>) -> Response {
     app.metrics.in_flight(app.admission.in_flight());
-    // a breaker turns half-open by time alone: its state is asked for, as health does
-    for known in app.router.health() {
-        app.metrics.breaker(&known.candidate, known.breaker);
-    }
+    app.router.update_metrics();
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], app.metrics.render()).into_response()
 }

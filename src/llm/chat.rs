@@ -1,7 +1,7 @@
-//! The neutral chat request, completion, stream and error: what every provider codec, the router, the HTTP layer and the
-//! orchestrator share. The wire shape is OpenAI's; unknown fields are kept as they came.
+//! The neutral chat request, completion, stream and error. Provider codecs, the router, the HTTP
+//! layer and the orchestrator share them. The wire shape is OpenAI's, and unknown fields are kept
+//! byte for byte.
 
-use crate::resilience::deadline::Deadline;
 use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,64 +13,69 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-/// Whether the client wants one document or a stream of events.
+use crate::llm::cause::Cause;
+use crate::resilience::deadline::Deadline;
+
+/// Whether the client asked for one document or for a stream of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// One `chat.completion`.
+    /// The answer is one `chat.completion` document.
     Plain,
-    /// `chat.completion.chunk` events.
+    /// The answer is a stream of `chat.completion.chunk` events.
     Stream {
-        /// `stream_options.include_usage`.
+        /// The value of `stream_options.include_usage`; false if the client left it out.
         include_usage: bool,
     },
 }
 
-/// A chat request, parsed at the door: an object with a `model`, `messages`, and whatever else the client sent.
+/// A chat request after validation: an object with `model`, `messages`, and any other field that the
+/// client sent.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
-    /// The alias asked for.
+    /// The model alias that the client named.
     pub model: String,
-    /// Plain or streamed.
+    /// Whether the answer is a document or a stream.
     pub mode: Mode,
-    /// All fields in their order, each as the bytes that came; `model` included.
+    /// All fields in their order, `model` included, each as the bytes that the client sent.
     pub fields: IndexMap<String, Box<RawValue>>,
 }
 
-/// What is wrong with a request, for its sender: becomes a 400 in OpenAI's envelope.
+/// An invalid request. The HTTP layer answers it with 400 in OpenAI's error envelope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct InvalidRequest {
-    /// A sentence with the field and the value.
+    /// A sentence for the client that names the field and the value.
     pub message: String,
-    /// The field's name, if one is to blame.
+    /// The name of the invalid field; `None` if the request as a whole is invalid.
     pub param: Option<String>,
 }
 
-/// What a call is allowed and how it is told apart.
+/// The identity and the deadline of one call.
 #[derive(Clone, Debug)]
 pub struct CallContext {
-    /// The request id, sent on to the provider as `x-request-id`.
+    /// The request id. It is sent to the provider as `x-request-id`.
     pub request_id: String,
-    /// When the call came in: the configured deadline runs from here, so that reading a body counts.
+    /// The instant at which the request arrived. The configured deadline runs from here, so that the
+    /// time for reading the body counts.
     pub arrived: Instant,
-    /// The caller's deadline, made once at the door; the router can only shorten it.
+    /// The caller's deadline. The router can only shorten it.
     pub deadline: Option<Deadline>,
-    /// The same for every attempt; sent as `Idempotency-Key`.
+    /// The idempotency key. Every attempt carries the same one as `Idempotency-Key`.
     pub idempotency_key: String,
-    /// W3C trace context to continue, if the client sent one.
+    /// The W3C trace context that the client sent.
     pub traceparent: Option<http::HeaderValue>,
 }
 
-/// Token counts as the provider told them.
+/// Token counts as the provider reported them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// The number of tokens in the prompt.
     #[serde(default)]
     pub prompt_tokens: u64,
-    /// Tokens of the answer.
+    /// The number of tokens in the answer.
     #[serde(default)]
     pub completion_tokens: u64,
-    /// Both.
+    /// The sum of both numbers.
     #[serde(default)]
     pub total_tokens: u64,
 }
@@ -78,14 +83,14 @@ pub struct Usage {
 /// A complete, valid answer.
 #[derive(Clone, Debug)]
 pub struct Completion {
-    /// The document in OpenAI's shape: the provider's own bytes where it speaks that protocol.
+    /// The document in OpenAI's shape. For a provider of that protocol these are its own bytes.
     pub body: Bytes,
-    /// The provider's usage, if it told one.
+    /// The token counts, if the provider reported them.
     pub usage: Option<Usage>,
 }
 
 impl Completion {
-    /// The text of the first choice; `None` where it has none (a tool call, a refusal).
+    /// The text of the first choice; `None` for a choice without text (a tool call, a refusal).
     pub fn text(&self) -> Option<String> {
         #[derive(Deserialize)]
         struct Document {
@@ -104,12 +109,12 @@ impl Completion {
     }
 }
 
-/// The provider and model that served, or were tried.
+/// One provider and one model there: what an alias resolves to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Candidate {
-    /// The provider's configured name.
+    /// The configured name of the provider.
     pub provider: String,
-    /// The model's name there.
+    /// The name of the model at the provider.
     pub model: String,
 }
 
@@ -119,69 +124,24 @@ impl fmt::Display for Candidate {
     }
 }
 
-/// Why an attempt failed. The policy (retry, fall back, count against the provider) follows from the cause alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// Nobody listens, or the name does not resolve.
-    Refused,
-    /// The connection was reset or closed before the answer began.
-    Reset,
-    /// The connection did not stand in time.
-    ConnectTimeout,
-    /// No content came in time.
-    FirstTokenTimeout,
-    /// Silence between two reads.
-    IdleTimeout,
-    /// The deadline, or this attempt's share of it, is over.
-    DeadlineExceeded,
-    /// 429 that may pass.
-    RateLimited,
-    /// 429 `insufficient_quota`, 402: will not pass by waiting.
-    QuotaExhausted,
-    /// 503, 529.
-    Overloaded,
-    /// Any other 5xx.
-    ServerError,
-    /// 401 or 403 from the provider: our key is bad, not the client's.
-    ProviderAuth,
-    /// 404, 405 or 410 from the provider: the URL or the model's name there is wrong, and both are the operator's.
-    NotFound,
-    /// The provider refuses the request itself: 400, 413, 422 and other 4xx.
-    Rejected,
-    /// 200 with what is not an answer: HTML, broken JSON, empty, no choices, wrong content type.
-    BadResponse,
-    /// The answer ended in the middle.
-    Truncated,
-    /// An event or a body beyond the bound.
-    Oversized,
-    /// An error inside a 200 stream.
-    InBand,
-    /// The breaker is open: nothing was sent.
-    BreakerOpen,
-    /// The provider's concurrency limit: nothing was sent.
-    BulkheadFull,
-    /// The request cannot be told in this provider's protocol.
-    Unsupported,
-}
-
-/// One failed attempt. Holds no secret: messages are made by us or cleaned of what we sent.
+/// The failure of one attempt. It holds no secret: the gateway writes its messages itself, or removes
+/// keys and passwords from the provider's.
 #[derive(Clone, Debug)]
 pub struct AttemptError {
-    /// Why.
+    /// The class of the failure.
     pub cause: Cause,
     /// A sentence for the client.
     pub message: String,
-    /// The provider's status, if one came.
+    /// The status of the provider's answer, if it sent one.
     pub status: Option<u16>,
-    /// How long the provider (or the breaker) asks to wait.
+    /// The time for which the provider, or the breaker, asks callers to wait.
     pub retry_after: Option<Duration>,
-    /// For [`Cause::Rejected`] and [`Cause::InBand`]: the provider's own type, code and param, where it gave them.
+    /// The provider's own type, code and param, as far as it sent them.
     pub detail: ErrorDetail,
 }
 
 impl AttemptError {
-    /// An error that no provider's status, hint or detail came with.
+    /// Creates an error without status, Retry-After and detail.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Self {
             cause,
@@ -193,63 +153,66 @@ impl AttemptError {
     }
 }
 
-/// The parts of OpenAI's error envelope that a provider gave.
+/// The parts of OpenAI's error envelope that a provider filled in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorDetail {
-    /// `error.type`
+    /// The value of `error.type`.
     pub kind: Option<String>,
-    /// `error.code`
+    /// The value of `error.code`.
     pub code: Option<String>,
-    /// `error.param`
+    /// The value of `error.param`.
     pub param: Option<String>,
 }
 
-/// One attempt as the final error and the report headers list it.
+/// One attempt, as the final error and the response headers list it.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// Who was asked (or would have been: breaker open).
+    /// The candidate of the attempt, even if nothing was sent to it.
     pub candidate: Candidate,
-    /// `None` for the attempt that served.
+    /// The failure; `None` for the attempt that served the request.
     pub error: Option<AttemptError>,
 }
 
-/// Nothing could be served: every attempt in order (never empty unless `cause` is a deadline that was over at the start).
+/// The failure of a whole request.
 #[derive(Clone, Debug)]
 pub struct LlmFailure {
-    /// What was tried.
+    /// The attempts in their order. The list is empty only if the deadline had passed at the start.
     pub attempts: Vec<Attempt>,
-    /// The cause that decides the status: see `llm::router` for the rule.
+    /// The cause that decides the status of the response; `llm::router` holds the rule.
     pub cause: Cause,
-    /// The soonest time at which a candidate can be asked again, if that is known.
+    /// The time after which the first candidate can be asked again, if that is known.
     pub retry_after: Option<Duration>,
 }
 
-/// A successful call.
+/// A request that a candidate served.
 pub struct Served {
     /// The answer.
     pub answer: Answer,
-    /// Who gave it.
+    /// The candidate that served the request.
     pub by: Candidate,
-    /// Everything that was tried, the serving attempt last.
+    /// All attempts in their order; the last one served the request.
     pub attempts: Vec<Attempt>,
 }
 
-/// A document or a stream past its commit point.
+/// The answer to a chat request: a document, or a stream past its commit point.
 pub enum Answer {
-    /// The whole document.
+    /// The complete document.
     Plain(Completion),
-    /// Starts with real content; everything before the commit point is inside.
+    /// The stream, from its first event on. It is known to hold content.
     Stream(ChatStream),
 }
 
-/// What a committed stream yields: any number of `Chunk`, then exactly one of `Done` and `Failed`, then nothing.
+/// An item of a committed stream. The stream yields any number of `Chunk`, then exactly one `Done` or
+/// `Failed`, then nothing.
 #[derive(Clone, Debug)]
 pub enum StreamItem {
-    /// The JSON text of one `chat.completion.chunk` (what stands after `data: `), as it came where the protocol is the same.
+    /// The JSON text of one `chat.completion.chunk` (what follows `data: `). For a provider of
+    /// OpenAI's protocol these are its own bytes.
     Chunk(Bytes),
-    /// The provider ended the stream as it should (finish_reason seen, end marker or orderly end). Usage if it told one.
+    /// The provider ended the stream in order: it sent a finish_reason and an end marker, or closed
+    /// the body after the finish_reason. Holds the token counts, if the provider reported them.
     Done(Option<Usage>),
-    /// The stream broke after the commit point: nothing is tried again.
+    /// The stream broke after the commit point, so nothing is tried again.
     Failed(AttemptError),
 }
 
@@ -261,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_is_the_first_choices_or_none() {
+    fn the_text_is_that_of_the_first_choice_or_none() {
         let text = |body: &'static [u8]| {
             Completion {
                 body: Bytes::from_static(body),
@@ -276,13 +239,13 @@ mod tests {
             .as_deref(),
             Some("Paris")
         );
-        for nothing in [
+        for without_text in [
             &br#"{"choices":[]}"#[..],
             br#"{"choices":[{"message":{"content":null}}]}"#,
             br#"{"choices":[{"message":{"content":[1]}}]}"#,
             b"<html>",
         ] {
-            assert_eq!(text(nothing), None);
+            assert_eq!(text(without_text), None);
         }
     }
 }

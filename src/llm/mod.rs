@@ -1,5 +1,6 @@
-//! The LLM path: from a neutral request to the candidate that serves it.
+//! The LLM path: from a neutral chat request to the candidate that serves it.
 
+pub mod cause;
 pub mod chat;
 pub(crate) mod content;
 pub mod framing;

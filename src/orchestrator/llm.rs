@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 
-use crate::llm::chat::{Answer, CallContext, Cause as LlmCause, ChatRequest, Usage};
+use crate::llm::cause::Cause as LlmCause;
+use crate::llm::chat::{Answer, CallContext, ChatRequest, Usage};
 use crate::llm::router::{Router, RouterError};
 use crate::orchestrator::outcome::Cause;
 

@@ -1,12 +1,15 @@
 //! The circuit breaker of one provider and model.
 //!
-//! Closed: everything passes; so many failures in a row open it. Open: nothing passes until the cool-down is over. Half-open:
-//! a few probes pass at once; the first that succeeds closes it, the first that fails opens it again. A stream has succeeded as
-//! a probe with its first good content ([`Pass::committed`]): nobody waits for its end, and a later break is a failure like any other.
+//! *Closed*: every attempt passes, and a number of failures in a row opens the breaker. *Open*:
+//! nothing passes until the cool-down is over. *Half-open*: a few probes pass at once; the first that
+//! succeeds closes the breaker, and the first that fails opens it again. A stream has succeeded as a
+//! probe with its first good content ([`Pass::committed`]): nobody waits for its end, and a later
+//! break is a failure like any other.
 //!
-//! It cannot be wedged: a pass that is dropped without a verdict (its client left, or the request itself was wrong) gives its
-//! probe's place back and counts for nothing. A verdict that comes after the state has changed since its pass was given
-//! counts for nothing either, except that a later cool-down which it brings still wins over an earlier one.
+//! The breaker cannot get stuck half-open: a pass that is dropped without a result (its client left,
+//! or the request itself was wrong) returns its probe permit and counts neither way. A result that
+//! arrives after the state has changed counts neither way as well, except that a later end of the
+//! cool-down replaces an earlier one.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,20 +17,61 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config;
-use crate::telemetry::BreakerState;
+/// The longest cool-down that a provider can ask for by Retry-After: ten minutes.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
+/// The Retry-After while all probe permits are in use, because a result is near: one second.
+const PROBES_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The longest cool-down that a provider can ask for by Retry-After.
-pub const LONGEST_ASKED: Duration = Duration::from_secs(600);
-/// What is told to those who find every probe's place taken: the verdict is near.
-const PROBES_BUSY: Duration = Duration::from_secs(1);
-
-/// Told of each change of state. Called under the breaker's lock: must be quick, and must not ask the breaker.
+/// Receives each change of state. It is called under the breaker's lock, so it must return quickly
+/// and must not call the breaker.
 pub type Observer = Box<dyn Fn(BreakerState) + Send + Sync>;
 
-/// A breaker, shared by all requests to its provider and model.
+/// The state of a breaker, as health, metrics and logs show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// Every attempt passes.
+    Closed,
+    /// A few probes pass.
+    HalfOpen,
+    /// Nothing passes.
+    Open,
+}
+
+impl BreakerState {
+    /// The name of the state in logs; JSON documents use the same one.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+
+    /// The number of the state in metrics: 0 is closed, 1 half-open, 2 open.
+    pub const fn level(self) -> i64 {
+        match self {
+            Self::Closed => 0,
+            Self::HalfOpen => 1,
+            Self::Open => 2,
+        }
+    }
+}
+
+/// The settings of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerSettings {
+    /// The number of failures in a row that open the breaker. Zero is treated as one.
+    pub failure_threshold: u32,
+    /// The amount of time for which the breaker stays open.
+    pub cool_down: Duration,
+    /// The maximum number of probes that are under way at once. Zero is treated as one.
+    pub half_open_probes: u32,
+}
+
+/// A breaker. All requests to its provider and model share it.
 pub struct Breaker {
-    settings: config::Breaker,
+    settings: BreakerSettings,
     observer: Observer,
     inner: Mutex<Inner>,
 }
@@ -35,7 +79,8 @@ pub struct Breaker {
 #[derive(Debug)]
 struct Inner {
     state: State,
-    /// Counts changes of state: a pass of an earlier generation has no say in this one.
+    /// The number of changes of state so far. The result of a pass of an earlier generation has no
+    /// effect.
     generation: u64,
 }
 
@@ -46,14 +91,14 @@ enum State {
     HalfOpen { probes: u32 },
 }
 
-/// Nothing may pass now.
+/// The breaker lets nothing pass now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// When it is worth asking again.
+    /// The time after which an attempt may pass.
     pub retry_after: Duration,
 }
 
-/// Leave for one attempt. Give a verdict, or drop it to count for nothing.
+/// The permission for one attempt. Report a result, or drop the pass to count neither way.
 #[must_use]
 pub struct Pass {
     breaker: Arc<Breaker>,
@@ -61,8 +106,8 @@ pub struct Pass {
 }
 
 impl Breaker {
-    /// A closed breaker. A threshold or a number of probes of zero is taken as one.
-    pub fn new(settings: config::Breaker, observer: Observer) -> Arc<Self> {
+    /// Creates a closed breaker.
+    pub fn new(settings: BreakerSettings, observer: Observer) -> Arc<Self> {
         Arc::new(Self {
             settings,
             observer,
@@ -73,10 +118,10 @@ impl Breaker {
         })
     }
 
-    /// Whether an attempt would be let through now; takes nothing.
+    /// Checks whether an attempt would pass now, without taking a pass.
     ///
     /// # Errors
-    /// [`Refused`] while it is open, or half-open with every probe's place taken.
+    /// [`Refused`] while the breaker is open, or half-open with all probe permits in use.
     pub fn check(&self) -> Result<(), Refused> {
         match self.lock().state {
             State::Closed { .. } => Ok(()),
@@ -86,15 +131,15 @@ impl Breaker {
             },
             State::HalfOpen { probes } if probes < self.probes() => Ok(()),
             State::HalfOpen { .. } => Err(Refused {
-                retry_after: self.settings.cool_down.min(PROBES_BUSY),
+                retry_after: self.settings.cool_down.min(PROBES_RETRY_AFTER),
             }),
         }
     }
 
-    /// Asks leave for one attempt.
+    /// Takes a pass for one attempt.
     ///
     /// # Errors
-    /// [`Refused`] while it is open, or half-open with every probe's place taken.
+    /// [`Refused`] while the breaker is open, or half-open with all probe permits in use.
     pub fn try_pass(self: &Arc<Self>) -> Result<Pass, Refused> {
         let mut inner = self.lock();
         if let State::Open { until } = inner.state {
@@ -107,7 +152,7 @@ impl Breaker {
         if let State::HalfOpen { probes } = &mut inner.state {
             if *probes >= self.probes() {
                 return Err(Refused {
-                    retry_after: self.settings.cool_down.min(PROBES_BUSY),
+                    retry_after: self.settings.cool_down.min(PROBES_RETRY_AFTER),
                 });
             }
             *probes += 1;
@@ -118,7 +163,8 @@ impl Breaker {
         })
     }
 
-    /// The state as the next attempt would find it: open past its cool-down is half-open.
+    /// The state in which the next attempt would find the breaker: a breaker that is open past its
+    /// cool-down is half-open.
     pub fn state(&self) -> BreakerState {
         match self.lock().state {
             State::Closed { .. } => BreakerState::Closed,
@@ -135,13 +181,13 @@ impl Breaker {
         match inner.state {
             State::Closed { ref mut failures } => *failures = 0,
             State::HalfOpen { .. } => self.change(&mut inner, State::Closed { failures: 0 }),
-            // opening starts a new generation, so no pass of this one exists
+            // Opening starts a new generation, so no pass of this generation exists.
             State::Open { .. } => {}
         }
     }
 
-    /// Closes a half-open breaker; the generation that the pass is of from now on.
-    fn proved(&self, generation: u64) -> u64 {
+    /// Closes a half-open breaker, and returns the generation to which the pass belongs from now on.
+    fn committed(&self, generation: u64) -> u64 {
         let mut inner = self.lock();
         if inner.generation == generation && matches!(inner.state, State::HalfOpen { .. }) {
             self.change(&mut inner, State::Closed { failures: 0 });
@@ -150,11 +196,11 @@ impl Breaker {
         generation
     }
 
-    fn failed(&self, generation: u64, asked: Option<Duration>) {
+    fn failed(&self, generation: u64, retry_after: Option<Duration>) {
         let mut inner = self.lock();
-        let asked = asked.map(|asked| Instant::now() + asked.min(LONGEST_ASKED));
+        let requested = retry_after.map(|wait| Instant::now() + wait.min(MAX_RETRY_AFTER));
         if let State::Open { until } = &mut inner.state {
-            *until = asked.map_or(*until, |asked| asked.max(*until));
+            *until = requested.map_or(*until, |requested| requested.max(*until));
             return;
         }
         if inner.generation != generation {
@@ -167,7 +213,7 @@ impl Breaker {
             }
         }
         let until = super::deadline::saturating_add(Instant::now(), self.settings.cool_down);
-        let until = asked.map_or(until, |asked| asked.max(until));
+        let until = requested.map_or(until, |requested| requested.max(until));
         self.change(&mut inner, State::Open { until });
     }
 
@@ -209,25 +255,28 @@ impl fmt::Debug for Breaker {
 }
 
 impl Pass {
-    /// The attempt has begun well and goes on: a probe has succeeded with that, and its pass is an ordinary one from now on. For
-    /// any other pass only the end counts: a provider whose streams all break would else never fail in a row.
+    /// Reports that the attempt has passed its commit point and continues. A probe has succeeded with
+    /// that, and its pass is an ordinary one from now on. For an ordinary pass only the end counts:
+    /// otherwise a provider whose streams all break would never fail several times in a row.
     pub fn committed(&mut self) {
-        self.generation = self.breaker.proved(self.generation);
+        self.generation = self.breaker.committed(self.generation);
     }
 
-    /// The attempt ended well.
+    /// Reports that the attempt succeeded.
     pub fn success(self) {
         self.breaker.succeeded(self.generation);
     }
 
-    /// The provider failed; `asked` is how long it wants to be left alone (at most [`LONGEST_ASKED`]).
-    pub fn failure(self, asked: Option<Duration>) {
-        self.breaker.failed(self.generation, asked);
+    /// Reports that the provider failed. `retry_after` is the time for which it asked callers to
+    /// wait; at most [`MAX_RETRY_AFTER`] of it counts.
+    pub fn failure(self, retry_after: Option<Duration>) {
+        self.breaker.failed(self.generation, retry_after);
     }
 }
 
 impl Drop for Pass {
-    /// Gives a probe's place back. After a verdict there is none: the verdict has changed the state.
+    /// Returns the probe permit. After a result there is none, because the result has changed the
+    /// state.
     fn drop(&mut self) {
         self.breaker.returned(self.generation);
     }
@@ -241,7 +290,7 @@ mod tests {
     fn breaker(failure_threshold: u32, cool_down: u64, half_open_probes: u32) -> Arc<Breaker> {
         let cool_down = Duration::from_secs(cool_down);
         Breaker::new(
-            config::Breaker {
+            BreakerSettings {
                 failure_threshold,
                 cool_down,
                 half_open_probes,
@@ -255,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_failures_in_a_row_open_it() {
+    async fn failures_in_a_row_open_it() {
         let breaker = breaker(3, 10, 1);
         fail(&breaker);
         fail(&breaker);
@@ -265,7 +314,7 @@ mod tests {
         assert_eq!(
             breaker.state(),
             BreakerState::Closed,
-            "a success in between starts the count again"
+            "a success in between resets the count"
         );
         fail(&breaker);
         assert_eq!(breaker.state(), BreakerState::Open);
@@ -279,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn half_open_lets_the_probes_through_and_no_more() {
+    async fn half_open_admits_its_probes_and_no_more() {
         let breaker = breaker(1, 10, 2);
         fail(&breaker);
         tokio::time::advance(Duration::from_secs(10)).await;
@@ -292,7 +341,7 @@ mod tests {
         let third = breaker.try_pass().unwrap();
         assert!(
             breaker.try_pass().is_err(),
-            "the place of the one that left, and not more"
+            "only the permit of the dropped probe is free"
         );
         second.success();
         assert_eq!(breaker.state(), BreakerState::Closed);
@@ -300,12 +349,12 @@ mod tests {
         assert_eq!(
             breaker.state(),
             BreakerState::Closed,
-            "a late verdict of a probe has no say any more"
+            "a late result of a probe has no effect"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_that_has_begun_well_closes_it_and_its_break_is_an_ordinary_failure() {
+    async fn a_committed_probe_closes_it_and_its_later_break_is_an_ordinary_failure() {
         let breaker = breaker(2, 10, 1);
         (0..2).for_each(|_| fail(&breaker));
         tokio::time::advance(Duration::from_secs(10)).await;
@@ -319,14 +368,14 @@ mod tests {
         assert_eq!(
             breaker.state(),
             BreakerState::Open,
-            "the commit of an ordinary pass does not start the count again"
+            "the commit of an ordinary pass does not reset the count"
         );
         drop(stream);
         tokio::time::advance(Duration::from_secs(10)).await;
         let late = breaker.try_pass().unwrap();
         assert!(
             breaker.try_pass().is_err(),
-            "one probe, and a place given back once"
+            "there is one probe, whose permit is returned once"
         );
         drop(late);
         assert!(breaker.try_pass().is_ok());
@@ -347,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_later_cool_down_wins_and_is_bounded() {
+    async fn the_later_cool_down_replaces_the_earlier_and_is_bounded() {
         let breaker = breaker(1, 10, 1);
         let (early, late) = (breaker.try_pass().unwrap(), breaker.try_pass().unwrap());
         let absurd = breaker.try_pass().unwrap();
@@ -358,7 +407,7 @@ mod tests {
             Err(Refused {
                 retry_after: Duration::from_secs(10)
             }),
-            "a shorter one does not shorten"
+            "a shorter wait does not shorten the cool-down"
         );
         late.failure(Some(Duration::from_secs(47)));
         assert_eq!(
@@ -371,7 +420,7 @@ mod tests {
         assert_eq!(
             breaker.check(),
             Err(Refused {
-                retry_after: LONGEST_ASKED
+                retry_after: MAX_RETRY_AFTER
             })
         );
     }
@@ -380,7 +429,7 @@ mod tests {
     async fn the_observer_sees_each_change_once() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
-        let settings = config::Breaker {
+        let settings = BreakerSettings {
             failure_threshold: 1,
             cool_down: Duration::from_secs(1),
             half_open_probes: 1,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use gauntlet::http::error::{ApiError, Problem, in_band};
+use gauntlet::llm::cause::Cause;
 use gauntlet::llm::chat::{
-    Attempt, AttemptError, Candidate, Cause, ErrorDetail, InvalidRequest, LlmFailure,
+    Attempt, AttemptError, Candidate, ErrorDetail, InvalidRequest, LlmFailure,
 };
 use gauntlet::store::StoreError;
 use http::Method;
@@ -22,29 +23,6 @@ pub fn settings() -> insta::Settings {
     settings.set_omit_expression(true);
     settings
 }
-
-const CAUSES: [Cause; 20] = [
-    Cause::Refused,
-    Cause::Reset,
-    Cause::ConnectTimeout,
-    Cause::FirstTokenTimeout,
-    Cause::IdleTimeout,
-    Cause::DeadlineExceeded,
-    Cause::RateLimited,
-    Cause::QuotaExhausted,
-    Cause::Overloaded,
-    Cause::ServerError,
-    Cause::ProviderAuth,
-    Cause::NotFound,
-    Cause::Rejected,
-    Cause::BadResponse,
-    Cause::Truncated,
-    Cause::Oversized,
-    Cause::InBand,
-    Cause::BreakerOpen,
-    Cause::BulkheadFull,
-    Cause::Unsupported,
-];
 
 fn failure(
     cause: Cause,
@@ -127,7 +105,7 @@ fn is_in_the_table(error: &ApiError) {
 
 #[test]
 fn err_01_the_whole_table() {
-    let mut lines: Vec<String> = CAUSES
+    let mut lines: Vec<String> = Cause::ALL
         .iter()
         .map(|cause| {
             line(
@@ -147,7 +125,7 @@ fn err_01_the_whole_table() {
         code: Some("their_code".into()),
         param: Some("their_param".into()),
     };
-    for cause in CAUSES {
+    for &cause in Cause::ALL {
         let problem = failure(
             cause,
             Some(418),
@@ -250,7 +228,7 @@ fn err_01_the_whole_table() {
 
 #[test]
 fn err_01_the_event_of_a_stream_that_broke() {
-    let events: Vec<String> = CAUSES
+    let events: Vec<String> = Cause::ALL
         .iter()
         .map(|cause| {
             let detail = ErrorDetail {

@@ -124,13 +124,7 @@ impl World {
             })
         };
         DICE.set(SEED);
-        Router::with_parts(
-            config,
-            transport,
-            provider::codec,
-            dice,
-            Arc::clone(&self.metrics),
-        )
+        Router::with_parts(config, transport, provider::codec, dice, &self.metrics)
     }
 }
 

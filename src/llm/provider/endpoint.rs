@@ -10,7 +10,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::ProviderConfig;
-use crate::llm::chat::{AttemptError, CallContext, Cause, Mode};
+use crate::llm::cause::Cause;
+use crate::llm::chat::{AttemptError, CallContext, Mode};
 use crate::llm::transport::UpstreamRequest;
 
 /// What stands in a request until the router sets its candidate's own.

@@ -30,7 +30,7 @@ pub trait Codec: Send + Sync {
     /// Tells `request` to `model` in this protocol (URL, headers with key and context, body).
     ///
     /// # Errors
-    /// [`crate::llm::chat::Cause::Unsupported`] where the protocol cannot say it.
+    /// [`crate::llm::cause::Cause::Unsupported`] where the protocol cannot say it.
     fn encode(
         &self,
         request: &ChatRequest,

@@ -1,7 +1,8 @@
-//! One attempt: breaker and bulkhead, then one exchange with the provider under its time-outs.
+//! One attempt: breaker and bulkhead, then one exchange with the provider under its timeouts.
 //!
-//! What an attempt holds (its breaker's pass, its place in the bulkhead) is in [`Admitted`], which goes along with a stream to
-//! its end. Dropped without a verdict, because the client has left, it gives everything back and counts for nothing.
+//! [`Admitted`] holds what an attempt occupies (a pass of the breaker and a permit of the bulkhead)
+//! and accompanies a stream to its end. If it is dropped without a result, because the client has
+//! left, it returns both and counts neither as a success nor as a failure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,38 +12,42 @@ use futures::StreamExt;
 use futures::stream::Fuse;
 use tokio::time::Instant;
 
-use super::candidate::{Call, CandidateState, Turn};
-use super::policy::{Blame, policy};
+use super::candidate::{AttemptKind, Call, CandidateState};
 use super::stream;
-use crate::llm::chat::{Answer, AttemptError, Cause, Completion, Mode, Usage};
+use crate::llm::cause::{Blame, Cause};
+use crate::llm::chat::{Answer, AttemptError, Completion, Mode, Usage};
 use crate::llm::content::Joined;
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
 use crate::resilience::breaker::{Pass, Refused};
 use crate::resilience::bulkhead::{BulkheadError, Permit};
 use crate::resilience::deadline::{self, Elapsed, SetBy};
 
-/// The largest plain answer.
-const LARGEST_BODY: usize = 32 << 20;
-/// As much of an error's body is read, and not more.
-const LARGEST_ERROR: usize = 64 << 10;
-/// What is told to those who find no place: how soon one comes free is not known.
-const WORTH_ASKING_AGAIN: Duration = Duration::from_secs(1);
+/// The maximum size of a plain answer, in bytes.
+const MAX_BODY: usize = 32 << 20;
+/// The maximum number of bytes that are read of an error's body.
+const MAX_ERROR_BODY: usize = 64 << 10;
+/// The Retry-After of a full bulkhead, because nobody knows when a permit becomes free.
+const BULKHEAD_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Asks the candidate once. A plain answer is whole, a stream is past its commit point.
+/// Asks the candidate once. A plain answer is complete, and a stream is at its commit point.
+///
+/// Cancel safe: dropping the future closes the connection and returns pass and permit.
 pub(super) async fn attempt(
-    lane: &Arc<CandidateState>,
+    candidate: &Arc<CandidateState>,
     call: &Call<'_>,
     upstream: &UpstreamRequest,
     ends: Instant,
-    turn: Turn,
+    kind: AttemptKind,
 ) -> Result<Answer, AttemptError> {
-    let admitted = Admitted::enter(lane, call.set_by, ends, turn).await?;
-    match exchange(lane, call, upstream, ends, admitted.started).await {
+    let admitted = Admitted::enter(candidate, call.set_by, ends, kind).await?;
+    match exchange(candidate, call, upstream, ends, admitted.started).await {
         Ok(Exchanged::Plain(completion)) => {
-            admitted.served(completion.usage);
+            admitted.succeeded(completion.usage);
             Ok(Answer::Plain(completion))
         }
-        Ok(Exchanged::Stream(opened)) => Ok(Answer::Stream(opened.committed(admitted, call))),
+        Ok(Exchanged::Stream(opened)) => {
+            Ok(Answer::Stream(opened.committed(admitted, call.deadline)))
+        }
         Err(error) => {
             admitted.blame(&error);
             Err(error)
@@ -50,88 +55,92 @@ pub(super) async fn attempt(
     }
 }
 
-/// What an exchange came to.
+/// The result of an exchange that has not failed.
 enum Exchanged {
     Plain(Completion),
     Stream(stream::Opened),
 }
 
 async fn exchange(
-    lane: &CandidateState,
+    candidate: &CandidateState,
     call: &Call<'_>,
     upstream: &UpstreamRequest,
     ends: Instant,
     started: Instant,
 ) -> Result<Exchanged, AttemptError> {
-    let head_by = match call.request.mode {
+    let timeouts = candidate.timeouts;
+    let head_limit = match call.request.mode {
         Mode::Plain => Limit::deadline(ends),
         Mode::Stream { .. } => Limit::earlier(
             started,
-            lane.timeouts.first_token,
+            timeouts.first_token,
             Cause::FirstTokenTimeout,
             ends,
         ),
     };
     let mut upstream = upstream.clone();
-    let left = ends.saturating_duration_since(started);
-    upstream.connect_timeout = lane.timeouts.connect.min(left);
-    let response = head_by
-        .keep(lane.provider.transport.send(upstream))
+    let remaining = ends.saturating_duration_since(started);
+    upstream.connect_timeout = timeouts.connect.min(remaining);
+    let response = head_limit
+        .bound(candidate.provider.transport.send(upstream))
         .await?
-        .map_err(|broken| match broken {
-            // the deadline cut the connect time-out short: that is not the provider's own
-            TransportError::ConnectTimeout(_) if left < lane.timeouts.connect => {
-                Limit::deadline(ends).passed()
+        .map_err(|error| match error {
+            // The deadline was shorter than the provider's own connect timeout.
+            TransportError::ConnectTimeout(_) if remaining < timeouts.connect => {
+                Limit::deadline(ends).error()
             }
-            broken => transport_error(broken),
+            error => transport_error(error),
         })?;
     if !response.status.is_success() {
-        return Err(refusal(lane, response, ends).await);
+        return Err(read_error(candidate, response, ends).await);
     }
     match call.request.mode {
         Mode::Plain => {
-            let body = whole(response.body, lane.timeouts.idle, ends).await?;
-            lane.provider
+            let body = read_body(response.body, timeouts.idle, ends).await?;
+            candidate
+                .provider
                 .codec
                 .completion(&response.headers, body)
                 .map(Exchanged::Plain)
         }
         Mode::Stream { .. } => {
-            let decoder = lane
+            let decoder = candidate
                 .provider
                 .codec
                 .decoder(call.request, &response.headers)?;
-            stream::open(response.body, decoder, head_by, lane.timeouts.idle)
+            stream::open(response.body, decoder, head_limit, timeouts.idle)
                 .await
                 .map(Exchanged::Stream)
         }
     }
 }
 
-/// Reads a non-2xx answer: as much of its body as comes in time, and within the bound.
-async fn refusal(
-    lane: &CandidateState,
+/// Reads a non-2xx answer: as much of its body as arrives in time and within the size limit.
+async fn read_error(
+    candidate: &CandidateState,
     mut response: UpstreamResponse,
     ends: Instant,
 ) -> AttemptError {
+    let idle = candidate.timeouts.idle;
     let mut body = BytesMut::new();
-    while body.len() < LARGEST_ERROR {
-        let limit = Limit::earlier(Instant::now(), lane.timeouts.idle, Cause::IdleTimeout, ends);
-        match limit.keep(response.body.next()).await {
+    while body.len() < MAX_ERROR_BODY {
+        let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
+        match limit.bound(response.body.next()).await {
             Ok(Some(Ok(bytes))) => {
-                body.extend_from_slice(&bytes[..bytes.len().min(LARGEST_ERROR - body.len())])
+                body.extend_from_slice(&bytes[..bytes.len().min(MAX_ERROR_BODY - body.len())])
             }
-            // the status is what counts: a body that breaks off only says less
+            // The status decides the cause: a body that breaks off only carries less detail.
             Ok(Some(Err(_)) | None) | Err(_) => break,
         }
     }
-    lane.provider
+    candidate
+        .provider
         .codec
         .error(response.status, &response.headers, &body)
 }
 
-/// Reads a whole body, each read within `idle`, all within the bound.
-async fn whole(
+/// Reads a whole body, with the idle timeout between two reads and within the size limit.
+async fn read_body(
     mut body: UpstreamBody,
     idle: Duration,
     ends: Instant,
@@ -139,26 +148,27 @@ async fn whole(
     let mut joined = Joined::default();
     loop {
         let limit = Limit::earlier(Instant::now(), idle, Cause::IdleTimeout, ends);
-        match limit.keep(body.next()).await? {
-            Some(Ok(bytes)) if joined.len() + bytes.len() > LARGEST_BODY => {
+        match limit.bound(body.next()).await? {
+            Some(Ok(bytes)) if joined.len() + bytes.len() > MAX_BODY => {
                 return Err(AttemptError::new(
                     Cause::Oversized,
-                    format!("The provider's answer is larger than {LARGEST_BODY} bytes."),
+                    format!("The provider's answer is larger than {MAX_BODY} bytes."),
                 ));
             }
             Some(Ok(bytes)) => joined.push(bytes),
-            Some(Err(broken)) => return Err(transport_error(broken)),
+            Some(Err(error)) => return Err(transport_error(error)),
             None => return Ok(joined.into_bytes()),
         }
     }
 }
 
-/// A point in time, and what it means when it comes.
+/// An instant, and the cause with which work fails that is not done by then.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
     at: Instant,
     cause: Cause,
-    allowed: Option<Duration>,
+    /// The timeout that led to `at`; `None` for the deadline.
+    timeout: Option<Duration>,
 }
 
 impl Limit {
@@ -166,143 +176,148 @@ impl Limit {
         Self {
             at: ends,
             cause: Cause::DeadlineExceeded,
-            allowed: None,
+            timeout: None,
         }
     }
 
-    /// `allowed` from `from`, unless the deadline comes first.
-    pub(super) fn earlier(from: Instant, allowed: Duration, cause: Cause, ends: Instant) -> Self {
-        let at = deadline::saturating_add(from, allowed);
+    /// A limit of `timeout` after `from`, or the deadline if that is earlier.
+    pub(super) fn earlier(from: Instant, timeout: Duration, cause: Cause, ends: Instant) -> Self {
+        let at = deadline::saturating_add(from, timeout);
         if at < ends {
             Self {
                 at,
                 cause,
-                allowed: Some(allowed),
+                timeout: Some(timeout),
             }
         } else {
             Self::deadline(ends)
         }
     }
 
-    /// The point in time.
     pub(super) fn at(&self) -> Instant {
         self.at
     }
 
-    /// Runs `work` up to the limit; on its passing the work is dropped.
-    pub(super) async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, AttemptError> {
+    /// Runs `work` until the limit. If the limit passes first, the work is dropped.
+    pub(super) async fn bound<T>(&self, work: impl Future<Output = T>) -> Result<T, AttemptError> {
         deadline::within(self.at, work)
             .await
-            .map_err(|Elapsed| self.passed())
+            .map_err(|Elapsed| self.error())
     }
 
-    /// The error of a limit that has passed.
-    pub(super) fn passed(&self) -> AttemptError {
-        let allowed = self.allowed.unwrap_or_default().as_millis();
+    /// The error of work that was not done by the limit.
+    pub(super) fn error(&self) -> AttemptError {
+        let ms = self.timeout.unwrap_or_default().as_millis();
         let message = match self.cause {
             Cause::FirstTokenTimeout => {
-                format!("No content came from the provider within {allowed} ms.")
+                format!("The provider sent no content within the first-token timeout of {ms} ms.")
             }
-            Cause::IdleTimeout => {
-                format!("The provider was silent for {allowed} ms in the middle of its answer.")
+            Cause::IdleTimeout => format!(
+                "The provider sent nothing for the idle timeout of {ms} ms in the middle of its \
+                 answer."
+            ),
+            _ => {
+                "The deadline of this request, or this candidate's share of it, passed before the \
+                  provider had answered."
+                    .to_owned()
             }
-            _ => "The time for this request, or this candidate's share of it, is over.".to_owned(),
         };
         AttemptError::new(self.cause, message)
     }
 }
 
-/// An attempt that has been let through: its pass and its place, and what its end is counted on.
+/// An attempt that breaker and bulkhead have admitted.
 pub(super) struct Admitted {
-    lane: Arc<CandidateState>,
-    /// `None` once there is a verdict.
+    candidate: Arc<CandidateState>,
+    /// `None` once the attempt has a result.
     pass: Option<Pass>,
-    _place: Permit,
+    _permit: Permit,
     started: Instant,
     set_by: SetBy,
 }
 
 impl Admitted {
-    /// Breaker, then bulkhead, then the breaker again (it may have opened while this one waited).
+    /// Asks the breaker, waits for a permit of the bulkhead, and asks the breaker again, because it
+    /// may have opened meanwhile.
     async fn enter(
-        lane: &Arc<CandidateState>,
+        candidate: &Arc<CandidateState>,
         set_by: SetBy,
         ends: Instant,
-        turn: Turn,
+        kind: AttemptKind,
     ) -> Result<Self, AttemptError> {
-        lane.breaker.check().map_err(breaker_open)?;
-        let place = lane
+        candidate.breaker.check().map_err(breaker_open)?;
+        let permit = candidate
             .provider
             .bulkhead
             .enter(ends)
             .await
             .map_err(bulkhead_full)?;
-        let pass = lane.breaker.try_pass().map_err(breaker_open)?;
+        let pass = candidate.breaker.try_pass().map_err(breaker_open)?;
         let started = Instant::now();
-        // a place that came free at the last moment: nothing is sent any more
+        // The permit became free when the time was over, so nothing is sent.
         if started >= ends {
             return Err(bulkhead_full(BulkheadError::TimedOut));
         }
-        lane.starts(turn);
+        candidate.record_start(kind);
         Ok(Self {
-            lane: Arc::clone(lane),
+            candidate: Arc::clone(candidate),
             pass: Some(pass),
-            _place: place,
+            _permit: permit,
             started,
             set_by,
         })
     }
 
-    /// The stream is at its commit point: as a probe it has succeeded.
+    /// Records that the stream is at its commit point. A probe has succeeded with that.
     pub(super) fn committed(&mut self) {
         if let Some(pass) = self.pass.as_mut() {
             pass.committed();
         }
     }
 
-    /// The deadline passed while nobody waited for the provider: as if its client had set it.
+    /// Records that the deadline passed while the client, not the provider, was slow. It is then
+    /// treated as a deadline that the caller set.
     pub(super) fn client_was_slow(&mut self) {
         self.set_by = SetBy::Caller;
     }
 
-    /// The stream has ended in order; its body may have some bytes left.
-    pub(super) fn succeeded(self, usage: Option<Usage>, body: Fuse<UpstreamBody>) {
-        self.lane.provider.endings.read(body);
-        self.served(usage);
+    /// Records that the stream ended in order, and drains the rest of its body.
+    pub(super) fn stream_succeeded(self, usage: Option<Usage>, body: Fuse<UpstreamBody>) {
+        self.candidate.provider.body_drainer.drain(body);
+        self.succeeded(usage);
     }
 
-    /// The provider has served.
-    fn served(mut self, usage: Option<Usage>) {
-        self.lane.metrics.attempt(&self.lane.candidate, None);
+    /// Records that the attempt succeeded.
+    fn succeeded(mut self, usage: Option<Usage>) {
+        let metrics = &self.candidate.metrics;
+        metrics.succeeded();
         if let Some(usage) = usage {
-            self.lane.metrics.tokens(&self.lane.candidate, usage);
+            metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
         }
         if let Some(pass) = self.pass.take() {
             pass.success();
         }
     }
 
-    /// The stream broke after its commit point: nobody else lists this attempt.
-    pub(super) fn broke(self, request_id: &str, error: &AttemptError) {
-        tracing::info!(request_id, provider = self.lane.candidate.provider, model = self.lane.candidate.model, cause = ?error.cause, "stream broke");
-        self.lane
-            .metrics
-            .attempt(&self.lane.candidate, Some(error.cause));
+    /// Records that the stream broke after its commit point. No list of attempts holds this failure.
+    pub(super) fn stream_failed(self, error: &AttemptError) {
+        tracing::info!(cause = error.cause.name(), "stream broke");
+        self.candidate.count_failure(error.cause);
         self.blame(error);
     }
 
-    /// Counts the failure against whom it concerns.
+    /// Counts the failure against the provider's breaker, if the policy of its cause says so.
     fn blame(mut self, error: &AttemptError) {
-        let providers = match policy(error.cause).blame {
+        let counts = match error.cause.policy().blame {
             Blame::Provider => true,
             Blame::Nobody => false,
             Blame::ProviderGivenFairTime => {
                 self.set_by == SetBy::Configuration
-                    && self.started.elapsed() >= self.lane.least_fair_time
+                    && self.started.elapsed() >= self.candidate.min_fair_time
             }
         };
         match self.pass.take() {
-            Some(pass) if providers => pass.failure(error.retry_after),
+            Some(pass) if counts => pass.failure(error.retry_after),
             _ => {}
         }
     }
@@ -311,41 +326,47 @@ impl Admitted {
 impl Drop for Admitted {
     fn drop(&mut self) {
         if self.pass.is_some() {
-            self.lane.metrics.attempt_cancelled(&self.lane.candidate);
+            self.candidate.metrics.cancelled();
         }
     }
 }
 
 fn breaker_open(refused: Refused) -> AttemptError {
-    let message = "The provider has failed repeatedly and is left alone for a while.";
+    let message = "The provider has failed repeatedly, so its breaker is open and nothing is sent \
+                   to it; try again after the time in Retry-After.";
     AttemptError {
         retry_after: Some(refused.retry_after),
         ..AttemptError::new(Cause::BreakerOpen, message)
     }
 }
 
-fn bulkhead_full(why: BulkheadError) -> AttemptError {
-    let message = match why {
-        BulkheadError::QueueFull => "Too many requests wait for this provider.",
-        BulkheadError::TimedOut => "No place came free at this provider in time.",
+fn bulkhead_full(error: BulkheadError) -> AttemptError {
+    let message = match error {
+        BulkheadError::QueueFull => {
+            "The queue of requests that wait for this provider is full; try again later."
+        }
+        BulkheadError::TimedOut => {
+            "None of this provider's permits became free before the deadline; try again later."
+        }
     };
     AttemptError {
-        retry_after: Some(WORTH_ASKING_AGAIN),
+        retry_after: Some(BULKHEAD_RETRY_AFTER),
         ..AttemptError::new(Cause::BulkheadFull, message)
     }
 }
 
-/// The failure of the transport, before or inside an answer.
-pub(super) fn transport_error(broken: TransportError) -> AttemptError {
-    match broken {
+/// The error of an attempt whose transport failed, before or inside the answer.
+pub(super) fn transport_error(error: TransportError) -> AttemptError {
+    match error {
         TransportError::Refused(_) => {
             AttemptError::new(Cause::Refused, "The provider refused the connection.")
         }
-        TransportError::ConnectTimeout(after) => AttemptError::new(
+        TransportError::ConnectTimeout(timeout) => AttemptError::new(
             Cause::ConnectTimeout,
             format!(
-                "No connection to the provider stood within {} ms.",
-                after.as_millis()
+                "The connection to the provider was not established within the connect timeout of \
+                 {} ms.",
+                timeout.as_millis()
             ),
         ),
         TransportError::Reset(_) => AttemptError::new(
@@ -354,7 +375,7 @@ pub(super) fn transport_error(broken: TransportError) -> AttemptError {
         ),
         TransportError::Truncated(_) => AttemptError::new(
             Cause::Truncated,
-            "The provider's answer ended in the middle.",
+            "The provider's answer ended before it was complete.",
         ),
         TransportError::Protocol(_) => AttemptError::new(
             Cause::BadResponse,

@@ -1,12 +1,12 @@
-//! The final error: which of many causes the client is told.
+//! The final error: which cause the client receives after every candidate has failed.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::policy::was_sent;
-use crate::llm::chat::{Attempt, Candidate, Cause, LlmFailure};
+use crate::llm::cause::Cause;
+use crate::llm::chat::{Attempt, Candidate, LlmFailure};
 
-/// The failure that these attempts come to.
+/// Sums up failed attempts in one failure.
 pub(super) fn failure(attempts: Vec<Attempt>) -> LlmFailure {
     let cause = deciding_cause(&attempts);
     LlmFailure {
@@ -20,12 +20,13 @@ pub(super) fn failure(attempts: Vec<Attempt>) -> LlmFailure {
     }
 }
 
-/// The rule, first match wins:
-/// 1. nothing was tried: the deadline was over at the start;
-/// 2. any rejection: that is about the request itself;
-/// 3. nothing was sent: breaker open if any is, else bulkhead full if any is, else unsupported;
-/// 4. everything sent was refused for rate or quota: rate limited if any may pass, else quota exhausted;
-/// 5. else the cause of the last attempt that was sent.
+/// Decides the cause by the first rule that applies:
+/// 1. No attempt was made: the deadline had passed at the start.
+/// 2. A provider rejected the request: the request itself is wrong.
+/// 3. Nothing was sent: breaker open if any attempt failed so, else bulkhead full, else unsupported.
+/// 4. Every attempt that was sent hit a rate limit or a quota: rate limited if any attempt failed
+///    so, else quota exhausted.
+/// 5. Otherwise the cause of the last attempt that was sent decides.
 fn deciding_cause(attempts: &[Attempt]) -> Cause {
     let causes: Vec<Cause> = attempts
         .iter()
@@ -36,7 +37,7 @@ fn deciding_cause(attempts: &[Attempt]) -> Cause {
     let sent: Vec<Cause> = causes
         .iter()
         .copied()
-        .filter(|cause| was_sent(*cause))
+        .filter(|cause| cause.was_sent())
         .collect();
     match sent.last() {
         _ if any(Cause::Rejected) => Cause::Rejected,
@@ -59,16 +60,17 @@ fn deciding_cause(attempts: &[Attempt]) -> Cause {
     }
 }
 
-/// The soonest time at which some candidate can be asked again: the least of what each asked for last.
+/// The time after which the first candidate can be asked again: the least of the waits that each
+/// candidate asked for last.
 fn soonest(attempts: &[Attempt]) -> Option<Duration> {
-    let mut asked: HashMap<&Candidate, Duration> = HashMap::new();
+    let mut waits: HashMap<&Candidate, Duration> = HashMap::new();
     for attempt in attempts {
         match attempt.error.as_ref().and_then(|error| error.retry_after) {
-            Some(wait) => asked.insert(&attempt.candidate, wait),
-            None => asked.remove(&attempt.candidate),
+            Some(wait) => waits.insert(&attempt.candidate, wait),
+            None => waits.remove(&attempt.candidate),
         };
     }
-    asked.into_values().min()
+    waits.into_values().min()
 }
 
 #[cfg(test)]
@@ -101,7 +103,7 @@ mod tests {
     #[case::one(&[ServerError], ServerError)]
     #[case::last_sent_decides(&[ServerError, FirstTokenTimeout], FirstTokenTimeout)]
     #[case::not_sent_does_not_decide(&[ServerError, BreakerOpen], ServerError)]
-    #[case::not_found_is_not_the_clients(&[NotFound, ServerError], ServerError)]
+    #[case::not_found_does_not_stop_the_fallback(&[NotFound, ServerError], ServerError)]
     #[case::not_found_last(&[ServerError, NotFound], NotFound)]
     #[case::rejection_wins(&[RateLimited, Rejected], Rejected)]
     #[case::all_rate_limited(&[RateLimited, RateLimited], RateLimited)]
@@ -114,24 +116,27 @@ mod tests {
     #[case::all_full(&[BulkheadFull, BulkheadFull], BulkheadFull)]
     #[case::full_and_unsupported(&[Unsupported, BulkheadFull], BulkheadFull)]
     #[case::unsupported(&[Unsupported], Unsupported)]
-    fn the_cause_that_decides(#[case] causes: &[Cause], #[case] told: Cause) {
+    fn the_deciding_cause(#[case] causes: &[Cause], #[case] expected: Cause) {
         let attempts = causes
             .iter()
             .map(|cause| attempt("p", *cause, None))
             .collect();
-        assert_eq!(failure(attempts).cause, told);
+        assert_eq!(failure(attempts).cause, expected);
     }
 
     #[rstest]
-    #[case::the_least_of_the_candidates(&[("a", Some(9)), ("b", Some(4))], Some(4))]
-    #[case::the_last_of_one_candidate(&[("a", Some(1)), ("a", Some(9))], Some(9))]
-    #[case::forgotten_when_the_last_says_nothing(&[("a", Some(1)), ("a", None)], None)]
+    #[case::least_of_the_candidates(&[("a", Some(9)), ("b", Some(4))], Some(4))]
+    #[case::last_of_one_candidate(&[("a", Some(1)), ("a", Some(9))], Some(9))]
+    #[case::ignored_when_the_last_attempt_has_none(&[("a", Some(1)), ("a", None)], None)]
     #[case::unknown(&[("a", None)], None)]
-    fn the_soonest_return(#[case] asked: &[(&str, Option<u64>)], #[case] told: Option<u64>) {
-        let attempts = asked
+    fn the_least_retry_after(#[case] waits: &[(&str, Option<u64>)], #[case] expected: Option<u64>) {
+        let attempts = waits
             .iter()
             .map(|(provider, wait)| attempt(provider, RateLimited, *wait))
             .collect();
-        assert_eq!(failure(attempts).retry_after, told.map(Duration::from_secs));
+        assert_eq!(
+            failure(attempts).retry_after,
+            expected.map(Duration::from_secs)
+        );
     }
 }

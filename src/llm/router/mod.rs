@@ -1,16 +1,19 @@
-//! The router: an alias becomes ordered candidates, each tried under one deadline, until one is known to be good.
+//! The router: a model alias names ordered candidates, and each is tried under one deadline until
+//! one of them is known to be good.
 //!
-//! Candidates one after the other ([`Router::chat`]), attempts at one of them with back-off (`candidate`), one attempt with
-//! its breaker, bulkhead and time-outs (`attempt`), and the stream with its commit point (`stream`). What a failure leads to
-//! is decided in one table (`policy`), and the cause that the client is told in one function (`verdict`).
-//! Nothing is queued, and no task runs for a request: dropping the future, or the stream, ends everything that does. One task reads
-//! what a provider sends behind the end of its stream (`endings`), bounded, so that the connection can be used again.
+//! [`Router::chat`] asks the candidates one after the other, `candidate` makes the attempts at one
+//! of them with backoff, `attempt` guards one attempt by breaker, bulkhead and timeouts, and
+//! `stream` holds the commit point. [`Cause::policy`] decides what follows from a failure, and
+//! `final_error` decides which cause the client receives.
+//!
+//! The router queues nothing and spawns no task for a request: dropping the future, or the stream,
+//! ends everything that runs for it. One bounded task per body reads what a provider sends behind
+//! the end of its stream (`body_drainer`), so that the connection can be used again.
 
 mod attempt;
 mod body_drainer;
 mod candidate;
 mod final_error;
-mod policy;
 mod stream;
 
 use std::collections::HashMap;
@@ -18,69 +21,77 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use self::candidate::{Call, CandidateState, Next, Provider};
 use crate::config::{Config, ModelConfig, ProviderConfig};
+use crate::llm::cause::Cause;
 use crate::llm::chat::{CallContext, Candidate, ChatRequest, LlmFailure, Served};
 use crate::llm::provider::{self, Codec};
 use crate::llm::transport::Transport;
 use crate::resilience::backoff::Random;
-use crate::resilience::breaker::Breaker;
+use crate::resilience::breaker::{Breaker, BreakerSettings, BreakerState};
 use crate::resilience::deadline::{self, Deadline};
-use crate::telemetry::{BreakerState, Metrics};
-
-pub use self::policy::{Blame, Policy, policy};
+use crate::telemetry::{AliasMetrics, CandidateMetrics, Metrics};
 
 /// Why the router gives no answer.
 #[derive(Debug)]
 pub enum RouterError {
-    /// No alias of that name is configured.
+    /// No model alias of this name is configured.
     UnknownModel(String),
-    /// Every candidate failed.
+    /// Every candidate of the alias failed.
     Failed(LlmFailure),
 }
 
-/// One candidate's breaker, for health.
+/// The breaker state of one candidate, for the health document.
 #[derive(Clone, Debug)]
 pub struct CandidateHealth {
-    /// Whose.
+    /// The candidate that the breaker guards.
     pub candidate: Candidate,
-    /// Its breaker.
+    /// The state in which the next attempt would find the breaker.
     pub breaker: BreakerState,
 }
 
-/// Routes chat requests. Shared by all requests.
+/// Routes chat requests to providers. All requests of a gateway share one router.
 pub struct Router {
     routes: IndexMap<String, Route>,
-    breakers: IndexMap<Candidate, Arc<Breaker>>,
-    metrics: Arc<Metrics>,
+    guards: IndexMap<Candidate, Guard>,
 }
 
-/// An alias, ready to be tried.
+/// A model alias, ready to be tried.
 struct Route {
     model: ModelConfig,
-    lanes: Vec<Arc<CandidateState>>,
+    candidates: Vec<Arc<CandidateState>>,
+    metrics: AliasMetrics,
+}
+
+/// What all aliases with the same candidate share.
+struct Guard {
+    breaker: Arc<Breaker>,
+    metrics: CandidateMetrics,
 }
 
 impl Router {
-    /// A router over the configured aliases; `transport` makes the way to each provider.
+    /// Creates a router over the configured aliases; `transport` makes the transport to a provider.
     ///
-    /// Candidates whose provider is not configured are left out: `config` refuses them before.
+    /// A candidate whose provider is not configured is left out. The configuration refuses such a
+    /// candidate before.
     pub fn new(
         config: &Config,
         transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Self {
         Self::with_parts(config, transport, provider::codec, rand::random, metrics)
     }
 
-    /// The same with protocols and randomness (of the back-off's jitter) of the caller's own: a test that can be repeated needs both.
+    /// Creates a router with the caller's own codecs and source of jitter, so that a test can be
+    /// repeated exactly.
     pub fn with_parts(
         config: &Config,
         transport: impl Fn(&ProviderConfig) -> Arc<dyn Transport>,
         codec: impl Fn(&ProviderConfig) -> Arc<dyn Codec>,
         random: Random,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Self {
         let providers: HashMap<&str, Arc<Provider>> = config
             .providers
@@ -97,60 +108,56 @@ impl Router {
                 )
             })
             .collect();
-        let mut breakers: IndexMap<Candidate, Arc<Breaker>> = IndexMap::new();
+        let mut guards: IndexMap<Candidate, Guard> = IndexMap::new();
         let mut routes = IndexMap::new();
         for (alias, model) in &config.models {
-            let mut lanes = Vec::with_capacity(model.candidates.len());
+            let mut candidates = Vec::with_capacity(model.candidates.len());
             for (position, configured) in model.candidates.iter().enumerate() {
                 let Some(provider) = providers.get(configured.provider.as_str()) else {
                     continue;
                 };
-                let candidate = Candidate {
+                let id = Candidate {
                     provider: configured.provider.clone(),
                     model: configured.model.clone(),
                 };
-                let breaker = breakers
-                    .entry(candidate.clone())
-                    .or_insert_with(|| logged_breaker(config, &candidate));
+                let guard = guards
+                    .entry(id.clone())
+                    .or_insert_with(|| Guard::new(config, &id, metrics));
                 let later = model.candidates.len() - 1 - position;
-                lanes.push(Arc::new(CandidateState {
-                    least_fair_time: configured.timeouts.first_token.min(deadline::share_of(
+                candidates.push(Arc::new(CandidateState {
+                    min_fair_time: configured.timeouts.first_token.min(deadline::share_of(
                         model.total,
                         model.reserve,
                         later,
                     )),
                     provider: Arc::clone(provider),
-                    breaker: Arc::clone(breaker),
+                    breaker: Arc::clone(&guard.breaker),
                     timeouts: configured.timeouts,
                     retry: config.retry,
                     random,
                     later,
-                    metrics: Arc::clone(&metrics),
-                    candidate,
+                    metrics: guard.metrics.clone(),
+                    id,
                 }));
             }
-            routes.insert(
-                alias.clone(),
-                Route {
-                    model: model.clone(),
-                    lanes,
-                },
-            );
+            let route = Route {
+                model: model.clone(),
+                candidates,
+                metrics: metrics.alias(alias),
+            };
+            routes.insert(alias.clone(), route);
         }
-        Self {
-            routes,
-            breakers,
-            metrics,
-        }
+        Self { routes, guards }
     }
 
-    /// Serves the request by the first candidate that is known to be good, under one deadline: a stream is handed out
-    /// at its commit point, when its first real content has come.
+    /// Serves the request by the first candidate that is known to be good, under one deadline. A
+    /// stream is returned at its commit point, when its first real content has arrived.
     ///
-    /// Cancel safe: dropping the future closes the connection to the provider, and starts nothing new.
+    /// Cancel safe: dropping the future closes the connection to the provider and starts nothing.
     ///
     /// # Errors
-    /// See [`RouterError`].
+    /// [`RouterError::UnknownModel`] if no such alias is configured, and [`RouterError::Failed`] if
+    /// no candidate served the request before the deadline.
     pub async fn chat(
         &self,
         request: ChatRequest,
@@ -159,36 +166,75 @@ impl Router {
         let Some(route) = self.routes.get(&request.model) else {
             return Err(RouterError::UnknownModel(request.model));
         };
+        let span = tracing::info_span!(
+            "request",
+            request_id = context.request_id,
+            model = request.model
+        );
+        route.serve(&request, &context).instrument(span).await
+    }
+
+    /// The configured model aliases, in their order.
+    pub fn aliases(&self) -> Vec<String> {
+        self.routes.keys().cloned().collect()
+    }
+
+    /// Every candidate with the state of its breaker.
+    pub fn health(&self) -> Vec<CandidateHealth> {
+        self.guards
+            .iter()
+            .map(|(candidate, guard)| CandidateHealth {
+                candidate: candidate.clone(),
+                breaker: guard.breaker.state(),
+            })
+            .collect()
+    }
+
+    /// Writes the state of every breaker to the metrics. A breaker becomes half-open by time alone,
+    /// so this is called before each scrape.
+    pub fn update_metrics(&self) {
+        for guard in self.guards.values() {
+            guard.metrics.breaker(guard.breaker.state().level());
+        }
+    }
+}
+
+impl Route {
+    async fn serve(
+        &self,
+        request: &ChatRequest,
+        context: &CallContext,
+    ) -> Result<Served, RouterError> {
         let Deadline {
             at: deadline,
             set_by,
-        } = deadline::request_deadline(context.arrived, route.model.total, context.deadline);
+        } = deadline::request_deadline(context.arrived, self.model.total, context.deadline);
         let call = Call {
-            request: &request,
-            context: &context,
+            request,
+            context,
             deadline,
             set_by,
         };
         let mut attempts = Vec::new();
-        for (position, lane) in route.lanes.iter().enumerate() {
+        for (position, candidate) in self.candidates.iter().enumerate() {
             let now = Instant::now();
             if now >= deadline {
                 break;
             }
             if position > 0 {
-                self.metrics.fallback(&route.model.alias);
+                self.metrics.fell_back();
             }
             let ends = deadline::candidate_deadline(
                 now,
                 deadline,
-                route.model.reserve,
-                route.lanes.len() - 1 - position,
+                self.model.reserve,
+                self.candidates.len() - 1 - position,
             );
-            match lane.serve(&call, ends, &mut attempts).await {
+            match candidate.serve(&call, ends, &mut attempts).await {
                 Ok(answer) => {
                     return Ok(Served {
                         answer,
-                        by: lane.candidate.clone(),
+                        by: candidate.id.clone(),
                         attempts,
                     });
                 }
@@ -198,35 +244,32 @@ impl Router {
         }
         Err(RouterError::Failed(final_error::failure(attempts)))
     }
-
-    /// The configured aliases, in their order.
-    pub fn aliases(&self) -> Vec<String> {
-        self.routes.keys().cloned().collect()
-    }
-
-    /// Every candidate with its breaker's state.
-    pub fn health(&self) -> Vec<CandidateHealth> {
-        self.breakers
-            .iter()
-            .map(|(candidate, breaker)| CandidateHealth {
-                candidate: candidate.clone(),
-                breaker: breaker.state(),
-            })
-            .collect()
-    }
 }
 
-fn logged_breaker(config: &Config, candidate: &Candidate) -> Arc<Breaker> {
-    let candidate = candidate.clone();
-    Breaker::new(
-        config.breaker,
-        Box::new(move |state| {
-            tracing::info!(
-                provider = candidate.provider,
-                model = candidate.model,
-                ?state,
-                "breaker"
-            )
-        }),
-    )
+impl Guard {
+    fn new(config: &Config, candidate: &Candidate, metrics: &Metrics) -> Self {
+        let metrics = metrics.candidate(&candidate.provider, &candidate.model);
+        for cause in Cause::ALL.iter().filter(|cause| cause.is_timeout()) {
+            metrics.register_timeout(cause.name());
+        }
+        metrics.register_not_sent(Cause::BreakerOpen.name());
+        let candidate = candidate.clone();
+        let settings = BreakerSettings {
+            failure_threshold: config.breaker.failure_threshold,
+            cool_down: config.breaker.cool_down,
+            half_open_probes: config.breaker.half_open_probes,
+        };
+        let breaker = Breaker::new(
+            settings,
+            Box::new(move |state| {
+                tracing::info!(
+                    provider = candidate.provider,
+                    model = candidate.model,
+                    state = state.name(),
+                    "breaker changed its state"
+                )
+            }),
+        );
+        Self { breaker, metrics }
+    }
 }

@@ -1,12 +1,13 @@
 //! The commit point, and the stream behind it.
 //!
-//! [`open`] is the one place where a stream is held back: until its first real content has come, everything is kept in a
-//! bounded buffer, and every failure is still an error that leads to a retry, the next candidate, or a real status. From
-//! there on [`Committed`] hands out chunks as they come, and a failure is its last item.
+//! [`open`] is the only function that holds a stream back. Until the first real content has arrived,
+//! everything is kept in a bounded buffer, and every failure is still an error that leads to a retry,
+//! to the next candidate, or to a real status. From the commit point on, [`Committed`] yields chunks
+//! as they arrive, and a failure is its last item.
 //!
-//! The stream is pulled: no task, no channel. It reads from the provider only when its client asks for more, so a slow
-//! client slows the provider down; dropping it closes the connection. What a body still has behind its stream's orderly end is
-//! left to `endings`.
+//! The stream is pulled: it has no task and no channel. It reads from the provider only when its
+//! client asks for more, so a slow client slows the provider down. Dropping it closes the
+//! connection. What a body carries behind the end of its stream is left to `body_drainer`.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,21 +19,25 @@ use bytes::Bytes;
 use futures::stream::Fuse;
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep};
+use tracing::Span;
 
 use super::attempt::{Admitted, Limit, transport_error};
-use super::candidate::Call;
-use crate::llm::chat::{AttemptError, Cause, ChatStream, StreamItem, Usage};
+use crate::llm::cause::Cause;
+use crate::llm::chat::{AttemptError, ChatStream, StreamItem, Usage};
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::provider::{ChunkDecoder, Decoded};
 use crate::llm::transport::UpstreamBody;
 
-/// Chunks, and bytes of them, that are held back for the first content, at most.
-const MOST_HELD_CHUNKS: usize = 1_024;
-const LARGEST_START: usize = 256 << 10;
-/// Bytes that are read for the first content, at most: it may be one event of the largest size, in many reads.
-const LARGEST_READ: usize = DEFAULT_EVENT_LIMIT + LARGEST_START;
+/// The maximum number of chunks that are held back before the first content.
+const MAX_HELD_CHUNKS: usize = 1_024;
+/// The maximum size of the chunks that are held back before the first content, in bytes.
+const MAX_HELD_BYTES: usize = 256 << 10;
+/// The maximum number of bytes that are read before the first content, which may be one event of the
+/// largest size in many reads.
+const MAX_READ_BYTES: usize = DEFAULT_EVENT_LIMIT + MAX_HELD_BYTES;
 
-/// A stream at its commit point: known to be good so far, nothing of it handed out.
+/// A stream at its commit point: it is known to be good so far, and nothing of it has been handed
+/// out.
 pub(super) struct Opened {
     body: Fuse<UpstreamBody>,
     decoder: Box<dyn ChunkDecoder>,
@@ -40,14 +45,18 @@ pub(super) struct Opened {
     idle: Duration,
 }
 
-/// Reads up to the first real content. Comments, pings and chunks that only name a role do not count, and extend no time-out.
+/// Reads up to the first real content. Comments, pings and chunks that only name a role do not count
+/// as content and do not extend the limit.
+///
+/// Cancel safe in the sense that dropping the future closes the connection; what was read is lost.
 pub(super) async fn open(
     body: UpstreamBody,
     mut decoder: Box<dyn ChunkDecoder>,
-    by: Limit,
+    limit: Limit,
     idle: Duration,
 ) -> Result<Opened, AttemptError> {
-    // a provider may end its stream without an end marker: the body is then over before its last chunk is handed out
+    // A provider may end its stream without an end marker: the body is then over before its last
+    // chunk has been handed out.
     let mut body = body.fuse();
     let mut held = VecDeque::new();
     let (mut read, mut seen, mut seen_bytes) = (0, 0, 0);
@@ -75,22 +84,22 @@ pub(super) async fn open(
                 }
             }
         }
-        if read > LARGEST_READ || seen_bytes > LARGEST_START || seen > MOST_HELD_CHUNKS {
+        if read > MAX_READ_BYTES || seen_bytes > MAX_HELD_BYTES || seen > MAX_HELD_CHUNKS {
             return Err(AttemptError::new(
                 Cause::Oversized,
-                format!("No content came in the first {read} bytes of the provider's stream."),
+                format!("The first {read} bytes of the provider's stream hold no content."),
             ));
         }
-        match by.keep(body.next()).await? {
+        match limit.bound(body.next()).await? {
             Some(Ok(bytes)) => {
                 read += bytes.len();
                 decoder.push(bytes, &mut held);
-                // a body that is always ready must not outlive the limit
-                if held.len() == seen && Instant::now() >= by.at() {
-                    return Err(by.passed());
+                // A body that is always ready must not outlive the limit.
+                if held.len() == seen && Instant::now() >= limit.at() {
+                    return Err(limit.error());
                 }
             }
-            Some(Err(broken)) => return Err(transport_error(broken)),
+            Some(Err(error)) => return Err(transport_error(error)),
             None => {
                 decoder.finish(&mut held);
                 if held.len() == seen {
@@ -102,8 +111,8 @@ pub(super) async fn open(
 }
 
 impl Opened {
-    /// Commits: from here on the client sees what comes.
-    pub(super) fn committed(self, mut admitted: Admitted, call: &Call<'_>) -> ChatStream {
+    /// Passes the commit point: from here on the client receives what arrives.
+    pub(super) fn committed(self, mut admitted: Admitted, deadline: Instant) -> ChatStream {
         admitted.committed();
         Box::pin(Committed(Some(Streaming {
             body: self.body,
@@ -111,15 +120,15 @@ impl Opened {
             admitted,
             queue: self.held,
             idle: self.idle,
-            request_id: call.context.request_id.as_str().into(),
-            deadline: call.deadline,
+            span: Span::current(),
+            deadline,
             silence: None,
-            timer: Box::pin(tokio::time::sleep_until(call.deadline)),
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
         })))
     }
 }
 
-/// A stream past its commit point; `None` once its last item has been handed out.
+/// A stream past its commit point; `None` after its last item.
 struct Committed(Option<Streaming>);
 
 struct Streaming {
@@ -128,10 +137,11 @@ struct Streaming {
     admitted: Admitted,
     queue: VecDeque<Decoded>,
     idle: Duration,
-    /// For the log of a break.
-    request_id: Box<str>,
+    /// The span of the attempt, for the log of a stream that breaks.
+    span: Span,
     deadline: Instant,
-    /// The limit of the present wait for the provider, if there is one: it runs only while this stream is asked for more.
+    /// The limit of the present wait for the provider. It exists only while the client asks for more
+    /// and the provider has sent nothing.
     silence: Option<Limit>,
     timer: Pin<Box<Sleep>>,
 }
@@ -149,26 +159,26 @@ impl Stream for Committed {
         let Some(streaming) = self.0.as_mut() else {
             return Poll::Ready(None);
         };
-        let last = match ready!(streaming.poll_chunk(cx)) {
+        let end = match ready!(streaming.poll_chunk(cx)) {
             Ok(data) => return Poll::Ready(Some(StreamItem::Chunk(data))),
             Err(end) => end,
         };
         let Some(Streaming {
             body,
             admitted,
-            request_id,
+            span,
             ..
         }) = self.0.take()
         else {
             return Poll::Ready(None);
         };
-        Poll::Ready(Some(match last {
+        Poll::Ready(Some(match end {
             End::Done(usage) => {
-                admitted.succeeded(usage, body);
+                admitted.stream_succeeded(usage, body);
                 StreamItem::Done(usage)
             }
             End::Failed(error) => {
-                admitted.broke(&request_id, &error);
+                span.in_scope(|| admitted.stream_failed(&error));
                 StreamItem::Failed(error)
             }
         }))
@@ -188,15 +198,15 @@ impl Streaming {
                 if self.silence.is_none() {
                     self.admitted.client_was_slow();
                 }
-                return Poll::Ready(Err(End::Failed(Limit::deadline(self.deadline).passed())));
+                return Poll::Ready(Err(End::Failed(Limit::deadline(self.deadline).error())));
             }
             match self.body.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
                     self.silence = None;
                     self.decoder.push(bytes, &mut self.queue);
                 }
-                Poll::Ready(Some(Err(broken))) => {
-                    return Poll::Ready(Err(End::Failed(transport_error(broken))));
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Err(End::Failed(transport_error(error))));
                 }
                 Poll::Ready(None) => {
                     self.decoder.finish(&mut self.queue);
@@ -219,7 +229,7 @@ impl Streaming {
                         }
                     };
                     ready!(self.timer.as_mut().poll(cx));
-                    return Poll::Ready(Err(End::Failed(limit.passed())));
+                    return Poll::Ready(Err(End::Failed(limit.error())));
                 }
             }
         }
@@ -229,6 +239,6 @@ impl Streaming {
 fn truncated() -> AttemptError {
     AttemptError::new(
         Cause::Truncated,
-        "The provider's stream ended in the middle.",
+        "The provider's stream ended before its answer was complete.",
     )
 }

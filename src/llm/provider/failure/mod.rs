@@ -10,7 +10,8 @@ use http::{HeaderMap, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use crate::llm::chat::{AttemptError, Cause, ErrorDetail};
+use crate::llm::cause::Cause;
+use crate::llm::chat::{AttemptError, ErrorDetail};
 use crate::llm::content::{clip, media_type};
 use crate::llm::framing::FrameError;
 

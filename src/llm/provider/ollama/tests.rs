@@ -8,7 +8,8 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::llm::chat::{Cause, Usage};
+use crate::llm::cause::Cause;
+use crate::llm::chat::Usage;
 use crate::llm::provider::Decoded;
 
 fn codec() -> Ollama {

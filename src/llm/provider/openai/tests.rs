@@ -4,7 +4,8 @@
 use rstest::rstest;
 
 use super::*;
-use crate::llm::chat::{Cause, ErrorDetail};
+use crate::llm::cause::Cause;
+use crate::llm::chat::ErrorDetail;
 
 fn provider(base_url: &str) -> ProviderConfig {
     ProviderConfig {
