@@ -4,12 +4,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use gauntlet::config::{Auth, redact_url};
-use gauntlet::http::auth::token_hash;
-use gauntlet::store::{self, KeyRecord, Micros, Store};
+use gauntlet::store::{self, KeyRecord, Keys, Micros, token_hash};
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use uuid::Uuid;
@@ -62,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         let store = store::open(config).await.map_err(|error| {
             CommandError(format!("store.url = {place} can't be opened: {error}; start that database, or write the URL of one that runs"))
         })?;
-        let said = act(&store, &loaded.config.auth, &args.action).await;
+        let said = act(store.as_ref(), &loaded.config.auth, &args.action).await;
         store.close().await;
         writeln!(io::stdout(), "{}", said?).map_err(|error| {
             CommandError(format!("nobody reads the output ({error}): `gauntlet keys list` shows what was done; revoke a key whose token is lost"))
@@ -71,7 +69,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     })
 }
 
-async fn act(store: &Arc<dyn Store>, auth: &Auth, action: &Action) -> Result<String, CommandError> {
+async fn act(store: &dyn Keys, auth: &Auth, action: &Action) -> Result<String, CommandError> {
     let failed = |error: store::StoreError| {
         CommandError(format!(
             "{error}: nothing was changed; try again when the store answers"

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::error::ApiError;
 use crate::config;
-use crate::store::{Store, StoreError};
+pub use crate::store::token_hash;
+use crate::store::{self, StoreError};
 
 /// Whose request it is. An extension of every request behind the door.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +32,14 @@ pub struct Keys {
     required: bool,
     anonymous: Tenant,
     configured: Vec<(Hash, Tenant)>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn store::Keys>,
     trust: Duration,
     found: Mutex<HashMap<Hash, (Tenant, Instant)>>,
 }
 
 impl Keys {
     /// The file's keys, and those of the store; `required` says whether one of them is asked for.
-    pub fn new(auth: &config::Auth, required: bool, store: Arc<dyn Store>) -> Self {
+    pub fn new(auth: &config::Auth, required: bool, store: Arc<dyn store::Keys>) -> Self {
         let configured = auth
             .keys
             .iter()
@@ -126,16 +127,11 @@ impl Keys {
 ///
 /// # Errors
 /// [`StoreError`] where the store has to be asked and can't be.
-pub async fn required(auth: &config::Auth, store: &dyn Store) -> Result<bool, StoreError> {
+pub async fn required(auth: &config::Auth, store: &dyn store::Keys) -> Result<bool, StoreError> {
     match auth.required {
         Some(required) => Ok(required),
         None => Ok(!store.keys().await?.is_empty()),
     }
-}
-
-/// SHA-256 of a token as keys are stored: 64 hex digits.
-pub fn token_hash(token: &str) -> String {
-    to_hex(&hash(token))
 }
 
 /// The token of `Authorization: Bearer …` (RFC 6750 section 2.1; the scheme in any case).

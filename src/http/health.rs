@@ -19,7 +19,7 @@ use super::probe::Prober;
 use super::state::AppState;
 use crate::config::{Config, ProviderConfig};
 use crate::llm::provider::authorization;
-use crate::store::Store;
+use crate::store::StoreHealth;
 
 /// Every dependency with its probe.
 pub struct Health {
@@ -163,7 +163,7 @@ pub(super) async fn all(State(app): State<AppState>) -> Response {
 
 impl Health {
     /// The probes of the store and of every provider.
-    pub(super) fn new(config: &Config, store: Arc<dyn Store>) -> Self {
+    pub(super) fn new(config: &Config, store: Arc<dyn StoreHealth>) -> Self {
         let (bound, fresh) = (config.server.health_timeout, config.server.health_cache);
         let kind = store.kind();
         let ping = move || {

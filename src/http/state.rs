@@ -53,6 +53,7 @@ impl App {
                 Settings::of(&config),
                 router.clone(),
                 store.clone(),
+                store.clone(),
                 metrics.clone(),
             ),
             health: Health::new(&config, store.clone()),

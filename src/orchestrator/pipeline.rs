@@ -22,7 +22,7 @@ use crate::orchestrator::record::{Ledger, Recorder, Running};
 use crate::orchestrator::step::{PIPELINE, Step};
 use crate::resilience::deadline::{self, Deadline, SetBy};
 use crate::retrieval::{Retriever, Search, retriever};
-use crate::store::Store;
+use crate::store::{Documents, Queries};
 use crate::telemetry::Metrics;
 
 /// A question, with all that its run needs to know.
@@ -85,12 +85,13 @@ impl Orchestrator {
     pub fn new(
         settings: Settings,
         llm: Arc<dyn Llm>,
-        store: Arc<dyn Store>,
+        documents: Arc<dyn Documents>,
+        queries: Arc<dyn Queries>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let lanes = retriever::all(&store);
+        let lanes = retriever::all(&documents);
         let recorder = Recorder {
-            store,
+            queries,
             metrics,
             tasks: TaskTracker::new(),
             bound: settings.record_bound,

@@ -13,13 +13,13 @@ use crate::orchestrator::agents::retrieval;
 use crate::orchestrator::document::{Accepted, QueryDocument, StepReport};
 use crate::orchestrator::outcome::{Cause, Status};
 use crate::orchestrator::step::Step;
-use crate::store::{QueryRecord, Store};
+use crate::store::{Queries, QueryRecord};
 use crate::telemetry::Metrics;
 
 /// Writes records.
 #[derive(Clone)]
 pub(super) struct Recorder {
-    pub store: Arc<dyn Store>,
+    pub queries: Arc<dyn Queries>,
     pub metrics: Arc<Metrics>,
     pub tasks: TaskTracker,
     /// The store bounds itself; this bounds a store that does not.
@@ -45,7 +45,8 @@ impl Recorder {
 
 async fn write(recorder: Recorder, record: QueryRecord) -> Result<(), Cause> {
     let id = record.id;
-    let (cause, error) = match timeout(recorder.bound, recorder.store.record_query(record)).await {
+    let (cause, error) = match timeout(recorder.bound, recorder.queries.record_query(record)).await
+    {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => (retrieval::cause(&error), error.to_string()),
         Err(_) => (

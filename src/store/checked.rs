@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
-    StoreError,
+    Document, Documents, KeyRecord, Keys, Listing, Micros, NewDocument, Page, Passage, Queries,
+    QueryRecord, Store, StoreError, StoreHealth,
 };
 
 /// A store behind the checks.
@@ -22,7 +22,7 @@ fn check(what: &str, text: &str) -> Result<(), StoreError> {
 }
 
 #[async_trait]
-impl<S: Store> Store for Checked<S> {
+impl<S: Store> StoreHealth for Checked<S> {
     fn kind(&self) -> &'static str {
         self.0.kind()
     }
@@ -30,7 +30,10 @@ impl<S: Store> Store for Checked<S> {
     async fn ping(&self) -> Result<(), StoreError> {
         self.0.ping().await
     }
+}
 
+#[async_trait]
+impl<S: Store> Documents for Checked<S> {
     async fn add_document(
         &self,
         tenant: &str,
@@ -61,7 +64,10 @@ impl<S: Store> Store for Checked<S> {
         check("the tenant", tenant)?;
         self.0.search(tenant, text, limit).await
     }
+}
 
+#[async_trait]
+impl<S: Store> Queries for Checked<S> {
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         check("the tenant", &record.tenant)?;
         check("the status", &record.status)?;
@@ -78,7 +84,10 @@ impl<S: Store> Store for Checked<S> {
         check("the status", listing.status.as_deref().unwrap_or_default())?;
         self.0.queries(tenant, listing).await
     }
+}
 
+#[async_trait]
+impl<S: Store> Keys for Checked<S> {
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
         check("the tenant", &key.tenant)?;
         check("the hash", &key.hash)?;
@@ -98,7 +107,10 @@ impl<S: Store> Store for Checked<S> {
         check("the hash", hash)?;
         self.0.key_by_hash(hash).await
     }
+}
 
+#[async_trait]
+impl<S: Store> Store for Checked<S> {
     async fn close(&self) {
         self.0.close().await;
     }

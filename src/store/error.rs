@@ -1,10 +1,35 @@
-//! From what a driver says to why a call failed: one table for Postgres' SQLSTATEs and SQLite's result codes.
+//! The store's error, and how a driver's error becomes one: one table for the SQLSTATEs of Postgres
+//! and one for the result codes of SQLite.
 //!
-//! Messages are the server's own words, which name no credentials; a value of a client never gets into them.
+//! Messages are the server's own words. They name no credentials and quote no value of a client.
 
 use std::time::Duration;
 
-use super::StoreError;
+/// Why a call of the store failed.
+///
+/// Only [`StoreError::Rejected`] is the client's own error; a client never sees the text of another
+/// variant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached: it refuses or resets connections, or it restarts.
+    #[error("the store cannot be reached: {0}")]
+    Unavailable(String),
+    /// No connection of the pool became free within the acquire timeout, which the value is.
+    #[error("no connection to the store became free within {0:?}")]
+    PoolExhausted(Duration),
+    /// The database did not answer within the statement timeout, which the value is.
+    #[error("the store did not answer within {0:?}")]
+    Timeout(Duration),
+    /// The database takes no writes: it is read-only, its disk is full, or a right is missing.
+    #[error("the store takes no writes: {0}")]
+    NotWritable(String),
+    /// The database cannot keep the value, for example a text with a NUL character.
+    #[error("{0}")]
+    Rejected(String),
+    /// Anything else: the schema belongs to another program, or a bug.
+    #[error("the store failed: {0}")]
+    Failed(String),
+}
 
 /// What an error means for the connection that it came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,8 @@ use super::pool::{Bounds, Idempotent, Pool};
 use super::row::{document, found, key_record, page, query_record};
 use super::text::{CANDIDATES, pieces, query_words, rank};
 use super::{
-    Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now,
+    Document, Documents, KeyRecord, Keys, Listing, NewDocument, Page, Passage, Queries,
+    QueryRecord, Store, StoreError, StoreHealth, now,
 };
 use crate::config::StoreConfig;
 
@@ -83,7 +84,7 @@ impl PostgresStore {
 }
 
 #[async_trait]
-impl Store for PostgresStore {
+impl StoreHealth for PostgresStore {
     fn kind(&self) -> &'static str {
         "postgres"
     }
@@ -100,7 +101,10 @@ impl Store for PostgresStore {
             })
             .await
     }
+}
 
+#[async_trait]
+impl Documents for PostgresStore {
     async fn add_document(
         &self,
         tenant: &str,
@@ -210,7 +214,10 @@ impl Store for PostgresStore {
         let found = rows.iter().map(found).collect::<Result<_, _>>()?;
         Ok(rank(&words, found, limit))
     }
+}
 
+#[async_trait]
+impl Queries for PostgresStore {
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         let document = &record.document.to_string();
         let record = &record;
@@ -280,7 +287,10 @@ impl Store for PostgresStore {
             .await?;
         page(&rows)
     }
+}
 
+#[async_trait]
+impl Keys for PostgresStore {
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
         let key = &key;
         self.pool
@@ -347,7 +357,10 @@ impl Store for PostgresStore {
             .await?;
         row.as_ref().map(key_record).transpose()
     }
+}
 
+#[async_trait]
+impl Store for PostgresStore {
     async fn close(&self) {
         self.pool.close().await;
     }

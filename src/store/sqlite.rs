@@ -20,7 +20,8 @@ use super::pool::{Bounds, Idempotent, Pool};
 use super::row::{document, found, key_record, page, query_record};
 use super::text::{CANDIDATES, pieces, query_words, rank};
 use super::{
-    Document, KeyRecord, Listing, NewDocument, Page, Passage, QueryRecord, Store, StoreError, now,
+    Document, Documents, KeyRecord, Keys, Listing, NewDocument, Page, Passage, Queries,
+    QueryRecord, Store, StoreError, StoreHealth, now,
 };
 use crate::config::StoreConfig;
 
@@ -98,7 +99,7 @@ impl SqliteStore {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl StoreHealth for SqliteStore {
     fn kind(&self) -> &'static str {
         "sqlite"
     }
@@ -115,7 +116,10 @@ impl Store for SqliteStore {
             })
             .await
     }
+}
 
+#[async_trait]
+impl Documents for SqliteStore {
     async fn add_document(
         &self,
         tenant: &str,
@@ -243,7 +247,10 @@ impl Store for SqliteStore {
         let found = rows.iter().map(found).collect::<Result<_, _>>()?;
         Ok(rank(&words, found, limit))
     }
+}
 
+#[async_trait]
+impl Queries for SqliteStore {
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         let document = &record.document.to_string();
         let record = &record;
@@ -314,7 +321,10 @@ impl Store for SqliteStore {
             .await?;
         page(&rows)
     }
+}
 
+#[async_trait]
+impl Keys for SqliteStore {
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
         let key = &key;
         let _writer = self.write().await?;
@@ -385,7 +395,10 @@ impl Store for SqliteStore {
             .await?;
         row.as_ref().map(key_record).transpose()
     }
+}
 
+#[async_trait]
+impl Store for SqliteStore {
     async fn close(&self) {
         self.pool.close().await;
         let keeper = self

@@ -187,10 +187,7 @@ fn finish(word: &mut String, words: &mut Vec<String>) {
     if word.is_ascii() && !word.starts_with("0u") {
         words.push(word.to_owned());
     } else {
-        words.push(
-            word.bytes()
-                .fold(String::from("0u"), |hex, byte| hex + &format!("{byte:02x}")),
-        );
+        words.push(format!("0u{}", hex::encode(word)));
     }
 }
 

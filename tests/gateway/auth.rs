@@ -113,7 +113,7 @@ async fn without_the_store_a_key_is_never_called_invalid() {
 
 #[tokio::test]
 async fn a_revoked_key_is_unknown() {
-    use gauntlet::store::Store;
+    use gauntlet::store::Keys;
     let gateway = start_over(
         "[auth]\nrequired = true\ncache_ms = 0\n",
         MemoryStore::default().with_key("acme", "gk-stored"),

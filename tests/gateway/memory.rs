@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use gauntlet::store::{
-    Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
-    StoreError,
+    Document, Documents, KeyRecord, Keys, Listing, Micros, NewDocument, Page, Passage, Queries,
+    QueryRecord, Store, StoreError, StoreHealth, token_hash,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -32,7 +32,7 @@ impl MemoryStore {
     }
 
     pub fn with_key(self, tenant: &str, token: &str) -> Self {
-        let hash = gauntlet::http::auth::token_hash(token);
+        let hash = token_hash(token);
         let key = KeyRecord {
             id: Uuid::now_v7(),
             tenant: tenant.into(),
@@ -55,7 +55,7 @@ impl MemoryStore {
 }
 
 #[async_trait]
-impl Store for MemoryStore {
+impl StoreHealth for MemoryStore {
     fn kind(&self) -> &'static str {
         "memory"
     }
@@ -63,6 +63,10 @@ impl Store for MemoryStore {
         self.pings.fetch_add(1, Ordering::SeqCst);
         self.here()
     }
+}
+
+#[async_trait]
+impl Documents for MemoryStore {
     async fn add_document(&self, _: &str, _: NewDocument) -> Result<Document, StoreError> {
         Err(StoreError::Failed("not in these tests".into()))
     }
@@ -76,6 +80,10 @@ impl Store for MemoryStore {
         assert!(!self.panics.load(Ordering::SeqCst), "canary-panic");
         self.here().map(|()| Vec::new())
     }
+}
+
+#[async_trait]
+impl Queries for MemoryStore {
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         self.here()
             .map(|()| self.recorded.lock().unwrap().push(record))
@@ -93,6 +101,10 @@ impl Store for MemoryStore {
             total: 0,
         })
     }
+}
+
+#[async_trait]
+impl Keys for MemoryStore {
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError> {
         self.here().map(|()| self.keys.lock().unwrap().push(key))
     }
@@ -119,5 +131,9 @@ impl Store for MemoryStore {
             .find(|key| key.hash == hash && key.revoked_at.is_none())
             .cloned())
     }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
     async fn close(&self) {}
 }

@@ -24,8 +24,7 @@ use gauntlet::orchestrator::step::{PIPELINE, Step};
 use gauntlet::orchestrator::{Ask, Orchestrator, Settings};
 use gauntlet::retrieval::{Retriever, RetrieverError, Search, retriever};
 use gauntlet::store::{
-    Document, KeyRecord, Listing, Micros, NewDocument, Page, Passage, QueryRecord, Store,
-    StoreError,
+    Document, Documents, Listing, NewDocument, Page, Passage, Queries, QueryRecord, StoreError,
 };
 use gauntlet::telemetry::Metrics;
 use tokio::sync::{Barrier, Notify};
@@ -203,13 +202,7 @@ pub struct FakeStore {
 }
 
 #[async_trait]
-impl Store for FakeStore {
-    fn kind(&self) -> &'static str {
-        "scripted"
-    }
-    async fn ping(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
+impl Documents for FakeStore {
     async fn add_document(&self, _: &str, _: NewDocument) -> Result<Document, StoreError> {
         unscripted()
     }
@@ -226,6 +219,10 @@ impl Store for FakeStore {
             .call(Step::Retrieval, self.search.1.act(&self.search.0, found))
             .await
     }
+}
+
+#[async_trait]
+impl Queries for FakeStore {
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         let write = || self.records.lock().unwrap().push(record);
         self.log
@@ -238,19 +235,6 @@ impl Store for FakeStore {
     async fn queries(&self, _: &str, _: Listing) -> Result<Page, StoreError> {
         unscripted()
     }
-    async fn add_key(&self, _: KeyRecord) -> Result<(), StoreError> {
-        unscripted()
-    }
-    async fn keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
-        unscripted()
-    }
-    async fn revoke_key(&self, _: Uuid, _: Micros) -> Result<bool, StoreError> {
-        unscripted()
-    }
-    async fn key_by_hash(&self, _: &str) -> Result<Option<KeyRecord>, StoreError> {
-        unscripted()
-    }
-    async fn close(&self) {}
 }
 
 fn unscripted<T>() -> Result<T, StoreError> {
@@ -390,8 +374,8 @@ impl World {
             default_alias: None,
             record_bound: RECORD_BOUND,
         };
-        let dyn_store: Arc<dyn Store> = store.clone();
-        let mut lanes = retriever::all(&dyn_store);
+        let documents: Arc<dyn Documents> = store.clone();
+        let mut lanes = retriever::all(&documents);
         lanes.extend(
             self.lanes
                 .into_iter()
@@ -400,7 +384,8 @@ impl World {
         let orchestrator = Orchestrator::new(
             settings,
             script.clone(),
-            dyn_store,
+            documents,
+            store.clone(),
             Arc::new(Metrics::default()),
         )
         .with_retrievers(lanes);

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::retrieval::{Retriever, RetrieverError, Search};
-use crate::store::{Passage, Store};
+use crate::store::{Documents, Passage};
 
 /// Finds passages by their words.
 pub(super) struct Keyword {
-    store: Arc<dyn Store>,
+    documents: Arc<dyn Documents>,
 }
 
 impl Keyword {
     /// The lane over a store.
-    pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+    pub(super) fn new(documents: Arc<dyn Documents>) -> Self {
+        Self { documents }
     }
 }
 
@@ -27,7 +27,7 @@ impl Retriever for Keyword {
 
     async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, RetrieverError> {
         Ok(self
-            .store
+            .documents
             .search(search.tenant, search.text, search.limit)
             .await?)
     }

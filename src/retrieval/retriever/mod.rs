@@ -5,10 +5,10 @@ mod keyword;
 use std::sync::Arc;
 
 use super::Retriever;
-use crate::store::Store;
+use crate::store::Documents;
 
 /// Every lane: add a line for a new one.
 #[must_use]
-pub fn all(store: &Arc<dyn Store>) -> Vec<Box<dyn Retriever>> {
-    vec![Box::new(keyword::Keyword::new(store.clone()))]
+pub fn all(documents: &Arc<dyn Documents>) -> Vec<Box<dyn Retriever>> {
+    vec![Box::new(keyword::Keyword::new(documents.clone()))]
 }
