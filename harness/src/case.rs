@@ -1,4 +1,4 @@
-//! A case: one requirement, what it needs of a gateway, and how it is shown.
+//! A case: one requirement, what it needs of a gateway, and the function that examines it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,71 +20,75 @@ pub use crate::verdict::{
     CaseResult, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
 };
 
-/// The surface that a requirement speaks about.
+/// The surface that a requirement is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// The OpenAI-compatible surface: any gateway.
+    /// The OpenAI-compatible API, which every gateway has.
     Llm,
-    /// The orchestrator's API.
+    /// The API of a query orchestrator.
     Query,
-    /// Needs the database.
+    /// What the gateway keeps in a database.
     Store,
-    /// Process, health, shutdown.
+    /// Process, health and shutdown.
     Ops,
 }
 
-/// What a case is given to work with. Everything is stopped when it is dropped.
+/// Everything that a case works with. Dropping it stops everything in it.
 pub struct Ctx {
-    /// The gateway under test, started and ready.
+    /// The gateway under test, which is ready.
     pub target: Arc<RunningTarget>,
     /// What the target declares.
     pub manifest: Arc<Manifest>,
-    /// The specification it was started with.
+    /// The specification that the gateway was configured with.
     pub spec: Spec,
-    /// The log of the case.
+    /// The tape of the case.
     pub tape: Tape,
-    /// The stubs by provider name.
+    /// The stubs, by the name of their provider.
     pub stubs: IndexMap<String, Stub>,
-    /// A client of the gateway.
+    /// A client of the gateway, on the tape of the case.
     pub client: Client,
-    /// Gates, rendezvous and interlocks of the case.
+    /// The gates, rendezvous and interlocks of the case.
     pub gates: Gates,
-    /// The case's own database, where the specification asked for one.
+    /// The database of the case, if its specification needs one.
     pub database: Option<CaseDatabase>,
-    /// The wire in front of that database, where the specification asked for Postgres.
+    /// The wire in front of that database, if the specification needs Postgres.
     pub database_wire: Option<DatabaseWire>,
-    /// Starts further gateways like the one under test.
+    /// Starts further gateways like the one under test, if the case has a gateway of its own.
     pub(crate) starter: Option<Starter>,
-    /// Unique to this run of this case; put into prompts so that requests can be told apart.
+    /// A text that is unique to this examination; prompts hold it, so that each request can be
+    /// recognised.
     pub nonce: String,
 }
 
-/// What it takes to start another gateway like the one under test.
+/// What is needed to start another gateway like the one under test.
 pub(crate) struct Starter {
     pub(crate) target: Arc<dyn Target>,
     pub(crate) deployment: Deployment,
     pub(crate) started: AtomicU32,
 }
 
-/// Another gateway of the case. Dropping it ends it.
+/// Another gateway of the case. Dropping it ends the gateway.
 pub struct Replica {
-    /// The gateway, ready.
+    /// The gateway, which is ready.
     pub target: Arc<RunningTarget>,
-    /// A client of it, on the case's tape.
+    /// A client of that gateway, on the tape of the case.
     pub client: Client,
 }
 
 impl Ctx {
-    /// Starts another gateway with the same configuration, stubs and database: a replica, or a restart after the end of the
-    /// first one. The case declares [`Capability::Process`].
+    /// Starts another gateway with the same configuration, stubs and database: a replica, or a
+    /// restart after the end of the first one. The case has to need [`Capability::Process`].
+    /// Dropping the future ends what was started.
     ///
     /// # Errors
-    /// A failure of the target if it does not become ready; *not run* where the gateway is shared by cases.
+    /// [`Failure::Target`] if the gateway does not become ready; [`Failure::NotRun`] if several
+    /// cases share the gateway.
     pub async fn start_another(&self) -> Result<Replica, Failure> {
         let Some(starter) = &self.starter else {
             return Err(Failure::NotRun {
-                why: "the gateway serves many cases; a case cannot start another".into(),
+                why: "several cases share this gateway, so that a case cannot start another one"
+                    .into(),
             });
         };
         let n = starter.started.fetch_add(1, Ordering::Relaxed) + 2;
@@ -107,30 +111,33 @@ impl Ctx {
         })
     }
 
-    /// The case's own database; the specification of the case asks for one, so it is there.
+    /// Returns the database of the case.
     ///
     /// # Errors
-    /// A harness failure if the specification asks for none.
+    /// [`Failure::Harness`] if the specification of the case needs no database.
     pub fn database(&self) -> Result<&CaseDatabase, Failure> {
         self.database.as_ref().ok_or_else(|| Failure::Harness {
-            what: "the specification of the case asks for no database".into(),
+            what: "the case uses a database, and its specification needs none".into(),
         })
     }
 
-    /// The wire in front of the database; the specification of the case asks for Postgres, so it is there.
+    /// Returns the wire in front of the database.
     ///
     /// # Errors
-    /// A harness failure if the specification does not ask for Postgres.
+    /// [`Failure::Harness`] if the specification of the case does not need Postgres.
     pub fn database_wire(&self) -> Result<&DatabaseWire, Failure> {
         self.database_wire.as_ref().ok_or_else(|| Failure::Harness {
-            what: "the specification of the case does not ask for Postgres".into(),
+            what: "the case uses the wire of its database, and its specification does not need \
+                   Postgres"
+                .into(),
         })
     }
 
-    /// The process of the gateway; the case declares [`Capability::Process`] or [`Capability::Drain`], so it is there.
+    /// Returns the process of the gateway. The case has to need [`Capability::Process`] or
+    /// [`Capability::Drain`].
     ///
     /// # Errors
-    /// *Not run* where the harness did not start the gateway.
+    /// [`Failure::NotRun`] if the harness did not start the gateway.
     pub fn process(&self) -> Result<&dyn Process, Failure> {
         self.target
             .process
@@ -140,55 +147,61 @@ impl Ctx {
             })
     }
 
-    /// The stub of that name; the specification of the case names it, so it exists.
+    /// Returns the stub of the provider of that name.
     ///
     /// # Errors
-    /// A harness failure if the specification has no such provider.
+    /// [`Failure::Harness`] if the specification of the case has no such provider.
     pub fn stub(&self, name: &str) -> Result<&Stub, Failure> {
         self.stubs.get(name).ok_or_else(|| Failure::Harness {
-            what: format!("the case has no provider {name}"),
+            what: format!("the specification of the case has no provider {name}"),
         })
     }
 
-    /// A chat request for the alias: one user message that holds `text` and the case's nonce.
+    /// Returns a chat request for the alias, with one user message that holds `text` and the nonce
+    /// of the case.
     pub fn prompt(&self, alias: &str, text: &str) -> serde_json::Value {
-        serde_json::json!({ "model": self.model(alias), "messages": [{ "role": "user", "content": format!("{text} [{}]", self.nonce) }] })
+        let content = format!("{text} [{}]", self.nonce);
+        serde_json::json!({
+            "model": self.model(alias),
+            "messages": [{ "role": "user", "content": content }],
+        })
     }
 
-    /// The name by which clients ask for the alias of the specification (a target shared by cases prefixes it).
+    /// Returns the name under which clients ask for the alias; a gateway that several cases share
+    /// has a prefix for each case.
     pub fn model(&self, alias: &str) -> String {
         self.target.model(alias)
     }
 }
 
-/// One requirement of the catalogue with its proof.
+/// One requirement of the catalogue, and how it is examined.
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// Stable id; never reused.
+    /// The id of the requirement, which is never used again for another one.
     pub id: &'static str,
-    /// Its weight.
+    /// The weight of the requirement.
     pub level: Level,
-    /// The surfaces it speaks about.
+    /// The surfaces that the requirement is about.
     pub profiles: &'static [Profile],
-    /// The catalogue's text.
+    /// The text of the catalogue.
     pub requirement: &'static str,
-    /// Why it matters: a real incident, with its link, where there is one.
+    /// Why the requirement matters: a real incident with its link, if there is one.
     pub why: &'static str,
-    /// How it is shown, in the order of time.
+    /// How the case examines it, in the order of time.
     pub shown: &'static str,
-    /// What the operator of a failing gateway can do.
+    /// What the maintainer of a failing gateway can do.
     pub remedy: &'static str,
-    /// What the target has to declare; otherwise the case is *not supported*.
+    /// The capabilities that the target has to declare; otherwise the case is *not supported*.
     pub needs: &'static [Capability],
     /// What the gateway has to be configured with.
     pub spec: fn() -> Spec,
-    /// The examination.
+    /// The function that examines the gateway.
     pub run: &'static dyn Examination,
 }
 
-/// What a case does with a gateway: any `async fn(&Ctx) -> CaseResult`.
+/// The function that examines a gateway: any `async fn(&Ctx) -> CaseResult`.
 pub trait Examination: Sync {
-    /// Examines the gateway of `ctx`. Cancel safe: a dropped examination leaves the gateway as it is.
+    /// Examines the gateway of `ctx`. Cancel safe: dropping the future leaves the gateway as it is.
     fn examine<'a>(&'a self, ctx: &'a Ctx) -> BoxFuture<'a, CaseResult>;
 }
 
@@ -201,12 +214,13 @@ where
     }
 }
 
-/// The bound of [`Examination`] for one lifetime: an `async fn` returns another type of future for each.
+/// The bound of [`Examination`] for one lifetime, because an `async fn` returns another type of
+/// future for each lifetime.
 pub trait Examine<'a> {
     /// The future of the examination.
     type Examining: Future<Output = CaseResult> + Send + 'a;
 
-    /// Starts it.
+    /// Starts the examination.
     fn start(&self, ctx: &'a Ctx) -> Self::Examining;
 }
 

@@ -1,37 +1,40 @@
-//! What a case asks of the gateway under test, in words that no gateway owns.
+//! What a case needs of the gateway under test, in terms that no gateway owns.
 //!
-//! A target renders a [`Spec`] into its own configuration. Everything has a default that suits most cases, so that
-//! targets which start slowly can serve many cases from one process. Times are short, because suites run on real sockets, and long enough
-//! for a busy machine: a case that examines a time-out sets it.
+//! A target file renders a [`Spec`] into the configuration of its gateway. Every setting has a
+//! default that suits most cases, so that a target that starts slowly can serve many cases from
+//! one process. The default timeouts are short, because the suites run on real sockets, and long
+//! enough for a busy machine; a case that examines a timeout sets that timeout itself.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-/// The protocol that a provider speaks.
+/// The protocol that a provider speaks; its name is what target files and templates see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// OpenAI's chat completions and what imitates them.
+    /// OpenAI's chat completions, and every service that imitates them (`openai`).
     OpenAi,
-    /// Ollama's own API (NDJSON).
+    /// Ollama's own API, which streams NDJSON (`ollama`).
     Ollama,
 }
 
-/// The four time-outs, in milliseconds; `None` leaves the outer default.
+/// The four timeouts, in milliseconds. `None` leaves the value of the next wider scope: a model
+/// overrides its provider, a provider overrides the gateway's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {
-    /// Until the connection to the provider stands.
+    /// The maximum time to establish a TCP connection to the provider.
     pub connect_ms: Option<u64>,
-    /// Until the first content of a stream.
+    /// The maximum time between the sent request and the first content of a stream.
     pub first_token_ms: Option<u64>,
-    /// Between two events of a stream, or two reads of a body.
+    /// The maximum time between two events of a stream, or between two reads of a body.
     pub idle_ms: Option<u64>,
-    /// The deadline of the whole request, over all attempts and candidates.
+    /// The maximum time of the whole request, over all its attempts and candidates.
     pub total_ms: Option<u64>,
 }
 
 impl Timeouts {
-    /// A minute for each, far behind any hang guard: what ends a wait within the guard is not one of them.
+    /// One minute for each, which is longer than any hang guard: whatever ends a wait within the
+    /// guard is none of these timeouts.
     pub const PATIENT: Self = Self {
         connect_ms: None,
         first_token_ms: Some(60_000),
@@ -40,142 +43,149 @@ impl Timeouts {
     };
 }
 
-/// One stubbed provider.
+/// One provider that the harness stubs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProviderSpec {
-    /// Unique in the case: `p1`, `p2`, …
+    /// The provider's name, unique in the case: `p1`, `p2`, …
     pub name: String,
-    /// What it speaks.
+    /// The protocol that it speaks.
     pub protocol: Protocol,
-    /// The key that the gateway must present to it; a canary that must show up nowhere else.
+    /// The key that the gateway must present to this provider. It is a canary: it must appear
+    /// nowhere else.
     pub api_key: String,
-    /// `user:password` in its base URL, for a target that takes that ([`crate::subject::Capability::UrlCredentials`]).
+    /// `user:password` in the provider's base URL, for a target that declares
+    /// [`crate::subject::Capability::UrlCredentials`].
     #[serde(default)]
     pub userinfo: Option<String>,
-    /// The provider's concurrency limit, if the case needs one.
+    /// The largest number of requests that the gateway may have in flight at this provider;
+    /// `None` sets no limit.
     pub max_in_flight: Option<u32>,
-    /// Overrides of the default time-outs.
+    /// Timeouts that override the gateway's default for this provider.
     pub timeouts: Timeouts,
 }
 
-/// One provider and model that may serve an alias.
+/// One provider, and the model at that provider, that may serve an alias.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CandidateSpec {
-    /// The provider's name.
+    /// The name of the provider.
     pub provider: String,
-    /// The model's name at that provider.
+    /// The name of the model at that provider.
     pub model: String,
 }
 
-/// A model alias with its candidates, in order.
+/// A model alias and its candidates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
-    /// The name that clients send.
+    /// The name that clients send as `model`.
     pub alias: String,
-    /// Tried in this order.
+    /// The candidates, in the order in which the gateway tries them.
     pub candidates: Vec<CandidateSpec>,
-    /// Overrides of the provider's time-outs.
+    /// Timeouts that override the provider's and the gateway's for this alias.
     pub timeouts: Timeouts,
 }
 
-/// Retries on the LLM path.
+/// How requests to providers are retried.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RetrySpec {
-    /// Attempts at one candidate, the first included.
+    /// The largest number of attempts at one candidate, the first one included.
     pub max_attempts: u32,
-    /// The first back-off.
+    /// The first backoff, in milliseconds.
     pub base_ms: u64,
-    /// The largest back-off.
+    /// The largest backoff, in milliseconds.
     pub max_ms: u64,
-    /// The retry budget: retries allowed per request made …
+    /// The retry budget: how many retries are allowed for each request made (0.2 allows one retry
+    /// for five requests) …
     pub budget_ratio: f64,
-    /// … plus this many in any case.
+    /// … and how many retries are allowed on top of that share.
     pub budget_floor: u32,
 }
 
-/// The circuit breaker of each provider and model.
+/// The circuit breaker of each pair of provider and model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BreakerSpec {
-    /// Consecutive failures that open it.
+    /// The number of consecutive failures that opens the breaker.
     pub failure_threshold: u32,
-    /// How long it stays open.
+    /// How long the breaker stays open, in milliseconds.
     pub cool_down_ms: u64,
-    /// Requests that half-open lets through at once.
+    /// The number of probes that a half-open breaker lets through at once.
     pub half_open_probes: u32,
 }
 
-/// Bounds at the gateway's door.
+/// The gateway's limits towards its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitSpec {
-    /// Largest request body.
+    /// The largest request body that is accepted, in bytes.
     pub body_bytes: u64,
-    /// Requests in flight; more are refused at once.
+    /// The largest number of requests in flight; a further one is refused at once.
     pub max_in_flight: u32,
-    /// A client that has not sent its headers by then is closed.
+    /// The connection of a client that has not sent its headers after this time, in milliseconds,
+    /// is closed.
     pub header_ms: u64,
-    /// A client that has not sent its body by then is closed.
+    /// The connection of a client that has not sent its body after this time, in milliseconds, is
+    /// closed.
     pub body_ms: u64,
-    /// How long SIGTERM waits for what is in flight.
+    /// How long the gateway waits after SIGTERM for requests in flight, in milliseconds.
     pub drain_ms: u64,
 }
 
-/// A key that clients present.
+/// A key that a client may present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeySpec {
-    /// Whose key it is.
+    /// The tenant to whom the key belongs.
     pub tenant: String,
-    /// The bearer token in clear; the target may store a hash.
+    /// The bearer token in clear text; the target may store a hash of it.
     pub token: String,
 }
 
-/// What the case needs of a database.
+/// The database that a case needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DatabaseNeed {
-    /// None: the gateway may use whatever it has by default.
+    /// The case needs no database: the gateway uses whatever it has by default.
     #[default]
     None,
-    /// Its own store, on whichever database the run has.
+    /// The case needs a database of its own, of whichever kind the run has.
     Any,
-    /// A Postgres of its own, behind the wire; *not run* without one.
+    /// The case needs a Postgres database of its own behind the wire; it is *not run* without one.
     Postgres,
 }
 
-/// The orchestrator's settings.
+/// The settings of a query orchestrator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuerySpec {
-    /// Which model alias each agent asks: `entities`, `fact_check`, `synthesis`, `citation`, `review`.
+    /// Which model alias each agent asks: the agent's name and the alias. The names are those of
+    /// the suite; the harness knows none of them.
     pub agents: IndexMap<String, String>,
-    /// The deadline of a query.
+    /// The deadline of a query, in milliseconds.
     pub deadline_ms: u64,
-    /// The upper bound of one agent's step.
+    /// The upper bound of one step, in milliseconds.
     pub step_ms: u64,
-    /// Time-out of one call of the database, acquiring a connection included.
+    /// The timeout of one database call, in milliseconds; acquiring a connection is included.
     pub store_ms: u64,
-    /// Connections in the gateway's pool.
+    /// The number of connections in the gateway's database pool.
     pub pool: u32,
 }
 
-/// Everything a case asks of the gateway under test.
+/// Everything that a case needs of the gateway under test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
-    /// The stubbed providers; the harness binds a wire for each.
+    /// The stubbed providers; the harness binds a listener for each.
     pub providers: Vec<ProviderSpec>,
-    /// The aliases; clients ask for these.
+    /// The model aliases that clients may ask for.
     pub models: Vec<ModelSpec>,
-    /// Default time-outs; all four are set.
+    /// The default timeouts; all four are set.
     pub timeouts: Timeouts,
-    /// Retries.
+    /// How requests are retried.
     pub retry: RetrySpec,
-    /// Breakers.
+    /// How circuit breakers are set.
     pub breaker: BreakerSpec,
-    /// Bounds at the door.
+    /// The limits towards clients.
     pub limits: LimitSpec,
-    /// Client keys; empty means that no key is asked for.
+    /// The keys of clients; an empty list means that clients need no key.
     pub keys: Vec<KeySpec>,
-    /// The database.
+    /// The database that the case needs.
     pub database: DatabaseNeed,
-    /// The orchestrator, for cases of the `query` profile.
+    /// The query orchestrator, for cases of the `query` profile.
     pub query: Option<QuerySpec>,
 }
 
@@ -217,14 +227,14 @@ impl Default for Spec {
 }
 
 impl Spec {
-    /// One OpenAI-speaking provider `p1` behind the alias `solo`.
+    /// One provider `p1` that speaks OpenAI's protocol, behind the alias `solo`.
     pub fn solo() -> Self {
         Self::default()
             .provider("p1", Protocol::OpenAi)
             .model("solo", &["p1"])
     }
 
-    /// Two OpenAI-speaking providers behind the alias `pair`: `p1`, then `p2`.
+    /// Two providers that speak OpenAI's protocol behind the alias `pair`: `p1`, then `p2`.
     pub fn pair() -> Self {
         Self::default()
             .provider("p1", Protocol::OpenAi)
@@ -232,11 +242,21 @@ impl Spec {
             .model("pair", &["p1", "p2"])
     }
 
-    /// The orchestrator: each agent asks an alias of its own name at its own provider of that name; needs a store.
-    pub fn query() -> Self {
-        let agents = ["entities", "fact_check", "synthesis", "citation", "review"];
+    /// A query orchestrator with these agents: each asks an alias of its own name, which one
+    /// provider of that name serves. The gateway needs a database.
+    pub fn query(agents: &[&str]) -> Self {
         let mut spec = Self {
             database: DatabaseNeed::Any,
+            query: Some(QuerySpec {
+                agents: agents
+                    .iter()
+                    .map(|agent| (agent.to_string(), agent.to_string()))
+                    .collect(),
+                deadline_ms: 20_000,
+                step_ms: 5_000,
+                store_ms: 3_000,
+                pool: 4,
+            }),
             ..Self::default()
         };
         for agent in agents {
@@ -244,20 +264,10 @@ impl Spec {
                 .provider(agent, Protocol::OpenAi)
                 .model(agent, &[agent]);
         }
-        spec.query = Some(QuerySpec {
-            agents: agents
-                .iter()
-                .map(|agent| (agent.to_string(), agent.to_string()))
-                .collect(),
-            deadline_ms: 20_000,
-            step_ms: 5_000,
-            store_ms: 3_000,
-            pool: 4,
-        });
         spec
     }
 
-    /// Adds a provider with a canary key made from its name.
+    /// Adds a provider whose canary key is made from its name.
     #[must_use]
     pub fn provider(mut self, name: &str, protocol: Protocol) -> Self {
         let api_key = format!("sk-canary-provider-{name}-7f3a91c5e2d84b60");
@@ -272,7 +282,8 @@ impl Spec {
         self
     }
 
-    /// Adds an alias whose candidates are `providers`, in order; the model at provider `p` is called `m-p`.
+    /// Adds an alias whose candidates are `providers`, in this order; the model at provider `p` is
+    /// called `m-p`.
     #[must_use]
     pub fn model(mut self, alias: &str, providers: &[&str]) -> Self {
         let candidates = providers
@@ -290,7 +301,7 @@ impl Spec {
         self
     }
 
-    /// Adds a key that clients present.
+    /// Adds a key that a client may present.
     #[must_use]
     pub fn key(mut self, tenant: &str, token: &str) -> Self {
         self.keys.push(KeySpec {
@@ -300,14 +311,14 @@ impl Spec {
         self
     }
 
-    /// Changes the orchestrator's settings, where there is one.
+    /// Changes the settings of the orchestrator, if the specification has one.
     #[must_use]
     pub fn with_query(mut self, change: impl FnOnce(&mut QuerySpec)) -> Self {
         self.query.as_mut().map(change);
         self
     }
 
-    /// Gives the alias time-outs of its own.
+    /// Gives the alias timeouts of its own.
     #[must_use]
     pub fn model_timeouts(mut self, alias: &str, timeouts: Timeouts) -> Self {
         self.models
@@ -317,7 +328,7 @@ impl Spec {
         self
     }
 
-    /// Gives the provider time-outs of its own.
+    /// Gives the provider timeouts of its own.
     #[must_use]
     pub fn provider_timeouts(mut self, name: &str, timeouts: Timeouts) -> Self {
         self.providers

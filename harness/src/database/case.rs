@@ -1,4 +1,4 @@
-//! A case's own database: what the gateway connects to, and what the case looks at afterwards.
+//! The database of one case: the gateway connects to it, and the case reads it afterwards.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,16 +13,16 @@ use super::sqlite::{self, Sqlite};
 use super::{DatabaseError, Kind};
 use crate::tape::{Event, Side, Tape};
 
-/// A case's own database. It goes with [`CaseDatabase::finish`], or at the latest with the run's database.
+/// The database of one case. [`CaseDatabase::finish`] removes it; otherwise the end of the run does.
 pub struct CaseDatabase {
     name: String,
     url: String,
-    pub(super) place: Place,
+    pub(super) location: Location,
     pub(super) tape: Option<Tape>,
 }
 
-/// Where the database is.
-pub(super) enum Place {
+/// Where the database is: in a Postgres server, or in a file.
+pub(super) enum Location {
     Postgres(Arc<Postgres>),
     Sqlite(PathBuf),
 }
@@ -47,7 +47,7 @@ impl CaseDatabase {
         Ok(Self {
             url: server.url(&name, host, port),
             name,
-            place: Place::Postgres(server),
+            location: Location::Postgres(server),
             tape: None,
         })
     }
@@ -61,85 +61,88 @@ impl CaseDatabase {
         Ok(Self {
             name: path.display().to_string(),
             url: sqlite::url(&path),
-            place: Place::Sqlite(path),
+            location: Location::Sqlite(path),
             tape: None,
         })
     }
 
-    /// Records faults and locks on this tape from now on.
+    /// Makes faults and locks appear on this tape from now on.
     #[must_use]
     pub fn recorded(mut self, tape: Tape) -> Self {
         self.tape = Some(tape);
         self
     }
 
-    /// Which kind it is.
+    /// Returns the kind of the database.
     pub fn kind(&self) -> Kind {
-        match self.place {
-            Place::Postgres(_) => Kind::Postgres,
-            Place::Sqlite(_) => Kind::Sqlite,
+        match self.location {
+            Location::Postgres(_) => Kind::Postgres,
+            Location::Sqlite(_) => Kind::Sqlite,
         }
     }
 
-    /// The URL for the gateway, without the wire between. Holds a password on Postgres.
+    /// Returns the URL for the gateway, without the wire in front of it. On Postgres it holds a
+    /// password.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The database's name, or the file's path.
+    /// Returns the name of the database, or the path of the file.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Host and port of the Postgres server, for the wire in front of it; `None` on SQLite.
+    /// Returns host and port of the Postgres server, for the wire in front of it; `None` on SQLite.
     pub fn upstream(&self) -> Option<(&str, u16)> {
-        match &self.place {
-            Place::Postgres(server) => Some(server.address()),
-            Place::Sqlite(_) => None,
+        match &self.location {
+            Location::Postgres(server) => Some(server.address()),
+            Location::Sqlite(_) => None,
         }
     }
 
-    /// The URL for a gateway that shall connect to something in front of Postgres, at this port of the loopback address.
+    /// Returns the URL for a gateway that connects to a listener in front of Postgres, at this port
+    /// of 127.0.0.1.
     ///
     /// # Errors
     /// [`DatabaseError::NotPostgres`] on SQLite.
     pub fn url_through(&self, port: u16) -> Result<String, DatabaseError> {
-        match &self.place {
-            Place::Postgres(server) => Ok(server.url(&self.name, "127.0.0.1", port)),
-            Place::Sqlite(_) => Err(DatabaseError::NotPostgres(
-                "a wire in front of the database",
+        match &self.location {
+            Location::Postgres(server) => Ok(server.url(&self.name, "127.0.0.1", port)),
+            Location::Sqlite(_) => Err(DatabaseError::NotPostgres(
+                "put a wire in front of the database",
             )),
         }
     }
 
-    /// How many rows a table has, seen by a session of the harness's own.
+    /// Counts the rows of a table, in a session of the harness itself.
     ///
     /// # Errors
-    /// [`DatabaseError::Sql`] when there is no such table.
+    /// [`DatabaseError::Sql`] if there is no such table.
     pub async fn count(&self, table: &str) -> Result<i64, DatabaseError> {
         self.scalar(&format!("SELECT count(*) FROM {}", quoted(table)))
             .await
     }
 
-    /// The number that a statement of the case answers; `sql` is the case's own text, and must run on both databases.
+    /// Returns the number that a query of the case yields. `sql` is a constant text of the case that
+    /// both kinds of database understand.
     ///
     /// # Errors
-    /// [`DatabaseError::Sql`] with the database's own words.
+    /// [`DatabaseError::Sql`] with the message of the database.
     pub async fn scalar(&self, sql: &str) -> Result<i64, DatabaseError> {
         let sql = AssertSqlSafe(format!("SELECT CAST(({sql}) AS bigint)"));
-        match &self.place {
-            Place::Postgres(server) => {
+        match &self.location {
+            Location::Postgres(server) => {
                 let mut connection = server.admin_of(&self.name).await?;
                 bounded(
-                    "read the case's database",
+                    "read the database of the case",
                     sqlx::query_scalar(sql).fetch_one(&mut connection),
                 )
                 .await
             }
-            Place::Sqlite(_) => {
+            Location::Sqlite(_) => {
                 let mut connection = self.file().await?;
                 bounded(
-                    "read the case's database",
+                    "read the database of the case",
                     sqlx::query_scalar(sql).fetch_one(&mut connection),
                 )
                 .await
@@ -147,25 +150,25 @@ impl CaseDatabase {
         }
     }
 
-    /// The first column, as text, of the rows that a statement of the case answers.
+    /// Returns the first column, as text, of the rows that a query of the case yields.
     ///
     /// # Errors
-    /// [`DatabaseError::Sql`] with the database's own words.
+    /// [`DatabaseError::Sql`] with the message of the database.
     pub async fn texts(&self, sql: &str) -> Result<Vec<String>, DatabaseError> {
         let sql = AssertSqlSafe(sql.to_owned());
-        match &self.place {
-            Place::Postgres(server) => {
+        match &self.location {
+            Location::Postgres(server) => {
                 let mut connection = server.admin_of(&self.name).await?;
                 bounded(
-                    "read the case's database",
+                    "read the database of the case",
                     sqlx::query_scalar(sql).fetch_all(&mut connection),
                 )
                 .await
             }
-            Place::Sqlite(_) => {
+            Location::Sqlite(_) => {
                 let mut connection = self.file().await?;
                 bounded(
-                    "read the case's database",
+                    "read the database of the case",
                     sqlx::query_scalar(sql).fetch_all(&mut connection),
                 )
                 .await
@@ -173,31 +176,33 @@ impl CaseDatabase {
         }
     }
 
-    /// Ends the case: drops the database, or keeps it for a look and tells its URL.
+    /// Drops the database, or keeps it and returns its URL.
     ///
     /// # Errors
-    /// [`DatabaseError::Sql`] when it cannot be dropped; it then goes with the run.
+    /// [`DatabaseError::Sql`] if it cannot be dropped; the end of the run then removes it.
     pub async fn finish(self, end: End) -> Result<Option<String>, DatabaseError> {
-        match (&self.place, end) {
-            (Place::Postgres(server), End::Drop) => {
+        match (&self.location, end) {
+            (Location::Postgres(server), End::Drop) => {
                 server.drop_database(&self.name).await.map(|()| None)
             }
-            (Place::Postgres(server), End::Keep) => {
+            (Location::Postgres(server), End::Keep) => {
                 server.keep(&self.name);
                 Ok(Some(self.url.clone()))
             }
-            (Place::Sqlite(path), End::Drop) => {
+            (Location::Sqlite(path), End::Drop) => {
                 sqlite::remove(path).await;
                 Ok(None)
             }
-            (Place::Sqlite(path), End::Keep) => Ok(Some(sqlite::url(&sqlite::keep(path).await?))),
+            (Location::Sqlite(path), End::Keep) => {
+                Ok(Some(sqlite::url(&sqlite::keep(path).await?)))
+            }
         }
     }
 
     async fn file(&self) -> Result<sqlx::SqliteConnection, DatabaseError> {
         let options = SqliteConnectOptions::from_str(&self.url)
             .map_err(|error| DatabaseError::Url(error.to_string()))?;
-        bounded("open the case's database", options.connect()).await
+        bounded("open the database of the case", options.connect()).await
     }
 
     pub(super) fn note(&self, what: impl Into<String>) {
@@ -207,11 +212,12 @@ impl CaseDatabase {
     }
 }
 
-/// What becomes of a case's database.
+/// What happens to the database of a case at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It is dropped.
+    /// The database is dropped.
     Drop,
-    /// It is kept, for a look at what went wrong. A server that the harness started goes all the same.
+    /// The database is kept, so that a person can read it. A server that the harness started is
+    /// stopped nevertheless, and its databases with it.
     Keep,
 }

@@ -1,4 +1,5 @@
-//! Postgres in Docker, through testcontainers; removed at the end, and by a guard process when the run is killed.
+//! Postgres in Docker, through testcontainers. The container is removed at the end of the run, or by
+//! a reaper process if the run is killed.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -23,51 +24,54 @@ use uuid::Uuid;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
 use crate::gate::bounded;
-use crate::reaper::Guard;
+use crate::reaper::Reaper;
 
-/// The image, unless `GAUNTLET_POSTGRES_IMAGE` names another.
+/// The image that is started, unless `GAUNTLET_POSTGRES_IMAGE` names another.
 const IMAGE: &str = "postgres:17-alpine";
-/// A daemon that does not answer a ping by then is not there.
+/// The longest wait for the answer to a ping; a daemon that takes longer counts as absent.
 const PING: Duration = Duration::from_secs(2);
-/// Any other question to the daemon, the removal of a container included: seconds on a busy machine, for ever where it is stuck.
+/// The longest wait for any other answer of the daemon, the removal of a container included. On a
+/// busy machine an answer takes seconds; a stuck daemon never answers.
 const ASK: Duration = Duration::from_secs(15);
-/// Pulling an image.
+/// The longest time to pull the image.
 const PULL: Duration = Duration::from_secs(300);
-/// From the container's creation to the first answer of its server.
+/// The longest time from the creation of the container to the first answer of its server.
 const START: Duration = Duration::from_secs(60);
-/// The server's port inside its container.
+/// The port of the server inside its container.
 const PORT: u16 = 5432;
-/// Throw-away data on a port of this machine alone: everybody who gets there may log in, and logging in is fast.
+/// The access rules of the server: every login is trusted, which is fast, because the data is
+/// discarded and the port is published on this machine alone.
 const ACCESS: &str = "local all all trust\nhost all all all trust\n";
 
-/// A container, and who removes it when we can't.
+/// A container, and the reaper that removes it if this process cannot.
 struct Container {
     daemon: Docker,
     container: ContainerAsync<GenericImage>,
-    guard: Option<Guard>,
+    reaper: Option<Reaper>,
 }
 
 #[async_trait]
 impl Owned for Container {
-    /// Removes the container, or leaves it behind with a warning: a daemon that is stuck must not cost the report.
+    /// Removes the container. If the daemon does not answer, the container is left behind with a
+    /// warning, so that the run still writes its report.
     async fn stop(self: Box<Self>) {
         let removed = remove(&self.daemon, self.container.id(), ASK).await;
         if let Err(reason) = &removed {
             tracing::warn!(
                 reason,
                 container = self.container.id(),
-                "the database's container could not be removed"
+                "the container of the database could not be removed; remove it with `docker rm --force`"
             );
         }
-        // dropping it would ask the daemon once more, and block the thread until the daemon answers
+        // dropping it would send the daemon one more request and block the thread until it answers
         let Self {
-            container, guard, ..
+            container, reaper, ..
         } = *self;
         std::mem::forget(container);
-        match guard {
-            Some(guard) if removed.is_ok() => guard.stop().await,
-            // has the same daemon to ask: it does so without us
-            guard => drop(guard),
+        match reaper {
+            Some(reaper) if removed.is_ok() => reaper.stop().await,
+            // it depends on the same daemon, and need not be waited for
+            reaper => drop(reaper),
         }
     }
 }
@@ -81,7 +85,8 @@ async fn remove(daemon: &Docker, container: &str, bound: Duration) -> Result<(),
     asked(bound, daemon.remove_container(container, Some(how))).await
 }
 
-/// The daemon's answer, if it comes within the bound. The error is the reason, for people.
+/// Returns the answer of the daemon, if it comes within the bound. The error is a reason for
+/// people.
 async fn asked<T, E: Display>(
     bound: Duration,
     answer: impl Future<Output = Result<T, E>>,
@@ -92,7 +97,7 @@ async fn asked<T, E: Display>(
     }
 }
 
-/// Starts a server; with the image's name. The error is the reason, for people.
+/// Starts a server and returns it with the name of its image. The error is a reason for people.
 pub(super) async fn start() -> Result<(Postgres, String), String> {
     let image = std::env::var("GAUNTLET_POSTGRES_IMAGE")
         .ok()
@@ -100,7 +105,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         .unwrap_or_else(|| IMAGE.to_owned());
     let daemon = asked(ASK, docker_client_instance())
         .await
-        .map_err(|reason| format!("no daemon ({reason})"))?;
+        .map_err(|reason| format!("no daemon is configured ({reason})"))?;
     asked(PING, daemon.ping())
         .await
         .map_err(|reason| format!("no daemon answers a ping ({reason})"))?;
@@ -113,12 +118,12 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         tracing::info!(image, "pulling the image of the database");
         let pulled = asked(PULL, generic.clone().pull_image()).await;
         let _request = pulled.map_err(|reason| {
-            format!("the image {image} is not here and cannot be pulled ({reason})")
+            format!("the image {image} is not on this machine and cannot be pulled ({reason})")
         })?;
     }
 
     let container_name = format!("gauntlet-{}", &Uuid::new_v4().simple().to_string()[..12]);
-    let guard = guard(&container_name);
+    let reaper = reaper(&container_name);
     let password = Uuid::new_v4().simple().to_string();
     let publish = publish(&daemon).await;
     let settings = [
@@ -158,11 +163,11 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         });
     let container = asked(START, request.start())
         .await
-        .map_err(|reason| format!("the container does not start ({reason})"))?;
+        .map_err(|reason| format!("the container did not start ({reason})"))?;
     let container = Box::new(Container {
         daemon: daemon.clone(),
         container,
-        guard,
+        reaper,
     });
     match connect(&daemon, &container.container, &password).await {
         Ok(url) => match Postgres::owned(url, container).await {
@@ -176,22 +181,25 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
     }
 }
 
-/// The guard needs the command line of Docker; without it testcontainers' own clean-up has to do.
-fn guard(name: &str) -> Option<Guard> {
+/// Starts the reaper of the container. It needs the `docker` command; without it, a run that is
+/// killed leaves the container to the clean-up of testcontainers.
+fn reaper(name: &str) -> Option<Reaper> {
     let script =
         "cat >/dev/null; command -v docker >/dev/null && docker rm --force --volumes \"$1\"";
-    Guard::start(script, &[name.to_owned()], &[]).ok()
+    Reaper::start(script, &[name.to_owned()], &[]).ok()
 }
 
-/// Whether the engine runs on this machine: then its ports are published here and for nobody else.
+/// Returns whether the engine runs on this machine, so that its ports are published here alone.
 fn engine_is_here() -> bool {
     std::env::var("DOCKER_HOST").map_or(true, |host| host.is_empty() || host.starts_with("unix:"))
 }
 
-/// The addresses of the engine's machine that the port is published on; empty leaves it to the engine (all of them).
+/// Returns the addresses of the engine's machine on which the port is published; an empty list leaves
+/// the choice to the engine, which publishes it on all addresses.
 ///
-/// A run inside a container has a loopback of its own, unless the engine runs in there too: it may have to come by the gateway of
-/// the engine's bridge, which only that machine and its containers reach.
+/// A run inside a container has a loopback address of its own. If the engine runs outside of that
+/// container, the run reaches the server through the gateway address of the engine's bridge, which
+/// is reachable from the engine's machine and its containers alone.
 async fn publish(daemon: &Docker) -> Vec<String> {
     if !engine_is_here() {
         return Vec::new();
@@ -218,8 +226,9 @@ async fn publish(daemon: &Docker) -> Vec<String> {
     addresses
 }
 
-/// Where the server may answer: at its published ports, and, with the engine on this machine, at its container's own addresses.
-async fn places(
+/// Returns the addresses at which the server may answer: its published ports and, if the engine runs
+/// on this machine, the addresses of its container.
+async fn addresses(
     daemon: &Docker,
     container: &ContainerAsync<GenericImage>,
 ) -> Result<Vec<(String, u16)>, String> {
@@ -231,7 +240,7 @@ async fn places(
     let network = inspected?
         .network_settings
         .ok_or("the container has no network")?;
-    let mut places = Vec::new();
+    let mut addresses = Vec::new();
     for binding in network
         .ports
         .and_then(|mut ports| ports.remove(&format!("{PORT}/tcp")).flatten())
@@ -245,10 +254,11 @@ async fn places(
             continue;
         };
         match binding.host_ip.as_deref() {
-            // published on every address: the one that the engine is known by; `localhost` may mean ::1 first, where nothing may be
+            // published on every address: take the one by which the engine is known, but 127.0.0.1
+            // for `localhost`, which may be resolved to ::1, where nothing listens
             None | Some("" | "0.0.0.0") => {
                 let host = asked(ASK, container.get_host()).await?.to_string();
-                places.push((
+                addresses.push((
                     if host == "localhost" {
                         "127.0.0.1".to_owned()
                     } else {
@@ -258,52 +268,51 @@ async fn places(
                 ));
             }
             Some(host) if host.contains(':') => {}
-            Some(host) => places.push((host.to_owned(), port)),
+            Some(host) => addresses.push((host.to_owned(), port)),
         }
     }
     if engine_is_here() {
-        let addresses = network
+        let own = network
             .networks
             .unwrap_or_default()
             .into_values()
             .filter_map(|network| network.ip_address);
-        places.extend(
-            addresses
-                .filter(|address| !address.is_empty())
+        addresses.extend(
+            own.filter(|address| !address.is_empty())
                 .map(|address| (address, PORT)),
         );
     }
-    Ok(places)
+    Ok(addresses)
 }
 
-/// Waits for the first place where the server answers, as long as the container runs.
+/// Waits for the first address at which the server answers, as long as the container runs.
 async fn connect(
     daemon: &Docker,
     container: &ContainerAsync<GenericImage>,
     password: &str,
 ) -> Result<ServerUrl, String> {
-    let places = places(daemon, container).await?;
-    if places.is_empty() {
+    let addresses = addresses(daemon, container).await?;
+    if addresses.is_empty() {
         return Err("the container's port is not published".into());
     }
-    let searches = places.into_iter().map(|(host, port)| {
+    let searches = addresses.into_iter().map(|(host, port)| {
         Box::pin(async move {
             let url = ServerUrl::new(format!("postgres:{password}"), host, port);
             ready(&url, START, || None).await.map(|()| url)
         })
     });
-    // both only look: what is dropped here has changed nothing
+    // both futures only observe, so that dropping one loses nothing
     tokio::select! {
         found = select_ok(searches) => found.map(|(url, _)| url),
         reason = ended(daemon, container) => Err(reason),
     }
 }
 
-/// Returns when the container has ended, with its last words.
+/// Waits until the container has ended and returns its last lines of output. Cancel safe.
 async fn ended(daemon: &Docker, container: &ContainerAsync<GenericImage>) -> String {
     let mut waiting = Box::pin(daemon.wait_container(container.id(), None::<WaitContainerOptions>));
     if waiting.next().await.is_none() {
-        // the engine closed the connection without an answer: what it says next decides
+        // the engine closed the connection without an answer: the search for the server decides
         return pending().await;
     }
     let code = asked(ASK, container.exit_code())
@@ -311,11 +320,11 @@ async fn ended(daemon: &Docker, container: &ContainerAsync<GenericImage>) -> Str
         .ok()
         .flatten()
         .map_or("unknown".to_owned(), |code| code.to_string());
-    let said = asked(ASK, container.stderr_to_vec())
+    let output = asked(ASK, container.stderr_to_vec())
         .await
         .unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let last: Vec<&str> = said
+    let output = String::from_utf8_lossy(&output);
+    let last: Vec<&str> = output
         .lines()
         .rev()
         .filter(|line| !line.trim().is_empty())
@@ -337,7 +346,7 @@ mod tests {
     async fn a_stuck_daemon_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("docker.sock");
-        // takes connections into its queue and never answers
+        // the kernel accepts connections into the queue, and nothing answers
         let _stuck = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let daemon =
             Docker::connect_with_unix(socket.to_str().unwrap(), 120, API_DEFAULT_VERSION).unwrap();

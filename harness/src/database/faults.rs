@@ -1,15 +1,16 @@
-//! Faults of a case's own database that need no image and no root: each touches that database alone, and can be taken back.
+//! The faults of a case's database. Each affects that database alone, can be undone, and needs
+//! neither a container nor root.
 
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::DatabaseError;
-use super::case::{CaseDatabase, Place};
+use super::case::{CaseDatabase, Location};
 use super::postgres::{Postgres, Sessions, bounded, execute, quoted};
 use crate::gate::{self, hang_guard, pace};
 
-/// Between two looks at the database.
+/// The time between two reads of the database.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A lock on a table, held by a session of the harness. Dropping it releases the lock.
@@ -28,155 +29,163 @@ impl std::fmt::Debug for Held {
 }
 
 impl Held {
-    /// Releases the lock; when it returns, waiting statements go on.
+    /// Releases the lock. When this returns, waiting statements go on.
     ///
     /// # Errors
-    /// [`DatabaseError::Sql`] when the session is gone, and the lock with it.
+    /// [`DatabaseError::Sql`] if the session has ended, and the lock with it.
     pub async fn release(mut self) -> Result<(), DatabaseError> {
         note(
             self.tape.as_ref(),
-            format!("the lock on {} is released", self.table),
+            format!("the lock on the table {} is released", self.table),
         );
         execute(&mut self.connection, "release a lock", "ROLLBACK".into()).await
     }
 }
 
 impl CaseDatabase {
-    /// Ends every session of the gateway in this database, as a restart does (57P01, then the connection closes). How many.
+    /// Ends every session of the gateway in this database, as a restart of the server does (SQLSTATE
+    /// 57P01, then the connection closes), and returns their number.
     ///
     /// # Errors
-    /// [`DatabaseError::NotPostgres`] on SQLite, as for every fault here.
+    /// [`DatabaseError::NotPostgres`] on SQLite; [`DatabaseError::Sql`] and [`DatabaseError::Hung`]
+    /// if the statement of the harness fails. Every fault here has these errors.
     pub async fn terminate_backends(&self) -> Result<u64, DatabaseError> {
-        let server = self.server("ending sessions")?;
+        let server = self.server("end sessions")?;
         let ended = server.terminate(self.name(), Sessions::Gateways).await?;
-        self.note(format!("{ended} sessions ended by the administrator"));
+        self.note(format!("the administrator ends its {ended} sessions"));
         Ok(ended)
     }
 
-    /// Lets no new session in (55000). Sessions that exist stay: end them with [`Self::terminate_backends`].
+    /// Refuses new sessions (SQLSTATE 55000). Open sessions stay; [`Self::terminate_backends`] ends
+    /// them.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn forbid_connections(&self) -> Result<(), DatabaseError> {
-        self.alter("forbidding connections", "ALLOW_CONNECTIONS false")
+        self.alter("refuse new connections", "ALLOW_CONNECTIONS false")
             .await
     }
 
-    /// Lets sessions in again.
+    /// Accepts new sessions again.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn allow_connections(&self) -> Result<(), DatabaseError> {
-        self.alter("allowing connections", "ALLOW_CONNECTIONS true")
+        self.alter("accept new connections again", "ALLOW_CONNECTIONS true")
             .await
     }
 
-    /// Lets that many sessions in at once (53300); -1 lifts the limit.
+    /// Limits the number of concurrent sessions (SQLSTATE 53300 beyond it); -1 removes the limit.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn limit_connections(&self, limit: i32) -> Result<(), DatabaseError> {
-        self.alter("limiting connections", &format!("CONNECTION LIMIT {limit}"))
-            .await
+        self.alter(
+            "limit its connections",
+            &format!("CONNECTION LIMIT {limit}"),
+        )
+        .await
     }
 
-    /// Makes the database read-only, as a fail-over to a replica does (25006 on writes): ends the gateway's sessions so that new
-    /// ones feel it.
+    /// Makes the database read-only, as a failover to a replica does (SQLSTATE 25006 on writes). It
+    /// ends the sessions of the gateway, because new sessions alone are affected.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn read_only(&self) -> Result<(), DatabaseError> {
-        self.alter(
-            "making it read-only",
-            "SET default_transaction_read_only = on",
-        )
-        .await?;
+        self.alter("refuse writes", "SET default_transaction_read_only = on")
+            .await?;
         self.terminate_backends().await.map(|_| ())
     }
 
-    /// Takes writes again, in sessions that begin from now on: those that began before stay read-only for as long as they are kept.
+    /// Accepts writes again in new sessions; sessions that began before stay read-only.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn read_write(&self) -> Result<(), DatabaseError> {
-        self.alter("making it writable", "RESET default_transaction_read_only")
+        self.alter("accept writes again", "RESET default_transaction_read_only")
             .await
     }
 
-    /// Takes the right to insert from the gateway's role (42501).
+    /// Revokes the right to insert from the role of the gateway (SQLSTATE 42501).
     ///
     /// # Errors
-    /// See [`Self::terminate_backends`]; also when the server let us make no role, since a superuser feels no right.
+    /// See [`Self::terminate_backends`]; also if the server let the run make no role, because a
+    /// superuser needs no right.
     pub async fn revoke_insert(&self) -> Result<(), DatabaseError> {
-        let role = quoted(self.server("revoking a right")?.role());
+        let role = quoted(self.server("revoke the right to insert")?.role());
         self.run(
-            "revoking INSERT",
+            "revoke the right to insert",
             format!("REVOKE INSERT ON ALL TABLES IN SCHEMA public FROM {role}"),
         )
         .await
     }
 
-    /// Gives the right to insert back.
+    /// Grants the right to insert again.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn grant_insert(&self) -> Result<(), DatabaseError> {
-        let role = quoted(self.server("granting a right")?.role());
+        let role = quoted(self.server("grant the right to insert again")?.role());
         self.run(
-            "granting INSERT",
+            "grant the right to insert again",
             format!("GRANT INSERT ON ALL TABLES IN SCHEMA public TO {role}"),
         )
         .await
     }
 
-    /// Answers each insert and update as a full disk does (53100), by a trigger on every table.
+    /// Makes each insert and update fail as on a full disk (SQLSTATE 53100), by a trigger on every
+    /// table.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn disk_full(&self) -> Result<(), DatabaseError> {
-        self.note("the disk is full (53100)");
-        let mut connection = self.server("a full disk")?.admin_of(self.name()).await?;
+        self.note("its disk is full from now on (SQLSTATE 53100)");
+        let mut connection = self
+            .server("report a full disk")?
+            .admin_of(self.name())
+            .await?;
         let sql = "CREATE OR REPLACE FUNCTION gauntlet_disk_full() RETURNS trigger LANGUAGE plpgsql AS $$
                    BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
                    DO $$ DECLARE name text; BEGIN
                      FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
                        EXECUTE format('CREATE TRIGGER gauntlet_disk_full BEFORE INSERT OR UPDATE ON public.%I FOR EACH STATEMENT EXECUTE FUNCTION gauntlet_disk_full()', name);
                      END LOOP; END $$";
-        bounded("fill the disk", sqlx::raw_sql(sql).execute(&mut connection))
-            .await
-            .map(|_| ())
+        bounded(
+            "report a full disk",
+            sqlx::raw_sql(sql).execute(&mut connection),
+        )
+        .await
+        .map(|_| ())
     }
 
-    /// Makes room again.
+    /// Makes room on the disk again.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn disk_free(&self) -> Result<(), DatabaseError> {
         self.run(
-            "making room on the disk",
+            "report free space again",
             "DROP FUNCTION IF EXISTS gauntlet_disk_full() CASCADE".into(),
         )
         .await
     }
 
-    /// Locks a table against everybody: statements on it wait until the lock is released. Also a sync point: see
-    /// [`Self::waiting`].
+    /// Locks a table exclusively: statements on it wait until the lock is released.
+    /// [`Self::until_waiting`] waits for such a statement.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
     pub async fn lock(&self, table: &str) -> Result<Held, DatabaseError> {
-        let mut connection = self
-            .server("locking a table")?
-            .admin_of(self.name())
-            .await?;
-        execute(&mut connection, "begin", "BEGIN".into()).await?;
+        let mut connection = self.server("lock a table")?.admin_of(self.name()).await?;
+        execute(&mut connection, "begin a transaction", "BEGIN".into()).await?;
         execute(
             &mut connection,
             "lock a table",
             format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", quoted(table)),
         )
         .await?;
-        self.note(format!("{table} is locked"));
+        self.note(format!("the table {table} is locked"));
         Ok(Held {
             connection,
             table: table.to_owned(),
@@ -184,7 +193,7 @@ impl CaseDatabase {
         })
     }
 
-    /// How many of the gateway's sessions wait for a lock in this database now.
+    /// Returns how many sessions of the gateway wait for a lock in this database now.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
@@ -192,7 +201,7 @@ impl CaseDatabase {
         self.sessions("wait_event_type = 'Lock'").await
     }
 
-    /// How many sessions the gateway has in this database now.
+    /// Returns how many sessions the gateway has in this database now.
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
@@ -200,10 +209,10 @@ impl CaseDatabase {
         self.sessions("true").await
     }
 
-    /// Waits until at least that many sessions wait for a lock.
+    /// Waits until at least `count` sessions wait for a lock. Cancel safe.
     ///
     /// # Errors
-    /// [`DatabaseError::Hung`] when they never do.
+    /// [`DatabaseError::Hung`] if they do not within the hang guard.
     pub async fn until_waiting(&self, count: i64) -> Result<(), DatabaseError> {
         self.until(&format!("{count} sessions wait for a lock"), |waiting| {
             waiting >= count
@@ -211,10 +220,11 @@ impl CaseDatabase {
         .await
     }
 
-    /// Waits until no session waits for a lock: every statement was answered, or given up by the server.
+    /// Waits until no session waits for a lock, so that the server has answered or cancelled every
+    /// statement. Cancel safe.
     ///
     /// # Errors
-    /// [`DatabaseError::Hung`] when one always does.
+    /// [`DatabaseError::Hung`] if one still waits after the hang guard.
     pub async fn until_none_waits(&self) -> Result<(), DatabaseError> {
         self.until("no session waits for a lock", |waiting| waiting == 0)
             .await
@@ -234,19 +244,19 @@ impl CaseDatabase {
         match gate::bounded(hang_guard(), so).await {
             Some(so) => so.map(|()| self.note(wanted)),
             None => Err(DatabaseError::Hung(format!(
-                "{waiting} sessions wait for a lock after {:?}; wanted: {wanted}",
+                "after {:?}, {waiting} sessions wait for a lock, instead of: {wanted}",
                 hang_guard()
             ))),
         }
     }
 
     async fn sessions(&self, which: &str) -> Result<i64, DatabaseError> {
-        let mut admin = self.server("looking at sessions")?.admin().await?;
+        let mut admin = self.server("count sessions")?.admin().await?;
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name <> 'gauntlet-harness' AND backend_type = 'client backend' AND {which}"
         );
         bounded(
-            "look at the sessions",
+            "count sessions",
             sqlx::query_scalar(AssertSqlSafe(sql))
                 .bind(self.name())
                 .fetch_one(&mut admin),
@@ -254,10 +264,10 @@ impl CaseDatabase {
         .await
     }
 
-    /// Changes the database from outside, since it may let nobody in.
+    /// Changes the database from another one, because it may refuse sessions.
     async fn alter(&self, what: &'static str, change: &str) -> Result<(), DatabaseError> {
         let mut admin = self.server(what)?.admin().await?;
-        self.note(what);
+        self.note(format!("the harness makes it {what}"));
         execute(
             &mut admin,
             what,
@@ -268,14 +278,14 @@ impl CaseDatabase {
 
     async fn run(&self, what: &'static str, sql: String) -> Result<(), DatabaseError> {
         let mut connection = self.server(what)?.admin_of(self.name()).await?;
-        self.note(what);
+        self.note(format!("the harness makes it {what}"));
         execute(&mut connection, what, sql).await
     }
 
     fn server(&self, what: &'static str) -> Result<&Postgres, DatabaseError> {
-        match &self.place {
-            Place::Postgres(server) => Ok(server),
-            Place::Sqlite(_) => Err(DatabaseError::NotPostgres(what)),
+        match &self.location {
+            Location::Postgres(server) => Ok(server),
+            Location::Sqlite(_) => Err(DatabaseError::NotPostgres(what)),
         }
     }
 }

@@ -1,6 +1,8 @@
-//! Postgres from binaries on this machine: a fresh cluster in a temporary folder, gone at the end.
+//! Postgres from binaries on this machine: a fresh cluster in a temporary folder, which is removed at
+//! the end of the run.
 //!
-//! Postgres refuses to run as root: then the cluster belongs to `postgres` or `nobody`, by `setpriv`, `runuser` or `su`.
+//! Postgres refuses to run as root. In that case the server runs as `postgres` or `nobody`, through
+//! `setpriv`, `runuser` or `su`.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,20 +14,22 @@ use tokio::process::Command;
 use super::postgres::{Owned, Postgres, ready};
 use super::url::ServerUrl;
 use crate::gate::bounded;
-use crate::reaper::Guard;
+use crate::reaper::Reaper;
 
-/// Making the cluster.
+/// The longest time to create the cluster.
 const INITDB: Duration = Duration::from_secs(60);
-/// From the start to the first answer.
+/// The longest time from the start of the server to its first answer.
 const START: Duration = Duration::from_secs(30);
-/// Starts of the server: another program may take the port between our look and its bind.
+/// How often the server is started: another program may take its port before it binds.
 const ATTEMPTS: u32 = 3;
 
-/// Free bytes in memory that are enough for a cluster with a few hundred cases.
+/// The free bytes of memory that are enough for a cluster with a few hundred databases.
 const ROOMY: u64 = 4 << 30;
 
-/// Runs the server until its own standard input ends, then stops it and removes the folder: it alone does, since it finds the
-/// server by a file in there. A server that ends by itself leaves a note; one that has only begun writes its file first.
+/// Runs the server until the standard input of the script ends, then stops the server and removes its
+/// folder. Nothing else removes the folder, because it holds the file with the server's process id. A
+/// server that ends by itself leaves its exit code in the file `exited`; the script waits until a
+/// server that is starting has written its process id.
 const SCRIPT: &str = r#"
 { "$@" >>"$GAUNTLET_FOLDER/log" 2>&1; echo "$?" >"$GAUNTLET_FOLDER/exited"; } &
 cat >/dev/null
@@ -36,20 +40,21 @@ wait
 rm -rf -- "$GAUNTLET_FOLDER"
 "#;
 
-/// A server of our own.
+/// A server that the harness started.
 struct Cluster {
-    guard: Guard,
+    reaper: Reaper,
 }
 
 #[async_trait]
 impl Owned for Cluster {
     /// Stops the server and removes its folder.
     async fn stop(self: Box<Self>) {
-        self.guard.stop().await;
+        self.reaper.stop().await;
     }
 }
 
-/// Makes a cluster and starts its server; with the folder of its binaries. The error is the reason, for people.
+/// Creates a cluster, starts its server, and returns it with the folder of its binaries. The error is
+/// a reason for people.
 pub(super) async fn start() -> Result<(Postgres, String), String> {
     let binaries = binaries()?;
     let account = if rustix::process::getuid().is_root() {
@@ -65,7 +70,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
     loop {
         match serve(&binaries, account.as_ref()).await {
             Ok(server) => return Ok((server, described)),
-            // another program took the port between our look and the server's bind
+            // another program took the port before the server bound it
             Err(reason) if reason.contains("Address already in use") && attempt < ATTEMPTS => {
                 attempt += 1
             }
@@ -79,7 +84,7 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
     let folder = tempfile::Builder::new()
         .prefix("gauntlet-pg-")
         .tempdir_in(&parent)
-        .map_err(|error| format!("no temporary folder in {}: {error}", parent.display()))?;
+        .map_err(|error| format!("cannot make a folder in {}: {error}", parent.display()))?;
     if let Some(account) = account {
         std::os::unix::fs::chown(folder.path(), Some(account.user), Some(account.group)).map_err(
             |error| {
@@ -95,7 +100,7 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
 
     let port = std::net::TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
-        .map_err(|error| format!("no free port: {error}"))?
+        .map_err(|error| format!("there is no free port on 127.0.0.1: {error}"))?
         .port();
     let path = folder.path().display().to_string();
     let settings = [
@@ -120,22 +125,23 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
             .into_iter()
             .flat_map(|setting| ["-c".to_owned(), setting]),
     );
-    let guard = Guard::start(SCRIPT, &command, &[("GAUNTLET_FOLDER", path.as_str())])
-        .map_err(|error| format!("sh does not start: {error}"))?;
+    let reaper = Reaper::start(SCRIPT, &command, &[("GAUNTLET_FOLDER", path.as_str())])
+        .map_err(|error| format!("sh did not start: {error}"))?;
     let folder = folder.keep();
 
     let url = ServerUrl::new("postgres".into(), "127.0.0.1".into(), port);
     let (exited, log) = (folder.join("exited"), folder.join("log"));
     if let Err(reason) = ready(&url, START, || exited.exists().then(|| tail(&log))).await {
-        guard.stop().await;
+        reaper.stop().await;
         return Err(reason);
     }
-    Postgres::owned(url, Box::new(Cluster { guard }))
+    Postgres::owned(url, Box::new(Cluster { reaper }))
         .await
         .map_err(|error| error.to_string())
 }
 
-/// The folder with `initdb` and `postgres`: `PG_BIN`, Debian's, Homebrew's, Postgres.app's, then `PATH`; the newest of several.
+/// Finds the folder with `initdb` and `postgres`: `PG_BIN`, then the folders of Debian, Homebrew and
+/// Postgres.app (the newest version first), then `PATH`.
 fn binaries() -> Result<PathBuf, String> {
     let complete =
         |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
@@ -147,7 +153,7 @@ fn binaries() -> Result<PathBuf, String> {
             Ok(folder)
         } else {
             Err(format!(
-                "PG_BIN is {}, where there is no initdb and postgres",
+                "PG_BIN is {}, which does not hold initdb and postgres",
                 folder.display()
             ))
         };
@@ -176,11 +182,14 @@ fn binaries() -> Result<PathBuf, String> {
             .flat_map(std::env::split_paths),
     );
     candidates.into_iter().find(complete).ok_or_else(|| {
-        "no initdb and postgres found (looked at PG_BIN, /usr/lib/postgresql, Homebrew, Postgres.app and PATH): install PostgreSQL's server".into()
+        "initdb and postgres were not found in PG_BIN, /usr/lib/postgresql, Homebrew, Postgres.app \
+         and PATH; install the PostgreSQL server"
+            .into()
     })
 }
 
-/// Memory where there is enough of it: a clone takes 15 ms there, and up to 200 ms on a busy disk.
+/// Returns the parent of the cluster's folder: memory, if there is enough, because a clone takes
+/// 15 ms there and up to 200 ms on a busy disk.
 fn parent() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let free =
@@ -210,7 +219,7 @@ async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Re
         .map(String::from),
     );
     let Some((program, arguments)) = command.split_first() else {
-        return Err("nothing to run".into());
+        return Err("the command of initdb is empty".into());
     };
     let output = Command::new(program)
         .args(arguments)
@@ -222,18 +231,18 @@ async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Re
     let output = bounded(INITDB, output)
         .await
         .ok_or_else(|| format!("initdb did not end within {INITDB:?}"))?
-        .map_err(|error| format!("{program} does not start: {error}"))?;
+        .map_err(|error| format!("{program} did not start: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let output = String::from_utf8_lossy(&output.stderr);
     Err(format!(
         "initdb failed: {}",
-        said.lines().last().unwrap_or("it said nothing")
+        output.lines().last().unwrap_or("it wrote nothing")
     ))
 }
 
-/// The last lines of the server's log.
+/// Returns a sentence with the last lines of the server's log.
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -241,7 +250,7 @@ fn tail(log: &Path) -> String {
     format!("the server ended by itself: {last}")
 }
 
-/// An account without rights, and the program that changes to it.
+/// An account without special rights, and the program that changes to it.
 struct Account {
     name: String,
     user: u32,
@@ -260,7 +269,8 @@ impl Account {
         let program = ["setpriv", "runuser", "su"]
             .into_iter()
             .find(on_path)
-            .ok_or("it does not run as root, and there is none of setpriv, runuser and su to change the user")?;
+            .ok_or("Postgres does not run as root, and setpriv, runuser and su are all missing; run as another \
+                 user")?;
         let accounts = std::fs::read_to_string("/etc/passwd")
             .map_err(|error| format!("/etc/passwd: {error}"))?;
         ["postgres", "nobody"]
@@ -279,12 +289,13 @@ impl Account {
                 })
             })
             .ok_or_else(|| {
-                "it does not run as root, and there is no account `postgres` or `nobody` to run it"
+                "Postgres does not run as root, and there is no account `postgres` or `nobody`; run as \
+                 another user"
                     .into()
             })
     }
 
-    /// What comes before a command so that it runs as this account.
+    /// Returns the words before a command that make it run as this account.
     fn prefix(&self) -> Vec<String> {
         match self.program {
             "setpriv" => {
@@ -302,7 +313,7 @@ impl Account {
                 self.name.clone(),
                 "--".into(),
             ],
-            // su takes one string: the shell gets the rest as its arguments
+            // su takes one string, whose shell gets the rest as its arguments
             _ => [
                 "su",
                 &self.name,
@@ -325,7 +336,7 @@ mod tests {
     use crate::gate::{guard, poll_until};
 
     #[tokio::test]
-    async fn a_server_that_is_dropped_without_a_stop_ends_and_leaves_nothing() {
+    async fn a_server_that_is_dropped_without_a_stop_ends_and_leaves_no_folder() {
         let server = match start().await {
             Ok((server, _)) => server,
             Err(reason) => return println!("not run: {reason}"),

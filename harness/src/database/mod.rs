@@ -1,7 +1,9 @@
-//! Databases for cases: the first of a URL, Docker, local binaries and SQLite; one database a case, cloned from a template.
+//! The databases of cases: each case has one of its own, cloned from a template. They come from a
+//! server at a URL, from Docker, from Postgres binaries on this machine, or from SQLite.
 //!
-//! [`Database::resolve`] says which one it took and why, and what is therefore not run. Whatever it starts it stops:
-//! [`Database::stop`] in order, a guard process (`crate::guard`) when the run itself is killed.
+//! [`Database::resolve`] returns which of these it took and why, and which cases are therefore not
+//! run. Whatever it starts is stopped by [`Database::stop`], or by a reaper process
+//! (`crate::reaper`) if the run itself is killed.
 
 mod case;
 #[cfg(feature = "docker")]
@@ -40,23 +42,23 @@ mod docker {
 /// Which database a run asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// Docker, else local binaries, else SQLite.
+    /// Docker; without it Postgres binaries on this machine; without them SQLite.
     #[default]
     Auto,
-    /// A server that runs already; its role must be allowed to create databases.
+    /// A server that runs already, at this URL; its role must be allowed to create databases.
     Url(String),
-    /// Docker only.
+    /// Postgres in Docker, and nothing else.
     Docker,
-    /// Local Postgres binaries only.
+    /// Postgres binaries on this machine, and nothing else.
     Local,
-    /// SQLite only.
+    /// SQLite, and nothing else.
     Sqlite,
 }
 
 impl FromStr for Choice {
     type Err = DatabaseError;
 
-    /// Reads the value of `--database` or `GAUNTLET_DATABASE`; an empty one is none.
+    /// Reads the value of `--database` or `GAUNTLET_DATABASE`; an empty value means `auto`.
     fn from_str(value: &str) -> Result<Self, DatabaseError> {
         match value {
             "" | "auto" => Ok(Self::Auto),
@@ -67,41 +69,43 @@ impl FromStr for Choice {
                 Ok(Self::Url(url.to_owned()))
             }
             other => Err(DatabaseError::Url(format!(
-                "--database (GAUNTLET_DATABASE) takes `auto`, `docker`, `local`, `sqlite` or postgres://user@host/database, not {}",
+                "--database (GAUNTLET_DATABASE) takes `auto`, `docker`, `local`, `sqlite` or \
+                 postgres://user@host/database, not {}",
                 without_login(other)
             ))),
         }
     }
 }
 
-/// A value as it may be shown: without what may be a login, which ends at the last @, and without what follows a question mark.
+/// Returns a value in a form that may be shown: without a login, which ends at the last `@`, and
+/// without whatever follows a question mark.
 fn without_login(value: &str) -> String {
     let (scheme, rest) = value
         .split_once("://")
         .map_or(("", value), |(scheme, _)| value.split_at(scheme.len() + 3));
-    let (login, place) = rest
+    let (login, address) = rest
         .rsplit_once('@')
-        .map_or(("", rest), |(_, place)| ("…@", place));
+        .map_or(("", rest), |(_, address)| ("…@", address));
     format!(
         "`{scheme}{login}{}`",
-        place.split('?').next().unwrap_or_default()
+        address.split('?').next().unwrap_or_default()
     )
 }
 
-/// What a run cannot do without; a fallback from it is an error.
+/// The database that a run requires; if it is missing, that is an error, and no other is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Require {
-    /// Anything serves.
+    /// Any database will do.
     #[default]
     Nothing,
-    /// A Postgres, from wherever.
+    /// A Postgres, from any source.
     Postgres,
     /// A Postgres in Docker.
     Docker,
 }
 
 impl Require {
-    /// Reads `GAUNTLET_REQUIRE` (`docker`, `postgres`; empty or unset is nothing).
+    /// Reads `GAUNTLET_REQUIRE` (`docker` or `postgres`; empty or unset requires nothing).
     ///
     /// # Errors
     /// [`DatabaseError::Url`] for any other value.
@@ -128,47 +132,48 @@ impl FromStr for Require {
     }
 }
 
-/// Which kind of database a case has.
+/// The kind of database that a case has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A real Postgres.
+    /// A Postgres server.
     Postgres,
-    /// A file.
+    /// An SQLite file.
     Sqlite,
 }
 
-/// Why there is no database, or why something could not be done with it. Messages never name a password.
+/// Why there is no database, or why something could not be done with it. No message holds a
+/// password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
-    /// An option is not understood.
+    /// An option has a value that it does not take.
     #[error("{0}")]
     Url(String),
-    /// What was asked for is not to be had.
-    #[error("{wanted} was asked for and is not to be had: {}", reasons.join("; "))]
+    /// The database that was asked for is not available.
+    #[error("{wanted} was asked for and is not available: {}", reasons.join("; "))]
     Missing {
-        /// What was asked for.
+        /// The database that was asked for.
         wanted: &'static str,
-        /// What was tried, and why it failed.
+        /// What was tried, and why each try failed.
         reasons: Vec<String>,
     },
-    /// A statement or a connection of the harness failed.
+    /// A statement or a connection of the harness itself failed.
     #[error("{what}: {reason}")]
     Sql {
-        /// What the harness was about to do.
+        /// What the harness could not do.
         what: String,
-        /// The server's answer.
+        /// The message of the database.
         reason: String,
     },
-    /// The template could not be migrated by whoever owns the schema.
+    /// The gateway, which owns the schema, could not migrate the template.
     #[error("the template database could not be migrated: {0}")]
     Migration(String),
-    /// Only Postgres can do that.
-    #[error("{0} needs Postgres, and this run has SQLite")]
+    /// Only Postgres can do this.
+    #[error("cannot {0}: this needs Postgres, and the run has SQLite")]
     NotPostgres(&'static str),
-    /// Nothing happened within the hang guard.
+    /// Something did not happen within the hang guard.
     #[error("{0}")]
     Hung(String),
-    /// Files or programs.
+    /// A file or a program of this machine failed.
     #[error("{0}")]
     System(String),
 }
@@ -180,21 +185,21 @@ impl From<DatabaseError> for Failure {
                 why: error.to_string(),
             },
             other => Self::Harness {
-                what: format!("the database: {other}"),
+                what: format!("the database of the case failed: {other}"),
             },
         }
     }
 }
 
-/// The database of a run and how it came to be chosen. [`fmt::Display`] is the line for people.
+/// The database of a run, and how it was chosen. [`fmt::Display`] writes one line for people.
 pub struct Resolved {
     /// The database.
     pub database: Arc<Database>,
-    /// What was taken: `Postgres 17.2 in Docker (postgres:17-alpine)`.
+    /// The database that was taken: `Postgres 17.2 in Docker (postgres:17-alpine)`.
     pub taken: String,
-    /// What was tried before, and why it was passed over.
+    /// The databases that were tried before it, and why each was not taken.
     pub passed_over: Vec<String>,
-    /// What is not run with this database, for people; `None` when everything is.
+    /// The cases that are not run with this database, for people; `None` if all are.
     pub not_run: Option<&'static str>,
 }
 
@@ -211,7 +216,8 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// The database of a run: a server or a folder, with the templates that cases are cloned from.
+/// The database of a run: a server or a folder, with the templates from which the databases of
+/// cases are cloned.
 pub struct Database {
     server: Server,
     templates: Mutex<HashMap<String, Arc<OnceCell<Template>>>>,
@@ -223,10 +229,10 @@ enum Server {
     Sqlite(Sqlite),
 }
 
-/// A migrated database from which cases are cloned.
+/// A migrated database from which the databases of cases are cloned.
 #[derive(Clone, Debug)]
 pub struct Template {
-    /// The database's or the file's name.
+    /// The name of the database or of the file.
     name: String,
 }
 
@@ -239,10 +245,13 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    /// Takes the first database that is to be had, in the order of [`Choice`].
+    /// Takes the first database that is available, in the order of [`Choice`]. Dropping the future
+    /// stops what it has started.
     ///
     /// # Errors
-    /// [`DatabaseError::Missing`] when the choice or the requirement cannot be met, with everything that was tried.
+    /// [`DatabaseError::Missing`] with everything that was tried, if the choice or the requirement
+    /// cannot be met; [`DatabaseError::Url`] and [`DatabaseError::Sql`] for a URL that is wrong or
+    /// whose server refuses the login.
     pub async fn resolve(choice: &Choice, require: Require) -> Result<Resolved, DatabaseError> {
         let mut passed_over = Vec::new();
         if let Choice::Url(url) = choice {
@@ -256,7 +265,7 @@ impl Database {
             let server = Postgres::at(ServerUrl::parse(url)?).await?;
             return Ok(Resolved::postgres(
                 server,
-                |version, place| format!("Postgres {version} at {place}"),
+                |version, address| format!("Postgres {version} at {address}"),
                 passed_over,
             ));
         }
@@ -302,15 +311,16 @@ impl Database {
         };
         Ok(Resolved {
             database: Arc::new(database),
-            taken: "SQLite, a file a case".into(),
+            taken: "SQLite, one file for each case".into(),
             passed_over,
             not_run: Some(
-                "cases that need Postgres (cuts, locks, refused writes and restarts of the database, several replicas on one)",
+                "cases that need Postgres (cut connections, locks, refused writes and restarts of the \
+                 database, several replicas on one database)",
             ),
         })
     }
 
-    /// Which kind it is.
+    /// Returns the kind of the database.
     pub fn kind(&self) -> Kind {
         match &self.server {
             Server::Postgres(_) => Kind::Postgres,
@@ -318,11 +328,12 @@ impl Database {
         }
     }
 
-    /// The template of that label: made and migrated on the first call, once in a run, however many cases ask together.
-    /// `migrate` gets the URL of an empty database and must have closed its connections when it returns.
+    /// Returns the template with that label. The first call makes and migrates it; further calls,
+    /// also concurrent ones, wait for it. `migrate` gets the URL of an empty database, and must have
+    /// closed its connections when it returns. Cancel safe: the next call makes the template.
     ///
     /// # Errors
-    /// [`DatabaseError::Migration`] with `migrate`'s own words; the next call tries again.
+    /// [`DatabaseError::Migration`] with the error of `migrate`; the next call tries again.
     pub async fn template<M>(&self, label: &str, migrate: M) -> Result<Template, DatabaseError>
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
@@ -343,11 +354,8 @@ impl Database {
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
     {
-        let hash: String = Sha256::digest(label.as_bytes())
-            .iter()
-            .take(6)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let mut hash = hex::encode(Sha256::digest(label));
+        hash.truncate(12);
         let name = match &self.server {
             Server::Postgres(server) => server.template(&hash, migrate).await?,
             Server::Sqlite(folder) => folder.template(&hash, migrate).await?,
@@ -355,10 +363,10 @@ impl Database {
         Ok(Template { name })
     }
 
-    /// A database for one case: a clone of the template, or an empty one.
+    /// Makes the database of one case: a clone of the template, or an empty database.
     ///
     /// # Errors
-    /// [`DatabaseError::Sql`] or [`DatabaseError::System`] when it cannot be made.
+    /// [`DatabaseError::Sql`] or [`DatabaseError::System`] if it cannot be made.
     pub async fn case_database(
         &self,
         name: &str,
@@ -373,7 +381,8 @@ impl Database {
         }
     }
 
-    /// Drops what cases left behind and the templates, and stops what was started. Later calls do nothing.
+    /// Drops the templates and whatever cases left behind, and stops what was started. A second call
+    /// does nothing.
     pub async fn stop(&self) {
         match &self.server {
             Server::Postgres(server) => server.stop().await,
@@ -388,7 +397,7 @@ impl Resolved {
         taken: impl FnOnce(&str, &str) -> String,
         passed_over: Vec<String>,
     ) -> Self {
-        let taken = taken(server.version(), &server.place());
+        let taken = taken(server.version(), &server.location());
         let database = Database {
             server: Server::Postgres(Arc::new(server)),
             templates: Mutex::default(),

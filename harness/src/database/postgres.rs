@@ -1,4 +1,5 @@
-//! A Postgres server of a run: its administrator, the role that gateways log in as, and the databases made in it.
+//! The Postgres server of a run: its administrator, the role that gateways log in as, and the
+//! databases that the run makes in it.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -15,32 +16,33 @@ use super::DatabaseError;
 use super::url::ServerUrl;
 use crate::gate::{self, pace};
 
-/// One connection or statement of the harness's own.
+/// The longest wait for one connection or statement of the harness itself.
 const ADMIN: Duration = Duration::from_secs(30);
-/// Between two looks at a server that starts.
+/// The time between two checks of a server that is starting.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A server that the harness started, and has to stop.
+/// A server that the harness started and has to stop.
 #[async_trait]
 pub(super) trait Owned: Send {
+    /// Stops the server.
     async fn stop(self: Box<Self>);
 }
 
-/// Which sessions of a database.
+/// Some of the sessions of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sessions {
-    /// Those of gateways: not the harness's own, which may hold a lock.
+    /// The sessions of gateways; those of the harness, which may hold a lock, are not among them.
     Gateways,
-    /// Every one.
+    /// Every session.
     All,
 }
 
 /// A Postgres server.
 pub(super) struct Postgres {
     url: ServerUrl,
-    /// Begins the name of everything that this run makes in the server.
+    /// The beginning of the names of everything that this run makes in the server.
     prefix: String,
-    /// `role:password` that gateways use: no superuser, so that a missing right is felt.
+    /// `role:password` of gateways. The role is no superuser, so that a revoked right takes effect.
     role: String,
     own_role: bool,
     /// Whether the harness started it.
@@ -51,12 +53,12 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    /// A server that somebody else runs.
+    /// Logs in to a server that somebody else runs.
     pub async fn at(url: ServerUrl) -> Result<Self, DatabaseError> {
         Self::prepare(url, None).await
     }
 
-    /// A server that the harness started; it is stopped when it is of no use.
+    /// Logs in to a server that the harness started; if that fails, the server is stopped.
     pub async fn owned(url: ServerUrl, owned: Box<dyn Owned>) -> Result<Self, DatabaseError> {
         Self::prepare(url, Some(owned)).await
     }
@@ -112,22 +114,22 @@ impl Postgres {
         })
     }
 
-    /// The server's version.
+    /// Returns the version of the server.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Where it is, for people.
-    pub fn place(&self) -> String {
+    /// Returns host, port and database of the server, for people.
+    pub fn location(&self) -> String {
         self.url.to_string()
     }
 
-    /// The host and port of the server.
+    /// Returns host and port of the server.
     pub fn address(&self) -> (&str, u16) {
         (&self.url.host, self.url.port)
     }
 
-    /// The role that gateways log in as, by name.
+    /// Returns the name of the role that gateways log in as.
     pub fn role(&self) -> &str {
         if self.own_role {
             &self.prefix
@@ -136,12 +138,12 @@ impl Postgres {
         }
     }
 
-    /// The URL of a database for a gateway, at the server or at something in front of it.
+    /// Returns the URL of a database for a gateway, at the server or at a listener in front of it.
     pub fn url(&self, database: &str, host: &str, port: u16) -> String {
         self.url.render(&self.role, host, port, database)
     }
 
-    /// Makes a database with the template's schema; see [`super::Database::template`].
+    /// Makes a database and migrates it; see [`super::Database::template`].
     pub async fn template<M>(&self, hash: &str, migrate: M) -> Result<String, DatabaseError>
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
@@ -154,7 +156,8 @@ impl Postgres {
             self.drop_database(&name).await?;
             return Err(DatabaseError::Migration(reason));
         }
-        // a template with a connection cannot be cloned: stragglers of the migration are sent away and nobody comes again
+        // a database with an open connection cannot be cloned: remaining sessions of the migration are
+        // ended, and no new one is let in
         let mut admin = self.admin().await?;
         execute(
             &mut admin,
@@ -166,9 +169,11 @@ impl Postgres {
         Ok(name)
     }
 
-    /// Makes a database for the role, under 100 ms on a template of some tables.
+    /// Makes a database that belongs to the role; cloning a template of some tables takes less than
+    /// 100 ms.
     pub async fn create(&self, name: &str, template: Option<&str>) -> Result<(), DatabaseError> {
-        // a copy of files needs a checkpoint, cheap where nothing is flushed: 15 ms in place of 200; others' servers log the copy
+        // copying files needs a checkpoint, which is cheap on a server that does not flush: 15 ms
+        // instead of 200 ms; a server of somebody else gets the default, which logs the copy
         let copies_files = self.ours
             && self
                 .version
@@ -184,7 +189,8 @@ impl Postgres {
         let template =
             template.map_or(String::new(), |template| format!(" TEMPLATE {template}")) + strategy;
         let mut admin = self.admin().await?;
-        // before: the server makes it although nobody waits for the answer any more; one that is not there is dropped in vain
+        // noted before it is made: the server makes it even if this future is dropped, and dropping
+        // a database that does not exist does no harm
         self.databases().insert(name.to_owned());
         execute(
             &mut admin,
@@ -197,7 +203,7 @@ impl Postgres {
         .await
     }
 
-    /// Drops a database, whoever is connected.
+    /// Drops a database and ends its sessions.
     pub async fn drop_database(&self, name: &str) -> Result<(), DatabaseError> {
         let mut admin = self.admin().await?;
         execute(
@@ -210,12 +216,13 @@ impl Postgres {
         Ok(())
     }
 
-    /// A kept database outlives the run, where its server does.
+    /// Exempts a database from the clean-up, so that it outlives the run if its server does.
     pub fn keep(&self, name: &str) {
         self.databases().remove(name);
     }
 
-    /// A name for a case's database: letters, digits and underscores, 63 bytes at most.
+    /// Makes a name for the database of a case, of letters, digits and underscores, with at most 63
+    /// bytes.
     pub fn name(&self, case: &str) -> String {
         let unique = Uuid::new_v4().simple().to_string();
         let slug: String = case
@@ -232,7 +239,8 @@ impl Postgres {
         format!("{}_{slug}_{}", self.prefix, &unique[..8])
     }
 
-    /// An administrator's connection to the server's own database, from which others can be forbidden, cut and dropped.
+    /// Opens an administrator's connection to the database of the URL, from which other databases can
+    /// be closed and dropped.
     pub async fn admin(&self) -> Result<PgConnection, DatabaseError> {
         connect(
             &self.url.admin(&self.url.database),
@@ -241,12 +249,16 @@ impl Postgres {
         .await
     }
 
-    /// An administrator's connection to a database.
+    /// Opens an administrator's connection to a database.
     pub async fn admin_of(&self, database: &str) -> Result<PgConnection, DatabaseError> {
-        connect(&self.url.admin(database), "log in to the case's database").await
+        connect(
+            &self.url.admin(database),
+            "log in to the database of the case",
+        )
+        .await
     }
 
-    /// Ends other sessions of a database; how many.
+    /// Ends sessions of a database and returns their number.
     pub async fn terminate(&self, database: &str, which: Sessions) -> Result<u64, DatabaseError> {
         let mut admin = self.admin().await?;
         let spared = match which {
@@ -264,7 +276,8 @@ impl Postgres {
             .rows_affected())
     }
 
-    /// Ends statements of the run that still make a database, though nobody waits for them any more; until none is left.
+    /// Ends the statements of this run that still make a database although their callers were
+    /// dropped, until none is left.
     async fn end_making(&self) -> Result<(), DatabaseError> {
         let mut admin = self.admin().await?;
         loop {
@@ -283,7 +296,7 @@ impl Postgres {
         }
     }
 
-    /// Drops what is left and stops what was started.
+    /// Stops a server that the harness started; in another server, drops what the run made.
     pub async fn stop(&self) {
         if let Some(owned) = self.owned.lock().await.take() {
             return owned.stop().await;
@@ -319,7 +332,8 @@ impl Postgres {
     }
 }
 
-/// Waits until the server answers a statement; `dead` tells early that it never will. The error is the reason, for people.
+/// Waits until the server answers a statement. `dead` returns a reason as soon as the server is known
+/// to have ended. The error is a reason for people. Cancel safe.
 pub(super) async fn ready(
     url: &ServerUrl,
     bound: Duration,
@@ -346,13 +360,14 @@ pub(super) async fn ready(
     }
 }
 
-/// Runs statements of the harness's own; `sql` holds names that the harness made and nothing from outside.
+/// Runs statements of the harness itself, separated by `; `. `sql` holds names that the harness made,
+/// and no text from outside.
 pub(super) async fn execute(
     connection: &mut PgConnection,
     what: &str,
     sql: String,
 ) -> Result<(), DatabaseError> {
-    // one by one: CREATE DATABASE and its like do not run in the transaction that several statements would be
+    // several statements in one call are a transaction, in which CREATE DATABASE does not run
     for statement in sql.split("; ") {
         bounded(
             what,
@@ -363,7 +378,7 @@ pub(super) async fn execute(
     Ok(())
 }
 
-/// Waits for a statement of the harness's own, but not for ever.
+/// Waits for a statement of the harness itself, for at most 30 s.
 pub(super) async fn bounded<T>(
     what: &str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
@@ -379,14 +394,18 @@ pub(super) async fn bounded<T>(
     }
 }
 
-/// An identifier, quoted.
+/// Quotes an identifier.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 async fn connect(url: &str, what: &str) -> Result<PgConnection, DatabaseError> {
-    let options = PgConnectOptions::from_str(url)
-        .map_err(|_| DatabaseError::Url("the URL of the database is not understood: postgres://user:password@host:port/database".into()))?;
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        DatabaseError::Url(
+            "the URL of the database is not valid; give postgres://user:password@host:port/database"
+                .into(),
+        )
+    })?;
     bounded(what, options.application_name("gauntlet-harness").connect()).await
 }
 
@@ -397,7 +416,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_database_whose_making_nobody_awaits_any_more_is_dropped() {
+    async fn a_database_is_dropped_although_its_creation_was_cancelled() {
         let ours = match local::start().await {
             Ok((server, _)) => server,
             Err(reason) => return println!("not run: {reason}"),

@@ -1,4 +1,4 @@
-//! SQLite for cases: one file each, copied from a template's.
+//! SQLite: each case has a file of its own, which is a copy of the template.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -8,31 +8,31 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::DatabaseError;
-use crate::reaper::Guard;
+use crate::reaper::Reaper;
 
-/// The folder with the files of a run.
+/// The folder with the database files of a run.
 pub(super) struct Sqlite {
     folder: Mutex<Option<TempDir>>,
-    /// Removes the folder when the run is killed.
-    guard: Mutex<Option<Guard>>,
+    /// Removes the folder if the run is killed.
+    reaper: Mutex<Option<Reaper>>,
 }
 
 impl Sqlite {
-    /// An empty folder.
+    /// Makes an empty folder.
     pub fn new() -> Result<Self, DatabaseError> {
         let folder = tempfile::Builder::new()
             .prefix("gauntlet-sqlite-")
             .tempdir()
             .map_err(|error| system("make a temporary folder", &error))?;
         let path = folder.path().display().to_string();
-        let guard = Guard::start("cat >/dev/null; rm -rf -- \"$1\"", &[path], &[]).ok();
+        let reaper = Reaper::start("cat >/dev/null; rm -rf -- \"$1\"", &[path], &[]).ok();
         Ok(Self {
             folder: Mutex::new(Some(folder)),
-            guard: Mutex::new(guard),
+            reaper: Mutex::new(reaper),
         })
     }
 
-    /// See [`super::Database::template`].
+    /// Makes a file and migrates it; see [`super::Database::template`].
     pub async fn template<M>(&self, hash: &str, migrate: M) -> Result<String, DatabaseError>
     where
         M: FnOnce(String) -> BoxFuture<'static, Result<(), String>> + Send,
@@ -48,7 +48,7 @@ impl Sqlite {
         Ok(name)
     }
 
-    /// A file for a case.
+    /// Makes the file of one case.
     pub async fn create(
         &self,
         case: &str,
@@ -65,7 +65,7 @@ impl Sqlite {
         ))?;
         if let Some(template) = template {
             let source = self.path(template)?;
-            // the log holds what has not yet been written back
+            // the write-ahead log may hold transactions that the file does not have yet
             for suffix in ["", "-wal"] {
                 let (from, to) = (beside(&source, suffix), beside(&path, suffix));
                 if suffix.is_empty() || from.exists() {
@@ -78,7 +78,7 @@ impl Sqlite {
         Ok(path)
     }
 
-    /// Removes the folder.
+    /// Removes the folder with everything in it.
     pub async fn stop(&self) {
         let folder = self
             .folder
@@ -88,13 +88,13 @@ impl Sqlite {
         if let Some(Err(error)) = folder.map(TempDir::close) {
             tracing::warn!(%error, "the folder of the SQLite databases is left behind");
         }
-        let guard = self
-            .guard
+        let reaper = self
+            .reaper
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(guard) = guard {
-            guard.stop().await;
+        if let Some(reaper) = reaper {
+            reaper.stop().await;
         }
     }
 
@@ -103,26 +103,26 @@ impl Sqlite {
         match folder.as_ref() {
             Some(folder) => Ok(folder.path().join(name)),
             None => Err(DatabaseError::System(
-                "the databases of this run have been stopped".into(),
+                "the databases of this run have been removed already".into(),
             )),
         }
     }
 }
 
-/// The URL of a file.
+/// Returns the URL of a file.
 pub(super) fn url(path: &Path) -> String {
     format!("sqlite://{}", path.display())
 }
 
-/// Removes a database with its companions.
+/// Removes the file of a database with its write-ahead log.
 pub(super) async fn remove(path: &Path) {
     for suffix in ["", "-wal", "-shm"] {
-        // what is not there need not go
+        // a file that does not exist needs no removal
         let _ = tokio::fs::remove_file(beside(path, suffix)).await;
     }
 }
 
-/// Keeps a file from going with the folder: copies it to a place that stays.
+/// Copies a file to the temporary folder of the machine, so that it outlives the run.
 pub(super) async fn keep(path: &Path) -> Result<PathBuf, DatabaseError> {
     let kept = std::env::temp_dir().join(path.file_name().unwrap_or_default());
     for suffix in ["", "-wal"] {

@@ -1,18 +1,18 @@
-//! URLs of Postgres, taken apart and put together again without losing what the user wrote.
+//! The URLs of Postgres servers: they are parsed and rendered without losing what the user wrote.
 
 use std::fmt;
 
 use super::DatabaseError;
 
-/// A server and how to log in to it. `Debug` and `Display` hide the password.
+/// A server and the login for it. `Debug` and `Display` hide the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct ServerUrl {
-    /// `user` or `user:password`, percent-encoded as written.
+    /// `user` or `user:password`, with the percent-encoding that the user wrote.
     pub login: String,
     pub host: String,
     pub port: u16,
     pub database: String,
-    /// After the question mark, as written.
+    /// The text after the question mark, as the user wrote it.
     query: Option<String>,
 }
 
@@ -29,7 +29,7 @@ impl fmt::Display for ServerUrl {
 }
 
 impl ServerUrl {
-    /// A server on this machine that the harness started.
+    /// Makes the URL of a server that the harness started.
     pub fn new(login: String, host: String, port: u16) -> Self {
         Self {
             login,
@@ -42,34 +42,35 @@ impl ServerUrl {
 
     /// Reads `postgres://user:password@host:port/database?sslmode=…`.
     pub fn parse(url: &str) -> Result<Self, DatabaseError> {
-        // never quotes the URL: it may hold a password
+        // the URL may hold a password, so that the message must not quote it
         let wrong = |what: &str| {
             DatabaseError::Url(format!(
-                "the URL of the database {what}: postgres://user:password@host:port/database"
+                "the URL of the database {what}; give postgres://user:password@host:port/database"
             ))
         };
         let rest = url
             .strip_prefix("postgres://")
             .or_else(|| url.strip_prefix("postgresql://"))
-            .ok_or_else(|| wrong("must begin with postgres://"))?;
+            .ok_or_else(|| wrong("does not begin with postgres://"))?;
         let (rest, query) = rest
             .split_once('?')
             .map_or((rest, None), |(rest, query)| (rest, Some(query.to_owned())));
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-        let (login, place) = authority
+        let (login, address) = authority
             .rsplit_once('@')
             .ok_or_else(|| wrong("has no user"))?;
-        let (host, port) = match place.rsplit_once(':') {
+        let (host, port) = match address.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (
                 host,
                 port.parse()
-                    .map_err(|_| wrong("has a port that is no number"))?,
+                    .map_err(|_| wrong("has a port that is not a number"))?,
             ),
-            _ => (place, 5432),
+            _ => (address, 5432),
         };
         if host.is_empty() {
             return Err(wrong(
-                "has no host (a socket's folder is not enough: the wire stands in front of a TCP port)",
+                "has no host (the folder of a Unix socket is not enough, because the wire relays a TCP \
+                 port)",
             ));
         }
         let database = if database.is_empty() {
@@ -86,7 +87,7 @@ impl ServerUrl {
         })
     }
 
-    /// The URL of another database at this server, for this login and address.
+    /// Renders the URL of a database for this login and address.
     pub fn render(&self, login: &str, host: &str, port: u16, database: &str) -> String {
         let query = self
             .query
@@ -95,12 +96,12 @@ impl ServerUrl {
         format!("postgres://{login}@{host}:{port}/{database}{query}")
     }
 
-    /// The administrator's URL of a database at this server.
+    /// Renders the administrator's URL of a database at this server.
     pub fn admin(&self, database: &str) -> String {
         self.render(&self.login, &self.host, self.port, database)
     }
 
-    /// The user's name, as it is in statements.
+    /// Returns the name of the user, as statements need it.
     pub fn user(&self) -> &str {
         self.login.split(':').next().unwrap_or(&self.login)
     }
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_kept_but_for_database_and_address() {
+    fn a_rendered_url_differs_in_database_and_address_alone() {
         let url = ServerUrl::parse("postgresql://me:p%40ss@db.example:6000/main?sslmode=disable")
             .unwrap();
         assert_eq!(
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_url_is_never_quoted() {
+    fn the_message_for_a_wrong_url_does_not_quote_it() {
         for url in [
             "mysql://u:secret@h/d",
             "postgres://h/d",

@@ -1,4 +1,4 @@
-//! The examination of one case: set-up, the case itself, what is looked at afterwards, the end of everything.
+//! The examination of one case: the set-up, the case itself, the checks after it, and the clean-up.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -20,12 +20,12 @@ use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError};
 use crate::tape::{Event, Tape};
 use crate::verdict::{Failure, FailureMode, Verdict};
 
-/// How long the end of a process may take to be known after its sockets have closed.
+/// The longest time between the closing of a process's sockets and the news of its end.
 const DYING: Duration = Duration::from_millis(500);
 
-/// Examines one case once: everything is set up for it alone, and stopped afterwards.
+/// Examines one case once; everything is set up for it alone, and stopped afterwards.
 ///
-/// Never fails: what goes wrong is the outcome. Dropping it stops everything.
+/// Whatever goes wrong is part of the outcome. Dropping the future stops everything.
 pub async fn examine(
     target: &Arc<dyn Target>,
     case: &Case,
@@ -35,11 +35,11 @@ pub async fn examine(
         return Outcome::without_run(case, verdict);
     }
     let began = Instant::now();
-    let mut setting = match CaseFixture::prepare(target, case.id, (case.spec)(), database).await {
-        Ok(setting) => setting,
+    let mut fixture = match CaseFixture::prepare(target, case.id, (case.spec)(), database).await {
+        Ok(fixture) => fixture,
         Err(failure) => return failed(case, failure, began, &Tape::new(), String::new()),
     };
-    let deployment = setting.deployment();
+    let deployment = fixture.deployment();
     let outcome = match target.start(deployment.clone()).await {
         Ok(running) => {
             let starter = Starter {
@@ -48,7 +48,7 @@ pub async fn examine(
                 started: AtomicU32::new(0),
             };
             run(
-                &mut setting,
+                &mut fixture,
                 case,
                 target.manifest(),
                 running,
@@ -57,13 +57,13 @@ pub async fn examine(
             )
             .await
         }
-        Err(error) => failed(case, of_target(error), began, &setting.tape, String::new()),
+        Err(error) => failed(case, of_target(error), began, &fixture.tape, String::new()),
     };
-    setting.close().await;
+    fixture.close().await;
     outcome
 }
 
-/// Why a case is not examined at all, if so.
+/// Returns the verdict of a case that is not examined at all; `None` for one that is.
 pub(super) fn excused(
     target: &dyn Target,
     case: &Case,
@@ -80,7 +80,7 @@ pub(super) fn excused(
             .map(|why| format!(": {why}"))
             .unwrap_or_default();
         return Some(Verdict::NotSupported {
-            capability: format!("{}{why}", missing.name()),
+            capability: format!("the target does not declare `{missing}`{why}"),
         });
     }
     let spec = (case.spec)();
@@ -90,26 +90,26 @@ pub(super) fn excused(
     match (spec.database, database) {
         (DatabaseNeed::None, _) => None,
         (_, None) => Some(Verdict::NotRun {
-            why: "needs a database, and the run has none".into(),
+            why: "the case needs a database, and this run has none".into(),
         }),
         (DatabaseNeed::Any, Some(_)) => None,
         (DatabaseNeed::Postgres, Some(database)) if database.kind() == Kind::Postgres => None,
         (DatabaseNeed::Postgres, Some(_)) => Some(Verdict::NotRun {
-            why: "needs Postgres; the run has SQLite".into(),
+            why: "the case needs Postgres, and this run has SQLite".into(),
         }),
     }
 }
 
-/// Runs the case on a gateway that is ready, and looks at what it left behind.
+/// Runs the case on a gateway that is ready, and checks what it left behind.
 pub(super) async fn run(
-    setting: &mut CaseFixture,
+    fixture: &mut CaseFixture,
     case: &Case,
     manifest: &Manifest,
     running: RunningTarget,
     starter: Option<Starter>,
     began: Instant,
 ) -> Outcome {
-    let tape = setting.tape.clone();
+    let tape = fixture.tape.clone();
     let client = match Client::of(&running, tape.clone()) {
         Ok(client) => client,
         Err(failure) => return failed(case, failure, began, &tape, String::new()),
@@ -119,16 +119,16 @@ pub(super) async fn run(
         client,
         target: Arc::clone(&target),
         manifest: Arc::new(manifest.clone()),
-        spec: setting.spec.clone(),
+        spec: fixture.spec.clone(),
         tape: tape.clone(),
-        stubs: std::mem::take(&mut setting.stubs),
-        gates: setting.gates.clone(),
-        database: setting.database.take(),
-        database_wire: setting.wire.take(),
+        stubs: std::mem::take(&mut fixture.stubs),
+        gates: fixture.gates.clone(),
+        database: fixture.database.take(),
+        database_wire: fixture.wire.take(),
         starter,
-        nonce: setting.nonce.clone(),
+        nonce: fixture.nonce.clone(),
     };
-    // every wait in a case has the hang guard; this one is for a case that forgot it
+    // every wait in a case has the hang guard; this bound is for a case that forgot it
     let bound = hang_guard() * 4;
     let result = bounded(
         bound,
@@ -147,7 +147,7 @@ pub(super) async fn run(
         None => Verdict::Failed {
             failure: Failure::Harness {
                 what: format!(
-                    "the case did not end within {} s, and none of its waits had a guard",
+                    "the case did not end within {} s, and none of its waits had a hang guard",
                     bound.as_secs()
                 ),
             },
@@ -176,7 +176,7 @@ pub(super) async fn run(
         ..
     } = ctx;
     drop((client, handle, target));
-    setting.database = database;
+    fixture.database = database;
     drop(stubs);
     let outcome = Outcome::without_run(case, verdict);
     Outcome {
@@ -188,7 +188,8 @@ pub(super) async fn run(
     }
 }
 
-/// A request that no stub answers is the gateway's error or the case's, never to be passed over.
+/// Adds requests that no stub answers to the verdict: they are an error of the gateway or of the
+/// case, and a case with one cannot pass.
 fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
     let unmatched = tape
         .entries()
@@ -201,8 +202,8 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
         (Verdict::Passed, Some(reason)) => Verdict::Failed {
             failure: Failure::Violated {
                 fact: "provider.unmatched".into(),
-                expected: "only requests that the case's providers answer".into(),
-                observed: format!("a request without an answer: {reason}"),
+                expected: "only requests that the providers of the case answer".into(),
+                observed: format!("a request that no provider answers: {reason}"),
                 mode: FailureMode::Visible,
             },
         },
@@ -222,7 +223,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
                 fact,
                 expected,
                 observed: format!(
-                    "{observed}; a provider was asked what it has no answer for: {reason}"
+                    "{observed}; besides, no provider answers one of the requests: {reason}"
                 ),
                 mode,
             },
@@ -231,7 +232,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
     }
 }
 
-/// How the gateway ended, if it did and the case did not end it.
+/// Returns how the gateway ended, if it ended although the case did not end it.
 async fn died(
     target: &RunningTarget,
     case: &Case,
@@ -242,7 +243,8 @@ async fn died(
         return None;
     }
     let process = target.process.as_ref()?;
-    // a process that dies closes its sockets first: what the case saw of that is no verdict, so a failed case waits for the end itself
+    // a process that dies closes its sockets first, and what the case saw of that is no verdict: after
+    // a failed case the end of the process is awaited
     let moment = if matches!(verdict, Verdict::Failed { .. }) {
         DYING
     } else {
@@ -263,7 +265,7 @@ async fn died(
     }
 }
 
-/// An outcome of a case that could not be examined.
+/// Makes the outcome of a case that could not be examined.
 pub(super) fn failed(
     case: &Case,
     failure: Failure,
@@ -283,7 +285,7 @@ pub(super) fn failed(
     }
 }
 
-/// What an error of the target means for the case.
+/// Returns the failure of a case whose target returned this error.
 pub(super) fn of_target(error: TargetError) -> Failure {
     match error {
         TargetError::NotSupported(why) => Failure::NotRun { why },

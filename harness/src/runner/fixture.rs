@@ -1,4 +1,5 @@
-//! What a case has around it before its gateway starts: stubs, database, folder.
+//! The fixture of a case: the stubs, the database and the folder that exist before its gateway
+//! starts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::tape::Tape;
 use crate::verdict::Failure;
 use crate::wire::postgres::DatabaseWire;
 
-/// What a case has around it before the gateway starts.
+/// Everything that a case needs before its gateway starts.
 pub(super) struct CaseFixture {
     pub(super) id: String,
     pub(super) spec: Spec,
@@ -31,7 +32,7 @@ pub(super) struct CaseFixture {
 }
 
 impl CaseFixture {
-    /// Binds the stubs, makes the database; `name` is in the names of everything.
+    /// Binds the stubs and makes the database; all names begin with `name`.
     pub(super) async fn prepare(
         target: &Arc<dyn Target>,
         name: &str,
@@ -64,7 +65,7 @@ impl CaseFixture {
         let database = match (spec.database, database) {
             (DatabaseNeed::None, _) | (_, None) => None,
             (_, Some(database)) => Some(
-                clone_of_template(target, database, &id)
+                clone_of_template(target, &spec, database, &id)
                     .await?
                     .recorded(tape.clone()),
             ),
@@ -78,7 +79,7 @@ impl CaseFixture {
                     DatabaseWire::bind(&format!("{host}:{port}"), tape.clone(), gates.clone())
                         .await;
                 Some(bound.map_err(|error| Failure::Harness {
-                    what: format!("no port for the wire in front of Postgres: {error}"),
+                    what: format!("the wire in front of Postgres finds no free port: {error}"),
                 })?)
             }
             _ => None,
@@ -109,7 +110,7 @@ impl CaseFixture {
         })
     }
 
-    /// Where the providers listen, their names under `prefix`.
+    /// Returns the base URL of each provider, whose name gets the prefix.
     pub(super) fn endpoints(&self, prefix: &str) -> IndexMap<String, String> {
         let userinfo = |name: &str| {
             self.spec
@@ -129,7 +130,7 @@ impl CaseFixture {
             .collect()
     }
 
-    /// What a gateway of the case's own is given.
+    /// Returns what a gateway of this case alone is started with.
     pub(super) fn deployment(&self) -> Deployment {
         Deployment {
             id: self.id.clone(),
@@ -141,11 +142,11 @@ impl CaseFixture {
         }
     }
 
-    /// Ends what must not outlive the case.
+    /// Opens all gates and drops the database.
     pub(super) async fn close(self) {
         self.gates.open_all();
         if let Some(database) = self.database {
-            // what cannot be dropped goes with the run's database
+            // a database that cannot be dropped now is removed at the end of the run
             let _ = database.finish(End::Drop).await;
         }
     }
@@ -155,16 +156,19 @@ fn occupied(at: SocketAddr, failure: Failure) -> Failure {
     match failure {
         Failure::Harness { what } => Failure::Target {
             what: format!(
-                "{what}: {at} is not free; end what listens there, or give another address in [listen] of the target file"
+                "{what}: {at} is not free; end the program that listens there, or give another \
+                 address in [listen] of the target file"
             ),
         },
         other => other,
     }
 }
 
-/// A database that the target has migrated once in this run, cloned; an empty one for targets that are no process.
+/// Clones the database that the target has migrated once in this run; a target that is not a
+/// process gets an empty database.
 async fn clone_of_template(
     target: &Arc<dyn Target>,
+    spec: &Spec,
     database: &Database,
     id: &str,
 ) -> Result<CaseDatabase, Failure> {
@@ -177,17 +181,19 @@ async fn clone_of_template(
         manifest.name,
         manifest.version.as_deref().unwrap_or_default()
     );
-    let migrator = Arc::clone(target);
+    let (migrator, spec) = (Arc::clone(target), spec.clone());
     let template = database
         .template(&label, |url| {
-            async move { migrate(migrator.as_ref(), url).await }.boxed()
+            async move { migrate(migrator.as_ref(), spec, url).await }.boxed()
         })
         .await?;
     Ok(database.case_database(id, Some(&template)).await?)
 }
 
-/// Starts the target once on an empty database, and ends it in order: whatever it makes of its database is the template.
-async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
+/// Starts the target once on an empty database and ends it with SIGTERM: the database that it leaves
+/// is the template. The gateway has the models of the first case that needs a database, and default
+/// settings.
+async fn migrate(target: &dyn Target, spec: Spec, url: String) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| {
         format!(
             "cannot make a folder in {}: {error}",
@@ -195,8 +201,11 @@ async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
         )
     })?;
     let spec = Spec {
+        providers: spec.providers,
+        models: spec.models,
+        query: spec.query,
         database: DatabaseNeed::Any,
-        ..Spec::query()
+        ..Spec::default()
     };
     let endpoints = spec
         .providers
@@ -225,7 +234,7 @@ async fn migrate(target: &dyn Target, url: String) -> Result<(), String> {
     match bounded(hang_guard(), process.wait()).await {
         Some(ended) => ended.map(|_| ()).map_err(|error| error.to_string()),
         None => Err(format!(
-            "{} did not end within {} s of SIGTERM",
+            "{} did not end within {} s after SIGTERM",
             target.manifest().name,
             hang_guard().as_secs()
         )),

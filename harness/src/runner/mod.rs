@@ -1,7 +1,8 @@
 //! Runs cases against a target and judges them.
 //!
-//! Each case has its own stubs, tape, database and (unless the target is shared) its own gateway; whatever happens, all of it is
-//! stopped when the case ends. A case that fails is examined once more in a fresh set-up: what passes then is *flaky*.
+//! Each case has its own stubs, tape and database, and its own gateway unless the target is shared.
+//! All of it is stopped when the case ends, however it ends. A case that fails is examined once more
+//! with everything set up afresh; if it passes then, its verdict is *flaky*.
 
 mod examine;
 mod fixture;
@@ -26,45 +27,46 @@ pub use examine::examine;
 pub use outcome::Outcome;
 pub use replay::{Replay, replay};
 
-/// A run: which cases, against what, how.
+/// A run: the cases, the target, and how they are examined.
 pub struct Run {
-    /// The gateway.
+    /// The gateway under test.
     pub target: Arc<dyn Target>,
     /// The cases, in the order of the catalogue.
     pub cases: Vec<Case>,
-    /// Where cases get their databases from; `None`: cases that need one are *not run*.
+    /// The source of the databases of cases; with `None`, cases that need one are *not run*.
     pub database: Option<Arc<Database>>,
-    /// Cases examined at once, at least 1.
+    /// How many cases are examined at the same time; 0 counts as 1.
     pub parallelism: usize,
-    /// Each case is examined so often, at least once; verdicts that differ make it flaky.
+    /// How often each case is examined; 0 counts as 1. Verdicts that differ make the case flaky.
     pub repeat: u32,
-    /// Whether the first MUST that fails ends the run.
+    /// Whether the run ends at the first MUST that fails.
     pub fail_fast: bool,
 }
 
-/// What the observer of a run is told.
+/// What happens in a run.
 #[derive(Debug)]
 pub enum Progress<'a> {
-    /// A case's set-up begins.
+    /// The set-up of a case begins.
     Started(&'static str),
-    /// A case is judged.
+    /// A case has its verdict.
     Finished(&'a Outcome),
 }
 
-/// What a run comes to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct RunResult {
-    /// One for each case, in the order of the catalogue.
+    /// One outcome for each case, in the order of the catalogue.
     pub outcomes: Vec<Outcome>,
-    /// Why the run did not come to its end, if so.
+    /// Why the run could not be finished; `None` if it was.
     pub broken: Option<String>,
 }
 
-/// Told what happens while it happens; called from the task that runs.
+/// Called with everything that happens, while it happens, from the task of the run.
 pub type Observer<'a> = &'a (dyn Fn(Progress<'_>) + Send + Sync);
 
 impl Run {
-    /// Examines the cases until all are judged, `stop` is cancelled, or the run breaks. Dropping it stops everything.
+    /// Examines the cases until all are judged, `stop` is cancelled, or the run cannot go on.
+    /// Dropping the future stops everything that was started.
     pub async fn execute(&self, observer: Observer<'_>, stop: &CancellationToken) -> RunResult {
         let board = Board {
             judged: Mutex::new(BTreeMap::new()),
@@ -83,7 +85,7 @@ impl Run {
         tokio::select! {
             () = self.examine_all(&waiting, &board) => {}
             () = board.ended.cancelled() => {}
-            () = stop.cancelled() => board.end("interrupted", true),
+            () = stop.cancelled() => board.end("it was interrupted", true),
         }
         board.into_result(&self.cases)
     }
@@ -124,7 +126,8 @@ impl Run {
         .await
     }
 
-    /// `repeat` attempts; one more for a single failed one. What the harness or the set-up did wrong is not repeated.
+    /// Returns whether a case needs another examination: it has fewer than `repeat`, or its only one
+    /// failed. A failure of the harness or of the set-up is not repeated.
     fn wants_another(&self, attempts: &[Outcome]) -> bool {
         if attempts.iter().any(|outcome| {
             !matches!(
@@ -142,7 +145,8 @@ impl Run {
     }
 }
 
-/// Examines the case in a task of its own: cases that poll busily must not take each other's turns. Dropping it aborts the task.
+/// Runs the examination in a task of its own, so that a case that polls busily does not slow down
+/// the others. Dropping the future aborts the task.
 async fn in_a_task(
     case: &Case,
     examination: impl Future<Output = Outcome> + Send + 'static,
@@ -151,16 +155,17 @@ async fn in_a_task(
         Ok(outcome) => outcome,
         Err(error) => {
             let failure = Failure::Harness {
-                what: format!("the examination ended by itself: {error}"),
+                what: format!("the task of the examination ended early: {error}"),
             };
             Outcome::without_run(case, Verdict::Failed { failure })
         }
     }
 }
 
-/// One outcome of all attempts: the last if they agree, *flaky* with the first failure if they do not.
+/// Makes one outcome of all examinations of a case: the last one if they agree, otherwise *flaky*
+/// with the first failure.
 fn judged(mut attempts: Vec<Outcome>) -> Option<Outcome> {
-    // an attempt whose gateway never started examined nothing
+    // an examination whose gateway never started counts as none
     let count = attempts.iter().map(|outcome| outcome.attempts).sum();
     let passed = attempts
         .iter()
@@ -185,11 +190,11 @@ fn judged(mut attempts: Vec<Outcome>) -> Option<Outcome> {
     Some(outcome)
 }
 
-/// Where judged cases are kept, so that an interrupted run still has them.
+/// Keeps the outcomes of judged cases, so that an interrupted run still has them.
 struct Board<'a> {
     judged: Mutex<BTreeMap<usize, Outcome>>,
     ended: CancellationToken,
-    /// Why the run ended early, and whether that breaks it.
+    /// Why the run ended early, and whether it thereby failed.
     why: Mutex<Option<(String, bool)>>,
     observer: Observer<'a>,
     fail_fast: bool,
@@ -203,7 +208,7 @@ impl Board<'_> {
         {
             self.end(what, true);
             if outcome.attempts == 0 {
-                // nothing was examined: that is no verdict on the requirement
+                // nothing was examined, so there is no verdict on the requirement
                 outcome.verdict = Verdict::NotRun {
                     why: what.lines().next().unwrap_or_default().to_string(),
                 };
@@ -211,7 +216,10 @@ impl Board<'_> {
         }
         (self.observer)(Progress::Finished(&outcome));
         if self.fail_fast && outcome.level == Level::Must && outcome.failed() {
-            self.end(&format!("--fail-fast: {} failed", outcome.id), false);
+            self.end(
+                &format!("{} failed, and --fail-fast was given", outcome.id),
+                false,
+            );
         }
         self.judged
             .lock()
@@ -236,7 +244,7 @@ impl Board<'_> {
             .why
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        let reason = why.as_ref().map_or("the run ended before it", |(why, _)| {
+        let reason = why.as_ref().map_or("for an unknown reason", |(why, _)| {
             why.lines().next().unwrap_or_default()
         });
         let outcomes = cases
@@ -247,7 +255,7 @@ impl Board<'_> {
                     Outcome::without_run(
                         case,
                         Verdict::NotRun {
-                            why: format!("the run ended before it: {reason}"),
+                            why: format!("the run ended before this case: {reason}"),
                         },
                     )
                 })

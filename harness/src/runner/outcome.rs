@@ -1,4 +1,4 @@
-//! What one case came to, with the evidence.
+//! The outcome of one case of a run, with its evidence.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,35 +9,37 @@ use crate::verdict::{Failure, Level, Verdict};
 /// One case of a run: the requirement, the verdict, the evidence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The requirement's id.
+    /// The id of the requirement.
     pub id: String,
-    /// Its weight.
+    /// The weight of the requirement.
     pub level: Level,
-    /// The surfaces it speaks about.
+    /// The surfaces that the requirement is about.
     pub profiles: Vec<Profile>,
-    /// The catalogue's text.
+    /// The text of the catalogue.
     pub requirement: String,
-    /// Why it matters.
+    /// Why the requirement matters.
     pub why: String,
-    /// How it is shown.
+    /// How the case examines it.
     pub shown: String,
-    /// What the operator of a failing gateway can do.
+    /// What the maintainer of a failing gateway can do.
     pub remedy: String,
     /// The verdict.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// From the start of the set-up to the end, in milliseconds, of the last attempt.
+    /// The time from the beginning of the set-up to the end of the case, in milliseconds, of the
+    /// examination that this outcome shows.
     pub duration_ms: u64,
-    /// How often it was examined.
+    /// How often the case was examined.
     pub attempts: u32,
-    /// What was seen, in order; of the failed attempt where there were two.
+    /// What was seen, in order. If the verdicts of two examinations differ, this is the tape of the
+    /// failed one.
     pub tape: Vec<Entry>,
-    /// The last lines that the gateway wrote.
+    /// The last lines of the gateway's output.
     pub log_tail: String,
 }
 
 impl Outcome {
-    /// A verdict without an examination.
+    /// Makes an outcome for a case that was not examined.
     pub fn without_run(case: &Case, verdict: Verdict) -> Self {
         Self {
             id: case.id.into(),
@@ -55,17 +57,17 @@ impl Outcome {
         }
     }
 
-    /// The area of the catalogue: `TIME` of `TIME-02`.
+    /// Returns the area of the catalogue, for example `TIME` for `TIME-02`.
     pub fn area(&self) -> &str {
         self.id.split('-').next().unwrap_or(&self.id)
     }
 
-    /// Whether the gateway broke the requirement, or died under it, in every attempt.
+    /// Returns whether the verdict is *failed*.
     pub fn failed(&self) -> bool {
         matches!(self.verdict, Verdict::Failed { .. })
     }
 
-    /// The failure, if there was one.
+    /// Returns the failure, if there was one.
     pub fn failure(&self) -> Option<&Failure> {
         match &self.verdict {
             Verdict::Failed { failure } | Verdict::Flaky { failure } => Some(failure),

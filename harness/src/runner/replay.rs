@@ -1,4 +1,5 @@
-//! Plays a fault schedule over real sockets against any gateway, and judges what was seen by the schedule's invariants.
+//! Plays a fault schedule over real sockets against any gateway, and checks the invariants of the
+//! schedule on what was seen.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,26 +22,28 @@ use crate::tape::{Entry, Event, Side, Tape};
 use crate::verdict::{Failure, FailureMode, Level, Verdict};
 use crate::wire::HARNESS_STATUS;
 
-/// How much later than the deadline an end may be seen on a machine that has other things to do.
+/// How much later than the deadline the end of an exchange may be seen, on a busy machine.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What a schedule came to.
+/// The result of playing a schedule.
 #[derive(Debug)]
 pub struct Replay {
-    /// As a case, for the report.
+    /// The result as the outcome of a case, for the report.
     pub outcome: Outcome,
-    /// What was seen.
+    /// What was seen at the client and at the providers.
     pub observation: Observation,
-    /// Each invariant that the target can be asked for, and how it does not hold.
+    /// Each invariant that was checked, and its violation, if there is one.
     pub verdicts: Vec<(Invariant, Option<Violation>)>,
-    /// Invariants that were not looked at, since the target does not declare the capability.
+    /// Each invariant that was not checked, and the capability that the target does not declare.
     pub not_supported: Vec<(Invariant, Capability)>,
 }
 
-/// Plays `schedule` against the target; `name` is told in the report.
+/// Plays `schedule` against the target; the report calls it `name`. Dropping the future stops
+/// everything that was started.
 ///
 /// # Errors
-/// What kept it from being played: the target does not start, or cannot be configured like this.
+/// [`Failure::NotRun`] if the target cannot be configured as the schedule asks;
+/// [`Failure::Target`] if it does not start; [`Failure::Harness`] if the harness itself fails.
 pub async fn replay(
     target: &Arc<dyn Target>,
     schedule: &Schedule,
@@ -51,26 +54,26 @@ pub async fn replay(
     target
         .accepts(&spec)
         .map_err(|why| Failure::NotRun { why })?;
-    let mut setting = CaseFixture::prepare(target, "plan", spec, None).await?;
-    for (candidate, stub) in setting.stubs.values().enumerate() {
-        stub.answers(script(schedule, candidate, stub.name(), &setting.tape));
+    let mut fixture = CaseFixture::prepare(target, "schedule", spec, None).await?;
+    for (candidate, stub) in fixture.stubs.values().enumerate() {
+        stub.answers(script(schedule, candidate, stub.name(), &fixture.tape));
         stub.listen(schedule.listen(candidate)).await?;
     }
     let running = target
-        .start(setting.deployment())
+        .start(fixture.deployment())
         .await
         .map_err(|error| Failure::Target {
             what: error.to_string(),
         })?;
-    // an answer may take as long as the schedule's deadline: that alone is no hang
+    // an answer may take as long as the deadline of the schedule; that alone is no hang
     let bound = hang_guard().max(Duration::from_millis(schedule.settings.total_ms) + 2 * GRACE);
     let mut exchanges = Vec::new();
     for (n, request) in schedule.requests.iter().enumerate() {
         pace(Duration::from_millis(request.after_ms)).await;
-        exchanges.push(with_hang_guard(bound, ask(&setting, &running, *request, n)).await?);
+        exchanges.push(with_hang_guard(bound, ask(&fixture, &running, *request, n)).await?);
     }
-    let left_open = left_open(&setting).await;
-    add_calls(&setting, &mut exchanges);
+    let left_open = left_open(&fixture).await;
+    add_calls(&fixture, &mut exchanges);
     let grace_ms = u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX);
     let observation = Observation {
         exchanges,
@@ -83,10 +86,10 @@ pub async fn replay(
         .as_ref()
         .map(|process| process.log_tail())
         .unwrap_or_default();
-    let outcome = outcome(name, &verdicts, &setting, began, log_tail);
-    setting.stubs.clear();
+    let outcome = outcome(name, &verdicts, &fixture, began, log_tail);
+    fixture.stubs.clear();
     drop(running);
-    setting.close().await;
+    fixture.close().await;
     Ok(Replay {
         outcome,
         observation,
@@ -95,8 +98,9 @@ pub async fn replay(
     })
 }
 
-/// What the provider says, call after call. Calls are numbered by the tape, as in [`add_calls`]: one whose client leaves at once has its
-/// number, though nobody is asked for its answer.
+/// Answers the calls at one provider as the schedule says. Calls are numbered by the tape, as in
+/// [`add_calls`]: a call whose client leaves at once has its number, although its answer is never
+/// asked for.
 fn script(schedule: &Schedule, candidate: usize, provider: &str, tape: &Tape) -> Responder {
     let (schedule, provider, tape) = (schedule.clone(), provider.to_string(), tape.clone());
     with(move |asked| {
@@ -107,26 +111,26 @@ fn script(schedule: &Schedule, candidate: usize, provider: &str, tape: &Tape) ->
             return error(HARNESS_STATUS).message("this call is not on the tape");
         };
         let Played { response, plan, .. } = schedule.play(candidate, call, asked.streams());
-        let said = raw(response.status, &response.content_type, response.body);
+        let answer = raw(response.status, &response.content_type, response.body);
         response
             .headers
             .iter()
-            .fold(said, |said, (name, value)| said.header(name, value))
+            .fold(answer, |answer, (name, value)| answer.header(name, value))
             .plan(plan)
     })
 }
 
-/// One request of the schedule, until its end or until the client leaves.
+/// Makes one request of the schedule and follows it to its end, or until its client leaves.
 async fn ask(
-    setting: &CaseFixture,
+    fixture: &CaseFixture,
     running: &RunningTarget,
     request: Request,
     n: usize,
 ) -> Result<Exchange, Failure> {
-    let client = Client::of(running, setting.tape.clone())?.labelled(&label(n));
+    let client = Client::of(running, fixture.tape.clone())?.labelled(&label(n));
     let body = serde_json::json!({
         "model": running.model(ALIAS), "stream": request.stream,
-        "messages": [{ "role": "user", "content": format!("request {}", marker(setting, n)) }],
+        "messages": [{ "role": "user", "content": format!("request {}", marker(fixture, n)) }],
     });
     let began = Instant::now();
     let mut exchange = Exchange::default();
@@ -141,7 +145,7 @@ async fn ask(
             .and_then(|seen| seen),
     };
     match seen {
-        // an exchange without an end is seen, and judged as such
+        // an exchange without an end is an observation, which the invariants judge
         Ok(())
         | Err(Failure::Violated {
             mode: FailureMode::Hang,
@@ -166,7 +170,7 @@ async fn see(
                 exchange.ends.push(End::Complete);
             }
             Ok(_) => exchange.ends.push(End::Error),
-            // no end that a client could understand
+            // the transport failed: the client saw no end
             Err(_) => {}
         }
         return Ok(());
@@ -205,24 +209,24 @@ async fn read(
     Ok(())
 }
 
-/// Calls that a gateway still holds open after everything has ended.
-async fn left_open(setting: &CaseFixture) -> usize {
+/// Returns how many calls the gateway still holds open after all exchanges have ended.
+async fn left_open(fixture: &CaseFixture) -> usize {
     let all_ended = async {
-        for stub in setting.stubs.values() {
+        for stub in fixture.stubs.values() {
             let _ = stub.in_flight_is(0).await;
         }
     };
     bounded(hang_guard(), all_ended).await;
-    setting
+    fixture
         .stubs
         .values()
         .map(crate::llm::Stub::in_flight)
         .sum()
 }
 
-/// The calls at the providers, from the tape, with the request each belongs to.
-fn add_calls(setting: &CaseFixture, exchanges: &mut [Exchange]) {
-    let entries = setting.tape.entries();
+/// Adds to each exchange its calls at the providers, as the tape shows them.
+fn add_calls(fixture: &CaseFixture, exchanges: &mut [Exchange]) {
+    let entries = fixture.tape.entries();
     let start = entries
         .iter()
         .find(|entry| matches!(entry.event, Event::ClientSent { .. }))
@@ -232,7 +236,7 @@ fn add_calls(setting: &CaseFixture, exchanges: &mut [Exchange]) {
         .map(|entry| (entry.seq, entry.at_us.saturating_sub(start) / 1_000))
         .collect();
     for (n, exchange) in exchanges.iter_mut().enumerate() {
-        // a call may be on its way when the client leaves, and the gateway has to hear of it first
+        // a call may already be on its way when the client leaves
         let left = entries
             .iter()
             .find(|entry| has_left(entry, &label(n)))
@@ -245,9 +249,9 @@ fn add_calls(setting: &CaseFixture, exchanges: &mut [Exchange]) {
             })
         };
         let mut calls = Vec::new();
-        for (candidate, stub) in setting.stubs.values().enumerate() {
+        for (candidate, stub) in fixture.stubs.values().enumerate() {
             for (call, received) in stub.requests().iter().enumerate() {
-                if received.body.contains(&marker(setting, n)) {
+                if received.body.contains(&marker(fixture, n)) {
                     calls.push((
                         received.seq,
                         Call {
@@ -275,7 +279,7 @@ type Verdicts = (
 );
 
 fn judge(manifest: &Manifest, schedule: &Schedule, seen: &Observation) -> Verdicts {
-    // how much of a back-off is random is not told to every gateway: all of it may be
+    // not every gateway can be given a jitter, so the whole backoff may be random
     let mut schedule = schedule.clone();
     schedule.settings.jitter_percent = 100;
     let (mut verdicts, mut not_supported) = (Vec::new(), Vec::new());
@@ -290,7 +294,7 @@ fn judge(manifest: &Manifest, schedule: &Schedule, seen: &Observation) -> Verdic
     (verdicts, not_supported)
 }
 
-/// What a target has to declare before it is asked for an invariant.
+/// Returns the capability that a target has to declare before an invariant is checked.
 fn needs(invariant: Invariant) -> Option<Capability> {
     match invariant {
         Invariant::WithinDeadline => Some(Capability::TotalDeadline),
@@ -304,7 +308,7 @@ fn needs(invariant: Invariant) -> Option<Capability> {
 fn outcome(
     name: &str,
     verdicts: &[(Invariant, Option<Violation>)],
-    setting: &CaseFixture,
+    fixture: &CaseFixture,
     began: Instant,
     log_tail: String,
 ) -> Outcome {
@@ -316,7 +320,7 @@ fn outcome(
     let verdict = if violations.is_empty() {
         Verdict::Passed
     } else {
-        let expected = "every invariant of PROP-01 to hold".to_string();
+        let expected = "every invariant of PROP-01 holds".to_string();
         Verdict::Failed {
             failure: Failure::Violated {
                 fact: "invariants".into(),
@@ -330,14 +334,20 @@ fn outcome(
         id: "PROP-01".into(),
         level: Level::Must,
         profiles: vec![Profile::Llm],
-        requirement: format!("the fault schedule {name}: one end for each request, in time, within the attempts, and of one provider's text"),
-        why: "A schedule that was found by chance once has to hold from then on.".into(),
-        shown: "The schedule's faults are played over real sockets; the client's side and the calls at each provider are compared.".into(),
+        requirement: format!(
+            "under the fault schedule {name}, each request ends once, in time, within the configured \
+             attempts, and with the text of one provider"
+        ),
+        why: "A schedule that showed a defect once must not show it again.".into(),
+        shown:
+            "The faults of the schedule are played over real sockets. The invariants compare what \
+                the client received with the calls at each provider."
+                .into(),
         remedy: "Follow the tape from the first request whose end is wrong.".into(),
         verdict,
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         attempts: 1,
-        tape: setting.tape.entries(),
+        tape: fixture.tape.entries(),
         log_tail,
     }
 }
@@ -346,9 +356,9 @@ fn label(n: usize) -> String {
     format!("{}", n + 1)
 }
 
-/// In the prompt of request n, and in no other.
-fn marker(setting: &CaseFixture, n: usize) -> String {
-    format!("[{}-{}]", setting.nonce, n + 1)
+/// Returns a text that the prompt of request `n` holds, and no other prompt.
+fn marker(fixture: &CaseFixture, n: usize) -> String {
+    format!("[{}-{}]", fixture.nonce, n + 1)
 }
 
 #[cfg(test)]
@@ -361,7 +371,7 @@ mod tests {
     use crate::llm::Stub;
 
     #[tokio::test]
-    async fn a_call_that_nobody_answers_has_its_number_all_the_same() {
+    async fn a_call_whose_client_left_at_once_has_its_number() {
         let schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
         let (tape, spec) = (Tape::new(), schedule.spec());
         let stub = Stub::start(
@@ -380,7 +390,7 @@ mod tests {
         )
         .unwrap();
         let bytes = client.request_bytes("POST", "/v1/chat/completions", &[], b"{}");
-        // request and FIN are there before the wire looks for the first time
+        // request and FIN have arrived before the wire reads for the first time
         std::net::TcpStream::connect(stub.wire().addr())
             .unwrap()
             .write_all(&bytes)

@@ -1,4 +1,4 @@
-//! Targets that start slowly: one gateway for all cases whose settings are equal.
+//! Targets that start slowly: one gateway serves all cases whose settings are equal.
 
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ use crate::subject::{Deployment, Process, RunningTarget, TargetError, merge, sha
 use crate::tape::Tape;
 use crate::verdict::Failure;
 
-/// Examines the cases in groups of equal settings; what fails is examined once more, on a fresh gateway for all of them.
+/// Examines the cases in groups of equal settings; the cases of a group that fail are examined once
+/// more, together, on a fresh gateway.
 pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: &Board<'_>) {
     for group in groups(waiting) {
         let mut attempts: IndexMap<usize, Vec<Outcome>> = group
@@ -42,7 +43,8 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
     }
 }
 
-/// The cases by equal settings, in the order of their first one; a case with a database of its own stands alone.
+/// Groups the cases by equal settings, in the order of their first case; a case that needs a
+/// database has a group of its own.
 fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
     let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
     for (index, case) in waiting {
@@ -62,7 +64,8 @@ fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// One gateway, several cases. An outcome that will not be repeated goes to the board at once.
+/// Examines several cases on one gateway. An outcome that needs no repetition goes to the board at
+/// once.
 async fn examine_group(
     run: &Run,
     group: &[(usize, Case)],
@@ -89,7 +92,7 @@ async fn examine_group(
         match CaseFixture::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref())
             .await
         {
-            Ok(setting) => prepared.push((*index, *case, setting)),
+            Ok(fixture) => prepared.push((*index, *case, fixture)),
             Err(failure) => {
                 done(
                     *index,
@@ -102,23 +105,23 @@ async fn examine_group(
     let gateway = match start(run, &prepared).await {
         Ok(gateway) => gateway,
         Err(failure) => {
-            for (index, case, setting) in prepared {
+            for (index, case, fixture) in prepared {
                 done(
                     index,
-                    failed(&case, failure.clone(), began, &setting.tape, String::new()),
+                    failed(&case, failure.clone(), began, &fixture.tape, String::new()),
                 )
                 .await;
-                setting.close().await;
+                fixture.close().await;
             }
             return;
         }
     };
     stream::iter(prepared)
-        .map(|(index, case, mut setting)| {
+        .map(|(index, case, mut fixture)| {
             let (gateway, done) = (&gateway, &done);
             async move {
                 if board.ended.is_cancelled() {
-                    return setting.close().await;
+                    return fixture.close().await;
                 }
                 (board.observer)(Progress::Started(case.id));
                 let handle = share(
@@ -130,7 +133,7 @@ async fn examine_group(
                 let target = Arc::clone(&run.target);
                 let examination = async move {
                     let outcome = super::examine::run(
-                        &mut setting,
+                        &mut fixture,
                         &case,
                         target.manifest(),
                         handle,
@@ -138,7 +141,7 @@ async fn examine_group(
                         Instant::now(),
                     )
                     .await;
-                    setting.close().await;
+                    fixture.close().await;
                     outcome
                 };
                 done(index, in_a_task(&case, examination).await).await;
@@ -149,7 +152,7 @@ async fn examine_group(
         .await;
 }
 
-/// A started gateway that several cases use.
+/// A gateway that several cases share.
 struct Gateway {
     base_url: String,
     headers: Vec<(String, String)>,
@@ -170,19 +173,19 @@ async fn start(run: &Run, prepared: &[(usize, Case, CaseFixture)]) -> Result<Gat
         prefixes
             .iter()
             .map(String::as_str)
-            .zip(prepared.iter().map(|(_, _, setting)| &setting.spec)),
+            .zip(prepared.iter().map(|(_, _, fixture)| &fixture.spec)),
     );
     let endpoints = prefixes
         .iter()
         .zip(prepared)
-        .flat_map(|(prefix, (_, _, setting))| setting.endpoints(prefix))
+        .flat_map(|(prefix, (_, _, fixture))| fixture.endpoints(prefix))
         .collect();
     let database_url = prepared
         .iter()
-        .find_map(|(_, _, setting)| setting.database_url.clone());
+        .find_map(|(_, _, fixture)| fixture.database_url.clone());
     let id = prepared.first().map_or_else(
         || "shared".to_string(),
-        |(_, _, setting)| format!("shared-{}", setting.id),
+        |(_, _, fixture)| format!("shared-{}", fixture.id),
     );
     let deployment = Deployment {
         id,

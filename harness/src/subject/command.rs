@@ -1,4 +1,5 @@
-//! A gateway that the harness starts: configuration rendered, process spawned, waited for until it is ready.
+//! A gateway that the harness starts: its configuration is rendered, its process spawned, and its
+//! readiness awaited.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -18,14 +19,14 @@ use super::{
 use crate::gate::{bounded, pace};
 use crate::tape::{Event, Side};
 
-/// The gap between two looks at a target that is not ready yet.
+/// The time between two checks of a target that is not ready yet.
 const POLL: Duration = Duration::from_millis(10);
-/// Starts of a program: another may take its port between our look and its bind.
+/// How often a program is started: another program may take its port before it binds.
 const ATTEMPTS: u32 = 3;
-/// Telling a version; some gateways load all they have first.
+/// The longest wait for a version command; some gateways load all their modules first.
 const VERSION: Duration = Duration::from_secs(30);
 
-/// A target with `[start]`.
+/// A target whose file has `[start]`.
 #[derive(Debug)]
 pub struct CommandTarget {
     file: TargetFile,
@@ -35,15 +36,18 @@ pub struct CommandTarget {
 }
 
 impl CommandTarget {
-    /// The target of that file; asks the program for its version, if the file says how.
+    /// Makes the target of that file; runs its version command, if it has one.
     ///
     /// # Errors
-    /// [`TargetError::Definition`] when the file has no `[start]` or its version command is a broken template.
+    /// [`TargetError::Definition`] if the file has no `[start]`, or if the version command is a
+    /// broken template.
     pub fn new(file: TargetFile, gauntlet: PathBuf) -> Result<Self, TargetError> {
-        let start = file
-            .start
-            .clone()
-            .ok_or_else(|| TargetError::Definition(format!("target {}: no [start]", file.name)))?;
+        let start = file.start.clone().ok_or_else(|| {
+            TargetError::Definition(format!(
+                "target {}: it has no [start]; add the command that starts it",
+                file.name
+            ))
+        })?;
         let mut manifest = file.manifest();
         if manifest.version.is_none() {
             manifest.version = version(&file, &gauntlet)?;
@@ -69,7 +73,10 @@ impl CommandTarget {
             let text =
                 renderer.render(&format!("the template of {}", file.name), &file.template)?;
             std::fs::write(&path, text).map_err(|error| {
-                TargetError::Start(format!("cannot write {}: {error}", path.display()))
+                TargetError::Start(format!(
+                    "cannot write {}: {error}; make room in the temporary folder, or set TMPDIR",
+                    path.display()
+                ))
             })?;
         }
         let words: Vec<String> = self
@@ -79,7 +86,10 @@ impl CommandTarget {
             .map(|word| renderer.render("start.command", word))
             .collect::<Result<_, _>>()?;
         let (program, arguments) = words.split_first().ok_or_else(|| {
-            TargetError::Definition(format!("target {}: start.command is empty", self.file.name))
+            TargetError::Definition(format!(
+                "target {}: start.command is empty; give the program and its arguments",
+                self.file.name
+            ))
         })?;
         let env: Vec<(String, String)> = self
             .start
@@ -131,42 +141,48 @@ impl Target for CommandTarget {
             let port = free_port()?;
             let process = self.spawn(&deployment, port)?;
             match self.until_ready(&process, port).await? {
-                Begun::At(address) => return Ok(self.running(&address, process, &deployment)),
-                Begun::Not(_)
+                Started::Ready(address) => return Ok(self.running(&address, process, &deployment)),
+                Started::Ended(_)
                     if attempt < ATTEMPTS
                         && (occupied(port) || process.log().to_lowercase().contains("in use")) =>
                 {
                     let what = format!(
-                        "port {port} was taken by another program; started again with another"
+                        "another program took port {port}; the gateway is started again on another port"
                     );
                     deployment.tape.record(Side::Target, Event::Target { what });
                     attempt += 1;
                 }
-                Begun::Not(reason) => return Err(reason),
+                Started::Ended(reason) => return Err(reason),
             }
         }
     }
 }
 
-/// What became of a start.
-enum Begun {
-    /// It answers there.
-    At(String),
-    /// It ended before it was ready.
-    Not(TargetError),
+/// How a start ended.
+enum Started {
+    /// The gateway is ready at this address.
+    Ready(String),
+    /// The process ended before it was ready.
+    Ended(TargetError),
 }
 
 impl CommandTarget {
-    /// Waits for the readiness or the end of the process, whichever is first; both only look.
-    async fn until_ready(&self, process: &ChildProcess, port: u16) -> Result<Begun, TargetError> {
+    /// Waits for the readiness or for the end of the process, whichever comes first. Both futures
+    /// only observe, so that dropping one loses nothing.
+    async fn until_ready(&self, process: &ChildProcess, port: u16) -> Result<Started, TargetError> {
         let limit = Duration::from_millis(self.file.ready.timeout_ms);
         let fallback = format!("127.0.0.1:{port}");
         tokio::select! {
-            // an end that is known counts first: whoever answers then is another
+            // if the process has ended, whatever answers at the address is another program
             biased;
-            how = process.until_ended() => Ok(Begun::Not(TargetError::NotReady(format!(
-                "{} has {how} before it was ready; its last lines:\n{}", self.file.name, indented(&process.log_tail()))))),
-            address = bounded(limit, ready(process, &self.file.ready, &fallback)) => address.map(Begun::At).ok_or_else(|| self.not_ready(process)),
+            how = process.until_ended() => Ok(Started::Ended(TargetError::NotReady(format!(
+                "{} {how} before it was ready; its last lines:\n{}",
+                self.file.name,
+                indented(&process.log_tail())
+            )))),
+            address = bounded(limit, ready(process, &self.file.ready, &fallback)) => {
+                address.map(Started::Ready).ok_or_else(|| self.not_ready(process))
+            }
         }
     }
 
@@ -219,7 +235,8 @@ impl CommandTarget {
     }
 }
 
-/// Waits until the target has said where it listens and answers there. For ever: the caller bounds it.
+/// Waits until the target has written where it listens and answers there. This may take
+/// forever: the caller bounds it. Cancel safe.
 async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String {
     loop {
         let address = match &ready.announced {
@@ -235,7 +252,7 @@ async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String 
     }
 }
 
-/// `host:port` of the first line that holds `words` followed by a URL.
+/// Returns `host:port` from the first complete line that holds `words` followed by a URL.
 fn announced(log: &str, words: &str) -> Option<String> {
     let complete = &log[..log.rfind('\n')?];
     let line = complete.lines().find(|line| line.contains(words))?;
@@ -247,7 +264,7 @@ fn announced(log: &str, words: &str) -> Option<String> {
     )
 }
 
-/// The status that `address` answers to GET `path` within the bound, or nothing.
+/// Returns the status of `GET path` at `address`, or `None` if no status comes within the bound.
 pub(super) async fn get_status(address: &str, path: &str, bound: Duration) -> Option<u16> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
@@ -266,15 +283,18 @@ pub(super) async fn get_status(address: &str, path: &str, bound: Duration) -> Op
     bounded(bound, ask).await.flatten()
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 fn free_port() -> Result<u16, TargetError> {
     let free =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    free.map(|address| address.port())
-        .map_err(|error| TargetError::Start(format!("no free port on 127.0.0.1: {error}")))
+    free.map(|address| address.port()).map_err(|error| {
+        TargetError::Start(format!(
+            "there is no free port on 127.0.0.1: {error}; end programs that hold many ports"
+        ))
+    })
 }
 
-/// Whether somebody listens on the port now.
+/// Returns whether a program listens on the port now.
 fn occupied(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
@@ -290,11 +310,12 @@ fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<Strin
     let Some((program, arguments)) = words.split_first() else {
         return Ok(None);
     };
-    Ok(said(program, arguments, VERSION).and_then(|output| version_in(&output)))
+    Ok(output_of(program, arguments, VERSION).and_then(|output| version_in(&output)))
 }
 
-/// What a program writes before it ends well; nothing, and it is killed, if it does not end within the bound.
-fn said(program: &str, arguments: &[String], bound: Duration) -> Option<String> {
+/// Returns what a program writes to stdout, if it ends with success within the bound; otherwise it
+/// is killed.
+fn output_of(program: &str, arguments: &[String], bound: Duration) -> Option<String> {
     let ask = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -313,13 +334,14 @@ fn said(program: &str, arguments: &[String], bound: Duration) -> Option<String> 
                 .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         })
     };
-    // the caller may be a task, in whose thread no second runtime can be
+    // the caller may be a task, and its thread cannot run a second runtime
     std::thread::scope(|scope| scope.spawn(ask).join())
         .ok()
         .flatten()
 }
 
-/// The version in what a program says about itself: the first word of its first line that begins with a digit, or the line.
+/// Finds the version in the output of a program: the first word of its first line that begins
+/// with a digit, or else the whole line.
 fn version_in(text: &str) -> Option<String> {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
     let number = line.split_whitespace().find(|word| {
@@ -376,7 +398,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_target_that_dies_says_how_and_with_which_last_lines() {
+    async fn a_target_that_ends_early_is_reported_with_its_exit_code_and_last_lines() {
         let error = start("echo no such model >&2; exit 3")
             .await
             .err()
@@ -389,10 +411,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_another_program_took_is_no_end() {
+    async fn a_gateway_whose_port_was_taken_is_started_again() {
         let folder = tempfile::tempdir().unwrap();
         let ports = folder.path().join("ports");
-        // loses its port twice, then listens elsewhere, where nobody answers
+        // reports a taken port twice, then stays up without answering
         let script = format!(
             "echo {{{{ port }}}} >>{0}; if [ $(wc -l <{0}) -lt 3 ]; then echo Address already in use >&2; exit 1; fi; echo third; exec tail -f /dev/null",
             ports.display()
@@ -412,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_target_that_never_becomes_ready_names_what_was_waited_for() {
+    async fn a_target_that_never_becomes_ready_is_reported_with_what_was_expected() {
         let error = start("echo starting; exec tail -f /dev/null")
             .await
             .err()
@@ -448,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_found_in_what_programs_say() {
+    fn a_version_is_found_in_the_output_of_a_program() {
         assert_eq!(version_in("gauntlet 0.1.0\n").as_deref(), Some("0.1.0"));
         assert_eq!(
             version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(),
@@ -459,14 +481,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_tells_no_version_is_killed() {
+    async fn a_version_command_that_does_not_end_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pid");
         let script = "echo $$ >\"$0\"; echo 1.0; exec tail -f /dev/null";
         let arguments = ["-c".into(), script.into(), file.display().to_string()];
-        assert_eq!(said("sh", &arguments, Duration::from_millis(500)), None);
         assert_eq!(
-            said("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(),
+            output_of("sh", &arguments, Duration::from_millis(500)),
+            None
+        );
+        assert_eq!(
+            output_of("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(),
             Some("gauntlet 0.1.0\n")
         );
         let pid = std::fs::read_to_string(file).unwrap_or_default();

@@ -1,7 +1,9 @@
-//! Target files: how a gateway is described, so that the harness can configure, start, find and examine it.
+//! Target files: how a gateway is described, so that the harness can configure, start and examine
+//! it.
 //!
-//! TOML with minijinja templates. A file with `[start]` is a program that the harness starts; a file with `url` is a gateway
-//! that somebody else has started and pointed at the stubs' fixed addresses (`[listen]`).
+//! A target file is TOML with minijinja templates. A file with `[start]` describes a program that
+//! the harness starts; a file with `url` describes a gateway that somebody else has started and
+//! pointed at the fixed addresses of the stubs (`[listen]`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,67 +16,68 @@ use serde::Deserialize;
 use super::{Capability, CommandTarget, Manifest, Target, TargetError, UrlTarget};
 use crate::spec::{BreakerSpec, RetrySpec, Spec, Timeouts};
 
-/// A target, as its file describes it. Unknown keys are refused.
+/// A target file. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetFile {
-    /// `bundled`, `litellm`, …
+    /// The name that reports use: `bundled`, `litellm`, …
     pub name: String,
-    /// Its version, if it is fixed; otherwise see `version_command`.
+    /// The version of the gateway; without it, `version_command` is asked.
     #[serde(default)]
     pub version: Option<String>,
-    /// A command whose first line of output is the version.
+    /// A command whose first line of output holds the version.
     #[serde(default)]
     pub version_command: Vec<String>,
-    /// Where it answers, for a gateway that the harness does not start.
+    /// The URL of a gateway that the harness does not start.
     #[serde(default)]
     pub url: Option<String>,
-    /// Put between the address and `/v1/…`.
+    /// The path between the address and `/v1/…`.
     #[serde(default)]
     pub base_path: String,
-    /// Whether one process serves many cases.
+    /// Whether one process serves all cases with equal settings.
     #[serde(default)]
     pub shared: bool,
-    /// What it can do.
+    /// The capabilities that the target declares.
     #[serde(default)]
     pub capabilities: BTreeSet<Capability>,
-    /// Why it lacks a capability, for the report.
+    /// For each capability that it lacks, a sentence that says why, for the report.
     #[serde(default)]
     pub not_supported_reason: IndexMap<Capability, String>,
-    /// Headers that every request needs.
+    /// Headers that every request to the gateway needs.
     #[serde(default)]
     pub headers: IndexMap<String, String>,
-    /// Fixed addresses of the stubbed providers, for a gateway that the harness does not configure.
+    /// The fixed addresses of the stubbed providers, for a gateway with a `url`.
     #[serde(default)]
     pub listen: IndexMap<String, SocketAddr>,
-    /// How such a gateway is set up; cases that need other settings are *not supported*.
+    /// The settings of a gateway with a `url`; cases that need other settings are *not supported*.
     #[serde(default)]
-    pub settings: Settings,
-    /// How it is started.
+    pub settings: FixedSettings,
+    /// How the gateway is started.
     #[serde(default)]
     pub start: Option<Start>,
-    /// How it is found ready.
+    /// How the harness finds out that the gateway is ready.
     #[serde(default)]
     pub ready: Ready,
 }
 
-/// The settings of a gateway that the harness cannot configure. Defaults: those of [`Spec`].
+/// The settings of a gateway that the harness cannot configure. What the file leaves out has the
+/// default of [`Spec`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Its time-outs, as far as they differ from the suite's.
+pub struct FixedSettings {
+    /// Its timeouts, if they differ from the suite's.
     #[serde(default)]
     pub timeouts: Option<Timeouts>,
-    /// Its retries.
+    /// Its retries, if they differ from the suite's.
     #[serde(default)]
     pub retry: Option<RetrySpec>,
-    /// Its breakers.
+    /// Its circuit breakers, if they differ from the suite's.
     #[serde(default)]
     pub breaker: Option<BreakerSpec>,
 }
 
-impl Settings {
-    /// What the gateway is set up like, in the words of a case.
+impl FixedSettings {
+    /// Returns the settings as a specification.
     pub(super) fn as_spec(&self) -> Spec {
         let mut spec = Spec::default();
         if let Some(timeouts) = self.timeouts {
@@ -90,47 +93,48 @@ impl Settings {
     }
 }
 
-/// How a program is started. Every text is a template.
+/// How a program is started. Every text in it is a template.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
-    /// Program and arguments.
+    /// The program and its arguments.
     pub command: Vec<String>,
-    /// Added to the environment.
+    /// Variables that are added to its environment.
     #[serde(default)]
     pub env: IndexMap<String, String>,
-    /// Taken out of the environment.
+    /// Variables that are removed from its environment.
     #[serde(default)]
     pub unset: Vec<String>,
-    /// Files that are written before.
+    /// Files that are written before the start.
     #[serde(default)]
     pub files: Vec<StartFile>,
-    /// What to do when the program is not there.
+    /// What the user can do if the program is not installed.
     #[serde(default)]
     pub hint: String,
 }
 
-/// A configuration file that is rendered from the case's specification.
+/// A configuration file that is rendered from the specification of the case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StartFile {
-    /// Its name in the folder of the deployment.
+    /// The name of the file in the folder of the deployment.
     pub name: String,
-    /// Its text, a template.
+    /// The text of the file, a template.
     pub template: String,
 }
 
-/// How a target is found ready.
+/// How the harness finds out that a gateway is ready.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ready {
-    /// The program writes its address after these words (`listening on `); without it the address is the reserved port.
+    /// The words after which the program writes its URL (`listening on `); without them the
+    /// gateway has to listen on the port that the template was given.
     pub announced: Option<String>,
-    /// StubRequest until it answers with `status`.
+    /// The path that is requested until it answers with `status`.
     pub path: String,
-    /// The status that means ready.
+    /// The status that means that the gateway is ready.
     pub status: u16,
-    /// Given up after that.
+    /// The longest wait for readiness, in milliseconds.
     pub timeout_ms: u64,
 }
 
@@ -149,48 +153,56 @@ impl TargetFile {
     /// Reads a target file.
     ///
     /// # Errors
-    /// [`TargetError::Definition`] with path, place and remedy.
+    /// [`TargetError::Definition`] with the path, the line and the remedy.
     pub fn load(path: &Path) -> Result<Self, TargetError> {
         let text = std::fs::read_to_string(path).map_err(|error| {
-            TargetError::Definition(format!("cannot read the target file {}: {error}; give bundled, litellm, a TOML file or a URL", path.display()))
+            TargetError::Definition(format!(
+                "cannot read the target file {}: {error}; give bundled, litellm, a TOML file or a URL",
+                path.display()
+            ))
         })?;
         Self::parse(&text, &path.display().to_string())
     }
 
-    /// Reads a target file's text; `origin` names it in errors.
+    /// Reads the text of a target file; `origin` names the file in errors.
     ///
     /// # Errors
-    /// [`TargetError::Definition`] with origin, place and remedy.
+    /// [`TargetError::Definition`] with the origin, the line and the remedy.
     pub fn parse(text: &str, origin: &str) -> Result<Self, TargetError> {
         let wrong = |what: String| TargetError::Definition(format!("target file {origin}: {what}"));
         let file: Self = toml::from_str(text)
             .map_err(|error| wrong(error.to_string().trim_end().replace('\n', "\n  ")))?;
         match (&file.start, &file.url) {
             (None, None) => Err(wrong(
-                "neither [start] nor url; say how to start the gateway, or where it answers".into(),
+                "it has neither [start] nor url; add [start] to have the gateway started, or url if it \
+                 runs already"
+                    .into(),
             )),
             (Some(_), Some(_)) => Err(wrong(
-                "both [start] and url; keep the one that is meant".into(),
+                "it has both [start] and url; remove one of them".into(),
             )),
             (Some(start), None) if start.command.is_empty() => Err(wrong(
                 "start.command is empty; give the program and its arguments".into(),
             )),
             (Some(_), None) if !file.listen.is_empty() => Err(wrong(
-                "[listen] is for gateways with a url; one that is started is given the addresses"
+                "[listen] belongs to a gateway with a url; remove it, since the templates of [start] \
+                 are given the addresses of the stubs"
                     .into(),
             )),
             _ => Ok(file),
         }
     }
 
-    /// Reads a file that describes the gateway at `url`; the URL given here wins over the file's.
+    /// Reads a file that describes the gateway at `url`; this URL replaces the one in the file.
     ///
     /// # Errors
     /// As [`TargetFile::load`].
     pub fn load_for_url(path: &Path, url: &str) -> Result<Self, TargetError> {
         let origin = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| {
-            TargetError::Definition(format!("cannot read the manifest {origin}: {error}"))
+            TargetError::Definition(format!(
+                "cannot read the manifest {origin}: {error}; give a target file without [start]"
+            ))
         })?;
         let mut table: toml::Table = text
             .parse()
@@ -199,7 +211,8 @@ impl TargetFile {
         Self::parse(&table.to_string(), &origin)
     }
 
-    /// A gateway that answers at `url` and declares the plain surface only; providers `p1`, `p2`, `p3` listen on 9101 to 9103.
+    /// Describes a gateway at `url` that declares chat and streaming alone; the providers `p1`,
+    /// `p2` and `p3` listen on the ports 9101 to 9103.
     pub fn for_url(url: &str) -> Self {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
@@ -217,7 +230,7 @@ impl TargetFile {
                 ("p2".to_string(), loopback(9102)),
                 ("p3".to_string(), loopback(9103)),
             ]),
-            settings: Settings::default(),
+            settings: FixedSettings::default(),
             start: None,
             ready: Ready {
                 path: "/v1/models".into(),
@@ -226,10 +239,11 @@ impl TargetFile {
         }
     }
 
-    /// The target that the file describes; `gauntlet` is the program that templates know by that name.
+    /// Returns the target that the file describes; `gauntlet` is the path of this program, which
+    /// templates know by that name.
     ///
     /// # Errors
-    /// [`TargetError::Definition`] for a URL that is none.
+    /// [`TargetError::Definition`] if the URL cannot be used or the version command is wrong.
     pub fn into_target(self, gauntlet: PathBuf) -> Result<Arc<dyn Target>, TargetError> {
         match self.url {
             Some(_) => Ok(Arc::new(UrlTarget::new(self)?)),
@@ -269,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_must_say_how_to_reach_the_gateway() {
+    fn a_file_without_start_and_url_is_refused() {
         let error = TargetFile::parse("name = \"x\"\n", "x.toml")
             .unwrap_err()
             .to_string();

@@ -1,8 +1,8 @@
-//! A started gateway: its process group, its output, its end.
+//! The process of a started gateway: its group, its output and its end.
 //!
-//! The program runs in a process group of its own without standard input; what it writes goes to one file, so that nothing
-//! is lost and nobody has to read a pipe. Dropping [`ChildProcess`] kills the whole group; where nothing is dropped, because the
-//! run itself is killed, the guard process does.
+//! The program runs in a process group of its own without standard input. Its output goes to one
+//! file, so that nothing is lost and no pipe has to be read. Dropping [`ChildProcess`] kills the
+//! whole group; if the run itself is killed and nothing is dropped, the reaper process kills it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
+use super::reaped::ReapedGroup;
 use super::{Process, TargetError};
-use crate::reaper::Group;
 use crate::tape::{Event, Side, Tape};
 
-/// Lines of the log that an error message or a report shows.
+/// The number of log lines that an error message or a report shows.
 const TAIL_LINES: usize = 25;
 
-/// How a process ended; `None` inside when a signal ended it.
+/// The exit code of a process that has ended; `None` if a signal ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ended(Option<i32>);
 
@@ -34,10 +34,11 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Starts `program` with `env` added to the environment and `unset` taken out of it; its output goes to `log`.
+    /// Starts `program` with `env` added to its environment and `unset` removed from it; its
+    /// output goes to the file `log`.
     ///
     /// # Errors
-    /// The operating system's reason; nothing is left running.
+    /// The error of the operating system; nothing is left running.
     pub fn spawn(
         program: &str,
         arguments: &[String],
@@ -61,12 +62,12 @@ impl ChildProcess {
             .kill_on_drop(true)
             .spawn()?;
         let pid = child.id().unwrap_or_default();
-        let group = Group::watch(pid);
+        let group = ReapedGroup::watch(pid);
         let note = |what: String| tape.record(Side::Target, Event::Target { what });
         let name = Path::new(program)
             .file_name()
             .map_or_else(|| program.into(), |name| name.to_string_lossy());
-        note(format!("started {name}, process {pid}"));
+        note(format!("started {name} as process {pid}"));
         let (sender, ended) = watch::channel(None);
         tokio::spawn(supervise(child, pid, group, sender, tape.clone()));
         Ok(Self {
@@ -77,12 +78,12 @@ impl ChildProcess {
         })
     }
 
-    /// Whether it has ended, and how, in words.
+    /// Returns how the process has ended, as the end of a sentence; `None` while it runs.
     pub fn ended(&self) -> Option<String> {
         self.ended.borrow().map(|ended| in_words(ended.0))
     }
 
-    /// Completes when the process has ended; says how, in words. Cancel safe.
+    /// Waits until the process has ended and returns how, as the end of a sentence. Cancel safe.
     pub async fn until_ended(&self) -> String {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
@@ -101,7 +102,7 @@ impl Process for ChildProcess {
     async fn terminate(&self) -> Result<(), TargetError> {
         if self.ended.borrow().is_some() {
             return Err(TargetError::Died(format!(
-                "cannot send SIGTERM: the gateway has {}",
+                "cannot send SIGTERM: the gateway {}",
                 in_words(self.ended.borrow().and_then(|ended| ended.0))
             )));
         }
@@ -128,7 +129,7 @@ impl Process for ChildProcess {
             },
         );
         if let Some(group) = self.group() {
-            // already gone is as good as killed
+            // a group that has ended already needs no signal
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.wait().await.map(|_| ())
@@ -139,7 +140,7 @@ impl Process for ChildProcess {
         match ended.wait_for(Option::is_some).await {
             Ok(ended) => Ok(ended.and_then(|ended| ended.0)),
             Err(_) => Err(TargetError::Died(format!(
-                "process {} is no longer watched",
+                "the end of process {} can no longer be observed",
                 self.pid
             ))),
         }
@@ -167,17 +168,18 @@ impl Drop for ChildProcess {
         if self.ended.borrow().is_none()
             && let Some(group) = self.group()
         {
-            // already gone is as good as killed
+            // a group that has ended already needs no signal
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// Waits for the end of the child, then ends what it left in its group. Ends by itself, because dropping the owner kills.
+/// Waits for the end of the child, then kills what it left in its group. The task ends by itself,
+/// because dropping [`ChildProcess`] kills the child.
 async fn supervise(
     mut child: Child,
     pid: u32,
-    watched: Group,
+    watched: ReapedGroup,
     sender: watch::Sender<Option<Ended>>,
     tape: Tape,
 ) {
@@ -195,7 +197,7 @@ async fn supervise(
     sender.send_replace(Some(Ended(code)));
 }
 
-/// Text without the escape sequences of terminals (ECMA-48 CSI), which no report can show.
+/// Removes the escape sequences of terminals (ECMA-48 CSI), which a report cannot show.
 fn without_colours(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
@@ -213,7 +215,7 @@ fn without_colours(text: &str) -> String {
 fn in_words(code: Option<i32>) -> String {
     match code {
         Some(code) => format!("exited with code {code}"),
-        None => "been ended by a signal".to_string(),
+        None => "was ended by a signal".to_string(),
     }
 }
 
@@ -225,7 +227,7 @@ pub(super) mod tests {
     use super::*;
     use crate::gate::{guard, poll_until};
 
-    /// Waits until a process is gone; a zombie at most, where nobody reaps.
+    /// Waits until a process is gone, or is a zombie that its parent has not reaped.
     pub(in super::super) async fn until_gone(pid: &str) {
         let stat =
             || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
@@ -236,7 +238,7 @@ pub(super) mod tests {
             .unwrap();
     }
 
-    /// Set for the run that is killed below: this test program, started once more.
+    /// Set for the run that is killed below, which is this test program, started once more.
     const FOLDER: &str = "GAUNTLET_TEST_FOLDER_OF_A_KILLED_RUN";
 
     #[tokio::test]
@@ -255,9 +257,9 @@ pub(super) mod tests {
             )
             .unwrap()
         };
-        // one that has ended, so that the guard has something to forget
+        // one process that has ended, which the reaper has to forget
         start("exit 3", "first").until_ended().await;
-        // and a program that hands its work to another of its group
+        // and one that hands its work to another process of its group
         let gateway = start("tail -f /dev/null & echo $!; wait", "second");
         let worker = poll_until(|| Some(gateway.log()).filter(|log| log.ends_with('\n'))).await;
         println!("\ngateway {} {worker}", gateway.pid);
@@ -270,7 +272,7 @@ pub(super) mod tests {
         let mut run = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "target::process::tests::a_run_that_will_be_killed",
+                "subject::process::tests::a_run_that_will_be_killed",
                 "--nocapture",
             ])
             .env(FOLDER, folder.path())
@@ -289,7 +291,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn escape_sequences_are_taken_out() {
+    fn escape_sequences_are_removed() {
         assert_eq!(
             without_colours("\u{1b}[1;31mred\u{1b}[0m and [plain]"),
             "red and [plain]"

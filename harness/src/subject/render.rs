@@ -1,8 +1,9 @@
-//! Templates of target files: one environment, strict about what is undefined.
+//! The templates of target files: one environment, in which an undefined name is an error.
 //!
-//! Known to a template: the fields of the specification (`providers` with `base_url`, `models`, `timeouts`, `retry`, `breaker`,
-//! `limits`, `keys`, `query`), `database_url`, `port`, `host`, `folder`, `gauntlet`, `file["name"]`, the function
-//! `env(name, default)`, and the filters `sha256`, `seconds` and `tojson`.
+//! A template knows the fields of the specification (`providers` with `base_url`, `models`,
+//! `timeouts`, `retry`, `breaker`, `limits`, `keys`, `query`), `database_url`, `port`, `host`,
+//! `folder`, `gauntlet`, `file["name"]`, the function `env(name, default)`, and the filters
+//! `sha256`, `seconds` and `tojson`.
 
 use std::path::Path;
 
@@ -22,7 +23,7 @@ pub(super) struct Renderer {
 }
 
 impl Renderer {
-    /// With only the program's own facts known (version commands).
+    /// Makes a renderer that knows the path of this program alone, for version commands.
     pub(super) fn bare(origin: &str, gauntlet: &Path) -> Self {
         let context = json!({ "gauntlet": gauntlet.to_string_lossy() });
         Self {
@@ -32,7 +33,7 @@ impl Renderer {
         }
     }
 
-    /// With everything known that a deployment holds.
+    /// Makes a renderer that knows everything that a deployment holds.
     pub(super) fn new(
         origin: &str,
         gauntlet: &Path,
@@ -81,7 +82,7 @@ impl Renderer {
         })
     }
 
-    /// Renders one template; `what` names it in errors.
+    /// Renders one template; `what` names the template in errors.
     pub(super) fn render(&self, what: &str, template: &str) -> Result<String, TargetError> {
         self.environment
             .render_str(template, &self.context)
@@ -104,7 +105,7 @@ impl Renderer {
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
-    // the default delimiters, so that building cannot fail
+    // the default delimiters are kept, so that building cannot fail
     if let Ok(syntax) = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
@@ -113,7 +114,7 @@ fn environment() -> Environment<'static> {
     {
         environment.set_syntax(syntax);
     }
-    environment.add_filter("sha256", |text: &str| hex(&Sha256::digest(text.as_bytes())));
+    environment.add_filter("sha256", |text: &str| hex::encode(Sha256::digest(text)));
     environment.add_filter("seconds", seconds);
     environment.add_function(
         "env",
@@ -125,7 +126,7 @@ fn environment() -> Environment<'static> {
                 (Some(value), _) | (None, Some(value)) => Ok(value),
                 (None, None) => Err(Error::new(
                     ErrorKind::InvalidOperation,
-                    format!("the environment variable {name} is not set"),
+                    format!("the environment variable {name} is not set; set it"),
                 )),
             }
         },
@@ -133,19 +134,17 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// Milliseconds as seconds, for configurations that count in seconds.
+/// Converts milliseconds to seconds, for configurations that count in seconds.
 fn seconds(milliseconds: Value) -> Result<f64, Error> {
     let whole = u64::try_from(milliseconds.clone()).map_err(|_| {
         Error::new(
             ErrorKind::InvalidOperation,
-            format!("seconds: {milliseconds} is not a number of milliseconds"),
+            format!(
+                "the filter `seconds` needs a whole number of milliseconds, and {milliseconds} is none"
+            ),
         )
     })?;
     Ok(std::time::Duration::from_millis(whole).as_secs_f64())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -233,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_bundled_gateway_is_given_toml() {
-        let mut spec = Spec::query();
+        let mut spec = Spec::query(&["reader", "writer"]);
         spec.keys.push(crate::spec::KeySpec {
             tenant: "a".into(),
             token: "abc".into(),
@@ -245,7 +244,12 @@ mod tests {
             spec,
         );
         let table: toml::Table = text.parse().unwrap();
-        assert_eq!(table["providers"].as_array().unwrap().len(), 5, "{text}");
+        assert_eq!(table["providers"].as_array().unwrap().len(), 2, "{text}");
+        assert_eq!(
+            table["providers"][0]["protocol"].as_str(),
+            Some("openai"),
+            "{text}"
+        );
         assert_eq!(
             table["models"][0]["timeouts"]["total_ms"].as_integer(),
             Some(77),
@@ -257,8 +261,8 @@ mod tests {
             "{text}"
         );
         assert_eq!(
-            table["orchestrator"]["models"]["review"].as_str(),
-            Some("review"),
+            table["orchestrator"]["models"]["writer"].as_str(),
+            Some("writer"),
             "{text}"
         );
     }

@@ -1,4 +1,5 @@
-//! One gateway for several cases: their specifications merged under a prefix for each case, one process behind many handles.
+//! One gateway for several cases: their specifications are merged under one prefix for each case,
+//! and each case has a handle on the one process.
 
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use async_trait::async_trait;
 use super::{Process, RunningTarget, TargetError};
 use crate::spec::Spec;
 
-/// Merges the specifications of cases whose settings are equal; `parts` pairs each with the prefix that keeps it apart
-/// (`wire-01-`). Providers and aliases get the prefix, the model's name at a provider stays.
+/// Merges the specifications of cases whose settings are equal; `parts` pairs each with its prefix
+/// (`wire-01-`). Providers and aliases get the prefix; the name of a model at its provider stays.
 pub fn merge<'a>(parts: impl IntoIterator<Item = (&'a str, &'a Spec)>) -> Spec {
     let mut merged: Option<Spec> = None;
     for (prefix, spec) in parts {
@@ -33,8 +34,8 @@ pub fn merge<'a>(parts: impl IntoIterator<Item = (&'a str, &'a Spec)>) -> Spec {
     merged.unwrap_or_default()
 }
 
-/// A handle on a gateway that is shared: the same address and process, with the case's own prefix. The process is killed
-/// when the last handle is dropped.
+/// Makes a handle on a shared gateway: it has the same address and process, and the prefix of its
+/// case. The process is killed when the last handle is dropped.
 pub fn share(
     base_url: &str,
     headers: &[(String, String)],
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cases_keep_their_names_apart() {
+    fn providers_and_aliases_of_cases_have_different_names() {
         let (a, b) = (Spec::solo(), Spec::pair());
         let merged = merge([("a-", &a), ("b-", &b)]);
         let aliases: Vec<_> = merged

@@ -1,8 +1,10 @@
-//! A gateway that somebody else started. Its providers listen on fixed addresses; its user has pointed it there.
+//! A gateway that somebody else started. Its providers listen on fixed addresses, to which its user
+//! has pointed it.
 //!
-//! The user configures the gateway once: alias `solo` → provider `p1`, alias `pair` → `p1`, then `p2`, the model at provider
-//! `p` called `m-p`, with the time-outs of [`Spec::default`] unless the file's `[settings]` says otherwise. A case that needs
-//! other providers or other settings is *not supported*, and says which.
+//! The user configures the gateway once: the alias `solo` is served by provider `p1`, the alias
+//! `pair` by `p1` and then `p2`; the model at provider `p` is called `m-p`. The timeouts are those of
+//! [`Spec::default`], unless `[settings]` in the file gives others. A case that needs other providers
+//! or other settings is *not supported*, and the reason names them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use super::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError
 use crate::spec::{DatabaseNeed, Spec};
 use crate::tape::{Event, Side};
 
-/// A target with `url`.
+/// A target whose file has `url`.
 #[derive(Debug)]
 pub struct UrlTarget {
     file: TargetFile,
@@ -24,22 +26,25 @@ pub struct UrlTarget {
 }
 
 impl UrlTarget {
-    /// The target of that file.
+    /// Makes the target of that file.
     ///
     /// # Errors
-    /// [`TargetError::Definition`] for a URL that is not `http://host:port[/path]`.
+    /// [`TargetError::Definition`] if the URL is not `http://host:port[/path]`.
     pub fn new(file: TargetFile) -> Result<Self, TargetError> {
         let url = file.url.clone().unwrap_or_default();
         let wrong = |why: &str| {
             TargetError::Definition(format!(
-                "target URL {url}: {why}; give http://host:port, with a path if the gateway has one before /v1"
+                "the target URL {url} {why}; give http://host:port, with the path that the gateway \
+                 has before /v1, if any"
             ))
         };
-        let uri: http::Uri = url.parse().map_err(|_| wrong("not a URL"))?;
+        let uri: http::Uri = url.parse().map_err(|_| wrong("is not a URL"))?;
         if uri.scheme_str() != Some("http") {
-            return Err(wrong("only http:// can be examined"));
+            return Err(wrong(
+                "does not begin with http://, and only plain HTTP can be examined",
+            ));
         }
-        let host = uri.host().ok_or_else(|| wrong("no host"))?;
+        let host = uri.host().ok_or_else(|| wrong("has no host"))?;
         let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
         let path = format!(
             "{}{}",
@@ -78,7 +83,7 @@ impl Target for UrlTarget {
             .find(|provider| !self.file.listen.contains_key(&provider.name))
         {
             return Err(format!(
-                "the case needs a provider {}, which [listen] does not have",
+                "the case needs a provider {}, and [listen] of the target file gives it no address",
                 provider.name
             ));
         }
@@ -89,14 +94,15 @@ impl Target for UrlTarget {
             .find(|model| !known.iter().any(|known| known.models.contains(model)))
         {
             return Err(format!(
-                "the case needs an alias {} of its own; a gateway with a url has solo and pair",
+                "the case needs an alias {} that is configured for it alone; a gateway with a url has \
+                 the aliases solo and pair as fixtures/targets/README.md describes them",
                 model.alias
             ));
         }
         let settings = [
-            ("time-outs", spec.timeouts == fixed.timeouts),
+            ("timeouts", spec.timeouts == fixed.timeouts),
             ("retries", spec.retry == fixed.retry),
-            ("breakers", spec.breaker == fixed.breaker),
+            ("circuit breakers", spec.breaker == fixed.breaker),
             ("limits", spec.limits == fixed.limits),
             ("keys", spec.keys.is_empty()),
             ("a database", spec.database == DatabaseNeed::None),
@@ -104,7 +110,8 @@ impl Target for UrlTarget {
         ];
         match settings.iter().find(|(_, equal)| !equal) {
             Some((name, _)) => Err(format!(
-                "the case needs {name} of its own, and the harness cannot configure a gateway that it does not start"
+                "the case needs {name} of its own, and the harness cannot configure a gateway that it \
+                 does not start"
             )),
             None => Ok(()),
         }
@@ -119,7 +126,7 @@ impl Target for UrlTarget {
         let path = format!("{}{}", self.path, self.file.ready.path);
         if get_status(&self.address, &path, bound).await.is_none() {
             return Err(TargetError::NotReady(format!(
-                "nothing answers at http://{}{path}; start the gateway first, or correct the URL",
+                "nothing answers at http://{}{path}; start the gateway before the run, or correct the URL",
                 self.address
             )));
         }
@@ -158,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn https_and_nonsense_are_refused_with_the_value() {
+    fn other_schemes_and_texts_that_are_no_url_are_refused_with_the_value() {
         for url in ["https://example.com", "not a url", "ftp://x"] {
             assert!(
                 UrlTarget::new(TargetFile::for_url(url))
