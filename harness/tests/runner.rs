@@ -226,7 +226,7 @@ async fn what_is_missing_is_named_and_never_passed() {
     assert_eq!(
         without_tools.verdict,
         Verdict::NotSupported {
-            capability: "tools: it has no hands".into()
+            capability: "the target does not declare `tools`: it has no hands".into()
         }
     );
     let without_database = one(Case {
@@ -320,7 +320,7 @@ async fn an_interrupted_run_keeps_what_was_measured() {
         }
     };
     let result = run.execute(&started, &stop).await;
-    assert_eq!(result.broken.as_deref(), Some("interrupted"));
+    assert_eq!(result.broken.as_deref(), Some("it was interrupted"));
     assert_eq!(result.outcomes[0].verdict, Verdict::Passed);
     assert!(matches!(result.outcomes[1].verdict, Verdict::NotRun { .. }));
 }

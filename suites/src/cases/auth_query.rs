@@ -16,7 +16,7 @@ pub(super) const CASES: &[CaseRow] = &[CaseRow {
     shown: "One tenant stores a document and asks; the other reads, lists, deletes and asks the same, and gets what he would get if they did not exist.",
     remedy: "Put the tenant into the condition of every statement, and answer 404 for what is somebody else's.",
     needs: &[Capability::Query, Capability::Store, Capability::Keys],
-    spec: || Spec::query().key("curie", HERS).key("bohr", HIS),
+    spec: || super::support::query().key("curie", HERS).key("bohr", HIS),
     run: &auth_02,
 }];
 

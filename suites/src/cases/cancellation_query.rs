@@ -16,7 +16,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The client leaves while entity extraction is held; its provider sees the connection close, no later agent is asked, the record says cancelled.",
         remedy: "Run a query inside the request's own future, and record it when that is dropped.",
         needs: STORED,
-        spec: || patient(Spec::query()),
+        spec: || patient(super::support::query()),
         run: &canc_03,
     },
     CaseRow {
@@ -25,7 +25,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "Entity extraction never answers and has no time-out of its own; the query's deadline answers the client and closes the connection.",
         remedy: "Drop the call's future (and with it its connection) when its share of the deadline is over.",
         needs: QUERY,
-        spec: || patient(Spec::query()),
+        spec: || patient(super::support::query()),
         run: &canc_04,
     },
 ];

@@ -25,7 +25,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
-            let mut spec = Spec::query().model_timeouts(
+            let mut spec = super::support::query().model_timeouts(
                 "entities",
                 Timeouts {
                     total_ms: Some(1_000),
@@ -52,7 +52,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The same question with a fact check that works, that fails, and that answers nonsense.",
         remedy: "Let only a check that was made, of every claim, mark an answer as verified.",
         needs: STORED,
-        spec: Spec::query,
+        spec: super::support::query,
         run: &degr_04,
     },
     CaseRow {
@@ -70,7 +70,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "Citation fails, then review; each answer stands and says which of them it lacks.",
         remedy: "Take both steps as optional, and tell their loss.",
         needs: STORED,
-        spec: Spec::query,
+        spec: super::support::query,
         run: &degr_06,
     },
     CaseRow {
@@ -79,7 +79,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "No document is known and every model fails: 503 in the usual envelope, the query beside it, and the same under its id.",
         remedy: "Answer 503 when there is nothing to tell, and record failures like answers.",
         needs: STORED,
-        spec: Spec::query,
+        spec: super::support::query,
         run: &degr_07,
     },
     CaseRow {
@@ -98,7 +98,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 chat. A provider is restarted after four requests that it had together; the next four are answered.",
         remedy: "Let nothing remember a failure longer than a breaker's cool-down.",
         needs: &[Capability::Chat],
-        spec: Spec::query,
+        spec: super::support::query,
         run: &degr_11,
     },
 ];

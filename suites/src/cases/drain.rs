@@ -38,7 +38,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Store,
             Capability::Process,
         ],
-        spec: || drained_after(300, Spec::query()),
+        spec: || drained_after(300, super::support::query()),
         run: &drain_02,
     },
 ];

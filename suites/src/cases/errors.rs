@@ -94,7 +94,7 @@ const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
 fn with_a_key() -> Spec {
     let spec = Spec {
         database: DatabaseNeed::None,
-        ..Spec::query()
+        ..super::support::query()
     }
     .provider("p1", Protocol::OpenAi)
     .model("solo", &["p1"]);

@@ -62,7 +62,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Store,
             Capability::Metrics,
         ],
-        spec: Spec::query,
+        spec: super::support::query,
         run: &obs_03,
     },
 ];

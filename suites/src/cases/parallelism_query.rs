@@ -31,7 +31,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The fact check is held at a gate while another exchange passes; the tape then has each step after the end of the one before it.",
         remedy: "Wait for the result of a step before the step that reads it.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
-        spec: || patient(Spec::query()),
+        spec: || patient(super::support::query()),
         run: &para_05,
     },
     CaseRow {

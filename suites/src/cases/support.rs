@@ -175,11 +175,19 @@ pub(super) async fn listed(ctx: &Ctx, filter: &str, count: usize) -> Result<Vec<
     .await
 }
 
+/// The agents of a query, each of which asks a model alias of its own name.
+const AGENTS: [&str; 5] = ["entities", "fact_check", "synthesis", "citation", "review"];
+
+/// A query orchestrator with these agents, and a database.
+pub(super) fn query() -> Spec {
+    Spec::query(&AGENTS)
+}
+
 /// Queries whose store is a Postgres behind the wire.
 pub(super) fn on_postgres() -> Spec {
     Spec {
         database: DatabaseNeed::Postgres,
-        ..Spec::query()
+        ..query()
     }
 }
 
@@ -203,7 +211,7 @@ pub(super) fn patient(spec: Spec) -> Spec {
 
 /// Queries whose synthesis has a second candidate, at the provider `spare`.
 pub(super) fn with_spare() -> Spec {
-    let mut spec = Spec::query()
+    let mut spec = query()
         .provider("spare", Protocol::OpenAi)
         .model("spare", &["spare"]);
     let spare = spec
