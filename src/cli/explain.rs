@@ -44,7 +44,11 @@ fn text(case: &Case) -> String {
         .iter()
         .map(|profile| format!("{profile:?}").to_lowercase())
         .collect();
-    let needs: Vec<String> = case.needs.iter().map(|need| need.name()).collect();
+    let needs: Vec<String> = case
+        .needs
+        .iter()
+        .map(|need| need.name().to_string())
+        .collect();
     let defects: Vec<String> = Defect::of(case.id)
         .iter()
         .map(|defect| format!("{defect:?}: {}", defect.bug()))

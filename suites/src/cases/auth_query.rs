@@ -1,7 +1,6 @@
 //! AUTH, of queries: what belongs to one tenant does not exist for another.
 
 use gauntlet_harness::case::{CaseResult, Ctx, equal, silent};
-use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;

@@ -2,7 +2,6 @@
 
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
 use gauntlet_harness::plan::Plan;
-use gauntlet_harness::spec::Spec;
 
 use super::CaseRow;
 use super::support::{

@@ -8,7 +8,6 @@ use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::database::{CaseDatabase, DatabaseError};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::error;
-use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::wire::postgres::AtStatement;

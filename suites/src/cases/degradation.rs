@@ -4,7 +4,7 @@ use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::plan::{Listen, Plan};
-use gauntlet_harness::spec::{Spec, Timeouts};
+use gauntlet_harness::spec::Timeouts;
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;

@@ -4,7 +4,6 @@ use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, in_order};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{ReceivedRequest, Stub, error};
 use gauntlet_harness::plan::Plan;
-use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::wire::postgres::AtStatement;
