@@ -1,66 +1,58 @@
-//! A configuration where nobody wrote one: a local Ollama if it answers, OpenAI if its key is in the environment, and the
-//! embedded database. Says what it found.
+//! A configuration for a gateway that nobody has configured: the providers that answer on this
+//! machine, the services whose keys are in the environment, and the embedded database. The findings
+//! name everything that was looked for.
 
 use std::time::Duration;
 
 use gauntlet::config::redact_url;
-use gauntlet::http::probe::Prober;
-use serde::Deserialize;
+use gauntlet::llm::provider::{Discovery, PROTOCOLS, Protocol, probe};
 use tokio::time::timeout;
 use toml::{Table, Value};
 
-/// Where Ollama listens by default.
-const OLLAMA: &str = "http://127.0.0.1:11434";
-/// A local service answers at once, or it is not there.
+/// The maximum amount of time that a server on this machine has to list its models.
 const PROBE: Duration = Duration::from_millis(200);
-/// The aliases that are offered with an OpenAI key.
-const OPENAI_MODELS: [&str; 2] = ["gpt-4o-mini", "gpt-4o"];
 
-/// What was found.
+/// The configuration that was found.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Discovery {
+pub(super) struct Discovered {
     /// The configuration, as the text of a file.
     pub(super) toml: String,
-    /// What was found and what was not, a line each.
+    /// What was found and what was not, one sentence each.
     pub(super) findings: Vec<String>,
 }
 
-#[derive(Deserialize)]
-struct Tags {
-    models: Vec<Tag>,
-}
-
-#[derive(Deserialize)]
-struct Tag {
-    name: String,
-}
-
-/// Looks around: asks the local Ollama for its models (200 ms at most) and looks for `OPENAI_API_KEY` in `environment`.
-/// Cancel safe.
-pub(super) async fn discover(environment: &[(String, String)]) -> Discovery {
-    discover_at(OLLAMA, environment).await
-}
-
-async fn discover_at(ollama: &str, environment: &[(String, String)]) -> Discovery {
+/// Looks for providers of every known protocol, on this machine first: a local server is asked for
+/// its models, and the key of a service is looked for in `environment`.
+///
+/// Cancel safe: dropping the future closes its connections.
+pub(super) async fn discover(environment: &[(String, String)]) -> Discovered {
     let (mut providers, mut models, mut findings) = (Vec::new(), Vec::new(), Vec::new());
-    match timeout(PROBE, ollama_models(ollama)).await {
-        Ok(Ok(names)) => {
-            findings.push(format!(
-                "a local Ollama answers at {ollama}: {} become aliases",
-                if names.is_empty() {
-                    "none of its models".into()
-                } else {
-                    names.join(", ")
-                }
-            ));
-            providers.push(provider("ollama", "ollama", "base_url", ollama));
-            models.extend(names.iter().map(|name| model(name, "ollama")));
+    for protocol in PROTOCOLS {
+        let settings = protocol.settings();
+        let (name, url) = (settings.name, settings.default_base_url);
+        if protocol.discovery() != Discovery::Local {
+            continue;
         }
-        Ok(Err(reason)) => findings.push(format!("no local Ollama at {ollama} ({reason})")),
-        Err(_) => findings.push(format!(
-            "no local Ollama at {ollama} (no answer within {} ms)",
-            PROBE.as_millis()
-        )),
+        match timeout(PROBE, local_models(*protocol, url)).await {
+            Ok(Ok(names)) => {
+                findings.push(format!(
+                    "A provider of the protocol '{name}' answers at {url}: {}.",
+                    match names.as_slice() {
+                        [] => "it has no models yet, so it serves no aliases".to_owned(),
+                        names => format!("its models become aliases ({})", names.join(", ")),
+                    }
+                ));
+                providers.push(provider(name, name, "base_url", url));
+                models.extend(names.iter().map(|model_name| model(model_name, name)));
+            }
+            Ok(Err(reason)) => findings.push(format!(
+                "No provider of the protocol '{name}' answers at {url}: {reason}."
+            )),
+            Err(_) => findings.push(format!(
+                "No provider of the protocol '{name}' answers at {url} within {} ms.",
+                PROBE.as_millis()
+            )),
+        }
     }
     let variable = |name: &str| {
         environment
@@ -68,19 +60,33 @@ async fn discover_at(ollama: &str, environment: &[(String, String)]) -> Discover
             .find(|(key, value)| key == name && !value.is_empty())
             .map(|(_, value)| value.as_str())
     };
-    if variable("OPENAI_API_KEY").is_some() {
-        let base_url = variable("OPENAI_BASE_URL").unwrap_or("https://api.openai.com/v1");
+    for protocol in PROTOCOLS {
+        let settings = protocol.settings();
+        let Discovery::Key {
+            key,
+            base_url,
+            models: offered,
+        } = protocol.discovery()
+        else {
+            continue;
+        };
+        if variable(key).is_none() {
+            findings.push(format!(
+                "{key} is not set, so '{}' is left out.",
+                settings.name
+            ));
+            continue;
+        }
+        let base_url = variable(base_url).unwrap_or(settings.default_base_url);
         findings.push(format!(
-            "OPENAI_API_KEY is set: {} become aliases at {}",
-            OPENAI_MODELS.join(", "),
+            "{key} is set: {} become aliases at {}.",
+            offered.join(", "),
             redact_url(base_url)
         ));
-        let mut openai = provider("openai", "openai", "base_url", base_url);
-        openai.insert("api_key_env".into(), "OPENAI_API_KEY".into());
-        providers.push(openai);
-        models.extend(OPENAI_MODELS.iter().map(|name| model(name, "openai")));
-    } else {
-        findings.push("OPENAI_API_KEY is not set".into());
+        let mut found = provider(settings.name, settings.name, "base_url", base_url);
+        found.insert("api_key_env".into(), key.into());
+        providers.push(found);
+        models.extend(offered.iter().map(|name| model(name, settings.name)));
     }
     let mut table = Table::new();
     table.insert(
@@ -91,20 +97,17 @@ async fn discover_at(ollama: &str, environment: &[(String, String)]) -> Discover
         "models".into(),
         Value::Array(models.into_iter().map(Value::Table).collect()),
     );
-    Discovery {
+    Discovered {
         toml: table.to_string(),
         findings,
     }
 }
 
-async fn ollama_models(ollama: &str) -> Result<Vec<String>, String> {
-    let base = ollama
+async fn local_models(protocol: &dyn Protocol, url: &str) -> Result<Vec<String>, String> {
+    let base_url = url
         .parse()
-        .map_err(|_| "the address can't be used".to_owned())?;
-    let response = Prober::new(&base)?.get("/api/tags", None).await?;
-    let tags: Tags = serde_json::from_slice(&response)
-        .map_err(|_| "what answers there is no Ollama".to_owned())?;
-    Ok(tags.models.into_iter().map(|tag| tag.name).collect())
+        .map_err(|_| "its address is not a usable URL".to_owned())?;
+    probe::models(protocol, &base_url).await
 }
 
 fn provider(name: &str, protocol: &str, key: &str, value: &str) -> Table {

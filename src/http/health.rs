@@ -15,10 +15,9 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
-use super::probe::Prober;
 use super::state::AppState;
 use crate::config::{Config, ProviderConfig};
-use crate::llm::provider::authorization;
+use crate::llm::provider::probe::ProviderProbe;
 use crate::store::StoreHealth;
 
 /// Every dependency with its probe.
@@ -179,7 +178,7 @@ impl Health {
                     provider.protocol,
                     bound,
                     fresh,
-                    greet(provider),
+                    provider_probe(provider),
                 )
             })
             .collect();
@@ -275,19 +274,14 @@ impl Probe {
     }
 }
 
-/// Asks a provider what costs nothing: its list of models, or its version.
-fn greet(
+/// The probe of a provider, as its protocol prescribes.
+fn provider_probe(
     provider: &ProviderConfig,
 ) -> impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static {
-    let prober = Prober::new(&provider.base_url);
-    let authorization = authorization(provider);
-    let path = match provider.protocol {
-        "ollama" => "/api/version",
-        _ => "/models",
-    };
+    let probe = ProviderProbe::new(provider);
     move || {
-        let (prober, authorization) = (prober.clone(), authorization.clone());
-        async move { prober?.answers(path, authorization?.as_ref()).await }.boxed()
+        let probe = probe.clone();
+        async move { probe?.check().await }.boxed()
     }
 }
 

@@ -14,7 +14,6 @@ mod events;
 mod health;
 mod metrics;
 mod models;
-pub mod probe;
 mod queries;
 pub mod router;
 pub mod shutdown;

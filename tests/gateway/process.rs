@@ -246,7 +246,7 @@ fn without_a_configuration_it_says_what_it_found() {
         .read_to_string(&mut logged)
         .unwrap();
     assert!(
-        logged.contains("Ollama")
+        logged.contains("'ollama'")
             && logged.contains("OPENAI_API_KEY is set: gpt-4o-mini, gpt-4o")
             && !logged.contains("canary"),
         "{logged}"

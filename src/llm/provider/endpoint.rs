@@ -1,5 +1,5 @@
-//! What a request to a provider carries whatever is spoken: the URL from configuration alone, our key, the call's ids. The client's
-//! own headers never pass. Called by every codec.
+//! What every request to a provider carries, in any protocol: the URL from the configuration, the
+//! authorization of the protocol, and the ids of the call. Headers of the client never pass.
 
 use std::time::Duration;
 
@@ -9,43 +9,46 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use secrecy::{ExposeSecret, SecretString};
 
+use super::Protocol;
 use crate::config::ProviderConfig;
 use crate::llm::cause::Cause;
 use crate::llm::chat::{AttemptError, CallContext, Mode};
 use crate::llm::transport::UpstreamRequest;
 
-/// What stands in a request until the router sets its candidate's own.
+/// The connect timeout of a request until the router sets the one of its candidate.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a provider is asked, and what is sent with every request.
+/// Where a provider is asked, and what every request to it carries.
 pub(super) struct Endpoint {
     url: Result<Uri, String>,
-    authorization: Result<Option<HeaderValue>, String>,
-    /// To be found in, and taken out of, what the provider says.
+    authorization: Result<HeaderMap, String>,
+    /// The secret that is removed from the provider's messages.
     pub(super) key: Option<SecretString>,
 }
 
-/// What a provider is shown with every request, probes included: its key, or the user and password of its URL.
+/// The authorization of most protocols: `Bearer` with the key, or `Basic` with the user and password
+/// of the base URL.
 ///
 /// # Errors
 /// A sentence without the key, if no header can carry it.
-pub(crate) fn authorization(provider: &ProviderConfig) -> Result<Option<HeaderValue>, String> {
-    let shown = match (&provider.api_key, &provider.user) {
+pub(super) fn bearer_or_basic(provider: &ProviderConfig) -> Result<HeaderMap, String> {
+    let credentials = match (&provider.api_key, &provider.user) {
         (Some(key), _) => format!("Bearer {}", key.expose_secret().trim()),
         (None, Some(user)) => format!("Basic {}", BASE64_STANDARD.encode(user.expose_secret())),
-        (None, None) => return Ok(None),
+        (None, None) => return Ok(HeaderMap::new()),
     };
-    let mut value = HeaderValue::from_str(&shown).map_err(|_| {
+    let mut value = HeaderValue::from_str(&credentials).map_err(|_| {
         format!(
-            "The api_key of provider '{}' holds characters that a header cannot carry.",
+            "The api_key of provider '{}' holds characters that a header cannot carry; write visible \
+             ASCII characters.",
             provider.name
         )
     })?;
     value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))
 }
 
-/// What must not be passed on of what the provider says: our key, or the password.
+/// The secret that must not be passed on in a provider's message: the key, or the password.
 fn secret(provider: &ProviderConfig) -> Option<SecretString> {
     let password = || {
         let user = provider.user.as_ref()?.expose_secret();
@@ -56,8 +59,9 @@ fn secret(provider: &ProviderConfig) -> Option<SecretString> {
 }
 
 impl Endpoint {
-    /// The provider's base URL with `path` after its own path; a query stays.
-    pub(super) fn new(provider: &ProviderConfig, path: &str) -> Self {
+    /// Creates the endpoint at the provider's base URL, with `path` after the base URL's own path and
+    /// before its query.
+    pub(super) fn new(protocol: &dyn Protocol, provider: &ProviderConfig, path: &str) -> Self {
         let base = &provider.base_url;
         let query = base
             .query()
@@ -73,18 +77,24 @@ impl Endpoint {
             })
             .map_err(|error| {
                 format!(
-                    "The base_url of provider '{}' is not an absolute URL: {error}.",
-                    provider.name
+                    "The base_url of provider '{}' is not an absolute URL ({error}); write one such \
+                     as {}.",
+                    provider.name,
+                    protocol.settings().default_base_url
                 )
             });
         Self {
             url,
-            authorization: authorization(provider),
+            authorization: protocol.authorization(provider),
             key: secret(provider),
         }
     }
 
-    /// A POST of this body, with the key and the context; nothing else of the client's headers.
+    /// Creates a POST of `body` with the authorization and the ids of the call.
+    ///
+    /// # Errors
+    /// [`Cause::Unsupported`] if the base URL is not absolute, and [`Cause::ProviderAuth`] if no
+    /// header can carry the key.
     pub(super) fn request(
         &self,
         body: Bytes,
@@ -96,6 +106,10 @@ impl Endpoint {
             .url
             .clone()
             .map_err(|message| AttemptError::new(Cause::Unsupported, message))?;
+        let authorization = self
+            .authorization
+            .as_ref()
+            .map_err(|message| AttemptError::new(Cause::ProviderAuth, message.as_str()))?;
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(
@@ -110,14 +124,10 @@ impl Endpoint {
             USER_AGENT,
             HeaderValue::from_static(concat!("gauntlet/", env!("CARGO_PKG_VERSION"))),
         );
-        if let Some(value) = self
-            .authorization
-            .clone()
-            .map_err(|message| AttemptError::new(Cause::ProviderAuth, message))?
-        {
-            headers.insert(AUTHORIZATION, value);
+        for (name, value) in authorization {
+            headers.insert(name, value.clone());
         }
-        // both are made or checked at the door; one that a header cannot carry is left out rather than sent in part
+        // The HTTP layer makes or checks both ids. One that a header cannot carry is left out.
         if let Ok(value) = HeaderValue::from_str(&context.request_id) {
             headers.insert(HeaderName::from_static("x-request-id"), value);
         }

@@ -1,35 +1,88 @@
-//! Ollama's own API (`POST /api/chat`): [`request`] tells a chat request in it, [`answer`] reads documents and streams back
-//! in OpenAI's shapes. What Ollama cannot be told is refused with the field's name; nothing that changes an answer is dropped in silence.
+//! Ollama's own API (`POST /api/chat`).
+//!
+//! [`request`] writes a chat request in it, and [`answer`] reads documents and streams into OpenAI's
+//! shapes. A field that Ollama cannot express is refused by name: nothing that changes an answer is
+//! dropped silently.
 
 mod answer;
 mod request;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use super::endpoint::Endpoint;
 use super::failure::{self, bad_response};
-use super::{ChunkDecoder, Codec};
+use super::{ChunkDecoder, Codec, Discovery, Protocol};
 use crate::config::ProviderConfig;
+use crate::config::kinds::ProtocolSettings;
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Mode};
 use crate::llm::content::media_type;
 use crate::llm::transport::UpstreamRequest;
 
+/// Ollama's protocol.
+#[derive(Debug)]
+pub(super) struct Ollama;
+
+impl Ollama {
+    pub(super) const SETTINGS: ProtocolSettings = ProtocolSettings {
+        name: "ollama",
+        default_base_url: "http://127.0.0.1:11434",
+        description: "Ollama's own API",
+    };
+}
+
+impl Protocol for Ollama {
+    fn settings(&self) -> &'static ProtocolSettings {
+        &Self::SETTINGS
+    }
+
+    fn codec(&self, provider: &ProviderConfig) -> Arc<dyn Codec> {
+        Arc::new(OllamaCodec::new(provider))
+    }
+
+    fn probe_path(&self) -> &'static str {
+        "/api/version"
+    }
+
+    fn models_path(&self) -> &'static str {
+        "/api/tags"
+    }
+
+    fn read_models(&self, body: &[u8]) -> Result<Vec<String>, String> {
+        #[derive(serde::Deserialize)]
+        struct Tags {
+            models: Vec<Tag>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Tag {
+            name: String,
+        }
+        let tags: Tags = serde_json::from_slice(body)
+            .map_err(|_| "its answer is not Ollama's list of models".to_owned())?;
+        Ok(tags.models.into_iter().map(|tag| tag.name).collect())
+    }
+
+    fn discovery(&self) -> Discovery {
+        Discovery::Local
+    }
+}
+
 /// Ollama's protocol at one endpoint.
-pub struct Ollama {
+struct OllamaCodec {
     endpoint: Endpoint,
 }
 
-impl Ollama {
-    /// The codec for this provider.
-    pub fn new(provider: &ProviderConfig) -> Self {
+impl OllamaCodec {
+    fn new(provider: &ProviderConfig) -> Self {
         Self {
-            endpoint: Endpoint::new(provider, "/api/chat"),
+            endpoint: Endpoint::new(&Ollama, provider, "/api/chat"),
         }
     }
 }
 
-impl Codec for Ollama {
+impl Codec for OllamaCodec {
     fn encode(
         &self,
         request: &ChatRequest,
@@ -60,7 +113,8 @@ impl Codec for Ollama {
     ) -> Result<Box<dyn ChunkDecoder>, AttemptError> {
         failure::check_encoding(headers)?;
         match media_type(headers).as_str() {
-            // an error that came late, and a model that ends at once, are one record as application/json
+            // Ollama sends a single record (an error, or an answer that ends at once) as
+            // application/json.
             "application/x-ndjson"
             | "application/ndjson"
             | "application/jsonl"
@@ -75,7 +129,7 @@ impl Codec for Ollama {
                 )))
             }
             _ => Err(bad_response(
-                "The provider answered with something else than the stream of records that was asked for.",
+                "The provider answered with a content type other than application/x-ndjson.",
             )),
         }
     }

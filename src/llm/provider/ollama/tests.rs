@@ -12,8 +12,8 @@ use crate::llm::cause::Cause;
 use crate::llm::chat::Usage;
 use crate::llm::provider::Decoded;
 
-fn codec() -> Ollama {
-    Ollama::new(&ProviderConfig {
+fn codec() -> OllamaCodec {
+    OllamaCodec::new(&ProviderConfig {
         name: "local".into(),
         protocol: "ollama",
         base_url: "http://127.0.0.1:11434/".parse().unwrap(),

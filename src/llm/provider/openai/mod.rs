@@ -1,12 +1,16 @@
-//! OpenAI's chat completions, and everything that speaks them. The client's fields are sent on as they came, `model` alone
-//! replaced; the provider's documents and events are passed on as they came, read only for errors, content and the end.
+//! OpenAI's chat completions, which most services and servers offer.
 //!
-//! Usage of a stream is asked for only where the client asks for it: `stream_options` is never added, since servers exist that refuse
-//! it. A usage event that comes unasked is read and not passed on: clients read `choices[0]` of every event.
+//! The client's fields are sent byte for byte, except that `model` is replaced. The provider's
+//! documents and events are passed on byte for byte, and read only for errors, content and the end.
+//!
+//! The usage of a stream is requested only if the client requests it: `stream_options` is never
+//! added, because some servers refuse it. A usage event that the client has not requested is read
+//! and not passed on, because clients read `choices[0]` of every event.
 
 mod view;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -17,32 +21,84 @@ use serde_json::value::RawValue;
 use self::view::{Answered, Deltas, Document};
 use super::endpoint::Endpoint;
 use super::failure::{self, bad_response};
-use super::{ChunkDecoder, Codec, Decoded};
+use super::{ChunkDecoder, Codec, Decoded, Discovery, Protocol};
 use crate::config::ProviderConfig;
+use crate::config::kinds::ProtocolSettings;
 use crate::llm::chat::{AttemptError, CallContext, ChatRequest, Completion, Mode, Usage};
 use crate::llm::content::media_type;
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::framing::sse::{SseDecoder, SseEvent};
 use crate::llm::transport::UpstreamRequest;
 
-/// More choices than any provider gives; a stream beyond it is no answer.
-const MOST_CHOICES: usize = 1024;
+/// The maximum number of choices of a stream. No provider gives more.
+const MAX_CHOICES: usize = 1024;
 
-/// OpenAI's protocol at one endpoint with one key.
-pub struct OpenAi {
-    endpoint: Endpoint,
-}
+/// OpenAI's protocol.
+#[derive(Debug)]
+pub(super) struct OpenAi;
 
 impl OpenAi {
-    /// The codec for this provider.
-    pub fn new(provider: &ProviderConfig) -> Self {
-        Self {
-            endpoint: Endpoint::new(provider, "/chat/completions"),
+    pub(super) const SETTINGS: ProtocolSettings = ProtocolSettings {
+        name: "openai",
+        default_base_url: "https://api.openai.com/v1",
+        description: "OpenAI's chat completions, which most services and servers offer",
+    };
+}
+
+impl Protocol for OpenAi {
+    fn settings(&self) -> &'static ProtocolSettings {
+        &Self::SETTINGS
+    }
+
+    fn codec(&self, provider: &ProviderConfig) -> Arc<dyn Codec> {
+        Arc::new(OpenAiCodec::new(provider))
+    }
+
+    fn probe_path(&self) -> &'static str {
+        "/models"
+    }
+
+    fn models_path(&self) -> &'static str {
+        "/models"
+    }
+
+    fn read_models(&self, body: &[u8]) -> Result<Vec<String>, String> {
+        #[derive(serde::Deserialize)]
+        struct Models {
+            data: Vec<Model>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Model {
+            id: String,
+        }
+        let models: Models = serde_json::from_slice(body)
+            .map_err(|_| "its answer is not OpenAI's list of models".to_owned())?;
+        Ok(models.data.into_iter().map(|model| model.id).collect())
+    }
+
+    fn discovery(&self) -> Discovery {
+        Discovery::Key {
+            key: "OPENAI_API_KEY",
+            base_url: "OPENAI_BASE_URL",
+            models: &["gpt-4o-mini", "gpt-4o"],
         }
     }
 }
 
-impl Codec for OpenAi {
+/// OpenAI's protocol at one endpoint with one key.
+struct OpenAiCodec {
+    endpoint: Endpoint,
+}
+
+impl OpenAiCodec {
+    fn new(provider: &ProviderConfig) -> Self {
+        Self {
+            endpoint: Endpoint::new(&OpenAi, provider, "/chat/completions"),
+        }
+    }
+}
+
+impl Codec for OpenAiCodec {
     fn encode(
         &self,
         request: &ChatRequest,
@@ -106,19 +162,19 @@ impl Codec for OpenAi {
                 ended: false,
             })),
             "" => Err(bad_response(
-                "The provider answered without a content type where a stream of events was asked for.",
+                "The provider answered without a content type instead of text/event-stream.",
             )),
             other => {
                 let other = failure::clean(other, key.as_ref());
                 Err(bad_response(format!(
-                    "The provider answered with '{other}' where a stream of events was asked for."
+                    "The provider answered with the content type '{other}' instead of text/event-stream."
                 )))
             }
         }
     }
 }
 
-/// The body as text, where it looks like one JSON object.
+/// The body as text, if it starts like a JSON object.
 fn object(body: &[u8]) -> Result<&str, AttemptError> {
     let text = std::str::from_utf8(body)
         .map_err(|_| bad_response("The provider's answer is not UTF-8."))?;
@@ -135,9 +191,9 @@ struct EventDecoder {
     events: SseDecoder,
     key: Option<SecretString>,
     include_usage: bool,
-    /// Choices that were asked for.
+    /// The number of choices that the request asks for.
     wanted: usize,
-    /// The choices seen, and which of them have their finish_reason.
+    /// The index of each choice that has begun, and whether its finish_reason has arrived.
     choices: Vec<(u64, bool)>,
     usage: Option<Usage>,
     ended: bool,
@@ -161,7 +217,7 @@ impl EventDecoder {
         out.push_back(with);
     }
 
-    /// Whether every choice that has begun has its finish_reason, and at least one has.
+    /// Whether at least one choice has begun and every such choice has its finish_reason.
     fn all_finished(&self) -> bool {
         !self.choices.is_empty() && self.choices.iter().all(|(_, finished)| *finished)
     }
@@ -222,12 +278,12 @@ impl EventDecoder {
         for (index, finished) in deltas.seen() {
             match self.choices.iter().position(|(known, _)| *known == index) {
                 Some(known) => self.choices[known].1 |= finished,
-                None if self.choices.len() < MOST_CHOICES => self.choices.push((index, finished)),
+                None if self.choices.len() < MAX_CHOICES => self.choices.push((index, finished)),
                 None => {
                     return self.end(
-                        Decoded::Failed(bad_response(
-                            "The provider's stream has more choices than any request asks for.",
-                        )),
+                        Decoded::Failed(bad_response(format!(
+                            "The provider's stream has more than {MAX_CHOICES} choices."
+                        ))),
                         out,
                     );
                 }
@@ -258,13 +314,13 @@ impl ChunkDecoder for EventDecoder {
         }
     }
 
-    /// Without `[DONE]` an orderly end is good where every choice that was asked for is finished.
+    /// Without `[DONE]` the end of the body is orderly if every requested choice is finished.
     fn finish(&mut self, out: &mut VecDeque<Decoded>) {
         if self.ended {
             return;
         }
-        let whole = self.all_finished() && self.choices.len() >= self.wanted;
-        let end = if whole {
+        let complete = self.all_finished() && self.choices.len() >= self.wanted;
+        let end = if complete {
             Decoded::Done(self.usage)
         } else {
             Decoded::Failed(failure::truncated())
@@ -273,7 +329,7 @@ impl ChunkDecoder for EventDecoder {
     }
 }
 
-/// The error in an event named `error`: its `error` member, or all of it.
+/// The error in an event named `error`: its `error` member, or the whole data.
 fn in_error_event(text: &str) -> &str {
     #[derive(serde::Deserialize)]
     struct Wrapped<'a> {
@@ -286,7 +342,8 @@ fn in_error_event(text: &str) -> &str {
     serde_json::from_str::<Wrapped<'_>>(text).map_or(text, |wrapped| wrapped.error.get())
 }
 
-/// Data that came in several lines, in one: between JSON tokens a line end is a space, and inside a string none can stand.
+/// Joins data of several lines into one line. JSON allows a line end only between tokens, where a
+/// space means the same.
 fn one_line(data: Bytes) -> Bytes {
     if memchr::memchr(b'\n', &data).is_none() {
         return data;
@@ -296,7 +353,8 @@ fn one_line(data: Bytes) -> Bytes {
         .collect()
 }
 
-/// A document where a stream was asked for: an error that came late, or no stream.
+/// A document instead of the requested stream: an error document with status 200, or no stream at
+/// all.
 struct DocumentDecoder {
     key: Option<SecretString>,
     body: Vec<u8>,
@@ -304,7 +362,7 @@ struct DocumentDecoder {
 }
 
 impl DocumentDecoder {
-    /// An error document is small.
+    /// The maximum size of an error document, in bytes.
     const LIMIT: usize = 64 * 1024;
 }
 
@@ -318,7 +376,7 @@ impl ChunkDecoder for DocumentDecoder {
         if bytes.len() > room {
             self.ended = true;
             out.push_back(Decoded::Failed(bad_response(
-                "The provider answered with a document where a stream of events was asked for.",
+                "The provider answered with a document instead of the requested stream of events.",
             )));
         }
     }
@@ -337,7 +395,7 @@ impl ChunkDecoder for DocumentDecoder {
         let error = match document.as_ref().and_then(Document::error) {
             Some(error) => failure::in_band(error, self.key.as_ref()),
             None => bad_response(
-                "The provider answered with a document where a stream of events was asked for.",
+                "The provider answered with a document instead of the requested stream of events.",
             ),
         };
         out.push_back(Decoded::Failed(error));

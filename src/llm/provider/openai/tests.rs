@@ -19,8 +19,8 @@ fn provider(base_url: &str) -> ProviderConfig {
     }
 }
 
-fn codec() -> OpenAi {
-    OpenAi::new(&provider("http://127.0.0.1:9/v1"))
+fn codec() -> OpenAiCodec {
+    OpenAiCodec::new(&provider("http://127.0.0.1:9/v1"))
 }
 
 fn context() -> CallContext {
@@ -91,7 +91,7 @@ fn a_user_and_password_go_with_the_request_and_nowhere_else() {
         user: Some("user:canary pass".into()),
         ..provider("http://h/v1")
     };
-    let codec = OpenAi::new(&provider);
+    let codec = OpenAiCodec::new(&provider);
     let told = codec.encode(&request(""), "m", &context()).unwrap();
     assert_eq!(
         told.headers["authorization"],
@@ -122,7 +122,7 @@ fn a_user_and_password_go_with_the_request_and_nowhere_else() {
     "http://h/d/x/chat/completions?api-version=2"
 )]
 fn urls(#[case] base: &str, #[case] expected: &str) {
-    let told = OpenAi::new(&provider(base))
+    let told = OpenAiCodec::new(&provider(base))
         .encode(&request(""), "m", &context())
         .unwrap();
     assert_eq!(told.url.to_string(), expected);
@@ -134,7 +134,7 @@ fn a_key_that_no_header_can_carry_is_an_error_without_the_key() {
         api_key: Some("canary\nx".to_owned().into()),
         ..provider("http://h/v1")
     };
-    let error = OpenAi::new(&provider)
+    let error = OpenAiCodec::new(&provider)
         .encode(&request(""), "m", &context())
         .unwrap_err();
     assert_eq!(error.cause, Cause::ProviderAuth);
