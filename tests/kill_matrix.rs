@@ -1,9 +1,11 @@
-//! The kill matrix: each case passes on the reference gateway, and rejects every gateway with a bug of its requirement.
+//! The kill matrix: each case passes on the correct reference gateway, and rejects each of its variants
+//! with a bug.
 //!
-//! A case that fails on the correct gateway, lets a defect pass, rejects one for another reason than its bug ([`Defect::seen`]), or has no
-//! defect at all, fails here. Where a hang gave a defect away, the reference must end within the same short guard, at the same time: so a
-//! busy machine kills nobody. One trial a case
-//! (`cargo test --test kill_matrix -- TIME-02`); the matrix is printed at the end and written to `target/kill-matrix.md`.
+//! A case fails here if it rejects the correct gateway, lets a defect pass, rejects a defect by another
+//! fact than the defect's own ([`Defect::fact`]), or has no defect at all. Where the proof is a hang, the
+//! correct gateway must also end within the same short guard, so that a busy machine proves nothing.
+//! There is one trial for each case (`cargo test --test kill_matrix -- TIME-02`); the matrix is printed at
+//! the end and written to `target/kill-matrix.md`.
 
 #![allow(
     clippy::expect_used,
@@ -19,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use gauntlet_harness::case::{Case, Failure, Verdict};
+use gauntlet_harness::case::{Case, Failure, FailureMode, Verdict};
 use gauntlet_harness::database::{Choice, Database, Require};
 use gauntlet_harness::gate::{hang_guard, with_hang_guard};
 use gauntlet_harness::runner::examine;
@@ -31,35 +33,42 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, Semaphore};
 
-/// Many defects are shown by a hang: for these the guard is short. The reference has the usual one.
+/// The hang guard of a defect. Many defects are proven by a hang, and the usual guard would be long.
 const GUARD: Duration = Duration::from_secs(6);
-/// Gateways examined at once: most of them wait, but a few keep a core busy, and all share one process.
+/// How many gateways are examined at once. Most of them wait, but a few keep a core busy.
 const AT_ONCE: usize = 16;
 
-/// What the reference and the defects of one case came to.
+/// The results of one case: of the correct gateway, and of each defect.
 struct Row {
-    reference: Came,
-    defects: Vec<(Defect, Came)>,
+    reference: TrialResult,
+    defects: Vec<(Defect, TrialResult)>,
 }
 
-/// What one examination came to.
+/// The result of one examination.
 #[derive(Clone)]
-enum Came {
+enum TrialResult {
     Passed,
-    /// Rejected, with the case's words.
-    Rejected(String),
-    /// Rejected in words that are not the defect's.
-    RejectedBeside(String),
-    /// Not examined, or not judged: says nothing about the case.
-    Nothing(String),
+    /// The case rejected the gateway by this fact, in these words.
+    Rejected {
+        fact: String,
+        hang: bool,
+        how: String,
+    },
+    /// The case rejected the defect by another fact than the defect's own.
+    RejectedBeside {
+        fact: String,
+        how: String,
+    },
+    /// The gateway was not examined on this machine, for this reason.
+    NotRun(String),
     /// The case or the harness is at fault.
     Broken(String),
 }
 
-/// Everything that the trials share.
-struct Laboratory {
+/// What the trials share.
+struct KillMatrix {
     runtime: Runtime,
-    places: Semaphore,
+    permits: Semaphore,
     database: OnceCell<Result<Arc<Database>, String>>,
     matrix: Mutex<BTreeMap<usize, (&'static str, Row)>>,
 }
@@ -71,16 +80,10 @@ fn main() -> ExitCode {
     let trials = cases::all()
         .into_iter()
         .enumerate()
-        .map(|(order, case)| Trial::test(case.id, move || laboratory().trial(order, case)));
-    let trials: Vec<Trial> = trials
-        .chain([Trial::test(
-            "every_defect_names_a_requirement",
-            every_defect_names_a_requirement,
-        )])
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+        .map(|(order, case)| Trial::test(case.id, move || matrix().trial(order, case)));
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if !arguments.list {
-        laboratory().close();
+        matrix().close();
     }
     if conclusion.has_failed() {
         ExitCode::from(101)
@@ -89,34 +92,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn laboratory() -> &'static Laboratory {
-    static LABORATORY: OnceLock<Laboratory> = OnceLock::new();
-    LABORATORY.get_or_init(|| Laboratory {
+fn matrix() -> &'static KillMatrix {
+    static MATRIX: OnceLock<KillMatrix> = OnceLock::new();
+    MATRIX.get_or_init(|| KillMatrix {
         runtime: Runtime::new().expect("a runtime"),
-        places: Semaphore::new(AT_ONCE),
+        permits: Semaphore::new(AT_ONCE),
         database: OnceCell::new(),
         matrix: Mutex::default(),
     })
 }
 
-fn every_defect_names_a_requirement() -> Result<(), Failed> {
-    for defect in Defect::ALL {
-        let id = defect.requirement();
-        let (area, number) = id.split_once('-').unwrap_or_default();
-        if area.is_empty() || number.len() != 2 || defect.bug().is_empty() {
-            return Err(format!("{defect:?} names {id:?}").into());
-        }
-    }
-    Ok(())
-}
-
-impl Came {
+impl TrialResult {
     fn by_hang(&self) -> bool {
-        matches!(self, Self::Rejected(how) if how.contains("within the hang guard"))
+        matches!(self, Self::Rejected { hang: true, .. })
     }
 }
 
-impl Laboratory {
+impl KillMatrix {
     /// The reference first, then every defect of the requirement, together.
     fn trial(&'static self, order: usize, case: Case) -> Result<(), Failed> {
         let row = self.runtime.block_on(self.row(&case));
@@ -130,7 +122,7 @@ impl Laboratory {
 
     async fn row(&self, case: &Case) -> Row {
         let reference = self.examine(case, None, hang_guard()).await;
-        if !matches!(reference, Came::Passed) {
+        if !matches!(reference, TrialResult::Passed) {
             return Row {
                 reference,
                 defects: Vec::new(),
@@ -140,54 +132,58 @@ impl Laboratory {
             .into_iter()
             .map(|defect| async move { (defect, self.seen(case, defect).await) });
         let mut defects = join_all(defects).await;
-        if defects.iter().any(|(_, came)| came.by_hang())
-            && !matches!(self.examine(case, None, GUARD).await, Came::Passed)
+        if defects.iter().any(|(_, result)| result.by_hang())
+            && !matches!(self.examine(case, None, GUARD).await, TrialResult::Passed)
         {
             let slow = || {
-                Came::Broken(
-                    "the reference hangs, too, under the short guard: the machine is too busy"
+                TrialResult::Broken(
+                    "the correct gateway hangs under the short guard, too: the machine is too busy"
                         .into(),
                 )
             };
             defects
                 .iter_mut()
-                .filter(|(_, came)| came.by_hang())
-                .for_each(|(_, came)| *came = slow());
+                .filter(|(_, result)| result.by_hang())
+                .for_each(|(_, result)| *result = slow());
         }
         Row { reference, defects }
     }
 
-    /// A defect's examination: a rejection counts in the defect's own words only.
-    async fn seen(&self, case: &Case, defect: Defect) -> Came {
+    /// Examines a defect: a rejection counts by the defect's own fact only.
+    async fn seen(&self, case: &Case, defect: Defect) -> TrialResult {
         match self.examine(case, Some(defect), GUARD).await {
-            Came::Rejected(how) if !how.contains(defect.seen()) => Came::RejectedBeside(how),
-            came => came,
+            TrialResult::Rejected { fact, hang, how }
+                if fact != defect.fact() || hang != defect.hangs() =>
+            {
+                TrialResult::RejectedBeside { fact, how }
+            }
+            result => result,
         }
     }
 
-    async fn examine(&self, case: &Case, defect: Option<Defect>, guard: Duration) -> Came {
-        let _place = self.places.acquire().await;
+    async fn examine(&self, case: &Case, defect: Option<Defect>, guard: Duration) -> TrialResult {
+        let _permit = self.permits.acquire().await;
         let database = match (case.spec)().database {
             DatabaseNeed::None => None,
             DatabaseNeed::Any | DatabaseNeed::Postgres => match self.database().await {
                 Ok(database) => Some(database),
-                Err(error) => return Came::Broken(error),
+                Err(error) => return TrialResult::Broken(error),
             },
         };
         let target: Arc<dyn Target> = Arc::new(Reference::new(defect));
         let outcome = with_hang_guard(guard, examine(&target, case, database.as_deref())).await;
         match outcome.verdict {
-            Verdict::Passed => Came::Passed,
+            Verdict::Passed => TrialResult::Passed,
             // a gateway that died or did not start was not examined
             Verdict::Failed {
                 failure: failure @ (Failure::Harness { .. } | Failure::Target { .. }),
-            } => Came::Broken(failure.to_string()),
-            Verdict::Failed { failure } => Came::Rejected(failure.to_string()),
-            Verdict::NotRun { why } => Came::Nothing(why),
+            } => TrialResult::Broken(failure.to_string()),
+            Verdict::Failed { failure } => rejected(&failure),
+            Verdict::NotRun { why } => TrialResult::NotRun(why),
             Verdict::NotSupported { capability } => {
-                Came::Broken(format!("the reference does not declare {capability}"))
+                TrialResult::Broken(format!("the reference does not declare {capability}"))
             }
-            Verdict::Flaky { failure } => Came::Broken(format!("flaky: {failure}")),
+            Verdict::Flaky { failure } => TrialResult::Broken(format!("flaky: {failure}")),
         }
     }
 
@@ -221,13 +217,13 @@ impl Laboratory {
 /// Whether the case does its work: the reference passes, every defect is rejected, and there is at least one.
 fn judge(case: &Case, row: &Row) -> Result<(), String> {
     match &row.reference {
-        Came::Passed => {}
+        TrialResult::Passed => {}
         // what cannot be run here is listed in the matrix as such
-        Came::Nothing(_) => return Ok(()),
-        Came::Rejected(why) => {
+        TrialResult::NotRun(_) => return Ok(()),
+        TrialResult::Rejected { how: why, .. } => {
             return Err(format!("{} rejects the correct gateway: {why}", case.id));
         }
-        Came::Broken(what) | Came::RejectedBeside(what) => {
+        TrialResult::Broken(what) | TrialResult::RejectedBeside { how: what, .. } => {
             return Err(format!("{} cannot be examined: {what}", case.id));
         }
     }
@@ -240,14 +236,14 @@ fn judge(case: &Case, row: &Row) -> Result<(), String> {
     let survivors: Vec<String> = row
         .defects
         .iter()
-        .filter_map(|(defect, came)| match came {
-            Came::Rejected(_) => None,
-            Came::Passed => Some(format!("{defect:?} survives ({})", defect.bug())),
-            Came::RejectedBeside(how) => Some(format!(
-                "{defect:?} is rejected for another reason than {:?}: {how}",
-                defect.seen()
+        .filter_map(|(defect, result)| match result {
+            TrialResult::Rejected { .. } => None,
+            TrialResult::Passed => Some(format!("{defect:?} survives ({})", defect.bug())),
+            TrialResult::RejectedBeside { fact, how } => Some(format!(
+                "{defect:?} is rejected by {fact} and not by {}: {how}",
+                defect.fact()
             )),
-            Came::Nothing(why) | Came::Broken(why) => {
+            TrialResult::NotRun(why) | TrialResult::Broken(why) => {
                 Some(format!("{defect:?} is not judged: {why}"))
             }
         })
@@ -262,56 +258,61 @@ fn judge(case: &Case, row: &Row) -> Result<(), String> {
 /// The matrix as a table: a line for each case and defect.
 fn markdown<'r>(rows: impl Iterator<Item = &'r (&'static str, Row)>) -> String {
     let mut text = String::from(
-        "# Kill matrix\n\n| case | reference | defect | | how it was seen |\n|---|---|---|---|---|\n",
+        "# Kill matrix\n\n| case | reference | defect | | fact | rejection |\n|---|---|---|---|---|---|\n",
     );
     let (mut killed, mut of) = (0, 0);
     for (id, row) in rows {
         let reference = match &row.reference {
-            Came::Passed => "passed",
-            Came::Nothing(_) => "not run",
-            Came::Rejected(_) | Came::RejectedBeside(_) | Came::Broken(_) => "FAILED",
+            TrialResult::Passed => "passed",
+            TrialResult::NotRun(_) => "not run",
+            TrialResult::Rejected { .. }
+            | TrialResult::RejectedBeside { .. }
+            | TrialResult::Broken(_) => "FAILED",
         };
         if row.defects.is_empty() {
             let why = match &row.reference {
-                Came::Passed => "kills nothing",
-                Came::Nothing(why)
-                | Came::Rejected(why)
-                | Came::RejectedBeside(why)
-                | Came::Broken(why) => why,
+                TrialResult::Passed => "kills nothing",
+                TrialResult::NotRun(why)
+                | TrialResult::Rejected { how: why, .. }
+                | TrialResult::RejectedBeside { how: why, .. }
+                | TrialResult::Broken(why) => why,
             };
-            let _ = writeln!(text, "| {id} | {reference} | | | {} |", cell(why));
+            let _ = writeln!(text, "| {id} | {reference} | | | | {} |", cell(why));
         }
-        for (defect, came) in &row.defects {
-            let (mark, how) = match came {
-                Came::Rejected(how) => ("killed", how.as_str()),
-                Came::RejectedBeside(how) => ("REJECTED BESIDE", how.as_str()),
-                Came::Passed => ("SURVIVED", defect.bug()),
-                Came::Nothing(how) | Came::Broken(how) => ("not judged", how.as_str()),
+        for (defect, result) in &row.defects {
+            let (mark, fact, how) = match result {
+                TrialResult::Rejected { fact, how, .. } => ("killed", fact.as_str(), how.as_str()),
+                TrialResult::RejectedBeside { fact, how } => {
+                    ("REJECTED BY ANOTHER FACT", fact.as_str(), how.as_str())
+                }
+                TrialResult::Passed => ("SURVIVED", "", defect.bug()),
+                TrialResult::NotRun(how) | TrialResult::Broken(how) => {
+                    ("not judged", "", how.as_str())
+                }
             };
-            killed += usize::from(matches!(came, Came::Rejected(_)));
+            killed += usize::from(matches!(result, TrialResult::Rejected { .. }));
             of += 1;
             let _ = writeln!(
                 text,
-                "| {id} | {reference} | {defect:?} | {mark} | {} |",
+                "| {id} | {reference} | {defect:?} | {mark} | {fact} | {} |",
                 cell(how)
             );
         }
     }
-    let covered: Vec<&str> = cases::all().iter().map(|case| case.id).collect();
-    let waiting: Vec<String> = Defect::ALL
-        .iter()
-        .filter(|defect| !covered.contains(&defect.requirement()))
-        .map(|defect| format!("{defect:?}"))
-        .collect();
     let _ = writeln!(text, "\n{killed} of {of} defects killed.");
-    if !waiting.is_empty() {
-        let _ = writeln!(
-            text,
-            "Defects of requirements without a case: {}.",
-            waiting.join(", ")
-        );
-    }
     text
+}
+
+fn rejected(failure: &Failure) -> TrialResult {
+    let (fact, hang) = match failure {
+        Failure::Violated { fact, mode, .. } => (fact.clone(), *mode == FailureMode::Hang),
+        _ => (String::new(), false),
+    };
+    TrialResult::Rejected {
+        fact,
+        hang,
+        how: failure.to_string(),
+    }
 }
 
 fn cell(text: &str) -> String {

@@ -1,4 +1,5 @@
-//! What a requirement comes to: its weight, the verdict, why it does not hold, and the words in which a case states its facts.
+//! The weight of a requirement, the verdict of its case, the reason of a failure, and the functions with
+//! which a case states its facts.
 
 use std::fmt;
 
@@ -18,11 +19,11 @@ pub enum Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureMode {
-    /// Wrong, but with an error that the user can see.
+    /// The user could see an error.
     Visible,
-    /// A wrong answer that looks right.
+    /// The user got a wrong answer that looks right.
     Silent,
-    /// No end within the hang guard.
+    /// The user waited, and nothing ended within the hang guard.
     Hang,
 }
 
@@ -39,11 +40,13 @@ pub enum Failure {
         observed: String,
         mode: FailureMode,
     },
-    /// The gateway could not be brought to the point of the examination, or died there.
+    /// The gateway could not be started or prepared for the examination, or its process ended in it.
     Target { what: String },
-    /// The harness itself failed: never counted against the gateway, ends the run with code 2.
+    /// The harness itself failed. This is never counted against the gateway; the run ends with exit
+    /// code 2.
     Harness { what: String },
-    /// Something here is missing (a database, a platform's feature): the case is *not run*.
+    /// Something that the case needs is missing on this machine, such as a database: the case is
+    /// *not run*.
     NotRun { why: String },
 }
 
@@ -62,34 +65,39 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What a case comes to.
+/// What a case returns: nothing where the requirement holds, otherwise why it does not.
 pub type CaseResult = Result<(), Failure>;
 
 /// The judged outcome of a case in a run.
+//
+// A fault that was never met, or a state that was never reached, will be a verdict of its own.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "verdict")]
 pub enum Verdict {
     /// The requirement holds.
     Passed,
-    /// It does not.
+    /// The requirement does not hold.
     Failed { failure: Failure },
     /// The target does not declare the capability.
     NotSupported { capability: String },
-    /// Something here is missing.
+    /// Something that the case needs is missing on this machine.
     NotRun {
         // beside the case's own `why` in a record
         #[serde(rename = "not_run_because")]
         why: String,
     },
-    /// Failed, then passed on a repeat.
+    /// The case failed, and passed when it was repeated.
     Flaky { failure: Failure },
 }
 
-/// A fact that has to hold, in words: what was expected, and what was seen instead.
+/// A fact that must hold: what was expected, and what was observed instead.
+///
+/// `fact` is an id of dotted words, such as `answer.status`: it is unique within its case and does not
+/// change when the words do. `expected` is a phrase that follows "expected".
 ///
 /// # Errors
-/// A violation that the user of the gateway could see; see [`lied`].
+/// A violation that the user of the gateway can see; see [`silent`].
 pub fn holds(
     fact: &str,
     condition: bool,
@@ -107,7 +115,7 @@ pub fn holds(
     })
 }
 
-/// Two values that have to be equal; `what` names them.
+/// Two values that must be equal. `what` names the value ("the number of \[DONE\] events").
 ///
 /// # Errors
 /// As [`holds`].
@@ -120,12 +128,12 @@ pub fn equal<T: PartialEq + fmt::Debug>(
     holds(
         fact,
         expected == observed,
-        format!("{what} {expected:?}"),
-        format_args!("{what} {observed:?}"),
+        format!("{what} to be {expected:?}"),
+        format_args!("{observed:?}"),
     )
 }
 
-/// Two places on the tape, of which the first has to come before the second; each with its name.
+/// Two positions on the tape, each with the name of its event: the first must come before the second.
 ///
 /// # Errors
 /// As [`holds`].

@@ -65,35 +65,48 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("Paris"));
     let nobody = ctx.client.without_header("authorization");
     let strangers = [
-        ("no key", nobody.clone()),
+        ("no_key", "no key", nobody.clone()),
         (
+            "unknown_key",
             "an unknown key",
             nobody.with_bearer("sk-canary-nobody-0c6e"),
         ),
-        ("part of a key", nobody.with_bearer(&KEY[..KEY.len() - 1])),
         (
+            "part_of_key",
+            "part of a key",
+            nobody.with_bearer(&KEY[..KEY.len() - 1]),
+        ),
+        (
+            "empty_key",
             "an empty key",
             nobody.with_header("authorization", "Bearer "),
         ),
         (
+            "other_scheme",
             "another scheme",
             nobody.with_header("authorization", &format!("Basic {KEY}")),
         ),
     ];
     // when
-    for (what, client) in &strangers {
-        for answer in answers(ctx, client, what).await? {
-            equal("status", &format!("status with {what}"), 401, answer.status)?;
-            holds(
-                "www_authenticate",
-                answer.header("www-authenticate").is_some(),
-                format!("WWW-Authenticate with {what}"),
-                "none",
+    for (name, what, client) in &strangers {
+        for (route, answer) in answers(ctx, client, what).await? {
+            let fact = |fact: &str| format!("{fact}.{route}.{name}");
+            equal(
+                &fact("status"),
+                &format!("the status of {route} with {what}"),
+                401,
+                answer.status,
             )?;
             holds(
-                "openai_s_error_envelope",
+                &fact("challenge"),
+                answer.header("www-authenticate").is_some(),
+                format!("a WWW-Authenticate header on {route} with {what}"),
+                "no such header",
+            )?;
+            holds(
+                &fact("envelope"),
                 answer.error_type().is_some(),
-                format!("OpenAI's error envelope with {what}"),
+                format!("OpenAI's error envelope on {route} with {what}"),
                 answer.text(),
             )?;
         }
@@ -103,38 +116,51 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
         .chat(ctx.prompt("solo", "known"))
         .await?;
     // then
-    equal("status_key", "status with the key", 200, known.status)?;
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "known_key.status",
+        "the status of a request with the configured key",
+        200,
+        known.status,
+    )?;
+    equal(
+        "provider.requests",
+        "the number of requests at the provider",
         1,
         p1.requests().len(),
     )
     .map_err(silent)
 }
 
-/// What a client is told wherever a key is asked for: chat, plain and streamed, models, and queries and documents where there are any.
-async fn answers(ctx: &Ctx, client: &Client, text: &str) -> Result<Vec<Reply>, Failure> {
+/// The answers of every route that takes a key, by the route's name: chat, plain and streamed, models,
+/// and queries and documents where the gateway has them.
+async fn answers(
+    ctx: &Ctx,
+    client: &Client,
+    text: &str,
+) -> Result<Vec<(&'static str, Reply)>, Failure> {
     let mut streamed = ctx.prompt("solo", text);
     streamed["stream"] = true.into();
     let mut answers = vec![
-        client.chat(ctx.prompt("solo", text)).await?,
-        client.chat(streamed).await?,
-        client.get("/v1/models").await?,
+        ("chat", client.chat(ctx.prompt("solo", text)).await?),
+        ("stream", client.chat(streamed).await?),
+        ("models", client.get("/v1/models").await?),
     ];
     if ctx.manifest.capabilities.contains(&Capability::Query) {
         const ID: &str = "01890000-0000-7000-8000-000000000000";
         let (query, document) = (format!("{QUERIES}/{ID}"), format!("{DOCUMENTS}/{ID}"));
-        answers.push(client.post(QUERIES, json!({"question": text})).await?);
-        answers.push(
-            client
-                .post(DOCUMENTS, json!({"title": "", "text": text}))
-                .await?,
-        );
-        for path in [QUERIES, &query, &document] {
-            answers.push(client.get(path).await?);
-        }
-        answers.push(client.request("DELETE", &document, &[], b"").await?);
+        let question = json!({"question": text});
+        let new = json!({"title": "", "text": text});
+        answers.extend([
+            ("queries", client.post(QUERIES, question).await?),
+            ("documents", client.post(DOCUMENTS, new).await?),
+            ("queries", client.get(QUERIES).await?),
+            ("query", client.get(&query).await?),
+            ("document", client.get(&document).await?),
+            (
+                "document",
+                client.request("DELETE", &document, &[], b"").await?,
+            ),
+        ]);
     }
     Ok(answers)
 }
@@ -177,22 +203,22 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
             String::from_utf8_lossy(&stream.body)
         );
         holds(
-            "nothing_provider_s_key",
+            "provider_key.at_client",
             !came.contains(&key),
-            format!("nothing of the provider's key at the client ({what})"),
-            "the key",
+            format!("an answer without the provider's key ({what})"),
+            "the key in a header or in the body",
         )?;
     }
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "provider.requests",
+        "the number of requests at the provider",
         4,
         p1.requests().len(),
     )?;
     for request in p1.requests() {
         equal(
-            "authorization_provider",
-            "authorization at the provider",
+            "provider.authorization",
+            "the Authorization header at the provider",
             Some(format!("Bearer {key}").as_str()),
             request.header("authorization"),
         )?;
@@ -203,9 +229,9 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
             .chain([KEY])
             .find(|value| all.contains(value));
         holds(
-            "nothing_client_s_credentials",
+            "client_credentials.at_provider",
             leaked.is_none(),
-            "nothing of the client's credentials at the provider",
+            "a provider's request without the client's credentials",
             leaked.unwrap_or_default(),
         )?;
     }
@@ -246,8 +272,8 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     equal(
-        "status_plain_request_afterwards",
-        "status of a plain request afterwards",
+        "next.status",
+        "the status of the plain request that follows",
         200,
         afterwards.status,
     )?;
@@ -258,9 +284,9 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
         )
     });
     holds(
-        "connection_host_requests_named",
+        "foreign_host.connection",
         !reached,
-        "no connection to the host that requests named",
+        "no connection to the host that the requests name",
         format_args!("a connection to {host}"),
     )
     .map_err(silent)?;
@@ -269,10 +295,10 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
         .into_iter()
         .find(|request| request.header("x-smuggled").is_some());
     holds(
-        "header_smuggled_into_provider",
+        "provider.smuggled_header",
         smuggled.is_none(),
-        "no header smuggled into a provider's request",
-        "x-smuggled at the provider",
+        "no header of the client's making in a provider's request",
+        "the header x-smuggled at the provider",
     )
     .map_err(silent)
 }

@@ -25,16 +25,16 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
     let (she, he) = (ctx.client.with_bearer(HERS), ctx.client.with_bearer(HIS));
     let stored = she.post(DOCUMENTS, document()).await?;
     equal(
-        "status_document_handed",
-        "status of a document that is handed in",
+        "document.status",
+        "the status of a document that is handed in",
         201,
         stored.status,
     )?;
     let document = format!("{DOCUMENTS}/{}", text(&stored.json(), "id"));
     let told = she.post(QUERIES, question(ctx)).await?.json();
     equal(
-        "query_s_status",
-        "her query's status",
+        "query.status",
+        "the status of her query",
         "complete",
         text(&told, "status"),
     )?;
@@ -50,36 +50,42 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
     let asked = he.post(QUERIES, question(ctx)).await?.json();
     // then
     equal(
-        "query",
-        "what her query is to him",
+        "foreign_query.read",
+        "the status and code that he gets for her query",
         (404, unknown.error_code()),
         (seen.status, seen.error_code()),
     )
     .map_err(silent)?;
-    equal("lists", "what he lists", Some(0), listed["total"].as_u64()).map_err(silent)?;
     equal(
-        "statuses_document",
-        "statuses of her document for him",
+        "foreign_query.listed",
+        "the number of queries that he can list",
+        Some(0),
+        listed["total"].as_u64(),
+    )
+    .map_err(silent)?;
+    equal(
+        "foreign_document.status",
+        "the statuses of reading and deleting her document, for him",
         (404, 404),
         (read.status, deleted.status),
     )
     .map_err(silent)?;
     equal(
-        "passages_sources",
-        "her passages in his sources",
+        "foreign_document.sources",
+        "the number of her passages among his sources",
         Some(0),
         asked["sources"].as_array().map(Vec::len),
     )
     .map_err(silent)?;
     equal(
-        "own_query_read",
-        "her own query, read by her",
+        "own_query.read",
+        "her query, read by her,",
         &told,
         &she.get(&query).await?.json(),
     )?;
     equal(
-        "own_document_read",
-        "her own document, read by her",
+        "own_document.status",
+        "the status of her document, read by her,",
         200,
         she.get(&document).await?.status,
     )

@@ -147,14 +147,14 @@ async fn brkr_01(ctx: &Ctx) -> CaseResult {
     }
     // then
     equal(
-        "answers_second_provider",
-        "answers of the second provider",
+        "second.answers",
+        "the number of answers of the second provider",
         13,
         texts.iter().filter(|text| *text == "Bern").count(),
     )?;
     equal(
-        "requests_provider_breaker_opens",
-        "requests at the provider whose breaker opens after three failures",
+        "first.requests",
+        "the number of requests at the provider whose breaker opens after three failures",
         3,
         p1.requests().len(),
     )
@@ -193,8 +193,8 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
     }
     // then
     equal(
-        "most_probes_once",
-        "most probes at once",
+        "probes.at_once",
+        "the highest number of probes at once",
         1,
         p1.high_water(),
     )
@@ -210,16 +210,19 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     let burst = || try_join_all((0..8).map(|_| ctx.client.chat(ctx.prompt("pair", "burst"))));
     let two_probes = || async { Ok(Some(burst().await?).filter(|_| p1.requests().len() >= 4)) };
     converge(
-        "hang.breaker_lets_two_probes",
-        "the breaker lets two probes through",
+        "hang.two_probes",
+        "two probes that the breaker lets through",
         two_probes,
     )
     .await?;
     let failed = arrivals(ctx, p1);
     p1.answers(reply("Paris"));
-    asked_until(ctx, "the first provider serves again", |answer| {
-        answer.content() == "Paris"
-    })
+    asked_until(
+        ctx,
+        "hang.served_again",
+        "the first provider to serve again",
+        |answer| answer.content() == "Paris",
+    )
     .await?;
     let mut afterwards = Vec::new();
     for _ in 0..5 {
@@ -233,15 +236,15 @@ async fn brkr_03(ctx: &Ctx) -> CaseResult {
     // then
     for pair in failed[1..].windows(2) {
         at_least(
-            "next_probe",
+            "probe.gap",
             "the next probe",
             gap(&pair[0], &pair[1]),
             Duration::from_millis(COOL_DOWN_MS),
         )?;
     }
     equal(
-        "answers_success",
-        "answers after a success",
+        "answers.after_success",
+        "the answers after a success",
         vec!["Paris"; 5],
         afterwards.iter().map(String::as_str).collect(),
     )
@@ -257,8 +260,8 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
     // then
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "provider.requests",
+        "the number of requests at the provider",
         2,
         p1.requests().len(),
     )?;
@@ -266,14 +269,19 @@ async fn brkr_04(ctx: &Ctx) -> CaseResult {
         (plain.status, plain.header("retry-after")),
         (stream.status, stream.header("retry-after")),
     ] {
-        equal("status", "status", 503, status)?;
+        equal(
+            "answer.status",
+            "the status while the breaker is open",
+            503,
+            status,
+        )?;
         let sane = wait
             .and_then(seconds)
             .is_some_and(|seconds| (1..=LONG_MS / 1_000).contains(&seconds));
         holds(
-            "retry_1_60_seconds",
+            "answer.retry_after",
             sane,
-            "Retry-After of 1 to 60 seconds",
+            "a Retry-After header of 1 to 60 seconds",
             wait.unwrap_or("none"),
         )?;
     }
@@ -292,20 +300,20 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
     let other = ctx.client.chat(ctx.prompt("other", "capital")).await?;
     // then
     equal(
-        "requests_model_breaker_opens",
-        "requests for the model whose breaker opens after two failures",
+        "ill.requests",
+        "the number of requests for the model whose breaker opens after two failures",
         2,
         p1.calls("m-ill").len(),
     )?;
     equal(
-        "other_model_provider",
-        "the other model of that provider",
+        "neighbour_model.answer",
+        "the answer of the other model of that provider",
         (200, "Paris".to_string()),
         (well.status, well.content()),
     )?;
     equal(
-        "other_provider",
-        "the other provider",
+        "neighbour_provider.answer",
+        "the answer of the other provider",
         (200, "Bern".to_string()),
         (other.status, other.content()),
     )
@@ -319,14 +327,14 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
     fail(ctx, "solo", 2).await?;
     // then
     equal(
-        "health_metrics_any_failure",
-        "health and metrics before any failure",
+        "state.before",
+        "the breaker's state in health and in metrics before any failure",
         ("closed".to_string(), Some(0)),
         before,
     )?;
     equal(
-        "health_metrics_two_failures",
-        "health and metrics after two failures",
+        "state.after",
+        "the breaker's state in health and in metrics after two failures",
         ("open".to_string(), Some(2)),
         told(ctx).await?,
     )
@@ -367,18 +375,27 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
     ]));
     ctx.stub("p2")?.answers(reply("Bern"));
     // when
-    asked_until(ctx, "a probe after the failures", |_| {
-        p1.requests().len() >= 3
-    })
+    asked_until(
+        ctx,
+        "hang.probe_after_failures",
+        "a probe after the failures",
+        |_| p1.requests().len() >= 3,
+    )
     .await?;
-    asked_until(ctx, "a probe after one that met a 400", |_| {
-        p1.requests().len() >= 4
-    })
+    asked_until(
+        ctx,
+        "hang.probe_after_400",
+        "a probe after one that met a 400",
+        |_| p1.requests().len() >= 4,
+    )
     .await?;
     asked_and_left(ctx, p1, 1).await?;
-    asked_until(ctx, "success after a probe whose client left", |answer| {
-        answer.content() == "Paris"
-    })
+    asked_until(
+        ctx,
+        "hang.probe_after_left",
+        "an answer after a probe whose client left",
+        |answer| answer.content() == "Paris",
+    )
     .await?;
     for n in 2..=3 {
         asked_and_left(ctx, p1, n).await?;
@@ -389,24 +406,29 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
         .await?;
     // then
     equal(
-        "text_request_those_left",
-        "text of the request after those who left",
+        "next.text",
+        "the text of the request after those whose clients left",
         "Paris",
         next.content().as_str(),
     )
 }
 
 /// Asks one request after the other until an answer, or what the stubs have seen with it, is the fact that is waited for.
-async fn asked_until(ctx: &Ctx, what: &str, mut fact: impl FnMut(&Reply) -> bool) -> CaseResult {
+async fn asked_until(
+    ctx: &Ctx,
+    fact: &str,
+    what: &str,
+    mut shown: impl FnMut(&Reply) -> bool,
+) -> CaseResult {
     let asking = async {
         loop {
             let answer = ctx.client.chat(ctx.prompt("pair", what)).await?;
-            if fact(&answer) {
+            if shown(&answer) {
                 return Ok(());
             }
         }
     };
-    guard("hang.asked_until", what, asking).await?
+    guard(fact, what, asking).await?
 }
 
 /// Asks one request after the other until the stub holds its n-th answer; then the client leaves, and the gateway has noticed.

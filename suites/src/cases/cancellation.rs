@@ -60,7 +60,12 @@ async fn canc_02(ctx: &Ctx) -> CaseResult {
     {
         p1.answers(then(last));
         let mut stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
-        equal("text", "text", "Paris", stream.text_of(5).await?.as_str())?;
+        equal(
+            "stream.text",
+            "the text of the stream",
+            "Paris",
+            stream.text_of(5).await?.as_str(),
+        )?;
         // when
         stream.leave();
         // then

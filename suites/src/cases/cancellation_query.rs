@@ -51,14 +51,14 @@ async fn canc_03(ctx: &Ctx) -> CaseResult {
     entities.peer_closed(1).await?;
     let cancelled = listed(ctx, "&status=cancelled", 1).await?;
     holds(
-        "query_left",
+        "record.question",
         text(&cancelled[0], "question").contains(&ctx.nonce),
-        "the query that was left",
+        "the query whose client left in the list of cancelled ones",
         &cancelled[0],
     )?;
     equal(
-        "calls_synthesis_query_left",
-        "calls of synthesis for a query that was left",
+        "later.calls",
+        "the number of calls of a later agent after the client left",
         0,
         ctx.stub("synthesis")?.calls(&ctx.nonce).len(),
     )
@@ -75,9 +75,9 @@ async fn canc_04(ctx: &Ctx) -> CaseResult {
     let answer = ctx.client.post(QUERIES, question).await?;
     // then
     holds(
-        "200_503",
+        "answer.status",
         [200, 503].contains(&answer.status),
-        "200 or 503",
+        "a status of 200 or 503",
         answer.status,
     )?;
     let told = answer.json();
@@ -88,8 +88,8 @@ async fn canc_04(ctx: &Ctx) -> CaseResult {
     };
     let entities_lost = lost(told).into_iter().find(|(step, _)| step == "entities");
     equal(
-        "why_entities_lost",
-        "why entities are lost",
+        "degraded.cause",
+        "the cause by which the silent step is missing",
         Some("timeout"),
         entities_lost.as_ref().map(|(_, cause)| cause.as_str()),
     )?;

@@ -96,8 +96,8 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
         ("complete", &complete),
     ] {
         equal(
-            "query_s_status",
-            "the query's status",
+            "query.status",
+            "the status of the query",
             status,
             text(told, "status"),
         )?;
@@ -105,13 +105,24 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
             .client
             .get(&format!("{QUERIES}/{}", text(told, "id")))
             .await?;
-        equal("status_record", "status of the record", 200, read.status)?;
-        equal("record", "the record", told, &read.json()).map_err(silent)?;
+        equal(
+            "record.status",
+            "the status of the record",
+            200,
+            read.status,
+        )?;
+        equal("record.document", "the record", told, &read.json()).map_err(silent)?;
     }
     let page = ctx.client.get(QUERIES).await?.json();
-    equal("records", "records", Some(3), page["total"].as_u64()).map_err(silent)?;
     equal(
-        "listing",
+        "records.count",
+        "the number of records",
+        Some(3),
+        page["total"].as_u64(),
+    )
+    .map_err(silent)?;
+    equal(
+        "records.listing",
         "the listing",
         &json!([complete, failed, degraded]),
         &page["queries"],
@@ -140,30 +151,36 @@ async fn data_02(ctx: &Ctx) -> CaseResult {
             .tape
             .first(|entry| matches!(&entry.event, Event::Database { what } if what.ends_with(end)));
         holds(
-            "statement_stores_passages_connection",
+            "fault.met",
             ended.is_some(),
             format!("a statement that stores passages, at which the connection {end}"),
-            "none",
+            "no such statement",
         )?;
         holds(
-            "201_status_500_more",
+            "answer.status",
             stored.status == 201 || stored.status >= 500,
-            "201, or a status of 500 or more",
+            "a status of 201, or of 500 or more",
             stored.status,
         )?;
         let after = rows().await?;
         let (documents, passages) = (after[0] - before[0], after[1] - before[1]);
         // a reply that was lost may be that of a statement that was carried out
         let least = i64::from(stored.status == 201);
-        let whole = documents == passages && (least..=1).contains(&documents);
         let observed = format_args!(
             "status {}, {documents} documents, {passages} passages",
             stored.status
         );
         holds(
-            "document_passage_once_neither",
-            whole,
-            "a document with its passage, once, or neither of them and no 201",
+            "rows.whole",
+            documents == passages,
+            "a document and its passage, or neither of them",
+            observed,
+        )
+        .map_err(silent)?;
+        holds(
+            "rows.as_answered",
+            (least..=1).contains(&documents),
+            "one document after a 201, and at most one otherwise",
             observed,
         )
         .map_err(silent)?;
@@ -180,18 +197,18 @@ async fn data_03(ctx: &Ctx) -> CaseResult {
     locked.release().await?;
     // then
     equal(
-        "statuses",
-        "statuses",
+        "answer.statuses",
+        "the statuses while the table is locked",
         vec![503; READERS],
         refused.iter().map(|answer| answer.status).collect(),
     )?;
     holds(
-        "errors_usual_envelope",
+        "answer.envelope",
         refused.iter().all(|answer| answer.error_type().is_some()),
         "errors in the usual envelope",
         refused[0].text(),
     )?;
-    until_status(ctx, QUERIES, 200).await?;
+    until_status(ctx, "hang.recovered", QUERIES, 200).await?;
     Ok(())
 }
 
@@ -203,19 +220,19 @@ async fn data_04(ctx: &Ctx) -> CaseResult {
     let path = format!("{QUERIES}/{}", text(&told, "id"));
     // when
     ctx.database()?.terminate_backends().await?;
-    until_status(ctx, &path, 200).await?;
+    until_status(ctx, "hang.record_after_sessions", &path, 200).await?;
     ctx.database_wire()?.gone().await?;
     let meanwhile = ctx.client.get(&path).await?;
     ctx.database_wire()?.resume().await?;
     // then
     equal(
-        "status_while_database_gone",
-        "status while the database is gone",
+        "gone.status",
+        "the status while the database is gone",
         503,
         meanwhile.status,
     )?;
-    let read = until_status(ctx, &path, 200).await?;
-    equal("record", "the record", &told, &read.json())
+    let read = until_status(ctx, "hang.record_after_outage", &path, 200).await?;
+    equal("record.document", "the record", &told, &read.json())
 }
 
 async fn data_08(ctx: &Ctx) -> CaseResult {
@@ -246,10 +263,10 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
             .json();
         let queries = page["queries"].as_array().cloned().unwrap_or_default();
         holds(
-            "queries",
+            "listing.complete",
             !queries.is_empty(),
-            format!("{} queries", newest_first.len()),
-            format_args!("{} on all pages", found.len()),
+            format!("{} queries on all pages together", newest_first.len()),
+            format_args!("{} queries, and then an empty page", found.len()),
         )
         .map_err(silent)?;
         found.extend(queries);
@@ -258,8 +275,8 @@ async fn data_08(ctx: &Ctx) -> CaseResult {
     // then
     found.truncate(newest_first.len());
     equal(
-        "queries_newest_first_each",
-        "queries, newest first, each once",
+        "listing.order",
+        "the queries, newest first and each once,",
         &newest_first,
         &found,
     )
@@ -289,29 +306,29 @@ async fn data_10(ctx: &Ctx) -> CaseResult {
         undo(database).await?;
         // then
         equal(
-            "status_document_database_being",
-            &format!("status of a document, the database being {name}"),
+            "document.status",
+            &format!("the status of a document while the database is {name}"),
             503,
             stored.status,
         )?;
         equal(
-            "status_chat_database_being",
-            &format!("status of a chat, the database being {name}"),
+            "chat.status",
+            &format!("the status of a chat while the database is {name}"),
             200,
             chat.status,
         )?;
         if ctx.manifest.capabilities.contains(&Capability::StoredKeys) {
             equal(
-                "status_key_nobody_database",
-                &format!("status with a key that nobody has, the database being {name}"),
+                "unknown_key.status",
+                &format!("the status with a key that nobody has while the database is {name}"),
                 unknown_key,
                 unknown.status,
             )?;
         }
         for table in ["documents", "passages"] {
             equal(
-                "rows",
-                &format!("rows of {table}"),
+                "rows.count",
+                &format!("the number of rows of {table}"),
                 0,
                 database.count(table).await?,
             )
@@ -321,8 +338,8 @@ async fn data_10(ctx: &Ctx) -> CaseResult {
     let back =
         || async { Ok(Some(client.get(QUERIES).await?.status).filter(|status| *status == 200)) };
     converge(
-        "hang.queries_listed_again",
-        "queries are listed again",
+        "hang.recovered",
+        "a list of queries once the fault is undone",
         back,
     )
     .await
@@ -385,16 +402,22 @@ async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {
         .post(QUERIES, json!({"question": format!("who? {question}")}))
         .await?;
     equal(
-        "status_question",
-        &format!("status of the question {question:?}"),
+        "question.status",
+        &format!("the status of the question {question:?}"),
         200,
         answer.status,
     )?;
     equal(
-        "question",
-        "the question",
+        "question.text",
+        "the question in the answer",
         format!("who? {question}").as_str(),
         text(&answer.json(), "question"),
+    )?;
+    equal(
+        "question.recorded",
+        "the field recorded of the answer",
+        Some(true),
+        answer.json()["recorded"].as_bool(),
     )?;
     Ok(answer.json())
 }
@@ -420,8 +443,8 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
             continue;
         }
         equal(
-            "status_hostile_document",
-            "status of a hostile document",
+            "hostile_document.status",
+            "the status of a hostile document",
             201,
             stored.status,
         )?;
@@ -429,13 +452,18 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
         let read = ctx.client.get(&format!("{DOCUMENTS}/{id}")).await?;
         let as_sent = text(&read.json(), "text") == *sent && text(&read.json(), "title") == "'\"🦀";
         holds(
-            "text_sent",
+            "hostile_document.text",
             as_sent,
             "the text as it was sent",
             read.text().chars().take(200).collect::<String>(),
         )
         .map_err(silent)?;
-        holds("id_own", ids.insert(id.clone()), "an id of its own", id)?;
+        holds(
+            "hostile_document.id",
+            ids.insert(id.clone()),
+            "an id that no other document has",
+            id,
+        )?;
     }
     for question in ["a\u{0}b".to_owned(), "x".repeat(1 << 20)] {
         let answer = ctx
@@ -445,9 +473,9 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
         let honest =
             (400..500).contains(&answer.status) || text(&answer.json(), "question") == question;
         holds(
-            "question_cannot_stored_refused",
+            "hostile_question.kept",
             honest,
-            "a question that cannot be stored refused with 4xx, or told as it came",
+            "a question that cannot be stored to be refused with 4xx, or returned as it was sent",
             answer.status,
         )?;
     }

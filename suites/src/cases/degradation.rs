@@ -129,8 +129,8 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     entities.answers(does_its_part("entities"));
     degraded(ctx, "entities", &["breaker_open"]).await?;
     equal(
-        "calls_provider_breaker_open",
-        "calls of the provider whose breaker is open",
+        "provider.calls",
+        "the number of calls of the provider whose breaker is open",
         asked,
         entities.requests().len(),
     )
@@ -149,15 +149,15 @@ async fn degr_03(ctx: &Ctx) -> CaseResult {
     locked.release().await?;
     // then
     equal(
-        "sources",
-        "sources",
+        "answer.sources",
+        "the number of sources",
         Some(0),
         answer["sources"].as_array().map(Vec::len),
     )
     .map_err(silent)?;
     let (sure, less) = (number(&before, "confidence"), number(&answer, "confidence"));
     holds(
-        "confidence_below",
+        "answer.confidence",
         less < sure,
         format!("a confidence below {sure}"),
         less,
@@ -170,8 +170,8 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
     known(ctx).await?;
     equal(
-        "verified_fact_check_works",
-        "verified, with a fact check that works",
+        "verified.with_check",
+        "the field verified with a fact check that works",
         Some(true),
         complete(ctx).await?["verified"].as_bool(),
     )?;
@@ -181,8 +181,8 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
         let answer = degraded(ctx, "fact_check", &[cause]).await?;
         // then
         equal(
-            "verified_fact_check",
-            "verified, without a fact check",
+            "verified.without_check",
+            "the field verified without a fact check",
             Some(false),
             answer["verified"].as_bool(),
         )
@@ -201,15 +201,15 @@ async fn degr_05(ctx: &Ctx) -> CaseResult {
     let answer = degraded(ctx, "synthesis", &["error"]).await?;
     // then
     holds(
-        "answer_quotes",
+        "answer.quotation",
         text(&answer, "answer").contains(PASSAGE),
         format!("an answer that quotes {PASSAGE:?}"),
         text(&answer, "answer"),
     )?;
     for asked in ["synthesis", "spare"] {
         equal(
-            "calls",
-            &format!("calls of {asked}"),
+            "provider.calls",
+            &format!("the number of calls of {asked}"),
             1,
             ctx.stub(asked)?.calls(&ctx.nonce).len(),
         )?;
@@ -228,7 +228,7 @@ async fn degr_06(ctx: &Ctx) -> CaseResult {
         ctx.stub(step)?.answers(does_its_part(step));
         // then
         holds(
-            "answer",
+            "answer.text",
             text(&answer, "answer").contains(ANSWER),
             format!("the answer {ANSWER:?}"),
             text(&answer, "answer"),
@@ -245,23 +245,29 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ask(ctx).await?;
     // then
-    equal("status", "status", 503, answer.status).map_err(silent)?;
+    equal(
+        "answer.status",
+        "the status of a query of which nothing came",
+        503,
+        answer.status,
+    )
+    .map_err(silent)?;
     holds(
-        "error_usual_envelope",
+        "answer.envelope",
         answer.error_type().is_some(),
         "an error in the usual envelope",
         answer.text(),
     )?;
     let told = &answer.json()["query"];
     equal(
-        "query_s_status",
-        "the query's status",
+        "query.status",
+        "the status of the query",
         "failed",
         text(told, "status"),
     )?;
     equal(
-        "confidence",
-        "confidence",
+        "query.confidence",
+        "the confidence",
         Some(0.0),
         told["confidence"].as_f64(),
     )?;
@@ -269,8 +275,13 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
         .client
         .get(&format!("{QUERIES}/{}", text(told, "id")))
         .await?;
-    equal("status_record", "status of the record", 200, read.status)?;
-    equal("record", "the record", told, &read.json())
+    equal(
+        "record.status",
+        "the status of the record",
+        200,
+        read.status,
+    )?;
+    equal("record.document", "the record", told, &read.json())
 }
 
 async fn degr_08(ctx: &Ctx) -> CaseResult {
@@ -281,30 +292,35 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
     let answer = ask(ctx).await?;
     // then
     let told = answer.json();
-    equal("status", "status", 200, answer.status)?;
     equal(
-        "recorded",
-        "recorded",
+        "answer.status",
+        "the status of a query without the database",
+        200,
+        answer.status,
+    )?;
+    equal(
+        "query.recorded",
+        "the field recorded",
         Some(false),
         told["recorded"].as_bool(),
     )
     .map_err(silent)?;
     equal(
-        "query_s_status",
-        "the query's status",
+        "query.status",
+        "the status of the query",
         "degraded",
         text(&told, "status"),
     )
     .map_err(silent)?;
     let steps: Vec<String> = lost(&told).into_iter().map(|(step, _)| step).collect();
     equal(
-        "told_lost",
-        "what is told as lost",
+        "query.degraded",
+        "the list of steps that are missing",
         vec!["retrieval".to_owned(), "record".to_owned()],
         steps,
     )
     .map_err(silent)?;
-    until_status(ctx, "/health/ready", 503).await?;
+    until_status(ctx, "hang.unready", "/health/ready", 503).await?;
     Ok(())
 }
 
@@ -322,17 +338,17 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
     if queries {
         let faulted = ask(ctx).await?;
         holds(
-            "query_touched_fault",
+            "fault.met_by_query",
             faulted.json()["degraded"] != serde_json::json!([]),
-            "a query that is touched by the fault",
+            "a query that misses something because of the fault",
             faulted.text(),
         )?;
     }
     let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
     holds(
-        "chat_touched_fault",
+        "fault.met_by_chat",
         chat.status >= 500,
-        "a chat that is touched by the fault",
+        "a chat that fails because of the fault",
         chat.status,
     )?;
     // when
@@ -342,8 +358,8 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
         complete(ctx).await?;
     }
     equal(
-        "status_next_chat",
-        "status of the next chat",
+        "chat.status",
+        "the status of the next chat",
         200,
         ctx.client
             .chat(ctx.prompt("review", "hello again"))
@@ -363,8 +379,8 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
     };
     review.answers(reply("hello").plan(Plan::met("together", TOGETHER)));
     equal(
-        "statuses_restart",
-        "statuses before the restart",
+        "before_restart.statuses",
+        "the statuses before the provider's restart",
         vec![200; TOGETHER],
         statuses(&together().await?),
     )?;
@@ -374,7 +390,7 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
         .chat(ctx.prompt("review", "is anybody there?"))
         .await?;
     holds(
-        "error_while_nobody_listens",
+        "fault.met_while_down",
         meanwhile.status >= 500,
         "an error while nobody listens",
         meanwhile.status,
@@ -383,8 +399,8 @@ async fn restarted(ctx: &Ctx) -> CaseResult {
     review.listen(Listen::Serve).await?;
     // then
     equal(
-        "statuses_provider_s_restart",
-        "statuses after the provider's restart",
+        "after_restart.statuses",
+        "the statuses after the provider's restart",
         vec![200; TOGETHER],
         statuses(&together().await?),
     )

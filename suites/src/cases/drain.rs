@@ -67,29 +67,34 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
     p1.held(2).await?;
     // when
     terminate(ctx).await?;
-    until_status(ctx, "/health/ready", 503).await?;
+    until_status(ctx, "hang.unready", "/health/ready", 503).await?;
     ctx.gates.gate("end").open();
     // then
     let (streamed, plain) = futures::try_join!(streamed.collect(), plain.reply())?;
     holds(
-        "stream_ends_if_nothing",
+        "stream.complete",
         streamed.looks_complete(),
         "a stream that ends as if nothing had happened",
         format_args!("{:?}", streamed.end),
     )?;
     equal(
-        "stream_s_text",
-        "the stream's text",
+        "stream.text",
+        "the text of the stream",
         "Paris",
         format!("{begun}{}", streamed.text).as_str(),
     )?;
     equal(
-        "plain_answer",
+        "plain.answer",
         "the plain answer",
         (200, "Bern".to_owned()),
         (plain.status, plain.content()),
     )?;
-    equal("exit_code", "exit code", Some(0), exit(ctx).await?)
+    equal(
+        "process.exit_code",
+        "the exit code",
+        Some(0),
+        exit(ctx).await?,
+    )
 }
 
 async fn drain_02(ctx: &Ctx) -> CaseResult {
@@ -121,27 +126,32 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
     let (streamed, query) = futures::try_join!(streamed.collect(), query.try_reply())?;
     // then
     holds(
-        "done_stream_cut",
+        "stream.done_count",
         streamed.done_count == 0,
         "no [DONE] in a stream that was cut",
-        streamed.done_count,
+        format_args!("{} [DONE] events", streamed.done_count),
     )
     .map_err(silent)?;
     holds(
-        "error_event",
+        "stream.error_event",
         streamed.error.is_some(),
-        "an error event",
+        "an error event in the stream that was cut",
         format_args!("no error; the stream ended: {:?}", streamed.end),
     )
     .map_err(silent)?;
     holds(
-        "success_query_cut",
+        "query.status",
         !matches!(&query, Ok(answer) if answer.status < 500),
         "no success for a query that was cut",
         format_args!("{query:?}"),
     )
     .map_err(silent)?;
-    equal("exit_code", "exit code", Some(0), exit(ctx).await?)?;
+    equal(
+        "process.exit_code",
+        "the exit code",
+        Some(0),
+        exit(ctx).await?,
+    )?;
     let recorded = ctx.start_another().await?.client.get(QUERIES).await?.json();
     let statuses: Vec<&str> = recorded["queries"]
         .as_array()
@@ -151,7 +161,7 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
         .map(|query| text(query, "status"))
         .collect();
     holds(
-        "one_record_cancelled_failed",
+        "records.statuses",
         matches!(statuses.as_slice(), ["cancelled" | "failed"]),
         "one record, cancelled or failed",
         format_args!("{statuses:?}"),
@@ -182,12 +192,7 @@ async fn terminate(ctx: &Ctx) -> CaseResult {
 
 /// The exit code, once the process has ended.
 async fn exit(ctx: &Ctx) -> Result<Option<i32>, Failure> {
-    let ended = guard(
-        "hang.end_process",
-        "the end of the process",
-        ctx.process()?.wait(),
-    )
-    .await?;
+    let ended = guard("hang.exit", "the end of the process", ctx.process()?.wait()).await?;
     ended.map_err(|error| Failure::Target {
         what: error.to_string(),
     })

@@ -120,10 +120,10 @@ async fn err_01(ctx: &Ctx) -> CaseResult {
         // when
         let answer = ctx.client.chat(ctx.prompt("solo", what)).await?;
         // then
-        told(what, &answer, allowed)?;
+        refused("status.provider_failure", what, &answer, allowed)?;
     }
     let late = ctx.client.chat(ctx.prompt("late", "never")).await?;
-    told("no answer in time", &late, &[504])
+    refused("status.timeout", "no answer in time", &late, &[504])
 }
 
 /// The ways in which a provider fails, and the statuses that say so.
@@ -173,15 +173,15 @@ fn failures() -> Vec<(&'static str, Responder, &'static [u16])> {
 }
 
 /// One of the allowed statuses, in OpenAI's envelope.
-fn told(what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
-    let wrong = answer.status < 400;
+fn refused(fact: &str, what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
+    let looks_right = answer.status < 400;
     let status = holds(
-        "one",
+        fact,
         allowed.contains(&answer.status),
-        format!("one of {allowed:?} for {what}"),
+        format!("one of the statuses {allowed:?} for {what}"),
         answer.status,
     );
-    if wrong {
+    if looks_right {
         status.map_err(silent)?
     } else {
         status?
@@ -192,16 +192,16 @@ fn told(what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
 /// `{"error": {"message": …, "type": …, "code": …, "param": …}}`; the last two may be null or left out.
 fn enveloped(what: &str, answer: &Reply) -> CaseResult {
     let error = answer.json()["error"].clone();
-    let said = |name: &str| error[name].as_str().is_some_and(|text| !text.is_empty());
+    let filled = |name: &str| error[name].as_str().is_some_and(|text| !text.is_empty());
     let optional = |name: &str| {
         matches!(
             error[name],
             Value::Null | Value::String(_) | Value::Number(_)
         )
     };
-    let whole = said("message") && said("type") && optional("code") && optional("param");
+    let whole = filled("message") && filled("type") && optional("code") && optional("param");
     holds(
-        "openai_s_error_envelope",
+        "error.envelope",
         whole,
         format!("OpenAI's error envelope for {what} ({})", answer.status),
         answer.text(),
@@ -224,14 +224,14 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
             .await?;
         // then
         equal(
-            "status_provider_s",
-            &format!("status for a provider's {status}"),
+            "plain.status",
+            &format!("the status of a plain request for a provider's {status}"),
             502,
             plain.status,
         )?;
         equal(
-            "status_stream_provider_s",
-            &format!("status of a stream for a provider's {status}"),
+            "stream.status",
+            &format!("the status of a stream for a provider's {status}"),
             502,
             stream.status,
         )?;
@@ -259,13 +259,13 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
             .client
             .request(method, path, &[("content-type", media)], body.as_bytes())
             .await?;
-        told(what, &answer, allowed)?;
+        refused("status.wrong_request", what, &answer, allowed)?;
     }
     let right = ctx.client.chat(ctx.prompt("solo", "right")).await?;
     // then
     equal(
-        "status_good_request",
-        "status of a good request",
+        "good.status",
+        "the status of a good request",
         200,
         right.status,
     )
@@ -419,8 +419,13 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
             .find(|(_, text)| text.contains(secret))
             .map(|(what, _)| *what)
             .unwrap_or_default();
+        let fact = match leak {
+            "the log" => "secret.in_log",
+            _ if [URL_PASSWORD, URL_BASIC].contains(&secret) => "secret.of_url",
+            _ => "secret.in_answer",
+        };
         holds(
-            "secret_errors_headers_log",
+            fact,
             leak.is_empty(),
             "no secret in errors, headers and log",
             format_args!("{secret:?} in {leak}"),
@@ -525,8 +530,8 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
             .chat(ctx.prompt(alias, what))
             .await?;
         equal(
-            "x_request_id_answer",
-            &format!("x-request-id of the answer ({what})"),
+            "answer.request_id",
+            &format!("the x-request-id of the answer ({what})"),
             Some(id.as_str()),
             answer.header("x-request-id"),
         )?;
@@ -540,8 +545,8 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
             .post(QUERY_PATH, json!({"question": 7}))
             .await?;
         equal(
-            "x_request_id_answer",
-            "x-request-id of the answer (a query)",
+            "query.request_id",
+            "the x-request-id of a query's answer",
             Some(id.as_str()),
             answer.header("x-request-id"),
         )?;
@@ -556,8 +561,8 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
     };
     for (what, id) in ["served", "fails"].iter().zip(&ids) {
         equal(
-            "x_request_id_provider",
-            &format!("x-request-id at the provider ({what})"),
+            "provider.request_id",
+            &format!("the x-request-id at the provider ({what})"),
             Some(id),
             at_p1(what).as_ref(),
         )?;
@@ -567,14 +572,14 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
         .filter(|id| !id.is_empty())
         .map(String::from);
     holds(
-        "id_request_one",
+        "generated.request_id",
         given.is_some(),
-        "an id for a request without one",
-        "none",
+        "an x-request-id for a request without one",
+        "no such header",
     )?;
     equal(
-        "same_provider",
-        "the same at the provider",
+        "generated.at_provider",
+        "the generated x-request-id at the provider",
         given,
         at_p1("without"),
     )?;
@@ -589,10 +594,5 @@ async fn logged(ctx: &Ctx, ids: &[String]) -> CaseResult {
     let all = poll_until(|| {
         Some(()).filter(|()| ids.iter().all(|id| process.log().contains(id.as_str())))
     });
-    guard(
-        "hang.every_request_id_log",
-        "every request id in the log",
-        all,
-    )
-    .await
+    guard("hang.logged_ids", "every request id in the log", all).await
 }

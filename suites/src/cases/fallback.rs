@@ -1,6 +1,6 @@
 //! FALL: when one candidate fails the next one serves, and what nobody could serve is told honestly.
 
-use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::{End, Transcript};
 use gauntlet_harness::llm::{Responder, chat, error, raw, reply, tool_call, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -130,12 +130,12 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
     answers.push(ctx.client.chat(ctx.prompt("pair", "refused")).await?);
     // then
     for answer in &answers {
-        equal("status", "status", 200, answer.status)?;
-        equal("text", "text", "Bern", answer.content().as_str())?;
+        equal("answer.status", "the status", 200, answer.status)?;
+        equal("answer.text", "the text", "Bern", answer.content().as_str())?;
         if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
             equal(
-                "served_x_gauntlet_provider",
-                "who served it (x-gauntlet-provider)",
+                "answer.served_by",
+                "the header x-gauntlet-provider",
                 Some("p2"),
                 answer.header("x-gauntlet-provider"),
             )
@@ -143,8 +143,8 @@ async fn fall_01(ctx: &Ctx) -> CaseResult {
         }
     }
     equal(
-        "requests_first_candidate_could",
-        "requests at the first candidate that could be asked",
+        "first.requests",
+        "the number of requests at the first candidate while it could be reached",
         2,
         p1.requests().len(),
     )
@@ -183,20 +183,20 @@ async fn fall_02(ctx: &Ctx) -> CaseResult {
         let answer = ctx.client.chat(ctx.prompt("pair", what)).await?;
         // then
         equal(
-            "requests_first_candidate",
-            &format!("requests at the first candidate ({what})"),
+            "first.requests",
+            &format!("the number of requests at the first candidate ({what})"),
             1,
             p1.calls(what).len(),
         )?;
         equal(
-            "status_200",
-            &format!("status after 200 with {what}"),
+            "answer.status",
+            &format!("the status after a 200 with {what}"),
             200,
             answer.status,
         )?;
         equal(
-            "text_200",
-            &format!("text after 200 with {what}"),
+            "answer.text",
+            &format!("the text after a 200 with {what}"),
             "Bern",
             answer.content().as_str(),
         )
@@ -232,8 +232,8 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
         let stream = ctx.client.streamed(ctx.prompt("pair", what)).await?;
         // then
         equal(
-            "requests_first_candidate",
-            &format!("requests at the first candidate ({what})"),
+            "first.requests",
+            &format!("the number of requests at the first candidate ({what})"),
             1,
             p1.calls(what).len(),
         )?;
@@ -244,31 +244,41 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
 
 /// One whole stream of the second candidate's, and nothing else.
 fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
-    equal("status", &format!("status ({what})"), 200, stream.status)?;
+    equal(
+        "stream.status",
+        &format!("the status ({what})"),
+        200,
+        stream.status,
+    )?;
     holds(
-        "error_event",
+        "stream.error_event",
         stream.error.is_none(),
         format!("no error event ({what})"),
         format_args!("{:?}", stream.error),
     )?;
     equal(
-        "text",
-        &format!("text ({what})"),
+        "stream.text",
+        &format!("the text ({what})"),
         "Bern",
         stream.text.as_str(),
     )
     .map_err(silent)?;
     equal(
-        "finish_reasons",
-        &format!("finish reasons ({what})"),
+        "stream.finish_reasons",
+        &format!("the list of finish reasons ({what})"),
         vec!["stop".to_string()],
         stream.finish_reasons.clone(),
     )?;
-    equal("done", &format!("[DONE] ({what})"), 1, stream.done_count)?;
+    equal(
+        "stream.done_count",
+        &format!("the number of [DONE] events ({what})"),
+        1,
+        stream.done_count,
+    )?;
     if ctx.manifest.capabilities.contains(&Capability::ServedBy) {
         equal(
-            "served_x_gauntlet_provider",
-            &format!("who served it (x-gauntlet-provider; {what})"),
+            "stream.served_by",
+            &format!("the header x-gauntlet-provider ({what})"),
             Some("p2"),
             stream.header("x-gauntlet-provider"),
         )
@@ -276,9 +286,9 @@ fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
     }
     stream.strict().or_else(|why| {
         holds(
-            "events_one_stream_published",
+            "stream.shape",
             false,
-            format!("events of one stream, as published ({what})"),
+            format!("events of one stream in OpenAI's shape ({what})"),
             why,
         )
     })
@@ -306,21 +316,21 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
     let told = stream.error.is_some() || matches!(stream.end, End::Cut(_));
     match stream.text.as_str() {
         "Par" => holds(
-            "error_event_where_stream",
+            "stream.error_event",
             told && stream.done_count == 0,
             "an error event where the stream broke",
             format_args!("a silent end: {:?}", stream.end),
         )
         .map_err(silent),
         "Paris" => holds(
-            "continued_stream_ends_properly",
+            "stream.continued_end",
             stream.looks_complete() || told,
             "a continued stream that ends properly",
             format_args!("{:?}", stream.end),
         )
         .map_err(silent),
         text => holds(
-            "text_once",
+            "stream.text",
             false,
             "the text once",
             format_args!("{text:?}"),
@@ -344,27 +354,27 @@ async fn fall_05(ctx: &Ctx) -> CaseResult {
     let plain = ctx.client.chat(ctx.prompt("pair", "plain")).await?;
     // then
     equal(
-        "requests_second_candidate",
-        "requests at the second candidate",
+        "second.requests",
+        "the number of requests at the second candidate",
         2,
         p2.requests().len(),
     )?;
     holds(
-        "status_500_more_stream",
+        "stream.status",
         stream.status >= 500,
         "a status of 500 or more for the stream",
         stream.status,
     )
     .map_err(silent)?;
     holds(
-        "status_500_more_plain",
+        "plain.status",
         plain.status >= 500,
         "a status of 500 or more for the plain request",
         plain.status,
     )
     .map_err(silent)?;
     holds(
-        "error_body",
+        "stream.error",
         stream.error.is_some(),
         "an error in the body",
         String::from_utf8_lossy(&stream.body),
@@ -379,27 +389,29 @@ async fn fall_06(ctx: &Ctx) -> CaseResult {
     p1.answers(reply("Paris"));
     p2.answers(reply("Bern"));
     // when
-    let mut statuses = Vec::new();
-    for text in ["wrong 400", "wrong 422", "wrong 400", "wrong 422"] {
-        statuses.push(ctx.client.chat(ctx.prompt("pair", text)).await?.status);
-    }
+    let refused = async |text: &str| {
+        Ok::<_, Failure>(ctx.client.chat(ctx.prompt("pair", text)).await?.status)
+    };
+    let mut statuses = vec![refused("wrong 400").await?, refused("wrong 422").await?];
+    let fallbacks = p2.requests().len();
+    statuses.extend([refused("wrong 400").await?, refused("wrong 422").await?]);
     let next = ctx.client.chat(ctx.prompt("pair", "right")).await?;
     // then
     equal(
-        "requests_second_candidate",
-        "requests at the second candidate",
+        "second.requests",
+        "the number of requests at the second candidate after two refusals",
         0,
-        p2.requests().len(),
+        fallbacks,
     )?;
     holds(
-        "client_s_own_error",
+        "answer.statuses",
         statuses.iter().all(|status| (400..500).contains(status)),
         "the client's own error (4xx) each time",
         format_args!("{statuses:?}"),
     )?;
     equal(
-        "text_next_request_first",
-        "text of the next request, which the first candidate serves",
+        "next.text",
+        "the text of the next request, which the first candidate serves,",
         "Paris",
         next.content().as_str(),
     )
@@ -415,7 +427,7 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
     request["model"] = ctx.model("mixed").into();
     let answer = ctx.client.chat(request.clone()).await?;
     // then
-    equal("status", "status", 200, answer.status)?;
+    equal("answer.status", "the status", 200, answer.status)?;
     let asked = p2.seen(1).await?;
     let told = asked[0].json();
     for (n, message) in request["messages"]
@@ -425,56 +437,56 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
         .enumerate()
     {
         equal(
-            "role_message",
-            &format!("role of message {n}"),
+            "message.role",
+            &format!("the role of message {n}"),
             &message["role"],
             &told["messages"][n]["role"],
         )?;
         let content = message["content"].as_str().unwrap_or_default();
         equal(
-            "content_message",
-            &format!("content of message {n}"),
+            "message.content",
+            &format!("the content of message {n}"),
             content,
             told["messages"][n]["content"].as_str().unwrap_or_default(),
         )?;
     }
     equal(
-        "messages",
-        "messages",
+        "messages.count",
+        "the number of messages",
         5,
         told["messages"].as_array().map_or(0, Vec::len),
     )?;
     equal(
-        "arguments_earlier_call",
-        "arguments of the earlier call",
+        "earlier_call.arguments",
+        "the arguments of the earlier call",
         &json!({"city": "Paris"}),
         &told["messages"][2]["tool_calls"][0]["function"]["arguments"],
     )?;
     equal(
-        "tool",
-        "tool",
+        "request.tool",
+        "the tool of the request",
         &json!("get_weather"),
         &told["tools"][0]["function"]["name"],
     )?;
     let options = &told["options"];
     equal(
-        "temperature_length",
-        "temperature and length",
+        "request.options",
+        "the temperature and the length",
         (&json!(0.25), &json!(32)),
         (&options["temperature"], &options["num_predict"]),
     )?;
     holds(
-        "stop_word",
+        "request.stop",
         options["stop"].to_string().contains("END"),
-        "the stop word",
+        "the stop word END",
         &options["stop"],
     )?;
     let call = answer.json()["choices"][0]["message"]["tool_calls"][0]["function"].clone();
     let arguments: Value =
         serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
     equal(
-        "tool_call_answer",
-        "tool call of the answer",
+        "answer.tool_call",
+        "the tool call of the answer",
         (&json!("get_weather"), json!({"city": "Bern"})),
         (&call["name"], arguments),
     )
@@ -517,7 +529,7 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
     let answer = ctx.client.chat(ctx.prompt("pair", "capital")).await?;
     // then
     holds(
-        "status_500_more",
+        "answer.status",
         answer.status >= 500,
         "a status of 500 or more",
         answer.status,
@@ -531,8 +543,8 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
         .filter_map(|attempt| attempt["provider"].as_str())
         .collect();
     equal(
-        "providers_tried_order",
-        "providers tried, in order",
+        "attempts.providers",
+        "the list of providers that were tried, in order,",
         vec!["p1", "p2"],
         providers,
     )?;
@@ -541,14 +553,14 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
         .filter_map(|attempt| attempt["cause"].as_str())
         .collect();
     holds(
-        "cause_own_each_attempt",
+        "attempts.causes",
         causes.len() == 2 && causes[0] != causes[1],
-        "a cause of its own for each attempt",
+        "two causes that differ",
         format_args!("{causes:?}"),
     )?;
     let leaked = keys.iter().any(|key| answer.text().contains(key.as_str()));
     holds(
-        "key_error",
+        "error.secret",
         !leaked,
         "no key in the error",
         "a provider's key",

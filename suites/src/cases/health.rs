@@ -81,22 +81,27 @@ async fn hlth_01(ctx: &Ctx) -> CaseResult {
         ("with a stalled database", stalled),
         ("without the database", gone),
     ] {
-        equal("liveness", &format!("liveness {what}"), 200, answer.status)?;
+        equal(
+            "liveness.status",
+            &format!("the status of liveness {what}"),
+            200,
+            answer.status,
+        )?;
     }
     Ok(())
 }
 
 async fn hlth_02(ctx: &Ctx) -> CaseResult {
     // given
-    until_status(ctx, "/health/ready", 200).await?;
+    until_status(ctx, "hang.ready", "/health/ready", 200).await?;
     // when
     ctx.database_wire()?.gone().await?;
     // then
-    until_status(ctx, "/health/ready", 503).await?;
+    until_status(ctx, "hang.unready", "/health/ready", 503).await?;
     // when
     ctx.database_wire()?.resume().await?;
     // then
-    until_status(ctx, "/health/ready", 200).await?;
+    until_status(ctx, "hang.ready", "/health/ready", 200).await?;
     Ok(())
 }
 
@@ -112,8 +117,8 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
         .await;
     // when
     let told = converge(
-        "hang.p1_p2_store_told",
-        "p1, p2 and the store told as up, p3 as down",
+        "hang.states",
+        "a health document that shows p1, p2 and the store as up and p3 as down",
         || async {
             let health = ctx.client.get("/health").await?.json();
             let up = ["store", "p1", "p2", "p3"].map(|name| state(&health, name));
@@ -124,8 +129,8 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
     let met = ctx.gates.rendezvous("probes", 2);
     let (health, ()) = futures::try_join!(told, met.met())?;
     equal(
-        "health_document_s_status",
-        "the health document's status",
+        "health.status",
+        "the status of the health document",
         "degraded",
         text(&health, "status"),
     )
@@ -138,17 +143,17 @@ async fn hlth_04(ctx: &Ctx) -> CaseResult {
     let told = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
     // then
     equal(
-        "statuses",
-        "statuses",
+        "health.statuses",
+        "the statuses of the health calls",
         vec![200; STORM],
         told.iter().map(|health| health.status).collect(),
     )?;
     let probes = ctx.stub("p1")?.all_requests().len();
     holds(
-        "1_probes_provider_calls",
+        "provider.probes",
         (1..=STORM / 4).contains(&probes),
         format!(
-            "1 to {} probes of the provider for {STORM} calls",
+            "from 1 to {} probes of the provider for {STORM} calls",
             STORM / 4
         ),
         probes,

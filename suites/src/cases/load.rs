@@ -107,35 +107,35 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
     // then
     let p1 = ctx.stub("p1")?;
     equal(
-        "requests_still_flight",
-        "requests still in flight",
+        "provider.in_flight",
+        "the number of requests still in flight",
         LIMIT,
         p1.in_flight(),
     )?;
     for answer in &refused {
         holds(
-            "status_429_503",
+            "refused.status",
             matches!(answer.status, 429 | 503),
-            "status 429 or 503",
+            "a status of 429 or 503",
             answer.status,
         )?;
         holds(
-            "retry_header",
+            "refused.retry_after",
             answer.header("retry-after").is_some(),
             "a Retry-After header",
-            "none",
+            "no such header",
         )?;
     }
     ctx.gates.gate("full").open();
     equal(
-        "statuses_requests_within_limit",
-        "statuses of the requests within the limit",
+        "served.statuses",
+        "the statuses of the requests within the limit",
         vec![200; LIMIT],
         statuses(&answers(full).await?),
     )?;
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "provider.requests",
+        "the number of requests at the provider",
         LIMIT,
         p1.requests().len(),
     )
@@ -148,23 +148,23 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
         try_join_all((0..4 * LIMIT).map(|_| ctx.client.chat(ctx.prompt("solo", "too many"))))
             .await?;
     holds(
-        "refusals_beyond_limit",
+        "refused.statuses",
         refused.iter().all(|answer| answer.status >= 400),
-        "refusals beyond the limit",
+        "errors beyond the limit",
         format_args!("{:?}", statuses(&refused)),
     )?;
     ctx.gates.gate("full").open();
     equal(
-        "statuses_requests_within_limit",
-        "statuses of the requests within the limit",
+        "served.statuses",
+        "the statuses of the requests within the limit",
         vec![200; LIMIT],
         statuses(&answers(full).await?),
     )?;
     // when
     // a place may be given back a moment after its client has read the last byte
     guard(
-        "hang.request_served_burst",
-        "a request to be served after the burst",
+        "hang.served_again",
+        "a request that is served after the burst",
         served_again(ctx),
     )
     .await??;
@@ -174,8 +174,8 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
     }
     // then
     equal(
-        "statuses_burst",
-        "statuses after the burst",
+        "after.statuses",
+        "the statuses after the burst",
         vec![200; 2 * LIMIT],
         statuses(&after),
     )
@@ -212,26 +212,26 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
     let chunked = chunked.reply().await?;
     // then
     equal(
-        "status_length_over_limit",
-        "status for a length over the limit",
+        "declared_length.status",
+        "the status of a request whose declared length is over the limit",
         413,
         told.status,
     )?;
     equal(
-        "status_chunks_over_limit",
-        "status for chunks over the limit",
+        "chunked.status",
+        "the status of a request whose chunks are over the limit",
         413,
         chunked.status,
     )?;
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "provider.requests",
+        "the number of requests at the provider",
         0,
         p1.requests().len(),
     )?;
     equal(
-        "status_small_body_afterwards",
-        "status of a small body afterwards",
+        "small_body.status",
+        "the status of a small body that follows",
         200,
         ctx.client.chat(ctx.prompt("solo", "hello")).await?.status,
     )
@@ -254,11 +254,11 @@ async fn load_05(ctx: &Ctx) -> CaseResult {
         .dribble(&request, head, Duration::from_millis(50));
     let (headers, body) = futures::try_join!(headers, body)?;
     // then
-    refused_or_closed("headers", &headers)?;
-    refused_or_closed("body", &body)?;
+    refused_or_closed("slow_headers.end", "headers", &headers)?;
+    refused_or_closed("slow_body.end", "body", &body)?;
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "provider.requests",
+        "the number of requests at the provider",
         0,
         p1.requests().len(),
     )
@@ -288,8 +288,8 @@ async fn load_07(ctx: &Ctx) -> CaseResult {
         format_args!("{taken} bytes"),
     )?;
     equal(
-        "answers_provider_still_sending",
-        "answers that the provider is still sending",
+        "provider.in_flight",
+        "the number of answers that the provider is still sending",
         1,
         p1.in_flight(),
     )?;
@@ -313,15 +313,17 @@ async fn served_again(ctx: &Ctx) -> CaseResult {
 }
 
 /// An error, or no answer at all.
-fn refused_or_closed(what: &str, end: &Result<Reply, Transport>) -> CaseResult {
+fn refused_or_closed(fact: &str, what: &str, end: &Result<Reply, Transport>) -> CaseResult {
     let (fair, seen) = match end {
         Ok(answer) => (answer.status >= 400, format!("status {}", answer.status)),
         Err(transport) => (true, transport.to_string()),
     };
     holds(
-        "error_closed_connection_dribbled",
+        fact,
         fair,
-        format!("an error or a closed connection for dribbled {what}"),
+        format!(
+            "an error or a closed connection for a client that sends its {what} in small pieces"
+        ),
         seen,
     )
 }

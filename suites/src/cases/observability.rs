@@ -80,14 +80,14 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
             .client
             .chat(ctx.prompt("pair", &format!("capital {n}")))
             .await?;
-        equal("status", "status", 200, answer.status)?;
+        equal("answer.status", "the status", 200, answer.status)?;
     }
     refused(ctx.client.chat(ctx.prompt("late", "never")).await?.status)?;
     // then
     let (first, second) = (p1.requests().len(), p2.requests().len());
     equal(
-        "attempts_both_providers",
-        "attempts at both providers",
+        "provider.attempts",
+        "the numbers of attempts at the first and at the second provider",
         (2 * REQUESTS, REQUESTS),
         (first, second),
     )?;
@@ -130,8 +130,8 @@ async fn obs_02(ctx: &Ctx) -> CaseResult {
         .client
         .with_header("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
     equal(
-        "status",
-        "status",
+        "answer.status",
+        "the status",
         200,
         traced.chat(ctx.prompt("solo", "capital")).await?.status,
     )?;
@@ -144,7 +144,7 @@ async fn obs_02(ctx: &Ctx) -> CaseResult {
     let parts: Vec<&str> = sent.split('-').collect();
     let continued = matches!(parts.as_slice(), [version, TRACE, parent, flags] if [version.len(), parent.len(), flags.len()] == [2, 16, 2]);
     holds(
-        "traceparent_trace",
+        "provider.traceparent",
         continued,
         format!("a traceparent of the trace {TRACE}"),
         format_args!("{sent:?}"),
@@ -164,15 +164,15 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
     let told = complete(ctx).await?;
     // then
     equal(
-        "chat_s_usage",
-        "a chat's usage",
+        "chat.usage",
+        "the usage of a chat",
         (Some(1_013), Some(107)),
         usage(&chat.json()),
     )
     .map_err(silent)?;
     equal(
-        "query_s_usage",
-        "a query's usage",
+        "query.usage",
+        "the usage of a query",
         (Some(agents * 1_013), Some(agents * 107)),
         usage(&told),
     )
@@ -183,8 +183,8 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
         .await?
         .json();
     equal(
-        "record_s_usage",
-        "the record's usage",
+        "record.usage",
+        "the usage of the record",
         usage(&told),
         usage(&record),
     )
@@ -217,15 +217,20 @@ fn usage(told: &Value) -> (Option<u64>, Option<u64>) {
 async fn counted(ctx: &Ctx, name: &str, labels: &[&str], expected: usize) -> CaseResult {
     let now =
         || async { Ok::<_, Failure>(sum(&ctx.client.get("/metrics").await?.text(), name, labels)) };
-    let came = converge("hang.metric", name, || async {
+    let metric = name
+        .trim_start_matches("gauntlet_")
+        .trim_end_matches("_total");
+    let fact = &format!("metric.{metric}");
+    let what = format!("the metric {name} to become {expected}");
+    let counted = converge("hang.metric", &what, || async {
         Ok(Some(now().await?)
             .filter(|value| *value == expected)
             .map(drop))
     });
-    match came.await {
+    match counted.await {
         Err(Failure::Violated { .. }) => equal(
-            "metric",
-            &format!("{name}{{{}}}", labels.join(",")),
+            fact,
+            &format!("the metric {name}{{{}}}", labels.join(",")),
             expected,
             now().await?,
         ),

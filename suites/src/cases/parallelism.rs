@@ -98,8 +98,8 @@ async fn para_01(ctx: &Ctx) -> CaseResult {
     // then
     ctx.gates.rendezvous("everybody", TOGETHER).met().await?;
     equal(
-        "statuses",
-        "statuses",
+        "answers.statuses",
+        "the statuses",
         vec![200; TOGETHER],
         statuses(&answers(asked).await?),
     )
@@ -120,21 +120,21 @@ async fn para_02(ctx: &Ctx) -> CaseResult {
         try_join_all((0..EACH).map(|_| ctx.client.chat(ctx.prompt("other", "hello")))).await?;
     // then
     equal(
-        "requests_stalled_provider_still",
-        "requests that the stalled provider still holds",
+        "stalled.in_flight",
+        "the number of requests that the stalled provider still holds",
         EACH,
         p1.in_flight(),
     )?;
     equal(
-        "statuses_other_model",
-        "statuses of the other model",
+        "other.statuses",
+        "the statuses of the other model",
         vec![200; EACH],
         statuses(&others),
     )?;
     ctx.gates.gate("stall").open();
     equal(
-        "statuses_stalled_model_once",
-        "statuses of the stalled model, once it answers",
+        "stalled.statuses",
+        "the statuses of the stalled model, once its provider answers,",
         vec![200; EACH],
         statuses(&answers(stalled).await?),
     )
@@ -165,20 +165,20 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
         .filter(|stream| stream.looks_complete() && stream.text == "Paris is big.")
         .count();
     equal(
-        "complete_streams_beside_slow",
-        "complete streams beside the slow one",
+        "others.complete",
+        "the number of complete streams beside the slow one",
         OTHERS,
         complete,
     )?;
     holds(
-        "less_half_stream_nobody",
+        "provider.bytes_taken",
         taken < events / 2,
-        "less than half of a stream that nobody reads taken from the provider",
+        "less than half of the stream that nobody reads to be taken from the provider",
         format_args!("{taken} of {events} bytes"),
     )?;
     equal(
-        "answers_provider_still_sending",
-        "answers that the provider is still sending",
+        "provider.in_flight",
+        "the number of answers that the provider is still sending",
         1,
         p1.in_flight(),
     )?;
@@ -197,21 +197,21 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
             .await?;
     p1.held(LIMIT).await?;
     equal(
-        "status_request_another_provider",
-        "status of a request to another provider",
+        "other.status",
+        "the status of a request to another provider",
         200,
         ctx.client.chat(ctx.prompt("other", "hello")).await?.status,
     )?;
     let held = guard(
-        "hang.more_requests_provider",
-        "no more requests at the provider",
+        "hang.settled",
+        "a number of requests at the provider that no longer changes",
         settled(|| p1.in_flight()),
     )
     .await?;
     // then
     equal(
-        "requests_provider_while_full",
-        "requests at the provider while it is full",
+        "provider.in_flight",
+        "the number of requests at the provider while it is full",
         LIMIT,
         held,
     )?;
@@ -219,20 +219,20 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
     let told = statuses(&answers(asked).await?);
     // what does not fit may wait or be refused
     holds(
-        "statuses_200_429_503",
+        "answers.statuses",
         told.iter().all(|status| matches!(status, 200 | 429 | 503)),
-        "statuses 200, 429 or 503",
+        "statuses of 200, 429 or 503",
         format_args!("{told:?}"),
     )?;
     holds(
-        "least_answers",
+        "answers.served",
         told.iter().filter(|status| **status == 200).count() >= LIMIT,
         format!("at least {LIMIT} answers"),
         format_args!("{told:?}"),
     )?;
     equal(
-        "most_requests_provider_together",
-        "the most requests at the provider together",
+        "provider.high_water",
+        "the highest number of requests at the provider together",
         LIMIT,
         p1.high_water(),
     )
@@ -251,18 +251,28 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
     let live = ctx.client.get("/health/live").await?;
     let ready = ctx.client.get("/health/ready").await?;
     // then
-    equal("status_liveness", "status of liveness", 200, live.status)?;
-    equal("status_readiness", "status of readiness", 200, ready.status)?;
     equal(
-        "requests_still_stalled",
-        "requests that are still stalled",
+        "liveness.status",
+        "the status of liveness",
+        200,
+        live.status,
+    )?;
+    equal(
+        "readiness.status",
+        "the status of readiness",
+        200,
+        ready.status,
+    )?;
+    equal(
+        "provider.in_flight",
+        "the number of requests that the provider still holds",
         STALLED,
         p1.in_flight(),
     )?;
     ctx.gates.gate("stall").open();
     equal(
-        "statuses_once_provider_answers",
-        "statuses, once the provider answers",
+        "answers.statuses",
+        "the statuses, once the provider answers,",
         vec![200; STALLED],
         statuses(&answers(stalled).await?),
     )
@@ -292,21 +302,21 @@ async fn para_09(ctx: &Ctx) -> CaseResult {
     );
     let (plain, streams) = futures::try_join!(plain, streams)?;
     // then
-    let said = plain
+    let texts = plain
         .iter()
         .map(Reply::content)
         .chain(streams.iter().map(|stream| stream.text.clone()));
-    for (n, said) in said.enumerate() {
+    for (n, text) in texts.enumerate() {
         let answer = |n| format!("{} [{}]", words(n), ctx.nonce);
-        let foreign = (0..2 * EACH).any(|other| other != n && said == answer(other));
+        let foreign = (0..2 * EACH).any(|other| other != n && text == answer(other));
         holds(
-            "answer_prompt",
+            "answer.foreign",
             !foreign,
             format!("the answer to prompt {n}"),
-            format_args!("the answer to somebody else's prompt: {said:?}"),
+            format_args!("the answer to another prompt: {text:?}"),
         )
         .map_err(silent)?;
-        equal("answer_prompt", "the answer to a prompt", answer(n), said).map_err(silent)?;
+        equal("answer.own", "the answer to the prompt", answer(n), text).map_err(silent)?;
     }
     Ok(())
 }

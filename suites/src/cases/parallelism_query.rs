@@ -63,8 +63,8 @@ async fn para_04(ctx: &Ctx) -> CaseResult {
     let (answer, ()) = futures::try_join!(complete(ctx), together)?;
     // then
     equal(
-        "sources",
-        "sources",
+        "answer.sources",
+        "the number of sources",
         Some(1),
         answer["sources"].as_array().map(Vec::len),
     )
@@ -92,28 +92,27 @@ async fn para_05(ctx: &Ctx) -> CaseResult {
         ["fact_check", "synthesis", "citation", "review"].map(|agent| asked(ctx, agent));
     let (fact_check, synthesis, citation, review) = (fact_check?, synthesis?, citation?, review?);
     holds(
-        "fact_check_passage_found",
+        "fact_check.passage",
         fact_check.body.contains(PASSAGE),
-        "a fact check that has the passage found",
+        "a fact check that receives the passage",
         &fact_check.body,
     )?;
     let checked = answered(ctx.stub("fact_check")?, &fact_check)?;
     in_order(
-        "fact_check_s_answer",
+        "synthesis.order",
         ("the fact check's answer", checked),
         ("synthesis", synthesis.seq),
     )?;
     let written = answered(ctx.stub("synthesis")?, &synthesis)?;
-    for (name, later) in [("citation", citation), ("review", review)] {
-        in_order(
-            "synthesis_s_answer",
-            ("synthesis's answer", written),
-            (name, later.seq),
-        )?;
+    for (name, order, content, later) in [
+        ("citation", "citation.order", "citation.answer", citation),
+        ("review", "review.order", "review.answer", review),
+    ] {
+        in_order(order, ("synthesis's answer", written), (name, later.seq))?;
         holds(
-            "answer",
+            content,
             later.body.contains(ANSWER),
-            format!("{name} that has the answer"),
+            format!("a call of {name} that holds the answer"),
             &later.body,
         )?;
     }
@@ -136,7 +135,7 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
         let over = |event: &Event| matches!(event, Event::AnswerSent { request } if failed.iter().any(|call| call.request == *request));
         guard(
             "hang.failure_sent",
-            "the failure to be sent",
+            "the end of the failed answer of entity extraction",
             ctx.tape.wait_for(1, |entry| over(&entry.event)),
         )
         .await?;
@@ -150,18 +149,18 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     let (answer, ()) = futures::try_join!(ask(ctx), failing)?;
     // then
     let told = answer.json();
-    equal("status", "status", 200, answer.status)?;
+    equal("answer.status", "the status", 200, answer.status)?;
     equal(
-        "sources",
-        "sources",
+        "answer.sources",
+        "the number of sources",
         Some(1),
         told["sources"].as_array().map(Vec::len),
     )?;
     let lost = lost(&told);
     holds(
-        "entities_alone_told_lost",
+        "degraded.steps",
         matches!(lost.as_slice(), [(step, _)] if step == "entities"),
-        "entities alone told as lost",
+        "entities as the only missing step",
         format_args!("{lost:?}"),
     )
 }

@@ -155,35 +155,35 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     // then
     for (prompt, answer) in prompts.iter().zip(&answers) {
         equal(
-            "status_two_failures",
-            &format!("status after two failures ({prompt})"),
+            "answer.status",
+            &format!("the status after two failures ({prompt})"),
             200,
             answer.status,
         )?;
         equal(
-            "attempts",
-            &format!("attempts ({prompt})"),
+            "provider.attempts",
+            &format!("the number of attempts ({prompt})"),
             3,
             p1.calls(prompt).len(),
         )?;
     }
     holds(
-        "error_once_attempts_used",
+        "hopeless.status",
         hopeless.status >= 500,
         "an error once the attempts are used up",
         hopeless.status,
     )?;
     equal(
-        "attempts_provider_fails_ever",
-        "attempts at a provider that fails for ever",
+        "hopeless.attempts",
+        "the number of attempts at a provider that always fails",
         3,
         p1.calls("for ever").len(),
     )?;
     if ctx.manifest.capabilities.contains(&Capability::Stream) {
         let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
         equal(
-            "stream_two_failures",
-            "a stream after two failures",
+            "stream.answer",
+            "the status and the text of a stream after two failures",
             (200, "Paris"),
             (stream.status, stream.text.as_str()),
         )?;
@@ -203,8 +203,8 @@ async fn refused_attempts(ctx: &Ctx) -> CaseResult {
         .as_array()
         .map_or(0, Vec::len);
     equal(
-        "attempts_listed_error_provider",
-        "attempts listed by the error of a provider that refuses connections",
+        "refused.attempts",
+        "the number of attempts that the error lists for a provider that refuses connections",
         3,
         listed,
     )
@@ -233,22 +233,22 @@ async fn retry_02(ctx: &Ctx) -> CaseResult {
     let afterwards = ctx.client.chat(ctx.prompt("solo", "afterwards")).await?;
     // then
     holds(
-        "error_each_refusal",
+        "refused.statuses",
         statuses.iter().all(|status| *status >= 400),
         "an error for each refusal",
         format!("{statuses:?}"),
     )
     .map_err(silent)?;
     equal(
-        "status_request_afterwards",
-        "status of a request afterwards",
+        "next.status",
+        "the status of the request that follows",
         200,
         afterwards.status,
     )?;
     for status in REFUSALS {
         equal(
-            "attempts",
-            &format!("attempts after {status}"),
+            "provider.attempts",
+            &format!("the number of attempts after {status}"),
             1,
             p1.calls(&format!("status {status}")).len(),
         )?;
@@ -287,37 +287,39 @@ async fn retry_03(ctx: &Ctx) -> CaseResult {
     // then
     for (prompt, answer) in prompts.iter().zip(&answers).take(2) {
         equal(
-            "status_when_wait_asked",
-            &format!("status when the wait that was asked for ({prompt}) fits into the deadline"),
+            "answer.status",
+            &format!(
+                "the status where the wait that was asked for ({prompt}) fits into the deadline"
+            ),
             200,
             answer.status,
         )?;
         if let [first, second] = arrivals(p1, prompt).as_slice() {
             at_least(
-                "attempt_asked_come",
-                &format!("the attempt that was asked to come {prompt}"),
+                "retry_after.gap",
+                &format!("the second attempt, asked to come {prompt},"),
                 gap(first, second),
                 Duration::from_secs(1),
             )?;
         } else {
             equal(
-                "attempts",
-                &format!("attempts ({prompt})"),
+                "provider.attempts",
+                &format!("the number of attempts ({prompt})"),
                 2,
                 arrivals(p1, prompt).len(),
             )?;
         }
     }
     holds(
-        "error_where_wait_fit",
+        "hour.status",
         answers[2].status >= 400,
         "an error where the wait does not fit into the deadline",
         answers[2].status,
     )
     .map_err(silent)?;
     equal(
-        "attempts_where_wait_fit",
-        "attempts where the wait does not fit into the deadline",
+        "hour.attempts",
+        "the number of attempts where the wait does not fit into the deadline",
         1,
         p1.calls("in an hour").len(),
     )
@@ -339,19 +341,33 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     // then
     let attempts: Vec<Vec<Entry>> = prompts.iter().map(|prompt| arrivals(p1, prompt)).collect();
     for of_one in &attempts {
-        equal("attempts_request", "attempts of a request", 5, of_one.len())?;
+        equal(
+            "provider.attempts",
+            "the number of attempts of a request",
+            5,
+            of_one.len(),
+        )?;
     }
-    // the longest first: it tells a busy machine from a back-off
-    for (n, back_off) in [400, 800, 1_600, 3_200].into_iter().enumerate().rev() {
+    let mean = |n: usize| {
         let all: Duration = attempts
             .iter()
             .map(|of_one| gap(&of_one[n], &of_one[n + 1]))
             .sum();
-        let quarter = Duration::from_millis(back_off / 4);
+        all / REQUESTS as u32
+    };
+    at_least(
+        "retry.backoff",
+        &format!("the last retry of {REQUESTS} requests, on average,"),
+        mean(3),
+        Duration::from_millis(100),
+    )?;
+    // the longest first: a busy machine lengthens the short ones
+    for (n, backoff) in [400, 800, 1_600, 3_200].into_iter().enumerate().rev() {
+        let quarter = Duration::from_millis(backoff / 4);
         at_least(
-            "retry_requests_average",
+            "retry.growth",
             &format!("retry {} of {REQUESTS} requests, on average,", n + 1),
-            all / REQUESTS as u32,
+            mean(n),
             quarter,
         )?;
     }
@@ -378,21 +394,32 @@ async fn retry_05(ctx: &Ctx) -> CaseResult {
         .streamed(ctx.prompt("solo", "afterwards"))
         .await?;
     // then
-    equal("text", "text", "Par", stream.text.as_str()).map_err(silent)?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Par",
+        stream.text.as_str(),
+    )
+    .map_err(silent)?;
     holds(
-        "stream_look_finished",
+        "stream.complete",
         !stream.looks_complete(),
         "a stream that does not look finished",
         "a finished one",
     )
     .map_err(silent)?;
     equal(
-        "text_stream_afterwards",
-        "text of a stream afterwards",
+        "next.text",
+        "the text of the stream that follows",
         "fine",
         afterwards.text.as_str(),
     )?;
-    equal("attempts", "attempts", 1, p1.calls("capital").len())
+    equal(
+        "provider.attempts",
+        "the number of attempts",
+        1,
+        p1.calls("capital").len(),
+    )
 }
 
 async fn retry_06(ctx: &Ctx) -> CaseResult {
@@ -409,15 +436,15 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
     let answers = try_join_all(asked).await?;
     // then
     holds(
-        "error_each_request",
+        "answers.statuses",
         answers.iter().all(|answer| answer.status >= 500),
         "an error for each request",
-        "an answer from a dead provider",
+        "an answer from a provider that only fails",
     )
     .map_err(silent)?;
     let seen = p1.requests().len();
     holds(
-        "most_attempts_requests",
+        "provider.attempts",
         seen <= MOST,
         format!("at most {MOST} attempts for {REQUESTS} requests"),
         format_args!("{seen} attempts"),
@@ -434,8 +461,8 @@ async fn retry_07(ctx: &Ctx) -> CaseResult {
         .with_header("idempotency-key", &format!("key-{}", ctx.nonce));
     for (client, prompt) in [(&ctx.client, "without a key"), (&own, "with a key")] {
         equal(
-            "status",
-            "status",
+            "answer.status",
+            "the status",
             200,
             client.chat(ctx.prompt("solo", prompt)).await?.status,
         )?;
@@ -443,24 +470,29 @@ async fn retry_07(ctx: &Ctx) -> CaseResult {
     // then
     for prompt in ["without a key", "with a key"] {
         let attempts = p1.calls(prompt);
-        equal("attempts", "attempts", 3, attempts.len())?;
+        equal(
+            "provider.attempts",
+            "the number of attempts",
+            3,
+            attempts.len(),
+        )?;
         let key = attempts[0].header("idempotency-key");
         holds(
-            "idempotency_key_client_s",
+            "idempotency_key.present",
             key.is_some_and(|key| !key.is_empty()),
             format!("an idempotency key ({prompt} of the client's)"),
-            "none",
+            "no such header",
         )?;
         for attempt in &attempts {
             equal(
-                "body",
-                "body",
+                "attempt.body",
+                "the body of a later attempt",
                 attempts[0].body.as_str(),
                 attempt.body.as_str(),
             )?;
             equal(
-                "idempotency_key",
-                "idempotency key",
+                "idempotency_key.same",
+                "the idempotency key of a later attempt",
                 key,
                 attempt.header("idempotency-key"),
             )?;
@@ -491,14 +523,14 @@ async fn retry_08(ctx: &Ctx) -> CaseResult {
     let stayed = ctx.client.chat(ctx.prompt("solo", "stayed")).await?;
     // then
     equal(
-        "status_one_stayed",
-        "status of the one who stayed",
+        "stayed.status",
+        "the status of the client that stayed",
         200,
         stayed.status,
     )?;
     equal(
-        "attempts_one_left",
-        "attempts for the one who left",
+        "left.attempts",
+        "the number of attempts for the client that left",
         1,
         p1.calls("left").len(),
     )

@@ -115,7 +115,12 @@ async fn strm_01(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "text", "Paris", stream.text.as_str())?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Paris",
+        stream.text.as_str(),
+    )?;
     broken(&stream)
 }
 
@@ -129,7 +134,12 @@ async fn strm_02(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "text", "Paris", stream.text.as_str())?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Paris",
+        stream.text.as_str(),
+    )?;
     broken(&stream)
 }
 
@@ -143,10 +153,15 @@ async fn strm_03(ctx: &Ctx) -> CaseResult {
     // then
     stream
         .strict()
-        .or_else(|why| holds("every_event_whole", false, "every event whole", why))?;
-    equal("text", "text", "Par", stream.text.as_str())?;
+        .or_else(|why| holds("stream.shape", false, "every event whole", why))?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Par",
+        stream.text.as_str(),
+    )?;
     holds(
-        "nothing_event_cut",
+        "stream.partial_event",
         !stream.rest.contains("chat.completion.chunk"),
         "nothing of the event that was cut",
         &stream.rest,
@@ -177,8 +192,8 @@ async fn strm_04(ctx: &Ctx) -> CaseResult {
     // then
     broken(&stream)?;
     equal(
-        "next_stream_s_text",
-        "the next stream's text",
+        "next.text",
+        "the text of the next stream",
         "Bern",
         next.text.as_str(),
     )
@@ -197,8 +212,8 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     let openai = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     equal(
-        "text_error",
-        "text before the error",
+        "stream.text",
+        "the text before the error",
         "Paris",
         openai.text.as_str(),
     )?;
@@ -209,9 +224,9 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
         .map(ToString::to_string)
         .unwrap_or_default();
     holds(
-        "class_error_kept_rate",
+        "error.class",
         told.contains("rate_limit") || told.contains("429"),
-        "the class of the error kept (rate_limit_exceeded)",
+        "an error that keeps its class (rate_limit_exceeded)",
         told,
     )?;
     if !ctx.manifest.capabilities.contains(&Capability::Ollama) {
@@ -219,8 +234,8 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
     }
     let ollama = ctx.client.streamed(ctx.prompt("local", "capital")).await?;
     equal(
-        "text_error_ollama_provider",
-        "text before the error of the Ollama provider",
+        "ollama.text",
+        "the text before the error of the Ollama provider",
         "Bern",
         ollama.text.as_str(),
     )?;
@@ -241,9 +256,25 @@ async fn strm_06(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "text", "Paris", stream.text.as_str()).map_err(silent)?;
-    equal("done", "[DONE]", 1, stream.done_count)?;
-    equal("events_done", "events after [DONE]", 0, stream.after_done)
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Paris",
+        stream.text.as_str(),
+    )
+    .map_err(silent)?;
+    equal(
+        "stream.done_count",
+        "the number of [DONE] events",
+        1,
+        stream.done_count,
+    )?;
+    equal(
+        "stream.after_done",
+        "the number of events after [DONE]",
+        0,
+        stream.after_done,
+    )
 }
 
 async fn strm_07(ctx: &Ctx) -> CaseResult {
@@ -257,13 +288,19 @@ async fn strm_07(ctx: &Ctx) -> CaseResult {
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
     holds(
-        "status_500_more",
+        "stream.status",
         stream.status >= 500,
         "a status of 500 or more",
         stream.status,
     )
     .map_err(silent)?;
-    equal("text", "text", "", stream.text.as_str()).map_err(silent)
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "",
+        stream.text.as_str(),
+    )
+    .map_err(silent)
 }
 
 async fn strm_08(ctx: &Ctx) -> CaseResult {
@@ -286,9 +323,9 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(1).await?;
     let taken = p1.sent_settles().await?;
     holds(
-        "event_refused_bound_long",
+        "provider.bytes_taken",
         taken < (ENDLESS / 2) as u64,
-        "the event refused at a bound, long before all of it has been taken",
+        "the event to be refused at a bound, long before all of it has been taken",
         format!("{taken} bytes taken"),
     )
 }
@@ -319,15 +356,15 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
     let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
     // then
     holds(
-        "status_500_more_plain",
+        "plain.status",
         plain.status >= 500,
         "a status of 500 or more for a plain answer that was cut",
         plain.status,
     )?;
     holds(
-        "4xx_stream_cut_text",
+        "early.status",
         early.status >= 500 || early.status == 200,
-        "no 4xx for a stream cut before its text",
+        "no 4xx for a stream that is cut before its text",
         early.status,
     )?;
     for stream in [&early, &late] {
@@ -340,9 +377,9 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
             .iter()
             .any(|word| told.contains(word));
         holds(
-            "error_blame_client",
+            "error.blame",
             !blames,
-            "an error that does not blame the client",
+            "an error event that does not blame the client",
             &told,
         )?;
     }
@@ -367,19 +404,24 @@ pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
 
 /// A stream that a client takes for a finished one, with this text.
 pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
-    equal("status", "status", 200, stream.status)?;
     equal(
-        "stream_s_text",
-        "the stream's text",
+        "stream.status",
+        "the status of the stream",
+        200,
+        stream.status,
+    )?;
+    equal(
+        "stream.text",
+        "the text of the stream",
         text,
         stream.text.as_str(),
     )?;
     holds(
-        "complete_stream",
+        "stream.complete",
         stream.looks_complete(),
         "a complete stream",
         format_args!(
-            "[DONE] {} times, error {:?}",
+            "{} [DONE] events, error {:?}",
             stream.done_count, stream.error
         ),
     )
@@ -388,23 +430,23 @@ pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
 /// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
 pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
     holds(
-        "done_broken_stream",
+        "stream.done_count",
         stream.done_count == 0,
         "no [DONE] after a broken stream",
-        format_args!("[DONE] came {} times", stream.done_count),
+        format_args!("{} [DONE] events", stream.done_count),
     )
     .map_err(silent)?;
     equal(
-        "finish_reasons",
-        "finish reasons",
+        "stream.finish_reasons",
+        "the list of finish reasons of a broken stream",
         &Vec::<String>::new(),
         &stream.finish_reasons,
     )
     .map_err(silent)?;
     holds(
-        "error_event",
+        "stream.error_event",
         stream.error.is_some(),
         "an error event",
-        format_args!("no error; the stream ended: {:?}", stream.end),
+        format_args!("no error event; the stream ended: {:?}", stream.end),
     )
 }

@@ -49,7 +49,7 @@ pub(super) fn healthy(ctx: &Ctx) -> CaseResult {
 pub(super) async fn known(ctx: &Ctx) -> CaseResult {
     let stored = ctx.client.post(DOCUMENTS, document()).await?;
     equal(
-        "status_document_handed",
+        "document.status",
         "the status of a document that is handed in",
         201,
         stored.status,
@@ -72,10 +72,15 @@ pub(super) async fn ask(ctx: &Ctx) -> Result<Reply, Failure> {
 /// Asks, and wants an answer that lacks nothing.
 pub(super) async fn complete(ctx: &Ctx) -> Result<Value, Failure> {
     let answer = ask(ctx).await?;
-    equal("status", "status", 200, answer.status)?;
     equal(
-        "query_s_status",
-        "the query's status",
+        "answer.status",
+        "the status of a query that misses nothing",
+        200,
+        answer.status,
+    )?;
+    equal(
+        "query.status",
+        "the status field of the query",
         "complete",
         text(&answer.json(), "status"),
     )?;
@@ -87,19 +92,19 @@ pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<V
     let answer = ask(ctx).await?;
     let told = answer.json();
     equal(
-        "status_answer_stands_one",
-        "status of an answer that stands without one step",
+        "answer.status",
+        "the status of an answer that stands without one step",
         200,
         answer.status,
     )?;
     equal(
-        "query_s_status",
-        "the query's status",
+        "query.status",
+        "the status field of the query",
         "degraded",
         text(&told, "status"),
     )?;
     holds(
-        "answer",
+        "answer.text",
         !text(&told, "answer").is_empty(),
         "an answer",
         &told["answer"],
@@ -107,17 +112,20 @@ pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<V
     let lost = lost(&told);
     let as_wanted = matches!(lost.as_slice(), [(lost, cause)] if lost == step && causes.contains(&cause.as_str()));
     holds(
-        "alone_told_lost",
+        "degraded.steps",
         as_wanted,
-        format!("{step} alone told as lost, by {}", causes.join(" or ")),
+        format!(
+            "{step} as the only missing step, by {}",
+            causes.join(" or ")
+        ),
         format_args!("{lost:?}"),
     )?;
     let effect = text(&told["degraded"][0], "effect");
     holds(
-        "loss_costs_reader",
+        "degraded.effect",
         !effect.is_empty(),
-        "what the loss costs the reader",
-        "nothing",
+        "a sentence on what the loss costs the reader",
+        "no such sentence",
     )?;
     Ok(told)
 }
@@ -150,9 +158,14 @@ pub(super) fn number(value: &Value, name: &str) -> f64 {
 }
 
 /// Asks this path until it answers with this status.
-pub(super) async fn until_status(ctx: &Ctx, path: &str, status: u16) -> Result<Reply, Failure> {
-    let what = format!("GET {path} answers {status}");
-    converge("hang.status", &what, || async {
+pub(super) async fn until_status(
+    ctx: &Ctx,
+    fact: &str,
+    path: &str,
+    status: u16,
+) -> Result<Reply, Failure> {
+    let what = format!("the status of GET {path} to become {status}");
+    converge(fact, &what, || async {
         Ok(Some(ctx.client.get(path).await?).filter(|reply| reply.status == status))
     })
     .await
@@ -162,7 +175,7 @@ pub(super) async fn until_status(ctx: &Ctx, path: &str, status: u16) -> Result<R
 pub(super) async fn listed(ctx: &Ctx, filter: &str, count: usize) -> Result<Vec<Value>, Failure> {
     let path = format!("{QUERIES}?size=100{filter}");
     converge(
-        "hang.queries",
+        "hang.listed",
         &format!("{count} queries at {path}"),
         || async {
             let page = ctx.client.get(&path).await?;

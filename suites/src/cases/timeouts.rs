@@ -200,15 +200,25 @@ async fn time_01(ctx: &Ctx) -> CaseResult {
     )?;
     // then
     refused(alone.status)?;
-    at_least("error", "the error", took(ctx, &alone.label), CONNECT)?;
+    at_least(
+        "error.lower_bound",
+        "the error",
+        took(ctx, &alone.label),
+        CONNECT,
+    )?;
     if ctx.manifest.capabilities.contains(&Capability::Fallback) {
         equal(
-            "status_second_candidate",
-            "status with a second candidate",
+            "second.status",
+            "the status with a second candidate",
             200,
             pair.status,
         )?;
-        equal("text", "its text", "Paris", pair.content().as_str())?;
+        equal(
+            "second.text",
+            "the text of the second candidate",
+            "Paris",
+            pair.content().as_str(),
+        )?;
     }
     Ok(())
 }
@@ -223,13 +233,18 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     let held = p1.seen(1).await?;
     ctx.gates.gate("late").open();
     equal(
-        "requests_provider",
-        "requests at the provider",
+        "provider.requests",
+        "the number of requests at the provider",
         1,
         held.len(),
     )?;
-    equal("status", "status", 504, answer.status)?;
-    at_least("error", "the error", took(ctx, &answer.label), SHORT_BOUND)
+    equal("answer.status", "the status", 504, answer.status)?;
+    at_least(
+        "error.lower_bound",
+        "the error",
+        took(ctx, &answer.label),
+        SHORT_BOUND,
+    )
 }
 
 async fn time_03(ctx: &Ctx) -> CaseResult {
@@ -247,7 +262,12 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
         .await?;
     // then
     refused(stream.status)?;
-    at_least("error", "the error", took(ctx, "dripped"), SHORT_BOUND)?;
+    at_least(
+        "error.lower_bound",
+        "the error",
+        took(ctx, "dripped"),
+        SHORT_BOUND,
+    )?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -266,9 +286,19 @@ async fn time_04(ctx: &Ctx) -> CaseResult {
         .streamed(ctx.prompt("solo", "capital"))
         .await?;
     // then
-    equal("text", "text", "Paris", stream.text.as_str())?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Paris",
+        stream.text.as_str(),
+    )?;
     broken(&stream)?;
-    at_least("error", "the error", took(ctx, "stalled"), SHORT_BOUND)?;
+    at_least(
+        "error.lower_bound",
+        "the error",
+        took(ctx, "stalled"),
+        SHORT_BOUND,
+    )?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -287,14 +317,19 @@ async fn time_05(ctx: &Ctx) -> CaseResult {
         .stream(ctx.prompt("solo", "go on"))
         .await?;
     let transcript: Transcript = guard(
-        "hang.end_stream_provider_never",
+        "hang.stream",
         "the end of a stream whose provider never ends it",
         stream.collect(),
     )
     .await??;
     // then
     broken(&transcript)?;
-    at_least("error", "the error", took(ctx, "endless"), SHORT_BOUND)?;
+    at_least(
+        "error.lower_bound",
+        "the error",
+        took(ctx, "endless"),
+        SHORT_BOUND,
+    )?;
     p1.peer_closed(1).await.map(|_| ())
 }
 
@@ -343,7 +378,7 @@ async fn time_11(ctx: &Ctx) -> CaseResult {
     // then
     for stub in [p1, plain] {
         at_least(
-            "provider_s_last_byte",
+            "provider.pace",
             "the provider's last byte",
             sending(stub),
             IDLE,
@@ -353,8 +388,19 @@ async fn time_11(ctx: &Ctx) -> CaseResult {
         })?;
     }
     whole(&stream, "Paris is big.")?;
-    equal("status", "status", 200, answer.status)?;
-    equal("text", "text", "Paris is big.", answer.content().as_str()).map_err(silent)
+    equal(
+        "plain.status",
+        "the status of the plain answer",
+        200,
+        answer.status,
+    )?;
+    equal(
+        "plain.text",
+        "the text of the plain answer",
+        "Paris is big.",
+        answer.content().as_str(),
+    )
+    .map_err(silent)
 }
 
 async fn time_12(ctx: &Ctx) -> CaseResult {
@@ -371,7 +417,7 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
     // then
     whole(&stream, "Paris")?;
     at_least(
-        "second_candidate_s_answer",
+        "second.lower_bound",
         "the second candidate's answer",
         took(ctx, "waiting"),
         SHORT_BOUND,
@@ -382,9 +428,9 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
 /// A status that tells of an error; TIME-02 and the cases of ERR say which.
 pub(super) fn refused(status: u16) -> CaseResult {
     holds(
-        "status_tells_error",
+        "answer.error_status",
         status >= 400,
-        "a status that tells of an error",
+        "a status of 400 or more",
         status,
     )
     .map_err(silent)

@@ -90,7 +90,16 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
         // when
         let body = ctx.prompt("chain", &format!("hello <{n}>"));
         // then
-        before(&clock, "chain", given_up(&ctx.client, body)).await?;
+        let ended = before(
+            &clock,
+            "deadline.whole",
+            "chain",
+            given_up(&ctx.client, body),
+        )
+        .await;
+        // a later candidate that was asked too late, or the first one too often
+        let fallbacks = ctx.stub("p2")?.requests().len() + ctx.stub("p3")?.requests().len();
+        ended.map_err(|failure| multiplied_by(failure, fallbacks > 0))?;
         ctx.stub("p1")?.seen(n).await?;
     }
     Ok(())
@@ -116,13 +125,16 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
     let asked = declared.map(|(alias, ..)| {
         let clock = &clock;
         async move {
-            for label in ["first", "second"].map(|turn| format!("{alias}, {turn}")) {
+            let fact = |fact: &str| format!("{fact}.{}", alias.replace('-', "_"));
+            for label in ["first", "second"].map(|time| format!("{alias}, {time}")) {
                 let mut body = ctx.prompt(alias, &label);
                 body["stream"] = matches!(*alias, "first-token" | "idle").into();
                 // then
-                before(clock, alias, given_up(&ctx.client.labelled(&label), body)).await?;
+                let client = ctx.client.labelled(&label);
+                let asked = given_up(&client, body);
+                before(clock, &fact("own_timeout"), alias, asked).await?;
                 at_least(
-                    "answer",
+                    &fact("lower_bound"),
                     &format!("the answer of {alias}"),
                     took(ctx, &label),
                     OWN_BOUND,
@@ -139,17 +151,49 @@ async fn time_08(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?
         .answers(reply("never").plan(Plan::held("late")));
     let clock = asked_under_the_default(ctx).await?;
-    for (alias, deadline) in [("solo", "500"), ("quick", "60000")]
-        .into_iter()
-        .flat_map(|each| [each; 2])
+    for (fact, alias, deadline) in [
+        ("deadline.of_client", "solo", "500"),
+        ("deadline.configured", "quick", "60000"),
+    ]
+    .into_iter()
+    .flat_map(|each| [each; 2])
     {
         // when
         let client = ctx.client.with_header("x-request-timeout-ms", deadline);
         let what = format!("{alias}, to a client with a deadline of {deadline} ms,");
         // then
-        before(&clock, &what, given_up(&client, ctx.prompt(alias, "hello"))).await?;
+        before(
+            &clock,
+            fact,
+            &what,
+            given_up(&client, ctx.prompt(alias, "hello")),
+        )
+        .await?;
     }
     Ok(())
+}
+
+/// The same violation, with the fact that says what the deadline was multiplied by.
+fn multiplied_by(failure: Failure, candidates: bool) -> Failure {
+    match failure {
+        Failure::Violated {
+            fact,
+            expected,
+            observed,
+            mode,
+        } if fact == "deadline.whole" => Failure::Violated {
+            fact: if candidates {
+                "deadline.over_candidates"
+            } else {
+                "deadline.over_attempts"
+            }
+            .into(),
+            expected,
+            observed,
+            mode,
+        },
+        other => other,
+    }
 }
 
 /// The ways of being late: the alias, what its provider does (nothing: it never accepts), and what a gateway declares that has a time-out
@@ -264,11 +308,16 @@ async fn asked_under_the_default(ctx: &Ctx) -> Result<Clock, Failure> {
 }
 
 /// What is asked ends before the clock's client has its answer.
-async fn before(clock: &Clock, alias: &str, asked: impl Future<Output = CaseResult>) -> CaseResult {
+async fn before(
+    clock: &Clock,
+    fact: &str,
+    alias: &str,
+    asked: impl Future<Output = CaseResult>,
+) -> CaseResult {
     match select(pin!(asked), clock.clone()).await {
         Either::Left((result, _)) => result,
         Either::Right(_) => holds(
-            "answer_request_asked_earlier",
+            fact,
             false,
             format!(
                 "the answer of {alias} before that of a request asked earlier under the default"

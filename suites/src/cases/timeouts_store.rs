@@ -30,27 +30,27 @@ async fn time_10(ctx: &Ctx) -> CaseResult {
         futures::try_join!(ask(ctx), ctx.client.chat(ctx.prompt("review", "hello")))?;
     // then
     equal(
-        "status_chat_beside_stalled",
-        "status of a chat beside a stalled database",
+        "chat.status",
+        "the status of a chat beside a stalled database",
         200,
         chat.status,
     )?;
     equal(
-        "status_query_database",
-        "status of a query without the database",
+        "query.status",
+        "the status of a query without the database",
         200,
         answer.status,
     )?;
     let lost = lost(&answer.json());
     for step in ["retrieval", "record"] {
         holds(
-            "told_lost",
+            "degraded.steps",
             lost.iter().any(|(lost, _)| lost == step),
-            format!("{step} told as lost"),
+            format!("{step} among the missing steps"),
             format_args!("{lost:?}"),
         )?;
     }
     ctx.database_wire()?.resume().await?;
-    until_status(ctx, "/health/ready", 200).await?;
+    until_status(ctx, "hang.ready", "/health/ready", 200).await?;
     Ok(())
 }

@@ -106,10 +106,10 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
         reply("Paris, 東京 and \"Bern\".").usage(12, 7),
     )
     .await;
-    let two_calls = json!([
+    let two_calls = vec![
         called("call_9f2", "weather", r#"{"city": "Zürich", "days": 3}"#),
-        called("call_0a7", "time", "{}")
-    ]);
+        called("call_0a7", "time", "{}"),
+    ];
     p1.mount(
         chat().user_says("weather"),
         raw(200, "application/json", completion(&two_calls).to_string()),
@@ -122,51 +122,75 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
         .chat(with_tools(ctx.prompt("solo", "weather")))
         .await?;
     // then
-    equal("status", "status", 200, text.status)?;
     equal(
-        "content",
-        "content",
+        "text.status",
+        "the status of the answer with text",
+        200,
+        text.status,
+    )?;
+    equal(
+        "text.content",
+        "the content",
         "Paris, 東京 and \"Bern\".",
         &text.content(),
     )
     .map_err(silent)?;
     equal(
-        "finish_reason",
-        "finish_reason",
+        "text.finish_reason",
+        "the finish_reason of the answer with text",
         &json!("stop"),
         &text.json()["choices"][0]["finish_reason"],
     )
     .map_err(silent)?;
     equal(
-        "usage_prompt_tokens",
         "usage.prompt_tokens",
+        "the field usage.prompt_tokens",
         &json!(12),
         &text.json()["usage"]["prompt_tokens"],
     )
     .map_err(silent)?;
     equal(
-        "usage_completion_tokens",
         "usage.completion_tokens",
+        "the field usage.completion_tokens",
         &json!(7),
         &text.json()["usage"]["completion_tokens"],
     )
     .map_err(silent)?;
-    equal("status", "status", 200, tool.status)?;
+    equal(
+        "tools.status",
+        "the status of the answer with tool calls",
+        200,
+        tool.status,
+    )?;
     let choice = &tool.json()["choices"][0];
     equal(
-        "finish_reason",
-        "finish_reason",
+        "tools.finish_reason",
+        "the finish_reason of the answer with tool calls",
         &json!("tool_calls"),
         &choice["finish_reason"],
     )
     .map_err(silent)?;
-    let came: Vec<Value> = choice["message"]["tool_calls"]
+    let calls: Vec<Value> = choice["message"]["tool_calls"]
         .as_array()
         .into_iter()
         .flatten()
         .map(as_called)
         .collect();
-    equal("tool_calls", "the tool calls", &two_calls, &came.into()).map_err(silent)
+    equal("tools.count", "the number of tool calls", 2, calls.len()).map_err(silent)?;
+    let ids = |calls: &[Value]| {
+        calls
+            .iter()
+            .map(|call| call["id"].clone())
+            .collect::<Vec<_>>()
+    };
+    equal(
+        "tools.ids",
+        "the ids of the tool calls",
+        ids(&two_calls),
+        ids(&calls),
+    )
+    .map_err(silent)?;
+    equal("tools.calls", "the list of tool calls", &two_calls, &calls).map_err(silent)
 }
 
 async fn wire_02(ctx: &Ctx) -> CaseResult {
@@ -182,7 +206,7 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     for (token, event) in tokens.into_iter().zip(2..) {
         let come = stream.text_of(token.len()).await?;
         equal(
-            "text_while_provider_holds",
+            "stream.text_while_held",
             "the text while the provider holds the next event",
             token,
             come.as_str(),
@@ -191,7 +215,12 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     }
     read.release();
     // then
-    equal("done", "[DONE]", 1, stream.collect().await?.done_count)
+    equal(
+        "stream.done_count",
+        "the number of [DONE] events",
+        1,
+        stream.collect().await?.done_count,
+    )
 }
 
 async fn wire_03(ctx: &Ctx) -> CaseResult {
@@ -205,35 +234,40 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
     for (prompt, finish) in [("short", "stop"), ("long", "length")] {
         let stream = ctx.client.streamed(ctx.prompt("solo", prompt)).await?;
         // then
-        equal("status", "status", 200, stream.status)?;
         equal(
-            "finish_reasons",
-            "finish reasons",
+            "stream.status",
+            "the status of the stream",
+            200,
+            stream.status,
+        )?;
+        equal(
+            "stream.finish_reasons",
+            "the list of finish reasons",
             &vec![finish.to_string()],
             &stream.finish_reasons,
         )
         .map_err(silent)?;
         equal(
-            "how_often_done_came",
-            "how often [DONE] came",
+            "stream.done_count",
+            "the number of [DONE] events",
             1,
             stream.done_count,
         )?;
-        equal("events_done", "events after [DONE]", 0, stream.after_done)?;
         equal(
-            "end_body",
+            "stream.after_done",
+            "the number of events after [DONE]",
+            0,
+            stream.after_done,
+        )?;
+        equal(
+            "stream.end",
             "the end of the body",
             &End::Orderly,
             &stream.end,
         )?;
-        stream.strict().or_else(|why| {
-            holds(
-                "chunks_openai_s_shape",
-                false,
-                "chunks of OpenAI's shape",
-                why,
-            )
-        })?;
+        stream
+            .strict()
+            .or_else(|why| holds("stream.shape", false, "chunks of OpenAI's shape", why))?;
     }
     Ok(())
 }
@@ -254,15 +288,15 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
         .map(|json| &json["usage"])
         .filter(|usage| usage.is_object())
         .collect();
-    equal("usage_chunks", "usage chunks", 1, told.len())?;
+    equal("usage.chunks", "the number of usage chunks", 1, told.len())?;
     for (key, count) in [
         ("prompt_tokens", 12),
         ("completion_tokens", 7),
         ("total_tokens", 19),
     ] {
         equal(
-            "usage",
-            &format!("usage.{key}"),
+            "usage.counts",
+            &format!("the field usage.{key}"),
             &json!(count),
             &told[0][key],
         )
@@ -289,8 +323,8 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         .map(|call| (call.name.clone(), parsed(&json!(call.arguments))))
         .collect();
     equal(
-        "tool_calls",
-        "tool calls",
+        "tools.calls",
+        "the list of tool calls",
         &vec![("weather".to_string(), weather), ("time".to_string(), time)],
         &calls,
     )
@@ -301,14 +335,14 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         .map(|call| call.id.as_str())
         .collect();
     holds(
-        "id_own_each_call",
+        "tools.ids",
         !ids[0].is_empty() && !ids[1].is_empty() && ids[0] != ids[1],
-        "an id of its own for each call",
+        "an id of its own for each tool call",
         format_args!("{ids:?}"),
     )?;
     equal(
-        "finish_reasons",
-        "finish reasons",
+        "stream.finish_reasons",
+        "the list of finish reasons",
         &vec!["tool_calls".to_string()],
         &stream.finish_reasons,
     )
@@ -333,8 +367,19 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("text", "text", said, stream.text.as_str()).map_err(silent)?;
-    equal("done", "[DONE]", 1, stream.done_count)
+    equal(
+        "stream.text",
+        "the text of the stream",
+        said,
+        stream.text.as_str(),
+    )
+    .map_err(silent)?;
+    equal(
+        "stream.done_count",
+        "the number of [DONE] events",
+        1,
+        stream.done_count,
+    )
 }
 
 async fn wire_07(ctx: &Ctx) -> CaseResult {
@@ -355,23 +400,34 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
     // then
-    equal("status", "status", 200, stream.status)?;
-    equal("text", "text", "Paris is big.", stream.text.as_str()).map_err(silent)?;
     equal(
-        "finish_reasons",
-        "finish reasons",
+        "stream.status",
+        "the status of the stream",
+        200,
+        stream.status,
+    )?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        "Paris is big.",
+        stream.text.as_str(),
+    )
+    .map_err(silent)?;
+    equal(
+        "stream.finish_reasons",
+        "the list of finish reasons",
         &vec!["stop".to_string()],
         &stream.finish_reasons,
     )?;
-    equal("done", "[DONE]", 1, stream.done_count)?;
-    stream.strict().or_else(|why| {
-        holds(
-            "chunks_openai_s_shape",
-            false,
-            "chunks of OpenAI's shape",
-            why,
-        )
-    })
+    equal(
+        "stream.done_count",
+        "the number of [DONE] events",
+        1,
+        stream.done_count,
+    )?;
+    stream
+        .strict()
+        .or_else(|why| holds("stream.shape", false, "chunks of OpenAI's shape", why))
 }
 
 async fn wire_08(ctx: &Ctx) -> CaseResult {
@@ -395,16 +451,16 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
                 .map(|request| request.json())
                 .unwrap_or_default();
             equal(
-                "provider",
-                &format!("{name} at the provider"),
+                "provider.field",
+                &format!("the field {name} at the provider"),
                 &value,
                 &sent[name],
             )
             .map_err(silent)?;
         } else {
             equal(
-                "status_field_if_forwarded",
-                &format!("status for the field {name}, if it is not forwarded:"),
+                "answer.status",
+                &format!("the status for the field {name}, which the provider did not receive,"),
                 400,
                 answer.status,
             )?;
@@ -417,9 +473,14 @@ async fn wire_09(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ctx.client.get("/v1/models").await?;
     // then
-    equal("status", "status", 200, answer.status)?;
+    equal("answer.status", "the status", 200, answer.status)?;
     let list = answer.json();
-    equal("object", "object", &json!("list"), &list["object"])?;
+    equal(
+        "list.object",
+        "the field object of the list",
+        &json!("list"),
+        &list["object"],
+    )?;
     let models = list["data"]
         .as_array()
         .map(Vec::as_slice)
@@ -428,18 +489,18 @@ async fn wire_09(ctx: &Ctx) -> CaseResult {
         let id = ctx.model(alias);
         let model = models.iter().find(|model| model["id"] == json!(id));
         holds(
-            "model_list",
+            "list.models",
             model.is_some(),
             format!("the model {id} in the list"),
             &list,
         )?;
         let model = model.unwrap_or(&Value::Null);
         holds(
-            "object_model_created_owned",
+            "list.model_shape",
             model["object"] == "model"
                 && model["created"].is_u64()
                 && model["owned_by"].is_string(),
-            "object \"model\", created and owned_by",
+            "the fields object (\"model\"), created and owned_by of a model",
             model,
         )?;
     }
@@ -461,7 +522,7 @@ fn as_called(call: &Value) -> Value {
     )
 }
 
-fn completion(calls: &Value) -> Value {
+fn completion(calls: &[Value]) -> Value {
     let message = json!({"role": "assistant", "content": null, "tool_calls": calls});
     json!({
         "id": "chatcmpl-wire", "object": "chat.completion", "created": 1, "model": "m-p1",

@@ -88,15 +88,15 @@ async fn wire_12(ctx: &Ctx) -> CaseResult {
             let streamed = ctx.client.streamed(with_usage(asked)).await?;
             // then
             equal(
-                "answer",
-                &format!("the answer to {prompt} of {alias}:"),
+                "plain.meaning",
+                &format!("the plain answer of {alias} to {prompt}"),
                 &expected,
                 &Meaning::of_reply(&plain),
             )
             .map_err(silent)?;
             equal(
-                "streamed_answer",
-                &format!("the streamed answer to {prompt} of {alias}:"),
+                "stream.meaning",
+                &format!("the streamed answer of {alias} to {prompt}"),
                 &expected,
                 &Meaning::of_stream(&streamed),
             )
@@ -131,16 +131,21 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
         let plain = ctx.client.chat(asked.clone()).await?;
         let streamed = ctx.client.streamed(with_usage(asked)).await?;
         // then
-        equal("status", "status", 200, plain.status)?;
+        equal(
+            "plain.status",
+            "the status of the plain answer",
+            200,
+            plain.status,
+        )?;
         holds(
-            "complete_stream",
+            "stream.complete",
             streamed.looks_complete(),
             "a complete stream",
             format_args!("status {}, error {:?}", streamed.status, streamed.error),
         )?;
         equal(
-            "answer_streamed_streamed",
-            "the answer, not streamed and streamed:",
+            "stream.meaning",
+            "the streamed answer, compared with the plain one,",
             &Meaning::of_reply(&plain),
             &Meaning::of_stream(&streamed),
         )
@@ -223,30 +228,20 @@ fn tokens(usage: &Value) -> [Value; 2] {
 
 /// Both forms of an answer as OpenAI's published types have them: a stream with its one end, each tool call with an id.
 fn well_formed(plain: &Reply, streamed: &Transcript) -> CaseResult {
-    plain.strict().or_else(|why| {
-        holds(
-            "completion_openai_s_shape",
-            false,
-            "a completion of OpenAI's shape",
-            why,
-        )
-    })?;
-    streamed.strict().or_else(|why| {
-        holds(
-            "chunks_openai_s_shape",
-            false,
-            "chunks of OpenAI's shape",
-            why,
-        )
-    })?;
+    plain
+        .strict()
+        .or_else(|why| holds("plain.shape", false, "a completion of OpenAI's shape", why))?;
+    streamed
+        .strict()
+        .or_else(|why| holds("stream.shape", false, "chunks of OpenAI's shape", why))?;
     equal(
-        "done_translated_stream",
-        "[DONE] of a translated stream",
+        "stream.done_count",
+        "the number of [DONE] events of a translated stream",
         1,
         streamed.done_count,
     )?;
     holds(
-        "complete_stream",
+        "stream.complete",
         streamed.looks_complete(),
         "a complete stream",
         format_args!("error {:?}, end {:?}", streamed.error, streamed.end),
@@ -259,13 +254,13 @@ fn well_formed(plain: &Reply, streamed: &Transcript) -> CaseResult {
         .filter_map(|call| call["id"].as_str());
     let mut streamed_ids = streamed.tool_calls.iter().map(|call| call.id.as_str());
     holds(
-        "id_each_tool_call",
+        "plain.tool_ids",
         ids.all(|id| !id.is_empty()),
         "an id for each tool call",
         message,
     )?;
     holds(
-        "id_each_streamed_tool",
+        "stream.tool_ids",
         streamed_ids.all(|id| !id.is_empty()),
         "an id for each streamed tool call",
         format_args!("{:?}", streamed.tool_calls),

@@ -291,7 +291,7 @@ async fn attempt(
             ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures")
         })
         .map_err(refused)?;
-    if gateway.has(Defect::TrustsKeptConnections) && lane.provider.uses_a_dead_connection() {
+    if gateway.has(Defect::TrustsPooledConnections) && lane.provider.uses_a_dead_connection() {
         return Err(AttemptError::new(
             Cause::Reset,
             "the connection was closed before an answer",
@@ -340,7 +340,7 @@ async fn exchange(
     let (this, own_lane, own_call) = (gateway.clone(), lane.clone(), call.clone());
     let work = async move { converse(&this, &own_lane, &own_call, limit, deadline).await };
     let untimed = [
-        Defect::WaitsForEver,
+        Defect::WaitsForever,
         Defect::NoConnectTimeout,
         Defect::HeaderBytesRestartTimer,
         Defect::HeadersEndFirstToken,
@@ -391,10 +391,10 @@ async fn exchange(
             if error.cause == Cause::Refused {
                 lane.provider.kept_connections_die();
             }
-            if gateway.has(Defect::TellsUrl) && error.cause == Cause::Refused {
+            if gateway.has(Defect::ShowsUrl) && error.cause == Cause::Refused {
                 error.message = format!("{} at {}", error.message, lane.provider.base_url);
             }
-            if gateway.has(Defect::TellsKey) {
+            if gateway.has(Defect::ShowsKey) {
                 error.message = format!(
                     "{} (sent: authorization: Bearer {})",
                     error.message, lane.provider.spec.api_key
@@ -498,7 +498,7 @@ async fn whole(
             Some(Defect::IdleNeverRestarts) => timeout_at(start + idle, head.body.chunk())
                 .await
                 .map_err(|_| late())?,
-            Some(Defect::WaitsForEver) => head.body.chunk().await,
+            Some(Defect::WaitsForever) => head.body.chunk().await,
             _ => timeout(idle, head.body.chunk()).await.map_err(|_| late())?,
         };
         let Some(chunk) = next else {
@@ -524,7 +524,7 @@ fn question(
     let spec = &lane.provider.spec;
     let mut fields = call.fields.clone();
     let mut base = lane.provider.base_url.clone();
-    if gateway.has(Defect::ConnectsWhereTold)
+    if gateway.has(Defect::ConnectsWhereRequested)
         && let Some(Value::String(told)) = fields.shift_remove("api_base")
     {
         base = told;

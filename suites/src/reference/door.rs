@@ -543,7 +543,7 @@ fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, Told> 
 
 /// An error in the one envelope.
 pub(super) fn tell(gateway: &Gateway, told: &Told) -> Response<Body> {
-    let mut response = if gateway.has(Defect::TellsPlainText) && told.status < 500 {
+    let mut response = if gateway.has(Defect::SendsPlainText) && told.status < 500 {
         let mut response =
             Response::new(Full::new(Bytes::from(told.message.clone())).boxed_unsync());
         response

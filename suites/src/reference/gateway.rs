@@ -104,7 +104,7 @@ impl Gateway {
                 free.wait_for(|taken| *taken < limit).await.ok();
             }
         } else if !self.take_place(limit) {
-            if self.has(Defect::LeaksPlaces) {
+            if self.has(Defect::LeaksPermits) {
                 self.in_flight.send_modify(|taken| *taken += 1);
             }
             return None;
@@ -359,7 +359,7 @@ async fn drain(gateway: Arc<Gateway>, stop: watch::Sender<bool>) {
     let mut in_flight = gateway.in_flight.subscribe();
     let deadline = Duration::from_millis(gateway.spec.limits.drain_ms);
     let ended = in_flight.wait_for(|taken| *taken == 0);
-    if gateway.has(Defect::DrainsForEver) {
+    if gateway.has(Defect::DrainsForever) {
         ended.await.ok();
     } else if timeout(deadline, ended).await.is_err() {
         gateway.cut.send_replace(true);

@@ -133,7 +133,7 @@ pub(super) fn metrics(gateway: &Gateway) -> Response<Body> {
     if !gateway.has(Defect::HidesBreakers) {
         for (provider, model, breaker) in &gateway.routes.breakers {
             let state = match breaker.state() {
-                _ if gateway.has(Defect::TellsBreakersClosed) => 0,
+                _ if gateway.has(Defect::ReportsBreakersClosed) => 0,
                 "closed" => 0,
                 "half_open" => 1,
                 _ => 2,
@@ -239,7 +239,7 @@ async fn probe(gateway: &Arc<Gateway>) -> Vec<Value> {
         .iter()
         .map(|provider| provider_state(provider))
         .collect();
-    let (store, providers) = if gateway.has(Defect::ProbesInTurn) {
+    let (store, providers) = if gateway.has(Defect::ProbesInSequence) {
         let mut found = Vec::new();
         for provider in providers {
             found.push(provider.await);

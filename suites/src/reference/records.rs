@@ -108,7 +108,7 @@ pub(super) async fn add_document(
         created_at: now(),
     };
     match store(gateway)?.add_document(&visit.tenant, &document).await {
-        Err(StoreError::Unavailable(_)) if gateway.has(Defect::TellsLostAsStored) => {}
+        Err(StoreError::Unavailable(_)) if gateway.has(Defect::ReportsLostAsStored) => {}
         stored => stored.map_err(|error| store_told(gateway, &error))?,
     }
     Ok(json_response(201, &shown(&document)))

@@ -18,11 +18,11 @@ pub(super) struct Provider {
     pub budget: Budget,
     /// For [`Defect::NeverForgives`].
     pub gone: AtomicBool,
-    /// For [`Defect::TrustsKeptConnections`]: how many connections are kept, and how many of those are dead.
+    /// For [`Defect::TrustsPooledConnections`]: how many connections are kept, and how many of those are dead.
     pub kept: Mutex<(usize, usize)>,
 }
 
-/// [`Defect::TrustsKeptConnections`]; all others make a connection for each attempt.
+/// [`Defect::TrustsPooledConnections`]; all others make a connection for each attempt.
 impl Provider {
     pub(super) fn keeps_a_connection(&self) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;

@@ -113,7 +113,7 @@ impl Store {
         };
         let endless = matches!(
             defect,
-            Some(Defect::WaitsForDatabase | Defect::PoolWaitsForEver)
+            Some(Defect::WaitsForDatabase | Defect::PoolWaitsForever)
         );
         let acquire = if endless {
             Duration::from_secs(3_600)
