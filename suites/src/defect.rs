@@ -66,7 +66,7 @@ defects! {
     /// Keeps the first tool call alone.
     KeepsFirstCall = "WIRE-01" by "tools.count",
     /// Collects the whole stream before it sends the first chunk.
-    BuffersStream = "WIRE-02" by "hang.text",
+    BuffersStream = "WIRE-02" by "stream.text_while_held",
     /// Sends `[DONE]` twice: once with the last chunk, once at the end.
     SendsDoneTwice = "WIRE-03" by "stream.done_count",
     /// Leaves out the usage chunk, since its `choices` is empty.
@@ -199,7 +199,7 @@ defects! {
     /// Asks the next candidate after a client error.
     FallsBackOnRejected = "FALL-06" by "second.requests",
     /// Client errors count against the provider's breaker.
-    RejectedOpensBreaker = "FALL-06" by "next.text",
+    RejectedOpensBreaker = "FALL-06" by "answer.statuses",
     /// A provider of another protocol is sent the last message alone.
     TranslatesLastMessageOnly = "FALL-07" by "message.role",
     /// The final error names the last cause alone.
@@ -337,9 +337,9 @@ defects! {
     /// Any key will do.
     TakesAnyKey = "AUTH-01" by "status.chat.unknown_key",
     /// Documents are open to whoever knows their ids.
-    OpenDocuments = "AUTH-01" by "status.documents.no_key",
+    OpenDocuments = "AUTH-01" by "status.document.no_key",
     /// The key is looked at after the provider has been asked.
-    ChecksKeyLate = "AUTH-01" by "status.chat.no_key",
+    ChecksKeyLate = "AUTH-01" by "provider.requests",
     /// 401 comes without WWW-Authenticate.
     NoChallenge = "AUTH-01" by "challenge.chat.no_key",
     /// Queries are found and listed whosever they are.

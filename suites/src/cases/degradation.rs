@@ -8,10 +8,9 @@ use gauntlet_harness::spec::Timeouts;
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
-use super::parallelism::statuses;
 use super::support::{
     ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost,
-    number, on_postgres, soon_without_store, text, until_status, with_spare,
+    number, on_postgres, soon_without_store, statuses, text, until_status, with_spare,
 };
 
 /// Why a store's step may be told as lost.

@@ -12,7 +12,7 @@ use gauntlet_harness::spec::{LimitSpec, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
-use super::parallelism::{answers, large_stream, statuses};
+use super::support::{answers, large_stream, statuses};
 
 /// The limit of requests in flight.
 const LIMIT: usize = 4;

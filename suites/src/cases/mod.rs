@@ -5,10 +5,8 @@
 //! its area and a function; level, profiles and text come from the case's row of the [catalogue].
 
 mod auth;
-mod auth_query;
 mod breaker;
 mod cancellation;
-mod cancellation_query;
 mod data;
 mod degradation;
 mod drain;
@@ -18,15 +16,11 @@ mod health;
 mod load;
 mod observability;
 mod parallelism;
-mod parallelism_query;
 mod retry;
 mod streaming;
 mod support;
 mod timeouts;
-mod timeouts_own;
-mod timeouts_store;
 mod wire;
-mod wire_meaning;
 
 use gauntlet_harness::case::{Case, Examination};
 use gauntlet_harness::spec::Spec;
@@ -53,19 +47,18 @@ struct CaseRow {
 }
 
 const AREAS: &[&[CaseRow]] = &[
-    wire::CASES,
-    wire_meaning::CASES,
-    timeouts::CASES,
-    timeouts_own::CASES,
-    timeouts_store::CASES,
-    parallelism::CASES,
-    parallelism_query::CASES,
+    wire::openai::CASES,
+    wire::equivalence::CASES,
+    timeouts::provider::CASES,
+    timeouts::deadline::CASES,
+    timeouts::store::CASES,
+    parallelism::chat::CASES,
+    parallelism::query::CASES,
     retry::CASES,
     fallback::CASES,
     breaker::CASES,
     streaming::CASES,
     cancellation::CASES,
-    cancellation_query::CASES,
     load::CASES,
     errors::CASES,
     degradation::CASES,
@@ -73,7 +66,6 @@ const AREAS: &[&[CaseRow]] = &[
     health::CASES,
     drain::CASES,
     auth::CASES,
-    auth_query::CASES,
     observability::CASES,
 ];
 

@@ -9,8 +9,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
 use super::CaseRow;
-use super::support::{QUERIES, complete, does_its_part, healthy, known, text};
-use super::timeouts::refused;
+use super::support::{QUERIES, complete, does_its_part, healthy, known, refused, text};
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {

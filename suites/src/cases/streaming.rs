@@ -1,13 +1,13 @@
 //! STRM: a stream that breaks says so, and never looks finished.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
-use gauntlet_harness::client::Transcript;
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::llm::{Responder, chat, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
+use super::support::{DONE, broken, chunk};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
@@ -384,69 +384,4 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
         )?;
     }
     broken(&late)
-}
-
-pub(super) const DONE: &str = "data: [DONE]\n\n";
-
-/// One event of OpenAI's stream, by hand.
-pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
-    let delta = if text.is_empty() {
-        serde_json::json!({})
-    } else {
-        serde_json::json!({"content": text})
-    };
-    let chunk = serde_json::json!({
-        "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
-    });
-    format!("data: {chunk}\n\n")
-}
-
-/// A stream that a client takes for a finished one, with this text.
-pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
-    equal(
-        "stream.status",
-        "the status of the stream",
-        200,
-        stream.status,
-    )?;
-    equal(
-        "stream.text",
-        "the text of the stream",
-        text,
-        stream.text.as_str(),
-    )?;
-    holds(
-        "stream.complete",
-        stream.looks_complete(),
-        "a complete stream",
-        format_args!(
-            "{} [DONE] events, error {:?}",
-            stream.done_count, stream.error
-        ),
-    )
-}
-
-/// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
-pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
-    holds(
-        "stream.done_count",
-        stream.done_count == 0,
-        "no [DONE] after a broken stream",
-        format_args!("{} [DONE] events", stream.done_count),
-    )
-    .map_err(silent)?;
-    equal(
-        "stream.finish_reasons",
-        "the list of finish reasons of a broken stream",
-        &Vec::<String>::new(),
-        &stream.finish_reasons,
-    )
-    .map_err(silent)?;
-    holds(
-        "stream.error_event",
-        stream.error.is_some(),
-        "an error event",
-        format_args!("no error event; the stream ended: {:?}", stream.end),
-    )
 }

@@ -1,11 +1,15 @@
 //! What the cases of queries share: a document to find, agents that answer well, the question, and how its answer is read.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds};
-use gauntlet_harness::client::Reply;
-use gauntlet_harness::gate::converge;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
+use gauntlet_harness::client::{Exchange, Reply, Transcript};
+use gauntlet_harness::gate::{converge, gap};
 use gauntlet_harness::llm::{Responder, reply};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
+use gauntlet_harness::tape::{Entry, Event, Side};
 use serde_json::{Value, json};
 
 pub(super) const QUERY: &[Capability] = &[Capability::Query];
@@ -240,4 +244,130 @@ pub(super) fn with_spare() -> Spec {
         model.candidates.extend(spare);
     }
     spec
+}
+
+pub(super) const DONE: &str = "data: [DONE]\n\n";
+
+/// One event of OpenAI's stream, by hand.
+pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
+    let delta = if text.is_empty() {
+        serde_json::json!({})
+    } else {
+        serde_json::json!({"content": text})
+    };
+    let chunk = serde_json::json!({
+        "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    });
+    format!("data: {chunk}\n\n")
+}
+
+/// A stream that a client takes for a finished one, with this text.
+pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
+    equal(
+        "stream.status",
+        "the status of the stream",
+        200,
+        stream.status,
+    )?;
+    equal(
+        "stream.text",
+        "the text of the stream",
+        text,
+        stream.text.as_str(),
+    )?;
+    holds(
+        "stream.complete",
+        stream.looks_complete(),
+        "a complete stream",
+        format_args!(
+            "{} [DONE] events, error {:?}",
+            stream.done_count, stream.error
+        ),
+    )
+}
+
+/// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
+pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
+    holds(
+        "stream.done_count",
+        stream.done_count == 0,
+        "no [DONE] after a broken stream",
+        format_args!("{} [DONE] events", stream.done_count),
+    )
+    .map_err(silent)?;
+    equal(
+        "stream.finish_reasons",
+        "the list of finish reasons of a broken stream",
+        &Vec::<String>::new(),
+        &stream.finish_reasons,
+    )
+    .map_err(silent)?;
+    holds(
+        "stream.error_event",
+        stream.error.is_some(),
+        "an error event",
+        format_args!("no error event; the stream ended: {:?}", stream.end),
+    )
+}
+
+/// A status that tells of an error; TIME-02 and the cases of ERR say which.
+pub(super) fn refused(status: u16) -> CaseResult {
+    holds(
+        "answer.error_status",
+        status >= 400,
+        "a status of 400 or more",
+        status,
+    )
+    .map_err(silent)
+}
+
+/// From before the request of that label was written to after its answer had come.
+pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
+    let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
+    let sent = ctx
+        .tape
+        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
+    let answered = ctx
+        .tape
+        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
+    sent.zip(answered)
+        .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
+}
+
+/// A stream of 48 MiB in events of 64 KiB, never finished; with its length.
+pub(super) fn large_stream() -> (String, u64) {
+    let event = chunk(&"x".repeat(64 << 10), None);
+    let stream = event.repeat((48 << 20) / event.len());
+    let length = stream.len() as u64;
+    (stream, length)
+}
+
+/// Reads what has been asked.
+pub(super) async fn answers(asked: Vec<Exchange>) -> Result<Vec<Reply>, Failure> {
+    try_join_all(asked.into_iter().map(Exchange::reply)).await
+}
+
+pub(super) fn statuses(answers: &[Reply]) -> Vec<u16> {
+    answers.iter().map(|answer| answer.status).collect()
+}
+
+/// Arguments as clients read them: JSON in a text. Anything else is shown as it is.
+pub(super) fn parsed(arguments: &Value) -> Value {
+    let unread = || json!({ "not JSON in a text": arguments });
+    arguments
+        .as_str()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_else(unread)
+}
+
+pub(super) fn with_usage(mut body: Value) -> Value {
+    body["stream_options"] = json!({"include_usage": true});
+    body
+}
+
+pub(super) fn with_tools(mut body: Value) -> Value {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    body["tools"] = json!([tool("weather"), tool("time")]);
+    body
 }

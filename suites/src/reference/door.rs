@@ -138,7 +138,7 @@ async fn dispatch(
         headers: head.headers,
     };
     if let ["v1", "models", rest @ ..] = segments.as_slice() {
-        return models(gateway, rest.first().copied());
+        return known_tenant.and_then(|_| models(gateway, rest.first().copied()));
     }
     if gateway.draining.load(Ordering::SeqCst) {
         return Err(refuse(gateway, body, Told::shutting_down()));

@@ -1,21 +1,21 @@
 //! PARA: what can run together does.
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
-use gauntlet_harness::client::{Exchange, Reply};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
+use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{guard, settled};
 use gauntlet_harness::llm::{chat, echo, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
-use super::CaseRow;
-use super::streaming::chunk;
+use crate::cases::CaseRow;
+use crate::cases::support::{answers, large_stream, statuses};
 
 /// A provider's concurrency limit.
 const LIMIT: usize = 4;
 
-pub(super) const CASES: &[CaseRow] = &[
+pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "PARA-01",
         why: "A gateway with a hidden lock, a small pool or one connection serialises its users, and no benchmark of one client shows it.",
@@ -319,21 +319,4 @@ async fn para_09(ctx: &Ctx) -> CaseResult {
         equal("answer.own", "the answer to the prompt", answer(n), text).map_err(silent)?;
     }
     Ok(())
-}
-
-/// A stream of 48 MiB in events of 64 KiB, never finished; with its length.
-pub(super) fn large_stream() -> (String, u64) {
-    let event = chunk(&"x".repeat(64 << 10), None);
-    let stream = event.repeat((48 << 20) / event.len());
-    let length = stream.len() as u64;
-    (stream, length)
-}
-
-/// Reads what has been asked.
-pub(super) async fn answers(asked: Vec<Exchange>) -> Result<Vec<Reply>, Failure> {
-    try_join_all(asked.into_iter().map(Exchange::reply)).await
-}
-
-pub(super) fn statuses(answers: &[Reply]) -> Vec<u16> {
-    answers.iter().map(|answer| answer.status).collect()
 }

@@ -18,9 +18,8 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
-use super::CaseRow;
-use super::streaming::broken;
-use super::timeouts::{refused, took};
+use crate::cases::CaseRow;
+use crate::cases::support::{broken, refused, took};
 
 /// The default of every time-out, which is the clock's: less than the short hang guard of defects.
 const DEFAULT: Option<u64> = Some(5_000);
@@ -28,7 +27,7 @@ const DEFAULT: Option<u64> = Some(5_000);
 const OWN: Option<u64> = Some(500);
 const OWN_BOUND: Duration = Duration::from_millis(500);
 
-pub(super) const CASES: &[CaseRow] = &[
+pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "TIME-06",
         why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were configured (failoverbench, S06).",

@@ -8,12 +8,12 @@ use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
-use super::CaseRow;
-use super::streaming::{DONE, chunk};
+use crate::cases::CaseRow;
+use crate::cases::support::{DONE, chunk, parsed, with_tools, with_usage};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
-pub(super) const CASES: &[CaseRow] = &[
+pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "WIRE-01",
         why: "What a gateway rebuilds from parts it can lose: tool calls that vanish, a usage of zero that nobody bills.",
@@ -528,24 +528,4 @@ fn completion(calls: &[Value]) -> Value {
         "id": "chatcmpl-wire", "object": "chat.completion", "created": 1, "model": "m-p1",
         "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}],
     })
-}
-
-/// Arguments as clients read them: JSON in a text. Anything else is shown as it is.
-pub(super) fn parsed(arguments: &Value) -> Value {
-    let unread = || json!({ "not JSON in a text": arguments });
-    arguments
-        .as_str()
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_else(unread)
-}
-
-pub(super) fn with_usage(mut body: Value) -> Value {
-    body["stream_options"] = json!({"include_usage": true});
-    body
-}
-
-pub(super) fn with_tools(mut body: Value) -> Value {
-    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
-    body["tools"] = json!([tool("weather"), tool("time")]);
-    body
 }

@@ -3,10 +3,10 @@
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
 use gauntlet_harness::subject::Capability;
 
-use super::CaseRow;
-use super::support::{ask, healthy, lost, on_postgres, soon_without_store, until_status};
+use crate::cases::CaseRow;
+use crate::cases::support::{ask, healthy, lost, on_postgres, soon_without_store, until_status};
 
-pub(super) const CASES: &[CaseRow] = &[CaseRow {
+pub(in crate::cases) const CASES: &[CaseRow] = &[CaseRow {
     id: "TIME-10",
     why: "A database that accepts and never answers is worse than one that is gone: without a time-out of its own every request waits for it.",
     shown: "Nothing is relayed to or from the database any more. A query is answered without it, a chat is not touched, and readiness is 200 again afterwards.",

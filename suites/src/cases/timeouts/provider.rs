@@ -5,17 +5,17 @@
 
 use std::time::Duration;
 
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, silent};
 use gauntlet_harness::client::Transcript;
 use gauntlet_harness::gate::{at_least, gap, guard};
 use gauntlet_harness::llm::{Stub, reply};
 use gauntlet_harness::plan::{Listen, Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
-use gauntlet_harness::tape::{Entry, Event, Side};
+use gauntlet_harness::tape::Event;
 
-use super::CaseRow;
-use super::streaming::{broken, whole};
+use crate::cases::CaseRow;
+use crate::cases::support::{broken, refused, took, whole};
 
 /// The short time-out of a path that has to time out, as told to the gateway and as a bound: long enough to reach the provider within it.
 const SHORT: Option<u64> = Some(1_000);
@@ -27,7 +27,7 @@ const IDLE: Duration = Duration::from_millis(1_500);
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
-pub(super) const CASES: &[CaseRow] = &[
+pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "TIME-01",
         why: "A host that swallows connections holds a caller for two minutes: that is the system's own time-out.",
@@ -423,30 +423,6 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
         SHORT_BOUND,
     )?;
     p1.peer_closed(1).await.map(|_| ())
-}
-
-/// A status that tells of an error; TIME-02 and the cases of ERR say which.
-pub(super) fn refused(status: u16) -> CaseResult {
-    holds(
-        "answer.error_status",
-        status >= 400,
-        "a status of 400 or more",
-        status,
-    )
-    .map_err(silent)
-}
-
-/// From before the request of that label was written to after its answer had come.
-pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
-    let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
-    let sent = ctx
-        .tape
-        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
-    let answered = ctx
-        .tape
-        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
-    sent.zip(answered)
-        .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
 }
 
 /// From the head of the stub's first answer to a call (gateways look at lists of models, too) to its last byte.

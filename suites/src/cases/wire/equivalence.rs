@@ -7,10 +7,10 @@ use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
-use super::CaseRow;
-use super::wire::{parsed, with_tools, with_usage};
+use crate::cases::CaseRow;
+use crate::cases::support::{parsed, with_tools, with_usage};
 
-pub(super) const CASES: &[CaseRow] = &[
+pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "WIRE-12",
         why: "Ollama's tool calls came through with their arguments as an object and \"stop\" as their end (https://github.com/BerriAI/litellm/issues/37792).",

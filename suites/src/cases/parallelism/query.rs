@@ -8,13 +8,13 @@ use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::Event;
 use gauntlet_harness::wire::postgres::AtStatement;
 
-use super::CaseRow;
-use super::support::{
+use crate::cases::CaseRow;
+use crate::cases::support::{
     ANSWER, PASSAGE, STORED, ask, complete, does_its_part, healthy, known, lost, on_postgres,
     patient,
 };
 
-pub(super) const CASES: &[CaseRow] = &[
+pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "PARA-04",
         why: "Steps that do not need each other, run one after the other, add their times up, and nobody sees why a query is slow.",

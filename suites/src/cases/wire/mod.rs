@@ -1,0 +1,4 @@
+//! WIRE: what passes through a gateway arrives as it was sent.
+
+pub(super) mod equivalence;
+pub(super) mod openai;
