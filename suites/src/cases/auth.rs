@@ -9,7 +9,7 @@ use gauntlet_harness::tape::Event;
 use serde_json::{Value, json};
 
 use super::CaseRow;
-use super::support::{DOCUMENTS, QUERIES, document, healthy, question, text};
+use super::support::{DOCUMENTS, QUERIES, document, healthy, query, question, text};
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
@@ -52,7 +52,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "One tenant stores a document and asks; the other reads, lists, deletes and asks the same, and gets what he would get if they did not exist.",
         remedy: "Put the tenant into the condition of every statement, and answer 404 for what is somebody else's.",
         needs: &[Capability::Query, Capability::Store, Capability::Keys],
-        spec: || super::support::query().key("curie", HERS).key("bohr", HIS),
+        spec: || query().key("curie", HERS).key("bohr", HIS),
         run: &auth_02,
     },
 ];

@@ -8,7 +8,7 @@ use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
 use super::support::{
-    QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, question, text,
+    QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, query, question, text,
 };
 
 pub(super) const CASES: &[CaseRow] = &[
@@ -36,7 +36,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The client leaves while entity extraction is held; its provider sees the connection close, no later agent is asked, the record says cancelled.",
         remedy: "Run a query inside the request's own future, and record it when that is dropped.",
         needs: STORED,
-        spec: || patient(super::support::query()),
+        spec: || patient(query()),
         run: &canc_03,
     },
     CaseRow {
@@ -45,7 +45,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "Entity extraction never answers and has no time-out of its own; the query's deadline answers the client and closes the connection.",
         remedy: "Drop the call's future (and with it its connection) when its share of the deadline is over.",
         needs: QUERY,
-        spec: || patient(super::support::query()),
+        spec: || patient(query()),
         run: &canc_04,
     },
 ];

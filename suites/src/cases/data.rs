@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::CaseRow;
 use super::support::{
-    DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres,
+    DOCUMENTS, QUERIES, STORED, ask, complete, document, healthy, known, on_postgres, query,
     soon_without_store, text, until_status,
 };
 
@@ -26,7 +26,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "A complete, a degraded and a failed query; each is listed once, and reads under its id as it was answered.",
         remedy: "Record the document that is sent, after its last change, under an id that can be written once.",
         needs: STORED,
-        spec: super::support::query,
+        spec: query,
         run: &data_01,
     },
     CaseRow {
@@ -63,7 +63,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "Pages are read while queries are recorded between them; questions and documents hold quotes, SQL, NUL, emoji and a megabyte.",
         remedy: "Page by the last row's id, bind every value, refuse what cannot be stored.",
         needs: STORED,
-        spec: || super::support::query().with_query(|query| query.store_ms = 5_000),
+        spec: || query().with_query(|query| query.store_ms = 5_000),
         run: &data_08,
     },
     CaseRow {

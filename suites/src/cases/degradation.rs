@@ -10,7 +10,7 @@ use gauntlet_harness::subject::Capability;
 use super::CaseRow;
 use super::support::{
     ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost,
-    number, on_postgres, soon_without_store, statuses, text, until_status, with_spare,
+    number, on_postgres, query, soon_without_store, statuses, text, until_status, with_spare,
 };
 
 /// Why a store's step may be told as lost.
@@ -24,7 +24,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
-            let mut spec = super::support::query().model_timeouts(
+            let mut spec = query().model_timeouts(
                 "entities",
                 Timeouts {
                     total_ms: Some(1_000),
@@ -51,7 +51,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The same question with a fact check that works, that fails, and that answers nonsense.",
         remedy: "Let only a check that was made, of every claim, mark an answer as verified.",
         needs: STORED,
-        spec: super::support::query,
+        spec: query,
         run: &degr_04,
     },
     CaseRow {
@@ -69,7 +69,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "Citation fails, then review; each answer stands and says which of them it lacks.",
         remedy: "Take both steps as optional, and tell their loss.",
         needs: STORED,
-        spec: super::support::query,
+        spec: query,
         run: &degr_06,
     },
     CaseRow {
@@ -78,7 +78,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "No document is known and every model fails: 503 in the usual envelope, the query beside it, and the same under its id.",
         remedy: "Answer 503 when there is nothing to tell, and record failures like answers.",
         needs: STORED,
-        spec: super::support::query,
+        spec: query,
         run: &degr_07,
     },
     CaseRow {
@@ -97,7 +97,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 chat. A provider is restarted after four requests that it had together; the next four are answered.",
         remedy: "Let nothing remember a failure longer than a breaker's cool-down.",
         needs: &[Capability::Chat],
-        spec: super::support::query,
+        spec: query,
         run: &degr_11,
     },
 ];

@@ -8,7 +8,9 @@ use gauntlet_harness::spec::{LimitSpec, Spec};
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
-use super::support::{QUERIES, does_its_part, healthy, patient, question, text, until_status};
+use super::support::{
+    QUERIES, does_its_part, healthy, patient, query, question, text, until_status,
+};
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
@@ -38,7 +40,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Store,
             Capability::Process,
         ],
-        spec: || drained_after(300, super::support::query()),
+        spec: || drained_after(300, query()),
         run: &drain_02,
     },
 ];

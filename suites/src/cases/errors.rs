@@ -10,6 +10,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use super::CaseRow;
+use super::support::query;
 
 const CHAT: &[Capability] = &[Capability::Chat];
 const CHAT_PATH: &str = "/v1/chat/completions";
@@ -94,7 +95,7 @@ const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
 fn with_a_key() -> Spec {
     let spec = Spec {
         database: DatabaseNeed::None,
-        ..super::support::query()
+        ..query()
     }
     .provider("p1", Protocol::OpenAi)
     .model("solo", &["p1"]);

@@ -9,7 +9,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
 use super::CaseRow;
-use super::support::{QUERIES, complete, does_its_part, healthy, known, refused, text};
+use super::support::{QUERIES, complete, does_its_part, healthy, known, query, refused, text};
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
@@ -61,7 +61,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Store,
             Capability::Metrics,
         ],
-        spec: super::support::query,
+        spec: query,
         run: &obs_03,
     },
 ];

@@ -11,7 +11,7 @@ use gauntlet_harness::wire::postgres::AtStatement;
 use crate::cases::CaseRow;
 use crate::cases::support::{
     ANSWER, PASSAGE, STORED, ask, complete, does_its_part, healthy, known, lost, on_postgres,
-    patient,
+    patient, query,
 };
 
 pub(in crate::cases) const CASES: &[CaseRow] = &[
@@ -30,7 +30,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         shown: "The fact check is held at a gate while another exchange passes; the tape then has each step after the end of the one before it.",
         remedy: "Wait for the result of a step before the step that reads it.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
-        spec: || patient(super::support::query()),
+        spec: || patient(query()),
         run: &para_05,
     },
     CaseRow {
