@@ -1,4 +1,4 @@
-//! A gateway from start to end: the store opened, the listener bound, requests served, drained and stopped.
+//! Starts and stops a gateway: opens the store, binds the listener, serves requests, and drains.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,52 +13,52 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, redact_url};
-use crate::http::auth::{self, Keys};
-use crate::http::connection::{self, ConnectionTimeouts};
-use crate::http::router;
-use crate::http::shutdown::Shutdown;
-use crate::http::state::{App, AppState};
+use crate::http::{App, AppState, routes};
 use crate::llm::router::Router;
 use crate::llm::transport_http::http_transport;
+use crate::server::listener::{self, ConnectionTimeouts};
+use crate::server::{Keys, Shutdown, authentication};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
-/// After the cut, connections get this long to take their last bytes.
+/// The most time that clients have to read their last bytes after the cut.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
-/// Starts gateways.
+/// The entry point of the library. See [`Gateway::start`].
 pub struct Gateway;
 
 /// Why a gateway does not start. Each message is one sentence with the value and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Nobody can listen there.
-    #[error("server.listen = {address} can't be listened on ({reason}): {remedy}")]
+    /// The listener cannot be bound.
+    #[error("server.listen = {address} cannot be bound ({reason}): {remedy}")]
     Listen {
-        /// The address.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's reason.
         reason: io::Error,
         /// What to do.
         remedy: &'static str,
     },
-    /// The database is missing.
+    /// The store cannot be opened.
     #[error(
-        "store.url = {url} can't be opened: {reason}; start that database, or write the URL of one that runs"
+        "store.url = {url} cannot be opened: {reason}; start that database, or configure the URL of \
+         one that runs"
     )]
     Store {
-        /// The URL without credentials.
+        /// The configured URL without credentials.
         url: String,
-        /// What the store says.
+        /// The store's reason.
         reason: StoreError,
     },
 }
 
-/// A gateway that serves. Dropping it stops it at once; [`Running::drain`] stops it in order.
-pub struct Running {
-    /// Where it listens.
+/// A gateway that serves requests. [`RunningGateway::drain`] stops it in order; dropping it stops it
+/// at once, with requests in flight.
+pub struct RunningGateway {
+    /// The address on which the gateway listens.
     pub addr: SocketAddr,
-    /// Its two steps of stopping.
+    /// The two steps of stopping, for whoever wants to observe or force them.
     pub shutdown: Shutdown,
     app: AppState,
     accepting: JoinHandle<()>,
@@ -68,24 +68,32 @@ pub struct Running {
 }
 
 impl Gateway {
-    /// Opens the store, binds the listener, and serves.
+    /// Opens the store, binds the listener, and serves requests until the returned value is drained
+    /// or dropped.
     ///
     /// # Errors
-    /// See [`StartError`]; nothing is left running.
-    pub async fn start(config: Config) -> Result<Running, StartError> {
+    /// [`StartError`] where the listener cannot be bound or the store cannot be opened. Nothing is left
+    /// running.
+    ///
+    /// Cancel safe: a dropped call leaves nothing running either.
+    pub async fn start(config: Config) -> Result<RunningGateway, StartError> {
         let listener = bind(config.server.listen).await?;
-        // bounded by the store itself, which waits longer for another replica that migrates than for anything else
+        // the store bounds the time: it waits longest for another replica that migrates
         let store = crate::store::open(&config.store)
             .await
-            .map_err(|reason| unopened(&config, reason))?;
+            .map_err(|reason| not_opened(&config, reason))?;
         Self::serve(config, store, listener).await
     }
 
-    /// The same over a store that is open already.
+    /// Starts a gateway over a store that is open already.
     ///
     /// # Errors
-    /// See [`StartError`].
-    pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running, StartError> {
+    /// [`StartError`] where the listener cannot be bound, or the store does not answer whether it holds
+    /// keys.
+    pub async fn start_with(
+        config: Config,
+        store: Arc<dyn Store>,
+    ) -> Result<RunningGateway, StartError> {
         let listener = bind(config.server.listen).await?;
         Self::serve(config, store, listener).await
     }
@@ -94,18 +102,18 @@ impl Gateway {
         config: Config,
         store: Arc<dyn Store>,
         listener: TcpListener,
-    ) -> Result<Running, StartError> {
+    ) -> Result<RunningGateway, StartError> {
         let addr = listener.local_addr().map_err(|reason| StartError::Listen {
             address: config.server.listen,
             reason,
-            remedy: "write another address",
+            remedy: "configure another address",
         })?;
-        let required = auth::required(&config.auth, store.as_ref())
+        let required = authentication::required(&config.auth, store.as_ref())
             .await
-            .map_err(|reason| unopened(&config, reason))?;
+            .map_err(|reason| not_opened(&config, reason))?;
         if !required {
             tracing::warn!(
-                "auth.required is off: requests are taken without a key, and everybody is tenant `default`"
+                "auth.required is off: every request is accepted without a key, as tenant `default`"
             );
         }
         let keys = Keys::new(&config.auth, required, store.clone());
@@ -118,22 +126,22 @@ impl Gateway {
             CancellationToken::new(),
             TaskTracker::new(),
         );
-        let patience = ConnectionTimeouts {
+        let timeouts = ConnectionTimeouts {
             headers: config.server.header_timeout,
             writes: config.server.write_timeout,
         };
-        let accepting = connection::accept(
+        let accepting = listener::accept(
             listener,
-            router::routes(app.clone()),
-            patience,
+            routes::routes(app.clone()),
+            timeouts,
             stop.clone(),
             finish.clone(),
             tasks.clone(),
         );
         let accepting = tokio::spawn(accepting);
-        Ok(Running {
+        Ok(RunningGateway {
             addr,
-            shutdown: app.shutdown.clone(),
+            shutdown: app.ingress.shutdown.clone(),
             app,
             accepting,
             stop,
@@ -143,35 +151,40 @@ impl Gateway {
     }
 }
 
-impl Running {
-    /// Stops in order: readiness turns, new work is refused, what is in flight ends. What is left at the drain deadline is
-    /// cut with an error that says so. Health is told to the end.
+impl RunningGateway {
+    /// Stops the gateway in order. Readiness becomes false, new work is refused, and requests in flight
+    /// end. Those that are left after `server.drain_ms` are cut with an error that says so. Health
+    /// routes answer until the end.
+    ///
+    /// Not cancel safe: dropping the call stops the gateway at once.
     pub async fn drain(mut self) {
         self.shutdown.drain();
-        if timeout(self.app.config.server.drain, self.app.admission.idle())
+        let admission = &self.app.ingress.admission;
+        if timeout(self.app.config.server.drain, admission.idle())
             .await
             .is_err()
         {
             tracing::warn!(
-                in_flight = self.app.admission.in_flight(),
-                "the drain deadline is over: cutting what is left"
+                in_flight = admission.in_flight(),
+                "the drain deadline has passed: cutting the requests that are left"
             );
             self.shutdown.cut();
         }
         self.stop.cancel();
-        // the listener is closed when its task has ended
+        // the listener is closed once its task has ended
         let _ = (&mut self.accepting).await;
         self.finish.cancel();
         self.tasks.close();
-        // a client that takes no bytes does not hold the end up
+        // a client that reads nothing must not delay the end
         let _ = timeout(LAST_BYTES, self.tasks.wait()).await;
-        // the records of queries that were cancelled just now are still being written; each is bounded by the store's time-outs
+        // queries that were cancelled by the cut are still being recorded; the store's timeouts bound
+        // each record
         self.app.orchestrator.drained().await;
         self.app.store.close().await;
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningGateway {
     fn drop(&mut self) {
         self.shutdown.cut();
         self.stop.cancel();
@@ -180,7 +193,7 @@ impl Drop for Running {
     }
 }
 
-fn unopened(config: &Config, reason: StoreError) -> StartError {
+fn not_opened(config: &Config, reason: StoreError) -> StartError {
     StartError::Store {
         url: redact_url(config.store.url.expose_secret()),
         reason,
@@ -191,13 +204,13 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|reason| {
         let remedy = match reason.kind() {
             io::ErrorKind::AddrInUse => {
-                "stop what listens there, or write another port (0 takes a free one)"
+                "stop the process that listens there, or configure another port (0 takes a free one)"
             }
             io::ErrorKind::PermissionDenied => {
-                "write a port above 1023, or grant the right to bind this one"
+                "configure a port above 1023, or grant the right to bind this one"
             }
-            io::ErrorKind::AddrNotAvailable => "write an address of this machine",
-            _ => "write another address",
+            io::ErrorKind::AddrNotAvailable => "configure an address of this machine",
+            _ => "configure another address",
         };
         StartError::Listen {
             address,

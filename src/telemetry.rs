@@ -132,9 +132,12 @@ impl fmt::Debug for Metrics {
 
 impl Metrics {
     /// Counts a request that the gateway answered, or that its client left (status 499).
-    pub fn request(&self, route: &'static str, status: u16) {
+    pub fn request(&self, route: &str, status: u16) {
         self.requests
-            .get_or_create(&RouteStatus { route, status })
+            .get_or_create(&RouteStatus {
+                route: route.to_owned(),
+                status,
+            })
             .inc();
     }
 
@@ -298,7 +301,7 @@ impl AliasMetrics {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteStatus {
-    route: &'static str,
+    route: String,
     status: u16,
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use gauntlet::config::{Loaded, LogFormat, Telemetry};
-use gauntlet::{Gateway, Running};
+use gauntlet::{Gateway, RunningGateway};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -95,7 +95,7 @@ async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn drain(running: Running, mut signals: Signals) {
+async fn drain(running: RunningGateway, mut signals: Signals) {
     tracing::info!("draining: what is in flight ends, a second signal ends at once");
     // the drain is dropped on a second signal: that is what the second signal asks for
     tokio::select! {

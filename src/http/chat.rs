@@ -8,46 +8,84 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::body::Payload;
-use super::context::RequestContext;
-use super::error::{ApiError, Envelope};
+use super::error::{ApiError, BodyErrors, KeyErrors, ProviderErrors};
 use super::events::Events;
 use super::state::AppState;
-use crate::llm::chat::{Answer, Attempt, Candidate, ChatRequest, LlmFailure};
+use crate::llm::chat::{Answer, Attempt, CallContext, Candidate, ChatRequest, LlmFailure};
 use crate::llm::router::RouterError;
+use crate::resilience::deadline::Deadline;
+use crate::server::{Payload, RequestContext};
 
 const PROVIDER: HeaderName = HeaderName::from_static("x-gauntlet-provider");
 const MODEL: HeaderName = HeaderName::from_static("x-gauntlet-model");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-gauntlet-attempts");
 const FALLBACKS: HeaderName = HeaderName::from_static("x-gauntlet-fallbacks");
 
-/// What a client sends; further fields are passed on to the provider as they are.
+/// A chat request in the shape of OpenAI's API. Further members are forwarded to the provider as they
+/// are.
 #[derive(Deserialize, ToSchema)]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "only its OpenAPI description is used")]
 pub(super) struct ChatCompletionRequest {
-    /// An alias of `GET /v1/models`.
+    /// The name of a configured model, as `GET /v1/models` lists them.
     model: String,
-    /// The conversation so far.
+    /// The conversation so far, oldest message first.
     messages: Vec<serde_json::Value>,
-    /// Whether the answer comes as server-sent events.
+    /// Whether the answer is sent as server-sent events.
     #[serde(default)]
     stream: bool,
 }
 
-/// Answers by the first candidate that is known to be good.
-#[utoipa::path(post, path = "/v1/chat/completions", operation_id = "createChatCompletion", tag = "llm", request_body = ChatCompletionRequest,
+/// Answers a conversation by the first candidate of the model that succeeds.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    operation_id = "createChatCompletion",
+    tag = "llm",
+    request_body(
+        content = ChatCompletionRequest,
+        description = "The model and the conversation so far."
+    ),
     params(
-        ("x-request-id" = Option<String>, Header, description = "Your id for the request, at most 128 visible ASCII characters; returned, logged and sent on"),
-        ("x-request-timeout-ms" = Option<u64>, Header, description = "Your deadline; it can only shorten the configured one"),
-        ("idempotency-key" = Option<String>, Header, description = "Sent on with every attempt"),
-        ("traceparent" = Option<String>, Header, description = "W3C trace context, continued towards the provider"),
+        (
+            "x-request-id" = Option<String>,
+            Header,
+            description = "Your id of the request, at most 128 visible ASCII characters. It is \
+                           returned, logged and forwarded to the provider."
+        ),
+        (
+            "x-request-timeout-ms" = Option<u64>,
+            Header,
+            description = "Your deadline in milliseconds from the arrival of the request. It can \
+                           only shorten the configured one."
+        ),
+        (
+            "idempotency-key" = Option<String>,
+            Header,
+            description = "Forwarded to the provider with every attempt, at most 255 visible \
+                           ASCII characters."
+        ),
+        (
+            "traceparent" = Option<String>,
+            Header,
+            description = "W3C trace context, which is continued towards the provider."
+        ),
     ),
     responses(
-        (status = 200, description = "A chat.completion, or chat.completion.chunk events and `data: [DONE]`; a failure after the first token is one event with `error`, and no `[DONE]`", content_type = "application/json", body = serde_json::Value),
-        (status = 400, body = Envelope), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 408, body = Envelope),
-        (status = 413, body = Envelope), (status = 415, body = Envelope), (status = 429, body = Envelope), (status = 502, body = Envelope),
-        (status = 503, body = Envelope), (status = 504, body = Envelope),
-    ))]
+        (
+            status = 200,
+            description = "A `chat.completion`; or, with `stream`, events of type \
+                           `chat.completion.chunk` and at last `data: [DONE]`. A failure after the \
+                           first token is one event with the member `error`, and no `[DONE]`.",
+            content(
+                (serde_json::Value = "application/json"),
+                (String = "text/event-stream"),
+            )
+        ),
+        BodyErrors,
+        KeyErrors,
+        ProviderErrors,
+    )
+)]
 pub(super) async fn create(
     State(app): State<AppState>,
     Extension(context): Extension<RequestContext>,
@@ -57,9 +95,9 @@ pub(super) async fn create(
         Ok(response) => response,
         Err(Failure::Api(error)) => error.into_response(),
         Err(Failure::Llm(failure)) => {
-            let told = tried(&failure.attempts);
+            let counts = attempt_counts(&failure.attempts);
             let mut response = ApiError::Llm(failure).into_response();
-            response.headers_mut().extend(told);
+            response.headers_mut().extend(counts);
             response
         }
     }
@@ -78,7 +116,7 @@ async fn answer(
     let request = ChatRequest::parse(body).map_err(|error| Failure::Api(error.into()))?;
     let served = app
         .router
-        .chat(request, context.call())
+        .chat(request, call(context))
         .await
         .map_err(|error| match error {
             RouterError::Failed(failure) => Failure::Llm(failure),
@@ -97,26 +135,39 @@ async fn answer(
             ];
             (
                 headers,
-                Body::new(Events::new(stream, app.shutdown.cut_token())),
+                Body::new(Events::new(stream, app.ingress.shutdown.cut_token())),
             )
                 .into_response()
         }
     };
-    response.headers_mut().extend(served_by(&served.by));
-    response.headers_mut().extend(tried(&served.attempts));
+    response.headers_mut().extend(candidate(&served.by));
+    response
+        .headers_mut()
+        .extend(attempt_counts(&served.attempts));
     Ok(response)
 }
 
-/// Who served. A name that no header can carry is left out.
-fn served_by(by: &Candidate) -> HeaderMap {
+/// What the LLM path needs of the request's context.
+fn call(context: &RequestContext) -> CallContext {
+    CallContext {
+        request_id: context.request_id.to_string(),
+        arrived: context.arrived,
+        deadline: context.deadline.map(Deadline::of_caller),
+        idempotency_key: context.idempotency_key.to_string(),
+        traceparent: context.traceparent.clone(),
+    }
+}
+
+/// The headers that name the candidate. A name that no header can carry is left out.
+fn candidate(by: &Candidate) -> HeaderMap {
     [(PROVIDER, &by.provider), (MODEL, &by.model)]
         .into_iter()
         .filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?)))
         .collect()
 }
 
-/// How many attempts it took, and how often the next candidate was asked.
-fn tried(attempts: &[Attempt]) -> HeaderMap {
+/// The headers with the number of attempts, and of fallbacks to the next candidate.
+fn attempt_counts(attempts: &[Attempt]) -> HeaderMap {
     let fallbacks = attempts
         .windows(2)
         .filter(|pair| matches!(pair, [one, next] if one.candidate != next.candidate))

@@ -1,54 +1,67 @@
-//! `/api/v1/documents`: the texts that queries look into. A tenant sees its own alone.
+//! `/api/v1/documents`: the texts that queries search. A tenant sees only its own.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
-use http::{StatusCode, header};
+use http::{StatusCode, Uri, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::auth::Tenant;
-use super::body::Json;
-use super::error::{ApiError, Envelope};
+use super::error::{ApiError, BodyErrors, Envelope, KeyErrors};
 use super::state::AppState;
 use crate::llm::chat::InvalidRequest;
+use crate::server::{Json, Tenant};
 use crate::store::{self, NewDocument};
 
-/// The longest title, in characters: its words count for every passage of the document, and are kept with each.
+/// The longest title, in characters. The words of the title are stored with every passage of the
+/// document, and count for each.
 const TITLE_CHARS: usize = 1_000;
 
-/// A document to keep.
+/// A document to store.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Submission {
-    /// Names the document in citations; at most 1000 characters.
+    /// Names the document in citations: at most 1000 characters.
     #[serde(default)]
     #[schema(max_length = 1000)]
     title: String,
-    /// Plain text; it must hold a word.
+    /// Plain text that contains at least one word.
     text: String,
 }
 
-/// A document that is kept.
+/// A stored document.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Document {
-    /// UUID v7.
+    /// The document's id, a UUID v7.
     #[schema(value_type = String, format = "uuid")]
     id: Uuid,
-    /// As it came.
+    /// The title as it was submitted.
     title: String,
-    /// As it came.
+    /// The text as it was submitted.
     text: String,
-    /// RFC 3339.
+    /// When the document was stored, as RFC 3339.
     created_at: String,
 }
 
-/// Keeps a document, so that queries find it from now on.
-#[utoipa::path(post, path = "/api/v1/documents", operation_id = "createDocument", tag = "query", request_body = Submission,
-    responses((status = 201, body = Document), (status = 400, body = Envelope), (status = 401, body = Envelope),
-        (status = 408, body = Envelope), (status = 413, body = Envelope), (status = 415, body = Envelope), (status = 503, body = Envelope)))]
+/// Stores a document, which queries search from now on.
+#[utoipa::path(
+    post,
+    path = "/api/v1/documents",
+    operation_id = "createDocument",
+    tag = "query",
+    request_body(content = Submission, description = "The document to store."),
+    responses(
+        (
+            status = 201,
+            description = "The document is stored. The header `Location` is its path.",
+            body = Document
+        ),
+        BodyErrors,
+        KeyErrors,
+    )
+)]
 pub(super) async fn create(
     State(app): State<AppState>,
     Extension(Tenant(tenant)): Extension<Tenant>,
@@ -56,21 +69,20 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let Submission { title, text } = submission;
     if !text.chars().any(char::is_alphanumeric) {
-        let message = "text holds no word: there would be nothing to find".into();
-        return Err(ApiError::Invalid(InvalidRequest {
-            message,
-            param: Some("text".into()),
-        }));
+        return Err(invalid(
+            "text",
+            "Invalid value for 'text': expected at least one word, got none.".into(),
+        ));
     }
     let length = title.chars().count();
     if length > TITLE_CHARS {
-        let message = format!(
-            "title has {length} characters: the longest has {TITLE_CHARS}; what is longer belongs into text"
-        );
-        return Err(ApiError::Invalid(InvalidRequest {
-            message,
-            param: Some("title".into()),
-        }));
+        return Err(invalid(
+            "title",
+            format!(
+                "Invalid value for 'title': expected at most {TITLE_CHARS} characters, got \
+                 {length}. Move what is longer to 'text'."
+            ),
+        ));
     }
     let document = app
         .store
@@ -80,18 +92,28 @@ pub(super) async fn create(
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location)],
-        axum::Json(shown(document)),
+        axum::Json(response_body(document)),
     )
         .into_response())
 }
 
-/// Tells a document.
-#[utoipa::path(get, path = "/api/v1/documents/{id}", operation_id = "getDocument", tag = "query", params(("id" = String, Path, description = "The document's id")),
-    responses((status = 200, body = Document), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
+/// Returns a document.
+#[utoipa::path(
+    get,
+    path = "/api/v1/documents/{id}",
+    operation_id = "getDocument",
+    tag = "query",
+    params(("id" = String, Path, description = "The document's id.")),
+    responses(
+        (status = 200, description = "The document.", body = Document),
+        (status = 404, description = "The tenant has no document of that id.", body = Envelope),
+        KeyErrors,
+    )
+)]
 pub(super) async fn one(
     State(app): State<AppState>,
     Extension(Tenant(tenant)): Extension<Tenant>,
-    uri: http::Uri,
+    uri: Uri,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let Ok(Path(id)) = id else {
@@ -102,16 +124,26 @@ pub(super) async fn one(
         .document(&tenant, id)
         .await?
         .ok_or_else(|| missing(&uri))?;
-    Ok(axum::Json(shown(document)).into_response())
+    Ok(axum::Json(response_body(document)).into_response())
 }
 
-/// Forgets a document: queries find it no more; records of earlier queries keep what they cited.
-#[utoipa::path(delete, path = "/api/v1/documents/{id}", operation_id = "deleteDocument", tag = "query", params(("id" = String, Path, description = "The document's id")),
-    responses((status = 204), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
+/// Deletes a document. Queries no longer find it; the records of earlier queries keep what they cited.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/documents/{id}",
+    operation_id = "deleteDocument",
+    tag = "query",
+    params(("id" = String, Path, description = "The document's id.")),
+    responses(
+        (status = 204, description = "The document is deleted."),
+        (status = 404, description = "The tenant has no document of that id.", body = Envelope),
+        KeyErrors,
+    )
+)]
 pub(super) async fn delete(
     State(app): State<AppState>,
     Extension(Tenant(tenant)): Extension<Tenant>,
-    uri: http::Uri,
+    uri: Uri,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Ok(Path(id)) = id else {
@@ -124,15 +156,22 @@ pub(super) async fn delete(
     }
 }
 
-/// What is no id at all is missing just the same.
-fn missing(uri: &http::Uri) -> ApiError {
+fn invalid(param: &str, message: String) -> ApiError {
+    ApiError::Invalid(InvalidRequest {
+        message,
+        param: Some(param.to_owned()),
+    })
+}
+
+/// A path that is no UUID names no document either.
+fn missing(uri: &Uri) -> ApiError {
     ApiError::Missing {
         what: "document",
         id: uri.path().rsplit('/').next().unwrap_or_default().to_owned(),
     }
 }
 
-fn shown(document: store::Document) -> Document {
+fn response_body(document: store::Document) -> Document {
     let store::Document {
         id,
         title,

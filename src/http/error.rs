@@ -1,108 +1,89 @@
-//! THE table from error to response. Every failure that a client can see passes through [`ApiError::problem`], a total function;
-//! a snapshot (ERR-01) holds the whole of it. Nothing here shows a secret, a database's own words, or a panic's text.
+//! The one table from error to response. Every failure that a client can see passes through
+//! [`ApiError::problem`], a total function, and a snapshot (ERR-01) holds all of it. No message shows
+//! a secret, a database's own words, or the text of a panic.
+//!
+//! A message is a sentence that names the subject and the value and ends with what to do.
 
+use std::any::Any;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::llm::cause::Cause;
 use crate::llm::chat::{Attempt, AttemptError, ErrorDetail, InvalidRequest, LlmFailure};
 use crate::llm::content::clip;
 use crate::llm::router::RouterError;
+use crate::server::{BodyError, InvalidTimeout, Refusal};
 use crate::store::StoreError;
 
-/// Whatever can go wrong between a request and its answer.
+/// Every way in which a request can fail.
 #[derive(Debug)]
 pub enum ApiError {
     /// The request itself is wrong.
     Invalid(InvalidRequest),
-    /// No alias of that name.
+    /// No alias has that name.
     UnknownModel(String),
-    /// No candidate could serve.
+    /// No candidate could serve the request.
     Llm(LlmFailure),
-    /// The database.
+    /// The database failed.
     Store(StoreError),
-    /// No key came.
-    MissingKey,
-    /// A key came that nobody has.
-    UnknownKey,
-    /// As many requests as are allowed are in flight.
-    Busy {
-        /// How many that is.
-        limit: u32,
-    },
-    /// The gateway is shutting down.
-    Draining,
-    /// The body is too large.
-    BodyTooLarge {
-        /// Bytes allowed.
-        limit: u64,
-    },
-    /// The body did not come in time.
-    BodyTimeout {
-        /// The time it had.
-        after: Duration,
-    },
-    /// The body ended or broke inside.
-    BodyBroken,
-    /// The body is told to be something else than JSON.
-    MediaType {
-        /// What it is told to be.
-        got: String,
-    },
-    /// No such route.
+    /// The request was refused before its handler saw it.
+    Refused(Refusal),
+    /// The request body was refused.
+    Body(BodyError),
+    /// No route has that path.
     Route {
-        /// The method asked for.
+        /// The method of the request.
         method: Method,
-        /// The path asked for.
+        /// The path of the request.
         path: String,
     },
-    /// The route knows other methods.
+    /// The route takes other methods.
     Method {
-        /// The method asked for.
+        /// The method of the request.
         method: Method,
-        /// The path asked for.
+        /// The path of the request.
         path: String,
     },
-    /// No such thing (or it is another tenant's).
+    /// The resource does not exist, or belongs to another tenant.
     Missing {
-        /// `query`, `document`.
+        /// What kind of resource it is: `query` or `document`.
         what: &'static str,
-        /// The id asked for.
+        /// The id in the request.
         id: String,
     },
-    /// Queries need a model, and none is configured: what to write.
+    /// A query needs a model and none is configured. The text says what to configure.
     NotConfigured(String),
-    /// A query has no answer: the steps that failed, with their causes.
+    /// A query has no answer. The text lists the steps that failed, with their causes.
     NoAnswer(String),
-    /// A bug: a panic was caught.
+    /// A panic was caught, which is a bug of the gateway.
     Internal,
 }
 
-/// The body of every error, in OpenAI's shape.
+/// The body of every error response, in the shape of OpenAI's API.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Envelope {
-    /// The error.
+    /// What went wrong.
     pub error: ErrorBody,
 }
 
-/// What is inside.
+/// What went wrong, for people (`message`) and for programs (`type`, `code`).
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
-    /// A sentence for people.
+    /// A sentence that says what happened and what to do.
     pub message: String,
-    /// The class; clients may rely on it.
+    /// The class of the error; it does not change between versions.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The parameter to blame, if there is one.
+    /// The parameter, member or header that is wrong, where the error is about one.
     pub param: Option<String>,
-    /// The exact reason; clients may rely on it.
+    /// The exact reason; it does not change between versions.
     pub code: Option<String>,
-    /// What was tried, in order, for failures of the LLM path.
+    /// The attempts at providers in their order, where a provider was to be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Vec<AttemptBody>>,
 }
@@ -112,29 +93,84 @@ pub struct ErrorBody {
 pub struct AttemptBody {
     /// The provider's configured name.
     pub provider: String,
-    /// The model's name there.
+    /// The model's name at the provider.
     pub model: String,
-    /// Why it failed.
+    /// Why the attempt failed; `null` where it succeeded.
     #[schema(value_type = Option<String>)]
     pub cause: Option<Cause>,
-    /// The provider's status, if one came.
+    /// The provider's HTTP status, where it sent one.
     pub status: Option<u16>,
-    /// A sentence.
+    /// What happened, in words.
     pub message: Option<String>,
 }
 
-/// An error as it goes out.
+/// The responses of a route that asks for an API key.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only its OpenAPI description is used")]
+pub(super) enum KeyErrors {
+    /// The API key is missing, unknown or revoked. Where `auth.required` is off, no key is needed.
+    #[response(status = 401)]
+    Unauthorised(Envelope),
+    /// The gateway takes no more requests at the moment, or its database is unavailable. The header
+    /// `Retry-After` says when to try again.
+    #[response(status = 503)]
+    Unavailable(Envelope),
+}
+
+/// The responses of a route that reads a request body.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only its OpenAPI description is used")]
+pub(super) enum BodyErrors {
+    /// The request is invalid. `error.param` names the member that is wrong, and `error.message` says
+    /// what to send instead.
+    #[response(status = 400)]
+    Invalid(Envelope),
+    /// The request body was not complete within `server.body_timeout_ms`.
+    #[response(status = 408)]
+    Timeout(Envelope),
+    /// The request body is larger than `server.body_limit_bytes`.
+    #[response(status = 413)]
+    TooLarge(Envelope),
+    /// The `Content-Type` of the request is not JSON.
+    #[response(status = 415)]
+    MediaType(Envelope),
+}
+
+/// The responses of a route that asks a provider. `error.attempts` lists each attempt.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only its OpenAPI description is used")]
+pub(super) enum ProviderErrors {
+    /// No model has that name; `GET /v1/models` lists those that exist.
+    #[response(status = 404)]
+    UnknownModel(Envelope),
+    /// The providers refuse the request for its rate or for a quota. The header `Retry-After` says
+    /// when to try again, where a provider gave a time.
+    #[response(status = 429)]
+    RateLimited(Envelope),
+    /// The provider could not be reached, or failed, or sent what is not an answer.
+    #[response(status = 502)]
+    BadGateway(Envelope),
+    /// The gateway takes no more requests at the moment, or the provider is overloaded, or its
+    /// breaker is open. The header `Retry-After` says when to try again.
+    #[response(status = 503)]
+    Unavailable(Envelope),
+    /// A timeout of the provider, or the deadline of the request, has passed.
+    #[response(status = 504)]
+    Timeout(Envelope),
+}
+
+/// An error in the form in which it is sent.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// The status.
+    /// The HTTP status.
     pub status: StatusCode,
-    /// The body.
+    /// The response body.
     pub envelope: Envelope,
-    /// How long the client should wait.
+    /// How long the client should wait before it tries again.
     pub retry_after: Option<Duration>,
     /// One further header, where the status asks for one.
     pub header: Option<(HeaderName, HeaderValue)>,
-    /// Whether the connection can't be used again.
+    /// Whether the connection is closed after the response.
     pub close: bool,
 }
 
@@ -142,97 +178,40 @@ const INVALID: &str = "invalid_request_error";
 const UNAVAILABLE: &str = "service_unavailable_error";
 const UPSTREAM: &str = "upstream_error";
 const TIMEOUT: &str = "timeout_error";
-/// Characters of a client's own text that are told.
+/// The most characters of a client's own text that a message repeats.
 pub(super) const SHOWN: usize = 100;
-/// What a client is asked to wait where nobody knows better.
+/// How long a client is asked to wait where no provider has named a time.
 const SOON: Duration = Duration::from_secs(1);
 
 impl ApiError {
-    /// The error as it goes out: the table.
+    /// Returns the status, the headers and the body of the error: this is the table.
+    #[must_use]
     pub fn problem(&self) -> Problem {
         match self {
             Self::Invalid(invalid) => {
-                let mut problem =
-                    Problem::new(400, INVALID, "invalid_request", invalid.message.clone());
-                problem.envelope.error.param.clone_from(&invalid.param);
-                problem
+                let message = invalid.message.clone();
+                Problem::new(400, INVALID, "invalid_request", message).of(invalid.param.as_deref())
             }
-            Self::UnknownModel(model) => {
-                let mut problem = Problem::new(
-                    404,
-                    INVALID,
-                    "model_not_found",
-                    format!(
-                        "the model {} does not exist: GET /v1/models lists those that do",
-                        quoted(model)
-                    ),
-                );
-                problem.envelope.error.param = Some("model".into());
-                problem
-            }
+            Self::UnknownModel(model) => Problem::new(
+                404,
+                INVALID,
+                "model_not_found",
+                format!(
+                    "The model {} does not exist: GET /v1/models lists those that do.",
+                    quoted(model)
+                ),
+            )
+            .of(Some("model")),
             Self::Llm(failure) => llm(failure),
             Self::Store(error) => store(error),
-            Self::MissingKey => unauthorised(
-                "missing_api_key",
-                "no API key: send the header Authorization: Bearer KEY",
-            ),
-            Self::UnknownKey => {
-                unauthorised("invalid_api_key", "the API key is not known or was revoked")
-            }
-            Self::Busy { limit } => Problem::new(
-                503,
-                UNAVAILABLE,
-                "too_many_in_flight",
-                format!("{limit} requests are in flight, and no more are taken: try again soon"),
-            )
-            .wait(SOON),
-            Self::Draining => Problem::new(
-                503,
-                UNAVAILABLE,
-                "shutting_down",
-                "the gateway is shutting down: try again",
-            )
-            .wait(SOON)
-            .closing(),
-            Self::BodyTooLarge { limit } => Problem::new(
-                413,
-                INVALID,
-                "body_too_large",
-                format!("the body is larger than {limit} bytes"),
-            )
-            .closing(),
-            Self::BodyTimeout { after } => Problem::new(
-                408,
-                INVALID,
-                "body_timeout",
-                format!(
-                    "the body did not come whole within {} ms",
-                    after.as_millis()
-                ),
-            )
-            .closing(),
-            Self::BodyBroken => Problem::new(
-                400,
-                INVALID,
-                "body_broken",
-                "the body broke off before its end",
-            )
-            .closing(),
-            Self::MediaType { got } => Problem::new(
-                415,
-                INVALID,
-                "unsupported_media_type",
-                format!(
-                    "the media type {} is not taken: send application/json",
-                    quoted(got)
-                ),
-            ),
+            Self::Refused(refusal) => refused(refusal),
+            Self::Body(error) => body(error),
             Self::Route { method, path } => Problem::new(
                 404,
                 INVALID,
                 "route_not_found",
                 format!(
-                    "there is no {method} {}: /docs lists what there is",
+                    "The route {method} {} does not exist: GET /docs lists those that do.",
                     clip(path, SHOWN)
                 ),
             ),
@@ -241,7 +220,7 @@ impl ApiError {
                 INVALID,
                 "method_not_allowed",
                 format!(
-                    "{} does not take {method}: the header Allow lists what it takes",
+                    "The method {method} is not allowed for {}: use one that the header Allow lists.",
                     clip(path, SHOWN)
                 ),
             ),
@@ -249,34 +228,145 @@ impl ApiError {
                 404,
                 INVALID,
                 &format!("{what}_not_found"),
-                format!("there is no {what} {}", quoted(id)),
+                format!("The {what} {} does not exist: check its id.", quoted(id)),
             ),
             Self::NotConfigured(what) => {
                 Problem::new(503, UNAVAILABLE, "not_configured", what.clone())
             }
-            Self::NoAnswer(lost) => Problem::new(
+            Self::NoAnswer(failed) => Problem::new(
                 503,
                 UNAVAILABLE,
                 "no_answer",
-                format!("there is no answer, because these steps failed: {lost}"),
+                format!(
+                    "The query has no answer, because these steps failed: {failed}. \
+                     Try again, or see 'degraded' in the query for the effect of each."
+                ),
             ),
             Self::Internal => Problem::new(
                 500,
                 "server_error",
                 "internal_error",
-                "the gateway failed: this is a bug; tell its operator the request id",
+                "The gateway failed because of a bug: report it to its operator with the request \
+                 id of this response.",
             ),
         }
     }
 }
 
+/// What keeps a request from its handler.
+fn refused(refusal: &Refusal) -> Problem {
+    match refusal {
+        Refusal::MissingKey => unauthorised(
+            "missing_api_key",
+            "The request has no API key: send the header 'Authorization: Bearer KEY'.",
+        ),
+        Refusal::UnknownKey => unauthorised(
+            "invalid_api_key",
+            "The API key is unknown or revoked: ask the operator of the gateway for another.",
+        ),
+        Refusal::Store(error) => store(error),
+        Refusal::Busy { limit } => Problem::new(
+            503,
+            UNAVAILABLE,
+            "too_many_in_flight",
+            format!("The gateway serves {limit} requests, which is its limit: try again soon."),
+        )
+        .wait(SOON),
+        Refusal::Draining => Problem::new(
+            503,
+            UNAVAILABLE,
+            "shutting_down",
+            "The gateway is shutting down: try again soon.",
+        )
+        .wait(SOON)
+        .closing(),
+    }
+}
+
+/// What is wrong with a request body.
+fn body(error: &BodyError) -> Problem {
+    match error {
+        BodyError::TooLarge { limit } => Problem::new(
+            413,
+            INVALID,
+            "body_too_large",
+            format!("The request body is larger than {limit} bytes: send a smaller one."),
+        )
+        .closing(),
+        BodyError::Timeout { after } => Problem::new(
+            408,
+            INVALID,
+            "body_timeout",
+            format!(
+                "The request body was not complete within {} ms: send it without a pause.",
+                after.as_millis()
+            ),
+        )
+        .closing(),
+        BodyError::Broken => Problem::new(
+            400,
+            INVALID,
+            "body_broken",
+            "The request body ended before its announced end: send it whole.",
+        )
+        .closing(),
+        BodyError::MediaType { got } => Problem::new(
+            415,
+            INVALID,
+            "unsupported_media_type",
+            format!(
+                "The media type {} is not supported: send application/json.",
+                quoted(got)
+            ),
+        ),
+        BodyError::Shape { reason } => Problem::new(
+            400,
+            INVALID,
+            "invalid_request",
+            format!(
+                "The request body is not what this route takes: {}. GET /docs shows its members.",
+                clip(reason, 300)
+            ),
+        ),
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if let Self::Store(error) = &self {
+        if let Self::Store(error) | Self::Refused(Refusal::Store(error)) = &self {
             tracing::warn!(%error, "the store failed a request");
         }
         self.problem().into_response()
     }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        ApiError::Refused(self).into_response()
+    }
+}
+
+impl IntoResponse for BodyError {
+    fn into_response(self) -> Response {
+        ApiError::Body(self).into_response()
+    }
+}
+
+impl IntoResponse for InvalidTimeout {
+    fn into_response(self) -> Response {
+        let message = format!(
+            "Invalid value for 'x-request-timeout-ms': expected whole milliseconds, 1 or more, \
+             got {:?}.",
+            self.value
+        );
+        let param = Some("x-request-timeout-ms".to_owned());
+        ApiError::Invalid(InvalidRequest { message, param }).into_response()
+    }
+}
+
+/// Returns the response to a request whose handler panicked. The text of the panic stays inside.
+pub(super) fn panicked(_text: Box<dyn Any + Send + 'static>) -> Response {
+    ApiError::Internal.into_response()
 }
 
 impl From<InvalidRequest> for ApiError {
@@ -319,6 +409,12 @@ impl Problem {
         }
     }
 
+    /// Names the parameter that is wrong.
+    fn of(mut self, param: Option<&str>) -> Self {
+        self.envelope.error.param = param.map(str::to_owned);
+        self
+    }
+
     fn wait(mut self, time: Duration) -> Self {
         self.retry_after = Some(time);
         self
@@ -347,7 +443,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The JSON text of the one in-band event that tells a committed stream's failure (what stands behind `data: `).
+/// Returns the JSON of the in-band error that ends a committed stream: the text after `data: `.
+#[must_use]
 pub fn in_band(error: &AttemptError) -> Bytes {
     text(
         &cause(
@@ -360,19 +457,21 @@ pub fn in_band(error: &AttemptError) -> Bytes {
     )
 }
 
-/// The same where the gateway itself ends the stream.
+/// Returns the same where the gateway itself ends the stream.
+#[must_use]
 pub fn in_band_of(error: &ApiError) -> Bytes {
     text(&error.problem().envelope)
 }
 
 fn text(envelope: &Envelope) -> Bytes {
     serde_json::to_vec(envelope).map_or_else(
-        |_| Bytes::from_static(br#"{"error":{"message":"the stream failed","type":"server_error","param":null,"code":null}}"#),
+        |_| Bytes::from_static(br#"{"error":{"message":"The stream failed.","type":"server_error","param":null,"code":null}}"#),
         Bytes::from,
     )
 }
 
-/// A failure of the LLM path: its status by the cause that decides, its message by the attempt that had it, and all attempts.
+/// A failure of the LLM path. The deciding cause gives the status, the last attempt with that cause
+/// gives the message, and all attempts are listed.
 fn llm(failure: &LlmFailure) -> Problem {
     let decisive = failure.attempts.iter().rev().find_map(|attempt| {
         attempt
@@ -382,7 +481,7 @@ fn llm(failure: &LlmFailure) -> Problem {
             .map(|error| (attempt, error))
     });
     let mut problem = match decisive {
-        // the client's own mistake, in the provider's words
+        // the request is at fault, and the provider's own words say why
         Some((_, error)) if matches!(error.cause, Cause::Rejected | Cause::Unsupported) => cause(
             error.cause,
             error.status,
@@ -392,7 +491,7 @@ fn llm(failure: &LlmFailure) -> Problem {
         Some((attempt, error)) => {
             let many = if failure.attempts.len() > 1 {
                 format!(
-                    "{} attempts failed; the one that decides: ",
+                    "{} attempts failed, and this one decides the status: ",
                     failure.attempts.len()
                 )
             } else {
@@ -409,7 +508,7 @@ fn llm(failure: &LlmFailure) -> Problem {
             failure.cause,
             None,
             &ErrorDetail::default(),
-            "the time allowed was over before a provider could be asked".into(),
+            "The deadline passed before a provider could be asked: allow more time.".into(),
         ),
     };
     problem.retry_after = failure
@@ -431,7 +530,7 @@ fn attempt_body(attempt: &Attempt) -> AttemptBody {
     }
 }
 
-/// One cause: its status, type and code.
+/// The status, type and code of one cause.
 fn cause(
     cause: Cause,
     provider_status: Option<u16>,
@@ -452,7 +551,7 @@ fn cause(
         Cause::ServerError => named(502, UPSTREAM, "provider_error"),
         Cause::ProviderAuth => named(502, UPSTREAM, "provider_auth"),
         Cause::NotFound => named(502, UPSTREAM, "provider_not_found"),
-        // a provider's 4xx is the client's own, but for those that speak of the gateway's key or connection
+        // a provider's 4xx is about the client's request, except those about the gateway's key
         Cause::Rejected => match provider_status {
             Some(401 | 403 | 407) => named(502, UPSTREAM, "provider_auth"),
             Some(status @ 400..=499) => theirs(named(status, INVALID, "rejected"), detail),
@@ -468,7 +567,7 @@ fn cause(
     }
 }
 
-/// The provider's own class, code and param, where it gave them.
+/// Takes the provider's own type, code and param, where it gave them.
 fn theirs(mut problem: Problem, detail: &ErrorDetail) -> Problem {
     let error = &mut problem.envelope.error;
     if let Some(kind) = &detail.kind {
@@ -487,30 +586,33 @@ fn store(error: &StoreError) -> Problem {
     match error {
         StoreError::Unavailable(_) => unavailable(
             "store_unavailable",
-            "the database cannot be reached: try again soon".into(),
+            "The database cannot be reached: try again soon.".into(),
         ),
         StoreError::PoolExhausted(time) => unavailable(
             "store_busy",
             format!(
-                "no connection to the database became free within {} ms: try again soon",
+                "No connection to the database became free within {} ms: try again soon.",
                 time.as_millis()
             ),
         ),
         StoreError::Timeout(time) => unavailable(
             "store_timeout",
             format!(
-                "the database did not answer within {} ms: try again soon",
+                "The database did not answer within {} ms: try again soon.",
                 time.as_millis()
             ),
         ),
         StoreError::NotWritable(_) => unavailable(
             "store_not_writable",
-            "the database takes no writes at the moment".into(),
+            "The database takes no writes at the moment: try again soon.".into(),
         ),
         StoreError::Rejected(message) => {
             Problem::new(400, INVALID, "invalid_request", message.clone())
         }
-        StoreError::Failed(_) => unavailable("store_failed", "the database failed".into()),
+        StoreError::Failed(_) => unavailable(
+            "store_failed",
+            "The database failed: try again soon.".into(),
+        ),
     }
 }
 
@@ -523,12 +625,13 @@ fn unauthorised(code: &str, message: &str) -> Problem {
     problem
 }
 
-/// `Retry-After` counts whole seconds (RFC 9110 section 10.2.3); too early is worse than too late.
+/// Rounds up to whole seconds, the unit of `Retry-After` (RFC 9110 section 10.2.3): a client that
+/// comes too early is refused again.
 fn whole_seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// A client's own text in a message: bounded, quoted.
-fn quoted(text: &str) -> String {
+/// Quotes a client's own text for a message, at most [`SHOWN`] characters of it.
+pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", clip(text, SHOWN))
 }

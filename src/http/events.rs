@@ -1,7 +1,9 @@
-//! A committed stream as server-sent events: the chunks' text as it came, joined when more than one is there already (never
-//! waiting for more), `[DONE]` after an orderly end, and one in-band error instead of it after any other.
+//! A committed stream as the body of a response: server-sent events with the chunks' own text, then
+//! `[DONE]` after an orderly end, or one in-band error after any other. Chunks that are available
+//! together are sent as one frame; no chunk waits for the next.
 //!
-//! Pulled by the connection: a client that reads slowly slows the provider, and nothing is kept for it but one frame.
+//! The connection pulls the body. A client that reads slowly therefore slows the provider down, and
+//! the gateway buffers one frame for it.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -14,20 +16,22 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::error::{ApiError, in_band, in_band_of};
 use crate::llm::chat::{ChatStream, StreamItem};
+use crate::server::Refusal;
 
-/// A frame is handed on once it holds this much.
+/// A frame of this many bytes is sent even where more chunks are available.
 const JOINED: usize = 16 * 1024;
 
 /// The body of a streamed answer.
 pub(super) struct Events {
-    /// `None` once the stream has ended, or was cut: the provider's connection is closed at that moment, unless the end was in order.
+    /// `None` once the stream has ended or was cut. The provider's connection is closed at that
+    /// moment, unless the stream ended in order.
     stream: Option<ChatStream>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     frame: BytesMut,
 }
 
 impl Events {
-    /// The events of `stream`; `cut` ends them with an error that says so.
+    /// Sends the events of `stream`. Once `cut` is cancelled, an error that says so ends them.
     pub(super) fn new(stream: ChatStream, cut: CancellationToken) -> Self {
         Self {
             stream: Some(stream),
@@ -48,7 +52,7 @@ impl Events {
         self.stream = None;
     }
 
-    /// Takes what is there; whether the stream waits for more.
+    /// Takes the chunks that are available. Returns whether the stream waits for more.
     fn fill(&mut self, context: &mut Context<'_>) -> bool {
         while self.frame.len() < JOINED {
             let Some(stream) = self.stream.as_mut() else {
@@ -61,7 +65,8 @@ impl Events {
                 Ok(Poll::Ready(Some(StreamItem::Chunk(data)))) => self.push(&data),
                 Ok(Poll::Ready(Some(StreamItem::Done(_)))) => self.end(b"[DONE]"),
                 Ok(Poll::Ready(Some(StreamItem::Failed(error)))) => self.end(&in_band(&error)),
-                // a stream that ends without its last item, or panics, is a bug: the client must not take it for an end
+                // a stream that panics or ends without its last item is a bug, and the client must
+                // not take it for an orderly end
                 Ok(Poll::Ready(None)) | Err(_) => self.end(&in_band_of(&ApiError::Internal)),
             }
         }
@@ -78,7 +83,7 @@ impl HttpBody for Events {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if self.stream.is_some() && self.cut.as_mut().poll(context).is_ready() {
-            self.end(&in_band_of(&ApiError::Draining));
+            self.end(&in_band_of(&ApiError::Refused(Refusal::Draining)));
         }
         let waits = self.fill(context);
         if !self.frame.is_empty() {

@@ -1,6 +1,6 @@
-//! Whether the process lives, whether it can take work, and what each dependency does. All dependencies are probed together,
-//! each with its own time-out; the result of a probe is told again for a moment, so that a storm of health calls costs each
-//! dependency a bounded number of probes.
+//! `/health`: whether the process lives, whether it can take work, and the state of each dependency.
+//! All dependencies are probed at the same time, each with a timeout. The result of a probe is reused
+//! for `server.health_cache_ms`, so that many health calls cost each dependency one probe.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,69 +15,86 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
-use super::state::AppState;
 use crate::config::{Config, ProviderConfig};
 use crate::llm::provider::probe::ProviderProbe;
+use crate::llm::router::Router;
+use crate::resilience::breaker::BreakerState;
+use crate::server::Ingress;
 use crate::store::StoreHealth;
 
-/// Every dependency with its probe.
-pub struct Health {
-    store: Probe,
-    providers: Vec<Probe>,
+/// The probes of every dependency, and what else the health documents show. Clones share the probes.
+#[derive(Clone)]
+pub(super) struct Health {
+    store: Arc<Probe>,
+    providers: Arc<[Probe]>,
+    router: Arc<Router>,
+    ingress: Ingress,
 }
 
-/// What a probe found.
+/// The state of one dependency.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct Finding {
     /// `store`, or the provider's name.
     name: String,
-    /// `postgres`, `sqlite`, `openai`, `ollama`.
+    /// The kind of the store (`postgres`, `sqlite`), or the protocol of the provider.
     kind: &'static str,
-    /// Whether it answered.
+    /// Whether the dependency answered the probe.
     up: bool,
-    /// Until it answered, or was given up.
+    /// The time until the probe was answered or timed out, in milliseconds.
     latency_ms: u64,
-    /// Why it is not up.
+    /// Why the dependency is not up.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
-/// One candidate's breaker.
+/// The breaker of one candidate.
 #[derive(Serialize, ToSchema)]
 struct BreakerEntry {
+    /// The provider's configured name.
     provider: String,
+    /// The model's name at the provider.
     model: String,
+    /// `closed`, `open` or `half_open`.
     #[schema(value_type = String)]
-    state: crate::resilience::breaker::BreakerState,
+    state: BreakerState,
 }
 
 /// The detailed health document.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Report {
-    /// `ok`; `degraded`: some provider is down or a breaker is not closed; `unavailable`: no work is taken, or none can be recorded.
+    /// `ok`; `degraded` where a provider is down or a breaker is not closed; `unavailable` where the
+    /// gateway takes no work or cannot record any.
     status: &'static str,
     /// The gateway's version.
     version: &'static str,
-    /// Whether it is shutting down.
+    /// Whether the gateway is shutting down.
     draining: bool,
-    /// Requests in flight.
+    /// The number of requests in flight.
     in_flight: u64,
-    /// The store first, then the providers in their order.
+    /// The store, then the providers in the order of the configuration.
     dependencies: Vec<Finding>,
-    /// Every candidate's breaker.
+    /// The breaker of every candidate.
     breakers: Vec<BreakerEntry>,
 }
 
-/// The short documents.
+/// The short health document.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Brief {
+    /// `live`, `ready` or `not_ready`.
     status: &'static str,
+    /// Why the gateway is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
 
-/// The process lives: always 200.
-#[utoipa::path(get, path = "/health/live", tag = "operation", responses((status = 200, body = Brief)))]
+/// Answers while the process lives.
+#[utoipa::path(
+    get,
+    path = "/health/live",
+    operation_id = "getLiveness",
+    tag = "operation",
+    responses((status = 200, description = "The process lives.", body = Brief))
+)]
 pub(super) async fn live() -> Response {
     Json(Brief {
         status: "live",
@@ -86,74 +103,80 @@ pub(super) async fn live() -> Response {
     .into_response()
 }
 
-/// Whether work is taken: 503 while draining or without the store.
-#[utoipa::path(get, path = "/health/ready", tag = "operation", responses((status = 200, body = Brief), (status = 503, body = Brief)))]
-pub(super) async fn ready(State(app): State<AppState>) -> Response {
-    let reason = if app.shutdown.is_draining() {
+/// Answers whether the gateway takes work.
+#[utoipa::path(
+    get,
+    path = "/health/ready",
+    operation_id = "getReadiness",
+    tag = "operation",
+    responses(
+        (status = 200, description = "The gateway takes work.", body = Brief),
+        (
+            status = 503,
+            description = "The gateway takes no work: it is shutting down, or its database is \
+                           unavailable.",
+            body = Brief
+        ),
+    )
+)]
+pub(super) async fn ready(State(health): State<Health>) -> Response {
+    let reason = if health.ingress.shutdown.is_draining() {
         Some("shutting down".to_owned())
     } else {
-        let store = app.health.store.look().await;
+        let store = health.store.look().await;
         store.error.map(|error| format!("store: {error}"))
     };
-    match reason {
-        None => Json(Brief {
-            status: "ready",
-            reason: None,
-        })
-        .into_response(),
-        Some(reason) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(Brief {
-                status: "not_ready",
-                reason: Some(reason),
-            }),
-        )
-            .into_response(),
-    }
+    let (code, status) = match reason {
+        None => (StatusCode::OK, "ready"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+    };
+    (code, Json(Brief { status, reason })).into_response()
 }
 
-/// What each dependency does; 503 if no work is taken or none can be recorded.
-#[utoipa::path(get, path = "/health", tag = "operation", responses((status = 200, body = Report), (status = 503, body = Report)))]
-pub(super) async fn all(State(app): State<AppState>) -> Response {
-    let dependencies = join_all(
-        std::iter::once(&app.health.store)
-            .chain(&app.health.providers)
-            .map(Probe::look),
+/// Returns the state of the gateway and of each dependency.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "getHealth",
+    tag = "operation",
+    responses(
+        (status = 200, description = "The gateway takes work and can record it.", body = Report),
+        (
+            status = 503,
+            description = "The gateway takes no work, or cannot record any.",
+            body = Report
+        ),
     )
-    .await;
-    let breakers: Vec<_> = app
+)]
+pub(super) async fn all(State(health): State<Health>) -> Response {
+    let probes = std::iter::once(&*health.store).chain(&*health.providers);
+    let dependencies = join_all(probes.map(Probe::look)).await;
+    let breakers: Vec<_> = health
         .router
         .health()
         .into_iter()
-        .map(|candidate| BreakerEntry {
-            provider: candidate.candidate.provider,
-            model: candidate.candidate.model,
-            state: candidate.breaker,
+        .map(|known| BreakerEntry {
+            provider: known.candidate.provider,
+            model: known.candidate.model,
+            state: known.breaker,
         })
         .collect();
-    let draining = app.shutdown.is_draining();
+    let draining = health.ingress.shutdown.is_draining();
     let store_up = dependencies.first().is_some_and(|store| store.up);
-    let whole = dependencies.iter().all(|dependency| dependency.up)
-        && breakers
-            .iter()
-            .all(|entry| entry.state == crate::resilience::breaker::BreakerState::Closed);
-    let status = if draining || !store_up {
-        "unavailable"
-    } else if whole {
-        "ok"
-    } else {
-        "degraded"
-    };
-    let code = if status == "unavailable" {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
+    let all_up = dependencies.iter().all(|dependency| dependency.up);
+    let all_closed = breakers
+        .iter()
+        .all(|entry| entry.state == BreakerState::Closed);
+    let (code, status) = match () {
+        () if draining || !store_up => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        () if all_up && all_closed => (StatusCode::OK, "ok"),
+        () => (StatusCode::OK, "degraded"),
     };
     let report = Report {
         status,
         version: env!("CARGO_PKG_VERSION"),
         draining,
-        in_flight: app.admission.in_flight(),
+        in_flight: health.ingress.admission.in_flight(),
         dependencies,
         breakers,
     };
@@ -161,8 +184,13 @@ pub(super) async fn all(State(app): State<AppState>) -> Response {
 }
 
 impl Health {
-    /// The probes of the store and of every provider.
-    pub(super) fn new(config: &Config, store: Arc<dyn StoreHealth>) -> Self {
+    /// Makes the probes of the store and of every provider.
+    pub(super) fn new(
+        config: &Config,
+        store: Arc<dyn StoreHealth>,
+        router: Arc<Router>,
+        ingress: Ingress,
+    ) -> Self {
         let (bound, fresh) = (config.server.health_timeout, config.server.health_cache);
         let kind = store.kind();
         let ping = move || {
@@ -183,13 +211,16 @@ impl Health {
             })
             .collect();
         Self {
-            store: Probe::new("store".into(), kind, bound, fresh, ping),
+            store: Arc::new(Probe::new("store".into(), kind, bound, fresh, ping)),
             providers,
+            router,
+            ingress,
         }
     }
 }
 
-/// One dependency: at most one probe of it is under way, and its result is told again while it is fresh.
+/// Probes one dependency. At most one probe is under way at a time, and its result is reused while it
+/// is fresh.
 struct Probe {
     name: String,
     kind: &'static str,
@@ -217,8 +248,10 @@ impl Probe {
         }
     }
 
-    /// The fresh result, or that of the probe under way, or that of a new one. Cancel safe: a probe is a task, so that it ends, and gives
-    /// back what it holds, even when everybody who waited for it has left.
+    /// Returns the fresh result, or waits for the probe under way, or for a new one.
+    ///
+    /// Cancel safe: a probe is a task of its own. It ends, and releases its connection, even when
+    /// every caller that waited for it was dropped.
     async fn look(&self) -> Finding {
         let finding = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -245,12 +278,12 @@ impl Probe {
 
     fn start(&self) -> Shared<BoxFuture<'static, Finding>> {
         let (name, kind, bound, asked) = (self.name.clone(), self.kind, self.bound, (self.ask)());
-        let lost = Finding {
+        let failed = Finding {
             name: name.clone(),
             kind,
             up: false,
             latency_ms: 0,
-            error: Some("its probe failed".into()),
+            error: Some("the probe failed: this is a bug".into()),
         };
         let probing = tokio::spawn(async move {
             let started = Instant::now();
@@ -268,7 +301,7 @@ impl Probe {
                 error,
             }
         });
-        async move { probing.await.unwrap_or(lost) }
+        async move { probing.await.unwrap_or(failed) }
             .boxed()
             .shared()
     }
@@ -285,7 +318,7 @@ fn provider_probe(
     }
 }
 
-/// The kind of trouble; the database's own words are for the log.
+/// Why the store is not up, in words of ours: the database's own are for the log.
 fn store_reason(error: &crate::store::StoreError) -> String {
     use crate::store::StoreError as E;
     match error {

@@ -1,12 +1,8 @@
-//! The door: routes, authentication, admission, the table from error to response, and the connections that carry them.
-//! A handler reads as its intent: parsing and checks are extractors and middleware, failures are [`error::ApiError`].
+//! The HTTP API: one file a resource, one list of routes ([`routes`]), and one table from error to
+//! response ([`error`]). A handler reads as its intent: `server` has read the body, found the tenant
+//! and taken a permit before it runs, and every failure is an [`ApiError`].
 
-pub mod admission;
-pub mod auth;
-pub mod body;
 mod chat;
-pub mod connection;
-pub mod context;
 mod docs;
 mod documents;
 pub mod error;
@@ -15,11 +11,8 @@ mod health;
 mod metrics;
 mod models;
 mod queries;
-pub mod router;
-pub mod shutdown;
+pub mod routes;
 pub mod state;
-mod write_timeout;
 
-pub use context::RequestContext;
 pub use error::ApiError;
 pub use state::{App, AppState};

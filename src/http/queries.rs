@@ -1,4 +1,4 @@
-//! `/api/v1/queries`: ask a question, read an answer again, list what was asked.
+//! `/api/v1/queries`: ask a question, read a recorded query, list recorded queries.
 
 use std::time::Duration;
 
@@ -12,67 +12,95 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::auth::Tenant;
-use super::body::Payload;
-use super::context::RequestContext;
-use super::error::{ApiError, Envelope, ErrorBody, SHOWN};
+use super::error::{ApiError, BodyErrors, Envelope, ErrorBody, KeyErrors, SHOWN, quoted};
 use super::state::AppState;
 use crate::llm::chat::InvalidRequest;
 use crate::llm::content::clip;
 use crate::orchestrator::outcome::Status;
 use crate::orchestrator::{Ask, QueryDocument};
 use crate::resilience::deadline::saturating_add;
+use crate::server::{Payload, RequestContext, Tenant};
 use crate::store::Listing;
 
 /// The longest question, in characters.
 const QUESTION_CHARS: usize = 8_192;
-/// The largest page of a listing.
+/// The most queries on a page of a listing.
 const PAGE_SIZE: u32 = 100;
-/// The page that is listed if none is asked for.
+/// The queries on a page where the client gives no size.
 const DEFAULT_PAGE_SIZE: u32 = 20;
 
-/// A question.
+/// A question to answer.
 #[derive(Debug, PartialEq, Eq, Deserialize, ToSchema)]
 pub(super) struct Question {
-    /// 1 to 8192 characters, not only white space, no NUL.
+    /// The question: 1 to 8192 characters, not only white space, and without NUL.
     #[schema(min_length = 1, max_length = 8192)]
     question: String,
-    /// In milliseconds; it can only shorten the configured deadline.
+    /// Your deadline in milliseconds from the arrival of the request. It can only shorten the
+    /// configured one.
     #[schema(minimum = 1)]
     deadline_ms: Option<u64>,
 }
 
-/// A query without an answer: the error, and the query beside it, unless none was accepted.
+/// A query without an answer: the error, and beside it the query, unless none was accepted.
 #[derive(Serialize, ToSchema)]
 pub(super) struct FailedQuery {
+    /// Why there is no answer.
     error: ErrorBody,
+    /// The query as it is recorded.
     #[schema(value_type = Option<QueryDocument>)]
     query: Value,
 }
 
-/// A page of a listing, newest first.
+/// One page of a tenant's queries, newest first.
 #[derive(Serialize, ToSchema)]
 pub(super) struct QueryPage {
-    /// Each as it was sent.
+    /// The queries, each as it was sent to its client.
     #[schema(value_type = Vec<QueryDocument>)]
     queries: Vec<Value>,
+    /// The number of the page, from 1.
     page: u32,
+    /// The largest number of queries on a page.
     size: u32,
-    /// All that match, on every page.
+    /// The number of queries that match, on all pages together.
     total: u64,
 }
 
-/// Asks a question: several agents answer it together, by the deadline. 200 whenever there is an answer; what it lacks is in
-/// `degraded`. 503 with the query beside the error if there is none.
-#[utoipa::path(post, path = "/api/v1/queries", operation_id = "createQuery", tag = "query", request_body = Question,
+/// Answers a question. Several agents work on it together until the deadline. The status is 200
+/// whenever there is an answer, and `degraded` lists what it lacks; it is 503, with the query beside
+/// the error, where there is none.
+#[utoipa::path(
+    post,
+    path = "/api/v1/queries",
+    operation_id = "createQuery",
+    tag = "query",
+    request_body(content = Question, description = "The question to answer."),
     params(
-        ("x-request-id" = Option<String>, Header, description = "Your id for the request, at most 128 visible ASCII characters; returned, logged and sent on"),
-        ("x-request-timeout-ms" = Option<u64>, Header, description = "Your deadline; it can only shorten the configured one"),
+        (
+            "x-request-id" = Option<String>,
+            Header,
+            description = "Your id of the request, at most 128 visible ASCII characters. It is \
+                           returned, logged and forwarded to the providers."
+        ),
+        (
+            "x-request-timeout-ms" = Option<u64>,
+            Header,
+            description = "Your deadline in milliseconds from the arrival of the request. It can \
+                           only shorten the configured one."
+        ),
     ),
     responses(
-        (status = 200, body = QueryDocument), (status = 400, body = Envelope), (status = 401, body = Envelope), (status = 408, body = Envelope),
-        (status = 413, body = Envelope), (status = 415, body = Envelope), (status = 503, body = FailedQuery),
-    ))]
+        (status = 200, description = "The query and its answer.", body = QueryDocument),
+        BodyErrors,
+        KeyErrors,
+        (
+            status = 503,
+            description = "There is no answer: every step that could give one failed, or the \
+                           gateway takes no more requests at the moment, or the database is \
+                           unavailable.",
+            body = FailedQuery
+        ),
+    )
+)]
 pub(super) async fn create(
     State(app): State<AppState>,
     Extension(tenant): Extension<Tenant>,
@@ -101,16 +129,26 @@ pub(super) async fn create(
     Ok(respond(&app.orchestrator.answer(ask).await))
 }
 
-/// Reads a query again: the document that was sent.
-#[utoipa::path(get, path = "/api/v1/queries/{id}", operation_id = "getQuery", tag = "query", params(("id" = String, Path, description = "The id of a query")),
-    responses((status = 200, body = QueryDocument), (status = 401, body = Envelope), (status = 404, body = Envelope), (status = 503, body = Envelope)))]
+/// Returns a recorded query as it was sent to its client.
+#[utoipa::path(
+    get,
+    path = "/api/v1/queries/{id}",
+    operation_id = "getQuery",
+    tag = "query",
+    params(("id" = String, Path, description = "The query's id.")),
+    responses(
+        (status = 200, description = "The query.", body = QueryDocument),
+        (status = 404, description = "The tenant has no query of that id.", body = Envelope),
+        KeyErrors,
+    )
+)]
 pub(super) async fn one(
     State(app): State<AppState>,
     Extension(tenant): Extension<Tenant>,
     uri: Uri,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    // what is no id at all is missing just the same
+    // a path that is no UUID names no query either
     let missing = || ApiError::Missing {
         what: "query",
         id: uri.path().rsplit('/').next().unwrap_or_default().to_owned(),
@@ -122,15 +160,45 @@ pub(super) async fn one(
     Ok(Json(record.document).into_response())
 }
 
-/// Lists queries, newest first.
-#[utoipa::path(get, path = "/api/v1/queries", operation_id = "listQueries", tag = "query",
+/// Lists the tenant's queries, newest first.
+#[utoipa::path(
+    get,
+    path = "/api/v1/queries",
+    operation_id = "listQueries",
+    tag = "query",
     params(
-        ("page" = Option<u32>, Query, description = "From 1; 1 if not given", minimum = 1),
-        ("size" = Option<u32>, Query, description = "Queries a page, 1 to 100; 20 if not given", minimum = 1, maximum = 100),
-        ("status" = Option<Status>, Query, description = "Only these"),
-        ("before" = Option<String>, Query, description = "Only what is older than the query of this id: no query comes twice while others are recorded"),
+        (
+            "page" = Option<u32>,
+            Query,
+            description = "The number of the page, from 1. The default is 1.",
+            minimum = 1
+        ),
+        (
+            "size" = Option<u32>,
+            Query,
+            description = "The largest number of queries on a page, 1 to 100. The default is 20.",
+            minimum = 1,
+            maximum = 100
+        ),
+        ("status" = Option<Status>, Query, description = "Lists only queries of this status."),
+        (
+            "before" = Option<String>,
+            Query,
+            description = "Lists only queries that are older than the query of this id, so that none \
+                           is listed twice while others are recorded."
+        ),
     ),
-    responses((status = 200, body = QueryPage), (status = 400, body = Envelope), (status = 401, body = Envelope), (status = 503, body = Envelope)))]
+    responses(
+        (status = 200, description = "One page of the queries.", body = QueryPage),
+        (
+            status = 400,
+            description = "A parameter is invalid. `error.param` names it, and `error.message` says \
+                           what to send instead.",
+            body = Envelope
+        ),
+        KeyErrors,
+    )
+)]
 pub(super) async fn list(
     State(app): State<AppState>,
     Extension(tenant): Extension<Tenant>,
@@ -139,7 +207,10 @@ pub(super) async fn list(
     let Query(parameters) = parameters.map_err(|error| {
         invalid(
             None,
-            format!("the query string can't be read: {}", error.body_text()),
+            format!(
+                "The query string is invalid: {}. Send 'name=value' pairs.",
+                error.body_text()
+            ),
         )
     })?;
     let listing = listing(&parameters)?;
@@ -163,12 +234,12 @@ fn respond(document: &QueryDocument) -> Response {
     if document.status < Status::Failed {
         return Json(document.to_json()).into_response();
     }
-    let lost: Vec<_> = document
+    let failed: Vec<_> = document
         .degraded
         .iter()
-        .map(|lost| format!("{} ({})", lost.step.name(), lost.cause.name()))
+        .map(|entry| format!("{} ({})", entry.step.name(), entry.cause.name()))
         .collect();
-    let problem = ApiError::NoAnswer(lost.join(", ")).problem();
+    let problem = ApiError::NoAnswer(failed.join(", ")).problem();
     (
         problem.status,
         Json(FailedQuery {
@@ -179,14 +250,18 @@ fn respond(document: &QueryDocument) -> Response {
         .into_response()
 }
 
-/// Reads the body of a question: every mistake is told with its field.
+/// Parses the body of a question. An error names the member that is wrong.
 fn question(body: &[u8]) -> Result<Question, InvalidRequest> {
-    let value: Value = serde_json::from_slice(body)
-        .map_err(|error| invalid(None, format!("the body is not JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(body).map_err(|error| {
+        invalid(
+            None,
+            format!("The request body is not valid JSON: {error}."),
+        )
+    })?;
     let Value::Object(fields) = value else {
         return Err(invalid(
             None,
-            "the body is not a JSON object: send {\"question\": \"…\"}".into(),
+            "The request body is not a JSON object: send {\"question\": \"…\"}.".into(),
         ));
     };
     let mut question = None;
@@ -199,15 +274,17 @@ fn question(body: &[u8]) -> Result<Question, InvalidRequest> {
                 let name: String = name.chars().take(SHOWN).collect();
                 return Err(invalid(
                     Some(&name),
-                    format!(
-                        "there is no field {name:?} here: the fields are question and deadline_ms"
-                    ),
+                    format!("Unknown field {name:?}: expected 'question' or 'deadline_ms'."),
                 ));
             }
         }
     }
-    let question =
-        question.ok_or_else(|| invalid(Some("question"), "question is missing".into()))?;
+    let question = question.ok_or_else(|| {
+        invalid(
+            Some("question"),
+            "Missing required field 'question': a string was expected.".into(),
+        )
+    })?;
     Ok(Question {
         question,
         deadline_ms,
@@ -215,19 +292,18 @@ fn question(body: &[u8]) -> Result<Question, InvalidRequest> {
 }
 
 fn text(value: Value) -> Result<String, InvalidRequest> {
-    let wrong = |message: String| Err(invalid(Some("question"), message));
+    let wrong = |expected: &str, got: &str| Err(wrong("question", expected, got));
     let Value::String(text) = value else {
-        return wrong(format!("question is {}: send a string", kind(&value)));
+        return wrong("a string", kind(&value));
     };
     let length = text.chars().count();
     match () {
-        () if text.trim().is_empty() => wrong("question is empty".into()),
-        () if length > QUESTION_CHARS => wrong(format!(
-            "question has {length} characters: at most {QUESTION_CHARS} are taken"
-        )),
-        () if text.contains('\0') => {
-            wrong("question holds a NUL character, which no document can hold".into())
-        }
+        () if text.trim().is_empty() => wrong("at least one visible character", "none"),
+        () if length > QUESTION_CHARS => wrong(
+            &format!("at most {QUESTION_CHARS} characters"),
+            &length.to_string(),
+        ),
+        () if text.contains('\0') => wrong("text without NUL characters", "one that has some"),
         () => Ok(text),
     }
 }
@@ -238,15 +314,12 @@ fn milliseconds(value: &Value) -> Result<Option<u64>, InvalidRequest> {
         value => match value.as_u64() {
             Some(millis) if millis > 0 => Ok(Some(millis)),
             _ => {
-                let told = if value.is_number() {
+                let got = if value.is_number() {
                     value.to_string()
                 } else {
                     kind(value).into()
                 };
-                Err(invalid(
-                    Some("deadline_ms"),
-                    format!("deadline_ms is {told}: send whole milliseconds, 1 or more"),
-                ))
+                Err(wrong("deadline_ms", "whole milliseconds, 1 or more", &got))
             }
         },
     }
@@ -279,24 +352,13 @@ fn listing(parameters: &[(String, String)]) -> Result<Listing, InvalidRequest> {
                     .into_iter()
                     .find(|status| status.name() == value);
                 let names = Status::ALL.map(Status::name).join(", ");
-                let known = known.ok_or_else(|| {
-                    invalid(
-                        Some(name),
-                        format!("status is {:?}: it is one of {names}", clip(value, SHOWN)),
-                    )
-                })?;
+                let known =
+                    known.ok_or_else(|| wrong(name, &format!("one of {names}"), &quoted(value)))?;
                 listing.status = Some(known.name().to_owned());
             }
             "before" => {
-                let id = Uuid::parse_str(value).map_err(|_| {
-                    invalid(
-                        Some(name),
-                        format!(
-                            "before is {:?}: write the id of a query",
-                            clip(value, SHOWN)
-                        ),
-                    )
-                })?;
+                let id = Uuid::parse_str(value)
+                    .map_err(|_| wrong(name, "the id of a query", &quoted(value)))?;
                 listing.before = Some(id);
             }
             _ => {
@@ -304,7 +366,7 @@ fn listing(parameters: &[(String, String)]) -> Result<Listing, InvalidRequest> {
                 return Err(invalid(
                     Some(&name),
                     format!(
-                        "there is no parameter {name:?} here: they are page, size, status and before"
+                        "Unknown parameter {name:?}: expected 'page', 'size', 'status' or 'before'."
                     ),
                 ));
             }
@@ -324,14 +386,14 @@ fn number(name: &str, value: &str, largest: u32) -> Result<u32, InvalidRequest> 
         } else {
             format!("1 to {largest}")
         };
-        invalid(
-            Some(name),
-            format!(
-                "{name} is {:?}: write a whole number, {bound}",
-                clip(value, SHOWN)
-            ),
-        )
+        let expected = format!("a whole number, {bound}");
+        wrong(name, &expected, &quoted(value))
     })
+}
+
+fn wrong(name: &str, expected: &str, got: &str) -> InvalidRequest {
+    let message = format!("Invalid value for '{name}': expected {expected}, got {got}.");
+    invalid(Some(name), message)
 }
 
 fn invalid(param: Option<&str>, message: String) -> InvalidRequest {
@@ -368,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_names_its_field() {
+    fn every_error_names_its_field() {
         let too_long = format!(r#"{{"question":"{}"}}"#, "é".repeat(QUESTION_CHARS + 1));
         for (body, param) in [
             ("", None),

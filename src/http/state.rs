@@ -1,44 +1,41 @@
-//! What handlers share.
+//! What the handlers share.
 
 use std::sync::Arc;
 
-use super::admission::Admission;
-use super::auth::Keys;
+use axum::extract::FromRef;
+
 use super::health::Health;
-use super::shutdown::Shutdown;
 use crate::config::Config;
 use crate::llm::router::Router;
 use crate::orchestrator::{Orchestrator, Settings};
+use crate::server::{Admission, BodyBounds, Ingress, Keys, Shutdown};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
 /// One gateway, as its handlers see it.
 pub struct App {
-    /// What was configured.
+    /// The configuration.
     pub config: Arc<Config>,
     /// The LLM path.
     pub router: Arc<Router>,
-    /// Answers queries over the two.
+    /// Answers queries over the LLM path and the store.
     pub orchestrator: Orchestrator,
     /// Queries, documents and keys.
     pub store: Arc<dyn Store>,
-    /// Counters.
+    /// The counters and gauges.
     pub metrics: Arc<Metrics>,
-    /// Who may ask.
-    pub keys: Keys,
-    /// How many at once.
-    pub admission: Admission,
-    /// What the dependencies do.
-    pub health: Health,
-    /// Whether the gateway drains, or cuts.
-    pub shutdown: Shutdown,
+    /// Keys, permits and the state of stopping.
+    pub ingress: Ingress,
+    /// The probes of the dependencies.
+    pub(super) health: Health,
 }
 
 /// The state of every handler.
 pub type AppState = Arc<App>;
 
 impl App {
-    /// Puts a gateway together; nothing is started.
+    /// Puts a gateway together. Nothing is started.
+    #[must_use]
     pub fn new(
         config: Arc<Config>,
         keys: Keys,
@@ -46,22 +43,43 @@ impl App {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
     ) -> AppState {
-        Arc::new(Self {
-            keys,
+        let ingress = Ingress {
+            keys: Arc::new(keys),
             admission: Admission::new(config.server.max_in_flight),
-            orchestrator: Orchestrator::new(
-                Settings::of(&config),
-                router.clone(),
-                store.clone(),
-                store.clone(),
-                metrics.clone(),
-            ),
-            health: Health::new(&config, store.clone()),
             shutdown: Shutdown::default(),
+            metrics: metrics.clone(),
+        };
+        let orchestrator = Orchestrator::new(
+            Settings::of(&config),
+            router.clone(),
+            store.clone(),
+            store.clone(),
+            metrics.clone(),
+        );
+        let health = Health::new(&config, store.clone(), router.clone(), ingress.clone());
+        Arc::new(Self {
             config,
             router,
+            orchestrator,
             store,
             metrics,
+            ingress,
+            health,
         })
+    }
+}
+
+impl FromRef<AppState> for BodyBounds {
+    fn from_ref(app: &AppState) -> Self {
+        Self {
+            bytes: app.config.server.body_limit_bytes,
+            time: app.config.server.body_timeout,
+        }
+    }
+}
+
+impl FromRef<AppState> for Health {
+    fn from_ref(app: &AppState) -> Self {
+        app.health.clone()
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use gauntlet::config::Config;
-use gauntlet::{Gateway, Running};
+use gauntlet::{Gateway, RunningGateway};
 use gauntlet_harness::client::{Client, Exchange, StreamEvent, StreamReply};
 use gauntlet_harness::gate::Gates;
 use gauntlet_harness::llm::{Responder, Stub, with};
@@ -26,7 +26,7 @@ pub fn key_of(provider: &str) -> String {
 }
 
 pub struct Scene {
-    pub gateway: Running,
+    pub gateway: RunningGateway,
     pub tape: Tape,
     pub providers: Vec<Provider>,
     pub seen: Seen,

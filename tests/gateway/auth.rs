@@ -27,7 +27,7 @@ async fn ask_with(address: std::net::SocketAddr, key: &str) -> Client {
 fn configured(token: &str) -> String {
     format!(
         "[[auth.keys]]\ntenant = \"acme\"\nsha256 = \"{}\"\n",
-        gauntlet::http::auth::token_hash(token)
+        gauntlet::store::token_hash(token)
     )
 }
 

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gauntlet::config::Config;
-use gauntlet::{Gateway, Running};
+use gauntlet::{Gateway, RunningGateway};
 
 use super::memory::MemoryStore;
 use super::provider::Provider;
 
 pub struct Started {
-    pub running: Running,
+    pub running: RunningGateway,
     pub address: SocketAddr,
     pub provider: Provider,
     pub store: Arc<MemoryStore>,

@@ -52,7 +52,8 @@ fn an_occupied_port_is_told_with_its_remedy() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        said.contains(&format!("server.listen = {address}")) && said.contains("write another port"),
+        said.contains(&format!("server.listen = {address}"))
+            && said.contains("configure another port"),
         "{said}"
     );
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use gauntlet::config::{Config, StoreConfig};
 use gauntlet::store::{self, Listing, Store};
-use gauntlet::{Gateway, Running};
+use gauntlet::{Gateway, RunningGateway};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ const DOCUMENT: &str =
     r#"{"title":"Radium","text":"Radium was discovered by Marie and Pierre Curie in 1898."}"#;
 
 struct World {
-    running: Running,
+    running: RunningGateway,
     address: SocketAddr,
     provider: Provider,
 }
@@ -210,7 +210,8 @@ async fn degr_07_without_an_answer_the_error_and_the_query_stand_side_by_side() 
     );
     assert_eq!(
         response.json()["error"]["message"],
-        "there is no answer, because these steps failed: entities (error), synthesis (error)"
+        "The query has no answer, because these steps failed: entities (error), synthesis (error). \
+         Try again, or see 'degraded' in the query for the effect of each."
     );
     let query = &response.json()["query"];
     assert_eq!(
@@ -470,7 +471,7 @@ async fn auth_02_another_tenants_query_is_not_there() {
     let key = |tenant: &str| {
         format!(
             "[[auth.keys]]\ntenant = \"{tenant}\"\nsha256 = \"{}\"\n",
-            gauntlet::http::auth::token_hash(&format!("gk-{tenant}"))
+            gauntlet::store::token_hash(&format!("gk-{tenant}"))
         )
     };
     let World {
@@ -554,7 +555,8 @@ async fn a_title_is_bounded_since_its_words_are_kept_with_every_passage() {
     let refused = submit(&format!("{longest}x")).await;
     assert_eq!(refused.status, 400);
     assert!(
-        refused.body.contains("1001 characters") && refused.body.contains(r#""param":"title""#),
+        refused.body.contains("at most 1000 characters, got 1001")
+            && refused.body.contains(r#""param":"title""#),
         "{}",
         refused.body
     );

@@ -7,6 +7,7 @@ use gauntlet::llm::cause::Cause;
 use gauntlet::llm::chat::{
     Attempt, AttemptError, Candidate, ErrorDetail, InvalidRequest, LlmFailure,
 };
+use gauntlet::server::{BodyError, Refusal};
 use gauntlet::store::StoreError;
 use http::Method;
 use serde_json::json;
@@ -84,21 +85,23 @@ fn is_in_the_table(error: &ApiError) {
         E::Invalid(_)
         | E::UnknownModel(_)
         | E::Llm(_)
-        | E::MissingKey
-        | E::UnknownKey
-        | E::Busy { .. }
-        | E::Draining
-        | E::Internal => {}
-        E::BodyTooLarge { .. }
-        | E::BodyTimeout { .. }
-        | E::BodyBroken
-        | E::MediaType { .. }
         | E::Route { .. }
-        | E::Method { .. } => {}
-        E::Missing { .. } | E::NotConfigured(_) | E::NoAnswer(_) => {}
-        E::Store(error) => match error {
+        | E::Method { .. }
+        | E::Missing { .. }
+        | E::NotConfigured(_)
+        | E::NoAnswer(_)
+        | E::Internal => {}
+        E::Store(error) | E::Refused(Refusal::Store(error)) => match error {
             StoreError::Unavailable(_) | StoreError::PoolExhausted(_) | StoreError::Timeout(_) => {}
             StoreError::NotWritable(_) | StoreError::Rejected(_) | StoreError::Failed(_) => {}
+        },
+        E::Refused(refusal) => match refusal {
+            Refusal::MissingKey | Refusal::UnknownKey | Refusal::Store(_) => {}
+            Refusal::Busy { .. } | Refusal::Draining => {}
+        },
+        E::Body(error) => match error {
+            BodyError::TooLarge { .. } | BodyError::Timeout { .. } | BodyError::Broken => {}
+            BodyError::MediaType { .. } | BodyError::Shape { .. } => {}
         },
     }
 }
@@ -174,18 +177,30 @@ fn err_01_the_whole_table() {
             "Store Failed",
             ApiError::Store(StoreError::Failed("canary".into())),
         ),
-        ("MissingKey", ApiError::MissingKey),
-        ("UnknownKey", ApiError::UnknownKey),
-        ("Busy", ApiError::Busy { limit: 8 }),
-        ("Draining", ApiError::Draining),
-        ("BodyTooLarge", ApiError::BodyTooLarge { limit: 1_000 }),
-        ("BodyTimeout", ApiError::BodyTimeout { after: ten }),
-        ("BodyBroken", ApiError::BodyBroken),
+        ("MissingKey", ApiError::Refused(Refusal::MissingKey)),
+        ("UnknownKey", ApiError::Refused(Refusal::UnknownKey)),
+        ("Busy", ApiError::Refused(Refusal::Busy { limit: 8 })),
+        ("Draining", ApiError::Refused(Refusal::Draining)),
+        (
+            "BodyTooLarge",
+            ApiError::Body(BodyError::TooLarge { limit: 1_000 }),
+        ),
+        (
+            "BodyTimeout",
+            ApiError::Body(BodyError::Timeout { after: ten }),
+        ),
+        ("BodyBroken", ApiError::Body(BodyError::Broken)),
         (
             "MediaType",
-            ApiError::MediaType {
+            ApiError::Body(BodyError::MediaType {
                 got: "text/plain".into(),
-            },
+            }),
+        ),
+        (
+            "BodyShape",
+            ApiError::Body(BodyError::Shape {
+                reason: "missing field `text` at line 1 column 2".into(),
+            }),
         ),
         (
             "Route",

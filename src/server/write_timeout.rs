@@ -1,5 +1,6 @@
-//! A connection whose writes may not stall: a client that takes next to nothing for so long is given up, and what it held is freed.
-//! One byte is not enough: a client that takes one now and then would hold its provider far beyond every deadline.
+//! A connection whose writes may not stall. A client that reads next to nothing for the write timeout
+//! is disconnected, and its permit and its provider's connection are released. A single byte is not
+//! progress: a client that reads one now and then would hold its provider beyond every deadline.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,21 +10,22 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// So many bytes taken are progress.
+/// A client that has taken this many bytes since a write had to wait has made progress.
 const PROGRESS: usize = 64 * 1024;
 
-/// A stream that fails with [`io::ErrorKind::TimedOut`] once a write has waited and, for `limit`, the peer has taken neither
-/// everything nor [`PROGRESS`] bytes. Either starts the time anew; a connection with nothing to write is never given up.
+/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when, for `limit` after a write had to
+/// wait, the peer has taken neither everything nor [`PROGRESS`] bytes. Either of the two ends the
+/// wait. A connection with nothing to write never times out.
 pub(super) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
-    /// Runs from the first write that waits to the next progress.
+    /// Set from the first write that has to wait until the next progress.
     waiting: Option<Waiting>,
 }
 
 struct Waiting {
-    time: Pin<Box<Sleep>>,
-    /// Bytes since it runs.
+    timer: Pin<Box<Sleep>>,
+    /// The bytes that the peer has taken since the timer started.
     taken: usize,
 }
 
@@ -40,7 +42,7 @@ impl<S> WriteTimeout<S> {
         self.stream
     }
 
-    /// Counts what was written; what waits runs against the time.
+    /// Counts the bytes of a write, or polls the timer where the write has to wait.
     fn written(
         &mut self,
         polled: Poll<io::Result<usize>>,
@@ -58,7 +60,7 @@ impl<S> WriteTimeout<S> {
         Poll::Ready(written)
     }
 
-    /// A flush, asked for once nothing is left to write, is progress as well.
+    /// A flush succeeds when nothing is left to write, which is progress as well.
     fn flushed(
         &mut self,
         polled: Poll<io::Result<()>>,
@@ -74,13 +76,13 @@ impl<S> WriteTimeout<S> {
     fn waits<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         let limit = self.limit;
         let waiting = self.waiting.get_or_insert_with(|| Waiting {
-            time: Box::pin(sleep(limit)),
+            timer: Box::pin(sleep(limit)),
             taken: 0,
         });
-        ready!(waiting.time.as_mut().poll(context));
+        ready!(waiting.timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            "the client takes next to nothing of its answer",
+            "the client reads next to nothing of its response",
         )))
     }
 }
@@ -140,7 +142,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_given_up_at_the_limit() {
+    async fn a_peer_that_takes_nothing_times_out_at_the_limit() {
         let (ours, _theirs) = duplex(4);
         let mut ours = WriteTimeout::new(ours, LIMIT);
         let started = Instant::now();
@@ -151,7 +153,8 @@ mod tests {
         );
     }
 
-    /// Writes `bytes` to a peer that takes `at_once` of them just before each limit; when the writing ended, and how.
+    /// Writes `bytes` to a peer that takes `at_once` of them just before each limit. Returns when the
+    /// write ended, and how.
     async fn to_a_slow_peer(bytes: usize, at_once: usize) -> (Duration, io::Result<()>) {
         let (ours, mut theirs) = duplex(1024);
         let mut ours = WriteTimeout::new(ours, LIMIT);
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_a_little_now_and_then_is_given_up_at_the_limit() {
+    async fn a_peer_that_takes_a_little_now_and_then_times_out_at_the_limit() {
         let (elapsed, written) = to_a_slow_peer(PROGRESS * 4, 1024).await;
         assert_eq!(
             (elapsed, written.unwrap_err().kind()),

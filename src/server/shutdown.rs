@@ -1,9 +1,10 @@
-//! The two steps of stopping: *draining* (no new work, what is in flight ends) and *cut* (the drain deadline is over: what is
-//! left ends now, with an error that says so).
+//! The two steps of stopping. While the gateway is *draining* it refuses new work, and requests in
+//! flight end by themselves. The *cut* follows at the drain deadline: whatever is left ends at once,
+//! with an error that says why.
 
 use tokio_util::sync::CancellationToken;
 
-/// The two steps, each a token; clones are the same.
+/// The two steps, each as a token. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     draining: CancellationToken,
@@ -11,18 +12,19 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// No new work from now on.
+    /// Refuses new work from now on.
     pub fn drain(&self) {
         self.draining.cancel();
     }
 
-    /// What is left ends now.
+    /// Ends whatever is left, and refuses new work.
     pub fn cut(&self) {
         self.draining.cancel();
         self.cut.cancel();
     }
 
-    /// Whether new work is refused.
+    /// Returns whether new work is refused.
+    #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
@@ -32,7 +34,8 @@ impl Shutdown {
         self.draining.cancelled().await;
     }
 
-    /// The token that ends what is left; long work listens to it.
+    /// Returns the token that is cancelled at the cut. Whatever takes long listens to it.
+    #[must_use]
     pub fn cut_token(&self) -> CancellationToken {
         self.cut.clone()
     }

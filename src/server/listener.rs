@@ -1,5 +1,6 @@
-//! The listener and its connections: small writes go out at once, slow headers are closed by a time-out, and a refused body
-//! does not cost the client its answer. Every connection is a tracked task.
+//! The listener and its connections. Small writes are sent at once (TCP_NODELAY), a client that is
+//! slow to send its headers is disconnected, and a refused body does not cost the client its answer.
+//! Every connection is a task that the gateway waits for.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -22,27 +23,31 @@ use tower::ServiceExt;
 
 use super::write_timeout::WriteTimeout;
 
-/// After an accept that failed for want of file descriptors, others may be closed meanwhile.
+/// The pause after an accept that failed for want of file descriptors: connections that close in the
+/// meantime give some back.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
-/// What is still read, and for how long, of a body that was refused: closing on unread bytes would reset the connection, and
-/// the client might lose the answer (RFC 9112 section 9.6).
+/// The most bytes of a refused body that are still read after the answer. Closing a connection with
+/// unread bytes resets it, and the client may lose the answer (RFC 9112 section 9.6).
 const LINGER_BYTES: u64 = 1 << 20;
+/// The most time for which a refused body is still read after the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What a slow client is given.
+/// How long a slow client may hold a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionTimeouts {
-    /// Until its next headers are whole.
+    /// The most time until the headers of the next request are complete.
     pub headers: Duration,
-    /// Without taking 64 KiB of its answer, or all that waits for it.
+    /// The most time in which a client takes neither 64 KiB of its response nor everything that
+    /// waits to be sent.
     pub writes: Duration,
 }
 
-/// Accepts connections until `stop`, each as a task of `tasks`; `finish` then lets each end after the response it is at.
+/// Accepts connections until `stop` is cancelled, each as a task of `tasks`. When `finish` is
+/// cancelled, each connection ends after the response that it is sending.
 pub async fn accept(
     listener: TcpListener,
     service: Router,
-    patience: ConnectionTimeouts,
+    timeouts: ConnectionTimeouts,
     stop: CancellationToken,
     finish: CancellationToken,
     tasks: TaskTracker,
@@ -58,12 +63,12 @@ pub async fn accept(
                 stream,
                 peer,
                 service.clone(),
-                patience,
+                timeouts,
                 finish.clone(),
             ))),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted: trying again");
+                tracing::warn!(%error, "the listener cannot accept a connection: trying again");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
@@ -74,13 +79,13 @@ async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     service: Router,
-    patience: ConnectionTimeouts,
+    timeouts: ConnectionTimeouts,
     finish: CancellationToken,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "TCP_NODELAY is not taken");
+        tracing::debug!(%peer, %error, "the system refuses TCP_NODELAY");
     }
-    let mut io = TokioIo::new(WriteTimeout::new(stream, patience.writes));
+    let mut io = TokioIo::new(WriteTimeout::new(stream, timeouts.writes));
     let answered = {
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
             let service = service.clone();
@@ -95,7 +100,7 @@ async fn serve(
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(patience.headers)
+            .header_read_timeout(timeouts.headers)
             .serve_connection(&mut io, service);
         let mut connection = pin!(connection);
         let (mut finishing, mut finished) = (pin!(finish.cancelled()), false);
@@ -110,11 +115,11 @@ async fn serve(
     };
     match answered {
         Ok(()) => linger(io.into_inner().into_inner()).await,
-        Err(error) => tracing::debug!(%peer, %error, "connection ended"),
+        Err(error) => tracing::debug!(%peer, %error, "the connection ended with an error"),
     }
 }
 
-/// Reads on for a moment what the client still sends. Our side is closed already.
+/// Reads for a while what the client still sends. Our side of the connection is closed already.
 async fn linger(mut stream: TcpStream) {
     let drained = async {
         let (mut left, mut buffer) = (LINGER_BYTES, [0; 8 * 1024]);
@@ -125,11 +130,11 @@ async fn linger(mut stream: TcpStream) {
             }
         }
     };
-    // whatever is left after that is the client's loss
+    // a client that sends still more may lose its answer
     let _ = timeout(LINGER, drained).await;
 }
 
-/// The client went away between its connection and our accept.
+/// Returns whether the client closed its connection before it was accepted.
 fn is_of_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as K;
     matches!(

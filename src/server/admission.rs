@@ -1,5 +1,7 @@
-//! How many requests are in flight: a fixed number of permits, none is waited for. A permit is held until the last byte of
-//! the response has been taken, or the client has left. What only reads takes no permit, but is waited for just the same.
+//! Bounds the number of requests in flight by permits. A request that finds no free permit is
+//! refused at once; none waits for one. A permit is held until the client has taken the last byte
+//! of the response, or has left. Requests that only read need no permit, but a draining gateway
+//! waits for them as well.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::error::ApiError;
+use super::Refusal;
 
-/// The permits.
+/// The permits of one gateway. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Admission {
     permits: Arc<Semaphore>,
@@ -19,7 +21,7 @@ pub struct Admission {
     reading: TaskTracker,
 }
 
-/// One request in flight, until it is dropped; clones are the same request.
+/// One request in flight. Clones stand for the same request; the last one that is dropped ends it.
 #[derive(Clone, Debug)]
 pub struct InFlight(#[allow(dead_code)] Arc<Held>);
 
@@ -43,7 +45,8 @@ impl Drop for Held {
 }
 
 impl Admission {
-    /// `limit` permits.
+    /// Creates an admission with `limit` permits.
+    #[must_use]
     pub fn new(limit: u32) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(limit as usize)),
@@ -56,13 +59,13 @@ impl Admission {
     /// Takes a permit, or refuses at once.
     ///
     /// # Errors
-    /// [`ApiError::Busy`]
-    pub fn enter(&self) -> Result<InFlight, ApiError> {
+    /// [`Refusal::Busy`] where all permits are held.
+    pub fn enter(&self) -> Result<InFlight, Refusal> {
         let permit = self
             .permits
             .clone()
             .try_acquire_owned()
-            .map_err(|_| ApiError::Busy { limit: self.limit })?;
+            .map_err(|_| Refusal::Busy { limit: self.limit })?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(InFlight(Arc::new(Held::Work {
             in_flight: self.in_flight.clone(),
@@ -70,19 +73,24 @@ impl Admission {
         })))
     }
 
-    /// Lets in what only reads: never refused.
+    /// Registers a request that only reads. It needs no permit and is never refused.
+    #[must_use]
     pub fn read(&self) -> InFlight {
         InFlight(Arc::new(Held::Reading {
             _token: self.reading.token(),
         }))
     }
 
-    /// Requests in flight now, reading ones left out.
+    /// Returns the number of requests that hold a permit now.
+    #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Resolves when nothing is in flight. Only meaningful once nothing new is let in; later work is refused. Cancel safe.
+    /// Resolves when no request is in flight, and lets no further one in afterwards. Callers refuse
+    /// new work first, because a steady stream of it would postpone this moment.
+    ///
+    /// Cancel safe: a dropped call has taken no permit.
     pub async fn idle(&self) {
         self.reading.close();
         self.reading.wait().await;

@@ -1,0 +1,122 @@
+//! What a handler knows of a request besides its body: the id, the deadline, the idempotency key
+//! and the trace context. Every request has one, as an extension.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// The request id, which is accepted, returned, logged and forwarded.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The client's own deadline in milliseconds. It can only shorten the configured one.
+pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// The idempotency key, which is the same for every attempt of a request.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The longest idempotency key that a client may choose, in bytes.
+const IDEMPOTENCY_KEY_LENGTH: usize = 255;
+
+/// What a handler knows of a request besides its body.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// The client's id where it was acceptable, else one of ours.
+    pub request_id: Arc<str>,
+    /// The W3C trace context, where the client sent a valid one.
+    pub traceparent: Option<HeaderValue>,
+    /// When the head of the request had been read. Every deadline counts from here.
+    pub arrived: Instant,
+    /// The client's deadline, where it gave one.
+    pub deadline: Option<Instant>,
+    /// The client's idempotency key where it was acceptable, else one of ours.
+    pub idempotency_key: Arc<str>,
+}
+
+/// The header `x-request-timeout-ms` is not a whole number of milliseconds, 1 or more.
+#[derive(Debug)]
+pub struct InvalidTimeout {
+    /// The header's value.
+    pub value: HeaderValue,
+}
+
+impl RequestContext {
+    /// Reads the context from the headers; the request id has been set by then.
+    ///
+    /// # Errors
+    /// [`InvalidTimeout`] where the client's deadline is no number. Other headers that break a rule
+    /// are replaced or left out, because no request should fail for them.
+    pub fn read(headers: &HeaderMap) -> Result<Self, InvalidTimeout> {
+        let arrived = Instant::now();
+        let request_id = headers.get(REQUEST_ID);
+        let request_id = request_id.and_then(|id| id.to_str().ok());
+        let traceparent = headers
+            .get(TRACEPARENT)
+            .filter(|value| is_traceparent(value.as_bytes()));
+        Ok(Self {
+            request_id: request_id.unwrap_or_default().into(),
+            traceparent: traceparent.cloned(),
+            arrived,
+            deadline: deadline(headers, arrived)?,
+            idempotency_key: acceptable(headers, &IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_LENGTH)
+                .map_or_else(|| Uuid::new_v4().simple().to_string().into(), Into::into),
+        })
+    }
+}
+
+/// Returns the header's value where it is visible ASCII of 1 to `longest` bytes.
+pub(super) fn acceptable<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    longest: usize,
+) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    let visible = value.bytes().all(|byte| byte.is_ascii_graphic());
+    (!value.is_empty() && value.len() <= longest && visible).then_some(value)
+}
+
+fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, InvalidTimeout> {
+    let Some(value) = headers.get(REQUEST_TIMEOUT) else {
+        return Ok(None);
+    };
+    let millis = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .filter(|millis| *millis > 0)
+        .ok_or_else(|| InvalidTimeout {
+            value: value.clone(),
+        })?;
+    // a deadline that lies beyond what the clock can express never passes: it counts as none
+    Ok(arrived.checked_add(Duration::from_millis(millis)))
+}
+
+/// Returns whether the value is `version-traceid-parentid-flags` as in W3C Trace Context section
+/// 3.2, where ids of zeros alone are invalid.
+fn is_traceparent(value: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(value) else {
+        return false;
+    };
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &str, length: usize| {
+        part.len() == length
+            && part
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let nonzero = |part: &str| part.bytes().any(|byte| byte != b'0');
+    match parts.as_slice() {
+        [version, trace, parent, flags, rest @ ..] => {
+            hex(version, 2)
+                && *version != "ff"
+                && (rest.is_empty() || *version != "00")
+                && hex(trace, 32)
+                && nonzero(trace)
+                && hex(parent, 16)
+                && nonzero(parent)
+                && hex(flags, 2)
+        }
+        _ => false,
+    }
+}
