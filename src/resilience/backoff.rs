@@ -1,32 +1,29 @@
-//! The waits between two attempts at the same candidate: exponential, bounded, jittered.
+//! The waits between two attempts at the same candidate: exponential, bounded and jittered.
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use super::deadline::FOREVER;
 
-/// Where jitter comes from: numbers from 0 up to, not including, 1.
+/// A source of random numbers in the range from 0 to 1, 1 excluded.
 pub type Random = fn() -> f64;
 
-/// The sequence of waits of one candidate in one request. The n-th wait lies in `[b * (1 - jitter), b]` with `b = min(base * 2ⁿ, max)`.
+/// The sequence of waits of one request at one candidate. The n-th wait, counted from 0, lies in
+/// `[b * (1 - jitter), b]` with `b = min(base * 2ⁿ, max)`.
 #[derive(Debug)]
 pub struct Backoff {
-    steps: ExponentialBackoff,
+    next: Duration,
     max: Duration,
     jitter: f64,
     random: Random,
 }
 
 impl Backoff {
-    /// A new sequence. `jitter` outside 0 to 1 is taken as the nearer end.
+    /// Creates a sequence that starts at `base`. A `jitter` outside the range from 0 to 1 is replaced
+    /// by the nearer end of the range.
     pub fn new(base: Duration, max: Duration, jitter: f64, random: Random) -> Self {
-        let steps = ExponentialBuilder::new()
-            .with_factor(2.0)
-            .with_min_delay(base.min(max))
-            .with_max_delay(max)
-            .without_max_times()
-            .build();
+        let max = max.min(FOREVER);
         Self {
-            steps,
+            next: base.min(max),
             max,
             jitter: if jitter.is_finite() {
                 jitter.clamp(0.0, 1.0)
@@ -37,23 +34,19 @@ impl Backoff {
         }
     }
 
-    /// The next wait; at least `asked` (a Retry-After) if there is one.
-    pub fn next_wait(&mut self, asked: Option<Duration>) -> Duration {
-        // the sequence is reckoned in f32: what is below a microsecond is its noise
-        let micros = self
-            .steps
-            .next()
-            .unwrap_or(self.max)
-            .min(self.max)
-            .as_micros();
-        let full = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
+    /// The next wait; at least `retry_after`, if a provider sent one.
+    pub fn next_wait(&mut self, retry_after: Option<Duration>) -> Duration {
+        let full = self.next;
+        self.next = full.saturating_mul(2).min(self.max);
         let wait = full.mul_f64(1.0 - self.jitter * (self.random)());
-        wait.max(asked.unwrap_or_default())
+        wait.max(retry_after.unwrap_or_default())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const fn ms(n: u64) -> Duration {
@@ -85,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_at_least_as_long_as_asked() {
+    fn waits_at_least_as_long_as_the_retry_after() {
         let mut backoff = Backoff::new(ms(100), ms(500), 0.5, rand::random);
         assert_eq!(backoff.next_wait(Some(ms(3_000))), ms(3_000));
         assert!(backoff.next_wait(Some(ms(1))) >= ms(100));
@@ -97,5 +90,28 @@ mod tests {
             Backoff::new(ms(900), ms(500), 0.0, rand::random).next_wait(None),
             ms(500)
         );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn each_wait_lies_between_its_bounds(
+            base in any::<u64>(),
+            max in any::<u64>(),
+            jitter in prop_oneof![0.0..=1.0f64, any::<f64>()],
+        ) {
+            let (base, max) = (ms(base), ms(max).min(FOREVER));
+            let used = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
+            let mut backoff = Backoff::new(base, max, jitter, rand::random);
+            for n in 0..80 {
+                let factor = 1u128.checked_shl(n).unwrap_or(u128::MAX);
+                let full = base.as_nanos().saturating_mul(factor).min(max.as_nanos()) as f64;
+                let wait = backoff.next_wait(None).as_nanos() as f64;
+                // f64 holds 15 significant digits
+                prop_assert!(wait <= full * (1.0 + 1e-9) + 1.0, "{wait} of {full}");
+                prop_assert!(wait >= full * (1.0 - used) * (1.0 - 1e-9) - 1.0, "{wait} of {full}");
+            }
+        }
     }
 }

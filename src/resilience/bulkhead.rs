@@ -1,4 +1,4 @@
-//! A provider's concurrency limit, with a bounded queue in front of it.
+//! The bulkhead of a provider: a limit on concurrent requests, with a bounded queue in front of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,62 +8,63 @@ use tokio::time::Instant;
 
 use super::deadline;
 
-/// So many at once; so many more wait, in the order of their coming; others are refused at once.
+/// Limits the requests that are under way at once. A bounded number of further requests wait for a
+/// permit in the order of their arrival; others are refused at once.
 #[derive(Debug)]
 pub struct Bulkhead {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     waiting: AtomicUsize,
     queue: usize,
 }
 
-/// A place. Given back when dropped.
+/// The permission for one request. Dropping it returns it.
 #[derive(Debug)]
 pub struct Permit {
     _permit: OwnedSemaphorePermit,
 }
 
-/// No place: the queue is full, or none came free in time.
+/// Why there is no permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BulkheadError {
-    /// The queue is full: refused at once.
+    /// The queue is full, so the request was refused at once.
     QueueFull,
-    /// None came free in time.
+    /// No permit became free in time.
     TimedOut,
 }
 
 impl Bulkhead {
-    /// A bulkhead of `limit` places (at least one), with a queue for so many.
+    /// Creates a bulkhead of `limit` permits (at least one) and a queue for `queue` requests.
     pub fn new(limit: u32, queue: u32) -> Self {
         let limit = usize::try_from(limit)
             .unwrap_or(Semaphore::MAX_PERMITS)
             .clamp(1, Semaphore::MAX_PERMITS);
         Self {
-            places: Arc::new(Semaphore::new(limit)),
+            permits: Arc::new(Semaphore::new(limit)),
             waiting: AtomicUsize::new(0),
             queue: usize::try_from(queue).unwrap_or(usize::MAX),
         }
     }
 
-    /// Waits for a place until `until`. First come, first served.
+    /// Waits for a permit until `until`. Requests receive permits in the order of their arrival.
     ///
     /// Cancel safe: a dropped waiter leaves the queue.
     ///
     /// # Errors
     /// See [`BulkheadError`].
     pub async fn enter(&self, until: Instant) -> Result<Permit, BulkheadError> {
-        if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(Permit { _permit: permit });
         }
         let _waiter = Waiter::queue(self)?;
-        match deadline::within(until, Arc::clone(&self.places).acquire_owned()).await {
+        match deadline::within(until, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Permit { _permit: permit }),
-            // the semaphore is never closed
+            // The semaphore is never closed.
             Ok(Err(_)) | Err(deadline::Elapsed) => Err(BulkheadError::TimedOut),
         }
     }
 }
 
-/// One that waits; leaves the count when dropped.
+/// A request that waits. Dropping it takes it out of the count.
 struct Waiter<'a>(&'a Bulkhead);
 
 impl<'a> Waiter<'a> {
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn holds_its_limit_and_gives_places_back() {
+    async fn holds_its_limit_and_takes_permits_back() {
         let bulkhead = Bulkhead::new(2, 4);
         let first = bulkhead.enter(soon()).await.unwrap();
         let _second = bulkhead.enter(soon()).await.unwrap();
@@ -111,7 +112,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn its_queue_is_bounded_and_a_waiter_that_leaves_makes_room() {
         let bulkhead = Bulkhead::new(1, 2);
-        let place = bulkhead.enter(soon()).await.unwrap();
+        let permit = bulkhead.enter(soon()).await.unwrap();
         let mut first = Box::pin(bulkhead.enter(soon()));
         let mut second = Box::pin(bulkhead.enter(soon()));
         assert!(futures::poll!(&mut first).is_pending());
@@ -124,15 +125,15 @@ mod tests {
         let mut third = Box::pin(bulkhead.enter(soon()));
         assert!(
             futures::poll!(&mut third).is_pending(),
-            "the second has left: there is room to wait"
+            "the second has left the queue, so there is room to wait"
         );
-        drop(place);
-        let place = first.await.unwrap();
+        drop(permit);
+        let permit = first.await.unwrap();
         assert!(
             futures::poll!(&mut third).is_pending(),
-            "first come, first served"
+            "permits are given in the order of arrival"
         );
-        drop(place);
+        drop(permit);
         assert!(third.await.is_ok());
     }
 }

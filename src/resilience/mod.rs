@@ -1,5 +1,8 @@
-//! Resilience mechanisms, one file a mechanism, on tokio's clock only: deadline, retry (back-off and budget), breaker, bulkhead.
-//! They know time, counts and permits, and nothing of HTTP or of models; `llm::router` puts them together.
+//! Resilience mechanisms, one file each, on tokio's clock only: deadline, backoff, retry budget,
+//! breaker and bulkhead.
+//!
+//! They know time, counts and permits, and nothing of HTTP, of models or of the rest of this crate;
+//! `llm::router` combines them.
 
 pub mod backoff;
 pub mod breaker;
