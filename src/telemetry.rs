@@ -1,9 +1,9 @@
 //! Counters and gauges in Prometheus' text format.
 //!
 //! A gateway has one [`Metrics`], so that several gateways can run in one process. Labels are plain
-//! words and numbers: this module knows nothing of requests, causes or breakers. The words come from
-//! the configuration and from the gateway's own vocabulary, never from a client, so that the number
-//! of time series is bounded.
+//! words and numbers: this module knows nothing of requests, causes or breakers. The words come
+//! from the configuration and from the gateway's own vocabulary, never from a client, so that the
+//! number of time series is bounded.
 
 use std::fmt;
 use std::sync::Arc;
@@ -253,8 +253,8 @@ impl CandidateMetrics {
             .inc();
     }
 
-    /// Counts an attempt that was refused before anything was sent. It is no attempt in the sense of
-    /// [`CandidateMetrics::failed`]: attempts are what the provider saw.
+    /// Counts an attempt that was refused before anything was sent. It is no attempt in the sense
+    /// of [`CandidateMetrics::failed`]: attempts are what the provider saw.
     pub fn not_sent(&self, cause: &'static str) {
         self.not_sent
             .get_or_create(&self.labels.with("cause", cause))

@@ -28,8 +28,8 @@ pub enum Mode {
     },
 }
 
-/// A chat request after validation: an object with `model`, `messages`, and any other field that the
-/// client sent.
+/// A chat request after validation: an object with `model`, `messages`, and any other field that
+/// the client sent.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
     /// The model alias that the client named.
@@ -55,8 +55,8 @@ pub struct InvalidRequest {
 pub struct CallContext {
     /// The request id. It is sent to the provider as `x-request-id`.
     pub request_id: String,
-    /// The instant at which the request arrived. The configured deadline runs from here, so that the
-    /// time for reading the body counts.
+    /// The instant at which the request arrived. The configured deadline runs from here, so that
+    /// the time for reading the body counts.
     pub arrived: Instant,
     /// The caller's deadline. The router can only shorten it.
     pub deadline: Option<Deadline>,
@@ -124,8 +124,8 @@ impl fmt::Display for Candidate {
     }
 }
 
-/// The failure of one attempt. It holds no secret: the gateway writes its messages itself, or removes
-/// keys and passwords from the provider's.
+/// The failure of one attempt. It holds no secret: the gateway writes its messages itself, or
+/// removes keys and passwords from the provider's.
 #[derive(Clone, Debug)]
 pub struct AttemptError {
     /// The class of the failure.
@@ -202,8 +202,8 @@ pub enum Answer {
     Stream(ChatStream),
 }
 
-/// An item of a committed stream. The stream yields any number of `Chunk`, then exactly one `Done` or
-/// `Failed`, then nothing.
+/// An item of a committed stream. The stream yields any number of `Chunk`, then exactly one `Done`
+/// or `Failed`, then nothing.
 #[derive(Clone, Debug)]
 pub enum StreamItem {
     /// The JSON text of one `chat.completion.chunk` (what follows `data: `). For a provider of

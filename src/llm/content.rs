@@ -1,10 +1,10 @@
-//! What is asked of a message on either side of the gateway: its media type, its body in one piece, and somebody else's text in
-//! a length that fits into an error or a log line.
+//! Helpers for messages on either side of the gateway: the media type, the body in one piece, and a
+//! foreign text in a length that fits into an error or a log line.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 
-/// The media type of a message, lower case and without parameters; empty where none is told.
+/// The media type of a message, in lower case and without parameters; empty if there is none.
 pub(crate) fn media_type(headers: &HeaderMap) -> String {
     let value = headers
         .get(header::CONTENT_TYPE)
@@ -18,7 +18,8 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
         .to_ascii_lowercase()
 }
 
-/// The start of a text, at most `limit` characters of it and on one line; an ellipsis says that there is more.
+/// The start of a text, at most `limit` characters, on one line. An ellipsis marks a text that was
+/// longer.
 pub(crate) fn clip(text: &str, limit: usize) -> String {
     let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut start: String = chars.by_ref().take(limit).collect();
@@ -28,7 +29,7 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     start
 }
 
-/// A body as its pieces come. One that comes in one piece is not copied.
+/// Collects the pieces of a body. A body that arrives in one piece is not copied.
 #[derive(Debug, Default)]
 pub(crate) struct Joined {
     first: Bytes,
@@ -36,7 +37,7 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
-    /// Bytes so far.
+    /// The number of bytes so far.
     pub(crate) fn len(&self) -> usize {
         self.first.len() + self.all.len()
     }
@@ -51,7 +52,7 @@ impl Joined {
         self.all.extend_from_slice(&piece);
     }
 
-    /// All of it.
+    /// The whole body.
     pub(crate) fn into_bytes(self) -> Bytes {
         if self.all.is_empty() {
             self.first

@@ -1,6 +1,9 @@
-//! The way to a provider: one HTTP request, its head, its body as it comes. Production uses reqwest; properties under the
-//! paused clock use scripted providers. Time-outs live in `resilience`, apart from the connect time-out, which only a
-//! transport can tell from the wait for an answer.
+//! The transport to a provider: it sends one HTTP request and returns the head of the answer with
+//! the body still to come.
+//!
+//! Production uses reqwest, and properties under the paused clock use scripted providers. Timeouts
+//! live in `resilience`, except for the connect timeout, because only a transport can distinguish
+//! connecting from the wait for an answer.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,48 +13,48 @@ use bytes::Bytes;
 use futures::Stream;
 use http::{HeaderMap, StatusCode};
 
-/// One request to a provider. Always a POST.
+/// One request to a provider. It is always a POST.
 #[derive(Clone, Debug)]
 pub struct UpstreamRequest {
-    /// The absolute URL, from configuration alone.
+    /// The absolute URL. It comes from the configuration alone.
     pub url: http::Uri,
-    /// Headers, the provider's key among them (marked sensitive).
+    /// The headers, the provider's key among them (marked sensitive).
     pub headers: HeaderMap,
-    /// The body; clones share it.
+    /// The body. Clones share its bytes.
     pub body: Bytes,
-    /// Until the connection must stand.
+    /// The maximum amount of time for establishing the connection: name, TCP and TLS.
     pub connect_timeout: Duration,
 }
 
-/// The body as it comes. Dropping it closes the connection.
+/// The body of an answer as it arrives. Dropping it closes the connection.
 pub type UpstreamBody = Pin<Box<dyn Stream<Item = Result<Bytes, TransportError>> + Send>>;
 
-/// The head of an answer, with its body to come.
+/// The head of an answer, with its body still to come.
 pub struct UpstreamResponse {
-    /// The provider's status.
+    /// The status of the answer.
     pub status: StatusCode,
-    /// The provider's headers.
+    /// The headers of the answer.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body of the answer.
     pub body: UpstreamBody,
 }
 
-/// How transport fails.
+/// Why a transport failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
-    /// Nobody listens, or the name does not resolve.
+    /// Nothing listens at the address, or the name does not resolve.
     #[error("connection refused: {0}")]
     Refused(String),
-    /// The connection did not stand within the connect time-out.
-    #[error("no connection within {0:?}")]
+    /// The connection was not established within the connect timeout.
+    #[error("no connection within the connect timeout of {0:?}")]
     ConnectTimeout(Duration),
-    /// Reset or closed before a status line.
+    /// The connection was reset or closed before a status line.
     #[error("connection closed before an answer: {0}")]
     Reset(String),
-    /// Reset or closed inside the body.
+    /// The connection was reset or closed inside the body.
     #[error("connection closed inside the answer: {0}")]
     Truncated(String),
-    /// Anything else that is not HTTP.
+    /// The answer is not valid HTTP.
     #[error("not an HTTP answer: {0}")]
     Protocol(String),
 }
@@ -59,9 +62,11 @@ pub enum TransportError {
 /// Sends requests to one provider.
 #[async_trait]
 pub trait Transport: Send + Sync {
-    /// Sends the request and returns when the head of the answer has come. Dropping the future closes the connection.
+    /// Sends the request and returns when the head of the answer has arrived.
+    ///
+    /// Cancel safe: dropping the future closes the connection.
     ///
     /// # Errors
-    /// See [`TransportError`].
+    /// [`TransportError`] if no head arrives.
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError>;
 }

@@ -18,8 +18,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Creates a sequence that starts at `base`. A `jitter` outside the range from 0 to 1 is replaced
-    /// by the nearer end of the range.
+    /// Creates a sequence that starts at `base`. A `jitter` outside the range from 0 to 1 is
+    /// replaced by the nearer end of the range.
     pub fn new(base: Duration, max: Duration, jitter: f64, random: Random) -> Self {
         let max = max.min(FOREVER);
         Self {

@@ -1,15 +1,15 @@
 //! The circuit breaker of one provider and model.
 //!
 //! *Closed*: every attempt passes, and a number of failures in a row opens the breaker. *Open*:
-//! nothing passes until the cool-down is over. *Half-open*: a few probes pass at once; the first that
-//! succeeds closes the breaker, and the first that fails opens it again. A stream has succeeded as a
-//! probe with its first good content ([`Pass::committed`]): nobody waits for its end, and a later
-//! break is a failure like any other.
+//! nothing passes until the cool-down is over. *Half-open*: a few probes pass at once; the first
+//! that succeeds closes the breaker, and the first that fails opens it again. A stream has
+//! succeeded as a probe with its first good content ([`Pass::committed`]): nobody waits for its
+//! end, and a later break is a failure like any other.
 //!
-//! The breaker cannot get stuck half-open: a pass that is dropped without a result (its client left,
-//! or the request itself was wrong) returns its probe permit and counts neither way. A result that
-//! arrives after the state has changed counts neither way as well, except that a later end of the
-//! cool-down replaces an earlier one.
+//! The breaker cannot get stuck half-open: a pass that is dropped without a result (its client
+//! left, or the request itself was wrong) returns its probe permit and counts neither way. A result
+//! that arrives after the state has changed counts neither way as well, except that a later end of
+//! the cool-down replaces an earlier one.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -186,7 +186,8 @@ impl Breaker {
         }
     }
 
-    /// Closes a half-open breaker, and returns the generation to which the pass belongs from now on.
+    /// Closes a half-open breaker, and returns the generation to which the pass belongs from now
+    /// on.
     fn committed(&self, generation: u64) -> u64 {
         let mut inner = self.lock();
         if inner.generation == generation && matches!(inner.state, State::HalfOpen { .. }) {
@@ -255,9 +256,10 @@ impl fmt::Debug for Breaker {
 }
 
 impl Pass {
-    /// Reports that the attempt has passed its commit point and continues. A probe has succeeded with
-    /// that, and its pass is an ordinary one from now on. For an ordinary pass only the end counts:
-    /// otherwise a provider whose streams all break would never fail several times in a row.
+    /// Reports that the attempt has passed its commit point and continues. A probe has succeeded
+    /// with that, and its pass is an ordinary one from now on. For an ordinary pass only the end
+    /// counts: otherwise a provider whose streams all break would never fail several times in a
+    /// row.
     pub fn committed(&mut self) {
         self.generation = self.breaker.committed(self.generation);
     }

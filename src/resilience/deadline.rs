@@ -7,8 +7,8 @@
 //! now + max(remaining - reserve * later, remaining / (later + 1))
 //! ```
 //!
-//! so each later candidate keeps its `reserve`. If the time does not suffice for that, the remaining
-//! candidates share it equally. The last candidate always has the whole rest.
+//! so each later candidate keeps its `reserve`. If the time does not suffice for that, the
+//! remaining candidates share it equally. The last candidate always has the whole rest.
 
 use std::future::Future;
 use std::time::Duration;
@@ -53,7 +53,8 @@ impl Deadline {
     }
 }
 
-/// The deadline of a request: `total` after its arrival, or the caller's deadline if that is earlier.
+/// The deadline of a request: `total` after its arrival, or the caller's deadline if that is
+/// earlier.
 pub fn request_deadline(arrived: Instant, total: Duration, caller: Option<Deadline>) -> Deadline {
     let configured = Deadline {
         at: saturating_add(arrived, total),
@@ -64,8 +65,8 @@ pub fn request_deadline(arrived: Instant, total: Duration, caller: Option<Deadli
         .unwrap_or(configured)
 }
 
-/// The instant until which a candidate may run that has `later` candidates behind it, by the formula
-/// in the head of this module.
+/// The instant until which a candidate may run that has `later` candidates behind it, by the
+/// formula in the head of this module.
 pub fn candidate_deadline(
     now: Instant,
     deadline: Instant,

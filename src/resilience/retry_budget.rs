@@ -5,9 +5,9 @@
 //! an extra call, which today is a retry, takes it from this budget.
 //!
 //! `tower::retry::budget::TpsBudget` cannot keep this rule, as measured with tower 0.5.3 over 100
-//! requests. It computes with whole tokens per retry: a ratio of 0.75 permits 100 retries and a ratio
-//! of 0.3 permits 33. Its floor is a whole number per second: over ten seconds, a ratio of 0.2 with a
-//! floor of 3 permits 50 retries instead of 23.
+//! requests. It computes with whole tokens per retry: a ratio of 0.75 permits 100 retries and a
+//! ratio of 0.3 permits 33. Its floor is a whole number per second: over ten seconds, a ratio of
+//! 0.2 with a floor of 3 permits 50 retries instead of 23.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -165,7 +165,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// RETRY-06. The window is between nine and ten seconds long, since its slots hold a second.
+        /// RETRY-06. The window is between nine and ten seconds long, since its slots hold a
+        /// second.
         #[test]
         fn retries_never_exceed_their_share(ratio in 0.0..3.0f64, floor in 0..5u32, steps in steps()) {
             let runtime = tokio::runtime::Builder::new_current_thread()

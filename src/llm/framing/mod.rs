@@ -1,29 +1,32 @@
-//! Bytes to events: total functions for SSE and NDJSON. No input panics, no result depends on how the bytes were split, memory
-//! is bounded by one event and one read, and an event that lies inside one read is a slice of it, not a copy. Called by the codecs' decoders.
+//! Framing: decoders that read events out of bytes, for SSE and NDJSON.
+//!
+//! The decoders are total: no input panics, and no result depends on how the bytes were split.
+//! Memory is bounded by one event and one read, and an event that lies inside one read is a slice
+//! of that read, not a copy. The decoders of the codecs call them.
 
 use bytes::{Bytes, BytesMut};
 
 pub mod ndjson;
 pub mod sse;
 
-/// The largest event that is taken, in bytes: 8 MiB.
+/// The maximum size of an event, in bytes: 8 MiB.
 pub const DEFAULT_EVENT_LIMIT: usize = 8 * 1024 * 1024;
 
-/// Why bytes are not an event. The decoder yields nothing after one.
+/// Why bytes are not an event. The decoder yields nothing after such an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// An event has grown beyond the bound, or never ends.
+    /// An event is larger than the limit, or has no end within it.
     #[error("an event is larger than {limit} bytes")]
     Oversized {
-        /// The bound, in bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// An event that is not UTF-8.
+    /// An event is not UTF-8.
     #[error("an event is not UTF-8")]
     InvalidUtf8,
 }
 
-/// Adds bytes to what has not been looked at; copies only where something was left.
+/// Appends bytes to the unread input. Copies only if some input was left.
 fn append(unread: &mut Bytes, more: Bytes) {
     if unread.is_empty() {
         *unread = more;

@@ -1,24 +1,24 @@
-//! Newline-delimited JSON: one record a line, LF or CRLF, blank lines ignored, records of any length up to a bound, and a last
-//! record without its newline when the body has ended.
+//! Newline-delimited JSON: one record per line, which ends in LF or CRLF. Blank lines are ignored,
+//! a record may have any length up to a limit, and the last record needs no newline.
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
 
 use super::{FrameError, append};
 
-/// Takes bytes, gives records.
+/// Decodes bytes into records.
 #[derive(Debug)]
 pub struct NdjsonDecoder {
-    /// Bytes that have not been looked at.
+    /// The input that has not been examined.
     input: Bytes,
-    /// The start of a record whose newline has not come, from earlier reads.
+    /// The start of a record whose newline has not arrived, from earlier reads.
     open: BytesMut,
     limit: usize,
     failed: bool,
 }
 
 impl NdjsonDecoder {
-    /// A decoder that takes records of at most `limit` bytes.
+    /// Creates a decoder for records of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {
             input: Bytes::new(),
@@ -28,7 +28,7 @@ impl NdjsonDecoder {
         }
     }
 
-    /// Takes the next bytes. To be called when [`NdjsonDecoder::next_record`] has returned `None`.
+    /// Takes the next bytes. Call it after [`NdjsonDecoder::next_record`] has returned `None`.
     pub fn push(&mut self, bytes: Bytes) {
         if self.failed {
             return;
@@ -36,10 +36,11 @@ impl NdjsonDecoder {
         append(&mut self.input, bytes);
     }
 
-    /// The next whole record, UTF-8 and without space around it; `None` until more bytes come.
+    /// The next complete record, in UTF-8 and without surrounding space; `None` until more bytes
+    /// arrive.
     ///
     /// # Errors
-    /// [`FrameError`]; nothing comes after it.
+    /// [`FrameError`] if a record is too large or not UTF-8. Nothing follows it.
     pub fn next_record(&mut self) -> Option<Result<Bytes, FrameError>> {
         while !self.failed {
             let Some(end) = memchr(b'\n', &self.input) else {
@@ -63,10 +64,11 @@ impl NdjsonDecoder {
         None
     }
 
-    /// The record that the body ended in, if it is not blank. Called once, when the body has ended in order.
+    /// The last record, if the body ended without a newline behind it. Call it once, when the body
+    /// has ended in order.
     ///
     /// # Errors
-    /// [`FrameError`]
+    /// [`FrameError`] if the record is too large or not UTF-8.
     pub fn finish(&mut self) -> Option<Result<Bytes, FrameError>> {
         if self.failed {
             return None;

@@ -1,48 +1,50 @@
-//! Server-sent events as the WHATWG reads them (HTML Living Standard, section 9.2.6, "Interpreting an event stream"): LF, CRLF
-//! and CR, a leading BOM, comments, `data:` with and without a space, data over several lines, and no event without its blank
-//! line. Stricter in one point: an event that is not UTF-8 is an error, where a browser would show replacement characters.
+//! Server-sent events as the WHATWG defines them (HTML Living Standard, section 9.2.6,
+//! "Interpreting an event stream"): line ends LF, CRLF and CR, a leading BOM, comments, `data:`
+//! with and without a space, data of several lines, and no event without its blank line. This
+//! decoder is stricter in one point: an event that is not UTF-8 is an error, where a browser shows
+//! replacement characters.
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::{memchr, memchr2};
 
 use super::{FrameError, append};
 
-/// One event.
+/// One server-sent event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SseEvent {
-    /// The `event:` field; empty where there was none, which means `message`.
+    /// The value of the `event:` field; empty if there was none, which means `message`.
     pub name: Bytes,
-    /// The `data:` lines, joined by LF; UTF-8.
+    /// The values of the `data:` fields, joined by LF; always UTF-8.
     pub data: Bytes,
 }
 
 impl SseEvent {
     /// The data as text.
     pub fn text(&self) -> &str {
-        // checked when the event was made
+        // The decoder has checked that the data is UTF-8.
         std::str::from_utf8(&self.data).unwrap_or_default()
     }
 }
 
-/// Takes bytes, gives events. An event is whole when its blank line has come.
+/// Decodes bytes into events. An event is complete when its blank line has arrived.
 #[derive(Debug)]
 pub struct SseDecoder {
-    /// Bytes that have not been looked at.
+    /// The input that has not been examined.
     input: Bytes,
-    /// The start of an event whose end has not come, from earlier reads.
+    /// The start of an event whose end has not arrived, from earlier reads.
     open: BytesMut,
-    /// Whether the last byte looked at ended a line (or nothing has been looked at).
+    /// Whether the last examined byte ended a line, or no byte has been examined.
     line_start: bool,
-    /// Whether the last byte looked at was a CR: an LF after it belongs to the same line end.
+    /// Whether the last examined byte was a CR: an LF after it belongs to the same line end.
     after_cr: bool,
-    /// Whether no event has been cut off yet, so that a BOM may stand here.
+    /// Whether the first event has not ended yet, so that it may start with a BOM.
     first: bool,
     limit: usize,
     failed: bool,
 }
 
 impl SseDecoder {
-    /// A decoder that takes events of at most `limit` bytes, comments and field names included.
+    /// Creates a decoder for events of at most `limit` bytes, comments and field names included.
     pub fn new(limit: usize) -> Self {
         Self {
             input: Bytes::new(),
@@ -55,7 +57,7 @@ impl SseDecoder {
         }
     }
 
-    /// Takes the next bytes. To be called when [`SseDecoder::next_event`] has returned `None`.
+    /// Takes the next bytes. Call it after [`SseDecoder::next_event`] has returned `None`.
     pub fn push(&mut self, bytes: Bytes) {
         if self.failed {
             return;
@@ -63,10 +65,10 @@ impl SseDecoder {
         append(&mut self.input, bytes);
     }
 
-    /// The next whole event, or `None` until more bytes come.
+    /// The next complete event; `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`FrameError`]; nothing comes after it.
+    /// [`FrameError`] if an event is too large or not UTF-8. Nothing follows it.
     pub fn next_event(&mut self) -> Option<Result<SseEvent, FrameError>> {
         while !self.failed {
             let block = match self.next_block()? {
@@ -89,7 +91,7 @@ impl SseDecoder {
         error
     }
 
-    /// Cuts off the lines up to the next blank line, the blank line not included.
+    /// Takes the lines up to the next blank line, without the blank line.
     fn next_block(&mut self) -> Option<Result<Bytes, FrameError>> {
         let mut at = 0;
         while at < self.input.len() {
@@ -97,7 +99,7 @@ impl SseDecoder {
                 self.after_cr = false;
                 if self.input[at] == b'\n' {
                     if self.line_start_of_event(at) {
-                        // the second half of the line end that closed the event before
+                        // This is the second half of the line end that closed the last event.
                         self.input.advance(1);
                     } else {
                         at += 1;
@@ -135,12 +137,13 @@ impl SseDecoder {
         None
     }
 
-    /// Whether `at` is the very start of an event: nothing of it has been seen.
+    /// Whether `at` is the start of an event of which nothing has been examined.
     fn line_start_of_event(&self, at: usize) -> bool {
         at == 0 && self.open.is_empty()
     }
 
-    /// Takes the first `length` bytes of the input, with what is open before them.
+    /// Takes the first `length` bytes of the input, with the open bytes of earlier reads before
+    /// them.
     fn cut(&mut self, length: usize) -> Bytes {
         let tail = self.input.split_to(length);
         if self.open.is_empty() {
@@ -151,14 +154,15 @@ impl SseDecoder {
     }
 }
 
-/// Reads the lines of one event; `None` where they carry no data.
+/// Reads the lines of one event; `None` if they carry no data.
 fn interpret(block: &Bytes) -> Result<Option<SseEvent>, FrameError> {
     let mut name = Bytes::new();
     let mut data: Option<Bytes> = None;
     let mut joined: Option<BytesMut> = None;
     let mut rest: &[u8] = block;
     while !rest.is_empty() {
-        // a CRLF gives an empty line between its halves, and an empty line inside a block says nothing
+        // A CRLF yields an empty line between its halves; an empty line inside a block has no
+        // effect.
         let (line, after) = match memchr2(b'\n', b'\r', rest) {
             Some(end) => (&rest[..end], &rest[end + 1..]),
             None => (rest, &rest[rest.len()..]),
@@ -183,7 +187,7 @@ fn interpret(block: &Bytes) -> Result<Option<SseEvent>, FrameError> {
                 }
             },
             b"event" => name = block.slice_ref(value),
-            // id and retry are for clients that connect again, which no LLM client does
+            // id and retry serve clients that connect again, which no LLM client does.
             _ => {}
         }
     }
@@ -227,7 +231,7 @@ mod tests {
     #[case::cr(b"data: a\r\rdata: b\r\r", &["a", "b"])]
     #[case::mixed(b"data: a\r\n\ndata: b\n\r\n", &["a", "b"])]
     #[case::no_space(b"data:a\n\n", &["a"])]
-    #[case::only_one_space_is_taken(b"data:  a\n\n", &[" a"])]
+    #[case::only_one_space_is_stripped(b"data:  a\n\n", &[" a"])]
     #[case::several_lines(b"data: a\ndata\ndata: b\r\ndata: c\n\n", &["a\n\nb\nc"])]
     #[case::comments(b": keepalive\n\n:\ndata: a\n: x\n\n", &["a"])]
     #[case::bom(b"\xEF\xBB\xBFdata: a\n\n", &["a"])]
@@ -298,7 +302,7 @@ mod tests {
         #[values("\n\n", "\r\r", "\r\n\r\n")] end: &str,
         #[values(1, 7, 1000)] step: usize,
     ) {
-        // the end of the data line counts, the blank line does not
+        // The end of the data line counts, the blank line does not.
         let bytes = format!(
             "data: {}{end}",
             "x".repeat(64 - "data: ".len() - end.len() / 2)

@@ -26,8 +26,8 @@ pub(super) struct Endpoint {
     pub(super) key: Option<SecretString>,
 }
 
-/// The authorization of most protocols: `Bearer` with the key, or `Basic` with the user and password
-/// of the base URL.
+/// The authorization of most protocols: `Bearer` with the key, or `Basic` with the user and
+/// password of the base URL.
 ///
 /// # Errors
 /// A sentence without the key, if no header can carry it.
@@ -59,8 +59,8 @@ fn secret(provider: &ProviderConfig) -> Option<SecretString> {
 }
 
 impl Endpoint {
-    /// Creates the endpoint at the provider's base URL, with `path` after the base URL's own path and
-    /// before its query.
+    /// Creates the endpoint at the provider's base URL, with `path` after the base URL's own path
+    /// and before its query.
     pub(super) fn new(protocol: &dyn Protocol, provider: &ProviderConfig, path: &str) -> Self {
         let base = &provider.base_url;
         let query = base

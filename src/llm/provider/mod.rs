@@ -2,8 +2,8 @@
 //! read.
 //!
 //! One [`Protocol`] implementation in a folder of its own describes a protocol: its name, default
-//! base URL and description, its codec, authorization, probe and list of models. [`PROTOCOLS`] lists
-//! them once; configuration, health, discovery and documentation read that list.
+//! base URL and description, its codec, authorization, probe and list of models. [`PROTOCOLS`]
+//! lists them once; configuration, health, discovery and documentation read that list.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -59,8 +59,9 @@ pub trait Protocol: fmt::Debug + Send + Sync {
     /// The path of the cheap GET that shows whether a provider answers.
     fn probe_path(&self) -> &'static str;
 
-    /// Reads the status of an answer to the probe. By default every status is good that shows neither
-    /// trouble of the server (5xx) nor a wrong key (401, 403), because some providers lack the path.
+    /// Reads the status of an answer to the probe. By default every status is good that shows
+    /// neither trouble of the server (5xx) nor a wrong key (401, 403), because some providers lack
+    /// the path.
     ///
     /// # Errors
     /// A phrase that names the status.

@@ -34,8 +34,8 @@ impl ProviderProbe {
     /// Creates the probe of a configured provider.
     ///
     /// # Errors
-    /// A phrase without secrets if the protocol is unknown, the base URL cannot be used, or no header
-    /// can carry the key.
+    /// A phrase without secrets if the protocol is unknown, the base URL cannot be used, or no
+    /// header can carry the key.
     pub fn new(provider: &ProviderConfig) -> Result<Self, String> {
         let protocol =
             protocol(provider.protocol).map_err(|unknown: UnknownProtocol| unknown.to_string())?;
@@ -51,7 +51,7 @@ impl ProviderProbe {
     /// Cancel safe: dropping the future closes the connection.
     ///
     /// # Errors
-    /// A phrase without secrets that names what the provider did instead of answering.
+    /// A phrase without secrets that describes why the provider does not answer.
     pub async fn check(&self) -> Result<(), String> {
         let path = self.protocol.probe_path();
         let response = self.prober.send(path, &self.authorization).await?;
@@ -65,7 +65,7 @@ impl ProviderProbe {
 /// Cancel safe: dropping the future closes the connection.
 ///
 /// # Errors
-/// A phrase that names what the service did instead of listing its models.
+/// A phrase that describes why the service does not list its models.
 pub async fn models(protocol: &dyn Protocol, base_url: &Uri) -> Result<Vec<String>, String> {
     let prober = Prober::new(base_url)?;
     let response = prober
@@ -123,7 +123,7 @@ fn reason(error: &reqwest::Error) -> String {
     let phrase = if error.is_connect() {
         "the connection could not be established"
     } else if error.is_timeout() {
-        "it did not answer in time"
+        "it gave no answer in time"
     } else if error.is_builder() {
         "its address is not a usable URL"
     } else {

@@ -1,6 +1,9 @@
-//! A chat request at the door, and one made inside: parsed and checked once, kept as the bytes that came, and told on with
-//! another model's name. The door calls [`ChatRequest::parse`], the orchestrator [`ChatRequest::compose`], codecs
-//! [`ChatRequest::body_for`]. No input panics, and nothing here recurses with the depth of the input.
+//! The reading and writing of chat requests. A request is parsed and validated once, kept byte for
+//! byte, and written again with the name of another model.
+//!
+//! The HTTP layer calls [`ChatRequest::parse`], the orchestrator [`ChatRequest::compose`], and
+//! codecs [`ChatRequest::body_for`]. No input panics, and nothing here recurses with the depth of
+//! the input.
 
 use std::fmt;
 
@@ -14,21 +17,25 @@ use serde_json::{Value, json};
 use crate::llm::chat::{ChatRequest, InvalidRequest, Mode};
 use crate::llm::content::clip;
 
-/// Characters of a value that an error shows.
-const SHOWN: usize = 60;
+/// The maximum number of characters of a value that an error shows.
+const MAX_SHOWN: usize = 60;
 
 impl ChatRequest {
-    /// Reads a request as a client sent it: a JSON object with a `model`, `messages`, and well-known fields of their type.
-    /// A field that is not known is kept as it came; a field that is given twice is refused, since two readers could
-    /// disagree about it (RFC 8259 section 4).
+    /// Reads a request of a client: a JSON object with `model`, `messages`, and well-known fields
+    /// of the right type. An unknown field is kept byte for byte. A field that occurs twice is
+    /// refused, because two readers could disagree about its value (RFC 8259 section 4).
     ///
     /// # Errors
-    /// [`InvalidRequest`] with the field and the value.
+    /// [`InvalidRequest`], which names the field and the value.
     pub fn parse(body: &[u8]) -> Result<Self, InvalidRequest> {
         let text = std::str::from_utf8(body)
             .map_err(|error| invalid(None, format!("The request body is not UTF-8: {error}.")))?;
         if text.trim_ascii().is_empty() {
-            return Err(invalid(None, "The request body is empty: a JSON object with 'model' and 'messages' was expected.".to_owned()));
+            return Err(invalid(
+                None,
+                "The request body is empty; send a JSON object with 'model' and 'messages'."
+                    .to_owned(),
+            ));
         }
         let Fields { fields, duplicate } = serde_json::from_str(text).map_err(|error| {
             invalid(
@@ -39,7 +46,10 @@ impl ChatRequest {
         if let Some(name) = duplicate {
             return Err(invalid(
                 Some(&name),
-                format!("Field '{}' is given more than once.", shown(&name)),
+                format!(
+                    "Field '{}' occurs more than once; send it once.",
+                    shown(&name)
+                ),
             ));
         }
         let model = model(&fields)?;
@@ -57,7 +67,8 @@ impl ChatRequest {
         })
     }
 
-    /// A plain request to `model` with a system and a user message. Further fields are added with [`ChatRequest::with`].
+    /// Creates a plain request to `model` with a system and a user message. [`ChatRequest::with`]
+    /// adds further fields.
     pub fn compose(model: &str, system: &str, user: &str) -> Self {
         let fields = IndexMap::from([
             ("model".to_owned(), raw(&json!(model))),
@@ -75,21 +86,22 @@ impl ChatRequest {
         }
     }
 
-    /// The request with this field set (`temperature`, `max_tokens`, …). Not for `model` and `stream`, which are told apart
-    /// in their own fields.
+    /// Sets a field such as `temperature` or `max_tokens`. Do not set `model` or `stream` with it:
+    /// [`ChatRequest::model`] and [`ChatRequest::mode`] hold their values as well.
     #[must_use]
     pub fn with(mut self, name: &str, value: &Value) -> Self {
         self.fields.insert(name.to_owned(), raw(value));
         self
     }
 
-    /// The request with `response_format` asking for JSON of this schema.
+    /// Sets `response_format`, so that the answer is JSON of this schema.
     #[must_use]
     pub fn answering_json(self, name: &str, schema: &Value) -> Self {
         self.with("response_format", &json!({"type": "json_schema", "json_schema": {"name": name, "strict": true, "schema": schema}}))
     }
 
-    /// The request's body for `model`: every field as it came and in its order, `model` alone replaced.
+    /// Writes the body for `model`: every field byte for byte and in its order, except that `model`
+    /// is replaced.
     pub fn body_for(&self, model: &str) -> Bytes {
         let length: usize = self
             .fields
@@ -111,7 +123,7 @@ impl ChatRequest {
         body.into()
     }
 
-    /// A well-known boolean, number or whatever else a codec asks for; `None` where it is absent, null or not a `T`.
+    /// The value of a field; `None` if it is absent, null or not a `T`.
     pub(crate) fn field<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Option<T> {
         self.fields
             .get(name)
@@ -119,7 +131,7 @@ impl ChatRequest {
     }
 }
 
-/// All fields of an object, and the first name that came twice.
+/// All fields of an object, and the first name that occurs twice.
 struct Fields {
     fields: IndexMap<String, Box<RawValue>>,
     duplicate: Option<String>,
@@ -144,11 +156,11 @@ impl<'de> Deserialize<'de> for Fields {
                 while let Some(name) = map.next_key::<String>()? {
                     let value = map.next_value()?;
                     match read.fields.entry(name) {
-                        Entry::Vacant(place) => {
-                            place.insert(value);
+                        Entry::Vacant(entry) => {
+                            entry.insert(value);
                         }
-                        Entry::Occupied(place) => {
-                            read.duplicate.get_or_insert_with(|| place.key().clone());
+                        Entry::Occupied(entry) => {
+                            read.duplicate.get_or_insert_with(|| entry.key().clone());
                         }
                     }
                 }
@@ -171,7 +183,7 @@ fn model(fields: &IndexMap<String, Box<RawValue>>) -> Result<String, InvalidRequ
 }
 
 fn messages(fields: &IndexMap<String, Box<RawValue>>) -> Result<(), InvalidRequest> {
-    /// A message as far as every provider needs it.
+    /// The parts of a message that every provider needs.
     #[derive(serde::Deserialize)]
     struct Message<'a> {
         #[serde(borrow)]
@@ -216,7 +228,7 @@ fn messages(fields: &IndexMap<String, Box<RawValue>>) -> Result<(), InvalidReque
                 Some(&at),
                 format!(
                     "Invalid value for '{at}': {}.",
-                    clip(&error.to_string(), 2 * SHOWN)
+                    clip(&error.to_string(), 2 * MAX_SHOWN)
                 ),
             )
         })?;
@@ -245,7 +257,7 @@ fn messages(fields: &IndexMap<String, Box<RawValue>>) -> Result<(), InvalidReque
 }
 
 fn mode(fields: &IndexMap<String, Box<RawValue>>) -> Result<Mode, InvalidRequest> {
-    /// What `stream_options` says about usage.
+    /// The part of `stream_options` that the gateway obeys.
     #[derive(Default, serde::Deserialize)]
     struct StreamOptions<'a> {
         #[serde(borrow)]
@@ -279,7 +291,7 @@ fn mode(fields: &IndexMap<String, Box<RawValue>>) -> Result<Mode, InvalidRequest
     })
 }
 
-/// What a well-known field must be (or null, which means that it is not there).
+/// The type that a well-known field must have. Null is the same as an absent field.
 #[derive(Clone, Copy)]
 enum Shape {
     Boolean,
@@ -312,7 +324,7 @@ impl Shape {
         }
     }
 
-    /// Whether `value`, which is valid JSON without space around it, has this shape.
+    /// Whether `value`, which is valid JSON without surrounding space, has this shape.
     fn fits(self, value: &str) -> bool {
         let all = |first: char| {
             value.starts_with('[')
@@ -335,7 +347,7 @@ impl Shape {
     }
 }
 
-/// The fields whose type is known, from OpenAI's description of `CreateChatCompletionRequest`.
+/// The type of a well-known field, from OpenAI's description of `CreateChatCompletionRequest`.
 fn shape_of(name: &str) -> Option<Shape> {
     Some(match name {
         "stream" | "store" | "logprobs" | "parallel_tool_calls" => Shape::Boolean,
@@ -364,7 +376,7 @@ fn check(name: &str, shape: Shape, value: &str) -> Result<(), InvalidRequest> {
 fn missing(name: &str, expected: &str) -> InvalidRequest {
     invalid(
         Some(name),
-        format!("Missing required field '{name}': {expected} was expected."),
+        format!("The required field '{name}' is missing; send {expected}."),
     )
 }
 
@@ -385,13 +397,13 @@ fn invalid(param: Option<&str>, message: String) -> InvalidRequest {
     }
 }
 
-/// As much of a value as is told.
+/// The part of a value that an error shows.
 fn shown(value: &str) -> String {
-    clip(value, SHOWN)
+    clip(value, MAX_SHOWN)
 }
 
 fn raw(value: &Value) -> Box<RawValue> {
-    // a Value's keys are strings and its numbers are finite, the only two things that serde_json can refuse
+    // The keys of a Value are strings and its numbers are finite, so serde_json always accepts it.
     #[allow(clippy::expect_used)]
     to_raw_value(value).expect("every JSON value can be written")
 }

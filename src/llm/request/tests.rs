@@ -1,4 +1,4 @@
-//! What is taken at the door, and what is refused with which words.
+//! Valid requests, and invalid ones with the message that refuses them.
 #![allow(clippy::unwrap_used)]
 
 use rstest::rstest;
@@ -27,7 +27,7 @@ fn modes(#[case] fields: &str, #[case] mode: Mode) {
 }
 
 #[test]
-fn everything_is_kept_in_order_as_the_bytes_that_came() {
+fn every_field_is_kept_in_order_and_byte_for_byte() {
     let body = r#"{ "x_new" : {"a":[1, 2]} , "model":"\u006d","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"seed":18446744073709551615,"temperature":1e-2}"#;
     let request = ChatRequest::parse(body.as_bytes()).unwrap();
     assert_eq!(request.model, "m");
@@ -41,9 +41,9 @@ fn everything_is_kept_in_order_as_the_bytes_that_came() {
         kept[3..],
         [("seed", "18446744073709551615"), ("temperature", "1e-2")]
     );
-    let told = request.body_for("other");
+    let body = request.body_for("other");
     assert_eq!(
-        told,
+        body,
         r#"{"x_new":{"a":[1, 2]},"model":"other","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"seed":18446744073709551615,"temperature":1e-2}"#
     );
 }
@@ -51,7 +51,7 @@ fn everything_is_kept_in_order_as_the_bytes_that_came() {
 #[rstest]
 #[case::empty("", None)]
 #[case::blank(" \n", None)]
-#[case::not_json("nonsense", None)]
+#[case::not_json("a word", None)]
 #[case::array("[]", None)]
 #[case::cut(r#"{"model":"m","messages":["#, None)]
 #[case::trailing(r#"{"model":"m","messages":[{"role":"user"}]} {}"#, None)]
@@ -86,7 +86,7 @@ fn everything_is_kept_in_order_as_the_bytes_that_came() {
     Some("model")
 )]
 #[case::two_of_any(r#"{"model":"m","messages":[{"role":"user"}],"x":1,"x":1}"#, Some("x"))]
-fn what_is_no_request(#[case] body: &str, #[case] param: Option<&str>) {
+fn an_invalid_request_is_refused_with_its_field(#[case] body: &str, #[case] param: Option<&str>) {
     let error = ChatRequest::parse(body.as_bytes()).unwrap_err();
     assert_eq!(error.param.as_deref(), param, "{error}");
 }
@@ -142,7 +142,7 @@ fn what_is_no_request(#[case] body: &str, #[case] param: Option<&str>) {
     r#""json""#,
     r#"Invalid value for 'response_format': expected an object, got "json"."#
 )]
-fn wrong_types_are_told_with_field_and_value(
+fn a_wrong_type_is_refused_with_field_and_value(
     #[case] name: &str,
     #[case] value: &str,
     #[case] message: &str,
@@ -183,7 +183,7 @@ fn a_body_that_is_not_utf8_is_refused() {
 #[rstest]
 #[case("[", "]")]
 #[case("{\"a\":", "}")]
-fn depth_is_no_danger(#[case] open: &str, #[case] close: &str) {
+fn deeply_nested_input_is_harmless(#[case] open: &str, #[case] close: &str) {
     let deep = format!("{}1{}", open.repeat(200_000), close.repeat(200_000));
     let request = parse(&format!(r#","x":{deep}"#)).unwrap();
     assert!(request.body_for("m").len() > deep.len());
@@ -195,20 +195,20 @@ fn depth_is_no_danger(#[case] open: &str, #[case] close: &str) {
 }
 
 #[test]
-fn a_composed_request_is_one_that_the_door_would_take() {
+fn a_composed_request_is_valid() {
     let request = ChatRequest::compose("a\"b", "system\n", "user")
         .with("temperature", &json!(0))
         .answering_json("facts", &json!({"type": "object"}));
     let body = request.body_for(&request.model);
     let parsed = ChatRequest::parse(&body).unwrap();
     assert_eq!((parsed.model.as_str(), parsed.mode), ("a\"b", Mode::Plain));
-    let told: Value = serde_json::from_slice(&body).unwrap();
+    let document: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(
-        told["messages"][0],
+        document["messages"][0],
         json!({"role": "system", "content": "system\n"})
     );
     assert_eq!(
-        told["response_format"]["json_schema"]["schema"],
+        document["response_format"]["json_schema"]["schema"],
         json!({"type": "object"})
     );
 }

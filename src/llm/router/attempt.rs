@@ -299,7 +299,8 @@ impl Admitted {
         }
     }
 
-    /// Records that the stream broke after its commit point. No list of attempts holds this failure.
+    /// Records that the stream broke after its commit point. No list of attempts holds this
+    /// failure.
     pub(super) fn stream_failed(self, error: &AttemptError) {
         tracing::info!(cause = error.cause.name(), "stream broke");
         self.candidate.count_failure(error.cause);

@@ -135,8 +135,8 @@ impl CandidateState {
                     });
                     return Ok(answer);
                 }
-                // Since the last attempt the breaker has opened or the queue has filled: the failure
-                // that the provider reported stands.
+                // Since the last attempt the breaker has opened or the queue has filled: the
+                // failure that the provider reported stands.
                 Err(error) if kind == AttemptKind::Retry && !error.cause.was_sent() => break,
                 Err(error) => error,
             };

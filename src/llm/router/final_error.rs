@@ -23,7 +23,8 @@ pub(super) fn failure(attempts: Vec<Attempt>) -> LlmFailure {
 /// Decides the cause by the first rule that applies:
 /// 1. No attempt was made: the deadline had passed at the start.
 /// 2. A provider rejected the request: the request itself is wrong.
-/// 3. Nothing was sent: breaker open if any attempt failed so, else bulkhead full, else unsupported.
+/// 3. Nothing was sent: breaker open if any attempt failed so, else bulkhead full, else
+///    unsupported.
 /// 4. Every attempt that was sent hit a rate limit or a quota: rate limited if any attempt failed
 ///    so, else quota exhausted.
 /// 5. Otherwise the cause of the last attempt that was sent decides.

@@ -1,9 +1,9 @@
 //! The commit point, and the stream behind it.
 //!
-//! [`open`] is the only function that holds a stream back. Until the first real content has arrived,
-//! everything is kept in a bounded buffer, and every failure is still an error that leads to a retry,
-//! to the next candidate, or to a real status. From the commit point on, [`Committed`] yields chunks
-//! as they arrive, and a failure is its last item.
+//! [`open`] is the only function that holds a stream back. Until the first real content has
+//! arrived, everything is kept in a bounded buffer, and every failure is still an error that leads
+//! to a retry, to the next candidate, or to a real status. From the commit point on, [`Committed`]
+//! yields chunks as they arrive, and a failure is its last item.
 //!
 //! The stream is pulled: it has no task and no channel. It reads from the provider only when its
 //! client asks for more, so a slow client slows the provider down. Dropping it closes the
@@ -32,8 +32,8 @@ use crate::llm::transport::UpstreamBody;
 const MAX_HELD_CHUNKS: usize = 1_024;
 /// The maximum size of the chunks that are held back before the first content, in bytes.
 const MAX_HELD_BYTES: usize = 256 << 10;
-/// The maximum number of bytes that are read before the first content, which may be one event of the
-/// largest size in many reads.
+/// The maximum number of bytes that are read before the first content, which may be one event of
+/// the largest size in many reads.
 const MAX_READ_BYTES: usize = DEFAULT_EVENT_LIMIT + MAX_HELD_BYTES;
 
 /// A stream at its commit point: it is known to be good so far, and nothing of it has been handed
@@ -45,8 +45,8 @@ pub(super) struct Opened {
     idle: Duration,
 }
 
-/// Reads up to the first real content. Comments, pings and chunks that only name a role do not count
-/// as content and do not extend the limit.
+/// Reads up to the first real content. Comments, pings and chunks that only name a role do not
+/// count as content and do not extend the limit.
 ///
 /// Cancel safe in the sense that dropping the future closes the connection; what was read is lost.
 pub(super) async fn open(
@@ -140,8 +140,8 @@ struct Streaming {
     /// The span of the attempt, for the log of a stream that breaks.
     span: Span,
     deadline: Instant,
-    /// The limit of the present wait for the provider. It exists only while the client asks for more
-    /// and the provider has sent nothing.
+    /// The limit of the present wait for the provider. It exists only while the client asks for
+    /// more and the provider has sent nothing.
     silence: Option<Limit>,
     timer: Pin<Box<Sleep>>,
 }

@@ -1,13 +1,15 @@
-//! Transport over reqwest: one client, and so one pool of kept connections, a provider.
+//! The transport over reqwest: each provider has one client, and thereby one pool of connections.
 //!
-//! * HTTP/1.1 alone: a connection carries one call, so that a cut is that call's, and no provider's limit on streams of one
-//!   connection can make calls wait for each other.
-//! * No redirects (a provider cannot send our key elsewhere), no proxy from the environment, no retries (they live in
-//!   `resilience`), no decompression, no time-out but the connect time-out.
-//! * The connect time-out is each call's own, over name, TCP and TLS: a layer around reqwest's connector reads it from the call's
-//!   task. A connection taken from the pool has none.
-//! * A kept connection that has died is seen when it is taken. If it dies before a byte of the request was written, hyper takes
-//!   another by itself; once a byte was written the call fails with [`TransportError::Reset`], and the retry layer decides.
+//! * It speaks HTTP/1.1 only: a connection carries one call, so that a break concerns that call
+//!   alone, and no provider's limit on streams of one connection makes calls wait for each other.
+//! * It follows no redirects (a provider cannot send the key elsewhere), uses no proxy from the
+//!   environment, retries nothing (retries live in `resilience`), decompresses nothing, and has no
+//!   timeout but the connect timeout.
+//! * Each call has its own connect timeout, which covers name, TCP and TLS: a layer around
+//!   reqwest's connector reads it from the task of the call. A pooled connection needs none.
+//! * A pooled connection that has died is noticed when it is taken. If it dies before a byte of the
+//!   request was written, hyper takes another one by itself; after that the call fails with
+//!   [`TransportError::Reset`], and the policy of that cause decides.
 
 use std::error::Error;
 use std::io;
@@ -24,17 +26,18 @@ use tower::{Layer, Service};
 use crate::config::ProviderConfig;
 use crate::llm::transport::{Transport, TransportError, UpstreamRequest, UpstreamResponse};
 
-/// How long a connection is kept without use.
+/// The maximum amount of time for which an unused connection stays in the pool.
 const POOL_IDLE: Duration = Duration::from_secs(60);
-/// Until the kernel asks a silent peer whether it is still there.
+/// The amount of silence after which the kernel probes whether the peer is still there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
-    /// The connect time-out of the call that this task makes.
+    /// The connect timeout of the call that this task makes.
     static CONNECT_TIMEOUT: Duration;
 }
 
-/// The way to this provider over HTTP. Made once at start; connections are made when they are needed.
+/// Creates the transport to this provider. It is created once at start; connections are made when
+/// they are needed.
 pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls_for(&provider.base_url))
@@ -48,7 +51,7 @@ pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
         .pool_idle_timeout(POOL_IDLE)
         .connector_layer(ConnectTimeoutLayer)
         .build();
-    // fails only where reqwest would have to load certificates or a resolver by itself, and it has to load neither
+    // Building fails only if reqwest has to load certificates or a resolver, and it loads neither.
     #[allow(clippy::expect_used)]
     let client = client.expect("a client with preconfigured TLS");
     Arc::new(HttpTransport {
@@ -57,7 +60,7 @@ pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
     })
 }
 
-/// What TLS trusts on the way to `url`.
+/// The TLS configuration for connections to `url`.
 pub fn tls_for(url: &http::Uri) -> ClientConfig {
     if url.scheme() == Some(&http::uri::Scheme::HTTPS) {
         SYSTEM_ROOTS.clone()
@@ -66,26 +69,27 @@ pub fn tls_for(url: &http::Uri) -> ClientConfig {
     }
 }
 
-/// TLS for `https` providers: the system's roots, or Mozilla's where the system has none (a container without certificates).
+/// The TLS configuration for `https` providers: it trusts the system's roots, or Mozilla's if the
+/// system has none (a container without certificates).
 static SYSTEM_ROOTS: LazyLock<ClientConfig> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
-        tracing::warn!(%error, "a root certificate of the system cannot be read");
+        tracing::warn!(%error, "a root certificate of the system cannot be read and is left out");
     }
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        tracing::info!("the system has no root certificates: Mozilla's are used");
+        tracing::info!("the system has no root certificates, so Mozilla's are trusted");
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     tls_config(roots)
 });
 
-/// TLS for `http` providers: reqwest wants one, and nothing is trusted.
+/// The TLS configuration for `http` providers: reqwest requires one, and it trusts nothing.
 static NO_ROOTS: LazyLock<ClientConfig> = LazyLock::new(|| tls_config(RootCertStore::empty()));
 
 fn tls_config(roots: RootCertStore) -> ClientConfig {
-    // ring has the cipher suites of both versions, the only thing that is checked here
+    // The call checks that the provider has cipher suites of both versions, and ring has them.
     #[allow(clippy::expect_used)]
     ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -102,7 +106,6 @@ struct HttpTransport {
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError> {
-        let request_id = request.headers.get("x-request-id").cloned();
         let mut head = http::Request::new(request.body);
         *head.method_mut() = http::Method::POST;
         *head.uri_mut() = request.url;
@@ -114,8 +117,9 @@ impl Transport for HttpTransport {
             .await;
         let answer = answer.map_err(|error| {
             let error = before_the_answer(&error, request.connect_timeout);
-            // what clients are told leaves the reason out: a name that does not resolve, a certificate that is not trusted
-            tracing::info!(request_id = request_id.as_ref().and_then(|id| id.to_str().ok()), provider = self.provider, %error, "no answer");
+            // The client's message leaves the reason out: a name that does not resolve, a
+            // certificate that is not trusted.
+            tracing::info!(provider = self.provider, %error, "the provider gave no answer");
             error
         })?;
         let status = answer.status();
@@ -131,7 +135,7 @@ impl Transport for HttpTransport {
     }
 }
 
-/// What went wrong before a status line had come.
+/// The error of a call that failed before a status line arrived.
 fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> TransportError {
     if chain(error).any(|source| source.is::<ConnectTimedOut>()) {
         return TransportError::ConnectTimeout(connect_timeout);
@@ -139,14 +143,14 @@ fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> Trans
     let io = io_kind(error);
     if error.is_connect() {
         return match io {
-            // the peer took the connection and left during the TLS handshake
+            // The peer accepted the connection and closed it during the TLS handshake.
             Some(
                 io::ErrorKind::ConnectionReset
                 | io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::BrokenPipe,
             ) => TransportError::Reset(reason(error)),
             Some(io::ErrorKind::TimedOut) => TransportError::ConnectTimeout(connect_timeout),
-            // a certificate that is not trusted, or no TLS at all
+            // The certificate is not trusted, or the peer does not speak TLS.
             Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
                 TransportError::Protocol(reason(error))
             }
@@ -164,7 +168,8 @@ fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> Trans
     }
 }
 
-/// What went wrong after the head had come: whatever it is, the answer is not whole. Broken chunk sizes are no HTTP.
+/// The error of a call that failed after the head had arrived: the answer is incomplete. A broken
+/// chunk size is not valid HTTP.
 fn inside_the_answer(error: &reqwest::Error) -> TransportError {
     let parse = chain(error)
         .find_map(|source| source.downcast_ref::<hyper::Error>())
@@ -180,7 +185,7 @@ fn inside_the_answer(error: &reqwest::Error) -> TransportError {
     }
 }
 
-/// An error and its sources.
+/// An error and its sources, the outermost first.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {
@@ -190,12 +195,13 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// The innermost I/O error's kind.
+/// The kind of the innermost I/O error.
 fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
     let mut io = chain(error)
         .filter_map(|source| source.downcast_ref::<io::Error>())
         .last()?;
-    // an I/O error inside another is not its source, which is the inner one's
+    // The source of an I/O error that wraps another is the source of the inner one, not the inner
+    // one.
     while let Some(inner) = io
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<io::Error>())
@@ -205,7 +211,8 @@ fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
     Some(io.kind())
 }
 
-/// The innermost cause: the outer ones repeat the URL, or say only that something failed.
+/// The text of the innermost source: the outer ones repeat the URL or only state that something
+/// failed.
 fn reason(error: &reqwest::Error) -> String {
     chain(error)
         .last()
@@ -216,12 +223,12 @@ fn reason(error: &reqwest::Error) -> String {
         )
 }
 
-/// The connection did not stand in time.
+/// The connection was not established within the connect timeout.
 #[derive(Debug, thiserror::Error)]
 #[error("no connection in time")]
 struct ConnectTimedOut;
 
-/// Bounds each connection attempt by [`CONNECT_TIMEOUT`].
+/// Bounds each attempt to connect by [`CONNECT_TIMEOUT`].
 #[derive(Clone)]
 struct ConnectTimeoutLayer;
 
@@ -256,7 +263,8 @@ where
 
     fn call(&mut self, target: R) -> Self::Future {
         let connecting = self.inner.call(target);
-        // read here, on the task of the call: hyper may finish the connection on another one, for the pool
+        // The timeout is read on the task of the call: hyper may finish the connection on another
+        // task, for the pool.
         match CONNECT_TIMEOUT.try_with(|timeout| *timeout) {
             Ok(timeout) => Box::pin(async move {
                 match tokio::time::timeout(timeout, connecting).await {

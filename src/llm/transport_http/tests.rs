@@ -1,4 +1,4 @@
-//! Each way in which a provider's connection ends, against raw listeners.
+//! Every way in which a connection to a provider ends, against raw listeners.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-/// Long enough never to end in a test that is not about it.
+/// A timeout that never passes in a test of something else.
 const LONG: Duration = Duration::from_secs(60);
 
 fn transport(scheme: &str, address: SocketAddr) -> Arc<dyn Transport> {
@@ -50,7 +50,7 @@ async fn send(address: SocketAddr) -> Result<UpstreamResponse, TransportError> {
         .await
 }
 
-/// Takes a connection and reads the whole request.
+/// Accepts a connection and reads the whole request.
 async fn take(listener: &TcpListener) -> TcpStream {
     let (mut connection, _) = listener.accept().await.unwrap();
     read_request(&mut connection).await;
@@ -125,7 +125,7 @@ async fn the_connection_ends_before_the_answer(#[case] leave: Leave) {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_told_so() {
+async fn an_answer_that_is_not_http_is_a_protocol_error() {
     let (listener, address) = listener().await;
     let provider = async {
         take(&listener)
@@ -224,7 +224,7 @@ async fn a_connection_is_kept_and_a_dead_one_is_replaced() {
         read_request(&mut connection).await;
         connection.write_all(answer).await.unwrap();
         connection.shutdown().await.unwrap();
-        // the client's end of the connection is gone as well: it has seen ours
+        // The client has noticed the close and closed its end as well.
         assert_eq!(connection.read(&mut [0; 1]).await.unwrap(), 0);
         closed.send(()).unwrap();
         take(&listener).await.write_all(answer).await.unwrap();
@@ -275,7 +275,7 @@ async fn dropping_the_call_or_the_body_closes_the_connection() {
     let client = async {
         tokio::select! {
             _ = send(address) => panic!("nobody answers"),
-            told = was_asked => told.unwrap(),
+            asked = was_asked => asked.unwrap(),
         }
         let mut body = send(address).await.unwrap().body;
         assert_eq!(body.next().await.unwrap().unwrap(), "abc");
@@ -289,7 +289,7 @@ async fn a_handshake_that_never_ends_is_given_up_while_the_provider_holds_it() {
     let (listener, address) = listener().await;
     let provider = async {
         let (mut connection, _) = listener.accept().await.unwrap();
-        // the end of the connection is the client's doing
+        // The read ends because the client closes the connection.
         connection.read_to_end(&mut Vec::new()).await.unwrap();
     };
     let timeout = Duration::from_millis(50);
@@ -309,12 +309,12 @@ async fn a_handshake_that_never_ends_is_given_up_while_the_provider_holds_it() {
 #[case::closed("", "Reset")]
 #[case::no_tls("HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol")]
 #[tokio::test]
-async fn a_handshake_that_fails(#[case] said: &str, #[case] expected: &str) {
+async fn a_handshake_that_fails(#[case] answer_bytes: &str, #[case] expected: &str) {
     let (listener, address) = listener().await;
     let provider = async {
         let (mut connection, _) = listener.accept().await.unwrap();
         let _hello = connection.read(&mut [0; 4096]).await.unwrap();
-        connection.write_all(said.as_bytes()).await.unwrap();
+        connection.write_all(answer_bytes.as_bytes()).await.unwrap();
     };
     let client = async {
         transport("https", address)

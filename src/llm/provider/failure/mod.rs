@@ -1,5 +1,6 @@
-//! How a provider's failure is read, whatever it speaks: THE table from status to cause, Retry-After, the error object in its
-//! many shapes, and the provider's words cleaned of secrets. Called by every codec.
+//! Reads the failure of a provider in any protocol: the table from status to cause, Retry-After,
+//! the error object in its many shapes, and the provider's message without secrets. Every codec
+//! calls it.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,13 +16,13 @@ use crate::llm::chat::{AttemptError, ErrorDetail};
 use crate::llm::content::{clip, media_type};
 use crate::llm::framing::FrameError;
 
-/// Characters of a provider's message that are passed on.
+/// The maximum number of characters of a provider's message that are passed on.
 const MESSAGE_LIMIT: usize = 500;
-/// Characters of a provider's type, code or param that are passed on.
+/// The maximum number of characters of a provider's type, code or param that are passed on.
 const DETAIL_LIMIT: usize = 100;
-/// A longer Retry-After is told as this.
-const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Codes and types with which a 402, 403 or 429 means that waiting will not help.
+/// The longest Retry-After that is passed on: one day.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// The codes and types with which a 403 or 429 means that waiting does not help.
 const QUOTA: [&str; 4] = [
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -29,16 +30,17 @@ const QUOTA: [&str; 4] = [
     "insufficient_credits",
 ];
 
-/// A non-2xx answer: cause by status and body, the provider's words, and how long it asks to wait.
+/// Reads a non-2xx answer: the cause by status and body, the provider's message, and the time for
+/// which it asks callers to wait.
 pub(super) fn from_answer(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
     key: Option<&SecretString>,
 ) -> AttemptError {
-    let told = ProviderError::read(body, key);
-    let cause = cause_of(status, &told.detail);
-    let message = match (&told.message, cause) {
+    let reported = ProviderError::read(body, key);
+    let cause = cause_of(status, &reported.detail);
+    let message = match (&reported.message, cause) {
         (Some(message), Cause::Rejected) => message.clone(),
         (Some(message), _) => format!("The provider answered {}: {message}", status.as_u16()),
         (None, _) => match body_kind(headers, body) {
@@ -51,28 +53,30 @@ pub(super) fn from_answer(
         message,
         status: Some(status.as_u16()),
         retry_after: retry_after(headers, SystemTime::now()),
-        detail: told.detail,
+        detail: reported.detail,
     }
 }
 
-/// An error object inside a 200: `error` as an object, a string, or anything else that is not nothing. One that names a 4xx is what
-/// that status is: the request stays wrong, however often it is sent.
+/// Reads an error inside a 200: `error` is an object, a string, or any other value that is not
+/// empty. An error that names a 4xx status is treated like that status, because the request stays
+/// wrong however often it is sent.
 pub(super) fn in_band(error: &str, key: Option<&SecretString>) -> AttemptError {
-    let told = ProviderError::read_text(error, key);
-    let status = told_status(&told.detail);
-    let cause = status.map_or(Cause::InBand, |status| cause_of(status, &told.detail));
-    let message = told
+    let reported = ProviderError::read_text(error, key);
+    let status = status_of(&reported.detail);
+    let cause = status.map_or(Cause::InBand, |status| cause_of(status, &reported.detail));
+    let message = reported
         .message
         .unwrap_or_else(|| "The provider reported an error inside its answer.".to_owned());
     AttemptError {
         status: status.map(|status| status.as_u16()),
-        detail: told.detail,
+        detail: reported.detail,
         ..AttemptError::new(cause, message)
     }
 }
 
-/// The 4xx that an error object stands for: its code, or the one that goes with OpenAI's type and code of a wrong request.
-fn told_status(detail: &ErrorDetail) -> Option<StatusCode> {
+/// The 4xx status that an error object stands for: its code, or the status that belongs to OpenAI's
+/// type and code of an invalid request.
+fn status_of(detail: &ErrorDetail) -> Option<StatusCode> {
     let code = detail.code.as_deref();
     let status = match (
         code.and_then(|code| code.parse().ok()),
@@ -90,13 +94,14 @@ fn told_status(detail: &ErrorDetail) -> Option<StatusCode> {
         .filter(StatusCode::is_client_error)
 }
 
-/// An answer that is none.
+/// The error for an answer that is not valid.
 pub(super) fn bad_response(message: impl Into<String>) -> AttemptError {
     AttemptError::new(Cause::BadResponse, message)
 }
 
-/// An answer that is none, with the place where that shows. serde's own words would hold the value that stands there: an answer's
-/// text, whole, with whatever secret is in it.
+/// The error for an answer that is not the expected JSON, with the position at which that shows.
+/// serde's own message is left out, because it repeats the value at that position, which may be the
+/// whole text of an answer with a secret in it.
 pub(super) fn not_json_of(what: &str, error: &serde_json::Error) -> AttemptError {
     bad_response(format!(
         "{what} (line {}, column {}).",
@@ -105,7 +110,7 @@ pub(super) fn not_json_of(what: &str, error: &serde_json::Error) -> AttemptError
     ))
 }
 
-/// A request that the protocol cannot tell, with the field to blame.
+/// The error for a request that the protocol cannot express, with the name of the field.
 pub(super) fn unsupported(param: &str, message: impl Into<String>) -> AttemptError {
     let detail = ErrorDetail {
         kind: Some("invalid_request_error".into()),
@@ -118,7 +123,7 @@ pub(super) fn unsupported(param: &str, message: impl Into<String>) -> AttemptErr
     }
 }
 
-/// The answer ended without what ends it.
+/// The error for an answer that ended without its end marker.
 pub(super) fn truncated() -> AttemptError {
     AttemptError::new(
         Cause::Truncated,
@@ -126,7 +131,7 @@ pub(super) fn truncated() -> AttemptError {
     )
 }
 
-/// Bytes that are no events.
+/// The error for bytes that are not events.
 pub(super) fn frame(error: FrameError) -> AttemptError {
     let cause = match error {
         FrameError::Oversized { .. } => Cause::Oversized,
@@ -138,18 +143,22 @@ pub(super) fn frame(error: FrameError) -> AttemptError {
     )
 }
 
-/// An answer in a coding that was not asked for.
+/// Refuses an answer with a content-encoding, because the gateway requests none.
+///
+/// # Errors
+/// [`Cause::BadResponse`] for any encoding but `identity`.
 pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), AttemptError> {
     match headers.get(header::CONTENT_ENCODING) {
         Some(coding) if !coding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(bad_response(
-            "The provider answered with a content-encoding that was not asked for.",
+            "The provider answered with a content-encoding, although the gateway accepts none.",
         )),
         _ => Ok(()),
     }
 }
 
-/// THE table from a provider's status to a cause. 408, 409, 421, 424, 425 and 499 are the provider's trouble (time, conflict,
-/// generation), not the client's request, and pass by themselves. 404, 405 and 410 speak of URL and model name, which are configured.
+/// The only table from a provider's status to a cause. 408, 409, 421, 424, 425 and 499 are trouble
+/// of the provider (time, conflict, generation) that passes by itself, not an invalid request. 404,
+/// 405 and 410 concern the URL and the model name, which are configured.
 fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
     let quota = [&detail.kind, &detail.code]
         .into_iter()
@@ -165,13 +174,18 @@ fn cause_of(status: StatusCode, detail: &ErrorDetail) -> Cause {
         503 | 529 => Cause::Overloaded,
         400..=499 => Cause::Rejected,
         500.. => Cause::ServerError,
-        // 1xx, 3xx (redirects are not followed) and 2xx, which nobody should ask about
+        // 1xx and 3xx are no answers, since redirects are not followed; 2xx never reaches this
+        // table.
         _ => Cause::BadResponse,
     }
 }
 
-/// `retry-after-ms`, else `retry-after` in seconds or as an HTTP date (RFC 9110 section 10.2.3). A date that has passed is no
-/// wait; what is negative or no number is no hint; what is longer than a day is a day.
+/// The time for which a provider asks callers to wait, from its headers:
+/// * `retry-after-ms`, in milliseconds, comes first.
+/// * `retry-after` is a number of seconds or an HTTP date (RFC 9110 section 10.2.3). A date in the
+///   past is a wait of zero.
+/// * A negative number, or a value that is neither, is ignored.
+/// * A wait of more than one day is shortened to one day.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| {
         headers
@@ -183,8 +197,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let seconds = text.parse::<f64>().ok()? * unit;
         (seconds.is_finite() && seconds >= 0.0).then(|| {
             Duration::try_from_secs_f64(seconds)
-                .unwrap_or(LONGEST_WAIT)
-                .min(LONGEST_WAIT)
+                .unwrap_or(MAX_RETRY_AFTER)
+                .min(MAX_RETRY_AFTER)
         })
     };
     if let Some(wait) = text("retry-after-ms").and_then(|text| number(text, 0.001)) {
@@ -195,12 +209,12 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         httpdate::parse_http_date(value).ok().map(|date| {
             date.duration_since(now)
                 .unwrap_or_default()
-                .min(LONGEST_WAIT)
+                .min(MAX_RETRY_AFTER)
         })
     })
 }
 
-/// What a body that says nothing readable is, for a person.
+/// A description of a body that holds no readable message.
 fn body_kind(headers: &HeaderMap, body: &[u8]) -> Option<&'static str> {
     if body.trim_ascii().is_empty() {
         return Some("an empty body");
@@ -211,7 +225,7 @@ fn body_kind(headers: &HeaderMap, body: &[u8]) -> Option<&'static str> {
     None
 }
 
-/// What a provider says about its failure.
+/// A provider's description of its failure.
 #[derive(Default)]
 struct ProviderError {
     message: Option<String>,
@@ -219,7 +233,8 @@ struct ProviderError {
 }
 
 impl ProviderError {
-    /// Reads a body: OpenAI's envelope, the same object without its wrapper, `{"error": "text"}`, or plain text.
+    /// Reads a body: OpenAI's envelope, the same object without the envelope, `{"error": "text"}`,
+    /// or plain text.
     fn read(body: &[u8], key: Option<&SecretString>) -> Self {
         Self::read_text(std::str::from_utf8(body).unwrap_or_default(), key)
     }
@@ -227,15 +242,15 @@ impl ProviderError {
     fn read_text(text: &str, key: Option<&SecretString>) -> Self {
         match serde_json::from_str::<Value>(text) {
             Ok(Value::Object(object)) => {
-                let mut told = Self::of(object.get("error").unwrap_or(&Value::Null), key);
-                if told.message.is_none() {
-                    told = Self::of(&Value::Object(object.clone()), key);
+                let mut error = Self::of(object.get("error").unwrap_or(&Value::Null), key);
+                if error.message.is_none() {
+                    error = Self::of(&Value::Object(object.clone()), key);
                 }
-                // TGI tells the type beside the text
-                if told.detail.kind.is_none() {
-                    told.detail.kind = object.get("error_type").and_then(|kind| word(kind, key));
+                // TGI sends the type beside the text.
+                if error.detail.kind.is_none() {
+                    error.detail.kind = object.get("error_type").and_then(|kind| word(kind, key));
                 }
-                told
+                error
             }
             Ok(value) => Self::of(&value, key),
             Err(_) => {
@@ -249,7 +264,7 @@ impl ProviderError {
         }
     }
 
-    /// Reads the error itself.
+    /// Reads the error object or string itself.
     fn of(error: &Value, key: Option<&SecretString>) -> Self {
         match error {
             Value::String(text) if !text.trim().is_empty() => Self {
@@ -277,7 +292,7 @@ impl ProviderError {
     }
 }
 
-/// A type, code or param: a string, or a number told as one.
+/// A type, code or param as a string. A number is converted.
 fn word(value: &Value, key: Option<&SecretString>) -> Option<String> {
     match value {
         Value::String(text) if !text.is_empty() => Some(clip(&redact(text, key), DETAIL_LIMIT)),
@@ -286,19 +301,20 @@ fn word(value: &Value, key: Option<&SecretString>) -> Option<String> {
     }
 }
 
-/// A provider's sentence, fit for a client: no secret, one line, bounded.
+/// A provider's message for a client: without secrets, on one line, and of bounded length.
 pub(super) fn clean(text: &str, key: Option<&SecretString>) -> String {
-    // in this order, so that no key is cut open at the bound
+    // Secrets are removed first, so that the limit cannot leave a part of a key behind.
     clip(&redact(text.trim(), key), MESSAGE_LIMIT)
 }
 
-/// The text without our key, without whatever looks like somebody's key, and without credentials in a URL.
+/// The text without the provider's key, without any word that looks like a key, and without
+/// credentials in a URL.
 fn redact(text: &str, key: Option<&SecretString>) -> String {
-    const GONE: &str = "[redacted]";
+    const REDACTED: &str = "[redacted]";
     let key = key
         .map(|key| key.expose_secret().trim())
         .filter(|key| !key.is_empty());
-    let text = key.map_or_else(|| text.to_owned(), |key| text.replace(key, GONE));
+    let text = key.map_or_else(|| text.to_owned(), |key| text.replace(key, REDACTED));
     let mut out = String::with_capacity(text.len());
     let mut after_scheme = false;
     let mut rest = text.as_str();
@@ -320,7 +336,7 @@ fn redact(text: &str, key: Option<&SecretString>) -> String {
         }
         let bare = word.trim_end_matches(['.', ':', '!', '?']);
         if after_scheme || looks_like_key(bare) || holds_encoded(bare, key) {
-            out.push_str(GONE);
+            out.push_str(REDACTED);
             out.push_str(&word[bare.len()..]);
         } else {
             out.push_str(&without_user_info(word));
@@ -336,23 +352,24 @@ const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Whether the word is base64 with our password inside, as HTTP Basic sends it.
+/// Whether the word is base64 that holds the password, as HTTP Basic sends it.
 fn holds_encoded(word: &str, key: Option<&str>) -> bool {
     let decoded = key.and_then(|key| Some((ANY_PADDING.decode(word).ok()?, key)));
     decoded.is_some_and(|(decoded, key)| memchr::memmem::find(&decoded, key.as_bytes()).is_some())
 }
 
-/// The forms in which the field's keys come, whole or masked in the middle (`sk-ab***yz`).
+/// Whether the word looks like a key of a known service, complete or masked in the middle
+/// (`sk-ab***yz`).
 fn looks_like_key(word: &str) -> bool {
     const PREFIXES: [&str; 10] = [
         "sk-", "sk_", "pk-", "rk-", "hf_", "gsk_", "xai-", "AIza", "ghp_", "gl_",
     ];
-    // a key may follow a name: `key:sk-…`
+    // A key may follow a name: `key:sk-…`.
     let word = word.rsplit_once(':').map_or(word, |(_, last)| last);
     word.len() >= 8 && PREFIXES.iter().any(|prefix| word.starts_with(prefix))
 }
 
-/// `https://user:password@host/` without what stands before the `@`.
+/// A URL such as `https://user:password@host/` without user and password.
 fn without_user_info(word: &str) -> String {
     if let Some((scheme, rest)) = word.split_once("://") {
         let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());

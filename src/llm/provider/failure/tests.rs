@@ -1,4 +1,4 @@
-//! The reading of failures, as tables.
+//! Tables of providers' failures and what is read from them.
 #![allow(clippy::unwrap_used)]
 
 use rstest::rstest;
@@ -22,7 +22,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     r#"{"error":{"message":"m","type":"invalid_request_error","param":"messages","code":null}}"#,
     Cause::Rejected
 )]
-#[case::our_key(
+#[case::the_key(
     401,
     r#"{"error":{"message":"m","code":"invalid_api_key"}}"#,
     Cause::ProviderAuth
@@ -82,7 +82,7 @@ fn causes(#[case] status: u16, #[case] body: &str, #[case] cause: Cause) {
     Cause::Rejected,
     Some(400)
 )]
-#[case::our_key(
+#[case::the_key(
     r#"{"message":"m","type":"invalid_request_error","code":"invalid_api_key"}"#,
     Cause::ProviderAuth,
     Some(401)
@@ -111,8 +111,8 @@ fn causes(#[case] status: u16, #[case] body: &str, #[case] cause: Cause) {
 #[case::a_number_that_is_no_status(r#"{"message":"m","code":40000}"#, Cause::InBand, None)]
 #[case::text(r#""out of memory""#, Cause::InBand, None)]
 fn causes_inside_a_200(#[case] error: &str, #[case] cause: Cause, #[case] status: Option<u16>) {
-    let told = in_band(error, None);
-    assert_eq!((told.cause, told.status), (cause, status));
+    let error = in_band(error, None);
+    assert_eq!((error.cause, error.status), (cause, status));
 }
 
 #[rstest]
@@ -162,7 +162,7 @@ fn causes_inside_a_200(#[case] error: &str, #[case] cause: Cause, #[case] status
 #[case::empty("", "The provider answered 400 with an empty body.", None, None, None)]
 #[case::broken(r#"{"error":"#, "The provider answered 400.", None, None, None)]
 #[case::nothing(r#"{"error":null}"#, "The provider answered 400.", None, None, None)]
-fn words(
+fn messages_and_details(
     #[case] body: &str,
     #[case] message: &str,
     #[case] kind: Option<&str>,
@@ -198,7 +198,7 @@ fn words(
 #[case::endless("retry-after", "inf", None)]
 #[case::no_number("retry-after", "NaN", None)]
 #[case::negative("retry-after", "-1", None)]
-#[case::nonsense("retry-after", "soon", None)]
+#[case::a_word("retry-after", "soon", None)]
 fn waits(#[case] name: &'static str, #[case] value: &str, #[case] milliseconds: Option<u64>) {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
     assert_eq!(
@@ -222,7 +222,7 @@ fn milliseconds_come_before_seconds() {
 }
 
 #[rstest]
-#[case::our_key(
+#[case::the_key(
     "Incorrect API key provided: canary-5f3a9b.",
     "Incorrect API key provided: [redacted]."
 )]
@@ -245,12 +245,12 @@ fn milliseconds_come_before_seconds() {
     "a sk- and a task-force, risk-free",
     "a sk- and a task-force, risk-free"
 )]
-fn secrets(#[case] told: &str, #[case] passed_on: &str) {
-    assert_eq!(redact(told, Some(&key())), passed_on);
+fn secrets(#[case] message: &str, #[case] passed_on: &str) {
+    assert_eq!(redact(message, Some(&key())), passed_on);
     let error = from_answer(
         StatusCode::UNAUTHORIZED,
         &HeaderMap::new(),
-        format!(r#"{{"error":"{told}"}}"#).as_bytes(),
+        format!(r#"{{"error":"{message}"}}"#).as_bytes(),
         Some(&key()),
     );
     assert_eq!(
@@ -273,7 +273,7 @@ fn messages_are_bounded_and_on_one_line() {
 }
 
 #[test]
-fn a_key_at_the_bound_is_not_cut_open() {
+fn a_key_at_the_limit_leaves_no_part_behind() {
     let text = format!("{}canary-5f3a9b", "x ".repeat(MESSAGE_LIMIT / 2 - 3));
     assert!(!clean(&text, Some(&key())).contains("canary"));
 }

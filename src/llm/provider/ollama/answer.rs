@@ -1,6 +1,6 @@
-//! What Ollama answers, in OpenAI's shapes: ids and times are made here, `done_reason` becomes `finish_reason`, tool calls get
-//! an id, an index and their arguments as JSON text, `thinking` becomes `reasoning_content`, counts become usage (Ollama leaves
-//! a zero out).
+//! Reads Ollama's answers into OpenAI's shapes: it makes ids and times, `done_reason` becomes
+//! `finish_reason`, tool calls receive an id, an index and their arguments as JSON text, `thinking`
+//! becomes `reasoning_content`, and counts become usage (Ollama leaves a zero out).
 
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
@@ -19,7 +19,7 @@ use crate::llm::framing::ndjson::NdjsonDecoder;
 use crate::llm::provider::failure::{self, bad_response};
 use crate::llm::provider::{ChunkDecoder, Decoded};
 
-/// Reads a whole answer.
+/// Reads a complete answer.
 pub(super) fn completion(
     body: &[u8],
     key: Option<&SecretString>,
@@ -36,8 +36,8 @@ pub(super) fn completion(
     let Some(message) = &record.message else {
         return Err(bad_response("The provider's answer has no message."));
     };
-    let mut calls = ToolCalls::default().tell(&message.tool_calls);
-    // an index stands in streams alone
+    let mut calls = ToolCalls::default().convert(&message.tool_calls);
+    // Only the tool calls of a stream have an index.
     calls.iter_mut().for_each(|call| call.index = None);
     let finish_reason = finish_reason(&record, !calls.is_empty())?;
     let content = message.content.as_ref().map_or("", |text| &text.0);
@@ -61,18 +61,18 @@ pub(super) fn completion(
         usage,
     };
     Ok(Completion {
-        body: told(&document),
+        body: to_json_bytes(&document),
         usage: Some(usage),
     })
 }
 
-/// The records of one stream.
+/// Decodes the records of one stream.
 pub(super) struct RecordDecoder {
     records: NdjsonDecoder,
     key: Option<SecretString>,
     include_usage: bool,
     id: String,
-    /// Of the first record: the same in every chunk. `None` before the first.
+    /// The time of the first record, which every chunk repeats; `None` before the first record.
     created: Option<u64>,
     calls: ToolCalls,
     ended: bool,
@@ -96,13 +96,14 @@ impl RecordDecoder {
         out.push_back(with);
     }
 
-    /// Reads one record; `last` is one that the body ended in, which may have been cut.
+    /// Reads one record. `last` marks a record without a newline at the end of the body, which may
+    /// be incomplete.
     fn record(&mut self, record: &Bytes, last: bool, out: &mut VecDeque<Decoded>) {
-        // checked by the framing
+        // The framing has checked that the record is UTF-8.
         let text = std::str::from_utf8(record).unwrap_or_default();
         let record = match Record::read(text, self.key.as_ref()) {
             Ok(record) => record,
-            Err(_) if last && is_cut(text) => {
+            Err(_) if last && is_incomplete(text) => {
                 return self.end(Decoded::Failed(failure::truncated()), out);
             }
             Err(error) => return self.end(Decoded::Failed(error), out),
@@ -118,7 +119,7 @@ impl RecordDecoder {
         let calls = record
             .message
             .as_ref()
-            .map(|message| self.calls.tell(&message.tool_calls))
+            .map(|message| self.calls.convert(&message.tool_calls))
             .unwrap_or_default();
         let ended = match record
             .done
@@ -150,7 +151,7 @@ impl RecordDecoder {
                 ..Delta::default()
             };
             out.push_back(Decoded::Chunk {
-                data: told(&chunk(delta, None)),
+                data: to_json_bytes(&chunk(delta, None)),
                 content: false,
             });
         }
@@ -166,15 +167,15 @@ impl RecordDecoder {
             reasoning_content: record.message.as_ref().and_then(RecordMessage::thinking),
             tool_calls: calls,
         };
-        if delta.says_something() {
+        if delta.has_content() {
             out.push_back(Decoded::Chunk {
-                data: told(&chunk(delta, None)),
+                data: to_json_bytes(&chunk(delta, None)),
                 content: true,
             });
         }
         if let Some(finish_reason) = ended {
             out.push_back(Decoded::Chunk {
-                data: told(&chunk(Delta::default(), Some(finish_reason))),
+                data: to_json_bytes(&chunk(Delta::default(), Some(finish_reason))),
                 content: true,
             });
             let usage = record.usage();
@@ -185,7 +186,7 @@ impl RecordDecoder {
                     ..chunk(Delta::default(), None)
                 };
                 out.push_back(Decoded::Chunk {
-                    data: told(&chunk),
+                    data: to_json_bytes(&chunk),
                     content: false,
                 });
             }
@@ -224,12 +225,12 @@ impl ChunkDecoder for RecordDecoder {
     }
 }
 
-/// Whether a record ends too early, rather than being wrong.
-fn is_cut(text: &str) -> bool {
+/// Whether a record ends too early, as opposed to being wrong.
+fn is_incomplete(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_err_and(|error| error.is_eof())
 }
 
-/// One line of a stream, or a whole answer.
+/// One line of a stream, or a complete answer.
 #[derive(Deserialize)]
 struct Record<'a> {
     #[serde(borrow)]
@@ -274,12 +275,12 @@ struct RecordFunction<'a> {
     arguments: Option<&'a RawValue>,
 }
 
-/// Text that is borrowed where it has no escapes.
+/// A text, which is borrowed unless it has escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Record<'a> {
-    /// Reads a record; an error inside one is an error.
+    /// Reads a record. A record that holds an error is an error.
     fn read(text: &'a str, key: Option<&SecretString>) -> Result<Self, AttemptError> {
         if text.starts_with('<') {
             return Err(bad_response("The provider answered with an HTML page."));
@@ -300,13 +301,14 @@ impl<'a> Record<'a> {
         self.model.as_ref().map_or("", |model| &model.0)
     }
 
-    /// Seconds since 1970: the provider's time, or ours.
+    /// The time of the answer in seconds since 1970: the provider's, or the gateway's if it sent
+    /// none.
     fn created(&self) -> u64 {
-        let told = self
+        let created_at = self
             .created_at
             .as_ref()
             .and_then(|text| text.0.parse::<jiff::Timestamp>().ok());
-        match told.and_then(|time| u64::try_from(time.as_second()).ok()) {
+        match created_at.and_then(|time| u64::try_from(time.as_second()).ok()) {
             Some(seconds) => seconds,
             None => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -336,11 +338,12 @@ impl RecordMessage<'_> {
     }
 }
 
-/// `done_reason` in OpenAI's words. Older servers leave it out; a load is no answer.
+/// Translates `done_reason` into a finish_reason. Older servers leave it out, and a load of the
+/// model is no answer.
 fn finish_reason(record: &Record<'_>, called: bool) -> Result<&'static str, AttemptError> {
     match record.done_reason.as_ref().map_or("", |reason| &*reason.0) {
         "load" | "unload" => Err(bad_response(
-            "The provider loaded or unloaded its model, and answered nothing.",
+            "The provider loaded or unloaded its model and sent no answer.",
         )),
         "length" => Ok("length"),
         _ if called => Ok("tool_calls"),
@@ -348,7 +351,7 @@ fn finish_reason(record: &Record<'_>, called: bool) -> Result<&'static str, Atte
     }
 }
 
-/// The tool calls of one answer: running indexes, ids that are never given twice.
+/// The tool calls of one answer, with consecutive indexes and unique ids.
 #[derive(Default)]
 struct ToolCalls {
     ids: HashSet<String>,
@@ -359,15 +362,15 @@ impl ToolCalls {
         !self.ids.is_empty()
     }
 
-    fn tell<'a>(&mut self, calls: &'a Option<Vec<RecordToolCall<'_>>>) -> Vec<ToolCall<'a>> {
+    fn convert<'a>(&mut self, calls: &'a Option<Vec<RecordToolCall<'_>>>) -> Vec<ToolCall<'a>> {
         calls
             .iter()
             .flatten()
-            .map(|call| self.tell_one(call))
+            .map(|call| self.convert_one(call))
             .collect()
     }
 
-    fn tell_one<'a>(&mut self, call: &'a RecordToolCall<'_>) -> ToolCall<'a> {
+    fn convert_one<'a>(&mut self, call: &'a RecordToolCall<'_>) -> ToolCall<'a> {
         let index = self.ids.len();
         let given = call
             .id
@@ -378,7 +381,7 @@ impl ToolCalls {
         self.ids.insert(id.clone());
         let arguments = match call.function.arguments.map(RawValue::get) {
             None => Cow::Borrowed("{}"),
-            // some models' templates give them as text already
+            // The templates of some models yield the arguments as text already.
             Some(text) if text.starts_with('"') => {
                 serde_json::from_str(text).map_or(Cow::Borrowed(text), Cow::Owned)
             }
@@ -400,11 +403,11 @@ fn completion_id() -> String {
     format!("chatcmpl-{}", Uuid::new_v4().simple())
 }
 
-fn told(document: &impl Serialize) -> Bytes {
-    // structs of strings and whole numbers, the keys all strings: nothing that serde_json can refuse
+fn to_json_bytes(document: &impl Serialize) -> Bytes {
+    // The structs hold strings and integers under string keys, which serde_json always accepts.
     #[allow(clippy::expect_used)]
     serde_json::to_vec(document)
-        .expect("every chunk can be written")
+        .expect("every document and chunk can be written")
         .into()
 }
 
@@ -445,7 +448,7 @@ struct Chunk<'a> {
     created: u64,
     model: &'a str,
     choices: Vec<ChunkChoice<'a>>,
-    /// Absent, null, or told, as `stream_options.include_usage` says.
+    /// Absent without `stream_options.include_usage`; with it, null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
@@ -471,7 +474,7 @@ struct Delta<'a> {
 }
 
 impl Delta<'_> {
-    fn says_something(&self) -> bool {
+    fn has_content(&self) -> bool {
         self.content.is_some() || self.reasoning_content.is_some() || !self.tool_calls.is_empty()
     }
 }

@@ -1,8 +1,8 @@
 //! Ollama's own API (`POST /api/chat`).
 //!
-//! [`request`] writes a chat request in it, and [`answer`] reads documents and streams into OpenAI's
-//! shapes. A field that Ollama cannot express is refused by name: nothing that changes an answer is
-//! dropped silently.
+//! [`request`] writes a chat request in it, and [`answer`] reads documents and streams into
+//! OpenAI's shapes. A field that Ollama cannot express is refused by name: nothing that changes an
+//! answer is dropped silently.
 
 mod answer;
 mod request;

@@ -1,11 +1,13 @@
-//! A chat request in Ollama's words. Three kinds of fields:
+//! Writes a chat request for Ollama. There are three kinds of fields:
 //!
-//! * told: `messages` (text, images as data URLs, tool calls and results), sampling, `stop`, lengths, `response_format`, `tools`,
-//!   `reasoning_effort`, and Ollama's own `think`, `keep_alive`, `top_k`, `min_p`, `repeat_penalty`, `num_ctx`;
-//! * harmless, and left out, since no answer depends on them: `user`, `metadata`, `stream_options` (obeyed by the gateway),
-//!   `service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`, a message's `name` and `annotations`; and whatever
-//!   asks for what is so anyway (`n: 1`, `logprobs: false`, `parallel_tool_calls: true`, null);
-//! * all others: refused, with their name.
+//! * Expressed: `messages` (text, images as data URLs, tool calls and results), sampling, `stop`,
+//!   lengths, `response_format`, `tools`, `reasoning_effort`, and Ollama's own `think`,
+//!   `keep_alive`, `top_k`, `min_p`, `repeat_penalty` and `num_ctx`.
+//! * Left out, because no answer depends on them: `user`, `metadata`, `stream_options` (the gateway
+//!   obeys it), `service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`,
+//!   a message's `name` and `annotations`, and any value that asks for the default (`n: 1`,
+//!   `logprobs: false`, `parallel_tool_calls: true`, null).
+//! * Refused by name: all others.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -16,23 +18,23 @@ use crate::llm::provider::failure::unsupported;
 
 /// The body of `POST /api/chat`.
 pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptError> {
-    let mut told = Map::new();
-    told.insert("model".into(), model.into());
-    told.insert("messages".into(), Value::Null);
-    told.insert("stream".into(), (request.mode != Mode::Plain).into());
+    let mut body = Map::new();
+    body.insert("model".into(), model.into());
+    body.insert("messages".into(), Value::Null);
+    body.insert("stream".into(), (request.mode != Mode::Plain).into());
     let mut options = Map::new();
     let mut tools_allowed = true;
     for (name, raw) in &request.fields {
         let value: Value = serde_json::from_str(raw.get()).map_err(|error| {
             unsupported(
                 name,
-                format!("Field '{name}' cannot be told to Ollama: {error}."),
+                format!("Field '{name}' cannot be converted for Ollama: {error}."),
             )
         })?;
         match (name.as_str(), value) {
             ("model" | "stream" | "stream_options", _) | (_, Value::Null) => {}
             ("messages", value) => {
-                told.insert("messages".into(), messages(value)?);
+                body.insert("messages".into(), messages(value)?);
             }
             (
                 "user"
@@ -56,7 +58,7 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
             ("stop", value) => {
                 options.insert("stop".into(), value);
             }
-            // the newer name wins where both are given
+            // If the client sends both, the newer name applies.
             ("max_completion_tokens", value) => {
                 options.insert("num_predict".into(), value);
             }
@@ -65,19 +67,19 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
             }
             ("response_format", value) => {
                 if let Some(format) = format(&value)? {
-                    told.insert("format".into(), format);
+                    body.insert("format".into(), format);
                 }
             }
             ("tools", value) => {
-                told.insert("tools".into(), tools(value)?);
+                body.insert("tools".into(), tools(value)?);
             }
             ("tool_choice", Value::String(choice)) if choice == "auto" => {}
             ("tool_choice", Value::String(choice)) if choice == "none" => tools_allowed = false,
             ("reasoning_effort", Value::String(effort)) => {
-                told.insert("think".into(), think(&effort)?);
+                body.insert("think".into(), think(&effort)?);
             }
             ("think" | "keep_alive", value) => {
-                told.insert(name.clone(), value);
+                body.insert(name.clone(), value);
             }
             ("n", value) if value == json!(1) => {}
             ("logprobs" | "store", Value::Bool(false))
@@ -89,21 +91,22 @@ pub(super) fn body(request: &ChatRequest, model: &str) -> Result<Bytes, AttemptE
         }
     }
     if !tools_allowed {
-        told.remove("tools");
+        body.remove("tools");
     }
     if !options.is_empty() {
-        told.insert("options".into(), options.into());
+        body.insert("options".into(), options.into());
     }
-    Ok(Value::from(told).to_string().into())
+    Ok(Value::from(body).to_string().into())
 }
 
-/// A field or value that has no words in this protocol.
+/// The error for a field or value that this protocol cannot express.
 fn refuse(name: &str, value: &Value) -> AttemptError {
     let shown = clip(&value.to_string(), 60);
     unsupported(
         name,
         format!(
-            "'{name}' with the value {shown} cannot be told to this model's provider (Ollama)."
+            "'{name}' with the value {shown} is not supported by this model's provider (Ollama); leave it \
+             out or use another model."
         ),
     )
 }
@@ -143,17 +146,17 @@ fn messages(value: Value) -> Result<Value, AttemptError> {
     let Value::Array(messages) = value else {
         return Err(refuse("messages", &value));
     };
-    // a result names its call by id; Ollama wants the tool's name as well
+    // A tool's result names its call by id, and Ollama requires the name of the tool as well.
     let mut called: Vec<(String, Value)> = Vec::new();
-    let mut told = Vec::with_capacity(messages.len());
+    let mut converted = Vec::with_capacity(messages.len());
     for (index, message) in messages.into_iter().enumerate() {
         let at = format!("messages[{index}]");
         let Value::Object(message) = message else {
             return Err(refuse(&at, &message));
         };
-        told.push(self::message(&at, message, &mut called)?);
+        converted.push(self::message(&at, message, &mut called)?);
     }
-    Ok(told.into())
+    Ok(converted.into())
 }
 
 fn message(
@@ -173,29 +176,29 @@ fn message(
             ));
         }
     };
-    let mut told = Map::new();
-    told.insert("role".into(), role.into());
-    told.insert("content".into(), "".into());
+    let mut converted = Map::new();
+    converted.insert("role".into(), role.into());
+    converted.insert("content".into(), "".into());
     for (name, value) in message {
         match (name.as_str(), value) {
             ("role" | "annotations", _) | (_, Value::Null) => {}
             ("content", Value::String(text)) => {
-                told.insert("content".into(), text.into());
+                converted.insert("content".into(), text.into());
             }
             ("content", Value::Array(parts)) => {
                 let (text, images) = content(at, parts)?;
-                told.insert("content".into(), text.into());
+                converted.insert("content".into(), text.into());
                 if !images.is_empty() {
-                    told.insert("images".into(), images.into());
+                    converted.insert("images".into(), images.into());
                 }
             }
             ("refusal", Value::String(text)) if role == "assistant" => {
-                if told["content"] == "" {
-                    told.insert("content".into(), text.into());
+                if converted["content"] == "" {
+                    converted.insert("content".into(), text.into());
                 }
             }
             ("reasoning_content" | "reasoning", Value::String(text)) if role == "assistant" => {
-                told.insert("thinking".into(), text.into());
+                converted.insert("thinking".into(), text.into());
             }
             ("tool_calls", Value::Array(calls)) if role == "assistant" => {
                 let calls: Result<Vec<Value>, AttemptError> = calls
@@ -205,25 +208,25 @@ fn message(
                         tool_call(&format!("{at}.tool_calls[{index}]"), call, called)
                     })
                     .collect();
-                told.insert("tool_calls".into(), calls?.into());
+                converted.insert("tool_calls".into(), calls?.into());
             }
             ("tool_call_id", Value::String(id)) if role == "tool" => {
                 if let Some((_, tool)) = called.iter().rev().find(|(known, _)| *known == id) {
-                    told.insert("tool_name".into(), tool.clone());
+                    converted.insert("tool_name".into(), tool.clone());
                 }
-                told.insert("tool_call_id".into(), id.into());
+                converted.insert("tool_call_id".into(), id.into());
             }
             ("name", value) if role == "tool" => {
-                told.entry("tool_name").or_insert(value);
+                converted.entry("tool_name").or_insert(value);
             }
             ("name", _) => {}
             (name, value) => return Err(refuse(&format!("{at}.{name}"), &value)),
         }
     }
-    Ok(told.into())
+    Ok(converted.into())
 }
 
-/// The text of all parts, a line each, and the images in base64.
+/// The text of all parts, one line each, and the images in base64.
 fn content(at: &str, parts: Vec<Value>) -> Result<(String, Vec<Value>), AttemptError> {
     let mut texts = Vec::new();
     let mut images = Vec::new();
@@ -247,7 +250,8 @@ fn content(at: &str, parts: Vec<Value>) -> Result<(String, Vec<Value>), AttemptE
                     return Err(unsupported(
                         &at,
                         format!(
-                            "'{at}': images are told to Ollama as data URLs in base64 only, not fetched from elsewhere."
+                            "'{at}' holds an image URL, and the gateway fetches no images for Ollama; send the \
+                             image as a data URL in base64."
                         ),
                     ));
                 }
@@ -258,7 +262,7 @@ fn content(at: &str, parts: Vec<Value>) -> Result<(String, Vec<Value>), AttemptE
     Ok((texts.join("\n"), images))
 }
 
-/// A call with its arguments as an object, where OpenAI has them as JSON text.
+/// Converts a tool call. Ollama takes the arguments as an object, and OpenAI as JSON text.
 fn tool_call(
     at: &str,
     call: Value,
@@ -276,10 +280,10 @@ fn tool_call(
             .filter(Value::is_object)
             .ok_or_else(|| refuse(&format!("{at}.function.arguments"), &text.into()))?,
     };
-    let mut told = json!({"function": {"name": name, "arguments": arguments}});
+    let mut converted = json!({"function": {"name": name, "arguments": arguments}});
     if let Some(id) = call["id"].as_str() {
         called.push((id.to_owned(), name.into()));
-        told["id"] = id.into();
+        converted["id"] = id.into();
     }
-    Ok(told)
+    Ok(converted)
 }

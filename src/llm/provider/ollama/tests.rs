@@ -1,4 +1,4 @@
-//! How requests are told to Ollama, and what its answers become.
+//! Requests as they are written for Ollama, and its answers as they are read.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
@@ -33,10 +33,10 @@ fn encode(request: &Value) -> Result<Value, AttemptError> {
         traceparent: None,
     };
     let request = ChatRequest::parse(request.to_string().as_bytes()).unwrap();
-    let told = codec().encode(&request, "llama3", &context)?;
-    assert_eq!(told.url, "http://127.0.0.1:11434/api/chat");
-    assert!(!told.headers.contains_key("authorization"));
-    Ok(serde_json::from_slice(&told.body).unwrap())
+    let upstream = codec().encode(&request, "llama3", &context)?;
+    assert_eq!(upstream.url, "http://127.0.0.1:11434/api/chat");
+    assert!(!upstream.headers.contains_key("authorization"));
+    Ok(serde_json::from_slice(&upstream.body).unwrap())
 }
 
 fn asking(fields: Value) -> Value {
@@ -49,10 +49,10 @@ fn asking(fields: Value) -> Value {
 }
 
 #[test]
-fn a_plain_request_says_that_it_is_none_of_a_stream() {
-    let told = encode(&asking(json!({}))).unwrap();
+fn a_plain_request_switches_streaming_off() {
+    let body = encode(&asking(json!({}))).unwrap();
     assert_eq!(
-        told,
+        body,
         json!({"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": false})
     );
 }
@@ -71,12 +71,12 @@ fn a_plain_request_says_that_it_is_none_of_a_stream() {
 #[case(json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}), json!({}))]
 #[case(json!({"reasoning_effort": "none"}), json!({"think": false}))]
 #[case(json!({"user": "u", "metadata": {}, "n": 1, "logprobs": false, "parallel_tool_calls": true, "x_new": null, "temperature": null}), json!({}))]
-fn fields(#[case] asked: Value, #[case] told: Value) {
+fn fields(#[case] asked: Value, #[case] converted: Value) {
     let mut expected = json!({"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": false});
     expected
         .as_object_mut()
         .unwrap()
-        .extend(told.as_object().unwrap().clone());
+        .extend(converted.as_object().unwrap().clone());
     assert_eq!(encode(&asking(asked)).unwrap(), expected);
 }
 
@@ -92,7 +92,7 @@ fn fields(#[case] asked: Value, #[case] told: Value) {
 #[case("functions", json!({"functions": [{}]}))]
 #[case("tools[0]", json!({"tools": [{"type": "web_search"}]}))]
 #[case("store", json!({"store": true}))]
-fn what_cannot_be_told_is_refused_by_name(#[case] param: &str, #[case] asked: Value) {
+fn an_unsupported_field_is_refused_by_name(#[case] param: &str, #[case] asked: Value) {
     let error = encode(&asking(asked)).unwrap_err();
     assert_eq!(error.cause, Cause::Unsupported);
     assert_eq!(error.detail.param.as_deref(), Some(param));
@@ -112,7 +112,7 @@ fn a_field_nested_too_deep_is_refused() {
 }
 
 #[test]
-fn messages_are_told_with_parts_images_and_tool_calls() {
+fn messages_keep_parts_images_and_tool_calls() {
     let request = json!({"model": "alias", "messages": [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "name": "ann", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}]},
@@ -134,7 +134,7 @@ fn messages_are_told_with_parts_images_and_tool_calls() {
 #[case("messages[0].content[0]", json!({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}))]
 #[case("messages[0].x_new", json!({"role": "user", "content": "x", "x_new": 1}))]
 #[case("messages[0].tool_calls[0].function.arguments", json!({"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{"}}]}))]
-fn messages_that_cannot_be_told(#[case] param: &str, #[case] message: Value) {
+fn unsupported_messages_are_refused_by_name(#[case] param: &str, #[case] message: Value) {
     let error = encode(&json!({"model": "alias", "messages": [message]})).unwrap_err();
     assert_eq!(
         (error.cause, error.detail.param.as_deref()),
@@ -153,13 +153,17 @@ fn complete(body: &str) -> Result<(Value, Option<Usage>), AttemptError> {
 
 #[test]
 fn a_completion_has_openais_shape() {
-    let (told, usage) = complete(
+    let (document, usage) = complete(
         r#"{"model":"llama3","created_at":"2026-08-21T18:48:22.123456789Z","message":{"role":"assistant","content":"Paris"},"done":true,"done_reason":"stop","eval_count":2}"#,
     )
     .unwrap();
-    assert!(told["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert!(document["id"].as_str().unwrap().starts_with("chatcmpl-"));
     assert_eq!(
-        (&told["object"], &told["created"], &told["model"]),
+        (
+            &document["object"],
+            &document["created"],
+            &document["model"]
+        ),
         (
             &json!("chat.completion"),
             &json!(1_787_338_102),
@@ -167,11 +171,11 @@ fn a_completion_has_openais_shape() {
         )
     );
     assert_eq!(
-        told["choices"],
+        document["choices"],
         json!([{"index": 0, "message": {"role": "assistant", "content": "Paris"}, "logprobs": null, "finish_reason": "stop"}])
     );
     assert_eq!(
-        told["usage"],
+        document["usage"],
         json!({"prompt_tokens": 0, "completion_tokens": 2, "total_tokens": 2})
     );
     assert_eq!(
@@ -186,11 +190,11 @@ fn a_completion_has_openais_shape() {
 
 #[test]
 fn tool_calls_have_ids_and_arguments_as_text() {
-    let (told, _) = complete(
+    let (document, _) = complete(
         r#"{"message":{"role":"assistant","content":"","thinking":"hm","tool_calls":[{"function":{"index":0,"name":"f","arguments":{"x": 1}}},{"id":"c9","function":{"index":0,"name":"g","arguments":"{}"}}]},"done":true,"done_reason":"stop"}"#,
     )
     .unwrap();
-    let choice = &told["choices"][0];
+    let choice = &document["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
     assert_eq!(
         (
@@ -223,11 +227,11 @@ fn tool_calls_have_ids_and_arguments_as_text() {
     Cause::BadResponse
 )]
 #[case::error(r#"{"error":"out of memory"}"#, Cause::InBand)]
-fn what_is_no_completion(#[case] body: &str, #[case] cause: Cause) {
+fn an_invalid_answer_is_not_a_completion(#[case] body: &str, #[case] cause: Cause) {
     assert_eq!(complete(body).unwrap_err().cause, cause);
 }
 
-/// The deltas of a stream in short, and how it ended.
+/// The chunks of a stream, and how it ended.
 fn read(fields: Value, stream: &str) -> (Vec<Value>, String) {
     let mut fields = fields;
     fields["stream"] = true.into();
@@ -244,19 +248,19 @@ fn read(fields: Value, stream: &str) -> (Vec<Value>, String) {
     decoder.finish(&mut out);
     let (mut chunks, mut end, mut ids) = (Vec::new(), String::new(), Vec::new());
     for item in out {
-        assert!(end.is_empty(), "nothing comes after the end");
+        assert!(end.is_empty(), "the stream has exactly one end");
         match item {
             Decoded::Chunk { data, content } => {
                 let chunk: Value = serde_json::from_slice(&data).unwrap();
                 assert_eq!(chunk["object"], "chat.completion.chunk");
                 ids.push((chunk["id"].clone(), chunk["created"].clone()));
                 let delta = &chunk["choices"][0]["delta"];
-                let said = ["content", "reasoning_content", "tool_calls"]
+                let has_content = ["content", "reasoning_content", "tool_calls"]
                     .iter()
                     .any(|name| !delta[name].is_null() && delta[name] != "");
                 assert_eq!(
                     content,
-                    said || chunk["choices"][0]["finish_reason"].is_string()
+                    has_content || chunk["choices"][0]["finish_reason"].is_string()
                 );
                 chunks.push(chunk);
             }
@@ -271,14 +275,14 @@ fn read(fields: Value, stream: &str) -> (Vec<Value>, String) {
     (chunks, end)
 }
 
-const SAID: &str = r#"{"model":"llama3","created_at":"2026-08-21T18:48:22Z","message":{"role":"assistant","content":"He\u00e9"},"done":false}"#;
+const TEXT: &str = r#"{"model":"llama3","created_at":"2026-08-21T18:48:22Z","message":{"role":"assistant","content":"He\u00e9"},"done":false}"#;
 const DONE: &str = r#"{"model":"llama3","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop","prompt_eval_count":5,"eval_count":2}"#;
 
 #[test]
 fn a_stream_has_openais_shape() {
     let (chunks, end) = read(
         json!({"stream_options": {"include_usage": true}}),
-        &format!("{SAID}\n{DONE}"),
+        &format!("{TEXT}\n{DONE}"),
     );
     let choices: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"]).collect();
     let choice = |delta: Value, finish: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]);
@@ -302,7 +306,7 @@ fn a_stream_has_openais_shape() {
                 && chunk["usage"].is_null())
     );
     assert_eq!(end, "done Some(7)");
-    let (chunks, end) = read(json!({}), &format!("{SAID}\n{DONE}\n"));
+    let (chunks, end) = read(json!({}), &format!("{TEXT}\n{DONE}\n"));
     assert_eq!((chunks.len(), end.as_str()), (3, "done Some(7)"));
     assert!(
         chunks
@@ -333,19 +337,19 @@ fn streamed_tool_calls_have_their_own_index_and_id() {
 }
 
 #[rstest]
-#[case::cut(&format!("{SAID}\n"), "Truncated")]
+#[case::cut(&format!("{TEXT}\n"), "Truncated")]
 #[case::nothing("", "Truncated")]
-#[case::cut_in_a_record(&format!("{SAID}\n{{\"model\":\"ll"), "Truncated")]
-#[case::error_line(&format!("{SAID}\n{{\"error\":\"out of memory\"}}\n"), "InBand: out of memory")]
+#[case::cut_in_a_record(&format!("{TEXT}\n{{\"model\":\"ll"), "Truncated")]
+#[case::error_line(&format!("{TEXT}\n{{\"error\":\"out of memory\"}}\n"), "InBand: out of memory")]
 #[case::error_without_newline("{\"error\":\"out of memory\"}", "InBand: out of memory")]
-#[case::broken(&format!("{SAID}\n{{\"model\":\"ll\n{DONE}\n"), "BadResponse")]
+#[case::broken(&format!("{TEXT}\n{{\"model\":\"ll\n{DONE}\n"), "BadResponse")]
 #[case::no_message("{\"status\":\"x\"}\n", "BadResponse")]
 #[case::html("<html>\n", "BadResponse")]
 #[case::loaded(
     "{\"message\":{\"content\":\"\"},\"done\":true,\"done_reason\":\"load\"}\n",
     "BadResponse"
 )]
-#[case::more_after_the_end(&format!("{DONE}\n{SAID}\nx\n"), "done Some(7)")]
+#[case::more_after_the_end(&format!("{DONE}\n{TEXT}\nx\n"), "done Some(7)")]
 #[case::length(&format!("{}\n", DONE.replace("stop", "length")), "done Some(7)")]
 #[case::no_reason(&format!("{}\n", DONE.replace("\"done_reason\":\"stop\",", "")), "done Some(7)")]
 fn ends(#[case] stream: &str, #[case] expected: &str) {
@@ -354,7 +358,7 @@ fn ends(#[case] stream: &str, #[case] expected: &str) {
 }
 
 #[test]
-fn a_wrong_content_type_is_no_stream() {
+fn an_answer_with_a_wrong_content_type_is_not_a_stream() {
     let request =
         ChatRequest::parse(asking(json!({"stream": true})).to_string().as_bytes()).unwrap();
     for headers in [
@@ -371,7 +375,7 @@ fn a_wrong_content_type_is_no_stream() {
     }
 }
 
-/// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
+/// ERR-04: the message does not repeat a value that cannot be read, because it may hold anything.
 #[test]
 fn an_answer_that_cannot_be_read_is_not_repeated() {
     let long = format!("canary-{}", "x".repeat(100_000));

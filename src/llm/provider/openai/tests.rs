@@ -1,4 +1,4 @@
-//! What is sent, what counts as an answer, and what each stream becomes.
+//! Requests as they are sent to OpenAI, valid and invalid answers, and the chunks of each stream.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use rstest::rstest;
@@ -53,20 +53,21 @@ fn headers(content_type: &'static str) -> HeaderMap {
 }
 
 #[test]
-fn fields_are_sent_as_they_came_and_only_the_model_is_replaced() {
+fn fields_are_sent_byte_for_byte_and_only_the_model_is_replaced() {
     let sent = r#"{"temperature":1.0,"model":"alias", "x_new": {"a" : [1e2,"\u00e9"]},"messages":[{"role":"user","content":"hi","x":1}]}"#;
     let request = ChatRequest::parse(sent.as_bytes()).unwrap();
-    let told = codec().encode(&request, "gpt-\"4", &context()).unwrap();
+    let upstream = codec().encode(&request, "gpt-\"4", &context()).unwrap();
     let expected = r#"{"temperature":1.0,"model":"gpt-\"4","x_new":{"a" : [1e2,"\u00e9"]},"messages":[{"role":"user","content":"hi","x":1}]}"#;
-    assert_eq!(std::str::from_utf8(&told.body).unwrap(), expected);
+    assert_eq!(std::str::from_utf8(&upstream.body).unwrap(), expected);
 }
 
 #[test]
 fn the_key_and_the_ids_go_with_the_request() {
-    let told = codec().encode(&request(""), "m", &context()).unwrap();
-    assert_eq!(told.url, "http://127.0.0.1:9/v1/chat/completions");
+    let upstream = codec().encode(&request(""), "m", &context()).unwrap();
+    assert_eq!(upstream.url, "http://127.0.0.1:9/v1/chat/completions");
     let value = |name: &str| {
-        told.headers
+        upstream
+            .headers
             .get(name)
             .map(|value| value.to_str().unwrap().to_owned())
     };
@@ -79,7 +80,7 @@ fn the_key_and_the_ids_go_with_the_request() {
     assert!(value("traceparent").unwrap().starts_with("00-0af7"));
     assert_eq!(value("content-type").as_deref(), Some("application/json"));
     assert!(
-        !format!("{told:?}").contains("canary"),
+        !format!("{upstream:?}").contains("canary"),
         "the key is marked sensitive"
     );
 }
@@ -92,13 +93,13 @@ fn a_user_and_password_go_with_the_request_and_nowhere_else() {
         ..provider("http://h/v1")
     };
     let codec = OpenAiCodec::new(&provider);
-    let told = codec.encode(&request(""), "m", &context()).unwrap();
+    let upstream = codec.encode(&request(""), "m", &context()).unwrap();
     assert_eq!(
-        told.headers["authorization"],
+        upstream.headers["authorization"],
         "Basic dXNlcjpjYW5hcnkgcGFzcw=="
     );
-    assert!(told.headers["authorization"].is_sensitive());
-    assert!(!format!("{told:?} {provider:?}").contains("canary"));
+    assert!(upstream.headers["authorization"].is_sensitive());
+    assert!(!format!("{upstream:?} {provider:?}").contains("canary"));
     let echo = br#"{"error":{"message":"bad: user:canary pass, Basic dXNlcjpjYW5hcnkgcGFzcw=="}}"#;
     let error = codec.error(StatusCode::UNAUTHORIZED, &HeaderMap::new(), echo);
     assert_eq!(
@@ -122,10 +123,10 @@ fn a_user_and_password_go_with_the_request_and_nowhere_else() {
     "http://h/d/x/chat/completions?api-version=2"
 )]
 fn urls(#[case] base: &str, #[case] expected: &str) {
-    let told = OpenAiCodec::new(&provider(base))
+    let upstream = OpenAiCodec::new(&provider(base))
         .encode(&request(""), "m", &context())
         .unwrap();
-    assert_eq!(told.url.to_string(), expected);
+    assert_eq!(upstream.url.to_string(), expected);
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn a_key_that_no_header_can_carry_is_an_error_without_the_key() {
 }
 
 #[test]
-fn a_completion_is_passed_on_as_it_came() {
+fn a_completion_is_passed_on_byte_for_byte() {
     let body = Bytes::from_static(
         br#" {"id":"1","choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7},"x":1} "#,
     );
@@ -176,7 +177,7 @@ fn a_completion_is_passed_on_as_it_came() {
 #[case::array_choice(r#"{"choices":[[{}]]}"#, Cause::BadResponse)]
 #[case::error(r#"{"error":{"message":"no","type":"t"}}"#, Cause::InBand)]
 #[case::error_text(r#"{"error":"no","choices":[{"message":{}}]}"#, Cause::InBand)]
-fn what_is_no_completion(#[case] body: &'static str, #[case] cause: Cause) {
+fn an_invalid_answer_is_not_a_completion(#[case] body: &'static str, #[case] cause: Cause) {
     assert_eq!(
         codec()
             .completion(&HeaderMap::new(), Bytes::from_static(body.as_bytes()))
@@ -187,7 +188,7 @@ fn what_is_no_completion(#[case] body: &'static str, #[case] cause: Cause) {
 }
 
 #[test]
-fn a_body_that_is_not_utf8_or_is_coded_is_no_completion() {
+fn a_body_that_is_not_utf8_or_is_encoded_is_not_a_completion() {
     let body = Bytes::from_static(b"{\"choices\":[{\"message\":{\"content\":\"\xFF\"}}]}");
     assert_eq!(
         codec()
@@ -220,7 +221,7 @@ fn a_body_that_is_not_utf8_or_is_coded_is_no_completion() {
     );
 }
 
-/// A stream told in short: `+` a chunk with content, `-` one without, then the end.
+/// A stream in short: `+` is a chunk with content, `-` a chunk without, and the end follows.
 fn read(fields: &str, stream: &str) -> (String, Vec<Bytes>, Option<AttemptError>, Option<Usage>) {
     let mut decoder = codec()
         .decoder(
@@ -233,24 +234,24 @@ fn read(fields: &str, stream: &str) -> (String, Vec<Bytes>, Option<AttemptError>
     decoder.finish(&mut out);
     decoder.push(Bytes::from_static(b"data: {}\n\n"), &mut out);
     decoder.finish(&mut out);
-    let (mut told, mut chunks, mut failed, mut usage) = (String::new(), Vec::new(), None, None);
+    let (mut summary, mut chunks, mut failed, mut usage) = (String::new(), Vec::new(), None, None);
     for item in out {
         match item {
             Decoded::Chunk { data, content } => {
-                told.push(if content { '+' } else { '-' });
+                summary.push(if content { '+' } else { '-' });
                 chunks.push(data);
             }
-            Decoded::Done(told_usage) => {
-                told.push_str(" done");
-                usage = told_usage;
+            Decoded::Done(reported) => {
+                summary.push_str(" done");
+                usage = reported;
             }
             Decoded::Failed(error) => {
-                told.push_str(&format!(" {:?}", error.cause));
+                summary.push_str(&format!(" {:?}", error.cause));
                 failed = Some(error);
             }
         }
     }
-    (told, chunks, failed, usage)
+    (summary, chunks, failed, usage)
 }
 
 const ROLE: &str = r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null}],"usage":null}"#;
@@ -271,7 +272,7 @@ const DONE: &str = "data: [DONE]";
 #[case::only_the_marker(&[DONE], " Truncated")]
 #[case::empty_finish_reason_is_none(&[r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":""}]}"#, DONE], "+ Truncated")]
 #[case::comments(&[": keepalive", TEXT, ":", STOP, DONE], "++ done")]
-#[case::empty_data_says_nothing(&["data:", TEXT, STOP, DONE], "++ done")]
+#[case::empty_data_has_no_effect(&["data:", TEXT, STOP, DONE], "++ done")]
 #[case::tool_call(&[r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c"}]}}]}"#, STOP, DONE], "++ done")]
 #[case::no_tool_call(&[r#"data: {"choices":[{"index":0,"delta":{"content":null,"tool_calls":[]}}]}"#, STOP, DONE], "-+ done")]
 #[case::refusal(&[r#"data: {"choices":[{"index":0,"delta":{"refusal":"no"}}]}"#, STOP, DONE], "++ done")]
@@ -293,18 +294,18 @@ fn streams(#[case] events: &[&str], #[case] expected: &str) {
 }
 
 #[test]
-fn events_are_passed_on_as_they_came() {
+fn events_are_passed_on_byte_for_byte() {
     let (_, chunks, ..) = read("", &format!("{TEXT}\n\n{STOP}\n\n{DONE}\n\n"));
     assert_eq!(chunks, [&TEXT[6..], &STOP[6..]]);
 }
 
 #[test]
 fn data_over_several_lines_becomes_one() {
-    let (told, chunks, ..) = read(
+    let (summary, chunks, ..) = read(
         "",
         "data: {\"choices\":[\ndata: {\"delta\":{\"content\":\"a\"},\r\ndata: \"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
     );
-    assert_eq!(told, "+ done");
+    assert_eq!(summary, "+ done");
     assert_eq!(
         chunks,
         [r#"{"choices":[ {"delta":{"content":"a"}, "finish_reason":"stop"}]}"#]
@@ -312,17 +313,17 @@ fn data_over_several_lines_becomes_one() {
 }
 
 #[test]
-fn usage_is_read_always_and_passed_on_where_it_was_asked_for() {
+fn usage_is_always_read_and_passed_on_if_it_was_requested() {
     let stream = format!("{TEXT}\n\n{STOP}\n\n{USAGE}\n\n{DONE}\n\n");
-    let told = Some(Usage {
+    let expected = Some(Usage {
         prompt_tokens: 5,
         completion_tokens: 2,
         total_tokens: 7,
     });
     let (chunks, .., usage) = read("", &stream);
-    assert_eq!((chunks.as_str(), usage), ("++ done", told));
+    assert_eq!((chunks.as_str(), usage), ("++ done", expected));
     let (chunks, .., usage) = read(r#","stream_options":{"include_usage":true}"#, &stream);
-    assert_eq!((chunks.as_str(), usage), ("++- done", told));
+    assert_eq!((chunks.as_str(), usage), ("++- done", expected));
 }
 
 #[test]
@@ -355,7 +356,8 @@ fn every_choice_that_began_must_end() {
         read(r#","n":2"#, &format!("{half}{both}\n\n{DONE}\n\n")).0,
         "++++ done"
     );
-    // one answer where two were asked for: with the marker the provider says that this is all, without it something is missing
+    // The provider sends one of two requested choices: with the end marker the answer is complete,
+    // without it a choice is missing.
     assert_eq!(
         read(r#","n":2"#, &format!("{}{DONE}\n\n", choice(0, "\"stop\""))).0,
         "+ done"
@@ -364,7 +366,7 @@ fn every_choice_that_began_must_end() {
 }
 
 #[test]
-fn an_in_band_error_keeps_its_class_and_loses_our_key() {
+fn an_in_band_error_keeps_its_class_and_loses_the_key() {
     let event = r#"data: {"error":{"message":"sk-canary-1 is over its limit","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
     let error = read("", &format!("{event}\n\n")).2.unwrap();
     assert_eq!(error.message, "[redacted] is over its limit");
@@ -379,7 +381,7 @@ fn an_in_band_error_keeps_its_class_and_loses_our_key() {
 }
 
 #[test]
-fn too_many_choices_are_no_answer() {
+fn too_many_choices_are_not_an_answer() {
     let stream: String = (0..2_000)
         .map(|index| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}}}}]}}\n\n"))
         .collect();
@@ -387,7 +389,7 @@ fn too_many_choices_are_no_answer() {
 }
 
 #[test]
-fn an_event_without_end_is_refused_at_the_bound() {
+fn an_event_without_end_is_refused_at_the_limit() {
     let mut decoder = codec()
         .decoder(&request(r#","stream":true"#), &headers("text/event-stream"))
         .unwrap();
@@ -416,7 +418,7 @@ fn an_event_without_end_is_refused_at_the_bound() {
 )]
 #[case::broken("application/json; charset=utf-8", r#"{"error""#, Cause::BadResponse)]
 #[case::stream_under_a_wrong_name("application/json", "data: {}\n\n", Cause::BadResponse)]
-fn what_is_no_stream(
+fn an_invalid_answer_is_not_a_stream(
     #[case] content_type: &'static str,
     #[case] body: &'static str,
     #[case] cause: Cause,
@@ -435,7 +437,7 @@ fn what_is_no_stream(
     );
 }
 
-/// ERR-04: what stands where something else was wanted is not told: it may be anything, of any length.
+/// ERR-04: the message does not repeat a value that cannot be read, because it may hold anything.
 #[test]
 fn an_answer_that_cannot_be_read_is_not_repeated() {
     let long = format!("canary-{}", "x".repeat(100_000));

@@ -1,5 +1,5 @@
-//! What the gateway reads of OpenAI's documents and events: one pass that borrows, and keeps neither text nor names. Whatever
-//! is not named here is passed on unread.
+//! The parts of OpenAI's documents and events that the gateway reads, in one pass that borrows and
+//! keeps neither text nor names. All other parts are passed on unread.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::llm::chat::Usage;
 
-/// A completion or a chunk, as far as the gateway must know it. `C` says what is read of the choices.
+/// A completion or a chunk, as far as the gateway reads it. `C` is the part of the choices that is
+/// read.
 #[derive(serde::Deserialize)]
 pub(super) struct Document<'a, C> {
     #[serde(borrow)]
@@ -26,7 +27,7 @@ fn none<C>() -> Option<C> {
 }
 
 impl<C> Document<'_, C> {
-    /// The error, unless it is nothing: `null`, `false`, `""`.
+    /// The error, unless it is empty: `null`, `false`, `""`.
     pub(super) fn error(&self) -> Option<&str> {
         self.error
             .map(RawValue::get)
@@ -42,7 +43,7 @@ impl<C> Document<'_, C> {
     }
 }
 
-/// The number of choices of a completion, each an object with a `message` object.
+/// The number of choices of a completion. Each is an object with a `message` object.
 pub(super) struct Answered(pub(super) usize);
 
 impl<'de> Deserialize<'de> for Answered {
@@ -57,7 +58,7 @@ impl<'de> Deserialize<'de> for Answered {
     }
 }
 
-/// A `T` that is told as an object: derived structs would take an array of their fields as well.
+/// A `T` that must be written as an object. A derived struct also accepts an array of its fields.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -80,7 +81,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// The choices of a chunk, told in sum; a chunk of one choice needs no memory.
+/// A summary of the choices of a chunk. A chunk of one choice allocates nothing.
 #[derive(Default)]
 pub(super) struct Deltas {
     /// Whether any of them carries content, or a finish_reason.
@@ -138,20 +139,21 @@ struct ChoiceView {
     index: Option<u64>,
     delta: Option<Object<DeltaView>>,
     #[serde(default)]
-    finish_reason: Something,
+    finish_reason: NonEmpty,
 }
 
-/// What of a delta reaches a reader. `reasoning` and `reasoning_content` are what DeepSeek, vLLM and OpenRouter add.
+/// The parts of a delta that reach a reader. DeepSeek, vLLM and OpenRouter add `reasoning` or
+/// `reasoning_content`.
 #[derive(Default, serde::Deserialize)]
 #[serde(default)]
 struct DeltaView {
-    content: Something,
-    tool_calls: Something,
-    function_call: Something,
-    refusal: Something,
-    reasoning: Something,
-    reasoning_content: Something,
-    audio: Something,
+    content: NonEmpty,
+    tool_calls: NonEmpty,
+    function_call: NonEmpty,
+    refusal: NonEmpty,
+    reasoning: NonEmpty,
+    reasoning_content: NonEmpty,
+    audio: NonEmpty,
 }
 
 impl DeltaView {
@@ -170,62 +172,62 @@ impl DeltaView {
     }
 }
 
-/// Whether a value says anything: not null, not an empty string, array or object.
+/// Whether a value has content: it is neither null nor an empty string, array or object.
 #[derive(Default)]
-struct Something(bool);
+struct NonEmpty(bool);
 
-impl<'de> Deserialize<'de> for Something {
+impl<'de> Deserialize<'de> for NonEmpty {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SomethingVisitor;
+        struct NonEmptyVisitor;
 
-        impl<'de> Visitor<'de> for SomethingVisitor {
-            type Value = Something;
+        impl<'de> Visitor<'de> for NonEmptyVisitor {
+            type Value = NonEmpty;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any value")
             }
 
-            fn visit_unit<E>(self) -> Result<Something, E> {
-                Ok(Something(false))
+            fn visit_unit<E>(self) -> Result<NonEmpty, E> {
+                Ok(NonEmpty(false))
             }
 
-            fn visit_bool<E>(self, _: bool) -> Result<Something, E> {
-                Ok(Something(true))
+            fn visit_bool<E>(self, _: bool) -> Result<NonEmpty, E> {
+                Ok(NonEmpty(true))
             }
 
-            fn visit_i64<E>(self, _: i64) -> Result<Something, E> {
-                Ok(Something(true))
+            fn visit_i64<E>(self, _: i64) -> Result<NonEmpty, E> {
+                Ok(NonEmpty(true))
             }
 
-            fn visit_u64<E>(self, _: u64) -> Result<Something, E> {
-                Ok(Something(true))
+            fn visit_u64<E>(self, _: u64) -> Result<NonEmpty, E> {
+                Ok(NonEmpty(true))
             }
 
-            fn visit_f64<E>(self, _: f64) -> Result<Something, E> {
-                Ok(Something(true))
+            fn visit_f64<E>(self, _: f64) -> Result<NonEmpty, E> {
+                Ok(NonEmpty(true))
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Something, E> {
-                Ok(Something(!text.is_empty()))
+            fn visit_str<E>(self, text: &str) -> Result<NonEmpty, E> {
+                Ok(NonEmpty(!text.is_empty()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Something, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<NonEmpty, A::Error> {
                 let mut any = false;
                 while seq.next_element::<IgnoredAny>()?.is_some() {
                     any = true;
                 }
-                Ok(Something(any))
+                Ok(NonEmpty(any))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Something, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NonEmpty, A::Error> {
                 let mut any = false;
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
                     any = true;
                 }
-                Ok(Something(any))
+                Ok(NonEmpty(any))
             }
         }
 
-        deserializer.deserialize_any(SomethingVisitor)
+        deserializer.deserialize_any(NonEmptyVisitor)
     }
 }
