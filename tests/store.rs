@@ -1,22 +1,53 @@
-//! The store does the same on both databases: each operation runs on SQLite and on Postgres (Docker, else local binaries; without
-//! either its half says that it is not run, and `GAUNTLET_REQUIRE=docker` makes that a failure). What only Postgres can suffer
-//! stands in `store_faults.rs`.
+//! The store does the same on both databases: each operation runs on SQLite and on Postgres. What
+//! only Postgres can suffer stands in `store_faults.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod databases;
 
 use std::collections::HashSet;
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use databases::{On, config, empty, store};
+use databases::{On, Server, TestStore, Tests, add, config, empty, migrated};
 use futures::future::join_all;
 use gauntlet::store::{
     self as stores, KeyRecord, Listing, NewDocument, QueryRecord, Store, StoreError,
 };
-use rstest::rstest;
 use serde_json::json;
 use uuid::Uuid;
+
+fn main() -> ExitCode {
+    let mut tests = Tests::default();
+    for (name, text) in TEXTS {
+        let name = format!("a_document_comes_back_as_it_was::{name}");
+        tests.both(&name, move |db| a_document_comes_back_as_it_was(db, text()));
+    }
+    add!(tests.both:
+        tenants_do_not_see_each_other,
+        a_deleted_document_is_not_found,
+        text_with_a_nul_is_refused_and_leaves_nothing,
+        no_query_is_a_syntax_error,
+        a_query_is_recorded_once_and_as_it_was_sent,
+        queries_are_listed_newest_first,
+        a_listing_that_grows_has_no_row_twice_and_none_missing,
+        keys_are_found_by_hash_until_they_are_revoked,
+        many_writers_lose_nothing,
+        a_closed_store_is_unavailable,
+    );
+    for on in [On::Sqlite, On::Postgres] {
+        add!(tests.with_server(on): replicas_that_start_together_migrate_once);
+    }
+    add!(tests.with_servers: both_databases_find_the_same_in_the_same_order);
+    add!(tests.plain: memory_is_one_database_for_every_call);
+    for (name, url, reason) in WRONG_URLS {
+        let name = format!("a_wrong_url_is_refused_without_its_password::{name}");
+        tests.plain(&name, move || {
+            a_wrong_url_is_refused_without_its_password(url, reason)
+        });
+    }
+    tests.run()
+}
 
 fn new(title: &str, text: &str) -> NewDocument {
     NewDocument {
@@ -44,36 +75,42 @@ fn page(page: u32, size: u32) -> Listing {
     }
 }
 
+const TEXTS: [(&str, fn() -> String); 7] = [
+    ("plain", || "plain text".into()),
+    ("quotes", || {
+        r#"it's "quoted" \ -- %s $1 ?1 ; DROP TABLE documents; {} <b>"#.into()
+    }),
+    ("emoji", || {
+        "👩‍👩‍👧‍👦 naïve Ελλάδα 日本語 ‏עברית \u{1F1E9}\u{1F1EA}".into()
+    }),
+    ("controls", || {
+        "tab\tline\r\nbell\u{7} delete\u{7f} bom\u{feff} end".into()
+    }),
+    ("large", || "wort, ".repeat(180_000)),
+    ("one_long_word", || "x".repeat(1 << 20)),
+    ("many_words", || {
+        (0..150_000).map(|n| format!("w{n} ")).collect()
+    }),
+];
+
 /// DATA-08, DATA-09
-#[rstest]
-#[case::plain("plain text")]
-#[case::quotes(r#"it's "quoted" \ -- %s $1 ?1 ; DROP TABLE documents; {} <b>"#)]
-#[case::emoji("👩‍👩‍👧‍👦 naïve Ελλάδα 日本語 ‏עברית \u{1F1E9}\u{1F1EA}")]
-#[case::controls("tab\tline\r\nbell\u{7} delete\u{7f} bom\u{feff} end")]
-#[case::large(&"wort, ".repeat(180_000))]
-#[case::one_long_word(&"x".repeat(1 << 20))]
-#[case::many_words(&(0..150_000).map(|n| format!("w{n} ")).collect::<String>())]
-#[tokio::test]
-async fn a_document_comes_back_as_it_was(
-    #[values(On::Sqlite, On::Postgres)] on: On,
-    #[case] text: &str,
-) {
-    let Some(bed) = store(on).await else { return };
-    let added = bed
+async fn a_document_comes_back_as_it_was(db: TestStore, text: String) {
+    let text = text.as_str();
+    let added = db
         .store
         .add_document("a", new("Title ' \u{1F426}", text))
         .await
         .unwrap();
     assert_eq!(added.text, text);
     assert_eq!(
-        bed.store.document("a", added.id).await.unwrap(),
+        db.store.document("a", added.id).await.unwrap(),
         Some(added.clone())
     );
     let word = text
         .split(|c: char| !c.is_alphanumeric())
         .find(|word| !word.is_empty())
         .unwrap();
-    let found = bed.store.search("a", word, 3).await.unwrap();
+    let found = db.store.search("a", word, 3).await.unwrap();
     assert_eq!(
         found
             .iter()
@@ -82,19 +119,13 @@ async fn a_document_comes_back_as_it_was(
         [added.id]
     );
     assert!(found[0].text.len() <= 1_200, "a passage is bounded");
-    bed.end().await;
+    db.end().await;
 }
 
-#[rstest]
-#[tokio::test]
-async fn tenants_do_not_see_each_other(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
+async fn tenants_do_not_see_each_other(db: TestStore) {
     let (store, document) = (
-        &bed.store,
-        bed.store
-            .add_document("a", new("t", "heron"))
-            .await
-            .unwrap(),
+        &db.store,
+        db.store.add_document("a", new("t", "heron")).await.unwrap(),
     );
     let query = record(1, "complete");
     store.record_query(query.clone()).await.unwrap();
@@ -118,62 +149,56 @@ async fn tenants_do_not_see_each_other(#[values(On::Sqlite, On::Postgres)] on: O
         0
     );
     assert!(store.document("a", document.id).await.unwrap().is_some());
-    bed.end().await;
+    db.end().await;
 }
 
-#[rstest]
-#[tokio::test]
-async fn a_deleted_document_is_found_no_more(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
+async fn a_deleted_document_is_not_found(db: TestStore) {
     let (gone, stays) = (
-        bed.store
+        db.store
             .add_document("a", new("", "grey heron"))
             .await
             .unwrap(),
-        bed.store
+        db.store
             .add_document("a", new("", "grey cat"))
             .await
             .unwrap(),
     );
-    assert!(bed.store.delete_document("a", gone.id).await.unwrap());
-    assert!(!bed.store.delete_document("a", gone.id).await.unwrap());
-    assert_eq!(bed.store.document("a", gone.id).await.unwrap(), None);
-    assert_eq!(bed.store.search("a", "heron", 5).await.unwrap(), []);
+    assert!(db.store.delete_document("a", gone.id).await.unwrap());
+    assert!(!db.store.delete_document("a", gone.id).await.unwrap());
+    assert_eq!(db.store.document("a", gone.id).await.unwrap(), None);
+    assert_eq!(db.store.search("a", "heron", 5).await.unwrap(), []);
     assert_eq!(
-        bed.store.search("a", "grey", 5).await.unwrap()[0].document,
+        db.store.search("a", "grey", 5).await.unwrap()[0].document,
         stays.id
     );
-    assert_eq!(bed.case.count("passages").await.unwrap(), 1);
-    bed.end().await;
+    assert_eq!(db.case.count("passages").await.unwrap(), 1);
+    db.end().await;
 }
 
 /// DATA-08
-#[rstest]
-#[tokio::test]
-async fn text_with_a_nul_is_refused_and_leaves_nothing(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
+async fn text_with_a_nul_is_refused_and_leaves_nothing(db: TestStore) {
     for document in [new("a\0b", "text"), new("t", "a\0b"), new("t", "\0")] {
-        let refused = bed.store.add_document("a", document).await.unwrap_err();
+        let refused = db.store.add_document("a", document).await.unwrap_err();
         assert!(
             matches!(&refused, StoreError::Rejected(message) if message.contains("NUL")),
             "{refused}"
         );
     }
-    let refused = bed
+    let refused = db
         .store
         .add_document("a\0", new("t", "x"))
         .await
         .unwrap_err();
     assert!(matches!(refused, StoreError::Rejected(_)), "{refused}");
     for table in ["documents", "passages"] {
-        assert_eq!(bed.case.count(table).await.unwrap(), 0, "{table}");
+        assert_eq!(db.case.count(table).await.unwrap(), 0, "{table}");
     }
     assert!(matches!(
-        bed.store.document("\0", Uuid::nil()).await,
+        db.store.document("\0", Uuid::nil()).await,
         Err(StoreError::Rejected(_))
     ));
     assert!(matches!(
-        bed.store
+        db.store
             .queries(
                 "a",
                 Listing {
@@ -185,18 +210,15 @@ async fn text_with_a_nul_is_refused_and_leaves_nothing(#[values(On::Sqlite, On::
         Err(StoreError::Rejected(_))
     ));
     assert!(matches!(
-        bed.store.key_by_hash("\0").await,
+        db.store.key_by_hash("\0").await,
         Err(StoreError::Rejected(_))
     ));
-    bed.end().await;
+    db.end().await;
 }
 
 /// Any text is a valid query.
-#[rstest]
-#[tokio::test]
-async fn no_query_is_a_syntax_error(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
-    let heron = bed
+async fn no_query_is_a_syntax_error(db: TestStore) {
+    let heron = db
         .store
         .add_document("a", new("Birds", "A heron stands in the water."))
         .await
@@ -219,12 +241,12 @@ async fn no_query_is_a_syntax_error(#[values(On::Sqlite, On::Postgres)] on: On) 
         "'; DROP TABLE documents; --",
     ];
     for query in hostile {
-        bed.store
+        db.store
             .search("a", query, 5)
             .await
             .unwrap_or_else(|error| panic!("{query:?}: {error}"));
         let with_word = format!("{query} heron {query}");
-        let found = bed
+        let found = db
             .store
             .search("a", &with_word, 5)
             .await
@@ -236,26 +258,25 @@ async fn no_query_is_a_syntax_error(#[values(On::Sqlite, On::Postgres)] on: On) 
         );
     }
     let long = "word ".repeat(50_000) + "heron";
-    assert_eq!(bed.store.search("a", &long, 5).await.unwrap().len(), 1);
-    assert_eq!(bed.store.search("a", "heron", 0).await.unwrap(), []);
-    bed.end().await;
+    assert_eq!(db.store.search("a", &long, 5).await.unwrap().len(), 1);
+    assert_eq!(db.store.search("a", "heron", 0).await.unwrap(), []);
+    db.end().await;
 }
 
 /// DATA-09: the same documents, the same passages, the same order.
-#[tokio::test]
-async fn both_databases_find_the_same_in_the_same_order() {
-    let (Some(sqlite), Some(postgres)) = (store(On::Sqlite).await, store(On::Postgres).await)
-    else {
-        return;
-    };
+async fn both_databases_find_the_same_in_the_same_order(
+    sqlite: &'static Server,
+    postgres: &'static Server,
+) {
+    let (sqlite, postgres) = (migrated(sqlite).await, migrated(postgres).await);
     let corpus: Vec<NewDocument> = (0..60)
         .map(|n| {
             let animal = ["heron", "cat", "Otter", "Straße", "東京", "naïve"][n % 6];
-            let place = ["river", "the house", "a reed bed"][n % 3];
+            let location = ["river", "the house", "a reed bed"][n % 3];
             new(
                 &format!("Note {n}"),
                 &format!(
-                    "The {animal} was seen at {place}. {}\n\nOn day {} it rained.",
+                    "The {animal} was seen at {location}. {}\n\nOn day {} it rained.",
                     "It was grey. ".repeat(n % 5 * 40),
                     n % 7
                 ),
@@ -288,14 +309,17 @@ async fn both_databases_find_the_same_in_the_same_order() {
         "a the it",
     ];
     for query in queries {
-        let told = async |store: &Arc<dyn Store>| -> Vec<(String, String, f64)> {
+        let passages = async |store: &Arc<dyn Store>| -> Vec<(String, String, f64)> {
             let found = store.search("a", query, 100).await.unwrap();
             found
                 .into_iter()
                 .map(|passage| (passage.title, passage.text, passage.score))
                 .collect()
         };
-        let (one, other) = (told(&sqlite.store).await, told(&postgres.store).await);
+        let (one, other) = (
+            passages(&sqlite.store).await,
+            passages(&postgres.store).await,
+        );
         assert_eq!(one, other, "{query:?}");
         assert_eq!(
             one.is_empty(),
@@ -309,21 +333,33 @@ async fn both_databases_find_the_same_in_the_same_order() {
 }
 
 /// DATA-01
-#[rstest]
-#[tokio::test]
-async fn a_query_is_recorded_once_and_as_it_was_sent(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
-    let document = json!({"z": 1, "a": [0.1, -0.0, 1e300, 1.0 / 65.0, 1.0 / 70.0, 1.0 / 71.0, u64::MAX, i64::MIN], "text": "\u{0} \u{1F426} ' \" \\", "nested": {"b": null, "a": true}});
+async fn a_query_is_recorded_once_and_as_it_was_sent(db: TestStore) {
+    let numbers = json!([
+        0.1,
+        -0.0,
+        1e300,
+        1.0 / 65.0,
+        1.0 / 70.0,
+        1.0 / 71.0,
+        u64::MAX,
+        i64::MIN
+    ]);
+    let document = json!({
+        "z": 1,
+        "a": numbers,
+        "text": "\u{0} \u{1F426} ' \" \\",
+        "nested": {"b": null, "a": true}
+    });
     let record = QueryRecord {
         document: document.clone(),
         ..record(7, "degraded")
     };
     let (one, other) = tokio::join!(
-        bed.store.record_query(record.clone()),
-        bed.store.record_query(record.clone())
+        db.store.record_query(record.clone()),
+        db.store.record_query(record.clone())
     );
     assert_eq!((one, other), (Ok(()), Ok(())));
-    bed.store
+    db.store
         .record_query(QueryRecord {
             status: "failed".into(),
             document: json!(null),
@@ -331,30 +367,27 @@ async fn a_query_is_recorded_once_and_as_it_was_sent(#[values(On::Sqlite, On::Po
         })
         .await
         .unwrap();
-    let kept = bed.store.query("a", record.id).await.unwrap().unwrap();
+    let kept = db.store.query("a", record.id).await.unwrap().unwrap();
     assert_eq!(
         kept.document.to_string(),
         document.to_string(),
         "to the byte"
     );
     assert_eq!(kept, record);
-    assert_eq!(bed.case.count("queries").await.unwrap(), 1);
-    bed.end().await;
+    assert_eq!(db.case.count("queries").await.unwrap(), 1);
+    db.end().await;
 }
 
-#[rstest]
-#[tokio::test]
-async fn queries_are_listed_newest_first(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
+async fn queries_are_listed_newest_first(db: TestStore) {
     // pairs of the same moment: the id decides
     let records: Vec<QueryRecord> = (0..7)
         .map(|n| record(n / 2, if n == 3 { "degraded" } else { "complete" }))
         .collect();
     for record in records.iter().rev() {
-        bed.store.record_query(record.clone()).await.unwrap();
+        db.store.record_query(record.clone()).await.unwrap();
     }
     let newest: Vec<QueryRecord> = records.iter().rev().cloned().collect();
-    let list = async |listing: Listing| bed.store.queries("a", listing).await.unwrap();
+    let list = async |listing: Listing| db.store.queries("a", listing).await.unwrap();
     for size in 1..=8_u32 {
         let mut listed = Vec::new();
         for number in 1..=8 {
@@ -386,33 +419,29 @@ async fn queries_are_listed_newest_first(#[values(On::Sqlite, On::Postgres)] on:
         let page = list(page(number, size)).await;
         assert_eq!(page.total, 7, "page {number} of size {size}");
     }
-    bed.end().await;
+    db.end().await;
 }
 
-/// DATA-08: a reader goes through the listing with `before` while others record; each page is asked for only after a record.
-#[rstest]
-#[tokio::test]
-async fn a_listing_that_grows_has_no_row_twice_and_none_missing(
-    #[values(On::Sqlite, On::Postgres)] on: On,
-) {
-    let Some(bed) = store(on).await else { return };
+/// DATA-08: a reader goes through the listing with `before` while others record; each page is asked
+/// for only after a record.
+async fn a_listing_that_grows_has_no_row_twice_and_none_missing(db: TestStore) {
     let there: Vec<QueryRecord> = (0..20).map(|n| record(n, "complete")).collect();
     for record in &there {
-        bed.store.record_query(record.clone()).await.unwrap();
+        db.store.record_query(record.clone()).await.unwrap();
     }
     let mut seen = Vec::new();
     let mut before = None;
     for n in 0.. {
         // newer ones, and one that was accepted long ago and is recorded only now
-        bed.store
+        db.store
             .record_query(record(100 + n, "complete"))
             .await
             .unwrap();
-        bed.store
+        db.store
             .record_query(record(n % 20, "complete"))
             .await
             .unwrap();
-        let page = bed
+        let page = db
             .store
             .queries(
                 "a",
@@ -438,13 +467,10 @@ async fn a_listing_that_grows_has_no_row_twice_and_none_missing(
         there.iter().all(|record| seen.contains(&record.id)),
         "missing"
     );
-    bed.end().await;
+    db.end().await;
 }
 
-#[rstest]
-#[tokio::test]
-async fn keys_are_found_by_hash_until_they_are_revoked(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
+async fn keys_are_found_by_hash_until_they_are_revoked(db: TestStore) {
     let key = |n: i64| KeyRecord {
         id: Uuid::now_v7(),
         tenant: "a".into(),
@@ -455,13 +481,13 @@ async fn keys_are_found_by_hash_until_they_are_revoked(#[values(On::Sqlite, On::
     };
     let (first, second) = (key(1), key(2));
     for key in [&second, &first, &first] {
-        bed.store.add_key(key.clone()).await.unwrap();
+        db.store.add_key(key.clone()).await.unwrap();
     }
     assert_eq!(
-        bed.store.keys().await.unwrap(),
+        db.store.keys().await.unwrap(),
         [first.clone(), second.clone()]
     );
-    let twice = bed
+    let twice = db
         .store
         .add_key(KeyRecord {
             id: Uuid::now_v7(),
@@ -471,22 +497,20 @@ async fn keys_are_found_by_hash_until_they_are_revoked(#[values(On::Sqlite, On::
         .unwrap_err();
     assert!(matches!(twice, StoreError::Rejected(_)), "{twice}");
     assert_eq!(
-        bed.store.key_by_hash("hash1").await.unwrap(),
+        db.store.key_by_hash("hash1").await.unwrap(),
         Some(first.clone())
     );
-    assert!(bed.store.revoke_key(first.id, 9).await.unwrap());
-    assert!(!bed.store.revoke_key(first.id, 10).await.unwrap());
-    assert_eq!(bed.store.key_by_hash("hash1").await.unwrap(), None);
-    assert_eq!(bed.store.keys().await.unwrap()[0].revoked_at, Some(9));
-    assert!(!bed.store.revoke_key(Uuid::now_v7(), 9).await.unwrap());
-    bed.end().await;
+    assert!(db.store.revoke_key(first.id, 9).await.unwrap());
+    assert!(!db.store.revoke_key(first.id, 10).await.unwrap());
+    assert_eq!(db.store.key_by_hash("hash1").await.unwrap(), None);
+    assert_eq!(db.store.keys().await.unwrap()[0].revoked_at, Some(9));
+    assert!(!db.store.revoke_key(Uuid::now_v7(), 9).await.unwrap());
+    db.end().await;
 }
 
 /// DATA-07
-#[rstest]
-#[tokio::test]
-async fn replicas_that_start_together_migrate_once(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(case) = empty(on).await else { return };
+async fn replicas_that_start_together_migrate_once(server: &'static Server) {
+    let case = empty(server).await;
     let config = config(case.url());
     let opened = join_all((0..6).map(|_| stores::open(&config))).await;
     let replicas: Vec<Arc<dyn Store>> = opened
@@ -515,12 +539,9 @@ async fn replicas_that_start_together_migrate_once(#[values(On::Sqlite, On::Post
         .unwrap();
 }
 
-#[rstest]
-#[tokio::test]
-async fn many_writers_lose_nothing(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
+async fn many_writers_lose_nothing(db: TestStore) {
     let writes = (0..64).map(|n| {
-        let store = bed.store.clone();
+        let store = db.store.clone();
         async move {
             store
                 .add_document("a", new(&n.to_string(), "heron"))
@@ -530,26 +551,22 @@ async fn many_writers_lose_nothing(#[values(On::Sqlite, On::Postgres)] on: On) {
         }
     });
     join_all(writes).await;
-    assert_eq!(bed.case.count("documents").await.unwrap(), 64);
-    assert_eq!(bed.store.queries("a", page(1, 1)).await.unwrap().total, 64);
-    assert_eq!(bed.store.search("a", "heron", 100).await.unwrap().len(), 64);
-    bed.end().await;
+    assert_eq!(db.case.count("documents").await.unwrap(), 64);
+    assert_eq!(db.store.queries("a", page(1, 1)).await.unwrap().total, 64);
+    assert_eq!(db.store.search("a", "heron", 100).await.unwrap().len(), 64);
+    db.end().await;
 }
 
-#[rstest]
-#[tokio::test]
-async fn a_closed_store_says_so(#[values(On::Sqlite, On::Postgres)] on: On) {
-    let Some(bed) = store(on).await else { return };
-    bed.store.ping().await.unwrap();
-    bed.store.close().await;
+async fn a_closed_store_is_unavailable(db: TestStore) {
+    db.store.ping().await.unwrap();
+    db.store.close().await;
     assert!(matches!(
-        bed.store.ping().await,
+        db.store.ping().await,
         Err(StoreError::Unavailable(_))
     ));
-    bed.end().await;
+    db.end().await;
 }
 
-#[tokio::test]
 async fn memory_is_one_database_for_every_call() {
     let store = stores::open(&config("sqlite::memory:")).await.unwrap();
     let other = stores::open(&config("sqlite::memory:")).await.unwrap();
@@ -567,14 +584,26 @@ async fn memory_is_one_database_for_every_call() {
     );
 }
 
-#[rstest]
-#[case::scheme("mysql://me:s3cret@h/d", "mysql")]
-#[case::nothing("", "no scheme")]
-#[case::refused("postgres://me:s3cret@127.0.0.1:1/d", "127.0.0.1:1/d")]
-#[case::port("postgres://me:s3cret@127.0.0.1:port/d", "not a Postgres URL")]
-#[case::folder("sqlite:///proc/nowhere/x.db", "/proc/nowhere")]
-#[tokio::test]
-async fn a_wrong_url_is_told_without_its_password(#[case] url: &str, #[case] told: &str) {
+const WRONG_URLS: [(&str, &str, &str); 5] = [
+    ("scheme", "mysql://me:s3cret@h/d", "mysql"),
+    ("nothing", "", "no scheme"),
+    (
+        "refused",
+        "postgres://me:s3cret@127.0.0.1:1/d",
+        "127.0.0.1:1/d",
+    ),
+    (
+        "port",
+        "postgres://me:s3cret@127.0.0.1:port/d",
+        "not a Postgres URL",
+    ),
+    ("folder", "sqlite:///proc/nowhere/x.db", "/proc/nowhere"),
+];
+
+async fn a_wrong_url_is_refused_without_its_password(url: &str, reason: &str) {
     let error = stores::open(&config(url)).await.err().unwrap().to_string();
-    assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+    assert!(
+        error.contains(reason) && !error.contains("s3cret"),
+        "{error}"
+    );
 }

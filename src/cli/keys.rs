@@ -1,4 +1,5 @@
-//! `gauntlet keys`: API keys in the store of the configuration. A token is shown once, when it is made; only its hash is kept.
+//! `gauntlet keys`: adds, lists and revokes API keys in the store of the configuration. A token is
+//! shown once, when it is made; the store keeps its hash.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -14,13 +15,13 @@ use uuid::Uuid;
 
 use super::{CommandError, configuration, environment, runtime};
 
-/// Characters of a token that are kept, so that people can tell keys apart.
+/// The number of characters of a token that the store keeps, by which people recognise a key.
 const PREFIX: usize = 11;
 
 /// Add, list and revoke API keys.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration file (TOML); its [store] holds the keys
+    /// Read the store from this configuration file (TOML); its [store] section names the database
     #[arg(
         long,
         short,
@@ -36,34 +37,40 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a key and show its token, once
+    /// Make a key and show its token; the token is shown once
     Add {
-        /// Whose key it is
+        /// The tenant that requests with this key belong to
         #[arg(long)]
         tenant: String,
     },
     /// List all keys, oldest first
     List,
-    /// Revoke a key; a running gateway may know it for auth.cache_ms longer
+    /// Revoke a key; a running gateway may accept it for auth.cache_ms (milliseconds) longer
     Revoke {
-        /// Its id, as `list` shows it
+        /// The id of the key, as `gauntlet keys list` shows it
         id: Uuid,
     },
 }
 
-/// Does one thing with the keys.
+/// Runs one action on the keys.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let loaded = configuration(args.config.as_ref(), environment())?;
     runtime()?.block_on(async {
         let config = &loaded.config.store;
-        let place = redact_url(config.url.expose_secret());
+        let url = redact_url(config.url.expose_secret());
         let store = store::open(config).await.map_err(|error| {
-            CommandError(format!("store.url = {place} can't be opened: {error}; start that database, or write the URL of one that runs"))
+            CommandError(format!(
+                "store.url = {url} cannot be opened: {error}; \
+                 start that database, or set store.url to a database that runs"
+            ))
         })?;
-        let said = act(store.as_ref(), &loaded.config.auth, &args.action).await;
+        let output = act(store.as_ref(), &loaded.config.auth, &args.action).await;
         store.close().await;
-        writeln!(io::stdout(), "{}", said?).map_err(|error| {
-            CommandError(format!("nobody reads the output ({error}): `gauntlet keys list` shows what was done; revoke a key whose token is lost"))
+        writeln!(io::stdout(), "{}", output?).map_err(|error| {
+            CommandError(format!(
+                "the output cannot be written ({error}): \
+                 `gauntlet keys list` shows the keys; revoke a key whose token is lost"
+            ))
         })?;
         Ok(ExitCode::SUCCESS)
     })
@@ -72,7 +79,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
 async fn act(store: &dyn Keys, auth: &Auth, action: &Action) -> Result<String, CommandError> {
     let failed = |error: store::StoreError| {
         CommandError(format!(
-            "{error}: nothing was changed; try again when the store answers"
+            "{error}: try again when the store answers; \
+             `gauntlet keys list` shows the keys that exist"
         ))
     };
     match action {
@@ -80,7 +88,8 @@ async fn act(store: &dyn Keys, auth: &Auth, action: &Action) -> Result<String, C
             let tenant = tenant.trim();
             if tenant.is_empty() || tenant.chars().any(char::is_control) {
                 return Err(CommandError(format!(
-                    "--tenant {tenant:?} is no name: write one without control characters"
+                    "--tenant {tenant:?} is not a name: \
+                     write a name of at least one character, without control characters"
                 )));
             }
             let token = new_token();
@@ -97,16 +106,20 @@ async fn act(store: &dyn Keys, auth: &Auth, action: &Action) -> Result<String, C
             let first = store.keys().await.map_err(failed)?.is_empty();
             store.add_key(key).await.map_err(failed)?;
             let shown = format!(
-                "key    {id}\ntenant {tenant}\ntoken  {token}\nThe token is not shown again. Clients send it as: Authorization: Bearer TOKEN"
+                "key    {id}\ntenant {tenant}\ntoken  {token}\n\
+                 The token is not shown again. Clients send it as: Authorization: Bearer TOKEN"
             );
             Ok(match auth.required {
                 Some(false) => {
                     format!(
-                        "{shown}\nauth.required = false in this configuration: requests are taken without a key, and keys say nothing."
+                        "{shown}\nThis configuration sets auth.required = false: the gateway \
+                         accepts every request without a key and ignores keys. Remove that line to ask \
+                         clients for keys."
                     )
                 }
                 None if first => format!(
-                    "{shown}\nThis is the first key: a gateway that runs already asks for keys from its next start on."
+                    "{shown}\nThis is the first key: a gateway that is already running asks for \
+                     keys after its next start. Restart it now to protect it."
                 ),
                 None | Some(true) => shown,
             })
@@ -135,14 +148,14 @@ async fn act(store: &dyn Keys, auth: &Auth, action: &Action) -> Result<String, C
                 Ok(format!("revoked {id}"))
             } else {
                 Err(CommandError(format!(
-                    "no key with the id {id} can be revoked: `gauntlet keys list` shows those that can"
+                    "no valid key has the id {id}: `gauntlet keys list` shows the ids of all keys"
                 )))
             }
         }
     }
 }
 
-/// 244 random bits behind a name that secret scanners can look for.
+/// Makes a token: 244 random bits after a prefix that secret scanners can search for.
 fn new_token() -> String {
     format!("gk-{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
 }

@@ -53,7 +53,7 @@ pub trait Documents: Send + Sync {
     /// # Errors
     /// [`StoreError::Rejected`] when the tenant, the title or the text has a NUL character;
     /// [`StoreError::NotWritable`] when the database takes no writes; otherwise the reason why the
-    /// database did not answer.
+    /// database gave no answer.
     async fn add_document(
         &self,
         tenant: &str,
@@ -64,7 +64,7 @@ pub trait Documents: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::Rejected`] when the tenant has a NUL character; otherwise the reason why the
-    /// database did not answer.
+    /// database gave no answer.
     async fn document(&self, tenant: &str, id: Uuid) -> Result<Option<Document>, StoreError>;
 
     /// Deletes the tenant's document with its passages and returns whether it existed.

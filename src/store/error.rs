@@ -17,8 +17,8 @@ pub enum StoreError {
     /// No connection of the pool became free within the acquire timeout, which the value is.
     #[error("no connection to the store became free within {0:?}")]
     PoolExhausted(Duration),
-    /// The database did not answer within the statement timeout, which the value is.
-    #[error("the store did not answer within {0:?}")]
+    /// The database gave no answer within the statement timeout, which the value is.
+    #[error("the store gave no answer within {0:?}")]
     Timeout(Duration),
     /// The database takes no writes: it is read-only, its disk is full, or a right is missing.
     #[error("the store takes no writes: {0}")]
@@ -34,19 +34,20 @@ pub enum StoreError {
 /// What an error means for the connection that it came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionDisposition {
-    /// It can be used again.
+    /// The connection can be used again.
     Usable,
-    /// It is dead, or may be in the middle of something: it is thrown away.
+    /// The connection is dead or may be in the middle of something. It is closed.
     Lost,
-    /// It works, but what was settled when it began or prepared on it may no longer hold: it is thrown away.
+    /// The connection works, but what was settled when it began, or what was prepared on it, may no
+    /// longer hold. It is closed.
     Stale,
 }
 
-/// What the error means for the connection.
-pub(super) fn fate(error: &sqlx::Error) -> ConnectionDisposition {
+/// Returns what an error means for its connection.
+pub(super) fn disposition(error: &sqlx::Error) -> ConnectionDisposition {
     match error {
         sqlx::Error::Database(database) => match database.code().as_deref() {
-            Some(code) if is_postgres(database.as_ref()) => postgres_fate(code),
+            Some(code) if is_postgres(database.as_ref()) => postgres_disposition(code),
             _ => ConnectionDisposition::Usable,
         },
         sqlx::Error::RowNotFound
@@ -56,7 +57,7 @@ pub(super) fn fate(error: &sqlx::Error) -> ConnectionDisposition {
     }
 }
 
-/// Why the call failed. `bound` is the time-out that held for it.
+/// Returns why the call failed. `bound` is the timeout that held for the call.
 pub(super) fn classify(error: &sqlx::Error, bound: Duration) -> StoreError {
     match error {
         sqlx::Error::Database(database) => {
@@ -78,19 +79,27 @@ pub(super) fn classify(error: &sqlx::Error, bound: Duration) -> StoreError {
     }
 }
 
+/// Returns whether SQLite refused because another connection holds a lock (SQLITE_BUSY).
+pub(super) fn is_sqlite_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    primary_code(code.as_deref().unwrap_or_default()) == Some(5)
+}
+
 fn is_postgres(error: &(dyn sqlx::error::DatabaseError + 'static)) -> bool {
     error
         .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
         .is_some()
 }
 
-/// SQLSTATEs: PostgreSQL documentation, appendix A.
-fn postgres_fate(code: &str) -> ConnectionDisposition {
+/// The SQLSTATEs stand in appendix A of the documentation of PostgreSQL.
+fn postgres_disposition(code: &str) -> ConnectionDisposition {
     match code {
-        // admin shutdown, crash shutdown, cannot connect now, database dropped, idle session timeout
+        // admin shutdown, crash shutdown, cannot connect now, database dropped, idle session
+        // timeout
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => ConnectionDisposition::Lost,
-        // cached plan must not change result type; a prepared statement is gone (a pooler between); read-only: whether a session
-        // writes may have been settled when it began, so that only a new one shows that writing is allowed again
+        // cached plan must not change result type; a prepared statement is gone (a pooler between);
+        // read-only: whether a session writes may have been settled when it began, so that only a
+        // new session shows that writing is allowed again
         "0A000" | "26000" | "25006" => ConnectionDisposition::Stale,
         code if code.starts_with("08") => ConnectionDisposition::Lost,
         _ => ConnectionDisposition::Usable,
@@ -99,33 +108,40 @@ fn postgres_fate(code: &str) -> ConnectionDisposition {
 
 fn postgres(code: &str, message: String, bound: Duration) -> StoreError {
     match code {
+        // query canceled, lock not available
         "57014" | "55P03" => StoreError::Timeout(bound),
         // read-only transaction, disk full, insufficient privilege
         "25006" | "53100" | "42501" => StoreError::NotWritable(message),
-        // not in repertoire, untranslatable character, truncation, program limit, a value that exists already
+        // not in repertoire, untranslatable character, truncation, program limit, unique violation
         "22021" | "22P05" | "22001" | "54000" | "23505" => StoreError::Rejected(message),
-        // 08 connection, 57P operator, 53 resources (too many connections), 55000 no connections allowed, 3D000 no such database
+        // no connections allowed, no such database
         "55000" | "3D000" => StoreError::Unavailable(message),
+        // 08: connection; 57P: operator; 53: resources, such as too many connections
         code if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
             StoreError::Unavailable(message)
         }
-        // the password or the role is wrong: the operator's matter, never the client's
+        // 28: the password or the role is wrong, which the operator mends, never the client
         code if code.starts_with("28") => StoreError::Unavailable(message),
         code => StoreError::Failed(format!("{message} (SQLSTATE {code})")),
     }
 }
 
-/// Result codes: <https://www.sqlite.org/rescode.html>; the low byte is the primary code.
+/// The result codes stand in <https://www.sqlite.org/rescode.html>.
 fn sqlite(code: &str, message: String, bound: Duration) -> StoreError {
-    match code.parse::<i32>().map(|code| (code & 0xff, code)) {
+    match (primary_code(code), code) {
         // busy, locked, interrupted
-        Ok((5 | 6 | 9, _)) => StoreError::Timeout(bound),
+        (Some(5 | 6 | 9), _) => StoreError::Timeout(bound),
         // permission, read-only, full, authorization
-        Ok((3 | 8 | 13 | 23, _)) => StoreError::NotWritable(message),
+        (Some(3 | 8 | 13 | 23), _) => StoreError::NotWritable(message),
         // input/output, cannot open
-        Ok((10 | 14, _)) => StoreError::Unavailable(message),
+        (Some(10 | 14), _) => StoreError::Unavailable(message),
         // too big; a primary key or unique constraint
-        Ok((18, _)) | Ok((_, 1555 | 2067)) => StoreError::Rejected(message),
+        (Some(18), _) | (_, "1555" | "2067") => StoreError::Rejected(message),
         _ => StoreError::Failed(format!("{message} (SQLite result code {code})")),
     }
+}
+
+/// The primary result code is the low byte of an extended one.
+fn primary_code(code: &str) -> Option<i32> {
+    code.parse::<i32>().ok().map(|code| code & 0xff)
 }

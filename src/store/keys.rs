@@ -43,20 +43,20 @@ pub trait Keys: Send + Sync {
     /// # Errors
     /// [`StoreError::Rejected`] when a text of the key has a NUL character or another key has the
     /// same hash; [`StoreError::NotWritable`] when the database takes no writes; otherwise the
-    /// reason why the database did not answer.
+    /// reason why the database gave no answer.
     async fn add_key(&self, key: KeyRecord) -> Result<(), StoreError>;
 
     /// Returns all keys, revoked ones too, the oldest first.
     ///
     /// # Errors
-    /// The reason why the database did not answer.
+    /// The reason why the database gave no answer.
     async fn keys(&self) -> Result<Vec<KeyRecord>, StoreError>;
 
     /// Revokes a key and returns whether it existed and was valid until now.
     ///
     /// # Errors
     /// [`StoreError::NotWritable`] when the database takes no writes; otherwise the reason why the
-    /// database did not answer. The call is never repeated: after [`StoreError::Unavailable`] or
+    /// database gave no answer. The call is never repeated: after [`StoreError::Unavailable`] or
     /// [`StoreError::Timeout`] the key may be revoked or not.
     async fn revoke_key(&self, id: Uuid, at: Micros) -> Result<bool, StoreError>;
 
@@ -64,6 +64,6 @@ pub trait Keys: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::Rejected`] when the hash has a NUL character; otherwise the reason why the
-    /// database did not answer.
+    /// database gave no answer.
     async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRecord>, StoreError>;
 }

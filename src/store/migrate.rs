@@ -1,10 +1,21 @@
-//! The schema: numbered migrations, applied once, in one transaction, under a lock.
+//! The schema: numbered migrations, each applied once, all in one transaction, under a lock.
 //!
-//! Two replicas that start together wait for each other: on an advisory lock of Postgres, on the write lock of SQLite. A schema
-//! that is up to date is only read, so that a read-only database does. sqlx's own migrator takes no lock on SQLite.
+//! Replicas that start together wait for each other: on an advisory lock of Postgres, on the write
+//! lock of SQLite. A schema that is up to date is only read, so that a read-only database serves.
+//! sqlx's own migrator takes no lock on SQLite.
+
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
+
+use super::StoreError;
+use super::error::classify;
+
+/// The longest time that migrating may take, the wait for another replica included.
+pub(super) const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
+/// The longest wait for another replica that migrates.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One step of the schema.
 struct Migration {
@@ -14,12 +25,14 @@ struct Migration {
 }
 
 impl Migration {
-    /// The step and the record of it, in words that both databases read; every part of it is this program's own.
+    /// The statements of the step and the record of it, as both databases read them. Every part of
+    /// it is this program's own.
     fn script(&self) -> String {
         let Self { version, name, sql } = self;
         let checksum = checksum(sql);
         format!(
-            "{sql};\nINSERT INTO schema_migrations (version, name, checksum) VALUES ({version}, '{name}', '{checksum}')"
+            "{sql};\nINSERT INTO schema_migrations (version, name, checksum)
+             VALUES ({version}, '{name}', '{checksum}')"
         )
     }
 }
@@ -36,7 +49,7 @@ const SQLITE: &[Migration] = &[Migration {
     sql: include_str!("migrations/sqlite/0001_documents_queries_keys.sql"),
 }];
 
-/// Any number, the same in every replica: the key of the advisory lock ("gauntlet" in ASCII).
+/// The key of the advisory lock, the same in every replica ("gauntlet" in ASCII).
 const LOCK: i64 = 0x6761_756e_746c_6574;
 
 /// Why the schema could not be brought up to date.
@@ -45,14 +58,28 @@ pub(super) enum MigrateError {
     /// The database's own error.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
-    /// What was applied is not what this program knows.
+    /// An applied migration is not the one that this program knows.
     #[error(
-        "migration {version} ({name}) in this database differs from the one in this program: it was made by another version; use a database of its own, or the program that made it"
+        "migration {version} ({name}) in this database differs from the one in this program: \
+         another version made it; use another database, or the program that made this one"
     )]
     Changed { version: i64, name: &'static str },
 }
 
-/// Whether a Postgres database is up to date.
+/// Runs a part of a migration within a bound.
+pub(super) async fn within<T>(
+    bound: Duration,
+    migration: impl Future<Output = Result<T, MigrateError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(bound, migration).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(MigrateError::Sql(error))) => Err(classify(&error, bound)),
+        Ok(Err(error)) => Err(StoreError::Failed(error.to_string())),
+        Err(_) => Err(StoreError::Timeout(bound)),
+    }
+}
+
+/// Returns whether a Postgres database is up to date.
 pub(super) async fn postgres_is_current(
     connection: &mut PgConnection,
 ) -> Result<bool, MigrateError> {
@@ -62,16 +89,13 @@ pub(super) async fn postgres_is_current(
     Ok(known && pending(POSTGRES, &postgres_applied(connection).await?)?.is_empty())
 }
 
-/// Brings a Postgres database up to date. `lock_wait` bounds the wait for another replica that migrates.
-pub(super) async fn postgres(
-    connection: &mut PgConnection,
-    lock_wait: std::time::Duration,
-) -> Result<(), MigrateError> {
+/// Brings a Postgres database up to date.
+pub(super) async fn postgres(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let mut transaction = connection.begin().await?;
-    // a migration may take longer than a request's statement: only the waiting is bounded
+    // a migration may take longer than a request's statement: only the wait for the lock is bounded
     let bounds = format!(
         "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {}",
-        lock_wait.as_millis()
+        LOCK_TIMEOUT.as_millis()
     );
     sqlx::raw_sql(AssertSqlSafe(bounds))
         .execute(&mut *transaction)
@@ -81,7 +105,9 @@ pub(super) async fn postgres(
         .execute(&mut *transaction)
         .await?;
     sqlx::raw_sql(
-        "CREATE TABLE IF NOT EXISTS schema_migrations (version bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+        "CREATE TABLE IF NOT EXISTS schema_migrations (
+             version bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
+             applied_at timestamptz NOT NULL DEFAULT now())",
     )
     .execute(&mut *transaction)
     .await?;
@@ -95,7 +121,8 @@ pub(super) async fn postgres(
     Ok(())
 }
 
-/// Brings a SQLite database up to date; the connection's busy time-out bounds the wait for another process that migrates.
+/// Brings a SQLite database up to date. The connection's busy timeout bounds the wait for another
+/// process that migrates.
 pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), MigrateError> {
     let known: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations')",
@@ -107,7 +134,9 @@ pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), Migr
     }
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(
-        "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+        "CREATE TABLE IF NOT EXISTS schema_migrations (
+             version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL,
+             applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP)",
     )
     .execute(&mut *transaction)
     .await?;
@@ -121,6 +150,7 @@ pub(super) async fn sqlite(connection: &mut SqliteConnection) -> Result<(), Migr
     Ok(())
 }
 
+/// The version and the checksum of each migration that was applied.
 type Applied = Vec<(i64, String)>;
 
 const APPLIED: &str = "SELECT version, checksum FROM schema_migrations";
@@ -133,17 +163,18 @@ async fn sqlite_applied(connection: &mut SqliteConnection) -> Result<Applied, sq
     sqlx::query_as(APPLIED).fetch_all(connection).await
 }
 
-/// What is yet to be applied, in order. Versions that this program does not know are a newer replica's, and are left alone.
+/// Returns the migrations that are yet to be applied, in order. A version that this program does
+/// not know belongs to a newer replica and is left alone.
 fn pending(
     all: &'static [Migration],
     applied: &Applied,
 ) -> Result<Vec<&'static Migration>, MigrateError> {
     let mut pending = Vec::new();
     for migration in all {
-        match applied
+        let found = applied
             .iter()
-            .find(|(version, _)| *version == migration.version)
-        {
+            .find(|(version, _)| *version == migration.version);
+        match found {
             None => pending.push(migration),
             Some((_, sum)) if *sum == checksum(migration.sql) => {}
             Some(_) => {

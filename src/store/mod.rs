@@ -1,10 +1,10 @@
 //! The store: documents, records of queries and API keys, on Postgres or on embedded SQLite.
 //!
-//! A part of the gateway takes only the trait that it needs: [`Documents`], [`Queries`], [`Keys`] or
-//! [`StoreHealth`]. [`Store`] is all of them and is held by the gateway, which opens and closes it.
-//! The same calls give the same results on both databases.
+//! A part of the gateway takes only the trait that it needs: [`Documents`], [`Queries`], [`Keys`]
+//! or [`StoreHealth`]. [`Store`] is all of them and is held by the gateway, which opens and closes
+//! it. The same calls give the same results on both databases.
 
-mod checked;
+mod dialect;
 mod documents;
 mod error;
 mod keys;
@@ -14,6 +14,7 @@ mod pool;
 mod postgres;
 mod queries;
 mod row;
+mod sql;
 mod sqlite;
 mod text;
 
@@ -39,7 +40,7 @@ pub trait StoreHealth: Send + Sync {
     /// Makes one cheap round trip to the database. Cancel safe.
     ///
     /// # Errors
-    /// The reason why the database did not answer within the acquire and the statement timeouts.
+    /// The reason why the database gave no answer within the acquire and the statement timeouts.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 

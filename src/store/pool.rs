@@ -1,233 +1,231 @@
-//! A bounded pool of connections for either database.
+//! A bounded pool of connections, `deadpool`'s, and the one way in which a call uses a connection.
 //!
-//! sqlx's own pool answers a refused connection with its acquire time-out, waits for a stalled server when a connection comes
-//! back, and hands out idle connections that died: none of which a gateway can do. Here a call has one bound for the
-//! connection and one for the statement; a connection comes back only after a call that ended well, and is otherwise closed
-//! at once (the server rolls back). A connection that died, idle or under a call that may be repeated, is replaced within the call.
+//! A call has one bound for its connection and one for its statements. A connection comes back to
+//! the pool only after a call that ended well; otherwise it is closed at once, and the server rolls
+//! back. A connection that died is replaced within the call where the call may be repeated.
 
-use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use deadpool::managed::{
+    Manager, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult,
+};
+use scopeguard::{ScopeGuard, guard};
 use sqlx::{ConnectOptions, Connection};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use super::StoreError;
-use super::error::{ConnectionDisposition, classify, fate};
+use super::dialect::{Answer, Call, Dialect, Effect};
+use super::error::{ConnectionDisposition, classify, disposition};
 
-/// A connection that was idle for longer is not used again: firewalls forget it.
-const LONGEST_IDLE: Duration = Duration::from_secs(300);
-
-/// Whether a call may be made twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Idempotent {
-    /// A second call changes nothing and answers the same: it is repeated when its connection turns out dead, or breaks.
-    Yes,
-    /// It is made once: an idle connection is asked for a sign of life before.
-    No,
-}
-
-/// Tells the compiler that what a call borrows (`'a`) outlives its use of the connection (`'c`).
-pub(super) type Borrows<'c, 'a> = PhantomData<&'c &'a ()>;
+/// A connection that was idle for longer is closed instead of used: firewalls forget it.
+const MAX_IDLE: Duration = Duration::from_secs(300);
 
 /// The bounds of a pool.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
+    /// The number of connections that are open at the same time.
     pub connections: u32,
+    /// The longest wait for a connection, which includes making it.
     pub acquire: Duration,
+    /// The longest wait for the answer to a call on a connection.
     pub statement: Duration,
 }
 
-/// A pool of connections of one kind.
-pub(super) struct Pool<C: Connection> {
-    options: C::Options,
+/// Where a database is and how it is connected to.
+pub(super) struct Connector<C: Connection> {
+    pub options: C::Options,
     /// Names the database to people, without credentials.
-    target: String,
-    bounds: Bounds,
-    slots: Arc<Semaphore>,
-    idle: Mutex<Vec<Idle<C>>>,
+    pub target: String,
 }
 
-struct Idle<C> {
-    connection: C,
-    since: Instant,
-}
-
-struct Leased<C> {
-    connection: C,
-    reused: bool,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl<C: Connection> Pool<C> {
-    /// An empty pool; nothing is connected yet.
-    pub fn new(options: C::Options, target: String, bounds: Bounds) -> Self {
-        let slots = usize::try_from(bounds.connections.max(1)).unwrap_or(1);
-        Self {
-            options,
-            target,
-            bounds,
-            slots: Arc::new(Semaphore::new(slots)),
-            idle: Mutex::new(Vec::new()),
+impl<C: Connection> Connector<C> {
+    /// Makes a connection outside of any pool, within the acquire timeout. Cancel safe.
+    pub async fn connect(&self, bounds: Bounds) -> Result<C, StoreError> {
+        match tokio::time::timeout(bounds.acquire, self.options.connect()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(self.not_connected(&error, bounds)),
+            Err(_) => Err(self.no_connection_within(bounds)),
         }
     }
 
-    /// A connection outside of any pool, for the schema.
-    pub async fn single(
-        options: &C::Options,
-        target: &str,
-        bounds: Bounds,
-    ) -> Result<C, StoreError> {
-        connect::<C>(
-            options,
-            target,
-            Instant::now() + bounds.acquire,
-            bounds.acquire,
-        )
-        .await
+    fn not_connected(&self, error: &sqlx::Error, bounds: Bounds) -> StoreError {
+        match classify(error, bounds.acquire) {
+            StoreError::Failed(reason) | StoreError::Unavailable(reason) => {
+                StoreError::Unavailable(format!("{}: {reason}", self.target))
+            }
+            other => other,
+        }
+    }
+
+    fn no_connection_within(&self, bounds: Bounds) -> StoreError {
+        let Self { target, .. } = self;
+        StoreError::Unavailable(format!(
+            "{target}: no connection within {:?}",
+            bounds.acquire
+        ))
+    }
+}
+
+impl<C: Connection + 'static> Manager for Connector<C> {
+    type Type = C;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> Result<C, sqlx::Error> {
+        self.options.connect().await
+    }
+
+    async fn recycle(&self, _: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if metrics.last_used() < MAX_IDLE {
+            Ok(())
+        } else {
+            Err(RecycleError::message(
+                "the connection was idle for too long",
+            ))
+        }
+    }
+}
+
+type Pooled<D> = Object<Connector<<D as Dialect>::Connection>>;
+
+/// A connection in use. Dropping it closes the connection; [`give_back`] returns it to the pool.
+type Lease<D> = ScopeGuard<Pooled<D>, fn(Pooled<D>)>;
+
+fn lease<D: Dialect>(connection: Pooled<D>) -> Lease<D> {
+    let close: fn(Pooled<D>) = |connection| drop(Object::take(connection));
+    guard(connection, close)
+}
+
+fn give_back<D: Dialect>(lease: Lease<D>) {
+    drop(ScopeGuard::into_inner(lease));
+}
+
+/// A pool of connections to one database.
+pub(super) struct Pool<D: Dialect> {
+    connections: deadpool::managed::Pool<Connector<D::Connection>>,
+    /// The one call that writes holds its permit, where the database takes one writer at a time.
+    writer: Option<Semaphore>,
+    bounds: Bounds,
+}
+
+impl<D: Dialect> Pool<D> {
+    /// Makes an empty pool; nothing is connected yet.
+    pub fn new(connector: Connector<D::Connection>, bounds: Bounds) -> Result<Self, StoreError> {
+        let size = usize::try_from(bounds.connections.max(1)).unwrap_or(usize::MAX);
+        let connections = deadpool::managed::Pool::builder(connector)
+            .max_size(size)
+            .queue_mode(QueueMode::Lifo)
+            .build()
+            .map_err(|error| StoreError::Failed(format!("the pool cannot be made: {error}")))?;
+        let writer = D::ONE_WRITER.then(|| Semaphore::new(1));
+        Ok(Self {
+            connections,
+            writer,
+            bounds,
+        })
     }
 
     /// Makes one call on one connection.
     ///
-    /// It takes no longer than the acquire and the statement time-outs together. Cancel safe: when it is dropped the connection
-    /// is closed and what was begun is rolled back.
-    pub async fn call<'a, T, F>(&self, repeat: Idempotent, call: F) -> Result<T, StoreError>
-    where
-        T: Send,
-        F: for<'c> Fn(&'c mut C, Borrows<'c, 'a>) -> BoxFuture<'c, Result<T, sqlx::Error>>
-            + Send
-            + Sync,
-    {
+    /// The call takes no longer than the acquire and the statement timeouts together. Cancel safe:
+    /// when the call is dropped, its connection is closed and what was begun is rolled back.
+    pub async fn call(&self, call: &Call<'_>) -> Result<Answer<D::Row>, StoreError> {
         let acquire_by = Instant::now() + self.bounds.acquire;
-        let mut leased = self.lease(acquire_by).await?;
+        let _writer = self.writer(call.effect, acquire_by).await?;
+        let mut lease = self.lease(acquire_by).await?;
         let answer_by = Instant::now() + self.bounds.statement;
+        if call.effect == Effect::Write {
+            while is_reused::<D>(&lease) && !is_alive::<D>(&mut lease, answer_by).await {
+                lease = self.replace(lease, answer_by).await?;
+            }
+        }
         let mut repeated = false;
         loop {
-            if repeat == Idempotent::No
-                && leased.reused
-                && !alive(&mut leased.connection, answer_by).await
-            {
-                leased = self.replace(leased, acquire_by.max(answer_by)).await?;
-            }
-            let Ok(result) = timeout_at(answer_by, call(&mut leased.connection, PhantomData)).await
-            else {
+            let Ok(result) = timeout_at(answer_by, D::run(&mut lease, call)).await else {
                 return Err(StoreError::Timeout(self.bounds.statement));
             };
             let error = match result {
-                Ok(value) => {
-                    self.give_back(leased);
-                    return Ok(value);
+                Ok(answer) => {
+                    give_back::<D>(lease);
+                    return Ok(answer);
                 }
                 Err(error) => error,
             };
-            match fate(&error) {
-                ConnectionDisposition::Usable => {
-                    self.give_back(leased);
-                    return Err(classify(&error, self.bounds.statement));
-                }
-                // an idle connection that was dead costs no try; one that broke under the call costs the second and last one
-                ConnectionDisposition::Lost | ConnectionDisposition::Stale
-                    if repeat == Idempotent::Yes && (leased.reused || !repeated) =>
-                {
-                    tracing::debug!(%error, store = self.target, "a connection was lost; the call is made on a new one");
-                    repeated |= !leased.reused;
-                    leased = self.replace(leased, answer_by).await?;
-                }
-                ConnectionDisposition::Lost | ConnectionDisposition::Stale => {
-                    return Err(classify(&error, self.bounds.statement));
-                }
+            let usable = disposition(&error) == ConnectionDisposition::Usable;
+            // an idle connection that had died does not count as the one repetition
+            let may_repeat = call.effect != Effect::Write && (is_reused::<D>(&lease) || !repeated);
+            if usable {
+                give_back::<D>(lease);
+            } else if may_repeat {
+                let store = &self.connections.manager().target;
+                tracing::debug!(%error, store, "the connection broke: the call is repeated");
+                repeated |= !is_reused::<D>(&lease);
+                lease = self.replace(lease, answer_by).await?;
+                continue;
             }
+            return Err(classify(&error, self.bounds.statement));
         }
     }
 
-    /// Lets nobody in any more and closes the connections that are idle; one in use is closed when its call ends.
+    /// Lets no call begin any more and closes the idle connections; a connection in use is closed
+    /// when its call ends.
     pub async fn close(&self) {
-        self.slots.close();
-        let idle = std::mem::take(&mut *self.idle());
-        for Idle { connection, .. } in idle {
-            // an orderly good-bye is a courtesy; a server that is gone is no error here
+        let idle = self.connections.retain(|_, _| false).removed;
+        self.connections.close();
+        for connection in idle {
+            // the goodbye is a courtesy: a server that is gone is no error here
             let _ = tokio::time::timeout(self.bounds.statement, connection.close()).await;
         }
     }
 
-    async fn lease(&self, by: Instant) -> Result<Leased<C>, StoreError> {
-        let slot = match timeout_at(by, Arc::clone(&self.slots).acquire_owned()).await {
-            Ok(Ok(slot)) => slot,
-            Ok(Err(_)) => return Err(StoreError::Unavailable("the store is closed".into())),
-            Err(_) => return Err(StoreError::PoolExhausted(self.bounds.acquire)),
-        };
-        if let Some(connection) = self.take_idle() {
-            return Ok(Leased {
-                connection,
-                reused: true,
-                _slot: slot,
-            });
-        }
-        self.connect(slot, by).await
-    }
-
-    /// A fresh connection in the place of a dead one. Its idle siblings most likely died with it.
-    async fn replace(&self, dead: Leased<C>, by: Instant) -> Result<Leased<C>, StoreError> {
-        self.idle().clear();
-        self.connect(dead._slot, by).await
-    }
-
-    async fn connect(
+    async fn writer(
         &self,
-        slot: OwnedSemaphorePermit,
+        effect: Effect,
         by: Instant,
-    ) -> Result<Leased<C>, StoreError> {
-        let connection = connect::<C>(&self.options, &self.target, by, self.bounds.acquire).await?;
-        Ok(Leased {
-            connection,
-            reused: false,
-            _slot: slot,
-        })
-    }
-
-    fn give_back(&self, leased: Leased<C>) {
-        if !self.slots.is_closed() {
-            self.idle().push(Idle {
-                connection: leased.connection,
-                since: Instant::now(),
-            });
+    ) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
+        let Some(writer) = self.writer.as_ref().filter(|_| effect != Effect::Read) else {
+            return Ok(None);
+        };
+        match timeout_at(by, writer.acquire()).await {
+            Ok(permit) => permit.map(Some).map_err(|_| closed()),
+            Err(_) => Err(StoreError::PoolExhausted(self.bounds.acquire)),
         }
     }
 
-    /// The connection that was used last: those beneath it may grow old and go.
-    fn take_idle(&self) -> Option<C> {
-        let mut idle = self.idle();
-        idle.retain(|entry| entry.since.elapsed() < LONGEST_IDLE);
-        idle.pop().map(|entry| entry.connection)
-    }
-
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle<C>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn connect<C: Connection>(
-    options: &C::Options,
-    target: &str,
-    by: Instant,
-    bound: Duration,
-) -> Result<C, StoreError> {
-    match timeout_at(by, options.connect()).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(match classify(&error, bound) {
-            StoreError::Failed(reason) | StoreError::Unavailable(reason) => {
-                StoreError::Unavailable(format!("{target}: {reason}"))
+    async fn lease(&self, by: Instant) -> Result<Lease<D>, StoreError> {
+        let connector = self.connections.manager();
+        match timeout_at(by, self.connections.get()).await {
+            Ok(Ok(connection)) => Ok(lease::<D>(connection)),
+            Ok(Err(PoolError::Backend(error))) => Err(connector.not_connected(&error, self.bounds)),
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => {
+                let status = self.connections.status();
+                if status.size >= status.max_size {
+                    Err(StoreError::PoolExhausted(self.bounds.acquire))
+                } else {
+                    Err(connector.no_connection_within(self.bounds))
+                }
             }
-            other => other,
-        }),
-        Err(_) => Err(StoreError::Unavailable(format!(
-            "{target}: no connection within {bound:?}"
-        ))),
+        }
+    }
+
+    /// Closes a dead connection and takes another one. The idle connections most likely died with
+    /// it, and are closed too.
+    async fn replace(&self, dead: Lease<D>, by: Instant) -> Result<Lease<D>, StoreError> {
+        drop(dead);
+        drop(self.connections.retain(|_, _| false));
+        self.lease(by).await
     }
 }
 
-async fn alive<C: Connection>(connection: &mut C, by: Instant) -> bool {
-    matches!(timeout_at(by, connection.ping()).await, Ok(Ok(())))
+fn closed() -> StoreError {
+    StoreError::Unavailable("the store is closed".into())
+}
+
+fn is_reused<D: Dialect>(lease: &Lease<D>) -> bool {
+    Pooled::<D>::metrics(lease).recycle_count > 0
+}
+
+async fn is_alive<D: Dialect>(lease: &mut Lease<D>, by: Instant) -> bool {
+    matches!(timeout_at(by, lease.ping()).await, Ok(Ok(())))
 }

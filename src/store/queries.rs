@@ -65,14 +65,14 @@ pub trait Queries: Send + Sync {
     /// # Errors
     /// [`StoreError::Rejected`] when the tenant or the status has a NUL character;
     /// [`StoreError::NotWritable`] when the database takes no writes; otherwise the reason why the
-    /// database did not answer.
+    /// database gave no answer.
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError>;
 
     /// Returns the tenant's query, or `None` when the tenant has no query with that id.
     ///
     /// # Errors
     /// [`StoreError::Rejected`] when the tenant has a NUL character; otherwise the reason why the
-    /// database did not answer.
+    /// database gave no answer.
     async fn query(&self, tenant: &str, id: Uuid) -> Result<Option<QueryRecord>, StoreError>;
 
     /// Returns one page of the tenant's queries, the newest first. The page and its total are of
@@ -80,6 +80,6 @@ pub trait Queries: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::Rejected`] when the tenant or the status has a NUL character; otherwise the
-    /// reason why the database did not answer.
+    /// reason why the database gave no answer.
     async fn queries(&self, tenant: &str, listing: Listing) -> Result<Page, StoreError>;
 }

@@ -1,4 +1,4 @@
-//! Rows to values: both databases answer with the same columns in the same order, and are read by the same functions.
+//! Reads values from rows: both databases answer with the same columns in the same order.
 
 use sqlx::{ColumnIndex, Decode, Row, Type};
 use uuid::Uuid;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::text::Found;
 use super::{Document, KeyRecord, Page, QueryRecord, StoreError};
 
-/// The kinds of columns that the store has, read by position.
+/// The types of columns that the store has, read by position from 0.
 pub(super) trait Columns {
     fn text(&self, at: usize) -> Result<String, StoreError>;
     fn optional_text(&self, at: usize) -> Result<Option<String>, StoreError>;
@@ -16,7 +16,7 @@ pub(super) trait Columns {
     fn uuid(&self, at: usize) -> Result<Uuid, StoreError> {
         let text = self.text(at)?;
         Uuid::parse_str(&text).map_err(|error| {
-            StoreError::Failed(format!("`{text}` in the store is not an id: {error}"))
+            StoreError::Failed(format!("`{text}` in the store is not a UUID: {error}"))
         })
     }
 }
@@ -44,7 +44,6 @@ where
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 fn unreadable(error: sqlx::Error) -> StoreError {
     StoreError::Failed(error.to_string())
 }
@@ -70,7 +69,7 @@ pub(super) fn found(row: &impl Columns) -> Result<Found, StoreError> {
     })
 }
 
-/// Reads id, tenant, status, created_at, document, from the column `first` on.
+/// Reads id, tenant, status, created_at, document from the column `first` on.
 pub(super) fn query_record(row: &impl Columns, first: usize) -> Result<QueryRecord, StoreError> {
     let document = row.text(first + 4)?;
     Ok(QueryRecord {
@@ -84,7 +83,8 @@ pub(super) fn query_record(row: &impl Columns, first: usize) -> Result<QueryReco
     })
 }
 
-/// Reads the total, then the columns of a record, which are null in the one row of a page without records.
+/// Reads the total and then the columns of a record, which are null in the one row of a page
+/// without records.
 pub(super) fn page(rows: &[impl Columns]) -> Result<Page, StoreError> {
     let total = rows.first().map_or(Ok(0), |row| row.number(0))?;
     let mut records = Vec::with_capacity(rows.len());

@@ -1,8 +1,10 @@
-//! Text search that gives the same answer on both databases: words, passages and ranks are made here, the database only finds.
+//! Text search that gives the same answer on both databases: this module makes the words, the
+//! passages and the order; the database only finds passages.
 //!
-//! A word is a run of alphanumeric characters, in lower case, without stemming and without stop words; a character of a script that
-//! writes without spaces is a word of its own. Words that are not ASCII are written as hex, so that no tokenizer, locale or
-//! Unicode version of a database takes part. A passage matches when it has any word of the query.
+//! A word is a run of alphanumeric characters in lower case, without stemming and without stop
+//! words. A character of a script that writes without spaces is a word of its own. Words that are
+//! not ASCII are written as hex, so that no tokenizer, locale or Unicode version of a database
+//! takes part. A passage matches when it has any word of the query.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,24 +12,27 @@ use uuid::Uuid;
 
 use super::Passage;
 
-/// A passage is at most that long, in bytes, and ends at a paragraph, a sentence or a word where it can.
+/// The length of the longest passage, in bytes. A passage ends at a paragraph, a sentence or a word
+/// where it can.
 const PASSAGE_BYTES: usize = 1_200;
-/// Distinct words of a query that are looked for; the rest of a very long query adds little.
+/// The number of distinct words of a query that are searched for; the rest of a very long query
+/// adds little.
 const QUERY_WORDS: usize = 64;
-/// A longer word counts by its beginning.
+/// The number of bytes of a word that count; a longer word is cut.
 const WORD_BYTES: usize = 64;
-/// Passages that a database hands over for ranking, the best by its own rank. Where fewer match, the order on both databases is equal.
-pub(super) const CANDIDATES: u32 = 256;
+/// The number of passages that a database finds for [`rerank`], the best by its own rank. Where
+/// fewer passages match, the order is equal on both databases.
+pub(super) const MAX_RERANKED: u32 = 256;
 
 /// A piece of a document with its words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub text: String,
-    /// The words of the title and of the text, a space between.
+    /// The words of the title and of the text, with one space between two words.
     pub terms: String,
 }
 
-/// A passage that matches, as a database handed it over.
+/// A passage that a database found.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub document: Uuid,
@@ -37,7 +42,7 @@ pub(super) struct Found {
     pub terms: String,
 }
 
-/// Cuts a document into passages. Text without a word has none.
+/// Cuts a document into passages. Text without a word gives no passage.
 pub(super) fn pieces(title: &str, text: &str) -> Vec<Piece> {
     let title = words(title).join(" ");
     let mut pieces = Vec::new();
@@ -61,7 +66,7 @@ pub(super) fn pieces(title: &str, text: &str) -> Vec<Piece> {
     pieces
 }
 
-/// The distinct words of a query, in order; empty when it has none.
+/// Returns the distinct words of a query, in order.
 pub(super) fn query_words(text: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
     words(text)
@@ -71,9 +76,15 @@ pub(super) fn query_words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Ranks passages by BM25 over what was found, keeps the best passage of each document, and orders them: best first, newer
-/// documents first among equals.
-pub(super) fn rank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passage> {
+/// Orders the passages that a database found, keeps the best passage of each document, and returns
+/// at most `limit` of them: the best first, newer documents first among equals.
+///
+/// The score has the formula of BM25, but the rarity of a word and the average length are taken
+/// over the passages that were found, not over the whole corpus. A word that every found passage
+/// has therefore counts little, however rare it is in the corpus: the score orders the
+/// found passages, and scores of two searches cannot be compared. The order is the same on both
+/// databases.
+pub(super) fn rerank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passage> {
     let counted: Vec<(HashMap<&str, f64>, f64)> = found
         .iter()
         .map(|passage| count(query, &passage.terms))
@@ -93,7 +104,7 @@ pub(super) fn rank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passa
     let scores: Vec<f64> = counted
         .iter()
         .map(|(counts, length)| {
-            // always summed in the order of the query, so that equal passages have equal scores
+            // the sum runs in the order of the query, so that equal passages have equal scores
             query
                 .iter()
                 .zip(&rarity)
@@ -140,13 +151,14 @@ pub(super) fn rank(query: &[String], found: Vec<Found>, limit: u32) -> Vec<Passa
         .collect()
 }
 
-/// BM25's saturation of a word's count, with the usual k1 = 1.2 and b = 0.75.
+/// Returns what a word's count adds to the score: the more often, the less each time. The formula
+/// is BM25's with the usual k1 = 1.2 and b = 0.75.
 fn saturation(count: Option<f64>, length: f64, average: f64) -> f64 {
     let Some(count) = count else { return 0.0 };
     count * 2.2 / (count + 1.2 * (0.25 + 0.75 * length / average.max(1.0)))
 }
 
-/// How often each word of the query is in the passage, and how many words the passage has.
+/// Counts each word of the query in a passage, and all words of the passage.
 fn count<'a>(query: &[String], terms: &'a str) -> (HashMap<&'a str, f64>, f64) {
     let mut counts = HashMap::new();
     let mut length = 0.0;
@@ -183,7 +195,7 @@ fn finish(word: &mut String, words: &mut Vec<String>) {
     }
     let word = std::mem::take(word);
     let word = &word[..word.floor_char_boundary(WORD_BYTES)];
-    // "0u" begins the hex form, so that a plain word which begins so is written as hex too
+    // the hex form begins with "0u", so that a plain word that begins so is written as hex too
     if word.is_ascii() && !word.starts_with("0u") {
         words.push(word.to_owned());
     } else {
@@ -191,19 +203,22 @@ fn finish(word: &mut String, words: &mut Vec<String>) {
     }
 }
 
-/// Thai to Myanmar, Khmer, kana, Han: a run of these is a sentence, not a word.
+/// Returns whether a script writes sentences as one run: Thai to Myanmar, Khmer, kana, Han.
 fn writes_without_spaces(character: char) -> bool {
-    matches!(character, '\u{0E00}'..='\u{0EFF}' | '\u{1000}'..='\u{109F}' | '\u{1780}'..='\u{17FF}' | '\u{3040}'..='\u{30FF}' | '\u{3400}'..='\u{4DBF}' | '\u{4E00}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}' | '\u{20000}'..='\u{323AF}')
-        && character.is_alphanumeric()
+    let in_script = matches!(character,
+        '\u{0E00}'..='\u{0EFF}' | '\u{1000}'..='\u{109F}' | '\u{1780}'..='\u{17FF}'
+        | '\u{3040}'..='\u{30FF}' | '\u{3400}'..='\u{4DBF}' | '\u{4E00}'..='\u{9FFF}'
+        | '\u{F900}'..='\u{FAFF}' | '\u{20000}'..='\u{323AF}');
+    in_script && character.is_alphanumeric()
 }
 
-/// Where the next passage ends: at the last paragraph, else sentence, else word that fits.
+/// Returns where the next passage ends: at the last paragraph, else sentence, else word that fits.
 fn cut(text: &str) -> usize {
     if text.len() <= PASSAGE_BYTES {
         return text.len();
     }
     let window = &text[..text.floor_char_boundary(PASSAGE_BYTES)];
-    // a cut near the beginning would make crumbs
+    // a cut near the beginning would make a very short passage
     let least = window.len() / 3;
     ["\n\n", "\n", ". ", "。", " "]
         .iter()
@@ -233,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_ascii_lower_case_and_split_where_nobody_writes_spaces() {
+    fn words_are_ascii_in_lower_case_and_split_in_scripts_without_spaces() {
         assert_eq!(
             words("The Quick-brown fox's 1e5"),
             ["the", "quick", "brown", "fox", "s", "1e5"]
@@ -274,12 +289,12 @@ mod tests {
             found(3, 0, "the dog"),
             found(3, 1, "the heron"),
         ];
-        let order: Vec<u128> = rank(&query, passages, 10)
+        let order: Vec<u128> = rerank(&query, passages, 10)
             .iter()
             .map(|passage| passage.document.as_u128())
             .collect();
         assert_eq!(order, [3, 2, 1]);
-        let equal = rank(
+        let equal = rerank(
             &query_words("cat"),
             vec![found(1, 0, "cat"), found(2, 0, "cat")],
             1,
