@@ -4,6 +4,7 @@
 //! [`reference`] is a small gateway whose bugs can be switched on, and [`defect`] is the table of those
 //! bugs: together they prove that each case can fail, and nothing else.
 
+pub mod agents;
 pub mod cases;
 pub mod catalogue;
 pub mod defect;

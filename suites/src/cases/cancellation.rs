@@ -1,15 +1,22 @@
 //! CANC: who has left is worked for no longer.
 
+use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
-use gauntlet_harness::llm::reply;
+use gauntlet_harness::llm::{chat, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
+use serde_json::json;
+
 use super::CaseRow;
 use super::support::{
-    QUERIES, QUERY, STORED, does_its_part, healthy, listed, lost, patient, query, question, text,
+    QUERIES, STORED, does_its_part, healthy, known, listed, lost, patient, query, text,
 };
+use crate::agents::{AGENTS, Agent};
+
+/// The deadline of a query whose agent never answers, in milliseconds.
+const DEADLINE_MS: u64 = 2_500;
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
@@ -44,7 +51,7 @@ pub(super) const CASES: &[CaseRow] = &[
         why: "A time-out that answers the client but leaves the call running frees nothing: the provider goes on, and so does the bill.",
         shown: "Entity extraction never answers and has no time-out of its own; the query's deadline answers the client and closes the connection.",
         remedy: "Drop the call's future (and with it its connection) when its share of the deadline is over.",
-        needs: QUERY,
+        needs: STORED,
         spec: || patient(query()),
         run: &canc_04,
     },
@@ -97,68 +104,101 @@ async fn canc_02(ctx: &Ctx) -> CaseResult {
 
 async fn canc_03(ctx: &Ctx) -> CaseResult {
     // given
-    healthy(ctx)?;
-    let entities = ctx.stub("entities")?;
-    entities.answers(does_its_part("entities").plan(Plan::held("never")));
-    let body = question(ctx).to_string();
-    // when
-    let asked = ctx
-        .client
-        .send(
-            "POST",
-            QUERIES,
-            &[("content-type", "application/json")],
-            body.as_bytes(),
-        )
-        .await?;
-    entities.held(1).await?;
-    asked.leave();
-    // then
-    entities.peer_closed(1).await?;
-    let cancelled = listed(ctx, "&status=cancelled", 1).await?;
-    holds(
-        "record.question",
-        text(&cancelled[0], "question").contains(&ctx.nonce),
-        "the query whose client left in the list of cancelled ones",
-        &cancelled[0],
-    )?;
-    equal(
-        "later.calls",
-        "the number of calls of a later agent after the client left",
-        0,
-        ctx.stub("synthesis")?.calls(&ctx.nonce).len(),
-    )
+    known(ctx).await?;
+    for (n, agent) in AGENTS.iter().enumerate() {
+        healthy(ctx)?;
+        let stub = ctx.stub(agent.name)?;
+        stub.answers(does_its_part(agent.name).plan(Plan::held("never")));
+        let question = format!("Who discovered radium, left at {}?", agent.name);
+        let body = json!({"question": format!("{question} [{}]", ctx.nonce)}).to_string();
+        // when
+        let json = [("content-type", "application/json")];
+        let asked = ctx
+            .client
+            .send("POST", QUERIES, &json, body.as_bytes())
+            .await?;
+        stub.held(1).await?;
+        asked.leave();
+        // then
+        stub.peer_closed(1).await?;
+        let cancelled = listed(ctx, "&status=cancelled", n + 1).await?;
+        holds(
+            "record.question",
+            text(&cancelled[0], "question").contains(&question),
+            format!("the query that was left at {} as cancelled", agent.name),
+            &cancelled[0],
+        )?;
+        for later in &AGENTS[n + 1..] {
+            equal(
+                "later.calls",
+                &format!(
+                    "the number of calls of {} after the client left",
+                    later.name
+                ),
+                0,
+                ctx.stub(later.name)?.calls(&question).len(),
+            )?;
+        }
+    }
+    Ok(())
 }
 
 async fn canc_04(ctx: &Ctx) -> CaseResult {
     // given
+    known(ctx).await?;
     healthy(ctx)?;
-    let entities = ctx.stub("entities")?;
-    entities.answers(does_its_part("entities").plan(Plan::silent()));
-    let mut question = question(ctx);
-    question["deadline_ms"] = 2_500.into();
-    // when
-    let answer = ctx.client.post(QUERIES, question).await?;
-    // then
-    holds(
-        "answer.status",
-        [200, 503].contains(&answer.status),
-        "a status of 200 or 503",
-        answer.status,
-    )?;
-    let told = answer.json();
-    let told = if answer.status == 200 {
-        &told
-    } else {
-        &told["query"]
+    let question = |agent: &Agent| {
+        format!(
+            "Who discovered radium, with a silent {}? [{}]",
+            agent.name, ctx.nonce
+        )
     };
-    let entities_lost = lost(told).into_iter().find(|(step, _)| step == "entities");
-    equal(
-        "degraded.cause",
-        "the cause by which the silent step is missing",
-        Some("timeout"),
-        entities_lost.as_ref().map(|(_, cause)| cause.as_str()),
-    )?;
-    entities.peer_closed(1).await?;
+    for agent in AGENTS {
+        ctx.stub(agent.name)?
+            .mount(
+                chat().user_says(&question(agent)),
+                does_its_part(agent.name).plan(Plan::silent()),
+            )
+            .await;
+    }
+    // when
+    let asked = AGENTS.iter().enumerate().map(|(n, agent)| {
+        let question = question(agent);
+        async move {
+            // in the body and in the header
+            if n % 2 == 0 {
+                let body = json!({"question": question, "deadline_ms": DEADLINE_MS});
+                ctx.client.post(QUERIES, body).await
+            } else {
+                let deadline = DEADLINE_MS.to_string();
+                let client = ctx.client.with_header("x-request-timeout-ms", &deadline);
+                client.post(QUERIES, json!({"question": question})).await
+            }
+        }
+    });
+    let answers = try_join_all(asked).await?;
+    // then
+    for (agent, answer) in AGENTS.iter().zip(&answers) {
+        holds(
+            "answer.status",
+            [200, 503].contains(&answer.status),
+            "a status of 200 or 503",
+            answer.status,
+        )?;
+        let document = answer.json();
+        let document = if answer.status == 200 {
+            &document
+        } else {
+            &document["query"]
+        };
+        let lost = lost(document);
+        holds(
+            "degraded.cause",
+            lost.contains(&(agent.name.to_owned(), "timeout".to_owned())),
+            format!("{} among the missing steps, by timeout", agent.name),
+            format_args!("{lost:?}"),
+        )?;
+        ctx.stub(agent.name)?.peer_closed(1).await?;
+    }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::support::{
     ANSWER, PASSAGE, QUERIES, STORED, ask, complete, degraded, does_its_part, healthy, known, lost,
     number, on_postgres, query, soon_without_store, statuses, text, until_status, with_spare,
 };
+use crate::agents;
 
 /// Why a store's step may be told as lost.
 const STORE_CAUSES: &[&str] = &["store_unavailable", "timeout", "error"];
@@ -220,7 +221,8 @@ async fn degr_06(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
     known(ctx).await?;
-    for step in ["citation", "review"] {
+    for agent in agents::after_answer() {
+        let step = agent.name;
         ctx.stub(step)?.answers(error(500));
         // when
         let answer = degraded(ctx, step, &["error"]).await?;

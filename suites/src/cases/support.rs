@@ -12,33 +12,17 @@ use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event, Side};
 use serde_json::{Value, json};
 
-pub(super) const QUERY: &[Capability] = &[Capability::Query];
+use crate::agents;
+pub(super) use crate::agents::{ANSWER, PASSAGE};
+
 pub(super) const STORED: &[Capability] = &[Capability::Query, Capability::Store];
 
 pub(super) const QUERIES: &str = "/api/v1/queries";
 pub(super) const DOCUMENTS: &str = "/api/v1/documents";
 
-/// The one sentence of the document that is known.
-pub(super) const PASSAGE: &str = "Radium was discovered by Marie Curie in 1898.";
-/// What synthesis answers.
-pub(super) const ANSWER: &str = "Marie Curie discovered radium.";
-
-/// What each agent says when it does its part, in the schema that it is asked for.
-fn part(agent: &str) -> Value {
-    match agent {
-        "entities" => json!({"entities": [{"name": "Marie Curie", "kind": "person"}]}),
-        "fact_check" => {
-            json!({"claims": [{"claim": "Marie Curie discovered radium", "source": 1, "verdict": "supported", "quote": PASSAGE}]})
-        }
-        "synthesis" => json!({"answer": format!("{ANSWER} [1]")}),
-        "citation" => json!({"citations": [{"sentence": 1, "source": 1, "quote": PASSAGE}]}),
-        _ => json!({"coherence": 0.9, "relevance": 0.9, "support": 0.9}),
-    }
-}
-
 /// The answer of an agent that does its part.
 pub(super) fn does_its_part(agent: &str) -> Responder {
-    reply(&part(agent).to_string())
+    reply(&agents::healthy(agent).to_string())
 }
 
 /// Every agent does its part, from now on.
@@ -192,12 +176,9 @@ pub(super) async fn listed(ctx: &Ctx, filter: &str, count: usize) -> Result<Vec<
     .await
 }
 
-/// The agents of a query, each of which asks a model alias of its own name.
-const AGENTS: [&str; 5] = ["entities", "fact_check", "synthesis", "citation", "review"];
-
-/// A query orchestrator with these agents, and a database.
+/// A query orchestrator with every agent, and a database.
 pub(super) fn query() -> Spec {
-    Spec::query(&AGENTS)
+    Spec::query(&agents::names())
 }
 
 /// Queries whose store is a Postgres behind the wire.

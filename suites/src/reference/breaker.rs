@@ -1,4 +1,5 @@
-//! What protects a provider: the breaker of each provider and model, the concurrency limit and the retry budget of each provider.
+//! What protects a provider: a breaker for each provider and model, and a concurrency limit and a
+//! retry budget for each provider.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::defect::Defect;
 
-/// A circuit breaker: closed until so many failures in a row, then open for the cool-down, then half-open for a few probes.
+/// A circuit breaker: closed until so many failures in a row, then open for the cool-down, then
+/// half-open for a few probes.
 #[derive(Debug)]
 pub(super) struct Breaker {
     spec: BreakerSpec,
@@ -22,7 +24,7 @@ pub(super) struct Breaker {
 struct Inner {
     state: State,
     failures: u32,
-    /// Goes up with each change of state: an answer to a question of an earlier state says nothing about this one.
+    /// Grows with each change of state: the result of a request from an earlier state is ignored.
     generation: u64,
 }
 
@@ -33,7 +35,8 @@ enum State {
     HalfOpen { probes: u32 },
 }
 
-/// A request that the breaker let through. Dropped without a word (the client left), it gives its place back and blames nobody.
+/// A request that the breaker let through. Dropped without a result (the client left), it gives
+/// its permit back and counts against nobody.
 #[derive(Debug)]
 pub(super) struct Admitted {
     breaker: Arc<Breaker>,
@@ -54,7 +57,7 @@ impl Breaker {
         })
     }
 
-    /// Lets a request through, or tells how long to wait.
+    /// Lets a request through, or returns how long to wait.
     pub(super) fn admit(self: &Arc<Self>) -> Result<Admitted, Duration> {
         let mut inner = self.lock();
         if let State::Open { until } = inner.state {
@@ -79,7 +82,7 @@ impl Breaker {
         })
     }
 
-    /// `closed`, `half_open` or `open`, as health and metrics tell it.
+    /// The state as health and metrics name it: `closed`, `half_open` or `open`.
     pub(super) fn state(&self) -> &'static str {
         match self.lock().state {
             State::Closed => "closed",
@@ -146,7 +149,8 @@ impl Admitted {
         }
     }
 
-    /// The attempt says nothing about the provider (a refused request): the place is given back.
+    /// Records that the attempt shows nothing about the provider (a refused request), and gives
+    /// the permit back.
     pub(super) fn says_nothing(mut self) {
         self.settled = true;
         self.give_back();
@@ -195,19 +199,20 @@ impl Bulkhead {
         Self(limit.map(|limit| Arc::new(Semaphore::new(limit as usize))))
     }
 
-    /// A place, waited for until `until`; it is given back when the permit is dropped.
+    /// Waits for a permit until `until`; dropping the permit gives it back.
     pub(super) async fn enter(&self, until: Instant) -> Result<Option<OwnedSemaphorePermit>, ()> {
-        let Some(places) = &self.0 else {
+        let Some(permits) = &self.0 else {
             return Ok(None);
         };
-        match timeout_at(until, places.clone().acquire_owned()).await {
+        match timeout_at(until, permits.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Some(permit)),
             _ => Err(()),
         }
     }
 }
 
-/// A provider's retry budget: so many retries for each request of the last ten seconds, and a few in any case.
+/// A provider's retry budget: a number of retries for each request of the last ten seconds, and a
+/// few in any case.
 #[derive(Debug)]
 pub(super) struct Budget {
     spec: RetrySpec,
@@ -228,7 +233,7 @@ impl Budget {
         }
     }
 
-    /// A request was made: the budget grows.
+    /// Records a request, which makes the budget grow.
     pub(super) fn request(&self) {
         self.recent
             .lock()

@@ -1,4 +1,5 @@
-//! The LLM path: candidates one after the other, attempts at each with back-off, all under one deadline, until one is known to be good.
+//! The LLM path: candidates one after the other, attempts at each with backoff, all under one
+//! deadline, until an answer is known to be good.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,15 +12,15 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::breaker::Admitted;
-use super::failure::{Attempt, AttemptError, Cause, Failure};
+use super::error::{Attempt, AttemptError, Cause, Failure};
 use super::gateway::Gateway;
 use super::protocol::{self, Completion, Usage};
-use super::route::{Lane, Route};
+use super::route::{CandidateState, Route};
 use super::stream::Committed;
 use super::upstream::{self, Answer as Head, Question};
 use crate::defect::Defect;
 
-/// A chat request and what it is allowed.
+/// A chat request with its deadline and its identifiers.
 #[derive(Clone)]
 pub(super) struct Call {
     /// The client's request as it came.
@@ -28,10 +29,10 @@ pub(super) struct Call {
     pub request_id: String,
     /// The caller's own deadline, if it has one.
     pub deadline: Option<Instant>,
-    /// The same for every attempt (RETRY-07).
+    /// The idempotency key, the same for every attempt (RETRY-07).
     pub idempotency_key: String,
     pub traceparent: Option<HeaderValue>,
-    /// The client's own credentials: for [`Defect::ForwardsAuthorization`] alone.
+    /// The client's own credentials, which only [`Defect::ForwardsAuthorization`] sends on.
     pub authorization: Option<HeaderValue>,
 }
 
@@ -46,7 +47,7 @@ impl Call {
 /// A successful call.
 pub(super) struct Served {
     pub answer: Answer,
-    pub lane: Arc<Lane>,
+    pub candidate: Arc<CandidateState>,
 }
 
 /// A document, or a stream past its commit point.
@@ -55,36 +56,38 @@ pub(super) enum Answer {
     Stream(Box<Committed>),
 }
 
-/// What an attempt holds while it runs, and a stream until its end. Dropped, everything is given back.
+/// What an attempt holds while it runs, and a stream holds until its end. Dropping it gives
+/// everything back.
 pub(super) struct Hold {
     pub admitted: Option<Admitted>,
     gateway: Arc<Gateway>,
-    lane: Arc<Lane>,
-    _place: Option<OwnedSemaphorePermit>,
+    candidate: Arc<CandidateState>,
+    _permit: Option<OwnedSemaphorePermit>,
     _line: Option<OwnedSemaphorePermit>,
 }
 
 impl Hold {
-    /// The provider has served.
+    /// Records that the provider has served.
     pub(super) fn succeeded(mut self, usage: Option<Usage>) {
         if let Some(admitted) = self.admitted.take() {
             admitted.succeeded();
         }
-        self.gateway.attempted(&self.lane, Ok("success"));
-        self.lane.provider.keeps_a_connection();
-        self.gateway.metrics.tokens(&self.lane, usage);
+        self.gateway.attempted(&self.candidate, Ok("success"));
+        self.candidate.provider.keeps_a_connection();
+        self.gateway.metrics.tokens(&self.candidate, usage);
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.admitted.is_some() {
-            self.gateway.attempted(&self.lane, Ok("cancelled"));
+            self.gateway.attempted(&self.candidate, Ok("cancelled"));
         }
     }
 }
 
-/// Asks the candidates from the `first` on until one answers. Dropping the future ends the attempt that runs and starts nothing new.
+/// Asks the candidates from the `first` on until one answers. Dropping the future ends the attempt
+/// that runs, and starts nothing new.
 pub(super) async fn ask(
     gateway: &Arc<Gateway>,
     route: &Route,
@@ -94,11 +97,13 @@ pub(super) async fn ask(
     let deadline = deadline(gateway, route, call);
     let mut attempts = Vec::new();
     if gateway.has(Defect::CountsRequestsAsAttempts)
-        && let Some(lane) = route.lanes.first()
+        && let Some(candidate) = route.candidates.first()
     {
-        gateway.metrics.attempt(lane, Ok("success"), gateway.defect);
+        gateway
+            .metrics
+            .attempt(candidate, Ok("success"), gateway.defect);
     }
-    for (position, lane) in route.lanes.iter().enumerate().skip(first) {
+    for (position, candidate) in route.candidates.iter().enumerate().skip(first) {
         if position > first {
             if Instant::now() >= deadline && !gateway.has(Defect::DeadlinePerCandidate) {
                 break;
@@ -115,12 +120,12 @@ pub(super) async fn ask(
         let until = share(
             deadline,
             route.reserve,
-            route.lanes.len() - 1 - position,
+            route.candidates.len() - 1 - position,
             gateway,
         );
-        if let Some(answer) = candidate(
+        if let Some(answer) = ask_candidate(
             gateway,
-            lane,
+            candidate,
             call,
             (until, deadline, route.total),
             &mut attempts,
@@ -129,7 +134,7 @@ pub(super) async fn ask(
         {
             return Ok(Served {
                 answer,
-                lane: lane.clone(),
+                candidate: candidate.clone(),
             });
         }
         let last = attempts
@@ -145,7 +150,8 @@ pub(super) async fn ask(
     Err(Failure::of(attempts))
 }
 
-/// One deadline for all attempts and candidates; the caller's own can only shorten it (TIME-06, TIME-08).
+/// One deadline for all attempts and candidates; the caller's own can only shorten it (TIME-06,
+/// TIME-08).
 fn deadline(gateway: &Gateway, route: &Route, call: &Call) -> Instant {
     let configured = Instant::now() + route.total;
     match call.deadline {
@@ -155,7 +161,8 @@ fn deadline(gateway: &Gateway, route: &Route, call: &Call) -> Instant {
     }
 }
 
-/// Until when a candidate may run that has `later` ones behind it: each of those keeps its reserve, or a fair share of what is left.
+/// The instant until which a candidate with `later` ones behind it may run: each of those keeps
+/// its reserve, or an equal share of what is left.
 fn share(deadline: Instant, reserve: Duration, later: usize, gateway: &Gateway) -> Instant {
     if gateway.has(Defect::DeadlinePerCandidate) {
         return deadline;
@@ -168,10 +175,10 @@ fn share(deadline: Instant, reserve: Duration, later: usize, gateway: &Gateway) 
         .max(left / later.saturating_add(1))
 }
 
-/// Attempts at one candidate, with back-off between them. Lists each that failed.
-async fn candidate(
+/// Makes attempts at one candidate, with backoff between them, and lists each that failed.
+async fn ask_candidate(
     gateway: &Arc<Gateway>,
-    lane: &Arc<Lane>,
+    candidate: &Arc<CandidateState>,
     call: &Call,
     (mut until, mut deadline, total): (Instant, Instant, Duration),
     attempts: &mut Vec<Attempt>,
@@ -185,23 +192,23 @@ async fn candidate(
         retry.max_attempts.max(1)
     };
     let mut backoff = Duration::from_millis(retry.base_ms);
-    lane.provider.budget.request();
+    candidate.provider.budget.request();
     for n in 1..=most {
-        let error = match attempt(gateway, lane, call, until, deadline).await {
+        let error = match attempt(gateway, candidate, call, until, deadline).await {
             Ok(answer) => return Some(answer),
             Err(error) => error,
         };
         if n > 1 && !error.cause.was_sent() {
-            // what the provider said last stands
+            // the provider's last answer counts
             return None;
         }
         gateway.log(&format!(
             "attempt request_id={} provider={} cause={}",
             call.request_id,
-            lane.provider.spec.name,
+            candidate.provider.spec.name,
             error.cause.name()
         ));
-        lane.provider.gone.store(true, Ordering::SeqCst);
+        candidate.provider.gone.store(true, Ordering::SeqCst);
         let late = gateway.has(Defect::DeadlinePerRetry) && error.cause.is_timeout();
         let again = late
             || error.cause.is_passing()
@@ -211,11 +218,12 @@ async fn candidate(
             .filter(|_| !gateway.has(Defect::IgnoresRetryAfter))
             .unwrap_or_default();
         attempts.push(Attempt {
-            provider: lane.provider.spec.name.clone(),
-            model: lane.model.clone(),
+            provider: candidate.provider.spec.name.clone(),
+            model: candidate.model.clone(),
             error: Some(error),
         });
-        // half of a back-off is random, so that those who failed together do not come back together
+        // half of a backoff is random, so that requests that failed together are not repeated
+        // together
         let jittered = backoff.mul_f64(rand::random_range(0.5..=1.0)).max(asked);
         let wait = if gateway.has(Defect::RetriesAtOnce) {
             asked
@@ -225,15 +233,15 @@ async fn candidate(
         if n == most || !again || (Instant::now() + wait >= until && !late) {
             return None;
         }
-        if !gateway.has(Defect::NoRetryBudget) && !lane.provider.budget.take() {
+        if !gateway.has(Defect::NoRetryBudget) && !candidate.provider.budget.take() {
             return None;
         }
         sleep(wait).await;
         gateway.metrics.add(
             "gauntlet_retries_total",
             &[
-                ("provider", &lane.provider.spec.name),
-                ("model", &lane.model),
+                ("provider", &candidate.provider.spec.name),
+                ("model", &candidate.model),
             ],
             1,
         );
@@ -252,16 +260,17 @@ async fn candidate(
     None
 }
 
-/// One attempt: a place at the provider, leave of the breaker, the exchange within its time.
+/// Makes one attempt: a permit at the provider, a permit of the breaker, and the exchange within
+/// its time.
 async fn attempt(
     gateway: &Arc<Gateway>,
-    lane: &Arc<Lane>,
+    candidate: &Arc<CandidateState>,
     call: &Call,
     until: Instant,
     deadline: Instant,
 ) -> Result<Answer, AttemptError> {
     let refused = |error: AttemptError| {
-        gateway.attempted(lane, Err(error.cause));
+        gateway.attempted(candidate, Err(error.cause));
         error
     };
     let full = |()| AttemptError {
@@ -276,14 +285,14 @@ async fn attempt(
     } else {
         None
     };
-    let place = lane
+    let permit = candidate
         .provider
         .bulkhead
         .enter(until)
         .await
         .map_err(full)
         .map_err(refused)?;
-    let admitted = lane
+    let admitted = candidate
         .breaker
         .admit()
         .map_err(|wait| AttemptError {
@@ -291,13 +300,13 @@ async fn attempt(
             ..AttemptError::new(Cause::BreakerOpen, "the provider is resting after failures")
         })
         .map_err(refused)?;
-    if gateway.has(Defect::TrustsPooledConnections) && lane.provider.uses_a_dead_connection() {
+    if gateway.has(Defect::TrustsPooledConnections) && candidate.provider.uses_a_dead_connection() {
         return Err(AttemptError::new(
             Cause::Reset,
             "the connection was closed before an answer",
         ));
     }
-    if gateway.has(Defect::NeverForgives) && lane.provider.gone.load(Ordering::SeqCst) {
+    if gateway.has(Defect::NeverForgives) && candidate.provider.gone.load(Ordering::SeqCst) {
         return Err(AttemptError::new(
             Cause::ServerError,
             "the provider failed before",
@@ -306,29 +315,32 @@ async fn attempt(
     let hold = Hold {
         admitted: Some(admitted),
         gateway: gateway.clone(),
-        lane: lane.clone(),
-        _place: place,
+        candidate: candidate.clone(),
+        _permit: permit,
         _line: line,
     };
-    exchange(gateway, lane, call, until, deadline, hold).await
+    exchange(gateway, candidate, call, until, deadline, hold).await
 }
 
-/// The exchange with its verdict for the breaker.
+/// Makes the exchange and reports its result to the breaker.
 async fn exchange(
     gateway: &Arc<Gateway>,
-    lane: &Arc<Lane>,
+    candidate: &Arc<CandidateState>,
     call: &Call,
     until: Instant,
     deadline: Instant,
     mut hold: Hold,
 ) -> Result<Answer, AttemptError> {
-    let first_token = Instant::now() + lane.first_token;
+    let first_token = Instant::now() + candidate.first_token;
     let (limit, late) = if call.stream && first_token < until {
         (
             first_token,
             AttemptError::new(
                 Cause::FirstTokenTimeout,
-                format!("nothing was said within {:?}", lane.first_token),
+                format!(
+                    "the provider sent nothing within {:?}",
+                    candidate.first_token
+                ),
             ),
         )
     } else {
@@ -337,8 +349,8 @@ async fn exchange(
             AttemptError::new(Cause::DeadlineExceeded, "the time for this attempt is over"),
         )
     };
-    let (this, own_lane, own_call) = (gateway.clone(), lane.clone(), call.clone());
-    let work = async move { converse(&this, &own_lane, &own_call, limit, deadline).await };
+    let (this, own_candidate, own_call) = (gateway.clone(), candidate.clone(), call.clone());
+    let work = async move { converse(&this, &own_candidate, &own_call, limit, deadline).await };
     let untimed = [
         Defect::WaitsForever,
         Defect::NoConnectTimeout,
@@ -379,7 +391,7 @@ async fn exchange(
                 && !call.stream =>
         {
             let choices = serde_json::json!([{ "index": 0, "message": { "role": "assistant", "content": "" }, "finish_reason": "stop" }]);
-            let document = protocol::envelope("chat.completion", &lane.model, &choices);
+            let document = protocol::envelope("chat.completion", &candidate.model, &choices);
             Ok(Answer::Plain(Completion {
                 bytes: document.to_string().into(),
                 usage: None,
@@ -389,15 +401,15 @@ async fn exchange(
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
             if error.cause == Cause::Refused {
-                lane.provider.kept_connections_die();
+                candidate.provider.kept_connections_die();
             }
             if gateway.has(Defect::ShowsUrl) && error.cause == Cause::Refused {
-                error.message = format!("{} at {}", error.message, lane.provider.base_url);
+                error.message = format!("{} at {}", error.message, candidate.provider.base_url);
             }
             if gateway.has(Defect::ShowsKey) {
                 error.message = format!(
                     "{} (sent: authorization: Bearer {})",
-                    error.message, lane.provider.spec.api_key
+                    error.message, candidate.provider.spec.api_key
                 );
             }
             Err(error)
@@ -405,12 +417,13 @@ async fn exchange(
     }
 }
 
-/// Whether the failure counts against the provider: not if the request was wrong, nor if the caller's own deadline was short.
+/// Whether the failure counts against the provider: neither a wrong request nor a short deadline
+/// of the caller does.
 pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: &mut Hold) {
     let Some(admitted) = hold.admitted.take() else {
         return;
     };
-    hold.gateway.attempted(&hold.lane, Err(error.cause));
+    hold.gateway.attempted(&hold.candidate, Err(error.cause));
     let hurried =
         error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
     let clients = error.cause.is_clients() && !hold.gateway.has(Defect::RejectedOpensBreaker);
@@ -424,14 +437,14 @@ pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: 
 /// Sends the request and reads the answer: a document whole, a stream to its commit point.
 async fn converse(
     gateway: &Arc<Gateway>,
-    lane: &Arc<Lane>,
+    candidate: &Arc<CandidateState>,
     call: &Call,
     limit: Instant,
     deadline: Instant,
 ) -> Result<Answer, AttemptError> {
-    let spec = &lane.provider.spec;
+    let spec = &candidate.provider.spec;
     let silence = limit.saturating_duration_since(Instant::now());
-    let sending = upstream::send(question(gateway, lane, call, silence)?, gateway.defect);
+    let sending = upstream::send(question(gateway, candidate, call, silence)?, gateway.defect);
     let head = if gateway.has(Defect::HeadersEndFirstToken) {
         let late = || AttemptError::new(Cause::FirstTokenTimeout, "no headers came in time");
         timeout_at(limit, sending).await.map_err(|_| late())??
@@ -440,7 +453,7 @@ async fn converse(
     };
     if !head.status.is_success() {
         let (status, headers) = (head.status, head.headers.clone());
-        let body = whole(head, lane.idle, gateway.defect)
+        let body = whole(head, candidate.idle, gateway.defect)
             .await
             .unwrap_or_default();
         return Err(protocol::refusal(status, &headers, &body, &spec.api_key));
@@ -458,7 +471,7 @@ async fn converse(
         }
         let mut stream = Committed::new(
             gateway.clone(),
-            lane.clone(),
+            candidate.clone(),
             call.clone(),
             head.body,
             mislabelled,
@@ -469,7 +482,7 @@ async fn converse(
         }
         return Ok(Answer::Stream(Box::new(stream)));
     }
-    let bytes = whole(head, lane.idle, gateway.defect).await?;
+    let bytes = whole(head, candidate.idle, gateway.defect).await?;
     Ok(Answer::Plain(protocol::completion(
         spec.protocol,
         bytes,
@@ -478,7 +491,7 @@ async fn converse(
     )?))
 }
 
-/// The body to its end, with the idle time-out between two reads.
+/// Reads the body to its end, with the idle timeout between two reads.
 async fn whole(
     mut head: Head,
     idle: Duration,
@@ -514,22 +527,22 @@ async fn whole(
     }
 }
 
-/// The request in the provider's words, with our key and the context that is sent on.
+/// The request in the provider's protocol, with our key and the context that is sent on.
 fn question(
     gateway: &Gateway,
-    lane: &Lane,
+    candidate: &CandidateState,
     call: &Call,
     silence: Duration,
 ) -> Result<Question, AttemptError> {
-    let spec = &lane.provider.spec;
+    let spec = &candidate.provider.spec;
     let mut fields = call.fields.clone();
-    let mut base = lane.provider.base_url.clone();
+    let mut base = candidate.provider.base_url.clone();
     if gateway.has(Defect::ConnectsWhereRequested)
-        && let Some(Value::String(told)) = fields.shift_remove("api_base")
+        && let Some(Value::String(requested)) = fields.shift_remove("api_base")
     {
-        base = told;
+        base = requested;
     }
-    let unfit = |_| AttemptError::new(Cause::Unsupported, "a header cannot be told");
+    let unfit = |_| AttemptError::new(Cause::Unsupported, "a header cannot be written");
     let mut headers = HeaderMap::new();
     headers.insert(
         header::CONTENT_TYPE,
@@ -568,13 +581,13 @@ fn question(
     if gateway.has(Defect::LogsKey) {
         gateway.log(&format!("sending {headers:?}"));
     }
-    let body = protocol::encode(spec.protocol, &lane.model, &fields, gateway.defect)?;
+    let body = protocol::encode(spec.protocol, &candidate.model, &fields, gateway.defect)?;
     Ok(Question {
         method: Method::POST,
         url: protocol::url(spec.protocol, &base),
         headers,
         body,
-        connect: lane.connect,
+        connect: candidate.connect,
         silence,
     })
 }

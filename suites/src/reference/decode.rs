@@ -1,4 +1,5 @@
-//! From the bytes of a provider's stream to OpenAI's chunks. The result does not depend on how the bytes were split.
+//! Turns the bytes of a provider's stream into OpenAI's chunks. The result does not depend on how
+//! the bytes were split.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -6,18 +7,19 @@ use std::mem;
 use gauntlet_harness::spec::Protocol;
 use serde_json::{Value, json};
 
-use super::failure::{AttemptError, Cause};
+use super::error::{AttemptError, Cause};
 use super::protocol::{self, Usage};
 use crate::defect::Defect;
 
-/// What a stream comes to: any number of chunks, then one of `Done` and `Failed`.
+/// What a stream yields: any number of chunks, then one `Done` or one `Failed`.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// One `chat.completion.chunk` as JSON text; whether it holds real content (the commit point).
+    /// One `chat.completion.chunk` as JSON text, and whether it holds real content (the commit
+    /// point).
     Chunk { data: String, content: bool },
     /// The provider ended the stream as it should.
     Done(Option<Usage>),
-    /// It did not.
+    /// The provider broke the stream off.
     Failed(AttemptError),
 }
 
@@ -29,7 +31,7 @@ pub(super) struct Decoder {
     protocol: Protocol,
     secret: String,
     include_usage: bool,
-    /// For [`Defect::IgnoresContentType`]: the head did not say that a stream follows.
+    /// For [`Defect::IgnoresContentType`]: the head is not that of a stream.
     mislabelled: bool,
     defect: Option<Defect>,
     buffer: Vec<u8>,
@@ -42,7 +44,8 @@ pub(super) struct Decoder {
     usage: Option<Usage>,
     text: String,
     held: Option<Item>,
-    /// Id and time of creation of the chunks that we make ourselves: the same on all.
+    /// The id and the time of creation of the chunks that the gateway makes itself: the same on
+    /// all.
     made: Value,
 }
 
@@ -132,7 +135,7 @@ impl Decoder {
         }
     }
 
-    /// The body has ended in order: that is an end only after a finish_reason (STRM-01).
+    /// Ends the body in order: that is an end only after a finish_reason (STRM-01).
     pub(super) fn finish(&mut self, out: &mut VecDeque<Item>) {
         if self.protocol == Protocol::Ollama && !self.buffer.is_empty() && !self.over {
             let line = mem::take(&mut self.buffer);
@@ -159,7 +162,7 @@ impl Decoder {
         }
     }
 
-    /// The body was cut. What stands in the buffer is no event (STRM-03).
+    /// Ends a body that was cut: what stands in the buffer is no event (STRM-03).
     pub(super) fn cut(&mut self, error: AttemptError, out: &mut VecDeque<Item>) {
         self.forward_rest(out);
         if !self.over {
@@ -267,16 +270,16 @@ impl Decoder {
             return self.in_band(&record, out);
         }
         let model = record["model"].as_str().unwrap_or_default();
-        let said = &record["message"];
+        let message = &record["message"];
         let mut delta = json!({});
         if !mem::replace(&mut self.started, true) {
             delta["role"] = "assistant".into();
         }
-        if let Some(text) = said["content"].as_str().filter(|text| !text.is_empty()) {
+        if let Some(text) = message["content"].as_str().filter(|text| !text.is_empty()) {
             delta["content"] = text.into();
             self.text.push_str(text);
         }
-        let calls = protocol::tool_calls(said, self.tools, self.defect);
+        let calls = protocol::tool_calls(message, self.tools, self.defect);
         if !calls.is_empty() {
             self.tools += calls.len();
             delta["tool_calls"] = calls.into();
@@ -357,7 +360,7 @@ impl Decoder {
             return;
         }
         self.fail(
-            AttemptError::told(Cause::InBand, document, &self.secret),
+            AttemptError::from_document(Cause::InBand, document, &self.secret),
             out,
         );
     }
@@ -393,14 +396,15 @@ impl Decoder {
     }
 }
 
-/// Text, a tool call, a refusal, reasoning or a finish: what makes an answer known to be good.
+/// Whether the chunk holds text, a tool call, a refusal, reasoning or a finish: an answer that
+/// holds one is known to be good.
 fn is_content(choice: &Value) -> bool {
     let delta = &choice["delta"];
-    let said = |key: &str| delta[key].as_str().is_some_and(|text| !text.is_empty());
+    let filled = |key: &str| delta[key].as_str().is_some_and(|text| !text.is_empty());
     choice["finish_reason"].is_string()
         || ["content", "refusal", "reasoning", "reasoning_content"]
             .into_iter()
-            .any(said)
+            .any(filled)
         || delta["tool_calls"]
             .as_array()
             .is_some_and(|calls| !calls.is_empty())

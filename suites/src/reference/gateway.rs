@@ -19,10 +19,10 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::door;
-use super::failure::Cause;
+use super::error::Cause;
+use super::ingress;
 use super::ops::Metrics;
-use super::route::{Lane, Routes};
+use super::route::{CandidateState, Routes};
 use super::store::Store;
 use crate::defect::Defect;
 
@@ -33,23 +33,25 @@ pub(super) struct Gateway {
     pub routes: Routes,
     pub metrics: Metrics,
     pub store: Option<Store>,
-    /// Work that must end before the process does: records of queries whose client left, bodies that are read away.
+    /// Work that ends before the process does: records of queries whose client left, and bodies
+    /// that are read to their end.
     tasks: TaskTracker,
-    /// Set by a kill: everything stops where it is.
+    /// Set by a kill: everything stops at once.
     killed: watch::Sender<bool>,
-    /// Set by SIGTERM: readiness tells, and new work is refused.
+    /// Set by SIGTERM: readiness becomes 503, and new work is refused.
     pub draining: AtomicBool,
-    /// Set when the drain deadline is over: what is left ends now.
+    /// Set at the drain deadline: what is left ends now.
     pub cut: watch::Sender<bool>,
     /// Requests in flight.
     pub in_flight: watch::Sender<u32>,
-    /// One pool for all: for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
+    /// One pool for all requests, for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
     pub line: Arc<Semaphore>,
     /// The requests in flight by alias: for [`Defect::SharesPrompts`].
     pub prompts: Mutex<HashMap<String, Vec<Prompt>>>,
     /// For [`Defect::SharesBuffer`].
     pub buffer: Mutex<Vec<u8>>,
-    /// What the last probes found, and when: told again for a moment. The one who probes holds the lock.
+    /// What the last probes found, and when. It is sent again for a moment, and the one who probes
+    /// holds the lock.
     pub probed: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
     lines: Mutex<String>,
 }
@@ -57,8 +59,8 @@ pub(super) struct Gateway {
 /// A request's id and messages.
 type Prompt = (String, Value);
 
-/// A place among the requests in flight; given back when it is dropped.
-pub(super) struct Place {
+/// A permit among the requests in flight; dropping it gives it back.
+pub(super) struct Permit {
     gateway: Arc<Gateway>,
 }
 
@@ -74,7 +76,7 @@ impl Gateway {
         lines.push('\n');
     }
 
-    /// Runs work that outlives its request: it is waited for at the end, and only a kill ends it.
+    /// Runs work that outlives its request: the process waits for it, and only a kill ends it.
     pub(super) fn outlive<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -89,32 +91,32 @@ impl Gateway {
     }
 
     /// Counts an attempt that has ended.
-    pub(super) fn attempted(&self, lane: &Lane, outcome: Result<&str, Cause>) {
+    pub(super) fn attempted(&self, candidate: &CandidateState, outcome: Result<&str, Cause>) {
         if !self.has(Defect::CountsRequestsAsAttempts) {
-            self.metrics.attempt(lane, outcome, self.defect);
+            self.metrics.attempt(candidate, outcome, self.defect);
         }
     }
 
-    /// A place, or nothing where the limit is reached (LOAD-01).
-    pub(super) async fn enter(self: &Arc<Self>) -> Option<Place> {
+    /// Takes a permit, if the limit is not reached (LOAD-01).
+    pub(super) async fn enter(self: &Arc<Self>) -> Option<Permit> {
         let limit = self.spec.limits.max_in_flight;
         if self.has(Defect::QueuesWithoutBound) {
             let mut free = self.in_flight.subscribe();
-            while !self.take_place(limit) {
+            while !self.take_permit(limit) {
                 free.wait_for(|taken| *taken < limit).await.ok();
             }
-        } else if !self.take_place(limit) {
+        } else if !self.take_permit(limit) {
             if self.has(Defect::LeaksPermits) {
                 self.in_flight.send_modify(|taken| *taken += 1);
             }
             return None;
         }
-        Some(Place {
+        Some(Permit {
             gateway: self.clone(),
         })
     }
 
-    fn take_place(&self, limit: u32) -> bool {
+    fn take_permit(&self, limit: u32) -> bool {
         self.in_flight.send_if_modified(|taken| {
             let free = *taken < limit;
             *taken += u32::from(free);
@@ -127,7 +129,7 @@ impl Gateway {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.gateway
             .in_flight
@@ -135,7 +137,7 @@ impl Drop for Place {
     }
 }
 
-/// Waits until it is set; for ever if it never is.
+/// Waits until the flag is set, forever if it never is.
 pub(super) async fn set(flag: &mut watch::Receiver<bool>) {
     if flag.wait_for(|set| *set).await.is_err() {
         std::future::pending::<()>().await;
@@ -211,7 +213,8 @@ pub(super) async fn start(
     })
 }
 
-/// Accepts until told to stop; then lets every connection end its exchange, and exits with 0.
+/// Accepts connections until the process is asked to end; then lets every connection end its
+/// exchange, and exits with 0.
 async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -244,7 +247,7 @@ async fn serve(
 }
 
 async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
-    let service = service_fn(|request| door::answer(gateway.clone(), request));
+    let service = service_fn(|request| ingress::answer(gateway.clone(), request));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new());
     if gateway.has(Defect::WaitsForSlowClient) {
@@ -254,7 +257,7 @@ async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut stop: watch::R
     }
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
-        // a client that left, or does not speak HTTP, is no news
+        // a client that left, or does not speak HTTP, needs no line in the log
         _ended = connection.as_mut() => {}
         () = set(&mut stop) => {
             connection.as_mut().graceful_shutdown();
@@ -354,7 +357,8 @@ impl Drop for InProcess {
     }
 }
 
-/// SIGTERM: what is in flight ends; at the drain deadline what is left is cut, with an error that says so (DRAIN-01, DRAIN-02).
+/// Handles SIGTERM: what is in flight ends; at the drain deadline the rest is cut with an error
+/// event (DRAIN-01, DRAIN-02).
 async fn drain(gateway: Arc<Gateway>, stop: watch::Sender<bool>) {
     let mut in_flight = gateway.in_flight.subscribe();
     let deadline = Duration::from_millis(gateway.spec.limits.drain_ms);

@@ -14,18 +14,18 @@ use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::door::{Body, json_response};
-use super::failure::Cause;
+use super::error::Cause;
 use super::gateway::Gateway;
+use super::ingress::{Body, json_response};
 use super::protocol::Usage;
-use super::route::{Lane, Provider};
+use super::route::{CandidateState, Provider};
 use super::upstream::{self, Question};
 use crate::defect::Defect;
 
 /// How long a dependency may take to show that it lives.
 const PROBE: Duration = Duration::from_millis(1_000);
 
-/// How long what was found is told again.
+/// How long a result of the probes is sent again.
 const FRESH: Duration = Duration::from_millis(500);
 
 /// Counters by name and labels.
@@ -66,17 +66,18 @@ impl Metrics {
         );
     }
 
-    /// An attempt has ended: `success`, `cancelled`, or the cause of its failure. One that was refused before anything was sent is
-    /// counted apart, so that attempts are what the provider saw (OBS-01).
+    /// Counts an attempt that has ended: as `success`, `cancelled`, or by the cause of its
+    /// failure. One that was refused before anything was sent is counted apart, so that attempts
+    /// are what the provider saw (OBS-01).
     pub(super) fn attempt(
         &self,
-        lane: &Lane,
+        candidate: &CandidateState,
         outcome: Result<&str, Cause>,
         defect: Option<Defect>,
     ) {
         let candidate = [
-            ("provider", lane.provider.spec.name.as_str()),
-            ("model", lane.model.as_str()),
+            ("provider", candidate.provider.spec.name.as_str()),
+            ("model", candidate.model.as_str()),
         ];
         let count = |name: &str, label: (&str, &str)| {
             self.add(name, &[candidate[0], candidate[1], label], 1)
@@ -95,15 +96,15 @@ impl Metrics {
         }
     }
 
-    /// A provider told its usage.
-    pub(super) fn tokens(&self, lane: &Lane, usage: Option<Usage>) {
+    /// Adds the usage that a provider sent.
+    pub(super) fn tokens(&self, candidate: &CandidateState, usage: Option<Usage>) {
         let Some(usage) = usage else { return };
         for (kind, count) in [("prompt", usage.prompt), ("completion", usage.completion)] {
             self.add(
                 "gauntlet_tokens_total",
                 &[
-                    ("provider", &lane.provider.spec.name),
-                    ("model", &lane.model),
+                    ("provider", &candidate.provider.spec.name),
+                    ("model", &candidate.model),
                     ("kind", kind),
                 ],
                 count,
@@ -182,7 +183,7 @@ pub(super) async fn ready(gateway: &Gateway) -> Response<Body> {
     }
 }
 
-/// `GET /health`: every dependency is probed at once, each with its own time-out (HLTH-03).
+/// `GET /health`: every dependency is probed at once, each with its own timeout (HLTH-03).
 pub(super) async fn health(gateway: &Arc<Gateway>) -> Response<Body> {
     quiet(gateway).await;
     let dependencies = probed(gateway).await;
@@ -212,7 +213,8 @@ pub(super) async fn health(gateway: &Arc<Gateway>) -> Response<Body> {
     json_response(code, &document)
 }
 
-/// The store first, then the providers: what was found just now, told again to those who came meanwhile (HLTH-04).
+/// Probes the store first, then the providers; requests that come meanwhile get the same result
+/// (HLTH-04).
 async fn probed(gateway: &Arc<Gateway>) -> Vec<Value> {
     if gateway.has(Defect::ProbesEachCall) {
         return probe(gateway).await;
@@ -261,7 +263,7 @@ async fn store_state(gateway: &Gateway) -> Result<(), String> {
     }
 }
 
-/// Asks a provider what costs nothing: its list of models, or its version.
+/// Asks a provider for something that costs nothing: its list of models, or its version.
 async fn provider_state(provider: &Provider) -> Value {
     let base = provider.base_url.trim_end_matches('/');
     let (kind, url) = match provider.spec.protocol {

@@ -1,4 +1,5 @@
-//! What providers speak: how a request is told to each, and how a whole answer or a refusal is read. Streams are read in `decode`.
+//! The protocols of the providers: how a request is written in each, and how a whole answer or a
+//! refusal is read. Streams are read in `decode`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,10 +8,10 @@ use gauntlet_harness::spec::Protocol;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value, json};
 
-use super::failure::{AttemptError, Cause};
+use super::error::{AttemptError, Cause};
 use crate::defect::Defect;
 
-/// Token counts as the provider told them.
+/// Token counts as the provider sent them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub prompt: u64,
@@ -78,7 +79,7 @@ pub(super) fn url(protocol: Protocol, base: &str) -> String {
     }
 }
 
-/// Tells the client's request to `model`.
+/// Writes the client's request for `model`.
 pub(super) fn encode(
     protocol: Protocol,
     model: &str,
@@ -115,7 +116,11 @@ pub(super) fn completion(
     }
     let document = parsed.map_err(|_| bad("the provider's answer is not JSON"))?;
     if document.get("error").is_some_and(|error| !error.is_null()) {
-        return Err(AttemptError::told(Cause::InBand, &document, secret));
+        return Err(AttemptError::from_document(
+            Cause::InBand,
+            &document,
+            secret,
+        ));
     }
     let mut completion = match protocol {
         Protocol::OpenAi => {
@@ -178,8 +183,8 @@ pub(super) fn refusal(
     secret: &str,
 ) -> AttemptError {
     let document: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let told = AttemptError::told(Cause::Rejected, &document, secret);
-    let quota = [&told.kind, &told.code]
+    let error = AttemptError::from_document(Cause::Rejected, &document, secret);
+    let quota = [&error.kind, &error.code]
         .into_iter()
         .flatten()
         .any(|text| text == "insufficient_quota");
@@ -200,7 +205,7 @@ pub(super) fn refusal(
         Cause::Rejected => AttemptError {
             status,
             retry_after,
-            ..told
+            ..error
         },
         _ => AttemptError {
             status,
@@ -289,11 +294,11 @@ pub(super) fn finish_reason(record: &Value, tools: bool, defect: Option<Defect>)
 }
 
 fn from_ollama(record: &Value, defect: Option<Defect>) -> Value {
-    let said = &record["message"];
-    let mut calls = tool_calls(said, 0, defect);
+    let message = &record["message"];
+    let mut calls = tool_calls(message, 0, defect);
     let finish = finish_reason(record, !calls.is_empty(), defect);
     let mut message =
-        json!({ "role": "assistant", "content": said["content"].as_str().unwrap_or_default() });
+        json!({ "role": "assistant", "content": message["content"].as_str().unwrap_or_default() });
     if !calls.is_empty() {
         for call in &mut calls {
             call.as_object_mut().map(|call| call.shift_remove("index"));
@@ -315,7 +320,8 @@ fn from_ollama(record: &Value, defect: Option<Defect>) -> Value {
     document
 }
 
-/// OpenAI's request in Ollama's words. What cannot be said is refused, never dropped (WIRE-08).
+/// OpenAI's request in Ollama's form. What Ollama cannot express is refused, never dropped
+/// (WIRE-08).
 fn to_ollama(fields: &Map<String, Value>, defect: Option<Defect>) -> Result<Value, AttemptError> {
     let mut body = json!({ "stream": false });
     let mut options = Map::new();
@@ -366,19 +372,20 @@ fn messages_to_ollama(messages: &Value, defect: Option<Defect>) -> Value {
 }
 
 fn message_to_ollama(message: &Value) -> Value {
-    let mut told = json!({ "role": message["role"], "content": text_of(&message["content"]) });
+    let mut translated =
+        json!({ "role": message["role"], "content": text_of(&message["content"]) });
     if let Some(calls) = message.get("tool_calls").and_then(Value::as_array) {
         let call = |call: &Value| {
             let text = call["function"]["arguments"].as_str().unwrap_or("{}");
             let arguments: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
             json!({ "function": { "name": call["function"]["name"], "arguments": arguments } })
         };
-        told["tool_calls"] = calls.iter().map(call).collect();
+        translated["tool_calls"] = calls.iter().map(call).collect();
     }
     if let Some(id) = message.get("tool_call_id") {
-        told["tool_call_id"] = id.clone();
+        translated["tool_call_id"] = id.clone();
     }
-    told
+    translated
 }
 
 /// The text of a message: a string, or the text parts of an array.

@@ -1,5 +1,6 @@
-//! `POST /api/v1/queries`: entity extraction beside retrieval, then fact check, synthesis, citation and review, each
-//! within its share of one deadline; the outcome is recorded as it was sent.
+//! `POST /api/v1/queries`: entity extraction beside retrieval, then fact check, synthesis, citation,
+//! review and any other agent, each within its share of one deadline; the outcome is recorded as it was
+//! sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,11 +10,11 @@ use http::Response;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::agents::{self, Did, Results, STEPS};
+use super::agents::{self, Results, StepResult, steps};
 use super::chat::{self, Answer, Call, Served};
-use super::door::{Body, Visit, json_response, own_deadline};
-use super::failure::{Cause, Failure, Told};
+use super::error::{Cause, ErrorResponse, Failure};
 use super::gateway::Gateway;
+use super::ingress::{Body, Visit, json_response, own_deadline};
 use super::protocol::Usage;
 use super::records::{invalid, now, rfc3339, text};
 use super::store::{Passage, StoreError};
@@ -26,7 +27,7 @@ pub(super) struct StubRequest {
 }
 
 impl StubRequest {
-    pub(super) fn read(fields: &Map<String, Value>) -> Result<Self, Told> {
+    pub(super) fn read(fields: &Map<String, Value>) -> Result<Self, ErrorResponse> {
         if let Some(name) = fields
             .keys()
             .find(|name| !matches!(name.as_str(), "question" | "deadline_ms"))
@@ -56,7 +57,7 @@ impl StubRequest {
     }
 }
 
-/// A query on its way. Dropped before its end (the client left), it is recorded as cancelled.
+/// A query that runs. Dropped before its end (the client left), it is recorded as cancelled.
 struct Query {
     gateway: Arc<Gateway>,
     spec: QuerySpec,
@@ -76,11 +77,11 @@ pub(super) async fn ask(
     gateway: &Arc<Gateway>,
     visit: &Visit,
     asked: StubRequest,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let spec = gateway.spec.query.clone().ok_or_else(|| {
-        Told::new(
+        ErrorResponse::new(
             503,
-            "service_unavailable_error",
+            "come_again",
             "not_configured",
             "queries are not configured",
         )
@@ -104,7 +105,7 @@ pub(super) async fn ask(
     if gateway.has(Defect::FinishesLeftQuery) {
         let ended = gateway.outlive(query.answer()).await;
         return ended.ok().flatten().unwrap_or_else(|| {
-            Err(Told::new(
+            Err(ErrorResponse::new(
                 500,
                 "server_error",
                 "internal_error",
@@ -116,7 +117,7 @@ pub(super) async fn ask(
 }
 
 impl Query {
-    async fn answer(mut self) -> Result<Response<Body>, Told> {
+    async fn answer(mut self) -> Result<Response<Body>, ErrorResponse> {
         let gateway = self.gateway.clone();
         let results = self.run().await;
         let mut document =
@@ -136,7 +137,7 @@ impl Query {
             if let Err(error) = self.record(&self.id, kept).await {
                 gateway.log(&format!("query id={} unrecorded: {error}", self.id));
                 if gateway.has(Defect::RecordRequired) {
-                    return Err(Told::new(
+                    return Err(ErrorResponse::new(
                         500,
                         "server_error",
                         "internal_error",
@@ -155,18 +156,19 @@ impl Query {
         if status != "failed" || gateway.has(Defect::FailedIs200) {
             return Ok(json_response(200, &document));
         }
-        let mut told = Told::new(
+        let mut response = ErrorResponse::new(
             503,
-            "service_unavailable_error",
+            "come_again",
             "no_answer",
             "there is no answer, because every step failed that could have given one",
         )
         .document();
-        told["query"] = document;
-        Ok(json_response(503, &told))
+        response["query"] = document;
+        Ok(json_response(503, &response))
     }
 
-    /// The steps: what does not depend on each other runs together, the rest one after the other (PARA-04, PARA-05, PARA-06).
+    /// Runs the steps: what does not depend on each other together, the rest one after the other
+    /// (PARA-04, PARA-05, PARA-06).
     async fn run(&self) -> Results {
         let (entities, retrieval) = self.first_phase().await;
         let none = Vec::new();
@@ -175,18 +177,18 @@ impl Query {
             .ok()
             .and_then(Option::as_ref)
             .unwrap_or(&none);
-        let material = json!({ "question": self.question, "passages": told(sources) });
+        let material = json!({ "question": self.question, "passages": numbered(sources) });
         let check = async {
             if sources.is_empty() {
-                return self.nothing_to_do("fact_check");
+                return self.not_applicable("fact_check");
             }
-            self.consult("fact_check", &material, |said| {
-                agents::read_claims(said, sources)
+            self.consult("fact_check", &material, |reply| {
+                agents::read_claims(reply, sources)
             })
             .await
         };
-        let write = self.consult("synthesis", &material, |said| {
-            agents::read_answer(said, sources)
+        let write = self.consult("synthesis", &material, |reply| {
+            agents::read_answer(reply, sources)
         });
         let (fact_check, synthesis) = if self.gateway.has(Defect::SynthesisBesideFactCheck) {
             tokio::join!(check, write)
@@ -195,18 +197,28 @@ impl Query {
         };
         let answer = synthesis.as_ref().ok().and_then(Option::as_ref);
         let material =
-            json!({ "question": self.question, "answer": answer, "passages": told(sources) });
+            json!({ "question": self.question, "answer": answer, "passages": numbered(sources) });
         let citation = if answer.is_some() && !sources.is_empty() {
             self.consult("citation", &material, agents::read_citations)
                 .await
         } else {
-            self.nothing_to_do("citation")
+            self.not_applicable("citation")
         };
         let review = if answer.is_some() {
             self.consult("review", &material, agents::read_review).await
         } else {
-            self.nothing_to_do("review")
+            self.not_applicable("review")
         };
+        let mut others = Vec::new();
+        for agent in agents::others() {
+            let result = if answer.is_some() {
+                let read = |value: &Value| value.is_object().then(|| value.clone());
+                self.consult(agent.name, &material, read).await
+            } else {
+                self.not_applicable(agent.name)
+            };
+            others.push((agent.name, result));
+        }
         Results {
             entities,
             fact_check,
@@ -214,10 +226,11 @@ impl Query {
             citation,
             review,
             retrieval,
+            others,
         }
     }
 
-    async fn first_phase(&self) -> (Did<Value>, Did<Vec<Passage>>) {
+    async fn first_phase(&self) -> (StepResult<Value>, StepResult<Vec<Passage>>) {
         let material = json!({ "question": self.question });
         let entities = self.consult("entities", &material, agents::read_entities);
         match self.gateway.defect {
@@ -233,9 +246,9 @@ impl Query {
         }
     }
 
-    async fn retrieve(&self) -> Did<Vec<Passage>> {
+    async fn retrieve(&self) -> StepResult<Vec<Passage>> {
         let started = Instant::now();
-        let did = match (&self.gateway.store, self.window("retrieval")) {
+        let result = match (&self.gateway.store, self.window("retrieval")) {
             (None, _) => Err("store_unavailable"),
             (_, None) => Err("skipped"),
             (Some(store), Some(until)) => {
@@ -248,12 +261,12 @@ impl Query {
         };
         self.report(
             "retrieval",
-            did.as_ref().err().copied(),
+            result.as_ref().err().copied(),
             "ok",
             started,
             None,
         );
-        did
+        result
     }
 
     /// Asks the agent of a step within its share of the deadline, and reads its answer.
@@ -262,25 +275,25 @@ impl Query {
         step: &'static str,
         material: &Value,
         read: impl Fn(&Value) -> Option<T>,
-    ) -> Did<T> {
+    ) -> StepResult<T> {
         let started = Instant::now();
         let mut usage = None;
-        let did = match self.window(step) {
+        let result = match self.window(step) {
             None => Err("skipped"),
             Some(until) => match self.call(step, material, until).await {
                 Err(cause) => Err(cause),
-                Ok((said, told)) => {
-                    usage = told;
-                    serde_json::from_str(said.trim())
+                Ok((reply, counted)) => {
+                    usage = counted;
+                    serde_json::from_str(reply.trim())
                         .ok()
-                        .and_then(|said| read(&said))
+                        .and_then(|reply| read(&reply))
                         .map(Some)
-                        .ok_or("nonsense")
+                        .ok_or("invalid_output")
                 }
             },
         };
-        self.report(step, did.as_ref().err().copied(), "ok", started, usage);
-        did
+        self.report(step, result.as_ref().err().copied(), "ok", started, usage);
+        result
     }
 
     async fn call(
@@ -295,7 +308,7 @@ impl Query {
             fields: fields.as_object().cloned().unwrap_or_default(),
             stream: false,
             request_id: self.request_id.clone(),
-            // a left call has no deadline of the query's
+            // a call that is left running has no deadline of the query's
             deadline: (!self.gateway.has(Defect::DeadlineLeavesCalls)).then_some(until),
             idempotency_key: format!("{}-{step}", self.id),
             traceparent: self.traceparent.clone(),
@@ -319,7 +332,7 @@ impl Query {
             Err(_) => Err("timeout"),
             Ok(Err(failure)) => Err(match failure.error.cause {
                 cause if cause.is_timeout() => "timeout",
-                Cause::BadResponse => "nonsense",
+                Cause::BadResponse => "invalid_output",
                 Cause::BreakerOpen => "breaker_open",
                 _ => "error",
             }),
@@ -331,22 +344,21 @@ impl Query {
         }
     }
 
-    /// Until when a step may run: no longer than its cap, and so that something is left for each step after it. `None`: not worth starting.
+    /// The instant until which a step may run: no longer than its cap, and so that time is left
+    /// for each later step; `None` if starting is not worth it.
     fn window(&self, step: &str) -> Option<Instant> {
         const LEAST: Duration = Duration::from_millis(50);
         let now = Instant::now();
-        let position = STEPS
-            .iter()
-            .position(|name| *name == step)
-            .unwrap_or(STEPS.len() - 1);
-        let later = u32::try_from(STEPS.len() - 1 - position).unwrap_or(0);
+        let steps = steps();
+        let later = steps.iter().rev().take_while(|name| **name != step).count();
+        let later = u32::try_from(later).unwrap_or(0);
         let reserve = (LEAST * later).min(self.deadline.saturating_duration_since(now) / 2);
         let until = (self.deadline - reserve).min(now + Duration::from_millis(self.spec.step_ms));
         (until.saturating_duration_since(now) > LEAST / 2).then_some(until)
     }
 
-    fn nothing_to_do<T>(&self, step: &'static str) -> Did<T> {
-        self.report(step, None, "nothing_to_do", Instant::now(), None);
+    fn not_applicable<T>(&self, step: &'static str) -> StepResult<T> {
+        self.report(step, None, "not_applicable", Instant::now(), None);
         Ok(None)
     }
 
@@ -386,7 +398,8 @@ impl Query {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        steps.sort_by_key(|report| STEPS.iter().position(|step| report["step"] == *step));
+        let order = agents::steps();
+        steps.sort_by_key(|report| order.iter().position(|step| report["step"] == *step));
         let sum = |kind: &str| {
             steps
                 .iter()
@@ -408,7 +421,7 @@ impl Query {
         document
     }
 
-    /// Writes the record in a task that outlives the client: nothing accepted is lost.
+    /// Writes the record in a task that outlives the client, so that nothing accepted is lost.
     async fn record(&self, id: &str, document: Value) -> Result<(), StoreError> {
         let gateway = self.gateway.clone();
         let (id, tenant, created_at) = (id.to_owned(), self.tenant.clone(), self.created_at);
@@ -480,7 +493,7 @@ fn unrecorded(document: &mut Value, cause: &str) {
     }
 }
 
-fn told(sources: &[Passage]) -> Value {
+fn numbered(sources: &[Passage]) -> Value {
     sources
         .iter()
         .zip(1_u32..)

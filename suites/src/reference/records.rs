@@ -1,13 +1,13 @@
-//! What can be read again: recorded queries and documents, each tenant its own alone.
+//! What can be read again: recorded queries and documents, those of the tenant alone.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::door::{Body, Visit, json_response};
-use super::failure::Told;
+use super::error::ErrorResponse;
 use super::gateway::Gateway;
+use super::ingress::{Body, Visit, json_response};
 use super::store::{Document, Listing, Store, StoreError};
 use crate::defect::Defect;
 
@@ -16,9 +16,9 @@ pub(super) async fn one(
     gateway: &Gateway,
     visit: &Visit,
     id: &str,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let missing = || {
-        Told::new(
+        ErrorResponse::new(
             404,
             "invalid_request_error",
             "query_not_found",
@@ -31,7 +31,7 @@ pub(super) async fn one(
     let text = store(gateway)?
         .query(&visit.tenant, &id)
         .await
-        .map_err(|error| store_told(gateway, &error))?
+        .map_err(|error| store_error(gateway, &error))?
         .ok_or_else(missing)?;
     Ok(json_response(
         200,
@@ -44,7 +44,7 @@ pub(super) async fn list(
     gateway: &Gateway,
     visit: &Visit,
     query: &str,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let mut listing = Listing {
         page: 1,
         size: 20,
@@ -80,7 +80,7 @@ pub(super) async fn list(
     let (texts, total) = store(gateway)?
         .queries(&visit.tenant, &listing)
         .await
-        .map_err(|error| store_told(gateway, &error))?;
+        .map_err(|error| store_error(gateway, &error))?;
     let documents: Vec<Value> = texts
         .iter()
         .filter_map(|text| serde_json::from_str(text).ok())
@@ -96,7 +96,7 @@ pub(super) async fn add_document(
     gateway: &Gateway,
     visit: &Visit,
     fields: Map<String, Value>,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let document = Document {
         id: uuid::Uuid::now_v7().to_string(),
         title: fields
@@ -109,7 +109,7 @@ pub(super) async fn add_document(
     };
     match store(gateway)?.add_document(&visit.tenant, &document).await {
         Err(StoreError::Unavailable(_)) if gateway.has(Defect::ReportsLostAsStored) => {}
-        stored => stored.map_err(|error| store_told(gateway, &error))?,
+        stored => stored.map_err(|error| store_error(gateway, &error))?,
     }
     Ok(json_response(201, &shown(&document)))
 }
@@ -119,9 +119,9 @@ pub(super) async fn document(
     gateway: &Gateway,
     visit: &Visit,
     id: &str,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let missing = || {
-        Told::new(
+        ErrorResponse::new(
             404,
             "invalid_request_error",
             "document_not_found",
@@ -134,7 +134,7 @@ pub(super) async fn document(
     let found = store(gateway)?
         .document(&visit.tenant, &id)
         .await
-        .map_err(|error| store_told(gateway, &error))?;
+        .map_err(|error| store_error(gateway, &error))?;
     found
         .map(|document| json_response(200, &shown(&document)))
         .ok_or_else(missing)
@@ -145,9 +145,9 @@ pub(super) async fn delete_document(
     gateway: &Gateway,
     visit: &Visit,
     id: &str,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let missing = || {
-        Told::new(
+        ErrorResponse::new(
             404,
             "invalid_request_error",
             "document_not_found",
@@ -160,7 +160,7 @@ pub(super) async fn delete_document(
     if !store(gateway)?
         .delete_document(&visit.tenant, &id)
         .await
-        .map_err(|error| store_told(gateway, &error))?
+        .map_err(|error| store_error(gateway, &error))?
     {
         return Err(missing());
     }
@@ -169,11 +169,11 @@ pub(super) async fn delete_document(
     Ok(response)
 }
 
-fn store(gateway: &Gateway) -> Result<&Store, Told> {
+fn store(gateway: &Gateway) -> Result<&Store, ErrorResponse> {
     gateway.store.as_ref().ok_or_else(|| {
-        Told::new(
+        ErrorResponse::new(
             503,
-            "service_unavailable_error",
+            "come_again",
             "store_unavailable",
             "there is no database",
         )
@@ -181,10 +181,10 @@ fn store(gateway: &Gateway) -> Result<&Store, Told> {
 }
 
 /// A database's failure is never the client's own, unless the value cannot be stored (DATA-10).
-pub(super) fn store_told(gateway: &Gateway, error: &StoreError) -> Told {
+pub(super) fn store_error(gateway: &Gateway, error: &StoreError) -> ErrorResponse {
     gateway.log(&format!("store: {error}"));
     if gateway.has(Defect::StoreFailureIs401) {
-        return Told::new(
+        return ErrorResponse::new(
             401,
             "authentication_error",
             "invalid_api_key",
@@ -193,7 +193,7 @@ pub(super) fn store_told(gateway: &Gateway, error: &StoreError) -> Told {
     }
     let code = match error {
         StoreError::Rejected(message) => {
-            return Told::new(
+            return ErrorResponse::new(
                 400,
                 "invalid_request_error",
                 "invalid_request",
@@ -206,15 +206,15 @@ pub(super) fn store_told(gateway: &Gateway, error: &StoreError) -> Told {
         StoreError::NotWritable(_) => "store_not_writable",
         StoreError::Failed(_) => "store_failed",
     };
-    let told = Told::new(
+    let response = ErrorResponse::new(
         503,
-        "service_unavailable_error",
+        "come_again",
         code,
         format!("the database: {}", error.reason()),
     );
-    Told {
+    ErrorResponse {
         retry_after: Some(Duration::from_secs(1)),
-        ..told
+        ..response
     }
 }
 
@@ -222,7 +222,7 @@ fn shown(document: &Document) -> Value {
     json!({ "id": document.id, "title": document.title, "text": document.text, "created_at": rfc3339(document.created_at) })
 }
 
-pub(super) fn text(fields: &Map<String, Value>, name: &str) -> Result<String, Told> {
+pub(super) fn text(fields: &Map<String, Value>, name: &str) -> Result<String, ErrorResponse> {
     let given = fields
         .get(name)
         .and_then(Value::as_str)
@@ -232,10 +232,10 @@ pub(super) fn text(fields: &Map<String, Value>, name: &str) -> Result<String, To
         .ok_or_else(|| invalid(name, format!("{name} is missing, empty, or no text")))
 }
 
-pub(super) fn invalid(param: &str, message: String) -> Told {
-    Told {
+pub(super) fn invalid(param: &str, message: String) -> ErrorResponse {
+    ErrorResponse {
         param: Some(param.into()),
-        ..Told::new(400, "invalid_request_error", "invalid_request", message)
+        ..ErrorResponse::new(400, "invalid_request_error", "invalid_request", message)
     }
 }
 

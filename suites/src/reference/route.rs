@@ -1,4 +1,5 @@
-//! What a gateway knows of its aliases: for each, the candidates in order, with everything that guards them.
+//! The aliases of the gateway: for each, its candidates in order, with everything that guards
+//! them.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,8 @@ pub(super) struct Provider {
     pub budget: Budget,
     /// For [`Defect::NeverForgives`].
     pub gone: AtomicBool,
-    /// For [`Defect::TrustsPooledConnections`]: how many connections are kept, and how many of those are dead.
+    /// For [`Defect::TrustsPooledConnections`]: how many connections are pooled, and how many of
+    /// those are dead.
     pub kept: Mutex<(usize, usize)>,
 }
 
@@ -42,7 +44,7 @@ impl Provider {
 }
 
 /// One candidate of an alias.
-pub(super) struct Lane {
+pub(super) struct CandidateState {
     pub provider: Arc<Provider>,
     pub model: String,
     pub breaker: Arc<Breaker>,
@@ -54,7 +56,7 @@ pub(super) struct Lane {
 /// An alias.
 pub(super) struct Route {
     pub alias: String,
-    pub lanes: Vec<Arc<Lane>>,
+    pub candidates: Vec<Arc<CandidateState>>,
     /// The deadline of a request, over all attempts and candidates.
     pub total: Duration,
     /// Kept for each later candidate.
@@ -95,7 +97,7 @@ impl Routes {
             breakers: Vec::new(),
         };
         for model in &spec.models {
-            let mut lanes = Vec::new();
+            let mut candidates = Vec::new();
             for candidate in &model.candidates {
                 let provider = this
                     .providers
@@ -117,7 +119,7 @@ impl Routes {
                 let connect = ms(timeouts.connect_ms, Defect::ConnectTimeoutTooShort);
                 let first_token = ms(timeouts.first_token_ms, Defect::FirstTokenTimeoutTooShort);
                 let idle = ms(timeouts.idle_ms, Defect::IdleTimeoutTooShort);
-                lanes.push(Arc::new(Lane {
+                candidates.push(Arc::new(CandidateState {
                     provider,
                     model: candidate.model.clone(),
                     breaker,
@@ -126,7 +128,7 @@ impl Routes {
                     idle,
                 }));
             }
-            let first = lanes.first().map(|lane| &lane.provider.spec);
+            let first = candidates.first().map(|candidate| &candidate.provider.spec);
             let total = first
                 .and_then(|provider| resolve(spec, model.timeouts, provider, defect).total_ms)
                 .or(spec.timeouts.total_ms);
@@ -136,10 +138,10 @@ impl Routes {
                 } else {
                     1
                 };
-            let reserve = total / (2 * u32::try_from(lanes.len()).unwrap_or(u32::MAX)).max(1);
+            let reserve = total / (2 * u32::try_from(candidates.len()).unwrap_or(u32::MAX)).max(1);
             this.routes.push(Route {
                 alias: model.alias.clone(),
-                lanes,
+                candidates,
                 total,
                 reserve,
             });

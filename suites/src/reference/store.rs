@@ -1,4 +1,5 @@
-//! What the gateway keeps: documents with their passages, and queries, on Postgres or SQLite. Every call has one bound for all of it.
+//! What the gateway keeps: documents with their passages, and queries, on Postgres or SQLite.
+//! Every call has one bound over all of it.
 
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ pub(super) enum StoreError {
     Unavailable(String),
     #[error("no connection to the database became free")]
     Busy,
-    #[error("the database did not answer in time")]
+    #[error("the database exceeds its timeout")]
     Timeout,
     #[error("the database takes no writes: {0}")]
     NotWritable(String),
@@ -35,7 +36,7 @@ impl StoreError {
         match self {
             Self::Unavailable(_) => "it cannot be reached",
             Self::Busy => "no connection became free in time",
-            Self::Timeout => "it did not answer in time",
+            Self::Timeout => "it exceeds its timeout",
             Self::NotWritable(_) => "it takes no writes",
             Self::Rejected(_) | Self::Failed(_) => "it failed",
         }
@@ -60,7 +61,7 @@ pub(super) struct Passage {
     pub score: f64,
 }
 
-/// What a listing asks for; empty text is no wish.
+/// What a listing asks for; an empty text asks for everything.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     /// From 1.
@@ -126,7 +127,7 @@ impl Store {
         let database = if url.starts_with("postgres") {
             let mut options = PgConnectOptions::from_str(url).map_err(wrong)?;
             if !endless {
-                // the server gives up first: what was told as not written is not written later
+                // the server gives up first: what was answered as not written is not written later
                 options = options
                     .options([("statement_timeout", (bound * 4 / 5).as_millis().to_string())]);
             }
@@ -305,7 +306,8 @@ impl Store {
         })
     }
 
-    /// A page of the tenant's queries, newest first, and how many there are. Ids are made in the order of time.
+    /// A page of the tenant's queries, newest first, and their number. Ids are made in the order
+    /// of time.
     pub(super) async fn queries(
         &self,
         tenant: &str,
@@ -335,7 +337,7 @@ impl Store {
         })
     }
 
-    /// Whose key it is.
+    /// The tenant of a key.
     pub(super) async fn tenant(&self, token: &str) -> Result<Option<String>, StoreError> {
         on!(self, pool => async {
             let row = sqlx::query("SELECT tenant FROM keys WHERE token = $1").bind(token).fetch_optional(pool).await?;
@@ -396,7 +398,7 @@ impl Store {
 }
 
 fn classify(error: &sqlx::Error) -> StoreError {
-    let sqlx::Error::Database(told) = error else {
+    let sqlx::Error::Database(refusal) = error else {
         return match error {
             sqlx::Error::PoolTimedOut => StoreError::Busy,
             sqlx::Error::Io(_)
@@ -406,8 +408,8 @@ fn classify(error: &sqlx::Error) -> StoreError {
             _ => StoreError::Failed(error.to_string()),
         };
     };
-    let message = told.message().to_owned();
-    match told.code().as_deref().unwrap_or_default() {
+    let message = refusal.message().to_owned();
+    match refusal.code().as_deref().unwrap_or_default() {
         "57014" | "55P03" | "5" | "6" => StoreError::Timeout,
         "25006" | "53100" | "42501" | "8" | "13" | "1032" => StoreError::NotWritable(message),
         "22021" | "22P05" | "54000" => StoreError::Rejected(message),
@@ -444,7 +446,7 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// Paragraphs.
+/// The paragraphs of a text.
 fn pieces(text: &str) -> Vec<&str> {
     text.split("\n\n")
         .map(str::trim)

@@ -1,4 +1,5 @@
-//! A provider's stream past its commit point, and how it is told to the client: chunks as they come, then `[DONE]`, or one error and no `[DONE]`.
+//! A provider's stream past its commit point, and how it reaches the client: chunks as they come,
+//! then `[DONE]`, or one error and no `[DONE]`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -12,16 +13,16 @@ use tokio::time::{Instant, timeout_at};
 
 use super::chat::{self, Answer, Call, Hold};
 use super::decode::{Decoder, Item};
-use super::failure::{AttemptError, Cause, Told};
-use super::gateway::{Gateway, Place, set};
-use super::route::Lane;
+use super::error::{AttemptError, Cause, ErrorResponse};
+use super::gateway::{Gateway, Permit, set};
+use super::route::CandidateState;
 use super::upstream::Body;
 use crate::defect::Defect;
 
 /// A stream that is known to be good. Dropping it closes the connection to the provider.
 pub(super) struct Committed {
     gateway: Arc<Gateway>,
-    lane: Arc<Lane>,
+    candidate: Arc<CandidateState>,
     call: Call,
     body: Option<Body>,
     decoder: Decoder,
@@ -29,7 +30,7 @@ pub(super) struct Committed {
     deadline: Instant,
     /// Since when the provider is silent.
     idle_from: Instant,
-    /// The breaker's leave and the place at the provider; given back at the end.
+    /// The permits of the breaker and of the provider, given back at the end.
     pub hold: Option<Hold>,
     /// For the defects that go on after a failure.
     again: bool,
@@ -38,13 +39,13 @@ pub(super) struct Committed {
 impl Committed {
     pub(super) fn new(
         gateway: Arc<Gateway>,
-        lane: Arc<Lane>,
+        candidate: Arc<CandidateState>,
         call: Call,
         body: Body,
         mislabelled: bool,
         deadline: Instant,
     ) -> Self {
-        let spec = &lane.provider.spec;
+        let spec = &candidate.provider.spec;
         let decoder = Decoder::new(
             spec.protocol,
             &spec.api_key,
@@ -55,7 +56,7 @@ impl Committed {
         let items = VecDeque::new();
         Self {
             gateway,
-            lane,
+            candidate,
             call,
             body: Some(body),
             decoder,
@@ -67,7 +68,8 @@ impl Committed {
         }
     }
 
-    /// Reads until the first real content: until then every failure may still become a fallback or a real status.
+    /// Reads until the first real content: until then every failure can still become a fallback or
+    /// a real status.
     pub(super) async fn reach_commit_point(&mut self) -> Result<(), AttemptError> {
         loop {
             for (position, item) in self.items.iter().enumerate() {
@@ -98,7 +100,7 @@ impl Committed {
         }
     }
 
-    /// The next item, within the idle time-out and the deadline.
+    /// The next item, within the idle timeout and the deadline.
     async fn next(&mut self) -> Item {
         loop {
             if let Some(item) = self.items.pop_front() {
@@ -112,7 +114,7 @@ impl Committed {
             if !self.gateway.has(Defect::IdleNeverRestarts) {
                 self.idle_from = Instant::now();
             }
-            let idle = self.idle_from + self.lane.idle;
+            let idle = self.idle_from + self.candidate.idle;
             let limit = if self.gateway.has(Defect::ChunksMoveDeadline) {
                 idle
             } else {
@@ -125,7 +127,7 @@ impl Committed {
                 } else if limit == idle {
                     Item::Failed(AttemptError::new(
                         Cause::IdleTimeout,
-                        format!("the provider was silent for {:?}", self.lane.idle),
+                        format!("the provider was silent for {:?}", self.candidate.idle),
                     ))
                 } else {
                     Item::Failed(AttemptError::new(
@@ -138,7 +140,8 @@ impl Committed {
         }
     }
 
-    /// Reads once; what it completes stands in `items`. Cancel safe: bytes are decoded in the same poll that takes them.
+    /// Reads once; what it completes stands in `items`. Cancel safe: bytes are decoded in the same
+    /// poll that takes them.
     async fn read(&mut self) {
         let Some(body) = &mut self.body else {
             return std::future::pending().await;
@@ -164,10 +167,11 @@ impl Committed {
     }
 
     fn is_translated(&self) -> bool {
-        self.lane.provider.spec.protocol == Protocol::Ollama
+        self.candidate.provider.spec.protocol == Protocol::Ollama
     }
 
-    /// An end tells the breaker and the counters what came of the provider, and closes its connection.
+    /// Ends the stream: reports the result to the breaker and the counters, and closes the
+    /// provider's connection.
     fn settle(&mut self, item: Item) -> Item {
         let hold = match &item {
             Item::Chunk { .. } => return item,
@@ -186,7 +190,8 @@ impl Committed {
         item
     }
 
-    /// [`Defect::RestartsStream`] and [`Defect::SplicesStreams`]: a second stream in place of the one that failed.
+    /// For [`Defect::RestartsStream`] and [`Defect::SplicesStreams`]: a second stream instead of
+    /// the one that failed.
     async fn start_again(&mut self) -> bool {
         let first = match self.gateway.defect {
             Some(Defect::RestartsStream) => 0,
@@ -221,17 +226,18 @@ impl Committed {
     }
 }
 
-/// The events for the client. Dropped by a client that left, it drops the provider's stream, and with it the connection.
+/// The events for the client. Dropped because the client left, it drops the provider's stream and
+/// its connection.
 pub(super) fn events(
     stream: Committed,
-    place: Place,
+    permit: Permit,
 ) -> impl Stream<Item = Bytes> + Send + 'static {
     let gateway = stream.gateway.clone();
     let cut = gateway.cut.subscribe();
-    unfold(Some((stream, place, cut)), move |state| {
+    unfold(Some((stream, permit, cut)), move |state| {
         let gateway = gateway.clone();
         async move {
-            let (mut stream, place, mut cut) = state?;
+            let (mut stream, permit, mut cut) = state?;
             let item = loop {
                 let item = tokio::select! {
                     item = stream.next() => item,
@@ -250,7 +256,7 @@ pub(super) fn events(
             match item {
                 Item::Chunk { data, .. } => Some((
                     format!("data: {data}\n\n").into(),
-                    Some((stream, place, cut)),
+                    Some((stream, permit, cut)),
                 )),
                 Item::Done(_)
                     if gateway.has(Defect::TranslatesWithoutEnd) && stream.is_translated() =>
@@ -272,20 +278,20 @@ pub(super) fn events(
                     None
                 }
                 Item::Failed(error) => {
-                    let told = if *cut.borrow() {
-                        Told::shutting_down()
+                    let error = if *cut.borrow() {
+                        ErrorResponse::shutting_down()
                     } else {
-                        Told::from_attempt(&error, gateway.defect)
+                        ErrorResponse::from_attempt(&error, gateway.defect)
                     };
-                    Some((format!("data: {}\n\n", told.document()).into(), None))
+                    Some((format!("data: {}\n\n", error.document()).into(), None))
                 }
             }
         }
     })
 }
 
-/// For the defects that read the provider's stream in a task of its own: [`Defect::BuffersStream`], [`Defect::ReadsAhead`],
-/// [`Defect::ReadsForNobody`].
+/// For the defects that read the provider's stream in a task of its own:
+/// [`Defect::BuffersStream`], [`Defect::ReadsAhead`], [`Defect::ReadsForNobody`].
 pub(super) fn read_ahead(
     events: impl Stream<Item = Bytes> + Send + 'static,
     gateway: &Arc<Gateway>,
@@ -311,7 +317,8 @@ pub(super) fn read_ahead(
     })
 }
 
-/// [`Defect::WritesUnderLock`]: who waits for its client holds the lock that all writers need.
+/// For [`Defect::WritesUnderLock`]: a writer that waits for its client holds the lock that all
+/// writers need.
 pub(super) fn under_lock(
     events: impl Stream<Item = Bytes> + Send + 'static,
     gateway: &Arc<Gateway>,

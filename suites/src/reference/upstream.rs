@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::failure::{AttemptError, Cause};
+use super::error::{AttemptError, Cause};
 use crate::defect::Defect;
 
 /// What is sent to a provider.
@@ -53,7 +53,8 @@ impl Drop for Connection {
     }
 }
 
-/// Sends the question and waits for the head of the answer. Dropping the future closes the connection.
+/// Sends the request and waits for the head of the answer. Dropping the future closes the
+/// connection.
 pub(super) async fn send(
     question: Question,
     defect: Option<Defect>,
@@ -70,7 +71,7 @@ pub(super) async fn send(
         .await
         .map_err(|error| before_answer(&error))?;
     let connection = Connection(tokio::spawn(async move {
-        // its errors are told by the request and the body
+        // the request and the body report its errors
         connection.await.ok();
     }));
     let request = request(question.method, &uri, question.headers, question.body)?;
@@ -172,7 +173,7 @@ fn request(
         .map_err(|error| {
             AttemptError::new(
                 Cause::Unsupported,
-                format!("the request cannot be told: {error}"),
+                format!("the request cannot be written: {error}"),
             )
         })?;
     request.headers_mut().extend(headers);

@@ -1,4 +1,5 @@
-//! The door: who asks, whether there is room, what is asked for, and how it is answered.
+//! The way in: whose request it is, whether there is a permit for it, what it asks for, and how it
+//! is answered.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::chat::{self, Answer, Call};
-use super::failure::{Failure, Told};
-use super::gateway::{Gateway, Place, set};
+use super::error::{ErrorResponse, Failure};
+use super::gateway::{Gateway, Permit, set};
 use super::query::{self, StubRequest};
 use super::records;
 use super::route::Route;
@@ -46,7 +47,7 @@ pub(super) async fn answer(
     };
     let mut response = match dispatch(&gateway, request, request_id.clone()).await {
         Ok(response) => response,
-        Err(told) => tell(&gateway, &told),
+        Err(error) => respond(&gateway, &error),
     };
     if !gateway.has(Defect::DropsRequestId)
         && let Ok(value) = HeaderValue::from_str(&request_id)
@@ -84,7 +85,7 @@ async fn dispatch(
     gateway: &Arc<Gateway>,
     request: Request<Incoming>,
     request_id: String,
-) -> Result<Response<Body>, Told> {
+) -> Result<Response<Body>, ErrorResponse> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -99,7 +100,7 @@ async fn dispatch(
         ["api", "v1", "documents"] => &[Method::POST],
         ["api", "v1", "documents", _] => &[Method::GET, Method::DELETE],
         _ => {
-            return Err(Told::new(
+            return Err(ErrorResponse::new(
                 404,
                 "invalid_request_error",
                 "route_not_found",
@@ -108,7 +109,7 @@ async fn dispatch(
         }
     };
     if !known.contains(&head.method) {
-        return Err(Told::new(
+        return Err(ErrorResponse::new(
             405,
             "invalid_request_error",
             "method_not_allowed",
@@ -141,25 +142,25 @@ async fn dispatch(
         return known_tenant.and_then(|_| models(gateway, rest.first().copied()));
     }
     if gateway.draining.load(Ordering::SeqCst) {
-        return Err(refuse(gateway, body, Told::shutting_down()));
+        return Err(refuse(gateway, body, ErrorResponse::shutting_down()));
     }
-    let Some(place) = gateway.enter().await else {
-        let told = Told {
+    let Some(permit) = gateway.enter().await else {
+        let error = ErrorResponse {
             retry_after: Some(Duration::from_secs(1)),
-            ..Told::new(
+            ..ErrorResponse::new(
                 503,
-                "service_unavailable_error",
+                "come_again",
                 "too_many_in_flight",
                 "too many requests are in flight",
             )
         };
-        return Err(refuse(gateway, body, told));
+        return Err(refuse(gateway, body, error));
     };
     let query = head.uri.query().unwrap_or_default().to_owned();
     let mut cut = gateway.cut.subscribe();
     let work = async {
         match (head.method, segments.as_slice()) {
-            (Method::POST, ["v1", ..]) => complete(gateway, &visit, body, place).await,
+            (Method::POST, ["v1", ..]) => complete(gateway, &visit, body, permit).await,
             (Method::POST, ["api", "v1", "queries"]) => {
                 let fields = read(gateway, &visit.headers, body).await?;
                 query::ask(gateway, &visit, StubRequest::read(&fields)?).await
@@ -172,7 +173,7 @@ async fn dispatch(
             (Method::GET, ["api", "v1", "queries", id]) => records::one(gateway, &visit, id).await,
             (Method::DELETE, [.., id]) => records::delete_document(gateway, &visit, id).await,
             (_, [.., id]) => records::document(gateway, &visit, id).await,
-            (_, []) => Err(Told::new(
+            (_, []) => Err(ErrorResponse::new(
                 404,
                 "invalid_request_error",
                 "route_not_found",
@@ -182,7 +183,7 @@ async fn dispatch(
     };
     tokio::select! {
         response = work => known_tenant.and(response),
-        () = set(&mut cut) => Err(Told::shutting_down()),
+        () = set(&mut cut) => Err(ErrorResponse::shutting_down()),
     }
 }
 
@@ -191,12 +192,12 @@ async fn complete(
     gateway: &Arc<Gateway>,
     visit: &Visit,
     body: Incoming,
-    place: Place,
-) -> Result<Response<Body>, Told> {
+    permit: Permit,
+) -> Result<Response<Body>, ErrorResponse> {
     let fields = read(gateway, &visit.headers, body).await?;
-    let invalid = |param: &str, message: &str| Told {
+    let invalid = |param: &str, message: &str| ErrorResponse {
         param: Some(param.into()),
-        ..Told::new(400, "invalid_request_error", "invalid_request", message)
+        ..ErrorResponse::new(400, "invalid_request_error", "invalid_request", message)
     };
     let alias = fields
         .get("model")
@@ -219,9 +220,9 @@ async fn complete(
         Some(_) => return Err(invalid("stream", "stream is neither true nor false")),
     };
     if gateway.routes.find(&alias).is_none() {
-        return Err(Told {
+        return Err(ErrorResponse {
             param: Some("model".into()),
-            ..Told::new(
+            ..ErrorResponse::new(
                 404,
                 "invalid_request_error",
                 "model_not_found",
@@ -245,11 +246,11 @@ async fn complete(
                         ..
                     },
                     _,
-                )) => stream::events(*stream, place).boxed(),
+                )) => stream::events(*stream, permit).boxed(),
                 Ok(_) => futures::stream::empty().boxed(),
                 Err(failure) => {
-                    let told = Told::from_failure(failure, this.defect);
-                    futures::stream::iter([Bytes::from(format!("data: {}\n\n", told.document()))])
+                    let error = ErrorResponse::from_failure(failure, this.defect);
+                    futures::stream::iter([Bytes::from(format!("data: {}\n\n", error.document()))])
                         .boxed()
                 }
             }
@@ -259,7 +260,9 @@ async fn complete(
     let result = if gateway.has(Defect::RetriesForNobody) {
         let (this, alias) = (gateway.clone(), alias.clone());
         let joined = tokio::spawn(async move { routed(&this, &alias, &call).await }).await;
-        joined.map_err(|_| Told::new(500, "server_error", "internal_error", "the request broke"))?
+        joined.map_err(|_| {
+            ErrorResponse::new(500, "server_error", "internal_error", "the request broke")
+        })?
     } else {
         routed(gateway, &alias, &call).await
     };
@@ -270,10 +273,13 @@ async fn complete(
         .entry(alias)
         .or_default()
         .retain(|(id, _)| *id != visit.request_id);
-    let (served, first) = result.map_err(|failure| Told::from_failure(failure, gateway.defect))?;
+    let (served, first) =
+        result.map_err(|failure| ErrorResponse::from_failure(failure, gateway.defect))?;
     let mut response = match served.answer {
         Answer::Plain(completion) => Response::new(Full::new(completion.bytes).boxed_unsync()),
-        Answer::Stream(stream) => event_stream(for_client(gateway, stream::events(*stream, place))),
+        Answer::Stream(stream) => {
+            event_stream(for_client(gateway, stream::events(*stream, permit)))
+        }
     };
     if !response.headers().contains_key(header::CONTENT_TYPE) {
         response.headers_mut().insert(
@@ -284,7 +290,7 @@ async fn complete(
     let by = if gateway.has(Defect::NamesFirstCandidate) {
         first
     } else {
-        served.lane.provider.spec.name.clone()
+        served.candidate.provider.spec.name.clone()
     };
     if let Ok(by) = HeaderValue::from_str(&by) {
         response.headers_mut().insert("x-gauntlet-provider", by);
@@ -292,7 +298,7 @@ async fn complete(
     Ok(response)
 }
 
-/// Asks the alias; with the answer comes the name of its first candidate.
+/// Asks the alias; the name of its first candidate comes with the answer.
 async fn routed(
     gateway: &Arc<Gateway>,
     alias: &str,
@@ -303,22 +309,22 @@ async fn routed(
         .find(alias)
         .ok_or_else(|| Failure::of(Vec::new()))?;
     let first = route
-        .lanes
+        .candidates
         .first()
-        .map(|lane| lane.provider.spec.name.clone())
+        .map(|candidate| candidate.provider.spec.name.clone())
         .unwrap_or_default();
     chat::ask(gateway, route, call, 0)
         .await
         .map(|served| (served, first))
 }
 
-/// What of the request and its headers goes on to the provider.
+/// The part of the request and its headers that is sent on to the provider.
 pub(super) fn call(
     gateway: &Gateway,
     visit: &Visit,
     fields: Map<String, Value>,
     stream: bool,
-) -> Result<Call, Told> {
+) -> Result<Call, ErrorResponse> {
     let text = |name: &str| {
         visit
             .headers
@@ -342,7 +348,7 @@ pub(super) fn call(
 }
 
 /// `x-request-timeout-ms`.
-pub(super) fn own_deadline(headers: &HeaderMap) -> Result<Option<Instant>, Told> {
+pub(super) fn own_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ErrorResponse> {
     let Some(value) = headers.get("x-request-timeout-ms") else {
         return Ok(None);
     };
@@ -352,7 +358,7 @@ pub(super) fn own_deadline(headers: &HeaderMap) -> Result<Option<Instant>, Told>
         .and_then(|text| text.trim().parse::<u64>().ok())
         .filter(|ms| *ms > 0);
     let ms = ms.ok_or_else(|| {
-        Told::new(
+        ErrorResponse::new(
             400,
             "invalid_request_error",
             "invalid_request",
@@ -362,12 +368,13 @@ pub(super) fn own_deadline(headers: &HeaderMap) -> Result<Option<Instant>, Told>
     Ok(Instant::now().checked_add(Duration::from_millis(ms)))
 }
 
-/// The whole body as a JSON object: of the right type, within its bound and its time (LOAD-04, LOAD-05, ERR-03).
+/// Reads the whole body as a JSON object: of the right media type, within its bound and its time
+/// (LOAD-04, LOAD-05, ERR-03).
 async fn read(
     gateway: &Arc<Gateway>,
     headers: &HeaderMap,
     mut body: Incoming,
-) -> Result<Map<String, Value>, Told> {
+) -> Result<Map<String, Value>, ErrorResponse> {
     let limits = gateway.spec.limits;
     let kind = headers
         .get(header::CONTENT_TYPE)
@@ -378,7 +385,7 @@ async fn read(
         return Err(refuse(
             gateway,
             body,
-            Told::new(
+            ErrorResponse::new(
                 415,
                 "invalid_request_error",
                 "unsupported_media_type",
@@ -387,7 +394,7 @@ async fn read(
         ));
     }
     let large = || {
-        Told::new(
+        ErrorResponse::new(
             413,
             "invalid_request_error",
             "body_too_large",
@@ -403,7 +410,7 @@ async fn read(
     let reading = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
-                Told::new(
+                ErrorResponse::new(
                     400,
                     "invalid_request_error",
                     "invalid_request",
@@ -423,11 +430,11 @@ async fn read(
         reading.await?;
     } else {
         let late = |_| {
-            Told::new(
+            ErrorResponse::new(
                 408,
                 "invalid_request_error",
                 "body_timeout",
-                format!("the body did not come within {time:?}"),
+                format!("the body takes longer than {time:?}"),
             )
         };
         timeout(time, reading).await.map_err(late)??;
@@ -437,13 +444,13 @@ async fn read(
     }
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(Told::new(
+        Ok(_) => Err(ErrorResponse::new(
             400,
             "invalid_request_error",
             "invalid_request",
             "the body is not a JSON object",
         )),
-        Err(error) => Err(Told::new(
+        Err(error) => Err(ErrorResponse::new(
             400,
             "invalid_request_error",
             "invalid_request",
@@ -452,19 +459,19 @@ async fn read(
     }
 }
 
-/// Refuses a request whose body has not been read. What still comes is read away for a moment: a connection that is closed over unread
-/// bytes is reset, and the client might lose the answer.
-fn refuse(gateway: &Gateway, mut body: Incoming, told: Told) -> Told {
+/// Refuses a request whose body has not been read. For a moment the rest is read and dropped: a
+/// connection that is closed over unread bytes is reset, and the client might lose the answer.
+fn refuse(gateway: &Gateway, mut body: Incoming, error: ErrorResponse) -> ErrorResponse {
     drop(
         gateway.outlive(timeout(Duration::from_millis(500), async move {
             while let Some(Ok(_)) = body.frame().await {}
         })),
     );
-    told
+    error
 }
 
-/// Whose request it is (AUTH-01): by a configured key, or by one that the store knows.
-async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, Told> {
+/// Finds the tenant of a request (AUTH-01): by a configured key, or by one that the store knows.
+async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, ErrorResponse> {
     if gateway.spec.keys.is_empty() {
         return Ok("default".into());
     }
@@ -484,19 +491,19 @@ async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, Told> 
     if let (None, Some(token), Some(store)) = (&known, token, &gateway.store) {
         known = match store.tenant(token).await {
             Err(_) if gateway.has(Defect::FailedLookupIs401) => None,
-            found => found.map_err(|error| records::store_told(gateway, &error))?,
+            found => found.map_err(|error| records::store_error(gateway, &error))?,
         };
     }
     match known {
         Some(tenant) => Ok(tenant),
         None if gateway.has(Defect::TakesAnyKey) && token.is_some() => Ok("default".into()),
-        None if token.is_none() => Err(Told::new(
+        None if token.is_none() => Err(ErrorResponse::new(
             401,
             "authentication_error",
             "missing_api_key",
             "a key is needed: Authorization: Bearer …",
         )),
-        None => Err(Told::new(
+        None => Err(ErrorResponse::new(
             401,
             "authentication_error",
             "invalid_api_key",
@@ -516,7 +523,7 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// `GET /v1/models`, in OpenAI's shape (WIRE-09).
-fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, Told> {
+fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, ErrorResponse> {
     let model = |alias: &str| json!({ "id": alias, "object": "model", "created": 0, "owned_by": "gauntlet" });
     let mut aliases = gateway
         .routes
@@ -532,7 +539,7 @@ fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, Told> 
             &json!({ "object": "list", "data": aliases.map(model).collect::<Vec<_>>() }),
         )),
         Some(id) if aliases.any(|alias| alias == id) => Ok(json_response(200, &model(id))),
-        Some(id) => Err(Told::new(
+        Some(id) => Err(ErrorResponse::new(
             404,
             "invalid_request_error",
             "model_not_found",
@@ -541,34 +548,34 @@ fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, Told> 
     }
 }
 
-/// An error in the one envelope.
-pub(super) fn tell(gateway: &Gateway, told: &Told) -> Response<Body> {
-    let mut response = if gateway.has(Defect::SendsPlainText) && told.status < 500 {
+/// Sends an error in the one envelope.
+pub(super) fn respond(gateway: &Gateway, error: &ErrorResponse) -> Response<Body> {
+    let mut response = if gateway.has(Defect::SendsPlainText) && error.status < 500 {
         let mut response =
-            Response::new(Full::new(Bytes::from(told.message.clone())).boxed_unsync());
+            Response::new(Full::new(Bytes::from(error.message.clone())).boxed_unsync());
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         response
     } else {
-        json_response(200, &told.document())
+        json_response(200, &error.document())
     };
     *response.status_mut() =
-        http::StatusCode::from_u16(told.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+        http::StatusCode::from_u16(error.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    if let Some(wait) = told.retry_after {
+    if let Some(wait) = error.retry_after {
         headers.insert(
             header::RETRY_AFTER,
             HeaderValue::from(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)),
         );
     }
-    if told.status == 401 && !gateway.has(Defect::NoChallenge) {
+    if error.status == 401 && !gateway.has(Defect::NoChallenge) {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if told.status == 405 {
+    if error.status == 405 {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
     }
-    if matches!(told.status, 408 | 413) {
+    if matches!(error.status, 408 | 413) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -612,7 +619,8 @@ fn for_client(
     }
 }
 
-/// [`Defect::SharesPrompts`]: with the messages of the earliest request of this alias that is in flight; with its own otherwise.
+/// For [`Defect::SharesPrompts`]: the request with the messages of the earliest request of this
+/// alias that is in flight; otherwise with its own.
 fn share_prompt(
     gateway: &Gateway,
     request_id: &str,

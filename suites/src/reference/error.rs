@@ -1,4 +1,4 @@
-//! Why an attempt failed, what follows from it, and the one table from cause to response.
+//! Why an attempt failed, what follows from it, and the table from a cause to the response.
 
 use std::time::Duration;
 
@@ -31,28 +31,23 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// Its name in error codes, attempts and metrics.
+    /// The word for it in error codes, attempts and metrics; no case depends on it.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Refused => "refused",
-            Self::Reset => "reset",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::FirstTokenTimeout => "first_token_timeout",
-            Self::IdleTimeout => "idle_timeout",
-            Self::DeadlineExceeded => "deadline_exceeded",
-            Self::RateLimited => "rate_limited",
-            Self::QuotaExhausted => "quota_exhausted",
-            Self::Overloaded => "overloaded",
-            Self::ServerError => "server_error",
-            Self::ProviderAuth => "provider_auth",
-            Self::Rejected => "rejected",
-            Self::BadResponse => "bad_response",
-            Self::Truncated => "truncated",
-            Self::Oversized => "oversized",
-            Self::InBand => "in_band",
-            Self::BreakerOpen => "breaker_open",
-            Self::BulkheadFull => "bulkhead_full",
-            Self::Unsupported => "unsupported",
+            Self::Refused | Self::Reset => "unreachable",
+            Self::ConnectTimeout
+            | Self::FirstTokenTimeout
+            | Self::IdleTimeout
+            | Self::DeadlineExceeded => "too_late",
+            Self::RateLimited | Self::QuotaExhausted => "limited",
+            Self::Overloaded => "busy",
+            Self::ServerError | Self::InBand => "failing",
+            Self::ProviderAuth => "credentials",
+            Self::Rejected => "refused",
+            Self::BadResponse | Self::Truncated | Self::Oversized => "unreadable",
+            Self::BreakerOpen => "resting",
+            Self::BulkheadFull => "full",
+            Self::Unsupported => "impossible",
         }
     }
 
@@ -66,12 +61,13 @@ impl Cause {
         )
     }
 
-    /// The request itself is to blame: nobody else is asked, and the provider is not blamed (RETRY-02, FALL-06).
+    /// Whether the request itself is to blame: no other provider is asked, and the provider is not
+    /// blamed (RETRY-02, FALL-06).
     pub(super) const fn is_clients(self) -> bool {
         matches!(self, Self::Rejected)
     }
 
-    /// The same candidate may do better in a moment (RETRY-01).
+    /// Whether the same candidate can succeed a moment later (RETRY-01).
     pub(super) const fn is_passing(self) -> bool {
         matches!(
             self,
@@ -85,7 +81,7 @@ impl Cause {
         )
     }
 
-    /// Something was sent to the provider.
+    /// Whether something was sent to the provider.
     pub(super) const fn was_sent(self) -> bool {
         !matches!(
             self,
@@ -121,15 +117,16 @@ impl AttemptError {
         }
     }
 
-    /// The error that a provider tells inside `document`, by status where there is one: OpenAI's object, or Ollama's string.
-    pub(super) fn told(cause: Cause, document: &Value, secret: &str) -> Self {
+    /// Reads the error that a provider sent inside `document`: OpenAI's object, or Ollama's
+    /// string.
+    pub(super) fn from_document(cause: Cause, document: &Value, secret: &str) -> Self {
         let error = document.get("error").unwrap_or(&Value::Null);
         let text = |key: &str| error.get(key).and_then(Value::as_str).map(str::to_owned);
         let message = error
             .as_str()
             .map(str::to_owned)
             .or_else(|| text("message"))
-            .unwrap_or_else(|| "the provider tells no reason".to_owned());
+            .unwrap_or_else(|| "the provider gives no reason".to_owned());
         let message = if secret.is_empty() {
             message
         } else {
@@ -144,7 +141,7 @@ impl AttemptError {
     }
 }
 
-/// One attempt as the client is told of it; `error` is `None` for the one that served.
+/// One attempt as the client sees it; `error` is `None` for the one that served.
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
     pub provider: String,
@@ -152,7 +149,7 @@ pub(super) struct Attempt {
     pub error: Option<AttemptError>,
 }
 
-/// Nothing could be served.
+/// The failure of a request that no candidate could serve.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub attempts: Vec<Attempt>,
@@ -162,9 +159,9 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// The final error of a request from everything that was tried. A refused request speaks for itself; where nothing was sent, an
-    /// open breaker or a full provider says when to come again; where every provider asked for patience, so does the gateway;
-    /// otherwise the last word counts.
+    /// Makes the final error from everything that was tried. A refused request decides; where
+    /// nothing was sent, an open breaker or a full provider gives the time to come again; where
+    /// every provider asked to wait, the gateway does the same; otherwise the last error decides.
     pub(super) fn of(attempts: Vec<Attempt>) -> Self {
         let errors: Vec<&AttemptError> = attempts
             .iter()
@@ -207,7 +204,7 @@ impl Failure {
 
 /// An error as the client sees it.
 #[derive(Clone, Debug)]
-pub(super) struct Told {
+pub(super) struct ErrorResponse {
     pub status: u16,
     pub kind: String,
     pub code: String,
@@ -217,7 +214,7 @@ pub(super) struct Told {
     pub attempts: Vec<Attempt>,
 }
 
-impl Told {
+impl ErrorResponse {
     pub(super) fn new(status: u16, kind: &str, code: &str, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -230,85 +227,70 @@ impl Told {
         }
     }
 
-    /// What a gateway says that has been told to end.
+    /// The error of a gateway that is shutting down.
     pub(super) fn shutting_down() -> Self {
         let retry_after = Some(Duration::from_secs(1));
         Self {
             retry_after,
             ..Self::new(
                 503,
-                "service_unavailable_error",
+                "come_again",
                 "shutting_down",
                 "the gateway is shutting down",
             )
         }
     }
 
-    /// The table: what each cause is for the client.
+    /// Gives the status and the type that each cause has for the client.
     pub(super) fn from_attempt(error: &AttemptError, defect: Option<Defect>) -> Self {
-        let upstream = |code| (502, "upstream_error", code);
-        let unavailable = |code| (503, "service_unavailable_error", code);
-        let (status, kind, code) = match error.cause {
-            Cause::Refused => upstream("provider_unreachable"),
-            Cause::Reset => upstream("provider_disconnected"),
+        let (status, kind) = match error.cause {
             Cause::ConnectTimeout
             | Cause::FirstTokenTimeout
             | Cause::IdleTimeout
-            | Cause::DeadlineExceeded => (504, "timeout_error", error.cause.name()),
-            Cause::RateLimited => (429, "rate_limit_error", "rate_limit_exceeded"),
-            Cause::QuotaExhausted => (429, "insufficient_quota", "insufficient_quota"),
-            Cause::Overloaded => unavailable("provider_overloaded"),
-            Cause::ServerError => upstream("provider_error"),
-            Cause::ProviderAuth => upstream("provider_auth"),
-            Cause::Rejected => (
-                error.status.unwrap_or(400),
-                "invalid_request_error",
-                "rejected",
-            ),
-            Cause::BadResponse => upstream("bad_response"),
-            Cause::Truncated => upstream("truncated"),
-            Cause::Oversized => upstream("oversized"),
-            Cause::InBand => upstream("in_band_error"),
-            Cause::BreakerOpen => unavailable("breaker_open"),
-            Cause::BulkheadFull => unavailable("provider_busy"),
-            Cause::Unsupported => (400, "invalid_request_error", "unsupported"),
+            | Cause::DeadlineExceeded => (504, "timed_out"),
+            Cause::RateLimited | Cause::QuotaExhausted => (429, "slow_down"),
+            Cause::Overloaded | Cause::BreakerOpen | Cause::BulkheadFull => (503, "come_again"),
+            Cause::Rejected => (error.status.unwrap_or(400), "refused_request"),
+            Cause::Unsupported => (400, "refused_request"),
+            _ => (502, "provider_failed"),
         };
-        let mut told = Self::new(status, kind, code, error.message.clone());
+        let code = error.cause.name();
+        let mut response = Self::new(status, kind, code, error.message.clone());
         if matches!(
             error.cause,
             Cause::Rejected | Cause::InBand | Cause::Unsupported
         ) {
-            told.kind = error.kind.clone().unwrap_or(told.kind);
-            told.code = error.code.clone().unwrap_or(told.code);
-            told.param = error.param.clone();
+            response.kind = error.kind.clone().unwrap_or(response.kind);
+            response.code = error.code.clone().unwrap_or(response.code);
+            response.param = error.param.clone();
         }
-        told.retry_after = error.retry_after;
+        response.retry_after = error.retry_after;
         match defect {
             Some(Defect::EveryErrorIs500) => {
-                (told.status, told.kind, told.code) =
+                (response.status, response.kind, response.code) =
                     (500, "server_error".into(), "internal_error".into())
             }
             Some(Defect::PassesProviderAuth) if error.cause == Cause::ProviderAuth => {
-                (told.status, told.kind, told.code) = (
+                (response.status, response.kind, response.code) = (
                     error.status.unwrap_or(401),
                     "invalid_request_error".into(),
                     "invalid_api_key".into(),
                 );
             }
             Some(Defect::OpenIsBadGateway) if error.cause == Cause::BreakerOpen => {
-                (told.status, told.retry_after) = (502, None)
+                (response.status, response.retry_after) = (502, None)
             }
             Some(Defect::CutIsInvalidRequest)
                 if matches!(error.cause, Cause::Truncated | Cause::Reset) =>
             {
-                (told.status, told.kind, told.code) = (
+                (response.status, response.kind, response.code) = (
                     400,
                     "invalid_request_error".into(),
                     "invalid_request".into(),
                 );
             }
             Some(Defect::InBandLosesClass) if error.cause == Cause::InBand => {
-                (told.kind, told.code, told.message) = (
+                (response.kind, response.code, response.message) = (
                     "server_error".into(),
                     "internal_error".into(),
                     "internal error".into(),
@@ -316,21 +298,22 @@ impl Told {
             }
             _ => {}
         }
-        told
+        response
     }
 
-    /// The final error of a request.
+    /// Makes the final error of a request.
     pub(super) fn from_failure(failure: Failure, defect: Option<Defect>) -> Self {
-        let mut told = Self::from_attempt(&failure.error, defect);
-        let waits = matches!(told.status, 429 | 503) && defect != Some(Defect::OpenIsBadGateway);
-        told.retry_after = failure
+        let mut response = Self::from_attempt(&failure.error, defect);
+        let waits =
+            matches!(response.status, 429 | 503) && defect != Some(Defect::OpenIsBadGateway);
+        response.retry_after = failure
             .retry_after
             .or(Some(Duration::from_secs(1)))
             .filter(|_| waits);
         if defect != Some(Defect::HidesAttempts) {
-            told.attempts = failure.attempts;
+            response.attempts = failure.attempts;
         }
-        told
+        response
     }
 
     /// The envelope.
