@@ -1,7 +1,9 @@
-//! Every case against the bundled gateway, one test a case: `cargo test --test conformance TIME-02`.
+//! Examines the bundled gateway by every case, one test for each: `cargo test --test conformance
+//! TIME-02`.
 //!
-//! The repository's own gateway keeps every SHOULD, too: one that is broken fails here. A case that cannot be run here (no
-//! Postgres) is reported as ignored with its reason, unless `GAUNTLET_REQUIRE` forbids it.
+//! The bundled gateway keeps every SHOULD, too, and a violation of one fails here. A case that
+//! cannot be run on this machine (there is no Postgres) is reported as ignored with its reason,
+//! unless `GAUNTLET_REQUIRE` forbids that.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! The weight of a requirement, the verdict of its case, the reason of a failure, and the functions with
-//! which a case states its facts.
+//! The weight of a requirement, the verdict of its case, the reason of a failure, and the functions
+//! with which a case states its facts.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ pub enum FailureMode {
     Hang,
 }
 
-/// Why a case did not pass.
+/// The reason for which a case does not pass.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
@@ -40,7 +40,8 @@ pub enum Failure {
         observed: String,
         mode: FailureMode,
     },
-    /// The gateway could not be started or prepared for the examination, or its process ended in it.
+    /// The gateway could not be started or prepared for the examination, or its process ended in
+    /// it.
     Target { what: String },
     /// The harness itself failed. This is never counted against the gateway; the run ends with exit
     /// code 2.
@@ -93,8 +94,8 @@ pub enum Verdict {
 
 /// A fact that must hold: what was expected, and what was observed instead.
 ///
-/// `fact` is an id of dotted words, such as `answer.status`: it is unique within its case and does not
-/// change when the words do. `expected` is a phrase that follows "expected".
+/// `fact` is an id of dotted words, such as `answer.status`: it is unique within its case and does
+/// not change when the words do. `expected` is a phrase that follows "expected".
 ///
 /// # Errors
 /// A violation that the user of the gateway can see; see [`silent`].
@@ -133,7 +134,8 @@ pub fn equal<T: PartialEq + fmt::Debug>(
     )
 }
 
-/// Two positions on the tape, each with the name of its event: the first must come before the second.
+/// Two positions on the tape, each with the name of its event: the first must come before the
+/// second.
 ///
 /// # Errors
 /// As [`holds`].

@@ -1,7 +1,7 @@
 //! The agents of a query, one row each.
 //!
-//! Whoever adds an agent adds its row with the script of a healthy answer here. The configuration of
-//! query cases, their stubs, the cases that go through all agents, and the orchestrator of the
+//! Whoever adds an agent adds its row with the script of a healthy answer here. The configuration
+//! of query cases, their stubs, the cases that go through all agents, and the orchestrator of the
 //! [reference](crate::reference) follow from the rows.
 
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub enum Phase {
     BeforeAnswer,
     /// The agent writes the answer.
     Answer,
-    /// After the answer is written: a failure costs the answer something, and never the answer itself.
+    /// After the answer is written: a failure costs the answer something, never the answer itself.
     AfterAnswer,
 }
 

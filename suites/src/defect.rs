@@ -1,8 +1,8 @@
 //! The table of defects.
 //!
-//! Each row is a bug that a real gateway can have: the variant by which the [reference](crate::reference)
-//! switches it on, the requirement that it breaks, the fact by which the requirement's case must reject
-//! it, and one sentence on what the gateway does wrong.
+//! Each row is a bug that a real gateway can have: the variant by which the
+//! [reference](crate::reference) switches it on, the requirement that it breaks, the fact by which
+//! the requirement's case must reject it, and one sentence on what the gateway does wrong.
 
 macro_rules! defects {
     ($($(#[doc = $doc:literal])+ $variant:ident = $id:literal by $fact:literal,)+) => {
@@ -23,8 +23,8 @@ macro_rules! defects {
                 }
             }
 
-            /// The id of the fact by which the requirement's case must reject the defect. A rejection by
-            /// another fact came from something else.
+            /// The id of the fact by which the requirement's case must reject the defect. A
+            /// rejection by another fact came from something else.
             pub const fn fact(self) -> &'static str {
                 match self {
                     $(Self::$variant => $fact,)+

@@ -1,4 +1,4 @@
-//! AUTH: who may ask, and that nobody's credentials go where they do not belong.
+//! AUTH: who may ask, and where credentials may go.
 
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::{Client, Reply};
@@ -14,20 +14,24 @@ use super::support::{DOCUMENTS, QUERIES, document, healthy, query, question, tex
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "AUTH-01",
-        why: "A key that is looked at too late spends the operator's money on strangers.",
-        shown: "Requests without a key, with an unknown one, with part of one and with another scheme must be answered 401 with WWW-Authenticate; one with the key \
-                follows, and must be all that the provider saw.",
-        remedy: "Check the key before the body is read; answer 401 with the challenge of RFC 6750.",
+        why: "A key that is checked too late spends the operator's money on strangers.",
+        shown: "Requests without a key, with an unknown key, with a part of one and with another \
+                scheme must be answered 401 with WWW-Authenticate. A request with the key follows, and \
+                must be the only one that the provider saw.",
+        remedy: "Check the key before the body is read, and answer 401 with the challenge of RFC 6750.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Keys],
         spec: || Spec::solo().key("b", KEY),
         run: &auth_01,
     },
     CaseRow {
         id: "AUTH-03",
-        why: "A proxy that passes headers on hands its users' keys and cookies to third parties, and theirs to its users.",
-        shown: "The client sends its key, cookies and other credentials; the provider must be sent its own key alone. The provider gives its key back in \
-                headers; nothing that the client receives may hold it.",
-        remedy: "Build the provider's request anew with the headers that are meant for it; pass on no header of its answer that is not known.",
+        why: "A proxy that passes headers on hands its users' keys and cookies to third parties, and \
+              theirs to its users.",
+        shown: "The client sends its key, cookies and other credentials; the provider must get its own \
+                key alone. The provider sends its key back in headers; nothing that the client \
+                receives may hold it.",
+        remedy: "Build the provider's request with the headers that are meant for it, and pass on only \
+                 known headers of its answer.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -38,19 +42,25 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "AUTH-04",
-        why: "A request's api_base made a gateway send its provider's key to an address of the client's choice (https://github.com/BerriAI/litellm/issues/24952).",
-        shown: "Fields, headers, a model's name and an image's address name another host, which the harness listens on; others hold line breaks. After a further \
-                exchange that host must have seen no connection, and the provider no header that was smuggled in.",
-        remedy: "Connect to configured addresses alone; refuse line breaks in what becomes a header.",
+        why: "A request's api_base made a gateway send its provider's key to an address of the \
+              client's choice (https://github.com/BerriAI/litellm/issues/24952).",
+        shown: "Fields, headers, a model's name and an image's address name another host, on which the \
+                harness listens; other values hold line breaks. After a further exchange, that host \
+                must have seen no connection, and the provider no smuggled header.",
+        remedy: "Connect to configured addresses alone, and refuse line breaks in what becomes a \
+                 header.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
         run: &auth_04,
     },
     CaseRow {
         id: "AUTH-02",
-        why: "Ids travel in logs and links; a gateway that checks the key but not the owner shows everybody's questions to every customer.",
-        shown: "One tenant stores a document and asks; the other reads, lists, deletes and asks the same, and gets what he would get if they did not exist.",
-        remedy: "Put the tenant into the condition of every statement, and answer 404 for what is somebody else's.",
+        why: "Ids travel in logs and links; a gateway that checks the key but not the owner shows \
+              every customer the questions of all others.",
+        shown: "One tenant stores a document and asks. The other reads, lists, deletes and asks the \
+                same, and must get the answers that he would get if they were absent.",
+        remedy: "Put the tenant into the condition of every statement, and answer 404 for what belongs \
+                 to somebody else.",
         needs: &[Capability::Query, Capability::Store, Capability::Keys],
         spec: || query().key("curie", HERS).key("bohr", HIS),
         run: &auth_02,
@@ -60,7 +70,7 @@ pub(super) const CASES: &[CaseRow] = &[
 /// The one key that clients have.
 const KEY: &str = "sk-canary-client-b-51d7c2e80a964fb3";
 
-/// Credentials that clients send besides.
+/// Other credentials that the client sends.
 const OTHERS: [(&str, &str); 4] = [
     ("cookie", "session=canary-cookie-4f1b"),
     ("x-api-key", "canary-x-api-key-9d2e"),
@@ -140,8 +150,8 @@ async fn auth_01(ctx: &Ctx) -> CaseResult {
     .map_err(silent)
 }
 
-/// The answers of every route that takes a key, by the route's name: chat, plain and streamed, models,
-/// and queries and documents where the gateway has them.
+/// The answers of every route that takes a key, by the route's name: chat, plain and streamed,
+/// models, and queries and documents where the target declares them.
 async fn answers(
     ctx: &Ctx,
     client: &Client,
@@ -178,16 +188,16 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     let key = ctx.spec.providers[0].api_key.clone();
-    let told = |responder: Responder| {
+    let with_key = |responder: Responder| {
         responder
             .header("x-api-key", &key)
             .header("set-cookie", &format!("key={key}"))
     };
-    p1.mount(chat().user_says("served"), told(reply("Paris")))
+    p1.mount(chat().user_says("served"), with_key(reply("Paris")))
         .await;
     p1.mount(
         chat().user_says("fails"),
-        told(error(400).message(&format!("wrong key {key}"))),
+        with_key(error(400).message(&format!("wrong key {key}"))),
     )
     .await;
     let keyed = ctx.manifest.capabilities.contains(&Capability::Keys);
@@ -251,7 +261,7 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("fine"));
-    // a provider that no gateway is configured with
+    // a provider with which no gateway is configured
     let elsewhere = Spec::default()
         .provider("elsewhere", Protocol::OpenAi)
         .providers
@@ -312,8 +322,8 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     .map_err(silent)
 }
 
-/// Line breaks in paths and headers, escaped and as such, folded into a header that is sent on (RFC 9112 section 5.2). Whether they are
-/// refused or taken as plain text, is the gateway's choice.
+/// Sends line breaks in paths and headers: escaped, bare, and folded into a header that is sent on
+/// (RFC 9112 section 5.2). The gateway may refuse them or take them as plain text.
 async fn smuggle(ctx: &Ctx) -> CaseResult {
     const PATH: &str = "/v1/chat/completions";
     let attempts = [
@@ -338,7 +348,8 @@ async fn smuggle(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// Requests that name another host wherever a gateway might look for one, and line breaks wherever they might reach a header.
+/// Requests that name another host wherever a gateway might look for one, and that hold line
+/// breaks wherever they might reach a header.
 fn steering(ctx: &Ctx, url: &str, host: &str) -> Vec<Value> {
     let with_field = |name: &str, value: Value| {
         let mut body = ctx.prompt("solo", name);
@@ -382,14 +393,14 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
         stored.status,
     )?;
     let document = format!("{DOCUMENTS}/{}", text(&stored.json(), "id"));
-    let told = she.post(QUERIES, question(ctx)).await?.json();
+    let asked = she.post(QUERIES, question(ctx)).await?.json();
     equal(
         "query.status",
         "the status of her query",
         "complete",
-        text(&told, "status"),
+        text(&asked, "status"),
     )?;
-    let query = format!("{QUERIES}/{}", text(&told, "id"));
+    let query = format!("{QUERIES}/{}", text(&asked, "id"));
     // when
     let unknown = he
         .get(&format!("{QUERIES}/01890000-0000-7000-8000-000000000000"))
@@ -431,7 +442,7 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
     equal(
         "own_query.read",
         "her query, read by her,",
-        &told,
+        &asked,
         &she.get(&query).await?.json(),
     )?;
     equal(

@@ -1,4 +1,4 @@
-//! BRKR: a provider that fails is left alone for a while, and only that one.
+//! BRKR: a failing provider gets no requests for a while, and its neighbours are not affected.
 
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -17,28 +17,32 @@ use super::CaseRow;
 
 const PAIR: &[Capability] = &[Capability::Chat, Capability::Fallback, Capability::Breaker];
 
-/// Longer than any case: what is open stays open.
+/// A cool-down in milliseconds that is longer than any case.
 const LONG_MS: u64 = 60_000;
-/// A cool-down that is measured: much longer than an exchange takes on a busy machine.
+/// A cool-down in milliseconds that is measured: much longer than an exchange on a busy machine.
 const COOL_DOWN_MS: u64 = 600;
-/// For cases that see the end of the cool-down.
+/// A cool-down in milliseconds whose end the case sees.
 const SHORT_MS: u64 = 250;
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "BRKR-01",
-        why: "A gateway sent its traffic to a provider that refused everything for four hours (https://github.com/langwatch/langwatch/issues/7027).",
-        shown: "The first provider always fails, with a threshold of three. Of thirteen requests, all served by the second one, it must see three.",
-        remedy: "Count consecutive failures of each candidate and leave it out once they reach the threshold.",
+        why: "A gateway sent its traffic to a provider that refused everything for four hours \
+              (https://github.com/langwatch/langwatch/issues/7027).",
+        shown: "The first provider always fails, with a threshold of three. Of thirteen requests, \
+                which the second provider serves, it must see three.",
+        remedy: "Count the consecutive failures of each candidate, and skip the candidate once they \
+                 reach the threshold.",
         needs: PAIR,
         spec: || with_breaker(Spec::pair(), 3, LONG_MS),
         run: &brkr_01,
     },
     CaseRow {
         id: "BRKR-02",
-        why: "A provider that recovers is thrown down again by the whole traffic that waited for it.",
-        shown: "After the breaker has opened, bursts of 64 requests go on until one is at the first provider, which holds it. Another burst of 64 \
-                must be served by the second one; the first one must never have seen two at once.",
+        why: "A provider that recovers falls again under the whole traffic that waited for it.",
+        shown: "After the breaker has opened, bursts of 64 requests go on until one request is at the \
+                first provider, which holds it. The second provider must serve another burst of 64, \
+                and the first must never have two requests at once.",
         remedy: "Count the probes in flight under the same lock that changes the breaker's state.",
         needs: PAIR,
         spec: || {
@@ -50,38 +54,43 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "BRKR-03",
-        why: "A second cool-down was cut short by the first one (https://github.com/BerriAI/litellm/issues/40130); one that never ends costs the provider.",
-        shown: "While the first provider fails, bursts of eight go on until it has seen two probes; each must come a whole cool-down after the \
-                failure before. Once it serves, the requests \
-                after its first success must all be its own.",
-        remedy: "Open for a whole cool-down after a failed probe; close on success.",
+        why: "The first cool-down cut the second one short \
+              (https://github.com/BerriAI/litellm/issues/40130); a breaker that never closes costs \
+              the provider.",
+        shown: "While the first provider fails, bursts of eight requests go on until it has seen two \
+                probes. Each must come a whole cool-down after the failure before it. Once the \
+                provider serves, it must serve all requests after its first success.",
+        remedy: "Open for a whole cool-down after a failed probe, and close on success.",
         needs: PAIR,
         spec: || with_breaker(Spec::pair(), 2, COOL_DOWN_MS),
         run: &brkr_03,
     },
     CaseRow {
         id: "BRKR-04",
-        why: "With all deployments cooling down the answer was an error of the gateway's own, without a time to come again (https://github.com/BerriAI/litellm/issues/3646).",
-        shown: "The only provider fails twice, with a threshold of two. The next request, plain and streamed, must be answered 503 with \
-                Retry-After, without the provider having been asked.",
-        remedy: "Answer 503 with the time until the soonest breaker lets a probe through.",
+        why: "With all deployments in their cool-down, the answer was an error of the gateway's own, \
+              without a time to come again (https://github.com/BerriAI/litellm/issues/3646).",
+        shown: "The only provider fails twice, with a threshold of two. The next requests, plain and \
+                streamed, must be answered 503 with Retry-After, without a request to the provider.",
+        remedy: "Answer 503 with the time until the first breaker lets a probe through.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Breaker],
         spec: || with_breaker(Spec::solo(), 2, LONG_MS),
         run: &brkr_04,
     },
     CaseRow {
         id: "BRKR-05",
-        why: "One overloaded model is no reason to lose all others of its provider.",
-        shown: "One model of a provider fails until its breaker is open; another model there, and another provider, must serve.",
-        remedy: "Key the breakers by provider and model.",
+        why: "One overloaded model is no reason to lose all other models of its provider.",
+        shown: "One model of a provider fails until its breaker is open. Another model of that \
+                provider, and another provider, must serve.",
+        remedy: "Keep a breaker for each pair of provider and model.",
         needs: &[Capability::Chat, Capability::Breaker],
         spec: neighbours,
         run: &brkr_05,
     },
     CaseRow {
         id: "BRKR-06",
-        why: "Without it nobody can tell a provider that fails from one that is left out.",
-        shown: "/health and /metrics must tell a closed breaker before, and an open one after two failures.",
+        why: "Without it, nobody can distinguish a provider that fails from one that is skipped.",
+        shown: "/health and /metrics must show a closed breaker at first, and an open one after two \
+                failures.",
         remedy: "List each candidate's breaker in the detailed health, and export it as a gauge.",
         needs: &[
             Capability::Chat,
@@ -94,10 +103,13 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "BRKR-07",
-        why: "One closed browser tab could open the breakers of a whole chain of providers (release notes of https://github.com/vitobotta/llm-proxy, v2.6.4).",
-        shown: "Probes meet a 400, a cut, and a client that leaves; each time another probe must come, until one serves. Then as many clients \
-                leave as would open the breaker; the first provider must serve the next request.",
-        remedy: "Give a probe's place back however it ends; count only what the provider did.",
+        why: "One closed browser tab could open the breakers of a whole chain of providers (release \
+              notes of https://github.com/vitobotta/llm-proxy, v2.6.4).",
+        shown: "Probes meet a 400, a cut, and a client that leaves. Each time another probe must come, \
+                until one succeeds. Then as many clients leave as would open the breaker; the first \
+                provider must serve the next request.",
+        remedy: "Give the permit of a probe back however the probe ends, and count only failures of the \
+                 provider.",
         needs: PAIR,
         spec: || with_breaker(Spec::pair(), 2, SHORT_MS),
         run: &brkr_07,
@@ -186,7 +198,7 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
             Either::Right((answers, _)) => answers.map(drop),
         }
     };
-    // the examination first: bursts are always ready to go on
+    // the examination is polled first, since bursts are always ready to go on
     match select(pin!(examination), pin!(bursts)).await {
         Either::Left((examined, _)) => examined?,
         Either::Right((failure, _)) => return Err(failure),
@@ -322,7 +334,7 @@ async fn brkr_05(ctx: &Ctx) -> CaseResult {
 async fn brkr_06(ctx: &Ctx) -> CaseResult {
     // given
     ctx.stub("p1")?.answers(error(500));
-    let before = told(ctx).await?;
+    let before = reported(ctx).await?;
     // when
     fail(ctx, "solo", 2).await?;
     // then
@@ -336,16 +348,17 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
         "state.after",
         "the breaker's state in health and in metrics after two failures",
         ("open".to_string(), Some(2)),
-        told(ctx).await?,
+        reported(ctx).await?,
     )
 }
 
-/// The state of the one breaker: in words by health, as a number (0 closed, 1 half-open, 2 open) by metrics.
-async fn told(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
+/// The state of the one breaker: its name in health, and its number in metrics (0 closed, 1
+/// half-open, 2 open).
+async fn reported(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
     let (health, metrics) = join(ctx.client.get("/health"), ctx.client.get("/metrics")).await;
     let health = health?.json()["breakers"][0]["state"]
         .as_str()
-        .unwrap_or("not told")
+        .unwrap_or("not reported")
         .to_string();
     let metrics = metrics?.text();
     let line = metrics
@@ -413,7 +426,8 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// Asks one request after the other until an answer, or what the stubs have seen with it, is the fact that is waited for.
+/// Sends one request after the other until an answer, or what the stubs have seen by then, shows
+/// what the case waits for.
 async fn asked_until(
     ctx: &Ctx,
     fact: &str,
@@ -431,7 +445,8 @@ async fn asked_until(
     guard(fact, what, asking).await?
 }
 
-/// Asks one request after the other until the stub holds its n-th answer; then the client leaves, and the gateway has noticed.
+/// Sends one request after the other until the stub holds its n-th answer; then the client leaves,
+/// and the gateway notices it.
 async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
     let asking = async {
         loop {
@@ -440,7 +455,7 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
             }
         }
     };
-    // the fact first: asking is always ready to go on
+    // the held answer is polled first, since asking is always ready to go on
     match select(pin!(stub.held(n)), pin!(asking)).await {
         Either::Left((held, _)) => held?,
         Either::Right((failure, _)) => return Err(failure),
@@ -448,7 +463,7 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
     stub.peer_closed(n).await.map(drop)
 }
 
-/// Asks the alias so often, one request after the other, while its provider fails.
+/// Sends so many requests to the alias, one after the other, while its provider fails.
 async fn fail(ctx: &Ctx, alias: &str, times: usize) -> CaseResult {
     for n in 0..times {
         ctx.client
@@ -458,7 +473,7 @@ async fn fail(ctx: &Ctx, alias: &str, times: usize) -> CaseResult {
     Ok(())
 }
 
-/// When the case's own requests had been read: gateways may probe their providers besides.
+/// The arrivals of the case's own requests; gateways may probe their providers, too.
 fn arrivals(ctx: &Ctx, stub: &Stub) -> Vec<Entry> {
     let own = |entry: &Entry| matches!(&entry.event, Event::RequestRead { body, .. } if body.contains(&ctx.nonce));
     stub.tape().into_iter().filter(own).collect()

@@ -1,4 +1,4 @@
-//! CANC: who has left is worked for no longer.
+//! CANC: nothing works any longer for a client that has left.
 
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
@@ -21,36 +21,49 @@ const DEADLINE_MS: u64 = 2_500;
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "CANC-01",
-        why: "Calls whose client had gone ran on for half an hour, and were billed (https://github.com/BerriAI/litellm/issues/37140).",
-        shown: "The provider holds a plain and a streamed answer; both clients leave; the provider sees both connections close. No time-out is near.",
-        remedy: "Watch the client's connection while you wait for the provider, and drop the call when it closes.",
+        why: "Calls whose client had gone ran on for half an hour, and were billed \
+              (https://github.com/BerriAI/litellm/issues/37140).",
+        shown: "The provider holds a plain and a streamed answer. Both clients leave, and the provider \
+                must see both connections close. No timeout is near.",
+        remedy: "Watch the client's connection while the provider works, and drop the call when it \
+                 closes.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &canc_01,
     },
     CaseRow {
         id: "CANC-02",
-        why: "Streams went on for nobody, token by token, after their client had gone (https://github.com/BerriAI/litellm/issues/13774).",
-        shown: "The client reads two pieces of text and leaves, once where the provider then is silent, once where it goes on for ever.",
-        remedy: "Drop the provider's stream when a write to the client fails or its connection closes; do not read it to its end.",
+        why: "Streams went on token by token after their client had gone \
+              (https://github.com/BerriAI/litellm/issues/13774).",
+        shown: "The client reads two pieces of text and leaves: once where the provider then is \
+                silent, and once where it repeats an event forever.",
+        remedy: "Drop the provider's stream when a write to the client fails or its connection closes, \
+                 and never read it to its end.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &canc_02,
     },
     CaseRow {
         id: "CANC-03",
-        why: "A query is many paid calls; those of a reader who has left are paid for nobody.",
-        shown: "The client leaves while entity extraction is held; its provider sees the connection close, no later agent is asked, the record says cancelled.",
-        remedy: "Run a query inside the request's own future, and record it when that is dropped.",
+        why: "A query is many paid calls, and those of a reader who has left are paid for nobody.",
+        shown: "The client leaves while one agent is held, for each agent. Its provider must see the \
+                connection close, no later agent may be asked, and the query must be listed as \
+                cancelled.",
+        remedy: "Run a query inside the request's own future, and record it when that future is \
+                 dropped.",
         needs: STORED,
         spec: || patient(query()),
         run: &canc_03,
     },
     CaseRow {
         id: "CANC-04",
-        why: "A time-out that answers the client but leaves the call running frees nothing: the provider goes on, and so does the bill.",
-        shown: "Entity extraction never answers and has no time-out of its own; the query's deadline answers the client and closes the connection.",
-        remedy: "Drop the call's future (and with it its connection) when its share of the deadline is over.",
+        why: "A timeout that answers the client but leaves the call running frees nothing: the \
+              provider goes on, and so does the bill.",
+        shown: "For each agent, the agent never answers, with timeouts far beyond the query's deadline \
+                (in the body or in the header). The deadline must answer the client and close the \
+                connection.",
+        remedy: "Drop the future of the call, and with it the connection, when its share of the \
+                 deadline is over.",
         needs: STORED,
         spec: || patient(query()),
         run: &canc_04,

@@ -1,4 +1,5 @@
-//! DATA: what is recorded is what was told, once, whole, and the database's troubles are nobody else's.
+//! DATA: the record is the answer, once and whole, and the database's failures are never the
+//! client's.
 
 use std::collections::HashSet;
 
@@ -23,17 +24,21 @@ pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "DATA-01",
         why: "A record that differs from what the reader saw is evidence against the wrong thing.",
-        shown: "A complete, a degraded and a failed query; each is listed once, and reads under its id as it was answered.",
-        remedy: "Record the document that is sent, after its last change, under an id that can be written once.",
+        shown: "A complete, a degraded and a failed query are asked. Each must be listed once, and \
+                read under its id as it was answered.",
+        remedy: "Record the document that is sent, after its last change, under an id that can be \
+                 written once.",
         needs: STORED,
         spec: query,
         run: &data_01,
     },
     CaseRow {
         id: "DATA-02",
-        why: "A document whose passages are missing is there for whoever lists it, and not there for whoever searches.",
-        shown: "The connection is cut at the statement that stores a document's passages; then it is carried out and its reply lost. Each time the \
-                database is looked into.",
+        why: "A document whose passages are missing exists for those who list it, and not for those \
+              who search.",
+        shown: "The connection is cut at the statement that stores a document's passages; then the \
+                statement is carried out and its reply is lost. Each time the case counts the rows in \
+                the database.",
         remedy: "Write what belongs together in one transaction, or in one statement.",
         needs: STORED,
         spec: on_postgres,
@@ -41,8 +46,10 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "DATA-03",
-        why: "A pool without an acquire time-out turns one locked table into a gateway that answers nobody.",
-        shown: "A table is locked while more requests than the pool has connections read from it; each gets 503, and once the lock is gone 200.",
+        why: "A pool without an acquire timeout turns one locked table into a gateway that answers \
+              nobody.",
+        shown: "A table is locked while more requests than the pool has connections read from it. Each \
+                must get 503, and 200 once the lock is gone.",
         remedy: "Bound the wait for a connection and for a statement, and answer 503.",
         needs: STORED,
         spec: || soon_without_store(on_postgres()).with_query(|query| query.pool = 2),
@@ -50,27 +57,33 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "DATA-04",
-        why: "After a database's restart a proxy called valid keys invalid until it was restarted itself (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "The database ends every session, then is gone for a while, then is back: the record can be read again.",
-        remedy: "Throw broken connections away and make new ones.",
+        why: "After its database had restarted, a proxy called valid keys invalid until it was \
+              restarted itself (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "The database ends every session, then is gone for a while, then is back. The record \
+                must be readable again.",
+        remedy: "Throw broken connections away, and make new ones.",
         needs: STORED,
         spec: on_postgres,
         run: &data_04,
     },
     CaseRow {
         id: "DATA-08",
-        why: "Page numbers shift under inserts; text that ends up in SQL is somebody else's statement.",
-        shown: "Pages are read while queries are recorded between them; questions and documents hold quotes, SQL, NUL, emoji and a megabyte.",
-        remedy: "Page by the last row's id, bind every value, refuse what cannot be stored.",
+        why: "Page numbers shift under inserts, and text that ends up in SQL is somebody else's \
+              statement.",
+        shown: "Pages are read while queries are recorded between them. Questions and documents hold \
+                quotes, SQL, NUL, emoji and a megabyte of text.",
+        remedy: "Page by the last row's id, bind every value, and refuse what cannot be stored.",
         needs: STORED,
         spec: || query().with_query(|query| query.store_ms = 5_000),
         run: &data_08,
     },
     CaseRow {
         id: "DATA-10",
-        why: "With its database down a proxy told clients with valid keys 401, and they rotated their keys (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "The database is made read-only, full, without the right to insert, and closed; a document is handed in each time, and a chat \
-                asked with the configured key and with one that has to be looked up: 401 is right only while somebody can look.",
+        why: "While its database was down, a proxy answered clients with valid keys 401, and they \
+              rotated their keys (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "The database is made read-only, full, without the right to insert, and closed. Each \
+                time a document is handed in, and a chat is asked with the configured key and with one \
+                that must be looked up: 401 is right only while the database can answer.",
         remedy: "Map every failure of the database to 503, and write in one transaction.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
         spec: || on_postgres().key("c", KEY),
@@ -90,7 +103,7 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
     known(ctx).await?;
     let complete = complete(ctx).await?;
     // then
-    for (status, told) in [
+    for (status, query) in [
         ("degraded", &degraded),
         ("failed", &failed),
         ("complete", &complete),
@@ -99,11 +112,11 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
             "query.status",
             "the status of the query",
             status,
-            text(told, "status"),
+            text(query, "status"),
         )?;
         let read = ctx
             .client
-            .get(&format!("{QUERIES}/{}", text(told, "id")))
+            .get(&format!("{QUERIES}/{}", text(query, "id")))
             .await?;
         equal(
             "record.status",
@@ -111,7 +124,7 @@ async fn data_01(ctx: &Ctx) -> CaseResult {
             200,
             read.status,
         )?;
-        equal("record.document", "the record", told, &read.json()).map_err(silent)?;
+        equal("record.document", "the record", query, &read.json()).map_err(silent)?;
     }
     let page = ctx.client.get(QUERIES).await?.json();
     equal(
@@ -164,7 +177,7 @@ async fn data_02(ctx: &Ctx) -> CaseResult {
         )?;
         let after = rows().await?;
         let (documents, passages) = (after[0] - before[0], after[1] - before[1]);
-        // a reply that was lost may be that of a statement that was carried out
+        // a lost reply may be that of a statement that was carried out
         let least = i64::from(stored.status == 201);
         let observed = format_args!(
             "status {}, {documents} documents, {passages} passages",
@@ -216,8 +229,8 @@ async fn data_04(ctx: &Ctx) -> CaseResult {
     // given
     healthy(ctx)?;
     known(ctx).await?;
-    let told = complete(ctx).await?;
-    let path = format!("{QUERIES}/{}", text(&told, "id"));
+    let query = complete(ctx).await?;
+    let path = format!("{QUERIES}/{}", text(&query, "id"));
     // when
     ctx.database()?.terminate_backends().await?;
     until_status(ctx, "hang.record_after_sessions", &path, 200).await?;
@@ -232,7 +245,7 @@ async fn data_04(ctx: &Ctx) -> CaseResult {
         meanwhile.status,
     )?;
     let read = until_status(ctx, "hang.record_after_outage", &path, 200).await?;
-    equal("record.document", "the record", &told, &read.json())
+    equal("record.document", "the record", &query, &read.json())
 }
 
 async fn data_08(ctx: &Ctx) -> CaseResult {
@@ -349,12 +362,13 @@ async fn data_10(ctx: &Ctx) -> CaseResult {
 /// The one key that is configured.
 const KEY: &str = "sk-canary-client-c-8b41f6d09e7a2c53";
 
-/// What a database may do, and how it is undone.
+/// What an operator can do to a database, and how it is undone.
 struct Fault {
     name: &'static str,
     set: Change,
     undo: Change,
-    /// The status of a request with a key that is not configured: 401 where the database can say so, otherwise 503.
+    /// The status of a request with a key that is not configured: 401 where the database can
+    /// answer, otherwise 503.
     unknown_key: u16,
 }
 
@@ -395,7 +409,7 @@ const FAULTS: [Fault; 4] = [
     },
 ];
 
-/// Asks a question of this text, and returns what was told.
+/// Asks a question of this text, and returns the answer.
 async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {
     let answer = ctx
         .client
@@ -422,7 +436,8 @@ async fn asked(ctx: &Ctx, question: &str) -> Result<Value, Failure> {
     Ok(answer.json())
 }
 
-/// Documents whose text is large, empty of words or not storable: each comes back as it was, or is refused.
+/// Hands in documents whose text is large or hostile: each must come back as it was, or be
+/// refused.
 async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
     let megabyte = "radium 🦀 ' ".repeat(80_000);
     let texts = [
@@ -470,11 +485,11 @@ async fn refused_or_kept(ctx: &Ctx) -> CaseResult {
             .client
             .post(QUERIES, json!({"question": question}))
             .await?;
-        let honest =
+        let kept =
             (400..500).contains(&answer.status) || text(&answer.json(), "question") == question;
         holds(
             "hostile_question.kept",
-            honest,
+            kept,
             "a question that cannot be stored to be refused with 4xx, or returned as it was sent",
             answer.status,
         )?;

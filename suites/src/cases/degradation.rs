@@ -1,4 +1,4 @@
-//! DEGR: what fails costs the answer something, never the answer itself, and the reader is told.
+//! DEGR: a failure costs the answer something, never the answer itself, and the answer reports it.
 
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
@@ -14,15 +14,18 @@ use super::support::{
 };
 use crate::agents;
 
-/// Why a store's step may be told as lost.
+/// The causes by which a step of the store may be missing.
 const STORE_CAUSES: &[&str] = &["store_unavailable", "timeout", "error"];
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "DEGR-01",
-        why: "A helper's failure that fails the whole query turns the least important model into the weakest link.",
-        shown: "Entity extraction answers nothing, then nonsense, then errors; then its breaker is open. Each query is answered and says why it lacks entities.",
-        remedy: "Give the step a substitute (rules), carry its cause to the outcome, and go on.",
+        why: "If a helper's failure fails the whole query, the least important model becomes the \
+              weakest link.",
+        shown: "Entity extraction never answers, then gives an invalid output, then answers with \
+                errors; then its breaker is open. Each query must be answered, and must give the cause \
+                for which it lacks entities.",
+        remedy: "Replace the step by rules, carry its cause to the outcome, and go on.",
         needs: &[Capability::Query, Capability::Store, Capability::Breaker],
         spec: || {
             let mut spec = query().model_timeouts(
@@ -39,9 +42,11 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "DEGR-03",
-        why: "An answer from the model's memory that looks as sure as one from documents is the kind that is believed wrongly.",
-        shown: "The passages' table is locked, so that no search ends. The answer has no source, says so, and is less sure than the one before.",
-        remedy: "Bound the search, go on without sources, and take what they would have given out of the confidence.",
+        why: "Readers believe an answer from the model's memory that looks as sure as one from \
+              documents.",
+        shown: "The table of passages is locked, so that no search ends. The answer must have no \
+                source, report that, and have a lower confidence than the answer before.",
+        remedy: "Bound the search, go on without sources, and take their share out of the confidence.",
         needs: STORED,
         spec: on_postgres,
         run: &degr_03,
@@ -49,8 +54,9 @@ pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "DEGR-04",
         why: "\"Verified\" as a default is worse than no check at all: the reader stops looking.",
-        shown: "The same question with a fact check that works, that fails, and that answers nonsense.",
-        remedy: "Let only a check that was made, of every claim, mark an answer as verified.",
+        shown: "The client asks the same question with a fact check that works, that fails, and that \
+                gives an invalid output.",
+        remedy: "Mark an answer as verified only if a check was made of every claim.",
         needs: STORED,
         spec: query,
         run: &degr_04,
@@ -58,45 +64,53 @@ pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "DEGR-05",
         why: "The evidence was found and paid for; \"try again later\" throws it away.",
-        shown: "Both candidates of synthesis fail; the answer is a quotation of the passage.",
-        remedy: "Quote the best passages where nobody can write an answer from them.",
+        shown: "Both candidates of synthesis fail. The answer must quote the passage.",
+        remedy: "Quote the best passages where no model can write an answer from them.",
         needs: &[Capability::Query, Capability::Store, Capability::Fallback],
         spec: with_spare,
         run: &degr_05,
     },
     CaseRow {
         id: "DEGR-06",
-        why: "What comes after the answer cannot unmake it; what was not checked must not pass as checked.",
-        shown: "Citation fails, then review; each answer stands and says which of them it lacks.",
-        remedy: "Take both steps as optional, and tell their loss.",
+        why: "What comes after the answer cannot unmake it, and what was not checked must not pass \
+              as checked.",
+        shown: "Each agent that runs after the answer fails once. Each answer must stand and name the \
+                step that it lacks.",
+        remedy: "Make these steps optional, and report their loss.",
         needs: STORED,
         spec: query,
         run: &degr_06,
     },
     CaseRow {
         id: "DEGR-07",
-        why: "A 200 without an answer is counted as success by every dashboard; a failure without a record cannot be looked into.",
-        shown: "No document is known and every model fails: 503 in the usual envelope, the query beside it, and the same under its id.",
-        remedy: "Answer 503 when there is nothing to tell, and record failures like answers.",
+        why: "Every dashboard counts a 200 without an answer as a success, and nobody can look into \
+              a failure without a record.",
+        shown: "No document is stored and every model fails. The answer must be 503 in the usual \
+                envelope with the query beside it, and the same document must be found under its id.",
+        remedy: "Answer 503 when there is no answer, and record failures like answers.",
         needs: STORED,
         spec: query,
         run: &degr_07,
     },
     CaseRow {
         id: "DEGR-08",
-        why: "A gateway that needs its database for every answer makes the database's outage everybody's (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "Every connection to the database is reset and new ones are refused. The query is answered by the models alone; readiness is 503.",
-        remedy: "Answer without the record, say that there is none, and tell it by readiness.",
+        why: "A gateway that needs its database for every answer makes the database's outage \
+              everybody's (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "Every connection to the database is reset, and new ones are refused. The models alone \
+                must answer the query, and readiness must be 503.",
+        remedy: "Answer without the record, report that there is none, and let readiness show it.",
         needs: &[Capability::Query, Capability::Store, Capability::Health],
         spec: || soon_without_store(on_postgres()),
         run: &degr_08,
     },
     CaseRow {
         id: "DEGR-11",
-        why: "A proxy that had lost its database stayed broken after the database was back, until somebody restarted it (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "Every model fails for a chat and, where the gateway has them, for a query; then every model answers, and so do the next query and \
-                chat. A provider is restarted after four requests that it had together; the next four are answered.",
-        remedy: "Let nothing remember a failure longer than a breaker's cool-down.",
+        why: "A proxy that had lost its database stayed broken after the database was back, until \
+              somebody restarted it (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "Every model fails for a chat and, where the target declares them, for a query; then \
+                every model answers, and the next query and chat must be answered. A provider restarts \
+                after four requests that it had together; the next four must be answered.",
+        remedy: "Let no part of the gateway remember a failure for longer than a breaker's cool-down.",
         needs: &[Capability::Chat],
         spec: query,
         run: &degr_11,
@@ -108,14 +122,15 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
     healthy(ctx)?;
     known(ctx).await?;
     let entities = ctx.stub("entities")?;
-    // the breaker opens at the second error in a row; an answer without sense is no failure of the provider's
-    let (silence, nonsense) = (
+    // the breaker opens at the second error in a row; an invalid output is no failure of the
+    // provider's
+    let (silence, invalid) = (
         reply("late").plan(Plan::silent()),
         reply("I found Marie Curie."),
     );
     let failures = [
         (silence, "timeout"),
-        (nonsense, "nonsense"),
+        (invalid, "invalid_output"),
         (error(500), "error"),
         (error(503), "error"),
     ];
@@ -175,7 +190,10 @@ async fn degr_04(ctx: &Ctx) -> CaseResult {
         Some(true),
         complete(ctx).await?["verified"].as_bool(),
     )?;
-    for (failure, cause) in [(error(500), "error"), (reply("All true."), "nonsense")] {
+    for (failure, cause) in [
+        (error(500), "error"),
+        (reply("All true."), "invalid_output"),
+    ] {
         // when
         ctx.stub("fact_check")?.answers(failure);
         let answer = degraded(ctx, "fact_check", &[cause]).await?;
@@ -259,22 +277,22 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
         "an error in the usual envelope",
         answer.text(),
     )?;
-    let told = &answer.json()["query"];
+    let query = &answer.json()["query"];
     equal(
         "query.status",
         "the status of the query",
         "failed",
-        text(told, "status"),
+        text(query, "status"),
     )?;
     equal(
         "query.confidence",
         "the confidence",
         Some(0.0),
-        told["confidence"].as_f64(),
+        query["confidence"].as_f64(),
     )?;
     let read = ctx
         .client
-        .get(&format!("{QUERIES}/{}", text(told, "id")))
+        .get(&format!("{QUERIES}/{}", text(query, "id")))
         .await?;
     equal(
         "record.status",
@@ -282,7 +300,7 @@ async fn degr_07(ctx: &Ctx) -> CaseResult {
         200,
         read.status,
     )?;
-    equal("record.document", "the record", told, &read.json())
+    equal("record.document", "the record", query, &read.json())
 }
 
 async fn degr_08(ctx: &Ctx) -> CaseResult {
@@ -292,7 +310,7 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
     // when
     let answer = ask(ctx).await?;
     // then
-    let told = answer.json();
+    let query = answer.json();
     equal(
         "answer.status",
         "the status of a query without the database",
@@ -303,17 +321,17 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
         "query.recorded",
         "the field recorded",
         Some(false),
-        told["recorded"].as_bool(),
+        query["recorded"].as_bool(),
     )
     .map_err(silent)?;
     equal(
         "query.status",
         "the status of the query",
         "degraded",
-        text(&told, "status"),
+        text(&query, "status"),
     )
     .map_err(silent)?;
-    let steps: Vec<String> = lost(&told).into_iter().map(|(step, _)| step).collect();
+    let steps: Vec<String> = lost(&query).into_iter().map(|(step, _)| step).collect();
     equal(
         "query.degraded",
         "the list of steps that are missing",
@@ -370,7 +388,8 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
     restarted(ctx).await
 }
 
-/// A provider that has answered four requests together restarts: each connection that a gateway has kept is dead.
+/// Restarts a provider that has answered four requests together, so that each connection that a
+/// gateway has pooled is dead.
 async fn restarted(ctx: &Ctx) -> CaseResult {
     const TOGETHER: usize = 4;
     // given

@@ -1,4 +1,4 @@
-//! DRAIN: the end of a process is nobody's error.
+//! DRAIN: the end of a process causes no error for its clients.
 
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::gate::guard;
@@ -15,9 +15,12 @@ use super::support::{
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "DRAIN-01",
-        why: "Every deployment cut the streams in flight (https://github.com/BerriAI/litellm/issues/14334).",
-        shown: "A stream and a plain request are held at the provider; SIGTERM; readiness turns; the gate opens; both end whole, and the process with 0.",
-        remedy: "On SIGTERM fail readiness, take nothing new, and wait for what is in flight.",
+        why: "Every deployment cut the streams in flight \
+              (https://github.com/BerriAI/litellm/issues/14334).",
+        shown: "A stream and a plain request are held at the provider, and the process gets SIGTERM. \
+                Readiness must become 503; then the gate opens, both answers must end whole, and the \
+                process must exit with 0.",
+        remedy: "On SIGTERM fail readiness, take no new requests, and wait for those in flight.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -29,9 +32,13 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "DRAIN-02",
-        why: "A stream that ends without a word looks finished; a query that vanishes with its process was never asked.",
-        shown: "A stream stalls and a query is held; SIGTERM; the stream ends with an error in band, the process with 0; a gateway started on the same database knows the query.",
-        remedy: "At the drain deadline end what is left with an error event, and write the records before the process ends.",
+        why: "A stream that ends without an error looks finished, and a query that vanishes with its \
+              process was never asked.",
+        shown: "A stream stalls and a query is held, and the process gets SIGTERM. The stream must end \
+                with an error event and the process with 0, and a gateway started on the same database \
+                must know the query.",
+        remedy: "At the drain deadline end what is left with an error event, and write the records \
+                 before the process ends.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -171,7 +178,8 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
     .map_err(silent)
 }
 
-/// The specification with this drain deadline, and every other time-out far away.
+/// The specification with this drain deadline in milliseconds, and with every other timeout far
+/// beyond it.
 fn drained_after(drain_ms: u64, spec: Spec) -> Spec {
     let spec = patient(spec);
     Spec {
@@ -192,7 +200,7 @@ async fn terminate(ctx: &Ctx) -> CaseResult {
         })
 }
 
-/// The exit code, once the process has ended.
+/// Waits for the end of the process, and returns its exit code.
 async fn exit(ctx: &Ctx) -> Result<Option<i32>, Failure> {
     let ended = guard("hang.exit", "the end of the process", ctx.process()?.wait()).await?;
     ended.map_err(|error| Failure::Target {

@@ -19,11 +19,13 @@ const QUERY_PATH: &str = "/api/v1/queries";
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "ERR-01",
-        why: "Client libraries decide by the status whether to try again; a rate limit told as 502 is tried again at once, a refused connection \
-              told as 500 is taken for a bug.",
-        shown: "One provider fails in each way, another never answers. Each status must be one that says so (the statuses allowed are in the \
-                case's table), in an envelope with message, type, code and param.",
-        remedy: "Keep one table from the cause of a failure to status, type and code, and send every error through it.",
+        why: "Client libraries decide by the status whether to try again: they repeat a rate limit \
+              that comes as 502 at once, and take a refused connection that comes as 500 for a bug.",
+        shown: "One provider fails in each way, and another never answers. Each status must be one \
+                that fits (the case's table lists them), in an envelope with message, type, code and \
+                param.",
+        remedy: "Keep one table from the cause of a failure to status, type and code, and send every \
+                 error through it.",
         needs: CHAT,
         spec: || {
             let mut spec = Spec::solo()
@@ -36,8 +38,9 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "ERR-02",
-        why: "Users with valid keys were told that theirs were invalid, and made new ones, while the operator's had expired.",
-        shown: "The provider answers 401, then 403, plain and streamed; the client must be told 502.",
+        why: "Users with valid keys got the answer that theirs were invalid, and made new ones, \
+              while the operator's key had expired.",
+        shown: "The provider answers 401, then 403, plain and streamed. The client must get 502.",
         remedy: "Map the provider's 401 and 403 to 502: the credentials are the gateway's own.",
         needs: &[
             Capability::Chat,
@@ -49,49 +52,58 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "ERR-03",
-        why: "A client library that cannot read the error shows its user a parser's message instead of what was wrong.",
-        shown: "One request of each kind must be refused with its status in an envelope with message and type; a good request follows, and the \
-                provider must have seen nothing else.",
-        remedy: "Check a request before it is sent on, and give the framework's own errors the same envelope.",
+        why: "A client library that cannot read the error shows its user a parser's message instead \
+              of the cause.",
+        shown: "One request of each wrong kind must be refused with a fitting status, in an envelope \
+                with message and type. A good request must be served afterwards.",
+        remedy: "Check a request before it is sent on, and give the framework's own errors the same \
+                 envelope.",
         needs: CHAT,
         spec: Spec::solo,
         run: &err_03,
     },
     CaseRow {
         id: "ERR-04",
-        why: "Providers' errors repeat the key they were sent, and gateways passed them on (https://github.com/BerriAI/litellm/issues/6963, \
+        why: "Providers' errors repeat the key that they were sent, and gateways passed them on \
+              (https://github.com/BerriAI/litellm/issues/6963, \
               https://github.com/BerriAI/litellm/issues/15799).",
-        shown: "The providers repeat the key that they were sent in their errors, plain, in band, as HTML and in headers; a query meets them, too; one, whose URL \
-                holds a password, then refuses its connection. No answer of the gateway and, where the harness sees it, no line of its log may hold that password, \
-                that key, the client's, or a wrong one.",
-        remedy: "Take known keys out of providers' messages; never log headers; pass on no header of a provider that is not known.",
+        shown: "The providers repeat the key that they were sent in their errors: plain, in band, as \
+                HTML and in headers; a query meets them, too. One provider, whose URL holds a \
+                password, then refuses its connection. No answer of the gateway and, where the harness \
+                sees it, no line of its log may hold that password, that key, the client's key, or a \
+                wrong one.",
+        remedy: "Take known keys out of providers' messages, never log headers, and pass on only known \
+                 headers of a provider.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: with_a_key,
         run: &err_04,
     },
     CaseRow {
         id: "ERR-05",
-        why: "Without one id on all sides nobody finds the request that a user complains about.",
-        shown: "A served, a failing and a refused request carry x-request-id; it must come back each time, be in the log where the harness sees it, and \
-                have reached the provider. A request without one must be given one.",
-        remedy: "Take x-request-id, or make one, at the door; put it into the answer, the log, and the provider's request.",
+        why: "Without one id on all sides, nobody finds the request that a user complains about.",
+        shown: "A served, a failing and a refused request carry x-request-id. The id must come back \
+                each time, be in the log where the harness sees it, and reach the provider. A request \
+                without an id must be given one.",
+        remedy: "Take x-request-id or make one on arrival, and put it into the answer, the log, and the \
+                 provider's request.",
         needs: &[Capability::Chat, Capability::RequestId],
         spec: Spec::solo,
         run: &err_05,
     },
 ];
 
-/// The client's key of [`with_a_key`].
+/// The client's key in [`with_a_key`].
 const CLIENT_KEY: &str = "sk-canary-client-a-94e1d07c5b2f4f3e";
 
-/// The password in the base URL of [`with_a_key`]'s second provider, where the gateway takes one there, and the two as they are sent.
+/// The password in the base URL of the second provider of [`with_a_key`], where the target takes
+/// one there, and user and password as they are sent.
 const URL_PASSWORD: &str = "canary-password-3e9a1c7f";
 const URL_BASIC: &str = "Y2FuYXJ5LXVzZXI6Y2FuYXJ5LXBhc3N3b3JkLTNlOWExYzdm";
 
-/// A key that nobody has.
+/// A key that is not configured.
 const WRONG_KEY: &str = "sk-canary-wrong-2c8e5a7f1b394d60";
 
-/// One provider, one whose URL holds a password, those of the orchestrator's agents, and one client's key.
+/// One provider, one whose URL holds a password, those of the agents, and one client's key.
 fn with_a_key() -> Spec {
     let spec = Spec {
         database: DatabaseNeed::None,
@@ -127,7 +139,7 @@ async fn err_01(ctx: &Ctx) -> CaseResult {
     refused("status.timeout", "no answer in time", &late, &[504])
 }
 
-/// The ways in which a provider fails, and the statuses that say so.
+/// The ways in which a provider fails, and the statuses that fit.
 fn failures() -> Vec<(&'static str, Responder, &'static [u16])> {
     vec![
         ("400", error(400), &[400]),
@@ -173,7 +185,7 @@ fn failures() -> Vec<(&'static str, Responder, &'static [u16])> {
     ]
 }
 
-/// One of the allowed statuses, in OpenAI's envelope.
+/// The answer has one of the allowed statuses, in OpenAI's envelope.
 fn refused(fact: &str, what: &str, answer: &Reply, allowed: &[u16]) -> CaseResult {
     let looks_right = answer.status < 400;
     let status = holds(
@@ -190,7 +202,8 @@ fn refused(fact: &str, what: &str, answer: &Reply, allowed: &[u16]) -> CaseResul
     enveloped(what, answer)
 }
 
-/// `{"error": {"message": …, "type": …, "code": …, "param": …}}`; the last two may be null or left out.
+/// The body is `{"error": {"message": …, "type": …, "code": …, "param": …}}`; `code` and `param`
+/// may be null or absent.
 fn enveloped(what: &str, answer: &Reply) -> CaseResult {
     let error = answer.json()["error"].clone();
     let filled = |name: &str| error[name].as_str().is_some_and(|text| !text.is_empty());
@@ -244,7 +257,7 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     p1.mount(chat().user_says("right"), reply("fine")).await;
-    // a gateway may leave it to the provider to refuse
+    // a gateway may let the provider refuse
     p1.answers(error(400));
     // when
     for Wrong {
@@ -272,7 +285,7 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// A request that has to be refused, and the statuses that say why.
+/// A request that must be refused, and the statuses that fit.
 struct Wrong {
     what: &'static str,
     method: &'static str,
@@ -435,7 +448,7 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// What a provider says of the credentials that it was sent.
+/// What a provider answers about the credentials that it was sent.
 fn repeated(asked: &StubRequest) -> String {
     format!(
         "not with {}",
@@ -443,7 +456,7 @@ fn repeated(asked: &StubRequest) -> String {
     )
 }
 
-/// Whatever a client is told of providers that repeat their keys: headers and bodies.
+/// Everything that a client gets from providers that repeat their keys: headers and bodies.
 async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
     let can = |capability| ctx.manifest.capabilities.contains(&capability);
     let client = if can(Capability::Keys) {

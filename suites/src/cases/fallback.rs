@@ -1,4 +1,4 @@
-//! FALL: when one candidate fails the next one serves, and what nobody could serve is told honestly.
+//! FALL: when one candidate fails the next one serves, and the client learns when none could.
 
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::client::{End, Transcript};
@@ -16,28 +16,34 @@ const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream, Capability
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "FALL-01",
-        why: "Fallbacks that did not run on 4xx and 429 were found by users, not by the gateway (https://github.com/maximhq/bifrost/issues/3261).",
-        shown: "The first provider answers 503, then 429, then refuses connections; the second one's answer must come each time. Where the \
-                gateway tells who served, it must tell the second one.",
-        remedy: "Ask the next candidate on every failure that is the provider's; name the candidate that answered.",
+        why: "Users, and not the gateway, found that fallbacks never ran on 4xx and 429 \
+              (https://github.com/maximhq/bifrost/issues/3261).",
+        shown: "The first provider answers 503, then 429, then refuses connections. The second \
+                provider's answer must come each time. Where the target names who served, it must name \
+                the second provider.",
+        remedy: "Ask the next candidate after every failure that is the provider's, and name the \
+                 candidate that answered.",
         needs: FALLBACK,
         spec: Spec::pair,
         run: &fall_01,
     },
     CaseRow {
         id: "FALL-02",
-        why: "A login page came back as a completion (https://github.com/Portkey-AI/gateway/issues/267).",
-        shown: "The first provider answers 200 with each of them; the client must get the second one's answer.",
-        remedy: "Read the body before believing the status.",
+        why: "A login page came back as a completion \
+              (https://github.com/Portkey-AI/gateway/issues/267).",
+        shown: "The first provider answers 200 with each of these bodies. The client must get the \
+                second provider's answer.",
+        remedy: "Read the body before the status is believed.",
         needs: FALLBACK,
         spec: Spec::pair,
         run: &fall_02,
     },
     CaseRow {
         id: "FALL-03",
-        why: "510 streams of an overloaded provider within 80 minutes, none fell back, since each had begun with 200 (https://github.com/BerriAI/litellm/pull/38153).",
-        shown: "The first provider's stream is 200 and then cut, an error in band, or over before any text; the client must see the second one's \
-                stream and nothing of the first.",
+        why: "510 streams of an overloaded provider failed within 80 minutes, and none fell back, \
+              since each had begun with 200 (https://github.com/BerriAI/litellm/pull/38153).",
+        shown: "The first provider's stream is 200 and then cut, an in-band error, or over before any \
+                text. The client must see the second provider's stream and nothing of the first.",
         remedy: "Send nothing to the client before the first token of an attempt has come.",
         needs: STREAM,
         spec: Spec::pair,
@@ -45,18 +51,23 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "FALL-04",
-        why: "Text came twice (https://github.com/BerriAI/litellm/pull/32835), or the stream just ended (https://github.com/Portkey-AI/gateway/issues/1797).",
-        shown: "The first provider's stream is reset after its first text. The client must have that text once and see that the stream broke; \
-                a second provider that is asked to continue the text may do so.",
-        remedy: "After the first token tell the failure in band; never begin another candidate's answer in the same stream.",
+        why: "Text came twice (https://github.com/BerriAI/litellm/pull/32835), or the stream just \
+              ended (https://github.com/Portkey-AI/gateway/issues/1797).",
+        shown: "The first provider's stream is reset after its first text. The client must get that \
+                text once and see that the stream broke. A second provider that is asked to continue \
+                the text may do so.",
+        remedy: "After the first token, report the failure as an error event, and never begin another \
+                 candidate's answer in the same stream.",
         needs: STREAM,
         spec: Spec::pair,
         run: &fall_04,
     },
     CaseRow {
         id: "FALL-05",
-        why: "Client libraries retry by the status; behind a 200 they hand an empty answer to the user (https://github.com/BerriAI/litellm/issues/6957).",
-        shown: "One provider is overloaded, the other's stream is cut before its first token; the status must be 500 or more.",
+        why: "Client libraries retry by the status; behind a 200 they hand an empty answer to the \
+              user (https://github.com/BerriAI/litellm/issues/6957).",
+        shown: "One provider is overloaded, and the other's stream is cut before its first token. The \
+                status must be 500 or more.",
         remedy: "Send the status line only when the outcome is known.",
         needs: STREAM,
         spec: Spec::pair,
@@ -64,10 +75,13 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "FALL-06",
-        why: "Fallbacks on every error sent a wrong request to all providers in turn (https://github.com/Portkey-AI/gateway/issues/855).",
-        shown: "The first provider refuses four requests, with a breaker that opens after two failures. The second one must see none of them, and \
-                the first one must still be asked next.",
-        remedy: "Give a refusal of the request to the client; count only the provider's own failures.",
+        why: "Fallbacks on every error sent a wrong request to one provider after the other \
+              (https://github.com/Portkey-AI/gateway/issues/855).",
+        shown: "The first provider refuses four requests, with a breaker that opens after two \
+                failures. The second provider must see none of them, and the first must serve the next \
+                request.",
+        remedy: "Pass a refusal of the request on to the client, and count only the provider's own \
+                 failures.",
         needs: FALLBACK,
         spec: || {
             let mut spec = Spec::pair();
@@ -78,10 +92,12 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "FALL-07",
-        why: "Translations that lose a message, a tool or a setting answer another question than was asked (https://github.com/BerriAI/litellm/issues/37792).",
-        shown: "The OpenAI provider is down; the Ollama provider must be asked with every message in order, the tool call's arguments, the tools, \
-                temperature, length and stop words, and its tool call must come back in OpenAI's shape.",
-        remedy: "Translate the whole request; refuse what cannot be said in the other protocol.",
+        why: "A translation that loses a message, a tool or a setting answers another question than \
+              the one asked (https://github.com/BerriAI/litellm/issues/37792).",
+        shown: "The OpenAI provider is down. The Ollama provider must get every message in order, the \
+                arguments of the tool call, the tools, temperature, length and stop words, and its \
+                tool call must come back in OpenAI's shape.",
+        remedy: "Translate the whole request, and refuse what the other protocol cannot express.",
         needs: &[
             Capability::Chat,
             Capability::Fallback,
@@ -98,10 +114,11 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "FALL-08",
-        why: "The error of the last candidate alone hid why the first one had failed (https://github.com/BerriAI/litellm/issues/27967).",
-        shown: "One provider answers 503, the other 200 with HTML. The error must list both in order, with a cause each, and hold neither's key \
-                although both tell it.",
-        remedy: "Collect each attempt's cause; take keys out of what providers say.",
+        why: "The error of the last candidate alone hid why the first one had failed \
+              (https://github.com/BerriAI/litellm/issues/27967).",
+        shown: "One provider answers 503, the other 200 with HTML. The error must list both in order, \
+                with a cause each, and hold neither provider's key, although both send it.",
+        remedy: "Collect the cause of each attempt, and take keys out of providers' messages.",
         needs: &[
             Capability::Chat,
             Capability::Fallback,
@@ -242,7 +259,7 @@ async fn fall_03(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// One whole stream of the second candidate's, and nothing else.
+/// The stream must be one whole stream of the second candidate, and nothing else.
 fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
     equal(
         "stream.status",
@@ -313,18 +330,18 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("pair", "capital")).await?;
     // then
-    let told = stream.error.is_some() || matches!(stream.end, End::Cut(_));
+    let reported = stream.error.is_some() || matches!(stream.end, End::Cut(_));
     match stream.text.as_str() {
         "Par" => holds(
             "stream.error_event",
-            told && stream.done_count == 0,
+            reported && stream.done_count == 0,
             "an error event where the stream broke",
             format_args!("a silent end: {:?}", stream.end),
         )
         .map_err(silent),
         "Paris" => holds(
             "stream.continued_end",
-            stream.looks_complete() || told,
+            stream.looks_complete() || reported,
             "a continued stream that ends properly",
             format_args!("{:?}", stream.end),
         )
@@ -429,7 +446,7 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
     // then
     equal("answer.status", "the status", 200, answer.status)?;
     let asked = p2.seen(1).await?;
-    let told = asked[0].json();
+    let translated = asked[0].json();
     for (n, message) in request["messages"]
         .as_array()
         .into_iter()
@@ -440,35 +457,37 @@ async fn fall_07(ctx: &Ctx) -> CaseResult {
             "message.role",
             &format!("the role of message {n}"),
             &message["role"],
-            &told["messages"][n]["role"],
+            &translated["messages"][n]["role"],
         )?;
         let content = message["content"].as_str().unwrap_or_default();
         equal(
             "message.content",
             &format!("the content of message {n}"),
             content,
-            told["messages"][n]["content"].as_str().unwrap_or_default(),
+            translated["messages"][n]["content"]
+                .as_str()
+                .unwrap_or_default(),
         )?;
     }
     equal(
         "messages.count",
         "the number of messages",
         5,
-        told["messages"].as_array().map_or(0, Vec::len),
+        translated["messages"].as_array().map_or(0, Vec::len),
     )?;
     equal(
         "earlier_call.arguments",
         "the arguments of the earlier call",
         &json!({"city": "Paris"}),
-        &told["messages"][2]["tool_calls"][0]["function"]["arguments"],
+        &translated["messages"][2]["tool_calls"][0]["function"]["arguments"],
     )?;
     equal(
         "request.tool",
         "the tool of the request",
         &json!("get_weather"),
-        &told["tools"][0]["function"]["name"],
+        &translated["tools"][0]["function"]["name"],
     )?;
-    let options = &told["options"];
+    let options = &translated["options"];
     equal(
         "request.options",
         "the temperature and the length",

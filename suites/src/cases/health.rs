@@ -1,4 +1,4 @@
-//! HLTH: who asks how the gateway is gets the truth, at once, and at little cost.
+//! HLTH: health answers truly, at once, and at little cost.
 
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
@@ -17,9 +17,11 @@ const STORED: &[Capability] = &[Capability::Health, Capability::Store];
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "HLTH-01",
-        why: "A liveness probe that asks the database restarts every replica when the database is slow, and the outage becomes a whole one.",
-        shown: "Liveness is asked while the provider refuses, while the database stalls, and while it is gone.",
-        remedy: "Let liveness say that the process answers, and nothing else.",
+        why: "A liveness probe that asks the database restarts every replica when the database is \
+              slow, and makes the outage complete.",
+        shown: "The case asks for liveness while the provider refuses connections, while the database \
+                stalls, and while it is gone.",
+        remedy: "Let liveness show that the process answers, and nothing else.",
         needs: STORED,
         spec: || Spec {
             database: DatabaseNeed::Postgres,
@@ -29,9 +31,11 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "HLTH-02",
-        why: "With its database gone a proxy said ready, and never recovered by itself (https://github.com/BerriAI/litellm/issues/38121).",
-        shown: "Readiness is asked before the database goes, until it tells, and until it tells that the database is back.",
-        remedy: "Ask the store in the readiness probe, within a time-out.",
+        why: "While its database was gone, a proxy was reported as ready, and it never recovered by \
+              itself (https://github.com/BerriAI/litellm/issues/38121).",
+        shown: "The case asks for readiness before the database goes, until the status is 503, and \
+                after its return, until the status is 200.",
+        remedy: "Ask the store in the readiness probe, within a timeout.",
         needs: STORED,
         spec: || Spec {
             database: DatabaseNeed::Postgres,
@@ -41,9 +45,11 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "HLTH-03",
-        why: "Probes one after the other add their time-outs up: the page that tells what hangs, hangs.",
-        shown: "Two providers answer their probe only together, a third never does; the document names both as up and the third as down.",
-        remedy: "Probe all dependencies at once, each within its own time-out.",
+        why: "Probes one after the other add up their timeouts: the page that shows what hangs, \
+              hangs.",
+        shown: "Two providers answer their probes only together, and a third never does. The document \
+                must show both as up and the third as down.",
+        remedy: "Probe all dependencies at once, each within its own timeout.",
         needs: STORED,
         spec: || Spec {
             database: DatabaseNeed::Any,
@@ -55,9 +61,10 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "HLTH-04",
-        why: "Every replica, balancer and dashboard asks for health; if each call is a call of each provider, the watching is the load.",
-        shown: "64 calls of the detailed health at once; the provider counts how often it was probed.",
-        remedy: "Share the probe under way, and tell its result again for a moment.",
+        why: "Every replica, balancer and dashboard asks for health; if each call is a call of each \
+              provider, the watching is the load.",
+        shown: "64 calls ask for the detailed health at once. The provider counts its probes.",
+        remedy: "Share the probe that is under way, and send its result again for a moment.",
         needs: &[Capability::Health],
         spec: Spec::solo,
         run: &hlth_04,
@@ -116,7 +123,7 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
         .mount(openai::models(), models().plan(Plan::silent()))
         .await;
     // when
-    let told = converge(
+    let shown = converge(
         "hang.states",
         "a health document that shows p1, p2 and the store as up and p3 as down",
         || async {
@@ -127,7 +134,7 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
     );
     // then
     let met = ctx.gates.rendezvous("probes", 2);
-    let (health, ()) = futures::try_join!(told, met.met())?;
+    let (health, ()) = futures::try_join!(shown, met.met())?;
     equal(
         "health.status",
         "the status of the health document",
@@ -140,13 +147,13 @@ async fn hlth_04(ctx: &Ctx) -> CaseResult {
     // given
     const STORM: usize = 64;
     // when
-    let told = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
+    let answers = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
     // then
     equal(
         "health.statuses",
         "the statuses of the health calls",
         vec![200; STORM],
-        told.iter().map(|health| health.status).collect(),
+        answers.iter().map(|health| health.status).collect(),
     )?;
     let probes = ctx.stub("p1")?.all_requests().len();
     holds(
@@ -164,7 +171,7 @@ fn models() -> Responder {
     raw(200, "application/json", r#"{"object":"list","data":[]}"#)
 }
 
-/// Whether the dependency of that name is told as up.
+/// Whether the document shows the dependency of that name as up.
 fn state(health: &Value, name: &str) -> Option<bool> {
     health["dependencies"]
         .as_array()?

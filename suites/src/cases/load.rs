@@ -1,4 +1,4 @@
-//! LOAD: more than it can bear is refused at once, and forgotten afterwards.
+//! LOAD: what exceeds a limit is refused at once, and forgotten afterwards.
 
 use std::time::Duration;
 
@@ -16,11 +16,12 @@ use super::support::{answers, large_stream, statuses};
 
 /// The limit of requests in flight.
 const LIMIT: usize = 4;
-/// The limit of a body.
+/// The limit of a body in bytes.
 const BODY: usize = 64 << 10;
-/// The default bound on what is taken from a provider for a client that does not read.
+/// The default bound in bytes on what a gateway takes from a provider for a client that does not
+/// read.
 const AHEAD: u64 = 8 << 20;
-/// What may lie in the system's buffers on both sides.
+/// How many bytes the buffers of the operating system may hold on both sides.
 const IN_BUFFERS: u64 = 16 << 20;
 
 const ADMISSION: &[Capability] = &[Capability::Chat, Capability::Admission];
@@ -28,27 +29,33 @@ const ADMISSION: &[Capability] = &[Capability::Chat, Capability::Admission];
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "LOAD-01",
-        why: "A queue without bound turns overload into time-outs for everybody: what is answered has been given up by its client.",
-        shown: "Four requests are held, which is the limit; the next ones are refused while they still are.",
-        remedy: "Count requests in flight at the door, and refuse with Retry-After beyond the limit.",
+        why: "A queue without a bound turns overload into timeouts for everybody: clients have given \
+              up the requests that it answers.",
+        shown: "Four requests are held, which is the limit. The next ones must be refused while they \
+                still are.",
+        remedy: "Count the requests in flight on arrival, and refuse with Retry-After beyond the limit.",
         needs: ADMISSION,
         spec: limited,
         run: &load_01,
     },
     CaseRow {
         id: "LOAD-02",
-        why: "Places that were not given back refused healthy requests for up to an hour (https://github.com/BerriAI/litellm/issues/27955).",
-        shown: "Four requests are held and sixteen refused; when the four are answered, the next ones must be served again.",
-        remedy: "Tie the place of a request to its task, so that every way out of it gives the place back.",
+        why: "Permits that were not given back refused healthy requests for up to an hour \
+              (https://github.com/BerriAI/litellm/issues/27955).",
+        shown: "Four requests are held and sixteen refused. When the four are answered, the next \
+                requests must be served again.",
+        remedy: "Tie the permit of a request to its task, so that every way out of the task gives it \
+                 back.",
         needs: ADMISSION,
         spec: limited,
         run: &load_02,
     },
     CaseRow {
         id: "LOAD-04",
-        why: "A gateway that reads before it measures can be filled up by anybody who can connect.",
-        shown: "A client tells a length of 64 MiB and sends 100 bytes; another sends 128 KiB in chunks and does not end. Both have 413 and keep the rest.",
-        remedy: "Look at Content-Length before reading, count while reading, and answer 413 at the limit.",
+        why: "Anybody who can connect can fill up a gateway that reads before it measures.",
+        shown: "One client declares a length of 64 MiB and sends 100 bytes; another sends 128 KiB in \
+                chunks and no end. Both must get 413 before they send the rest.",
+        remedy: "Check Content-Length before reading, count while reading, and answer 413 at the limit.",
         needs: &[Capability::Chat, Capability::BodyLimit],
         spec: || Spec {
             limits: LimitSpec {
@@ -62,9 +69,12 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "LOAD-05",
-        why: "A few hundred clients that send a byte a second hold every connection of a server that waits for them (Slowloris).",
-        shown: "One client sends its headers byte by byte, one its body in small pieces; both are answered with an error or closed before they end.",
-        remedy: "Bound the time of the headers and of the body as a whole; a timer between two reads does not help.",
+        why: "A few hundred clients that send a byte each second hold every connection of a server \
+              that waits for them (Slowloris).",
+        shown: "One client sends its headers byte by byte, another its body in small pieces. Both must \
+                be answered with an error or closed before they end.",
+        remedy: "Bound the time of the headers and of the body as a whole; a timer between two reads is \
+                 not enough.",
         needs: &[Capability::Chat, Capability::SlowClient],
         spec: || Spec {
             limits: LimitSpec {
@@ -78,9 +88,12 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "LOAD-07",
-        why: "Streams that are read ahead into memory need one client that pauses, and a long answer, to end the process.",
-        shown: "The client of a stream of 48 MiB stops reading; the provider counts what the gateway takes until it takes no more.",
-        remedy: "Read the provider's next bytes when the client has taken the last ones; bound every buffer between the two.",
+        why: "One client that pauses in a long answer ends a process that reads streams ahead into \
+              memory.",
+        shown: "The client of a stream of 48 MiB stops reading. The provider counts what the gateway \
+                takes until it takes no more.",
+        remedy: "Read the provider's next bytes when the client has taken the last ones, and bound \
+                 every buffer between the two.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &load_07,
@@ -161,7 +174,7 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
         statuses(&answers(full).await?),
     )?;
     // when
-    // a place may be given back a moment after its client has read the last byte
+    // a permit may be given back a moment after its client has read the last byte
     guard(
         "hang.served_again",
         "a request that is served after the burst",
@@ -190,7 +203,7 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
     let mut chunk = format!("{:x}\r\n{{\"x\": \"", 4 * BODY).into_bytes();
     chunk.resize(2 * BODY, b'x');
     // when
-    let told = ctx
+    let declared = ctx
         .client
         .send(
             "POST",
@@ -199,7 +212,7 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
             part.as_bytes(),
         )
         .await?;
-    let told = told.reply().await?;
+    let declared = declared.reply().await?;
     let chunked = ctx
         .client
         .send(
@@ -215,7 +228,7 @@ async fn load_04(ctx: &Ctx) -> CaseResult {
         "declared_length.status",
         "the status of a request whose declared length is over the limit",
         413,
-        told.status,
+        declared.status,
     )?;
     equal(
         "chunked.status",
@@ -297,7 +310,7 @@ async fn load_07(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// As many requests as the limit allows, held at the provider by the gate `full`.
+/// Sends as many requests as the limit allows; the gate `full` holds them at the provider.
 async fn filled(ctx: &Ctx) -> Result<Vec<Exchange>, Failure> {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("Paris").plan(Plan::held("full")));
@@ -312,7 +325,7 @@ async fn served_again(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// An error, or no answer at all.
+/// The client must get an error, or no answer at all.
 fn refused_or_closed(fact: &str, what: &str, end: &Result<Reply, Transport>) -> CaseResult {
     let (fair, seen) = match end {
         Ok(answer) => (answer.status >= 400, format!("status {}", answer.status)),

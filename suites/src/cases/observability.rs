@@ -1,4 +1,4 @@
-//! OBS: what the gateway tells about itself is what happened.
+//! OBS: what the gateway reports about itself is what happened.
 
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
 use gauntlet_harness::gate::converge;
@@ -14,9 +14,11 @@ use super::support::{QUERIES, complete, does_its_part, healthy, known, query, re
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "OBS-01",
-        why: "Counters that count requests where attempts are meant hide the retries, which are the bill and the outage.",
-        shown: "Three requests fail twice at the first candidate, whose breaker then is open, and are served by the second; another request times \
-                out. The counters are compared with the tape.",
+        why: "Counters that count requests instead of attempts hide the retries, which are the bill \
+              and the outage.",
+        shown: "Three requests fail twice at the first candidate, whose breaker then is open, and are \
+                served by the second; another request times out. The counters are compared with what \
+                the stubs saw.",
         remedy: "Count an attempt where it is made, and a retry and a fallback where they are decided.",
         needs: &[
             Capability::Chat,
@@ -44,17 +46,19 @@ pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "OBS-02",
         why: "A trace that ends at the gateway shows that something was slow, and not what.",
-        shown: "A request with a trace context; the provider's request has the same trace id, with a parent of W3C's form. Spans are not looked at.",
-        remedy: "Send traceparent on with the trace id that came.",
+        shown: "A request carries a trace context. The provider's request must have the same trace id, \
+                with a parent in W3C's form. The case does not look at spans.",
+        remedy: "Send traceparent on with the trace id of the request.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
         run: &obs_02,
     },
     CaseRow {
         id: "OBS-03",
-        why: "Usage that is guessed from the length of a text is a bill that nobody can check.",
-        shown: "Each provider tells a usage that no count of words would give; a chat's usage, a query's sum, its record and the metrics are compared with it.",
-        remedy: "Pass the provider's numbers on, and add nothing of your own.",
+        why: "Nobody can check a bill whose usage is guessed from the length of a text.",
+        shown: "Each provider sends a usage that no count of words would give. A chat's usage, a \
+                query's sum, its record and the metrics are compared with it.",
+        remedy: "Pass the provider's numbers on, and add nothing to them.",
         needs: &[
             Capability::Chat,
             Capability::Query,
@@ -160,7 +164,7 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
     let agents = ctx.stubs.len() as u64;
     // when
     let chat = ctx.client.chat(ctx.prompt("review", "hello")).await?;
-    let told = complete(ctx).await?;
+    let query = complete(ctx).await?;
     // then
     equal(
         "chat.usage",
@@ -173,18 +177,18 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
         "query.usage",
         "the usage of a query",
         (Some(agents * 1_013), Some(agents * 107)),
-        usage(&told),
+        usage(&query),
     )
     .map_err(silent)?;
     let record = ctx
         .client
-        .get(&format!("{QUERIES}/{}", text(&told, "id")))
+        .get(&format!("{QUERIES}/{}", text(&query, "id")))
         .await?
         .json();
     equal(
         "record.usage",
         "the usage of the record",
-        usage(&told),
+        usage(&query),
         usage(&record),
     )
     .map_err(silent)?;
@@ -205,14 +209,15 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
     .await
 }
 
-fn usage(told: &Value) -> (Option<u64>, Option<u64>) {
+fn usage(document: &Value) -> (Option<u64>, Option<u64>) {
     (
-        told["usage"]["prompt_tokens"].as_u64(),
-        told["usage"]["completion_tokens"].as_u64(),
+        document["usage"]["prompt_tokens"].as_u64(),
+        document["usage"]["completion_tokens"].as_u64(),
     )
 }
 
-/// The sum of the counter's series with these labels is this number, as soon as the answers' own ends are counted.
+/// The sum of the counter's series with these labels must become this number; the end of an answer
+/// is counted a moment later than it is read.
 async fn counted(ctx: &Ctx, name: &str, labels: &[&str], expected: usize) -> CaseResult {
     let now =
         || async { Ok::<_, Failure>(sum(&ctx.client.get("/metrics").await?.text(), name, labels)) };

@@ -1,4 +1,4 @@
-//! RETRY: what may pass is tried again, within bounds, and nothing else is.
+//! RETRY: what can pass by itself is tried again, within bounds, and nothing else is.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,31 +18,39 @@ const RETRY: &[Capability] = &[Capability::Chat, Capability::Retry];
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "RETRY-01",
-        why: "A provider's second of overload is the users' error where a gateway asks once; one that asks without end makes it an outage.",
-        shown: "For each failure the provider fails twice and answers the third attempt, the last time a stream; another request fails for ever and \
-                must cost three attempts. \
-                Refused connections nobody sees: there the attempts that the error lists are counted, where the gateway lists them.",
-        remedy: "Retry 429, 500, 502, 503, 504 and broken connections before the first token, and count the attempts of a request.",
+        why: "A provider's second of overload becomes the users' error where a gateway asks once; a \
+              gateway that asks without an end turns it into an outage.",
+        shown: "For each failure, the provider fails twice and answers the third attempt; so it does \
+                for a stream. Another request always fails and must cost three attempts. No stub sees \
+                a refused connection: there the case counts the attempts that the error lists, where \
+                the target lists them.",
+        remedy: "Retry 429, 500, 502, 503, 504 and broken connections before the first token, and count \
+                 the attempts of a request.",
         needs: RETRY,
         spec: || attempts(3),
         run: &retry_01,
     },
     CaseRow {
         id: "RETRY-02",
-        why: "A request that is wrong stays wrong; asking again costs the user's time and the provider's patience (https://github.com/Portkey-AI/gateway/issues/855).",
-        shown: "The provider refuses with each status; after a further exchange it must have seen each request once.",
-        remedy: "Decide by the status whether a failure may pass by itself.",
+        why: "A wrong request stays wrong; asking again costs the user's time and the provider's \
+              capacity (https://github.com/Portkey-AI/gateway/issues/855).",
+        shown: "The provider refuses with each status. After a further exchange it must have seen each \
+                request once.",
+        remedy: "Decide by the status whether a failure can pass by itself.",
         needs: RETRY,
         spec: || attempts(3),
         run: &retry_02,
     },
     CaseRow {
         id: "RETRY-03",
-        why: "A gateway that asks earlier is limited for longer (https://github.com/BerriAI/litellm/issues/7669); \
-              one that waits whatever is asked holds its users (https://github.com/BerriAI/litellm/issues/3274).",
-        shown: "The second attempt must not come before the time that was asked for. An hour's wait lies beyond the deadline of two minutes: \
-                the client must be told long before either, with one attempt made.",
-        remedy: "Take Retry-After as the least back-off; where it does not fit into the deadline, end the attempts of this candidate.",
+        why: "A gateway that asks earlier is limited for longer \
+              (https://github.com/BerriAI/litellm/issues/7669); one that waits for any time holds \
+              its users (https://github.com/BerriAI/litellm/issues/3274).",
+        shown: "The second attempt must not come before the time that the provider asked for. A wait \
+                of one hour exceeds the deadline of two minutes: the client must get an error long \
+                before either, after one attempt.",
+        remedy: "Take Retry-After as the shortest backoff; where it does not fit into the deadline, end \
+                 the attempts at this candidate.",
         needs: RETRY,
         spec: || {
             let mut spec = attempts(2);
@@ -53,10 +61,12 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "RETRY-04",
-        why: "Clients that ask again at once, or all at the same moment, keep a recovering provider down.",
-        shown: "24 requests fail for ever. The mean of their n-th gaps must reach a quarter of the n-th back-off, so that a back-off which is \
-                all jitter passes too, and one that never grows does not. That there is jitter cannot be shown by lower bounds.",
-        remedy: "Double the back-off with each attempt, up to its bound, and make a part of it random.",
+        why: "Clients that ask again at once, or all at the same moment, keep a recovering provider \
+              down.",
+        shown: "24 requests always fail. The mean of their n-th gaps must reach a quarter of the n-th \
+                backoff: a backoff that is all jitter passes, and one that never grows does not. Lower \
+                bounds cannot show that there is jitter.",
+        remedy: "Double the backoff with each attempt, up to its bound, and make a part of it random.",
         needs: RETRY,
         spec: || {
             let mut spec = attempts(5);
@@ -67,18 +77,21 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "RETRY-05",
-        why: "A stream that was begun anew gave its beginning twice (https://github.com/BerriAI/litellm/pull/32835).",
-        shown: "The provider resets a stream after its first text. The client must have that text once, and after a further exchange the \
-                provider must have seen the request once.",
-        remedy: "Commit to an attempt with its first token; afterwards a failure is told in band.",
+        why: "A stream that was started again gave its beginning twice \
+              (https://github.com/BerriAI/litellm/pull/32835).",
+        shown: "The provider resets a stream after its first text. The client must get that text once, \
+                and after a further exchange the provider must have seen the request once.",
+        remedy: "Commit to an attempt with its first token; report a later failure as an error event.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Retry],
         spec: || attempts(3),
         run: &retry_05,
     },
     CaseRow {
         id: "RETRY-06",
-        why: "Retries multiply the load of a provider exactly when it cannot bear it (https://github.com/BerriAI/litellm/issues/26015).",
-        shown: "40 requests with up to four attempts each meet a provider that is down; with a ratio of 0.25 and a floor of 5 it may see 55.",
+        why: "Retries multiply the load of a provider exactly when it cannot bear it \
+              (https://github.com/BerriAI/litellm/issues/26015).",
+        shown: "40 requests with up to four attempts each meet a provider that is down. With a ratio \
+                of 0.25 and a floor of 5, it may see at most 55 attempts.",
         remedy: "Give each provider a budget of retries as a share of its requests.",
         needs: &[Capability::Chat, Capability::Retry, Capability::RetryBudget],
         spec: || {
@@ -90,19 +103,25 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "RETRY-07",
-        why: "A provider that knows the key answers a repeated request once and bills it once; a new key for each attempt pays twice.",
-        shown: "The provider fails twice; the three attempts that it sees must be equal in body and Idempotency-Key.",
-        remedy: "Make the key when the request comes (or take the client's), not when an attempt is sent; encode the body once.",
+        why: "A provider that knows the key answers a repeated request once and bills it once; a new \
+              key for each attempt pays twice.",
+        shown: "The provider fails twice. The three attempts that it sees must have equal bodies and \
+                equal Idempotency-Key headers.",
+        remedy: "Make the key when the request arrives (or take the client's), not when an attempt is \
+                 sent, and encode the body once.",
         needs: RETRY,
         spec: || attempts(3),
         run: &retry_07,
     },
     CaseRow {
         id: "RETRY-08",
-        why: "Work for clients that had left held a proxy's places for half an hour (https://github.com/BerriAI/litellm/issues/13774).",
-        shown: "The client leaves while the provider holds the first attempt, which then fails. Another request runs through two back-offs, which \
-                must take longer than one; afterwards the first request must have been seen once.",
-        remedy: "Tie the attempts of a request to its client's connection: dropping one ends the other.",
+        why: "Work for clients that had left held a proxy's capacity for half an hour \
+              (https://github.com/BerriAI/litellm/issues/13774).",
+        shown: "The client leaves while the provider holds the first attempt, which then fails. \
+                Another request runs through two backoffs, which takes longer than one; afterwards the \
+                provider must have seen the first request once.",
+        remedy: "Tie the attempts of a request to its client's connection, so that dropping one ends \
+                 the other.",
         needs: RETRY,
         spec: || {
             let mut spec = attempts(3);
@@ -113,7 +132,7 @@ pub(super) const CASES: &[CaseRow] = &[
     },
 ];
 
-/// One provider, so many attempts at it, and time enough for all of them on a busy machine.
+/// One provider with so many attempts at it, and time enough for all of them on a busy machine.
 fn attempts(most: u32) -> Spec {
     let mut spec = Spec::solo();
     spec.retry.max_attempts = most;
@@ -137,7 +156,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
         twice(reply("lost").plan(Plan::of([Step::Reset]))),
     )
     .await;
-    p1.mount(chat().user_says("for ever"), error(503)).await;
+    p1.mount(chat().user_says("always"), error(503)).await;
     p1.mount(chat().user_says("streamed"), twice(error(503)))
         .await;
     // when
@@ -151,7 +170,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     ];
     let answers =
         try_join_all(prompts.map(|prompt| ctx.client.chat(ctx.prompt("solo", prompt)))).await?;
-    let hopeless = ctx.client.chat(ctx.prompt("solo", "for ever")).await?;
+    let hopeless = ctx.client.chat(ctx.prompt("solo", "always")).await?;
     // then
     for (prompt, answer) in prompts.iter().zip(&answers) {
         equal(
@@ -177,7 +196,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
         "hopeless.attempts",
         "the number of attempts at a provider that always fails",
         3,
-        p1.calls("for ever").len(),
+        p1.calls("always").len(),
     )?;
     if ctx.manifest.capabilities.contains(&Capability::Stream) {
         let stream = ctx.client.streamed(ctx.prompt("solo", "streamed")).await?;
@@ -195,7 +214,7 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     }
 }
 
-/// Refused connections nobody sees: the attempts that the error lists are counted.
+/// No stub sees a refused connection: the case counts the attempts that the error lists.
 async fn refused_attempts(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.listen(Listen::Refuse).await?;
     let refused = ctx.client.chat(ctx.prompt("solo", "refused")).await?;
@@ -355,7 +374,7 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
             .sum();
         all / REQUESTS as u32
     };
-    // half of the first backoff is never waited where some request comes sooner: there is no backoff
+    // a gap below half of the first backoff shows that there is no backoff at all
     let none = attempts
         .iter()
         .any(|of_one| gap(&of_one[3], &of_one[4]) < Duration::from_millis(100));
@@ -364,7 +383,7 @@ async fn retry_04(ctx: &Ctx) -> CaseResult {
     } else {
         "retry.growth"
     };
-    // the longest first: a busy machine lengthens the short ones
+    // the longest first, since a busy machine lengthens the short ones
     for (n, backoff) in [400, 800, 1_600, 3_200].into_iter().enumerate().rev() {
         let quarter = Duration::from_millis(backoff / 4);
         at_least(
@@ -539,8 +558,8 @@ async fn retry_08(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// When the attempts of the request that says `text` had been read.
+/// The arrivals of the attempts of the request that holds `text`.
 fn arrivals(stub: &Stub, text: &str) -> Vec<Entry> {
-    let said = |entry: &Entry| matches!(&entry.event, Event::RequestRead { body, .. } if body.contains(text));
-    stub.tape().into_iter().filter(said).collect()
+    let holds_text = |entry: &Entry| matches!(&entry.event, Event::RequestRead { body, .. } if body.contains(text));
+    stub.tape().into_iter().filter(holds_text).collect()
 }

@@ -1,4 +1,4 @@
-//! STRM: a stream that breaks says so, and never looks finished.
+//! STRM: a stream that breaks reports it, and never looks finished.
 
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::llm::{Responder, chat, raw, reply};
@@ -14,26 +14,33 @@ const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "STRM-01",
-        why: "A connection that ends in order after half an answer was passed on as a finished one (https://github.com/maximhq/bifrost/issues/5546).",
-        shown: "The provider ends its body in order after the text, without finish_reason and without [DONE].",
-        remedy: "Count a stream as finished only after its finish_reason; otherwise send an error event and no [DONE].",
+        why: "A connection that ended in order after half an answer was passed on as a finished one \
+              (https://github.com/maximhq/bifrost/issues/5546).",
+        shown: "The provider ends its body in order after the text, without finish_reason and without \
+                [DONE].",
+        remedy: "Count a stream as finished only after its finish_reason; otherwise send an error event \
+                 and no [DONE].",
         needs: STREAM,
         spec: Spec::solo,
         run: &strm_01,
     },
     CaseRow {
         id: "STRM-02",
-        why: "An upstream reset was turned into a clean finish_reason \"stop\" and [DONE] (https://github.com/BerriAI/litellm/issues/33404).",
-        shown: "The provider sends two pieces of text and resets the connection once they have been read.",
-        remedy: "Forward what came, then an error event; never a terminator of your own making.",
+        why: "A provider's reset became a clean finish_reason \"stop\" and [DONE] \
+              (https://github.com/BerriAI/litellm/issues/33404).",
+        shown: "The provider sends two pieces of text, and resets the connection once the gateway has \
+                read them.",
+        remedy: "Forward what came, then an error event, and never make up a terminator.",
         needs: STREAM,
         spec: Spec::solo,
         run: &strm_02,
     },
     CaseRow {
         id: "STRM-03",
-        why: "Half an event is half a JSON document: the client's parser fails inside its own loop, far from the cause.",
-        shown: "The provider's connection ends inside an event; the client reads each event that it gets by the published types.",
+        why: "Half an event is half a JSON document: the client's parser fails inside its own loop, \
+              far from the cause.",
+        shown: "The provider's connection ends inside an event. The client reads each event that it \
+                gets by the published types.",
         remedy: "Forward an event only when its blank line has come.",
         needs: STREAM,
         spec: Spec::solo,
@@ -41,8 +48,10 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "STRM-04",
-        why: "What is left out in silence may have been text; what crashes takes other streams with it (https://github.com/BerriAI/litellm/issues/40404).",
-        shown: "Between two good events the provider sends one that is not JSON, then ends properly. A second stream must be served afterwards.",
+        why: "What is skipped in silence may have been text, and a crash takes other streams with it \
+              (https://github.com/BerriAI/litellm/issues/40404).",
+        shown: "Between two good events the provider sends one that is not JSON, then ends properly. A \
+                second stream must be served afterwards.",
         remedy: "End the stream with an error event when an event cannot be read.",
         needs: STREAM,
         spec: Spec::solo,
@@ -50,9 +59,11 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "STRM-05",
-        why: "510 overload errors inside streams within 80 minutes were logged as successes, without one fallback (https://github.com/BerriAI/litellm/pull/38153).",
-        shown: "After two pieces of text an OpenAI provider sends a rate-limit error in band; an Ollama provider, where the gateway speaks with one, an error line.",
-        remedy: "Read every event for an error before forwarding it; keep its type and code.",
+        why: "510 overload errors inside streams within 80 minutes were logged as successes, without \
+              one fallback (https://github.com/BerriAI/litellm/pull/38153).",
+        shown: "After two pieces of text, an OpenAI provider sends a rate-limit error in band, and an \
+                Ollama provider, where the target declares it, an error line.",
+        remedy: "Look for an error in every event before it is forwarded, and keep its type and code.",
         needs: STREAM,
         spec: || {
             Spec::solo()
@@ -63,7 +74,8 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "STRM-06",
-        why: "A client that has closed its stream at [DONE] never sees what follows; one that has not sees two answers.",
+        why: "A client that has closed its stream at [DONE] never sees what follows; a client that \
+              has not sees two answers.",
         shown: "The provider sends a whole answer, [DONE], one more chunk, and [DONE] again.",
         remedy: "Stop reading at [DONE].",
         needs: STREAM,
@@ -72,20 +84,24 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "STRM-07",
-        why: "A login page with status 200 became an empty, successful stream (https://github.com/Portkey-AI/gateway/issues/267).",
+        why: "A login page with status 200 became an empty, successful stream \
+              (https://github.com/Portkey-AI/gateway/issues/267).",
         shown: "The provider answers a streamed request with 200 and an HTML page.",
-        remedy: "Look at the content type before the status line is sent to the client; answer 502.",
+        remedy: "Look at the content type before the status line is sent to the client, and answer 502.",
         needs: STREAM,
         spec: Spec::solo,
         run: &strm_07,
     },
     CaseRow {
         id: "STRM-08",
-        why: "A decoder that waits for a blank line that never comes keeps everything until the process is killed.",
-        shown: "The provider begins an event of 64 MiB; the gateway must give up before the last byte has been taken from it.",
-        remedy: "Bound the size of one event (8 MiB is ample) and end the stream with an error beyond it.",
+        why: "A decoder that waits for a blank line that never comes keeps everything until the \
+              process is killed.",
+        shown: "The provider begins an event of 64 MiB. The gateway must give up before it has taken \
+                half of it.",
+        remedy: "Bound the size of one event (8 MiB is ample), and end the stream with an error beyond \
+                 the bound.",
         needs: STREAM,
-        // a busy machine must not be the one who ends it
+        // a busy machine must not end the stream before the gateway does
         spec: || {
             Spec::solo().model_timeouts(
                 "solo",
@@ -99,9 +115,11 @@ pub(super) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "STRM-09",
-        why: "A cut stream came back as 400, so clients did not try again (https://github.com/BerriAI/litellm/issues/41777).",
-        shown: "The provider cuts a plain answer in its body, and a stream before and after its first text.",
-        remedy: "Map a broken connection to 502 (or 504), in band to a server error.",
+        why: "A cut stream came back as 400, so clients never tried again \
+              (https://github.com/BerriAI/litellm/issues/41777).",
+        shown: "The provider cuts a plain answer in its body, and a stream before and after its first \
+                text.",
+        remedy: "Map a broken connection to 502 or 504, and in band to a server error.",
         needs: STREAM,
         spec: Spec::solo,
         run: &strm_09,
@@ -218,16 +236,16 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
         openai.text.as_str(),
     )?;
     broken(&openai)?;
-    let told = openai
+    let error = openai
         .error
         .as_ref()
         .map(ToString::to_string)
         .unwrap_or_default();
     holds(
         "error.class",
-        told.contains("rate_limit") || told.contains("429"),
+        error.contains("rate_limit") || error.contains("429"),
         "an error that keeps its class (rate_limit_exceeded)",
-        told,
+        error,
     )?;
     if !ctx.manifest.capabilities.contains(&Capability::Ollama) {
         return Ok(());
@@ -368,19 +386,19 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
         early.status,
     )?;
     for stream in [&early, &late] {
-        let told = stream
+        let error = stream
             .error
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default();
         let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"]
             .iter()
-            .any(|word| told.contains(word));
+            .any(|word| error.contains(word));
         holds(
             "error.blame",
             !blames,
             "an error event that does not blame the client",
-            &told,
+            &error,
         )?;
     }
     broken(&late)

@@ -1,4 +1,5 @@
-//! What the cases of queries share: a document to find, agents that answer well, the question, and how its answer is read.
+//! What cases share: specifications, queries and their answers, streams, requests and
+//! measurements.
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ pub(super) fn does_its_part(agent: &str) -> Responder {
     reply(&agents::healthy(agent).to_string())
 }
 
-/// Every agent does its part, from now on.
+/// Makes every agent do its part from now on.
 pub(super) fn healthy(ctx: &Ctx) -> CaseResult {
     for name in ctx.stubs.keys() {
         ctx.stub(name)?.answers(does_its_part(name));
@@ -33,7 +34,7 @@ pub(super) fn healthy(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// A document that the question finds.
+/// Stores the document that the question finds.
 pub(super) async fn known(ctx: &Ctx) -> CaseResult {
     let stored = ctx.client.post(DOCUMENTS, document()).await?;
     equal(
@@ -57,7 +58,7 @@ pub(super) async fn ask(ctx: &Ctx) -> Result<Reply, Failure> {
     ctx.client.post(QUERIES, question(ctx)).await
 }
 
-/// Asks, and wants an answer that lacks nothing.
+/// Asks the question; nothing may be missing from the answer.
 pub(super) async fn complete(ctx: &Ctx) -> Result<Value, Failure> {
     let answer = ask(ctx).await?;
     equal(
@@ -75,10 +76,11 @@ pub(super) async fn complete(ctx: &Ctx) -> Result<Value, Failure> {
     Ok(answer.json())
 }
 
-/// Asks, and wants an answer that lacks what this step would have given, and says so; the cause is one of these.
+/// Asks the question; what this step would have given must be missing from the answer, and the
+/// answer must report it with one of these causes.
 pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<Value, Failure> {
     let answer = ask(ctx).await?;
-    let told = answer.json();
+    let document = answer.json();
     equal(
         "answer.status",
         "the status of an answer that stands without one step",
@@ -89,15 +91,15 @@ pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<V
         "query.status",
         "the status field of the query",
         "degraded",
-        text(&told, "status"),
+        text(&document, "status"),
     )?;
     holds(
         "answer.text",
-        !text(&told, "answer").is_empty(),
+        !text(&document, "answer").is_empty(),
         "an answer",
-        &told["answer"],
+        &document["answer"],
     )?;
-    let lost = lost(&told);
+    let lost = lost(&document);
     let as_wanted = matches!(lost.as_slice(), [(lost, cause)] if lost == step && causes.contains(&cause.as_str()));
     holds(
         "degraded.steps",
@@ -108,19 +110,19 @@ pub(super) async fn degraded(ctx: &Ctx, step: &str, causes: &[&str]) -> Result<V
         ),
         format_args!("{lost:?}"),
     )?;
-    let effect = text(&told["degraded"][0], "effect");
+    let effect = text(&document["degraded"][0], "effect");
     holds(
         "degraded.effect",
         !effect.is_empty(),
         "a sentence on what the loss costs the reader",
         "no such sentence",
     )?;
-    Ok(told)
+    Ok(document)
 }
 
-/// The steps that are told as lost, each with its cause.
-pub(super) fn lost(told: &Value) -> Vec<(String, String)> {
-    let degraded = told["degraded"]
+/// The steps that an answer reports as missing, each with its cause.
+pub(super) fn lost(document: &Value) -> Vec<(String, String)> {
+    let degraded = document["degraded"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
@@ -145,7 +147,7 @@ pub(super) fn number(value: &Value, name: &str) -> f64 {
     value[name].as_f64().unwrap_or(f64::NEG_INFINITY)
 }
 
-/// Asks this path until it answers with this status.
+/// Requests this path until the answer has this status.
 pub(super) async fn until_status(
     ctx: &Ctx,
     fact: &str,
@@ -189,12 +191,13 @@ pub(super) fn on_postgres() -> Spec {
     }
 }
 
-/// With a second for each call of the database: for cases in which it never answers.
+/// The specification with a second for each call of the database, for cases in which it never
+/// answers.
 pub(super) fn soon_without_store(spec: Spec) -> Spec {
     spec.with_query(|query| query.store_ms = 1_000)
 }
 
-/// The same with every time-out far away, so that nothing but the case ends what is held.
+/// The specification with every timeout far away, so that only the case ends what is held.
 pub(super) fn patient(spec: Spec) -> Spec {
     let timeouts = Timeouts {
         first_token_ms: Some(15_000),
@@ -229,7 +232,7 @@ pub(super) fn with_spare() -> Spec {
 
 pub(super) const DONE: &str = "data: [DONE]\n\n";
 
-/// One event of OpenAI's stream, by hand.
+/// One event of OpenAI's stream.
 pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
     let delta = if text.is_empty() {
         serde_json::json!({})
@@ -243,7 +246,7 @@ pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
     format!("data: {chunk}\n\n")
 }
 
-/// A stream that a client takes for a finished one, with this text.
+/// The stream must look finished to a client, with this text.
 pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
     equal(
         "stream.status",
@@ -268,7 +271,8 @@ pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
     )
 }
 
-/// A stream that a client must not take for a finished one: an error in band, no `[DONE]`, no finish_reason.
+/// The stream must not look finished to a client: it has an error event, no `[DONE]` and no
+/// finish_reason.
 pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
     holds(
         "stream.done_count",
@@ -292,7 +296,7 @@ pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
     )
 }
 
-/// A status that tells of an error; TIME-02 and the cases of ERR say which.
+/// The status must be that of an error; TIME-02 and the cases of ERR demand a certain one.
 pub(super) fn refused(status: u16) -> CaseResult {
     holds(
         "answer.error_status",
@@ -303,7 +307,7 @@ pub(super) fn refused(status: u16) -> CaseResult {
     .map_err(silent)
 }
 
-/// From before the request of that label was written to after its answer had come.
+/// The time from before the request with that label was written to after its answer had come.
 pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
     let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
     let sent = ctx
@@ -316,7 +320,7 @@ pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
         .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
 }
 
-/// A stream of 48 MiB in events of 64 KiB, never finished; with its length.
+/// A stream of 48 MiB in events of 64 KiB that never finishes, and its length in bytes.
 pub(super) fn large_stream() -> (String, u64) {
     let event = chunk(&"x".repeat(64 << 10), None);
     let stream = event.repeat((48 << 20) / event.len());
@@ -324,7 +328,7 @@ pub(super) fn large_stream() -> (String, u64) {
     (stream, length)
 }
 
-/// Reads what has been asked.
+/// Reads the answers to requests that were sent.
 pub(super) async fn answers(asked: Vec<Exchange>) -> Result<Vec<Reply>, Failure> {
     try_join_all(asked.into_iter().map(Exchange::reply)).await
 }
@@ -333,7 +337,7 @@ pub(super) fn statuses(answers: &[Reply]) -> Vec<u16> {
     answers.iter().map(|answer| answer.status).collect()
 }
 
-/// Arguments as clients read them: JSON in a text. Anything else is shown as it is.
+/// Arguments as clients read them: JSON in a text. Anything else is returned as it is.
 pub(super) fn parsed(arguments: &Value) -> Value {
     let unread = || json!({ "not JSON in a text": arguments });
     arguments

@@ -1,72 +1,75 @@
-//! The breaker's reference model for PROP-02: written from its description alone, as slowly and plainly as it can be.
+//! The breaker's reference model for PROP-02, written from its description alone, as slowly and
+//! plainly as possible.
 //!
-//! Time is whole milliseconds. Everything that ever happened is kept in a list, and each question is answered by reading it.
+//! Time is in whole milliseconds. A list keeps everything that ever happened, and reading it
+//! answers each question.
 
 use proptest::prelude::*;
 
 /// The settings under which both breakers run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Failures in a row that open it.
+    /// The number of failures in a row that open the breaker.
     pub failure_threshold: u32,
-    /// How long it stays open.
+    /// How long the breaker stays open, in milliseconds.
     pub cool_down_ms: u64,
-    /// Probes at once.
+    /// The number of probes at once.
     pub half_open_probes: u32,
 }
 
 /// One step of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Action {
-    /// Somebody asks leave for an attempt.
+    /// A request asks for an attempt.
     Ask,
-    /// The n-th (modulo) of those under way has begun well: a stream at its commit point.
+    /// The n-th attempt under way (modulo their number) has begun well: a stream reached its
+    /// commit point.
     Commit(usize),
-    /// The n-th (modulo) of those under way ends well.
+    /// The n-th attempt under way (modulo their number) ends well.
     Succeed(usize),
-    /// The n-th (modulo) of those under way fails; the provider may ask to be left alone.
+    /// The n-th attempt under way (modulo their number) fails; the provider may ask for a pause.
     Fail(usize, Option<u64>),
-    /// The n-th (modulo) of those under way is dropped by its client.
+    /// The client of the n-th attempt under way (modulo their number) leaves.
     Leave(usize),
-    /// Time passes.
+    /// Time passes, in milliseconds.
     Advance(u64),
 }
 
-/// The state as it is seen from outside.
+/// The state as callers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// Everything passes.
+    /// Every request passes.
     Closed,
-    /// Nothing passes.
+    /// No request passes.
     Open,
-    /// Probes pass.
+    /// Probes pass, and no other request.
     HalfOpen,
 }
 
 /// A period between two changes of state.
 #[derive(Clone, Debug)]
 enum Period {
-    /// Verdicts of passes given in it, in order: true is success.
+    /// The results of the attempts that began in it, in order: true is success.
     Closed { verdicts: Vec<bool> },
-    /// When it ends.
+    /// The instant at which it ends, in milliseconds.
     Open { until_ms: u64 },
-    /// Passes given in it that have neither a verdict nor left.
+    /// The attempts that began in it and have neither a result nor left.
     HalfOpen { probing: u32 },
 }
 
-/// The model.
+/// The model of the breaker.
 #[derive(Debug)]
 pub struct Model {
     settings: Settings,
     longest_asked_ms: u64,
     now_ms: u64,
     periods: Vec<Period>,
-    /// In which period each attempt under way was let through.
+    /// The period in which each attempt under way was let through.
     under_way: Vec<usize>,
 }
 
 impl Model {
-    /// A closed breaker; no Retry-After counts for more than `longest_asked_ms`.
+    /// Makes a closed breaker; no Retry-After counts for more than `longest_asked_ms`.
     pub fn new(settings: Settings, longest_asked_ms: u64) -> Self {
         Self {
             settings,
@@ -79,7 +82,7 @@ impl Model {
         }
     }
 
-    /// How many attempts are under way.
+    /// The number of attempts under way.
     pub fn under_way(&self) -> usize {
         self.under_way.len()
     }
@@ -93,7 +96,7 @@ impl Model {
         }
     }
 
-    /// For how long nothing will pass, if it is open.
+    /// The milliseconds for which no request will pass, if the breaker is open.
     pub fn rests_for_ms(&self) -> Option<u64> {
         match self.periods.last() {
             Some(Period::Open { until_ms }) if *until_ms > self.now_ms => {
@@ -103,7 +106,7 @@ impl Model {
         }
     }
 
-    /// Asks leave for an attempt; true if it is let through.
+    /// Asks for an attempt; true if the breaker lets it through.
     pub fn ask(&mut self) -> bool {
         if let Some(Period::Open { until_ms }) = self.periods.last() {
             if *until_ms > self.now_ms {
@@ -121,8 +124,8 @@ impl Model {
         true
     }
 
-    /// The attempt at that place has begun well. One that was let through half-open closes the breaker, and counts from now on as
-    /// one that was let through afterwards.
+    /// The attempt at that position has begun well. One that was let through half-open closes the
+    /// breaker, and counts from now on as one that was let through afterwards.
     pub fn commit(&mut self, at: usize) {
         let current = self.periods.len() - 1;
         if self.under_way[at] == current && matches!(self.periods[current], Period::HalfOpen { .. })
@@ -134,7 +137,7 @@ impl Model {
         }
     }
 
-    /// The attempt at that place ends well.
+    /// The attempt at that position ends well.
     pub fn succeed(&mut self, at: usize) {
         let period = self.under_way.remove(at);
         if period + 1 != self.periods.len() {
@@ -149,7 +152,7 @@ impl Model {
         }
     }
 
-    /// The attempt at that place fails.
+    /// The attempt at that position fails.
     pub fn fail(&mut self, at: usize, asked_ms: Option<u64>) {
         let period = self.under_way.remove(at);
         let asked_until = asked_ms.map(|asked| self.now_ms + asked.min(self.longest_asked_ms));
@@ -175,7 +178,7 @@ impl Model {
         }
     }
 
-    /// The attempt at that place is dropped by its client: counts for nothing.
+    /// The client of the attempt at that position leaves, and the attempt counts for nothing.
     pub fn leave(&mut self, at: usize) {
         let period = self.under_way.remove(at);
         if period + 1 == self.periods.len()
@@ -185,13 +188,13 @@ impl Model {
         }
     }
 
-    /// Time passes.
+    /// Lets time pass, in milliseconds.
     pub fn advance(&mut self, ms: u64) {
         self.now_ms += ms;
     }
 }
 
-/// Settings small enough that runs get through all states many times.
+/// Settings that are small enough for runs to pass through all states many times.
 pub fn settings() -> impl Strategy<Value = Settings> {
     (
         1..4u32,

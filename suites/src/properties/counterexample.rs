@@ -1,4 +1,5 @@
-//! What happens when a property fails: the shrunk case is written as data, and the reader is told how to play it again.
+//! What happens when a property fails: the shrunk case is written as data, and the message shows
+//! how to play it again.
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,9 @@ use proptest::test_runner::{
     Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner,
 };
 
-/// A configuration for a property in `tests/`: `cases` of them unless `PROPTEST_CASES` says otherwise; seeds of failures are kept
-/// in `regressions` (proptest's default looks for a library beside the test and warns).
+/// A configuration for a property in `tests/`: `cases` of them unless `PROPTEST_CASES` sets
+/// another number. Seeds of failures are kept in `regressions` (proptest's default looks for a
+/// library beside the test and warns).
 pub fn config(cases: u32, regressions: &'static str) -> Config {
     let asked = std::env::var("PROPTEST_CASES")
         .ok()
@@ -23,7 +25,8 @@ pub fn config(cases: u32, regressions: &'static str) -> Config {
     }
 }
 
-/// The same, always with the same cases, and nothing kept: for showing that a property finds a defect.
+/// The same configuration, always with the same cases and nothing kept, for tests that a property
+/// finds a defect.
 pub fn fixed(cases: u32) -> Config {
     Config {
         cases,
@@ -34,10 +37,11 @@ pub fn fixed(cases: u32) -> Config {
     }
 }
 
-/// Looks for a case that fails. `None` if none was found.
+/// Looks for a case that fails, and returns `None` if it finds none.
 ///
 /// # Errors
-/// A sentence if the property could not be run to its end (too many cases were rejected, say).
+/// A sentence if the property could not be run to its end, for example because too many cases were
+/// rejected.
 pub fn find<S>(
     config: Config,
     strategy: &S,
@@ -56,11 +60,11 @@ where
     }
 }
 
-/// Writes a failing schedule into `folder` and returns what the reader of the failure needs: the reason, the schedule, its file,
-/// and the command that plays it over real sockets.
+/// Writes a failing schedule into `folder` and returns the message for the reader: the reason, the
+/// schedule, its file, and the command that plays it over real sockets.
 ///
 /// # Errors
-/// The file could not be written.
+/// A message if the file cannot be written.
 pub fn report(
     schedule: &Schedule,
     why: &str,

@@ -1,10 +1,11 @@
-//! Fault schedules at random, for PROP-01: candidates from one to four, attempts, time-outs up to half a minute, plain and streamed.
+//! Random fault schedules for PROP-01: one to four candidates, attempts, timeouts up to half a
+//! minute, plain and streamed.
 
 use gauntlet_harness::schedule::{Action, Leave, Request, Schedule, Script, Settings};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// Any schedule.
+/// Any valid schedule.
 pub fn schedules() -> impl Strategy<Value = Schedule> {
     settings().prop_flat_map(|settings| {
         let total = settings.total_ms;
@@ -21,7 +22,7 @@ pub fn schedules() -> impl Strategy<Value = Schedule> {
     })
 }
 
-/// Valid settings: no inner time-out is longer than the one around it.
+/// Valid settings: no inner timeout is longer than the one around it.
 fn settings() -> impl Strategy<Value = Settings> {
     let total = prop_oneof![
         200u64..2_000,
@@ -81,12 +82,12 @@ fn script(total_ms: u64) -> impl Strategy<Value = Script> {
     prop_oneof![
         // faults of all kinds, one after the other
         6 => vec(action(total_ms), 0..6).prop_map(|calls| Script { calls }),
-        // the same fault for ever: what opens breakers and spends budgets
+        // the same fault forever: this opens breakers and spends budgets
         2 => action(total_ms).prop_map(|action| Script { calls: vec![action; 24] }),
     ]
 }
 
-/// Written so that it shrinks towards an answer.
+/// The order of the variants makes a failure shrink towards an answer.
 fn action(total_ms: u64) -> impl Strategy<Value = Action> {
     let gap = (total_ms / 40).max(20)..total_ms.max(21);
     let events = 0usize..6;

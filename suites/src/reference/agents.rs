@@ -17,8 +17,8 @@ pub(super) fn steps() -> Vec<&'static str> {
     steps
 }
 
-/// The agents after the answer for which the gateway has no use of its own: their answers are passed on
-/// under their names.
+/// The agents after the answer for which the gateway has no use of its own: their answers are
+/// passed on under their names.
 pub(super) fn others() -> impl Iterator<Item = &'static Agent> {
     crate::agents::after_answer().filter(|agent| !["citation", "review"].contains(&agent.name))
 }
@@ -40,7 +40,8 @@ pub(super) struct Results {
 }
 
 impl Results {
-    /// Each step with the cause of its failure, or whether it gave something; in the declared order.
+    /// Each step with the cause of its failure, or whether it gave something; in the declared
+    /// order.
     fn by_step(&self) -> Vec<(&'static str, Result<bool, &'static str>)> {
         fn given<T>(result: &StepResult<T>) -> Result<bool, &'static str> {
             result.as_ref().map(Option::is_some).map_err(|cause| *cause)
@@ -291,7 +292,8 @@ fn quoted(claim: &Value, sources: &[Passage]) -> bool {
     })
 }
 
-/// The confidence from 0 to 1: the share of the steps that gave something. A failure can never raise it.
+/// The confidence from 0 to 1: the share of the steps that gave something. A failure can never
+/// raise it.
 fn confidence(by_step: &[(&str, Result<bool, &str>)]) -> f64 {
     let given = by_step.iter().filter(|(_, given)| *given == Ok(true));
     given.count() as f64 / by_step.len() as f64

@@ -1,10 +1,10 @@
 //! A small correct gateway whose bugs can be switched on, one at a time.
 //!
-//! Its purpose is to prove that cases can fail. Each case must pass on the correct [`Reference`], and must
-//! reject the same gateway with one [`Defect`], by the fact that the defect's row names; the kill matrix
-//! (`tests/kill_matrix.rs`) holds for all cases. It proves nothing else: not that the cases are complete,
-//! not that they judge other gateways rightly, and nothing about the bundled gateway. It is no model for a
-//! gateway in use, and no case may depend on its words.
+//! Its purpose is to prove that cases can fail. Each case must pass on the correct [`Reference`],
+//! and must reject the same gateway with one [`Defect`], by the fact that the defect's row names;
+//! the kill matrix (`tests/kill_matrix.rs`) holds for all cases. It proves nothing else: not that
+//! the cases are complete, not that they judge other gateways rightly, and nothing about the
+//! bundled gateway. It is no model for a gateway in use, and no case may depend on its words.
 
 #![allow(clippy::result_large_err, reason = "errors are values here, and rare")]
 

@@ -1,6 +1,6 @@
-//! `POST /api/v1/queries`: entity extraction beside retrieval, then fact check, synthesis, citation,
-//! review and any other agent, each within its share of one deadline; the outcome is recorded as it was
-//! sent.
+//! `POST /api/v1/queries`: entity extraction beside retrieval, then fact check, synthesis,
+//! citation, review and any other agent, each within its share of one deadline; the outcome is
+//! recorded as it was sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! PARA: what can run together does.
+//! PARA, of chats: requests run together, and one delays no other.
 
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
@@ -18,17 +18,21 @@ const LIMIT: usize = 4;
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "PARA-01",
-        why: "A gateway with a hidden lock, a small pool or one connection serialises its users, and no benchmark of one client shows it.",
-        shown: "The provider answers nobody until 64 requests are there together.",
-        remedy: "Remove the limit, or configure it: connection pool, worker count, HTTP/2 streams, a lock held over a call.",
+        why: "A gateway with a hidden lock, a small pool or one connection serialises its users, and \
+              no benchmark with one client shows it.",
+        shown: "The provider answers nobody until 64 requests have arrived together.",
+        remedy: "Remove or configure the limit: the connection pool, the number of workers, HTTP/2 \
+                 streams, or a lock that is held over a call.",
         needs: &[Capability::Chat],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_01,
     },
     CaseRow {
         id: "PARA-02",
-        why: "A provider that held its connections emptied a pool that everybody shared (https://github.com/tensorzero/tensorzero/issues/6328).",
-        shown: "One provider holds 32 requests; 32 requests to another one are all answered while it still holds them.",
+        why: "A provider that held its connections emptied a pool that all models shared \
+              (https://github.com/tensorzero/tensorzero/issues/6328).",
+        shown: "One provider holds 32 requests. 32 requests to another provider must all be answered \
+                while it still holds them.",
         remedy: "Give each provider its own pool and its own queue.",
         needs: &[Capability::Chat],
         spec: || {
@@ -42,18 +46,24 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "PARA-03",
-        why: "A client on a bad connection must not be felt by others: not as a lock, not as memory that fills up behind it.",
-        shown: "A client stops reading a stream of 48 MiB; others stream to their end, and the gateway takes no more of the large one.",
-        remedy: "Write to each client from a task of its own, and read from the provider only what the client takes.",
+        why: "Other clients must not feel a client on a bad connection: neither through a lock nor \
+              through memory that fills up.",
+        shown: "A client stops reading a stream of 48 MiB. Other streams must reach their end, and the \
+                gateway must stop taking bytes of the large one.",
+        remedy: "Write to each client from a task of its own, and read from the provider only what the \
+                 client takes.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_03,
     },
     CaseRow {
         id: "PARA-07",
-        why: "A limit that was kept by each worker for itself was overshot (https://github.com/BerriAI/litellm/issues/16011).",
-        shown: "Twelve requests come at once for a provider that takes four: four are there together, and never five.",
-        remedy: "Count what is in flight at the provider in one place, from the first byte of a request to the last of its answer.",
+        why: "A limit that each worker kept for itself was exceeded \
+              (https://github.com/BerriAI/litellm/issues/16011).",
+        shown: "Twelve requests arrive at once for a provider that takes four. Four must be there \
+                together, and never five.",
+        remedy: "Keep one count of the requests in flight at a provider, from the first byte of a \
+                 request to the last byte of its answer.",
         needs: &[Capability::Chat, Capability::Bulkhead],
         spec: || {
             let mut spec = Spec::solo()
@@ -67,19 +77,22 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "PARA-08",
-        why: "A health check that waits behind requests makes the orchestrator kill the process, and all of them with it.",
-        shown: "The provider holds 200 requests; liveness and readiness answer while it does.",
-        remedy: "Answer health before any limit, pool or queue that requests go through.",
+        why: "A health check that waits behind requests makes the orchestrator kill the process with \
+              all of them.",
+        shown: "The provider holds 200 requests. Liveness and readiness must answer while it does.",
+        remedy: "Answer health before any limit, pool or queue that requests pass through.",
         needs: &[Capability::Chat, Capability::Health],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_08,
     },
     CaseRow {
         id: "PARA-09",
-        why: "An answer to another user's question is the one failure that no retry and no apology mends.",
-        shown: "Forty-eight clients, half of them streaming, ask different things; the provider answers all at once, each with its own words, and in \
-                pieces that cut events.",
-        remedy: "Keep nothing of a request outside its own task: no shared buffers, no cache keyed by less than the whole request.",
+        why: "An answer to another user's question is the one failure that no retry and no apology \
+              mends.",
+        shown: "48 clients, half of them streaming, ask different questions. The provider answers all \
+                at once, each with its own words, in pieces that cut events.",
+        remedy: "Keep nothing of a request outside its own task: no shared buffer, and no cache whose \
+                 key is less than the whole request.",
         needs: &[Capability::Chat, Capability::Stream],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_09,
@@ -216,19 +229,19 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
         held,
     )?;
     ctx.gates.gate("full").open();
-    let told = statuses(&answers(asked).await?);
-    // what does not fit may wait or be refused
+    let seen = statuses(&answers(asked).await?);
+    // a request beyond the limit may wait or be refused
     holds(
         "answers.statuses",
-        told.iter().all(|status| matches!(status, 200 | 429 | 503)),
+        seen.iter().all(|status| matches!(status, 200 | 429 | 503)),
         "statuses of 200, 429 or 503",
-        format_args!("{told:?}"),
+        format_args!("{seen:?}"),
     )?;
     holds(
         "answers.served",
-        told.iter().filter(|status| **status == 200).count() >= LIMIT,
+        seen.iter().filter(|status| **status == 200).count() >= LIMIT,
         format!("at least {LIMIT} answers"),
-        format_args!("{told:?}"),
+        format_args!("{seen:?}"),
     )?;
     equal(
         "provider.high_water",

@@ -1,4 +1,4 @@
-//! PARA, of queries: what does not depend on each other runs together, what does waits.
+//! PARA, of queries: independent steps run together, and a step waits for its input.
 
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, in_order};
 use gauntlet_harness::gate::guard;
@@ -17,8 +17,10 @@ use crate::cases::support::{
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "PARA-04",
-        why: "Steps that do not need each other, run one after the other, add their times up, and nobody sees why a query is slow.",
-        shown: "The entities' provider and the database each hold their answer until the other has been asked; then both answer, and nothing is lost.",
+        why: "Steps that do not need each other, run one after the other, add up their times, and \
+              nobody sees why a query is slow.",
+        shown: "The provider of entity extraction and the database each hold their answer until the \
+                other has been asked. Then both answer, and nothing may be missing.",
         remedy: "Start entity extraction and retrieval together, and wait for both.",
         needs: STORED,
         spec: || patient(on_postgres()),
@@ -26,8 +28,10 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "PARA-05",
-        why: "A step that starts without what it needs works on nothing: an answer that was written before the facts were checked is unchecked.",
-        shown: "The fact check is held at a gate while another exchange passes; the tape then has each step after the end of the one before it.",
+        why: "A step that starts without its input works on nothing: an answer that was written \
+              before the facts were checked is unchecked.",
+        shown: "The fact check is held at a gate while another exchange passes. On the tape, each step \
+                must start after the end of the step before it.",
         remedy: "Wait for the result of a step before the step that reads it.",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
         spec: || patient(query()),
@@ -35,9 +39,11 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "PARA-06",
-        why: "A join that gives up at the first error throws away the evidence that another step has found.",
-        shown: "Entity extraction fails while the search is held in the database; the search goes on afterwards, and its passage is used.",
-        remedy: "Wait for every parallel step, and take each result by itself (join, not try-join).",
+        why: "A join that gives up at the first error throws away the evidence that another step has \
+              found.",
+        shown: "Entity extraction fails while the search is held in the database. The search must go \
+                on afterwards, and its passage must be used.",
+        remedy: "Wait for every parallel step, and take each result by itself (join, not try_join).",
         needs: &[Capability::Query, Capability::Store, Capability::Chat],
         spec: || patient(on_postgres()),
         run: &para_06,
@@ -148,15 +154,15 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     };
     let (answer, ()) = futures::try_join!(ask(ctx), failing)?;
     // then
-    let told = answer.json();
+    let document = answer.json();
     equal("answer.status", "the status", 200, answer.status)?;
     equal(
         "answer.sources",
         "the number of sources",
         Some(1),
-        told["sources"].as_array().map(Vec::len),
+        document["sources"].as_array().map(Vec::len),
     )?;
-    let lost = lost(&told);
+    let lost = lost(&document);
     holds(
         "degraded.steps",
         matches!(lost.as_slice(), [(step, _)] if step == "entities"),
@@ -165,7 +171,7 @@ async fn para_06(ctx: &Ctx) -> CaseResult {
     )
 }
 
-/// The agent's call for the question: the one that is not the sentinel's.
+/// The agent's call for the question: the call that is not the sentinel's.
 fn asked(ctx: &Ctx, agent: &str) -> Result<ReceivedRequest, Failure> {
     let calls = ctx.stub(agent)?.requests();
     let call = calls
@@ -180,7 +186,7 @@ fn asked(ctx: &Ctx, agent: &str) -> Result<ReceivedRequest, Failure> {
     call.ok_or_else(none)
 }
 
-/// Where on the tape the answer to the call had been sent.
+/// The position on the tape at which the answer to the call had been sent.
 fn answered(stub: &Stub, call: &ReceivedRequest) -> Result<u64, Failure> {
     let sent = stub.tape().into_iter().find(
         |entry| matches!(entry.event, Event::AnswerSent { request } if request == call.request),

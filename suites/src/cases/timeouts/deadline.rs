@@ -1,8 +1,7 @@
-//! TIME, of deadlines: one over everything that a request does, and whose own it is.
-//!
-//! That a time-out is not the default is shown without measuring: a request under the default was asked before, and its client is still
-//! without an answer. Each alias is asked twice in turn, so that where its own time-out is ignored the second answer comes a whole default
-//! behind the clock's.
+//! TIME, of deadlines: one deadline covers everything that a request does, and each owner's limit
+//! counts. Nothing is measured to show that a timeout is not the default: a request under the
+//! default was sent before, and its client still has no answer. Each alias is asked twice, so that
+//! where its own timeout is ignored the second answer comes a whole default after that request's.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -21,19 +20,22 @@ use serde_json::Value;
 use crate::cases::CaseRow;
 use crate::cases::support::{broken, refused, took};
 
-/// The default of every time-out, which is the clock's: less than the short hang guard of defects.
+/// The default of every timeout in milliseconds: less than the short hang guard of defects.
 const DEFAULT: Option<u64> = Some(5_000);
-/// An alias's own, as told to the gateway and as a bound.
+/// An alias's own timeout in milliseconds, and the same as a bound.
 const OWN: Option<u64> = Some(500);
 const OWN_BOUND: Duration = Duration::from_millis(500);
 
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "TIME-06",
-        why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were configured (failoverbench, S06).",
-        shown: "Three candidates fail at once and then never answer, with four attempts each and a limit of a second. Two requests in turn must end \
-                before one asked earlier whose limit is five.",
-        remedy: "Compute one deadline when the request comes, and give each attempt what is left of it.",
+        why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were \
+              configured (failoverbench, S06).",
+        shown: "Three candidates fail once and then never answer, with four attempts each and a limit \
+                of one second. Two requests, one after the other, must end before an earlier request \
+                whose limit is five seconds.",
+        remedy: "Compute one deadline when the request arrives, and give each attempt what is left of \
+                 it.",
         needs: &[
             Capability::Chat,
             Capability::Fallback,
@@ -44,10 +46,12 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-07",
-        why: "One limit for a small model and for a reasoning one is wrong for both; a limit that is read and not used is worse.",
-        shown: "For each kind of time-out that the gateway declares a provider that is late in this way, behind a model with half a second of its \
-                own; another whose own it is. Each is given up no earlier, and before a request asked earlier under the default.",
-        remedy: "Resolve each time-out from the model, then the provider, then the default.",
+        why: "One limit for a small model and a reasoning model is wrong for both, and a limit that \
+              is read and never used is worse.",
+        shown: "For each kind of timeout that the target declares, a provider is late in that way, \
+                behind a model with 500 ms of its own; for one more, the 500 ms are the provider's. \
+                Each is given up no earlier, and before an earlier request under the default ends.",
+        remedy: "Resolve each timeout from the model, then from the provider, then from the default.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -58,9 +62,10 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-08",
-        why: "Who has a second left for an answer gains nothing from one that comes later, and the provider is paid for it.",
-        shown: "A client asks with a deadline of 500 ms, another with a minute where 500 ms are configured; both end before a request asked earlier \
-                under the default.",
+        why: "A client that has a second left gains nothing from a later answer, and the provider is \
+              still paid for it.",
+        shown: "One client asks with a deadline of 500 ms, another with one minute where 500 ms are \
+                configured. Both requests must end before an earlier request under the default.",
         remedy: "Take the smaller of the client's deadline and the configured one.",
         needs: &[Capability::Chat, Capability::ClientDeadline],
         spec: || {
@@ -96,7 +101,7 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
             given_up(&ctx.client, body),
         )
         .await;
-        // a later candidate that was asked too late, or the first one too often
+        // either a later candidate was asked too late, or the first one too often
         let fallbacks = ctx.stub("p2")?.requests().len() + ctx.stub("p3")?.requests().len();
         ended.map_err(|failure| multiplied_by(failure, fallbacks > 0))?;
         ctx.stub("p1")?.seen(n).await?;
@@ -172,7 +177,7 @@ async fn time_08(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// The same violation, with the fact that says what the deadline was multiplied by.
+/// The same violation, by the fact that names what the deadline was multiplied by.
 fn multiplied_by(failure: Failure, candidates: bool) -> Failure {
     match failure {
         Failure::Violated {
@@ -195,8 +200,8 @@ fn multiplied_by(failure: Failure, candidates: bool) -> Failure {
     }
 }
 
-/// The ways of being late: the alias, what its provider does (nothing: it never accepts), and what a gateway declares that has a time-out
-/// for it. The last one's time-out is the provider's own.
+/// The ways of being late: the alias, what its provider does (an empty plan never accepts), and
+/// the capability of a gateway that has a timeout for it. The last timeout is the provider's own.
 const KINDS: [(&str, &[Step], Capability); 5] = [
     ("connect", &[], Capability::ConnectTimeout),
     (
@@ -213,7 +218,7 @@ const KINDS: [(&str, &[Step], Capability); 5] = [
     ("of-provider", &[Step::Stall], Capability::TimeoutPerModel),
 ];
 
-/// A provider and an alias for each kind of time-out.
+/// A provider and an alias for each kind of timeout.
 fn late_in_every_way() -> Spec {
     let spec = KINDS.iter().fold(Spec::default(), |spec, (name, ..)| {
         spec.provider(name, Protocol::OpenAi).model(name, &[name])
@@ -257,7 +262,8 @@ fn late_in_every_way() -> Spec {
         )
 }
 
-/// Three providers behind one alias, four attempts each: a deadline for each of them would come to more than the default.
+/// Three providers behind one alias with four attempts each: one deadline for each would add up to
+/// more than the default.
 fn chain_of_three() -> Spec {
     let spec = ["p1", "p2", "p3"]
         .iter()
@@ -275,7 +281,8 @@ fn chain_of_three() -> Spec {
     )
 }
 
-/// With every default time-out alike, and a provider of its own for the request that runs under them.
+/// The specification with equal default timeouts, and with a provider of its own for the request
+/// that runs under them.
 fn clocked(spec: Spec) -> Spec {
     let timeouts = Timeouts {
         connect_ms: DEFAULT,
@@ -291,7 +298,8 @@ fn clocked(spec: Spec) -> Spec {
     }
 }
 
-/// The answer to a request under the default time-outs, whose provider never answers: the clock of what is asked later.
+/// The answer to a request under the default timeouts, whose provider never answers: the clock of
+/// the later requests.
 type Clock = Shared<BoxFuture<'static, Result<Reply, Failure>>>;
 
 async fn asked_under_the_default(ctx: &Ctx) -> Result<Clock, Failure> {
@@ -306,7 +314,7 @@ async fn asked_under_the_default(ctx: &Ctx) -> Result<Clock, Failure> {
     Ok(asked.reply().boxed().shared())
 }
 
-/// What is asked ends before the clock's client has its answer.
+/// The later request must end before the clock's client has its answer.
 async fn before(
     clock: &Clock,
     fact: &str,
@@ -326,7 +334,7 @@ async fn before(
     }
 }
 
-/// Asks, and wants to be told that there is no answer: by the status, or within the stream.
+/// Sends the request; the client must get an error, by the status or within the stream.
 async fn given_up(client: &Client, body: Value) -> CaseResult {
     if body["stream"] != true {
         return refused(client.chat(body).await?.status);

@@ -1,7 +1,6 @@
-//! TIME: every wait has an end, and an end that is the gateway's own.
-//!
-//! That something ended by its own time-out and not by another one is shown by the others: they are a minute, far behind the hang guard.
-//! That it was the time-out and not some other failure is shown by a lower bound.
+//! TIME, of providers: every wait for a provider has an end, and the gateway itself ends it. That
+//! a certain timeout ended it follows from the others, which are a minute, far beyond the hang
+//! guard. That it was a timeout and no other failure follows from a lower bound.
 
 use std::time::Duration;
 
@@ -17,12 +16,13 @@ use gauntlet_harness::tape::Event;
 use crate::cases::CaseRow;
 use crate::cases::support::{broken, refused, took, whole};
 
-/// The short time-out of a path that has to time out, as told to the gateway and as a bound: long enough to reach the provider within it.
+/// A short timeout in milliseconds, and the same as a bound: long enough to reach the provider
+/// within it.
 const SHORT: Option<u64> = Some(1_000);
 const SHORT_BOUND: Duration = Duration::from_secs(1);
-/// The default connect time-out.
+/// The default connect timeout.
 const CONNECT: Duration = Duration::from_secs(1);
-/// The idle time-out of a path that has to stay whole.
+/// The idle timeout of a stream that must stay whole.
 const IDLE: Duration = Duration::from_millis(1_500);
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
@@ -30,9 +30,10 @@ const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "TIME-01",
-        why: "A host that swallows connections holds a caller for two minutes: that is the system's own time-out.",
-        shown: "The provider's port never completes a connection, and every other time-out is a minute.",
-        remedy: "Give the connection a time-out of its own, of a second or a few.",
+        why: "A host that swallows connections holds a caller for two minutes, which is the timeout \
+              of the operating system.",
+        shown: "The provider's port never completes a connection, and every other timeout is a minute.",
+        remedy: "Give the connection a timeout of its own, of one second or a few.",
         needs: &[Capability::Chat, Capability::ConnectTimeout],
         spec: || {
             Spec::pair()
@@ -44,9 +45,11 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-02",
-        why: "A provider that hangs must not hang its callers: their own time-outs are longer, and their users have left by then.",
-        shown: "The provider holds its answer at a gate that is opened only after the client has had its own.",
-        remedy: "Give each attempt a time-out until its first byte, and answer 504 when it passes.",
+        why: "A provider that hangs must not hang its callers: their own timeouts are longer, and \
+              their users have left by then.",
+        shown: "The provider holds its answer at a gate that opens only after the client has got the \
+                gateway's answer.",
+        remedy: "Give each attempt a timeout until its first byte, and answer 504 when it passes.",
         needs: &[Capability::Chat],
         spec: || {
             Spec::solo().model_timeouts(
@@ -61,9 +64,10 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-03",
-        why: "A timer that each read starts anew never fires at a peer that sends a byte a second.",
-        shown: "The provider sends its headers byte by byte without end; the client has its error while they still drip.",
-        remedy: "Start the timer once, when the request is sent; let no read restart it.",
+        why: "A timer that every read restarts never fires at a peer that sends a byte each second.",
+        shown: "The provider sends its headers byte by byte without an end. The client must get an \
+                error while they still drip.",
+        remedy: "Start the timer once, when the request is sent, and let no read restart it.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -82,9 +86,12 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-04",
-        why: "Streams that stalled after their first token were held for a quarter of an hour, until the pool was empty (https://github.com/tensorzero/tensorzero/issues/6328).",
-        shown: "The provider sends two pieces of text and nothing more; every time-out but the idle one is a minute.",
-        remedy: "Time the gap between two events, and end the stream with an error event when it passes.",
+        why: "Streams that stalled after their first token were held for a quarter of an hour, until \
+              the pool was empty (https://github.com/tensorzero/tensorzero/issues/6328).",
+        shown: "The provider sends two pieces of text and nothing more. Every timeout except the idle \
+                timeout is a minute.",
+        remedy: "Measure the gap between two events, and end the stream with an error event when it \
+                 exceeds the idle timeout.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -103,8 +110,10 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-05",
-        why: "A model in a loop streams for ever; each token keeps an idle timer happy and somebody pays for it.",
-        shown: "The provider repeats its last event for ever; the stream must end with an error although nothing was ever late.",
+        why: "A model in a loop streams forever; each token restarts the idle timer, and somebody \
+              pays for every token.",
+        shown: "The provider repeats its last event forever. The stream must end with an error, \
+                although no event was ever late.",
         remedy: "Keep a deadline over the whole request that no event moves.",
         needs: &[
             Capability::Chat,
@@ -124,9 +133,12 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-09",
-        why: "Attempts that are given up and left running hold the provider's capacity, and are billed (https://github.com/BerriAI/litellm/issues/31499).",
-        shown: "The provider holds a plain and a streamed answer; after the client's errors it must see both connections close.",
-        remedy: "Drop the call with its connection when its time is over; do not leave it to a task of its own.",
+        why: "Attempts that are given up and left running hold the provider's capacity, and are \
+              billed (https://github.com/BerriAI/litellm/issues/31499).",
+        shown: "The provider holds a plain and a streamed answer. After the client's errors it must \
+                see both connections close.",
+        remedy: "Drop the call with its connection when its time is over, and leave it to no task of \
+                 its own.",
         needs: STREAM,
         spec: || {
             Spec::solo().model_timeouts(
@@ -141,9 +153,12 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-11",
-        why: "A client library's read time-out over the whole body killed healthy streams (https://github.com/maximhq/bifrost/issues/1157).",
-        shown: "The provider drips a stream and a plain body for longer than the idle time-out, with gaps of a sixth of it; both arrive whole.",
-        remedy: "Start the idle timer anew with each read; leave whole-body time-outs of client libraries off.",
+        why: "A client library's read timeout over the whole body killed healthy streams \
+              (https://github.com/maximhq/bifrost/issues/1157).",
+        shown: "The provider drips a stream and a plain body for longer than the idle timeout, with \
+                gaps of a sixth of it. Both must arrive whole.",
+        remedy: "Restart the idle timer with each read, and switch off the whole-body timeouts of client \
+                 libraries.",
         needs: STREAM,
         spec: || {
             let idle = Timeouts {
@@ -160,9 +175,12 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "TIME-12",
-        why: "A timer that ends with the headers waits for ever on a provider that sends them first and thinks later (https://github.com/maximhq/bifrost/issues/7034).",
-        shown: "The first provider sends its headers and nothing more; the client reads one clean stream, from the second.",
-        remedy: "Let the first-token time-out run until the first content, and send the client nothing before it.",
+        why: "A timer that ends with the headers waits forever for a provider that sends them first \
+              and thinks later (https://github.com/maximhq/bifrost/issues/7034).",
+        shown: "The first provider sends its headers and nothing more. The client must read one clean \
+                stream from the second provider.",
+        remedy: "Let the first-token timeout run until the first content, and send the client nothing \
+                 before it.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -425,7 +443,8 @@ async fn time_12(ctx: &Ctx) -> CaseResult {
     p1.peer_closed(1).await.map(|_| ())
 }
 
-/// From the head of the stub's first answer to a call (gateways look at lists of models, too) to its last byte.
+/// The time from the head of the stub's first answer to a call (gateways also ask for lists of
+/// models) to its last byte.
 fn sending(stub: &Stub) -> Duration {
     let tape = stub.tape();
     let call = stub.requests().first().map(|received| received.request);
@@ -435,6 +454,6 @@ fn sending(stub: &Stub) -> Duration {
     let last = tape.iter().find(
         |entry| matches!(entry.event, Event::AnswerSent { request } if Some(request) == call),
     );
-    // an answer that the gateway cut has no last byte, and the facts say so
+    // an answer that the gateway cut has no last byte, and the facts show that
     head.zip(last).map_or(IDLE, |(head, last)| gap(head, last))
 }

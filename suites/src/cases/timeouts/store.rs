@@ -1,4 +1,4 @@
-//! TIME, of the store: a database that stalls has its own time-outs, and they are all that it costs.
+//! TIME, of the store: a stalled database has timeouts of its own, and they are all that it costs.
 
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
 use gauntlet_harness::subject::Capability;
@@ -8,9 +8,11 @@ use crate::cases::support::{ask, healthy, lost, on_postgres, soon_without_store,
 
 pub(in crate::cases) const CASES: &[CaseRow] = &[CaseRow {
     id: "TIME-10",
-    why: "A database that accepts and never answers is worse than one that is gone: without a time-out of its own every request waits for it.",
-    shown: "Nothing is relayed to or from the database any more. A query is answered without it, a chat is not touched, and readiness is 200 again afterwards.",
-    remedy: "Give every call of the database a time-out, the wait for a connection included.",
+    why: "A database that accepts and never answers is worse than one that is gone: without a \
+          timeout, every request waits for it.",
+    shown: "Nothing is relayed to or from the database any more. A query must be answered without \
+            it, a chat must not notice, and readiness must be 200 afterwards.",
+    remedy: "Give every call of the database a timeout that includes the wait for a connection.",
     needs: &[
         Capability::Query,
         Capability::Store,

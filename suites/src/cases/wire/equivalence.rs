@@ -1,4 +1,4 @@
-//! WIRE, of meanings: whoever speaks, streamed or not, the client understands the same.
+//! WIRE, of meanings: the client understands the same from every protocol, streamed and plain.
 
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::client::{Reply, Transcript};
@@ -13,10 +13,13 @@ use crate::cases::support::{parsed, with_tools, with_usage};
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "WIRE-12",
-        why: "Ollama's tool calls came through with their arguments as an object and \"stop\" as their end (https://github.com/BerriAI/litellm/issues/37792).",
-        shown: "An OpenAI and an Ollama provider say the same three things, streamed and not; the client reads the same from both, each tool call with \
-                an id, each stream with its one end.",
-        remedy: "Translate every field: arguments as text, tool_calls as finish_reason, the eval counts as usage.",
+        why: "Ollama's tool calls came through with their arguments as an object and \"stop\" as \
+              their end (https://github.com/BerriAI/litellm/issues/37792).",
+        shown: "An OpenAI and an Ollama provider give the same three answers, streamed and plain. The \
+                client must read the same from both, with an id for each tool call and one end for \
+                each stream.",
+        remedy: "Translate every field: arguments as text, tool_calls as finish_reason, the evaluation \
+                 counts as usage.",
         needs: &[
             Capability::Chat,
             Capability::Stream,
@@ -32,9 +35,12 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "WIRE-13",
-        why: "Streaming is a second code path in most gateways, and what is lost in it is seen by no test of the first.",
-        shown: "The provider says the same twice, once streamed, once not; the client compares what it understood.",
-        remedy: "Derive both forms from one reading of the provider's answer, or forward both untouched.",
+        why: "Streaming is a second code path in most gateways, and no test of the first path sees \
+              what the second loses.",
+        shown: "The provider gives the same answer twice, once streamed and once plain. The client \
+                compares what it understood.",
+        remedy: "Derive both forms from one reading of the provider's answer, or forward both \
+                 untouched.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
         spec: Spec::solo,
         run: &wire_13,
@@ -154,13 +160,13 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
     Ok(())
 }
 
-/// What a client understands of an answer, streamed or not, whoever gave it.
+/// What a client understands of an answer, streamed or plain.
 #[derive(Debug, PartialEq)]
 struct Meaning {
     text: String,
     tools: Vec<(String, Value)>,
     finish: Vec<String>,
-    /// Prompt and completion tokens.
+    /// The counts of prompt and completion tokens.
     usage: [Value; 2],
 }
 
@@ -226,7 +232,8 @@ fn tokens(usage: &Value) -> [Value; 2] {
     ]
 }
 
-/// Both forms of an answer as OpenAI's published types have them: a stream with its one end, each tool call with an id.
+/// Both forms of an answer must be as OpenAI's published types have them, with one end of the
+/// stream and an id for each tool call.
 fn well_formed(plain: &Reply, streamed: &Transcript) -> CaseResult {
     plain
         .strict()

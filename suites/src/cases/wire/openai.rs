@@ -1,4 +1,4 @@
-//! WIRE: what passes through a gateway arrives as it was sent.
+//! WIRE, of OpenAI's protocol: what passes through a gateway arrives as it was sent.
 
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
 use gauntlet_harness::client::End;
@@ -16,8 +16,10 @@ const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "WIRE-01",
-        why: "What a gateway rebuilds from parts it can lose: tool calls that vanish, a usage of zero that nobody bills.",
-        shown: "The provider answers one prompt with text and one with two tool calls; the client compares every field with what was sent.",
+        why: "A gateway that rebuilds an answer from parts can lose some of them: tool calls vanish, \
+              or the usage becomes zero and nobody is billed.",
+        shown: "The provider answers one prompt with text and another with two tool calls. The client \
+                compares every field with what the provider sent.",
         remedy: "Forward the provider's answer instead of building a new one, or map every field of it.",
         needs: &[Capability::Chat, Capability::Tools],
         spec: Spec::solo,
@@ -25,18 +27,24 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "WIRE-02",
-        why: "Streams with usage and tool calls arrived in one burst at the end (https://github.com/BerriAI/litellm/issues/38926).",
-        shown: "The provider sends the next event only after the client has read the text of the one before.",
-        remedy: "Write each event to the client as it comes, and flush; no buffer that waits to be full, no compression over a stream.",
+        why: "Streams with usage and tool calls arrived in one burst at the end \
+              (https://github.com/BerriAI/litellm/issues/38926).",
+        shown: "The provider sends each event only after the client has read the text of the event \
+                before.",
+        remedy: "Write each event to the client as it comes, and flush. Use no buffer that waits until \
+                 it is full, and no compression over a stream.",
         needs: STREAM,
         spec: Spec::solo,
         run: &wire_02,
     },
     CaseRow {
         id: "WIRE-03",
-        why: "Clients stop at the first terminator: a second one is read as the start of the next answer, a missing one as a cut.",
-        shown: "The provider streams one answer that stops and one that reaches its length; the client counts what ends each.",
-        remedy: "Write the terminator in one place, after the provider's own has come.",
+        why: "A client stops at the first terminator: it reads a second one as the start of the next \
+              answer, and a missing one as a cut.",
+        shown: "The provider streams one answer that stops by itself and one that reaches its length \
+                limit. The client counts what ends each stream.",
+        remedy: "Write the terminator at one point of the code, after the provider's own terminator has \
+                 come.",
         needs: STREAM,
         spec: Spec::solo,
         run: &wire_03,
@@ -44,7 +52,8 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
         id: "WIRE-04",
         why: "The usage chunk has no choices; a loop over choices loses it, and with it the bill.",
-        shown: "The client asks for usage in a stream and compares the chunk's counts with what the provider sent.",
+        shown: "The client asks for usage in a stream and compares the counts of the chunk with what \
+                the provider sent.",
         remedy: "Forward chunks whose choices are empty.",
         needs: STREAM,
         spec: Spec::solo,
@@ -52,18 +61,23 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "WIRE-05",
-        why: "Fragments of parallel calls were mixed up or lost (https://github.com/BerriAI/litellm/issues/39796).",
-        shown: "The provider streams two tool calls in fragments of five characters; the client joins them by index.",
-        remedy: "Forward fragments as they are, with their index; never parse one by itself.",
+        why: "Fragments of parallel calls were mixed up or lost \
+              (https://github.com/BerriAI/litellm/issues/39796).",
+        shown: "The provider streams two tool calls in fragments of five characters. The client joins \
+                the fragments by index.",
+        remedy: "Forward fragments as they are, with their index, and never parse one fragment by \
+                 itself.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
         spec: Spec::solo,
         run: &wire_05,
     },
     CaseRow {
         id: "WIRE-06",
-        why: "Decoding each read by itself turns a split character into two replacement characters; only users of other scripts see it.",
-        shown: "The provider sends the first byte of a character, then six bytes, which end within another one, then the rest; each piece only \
-                after the gateway has read the one before.",
+        why: "A gateway that decodes each read by itself turns a split character into two \
+              replacement characters; only users of other scripts see it.",
+        shown: "The provider sends the first byte of a character, then six bytes that end within \
+                another character, then the rest. It sends each piece only after the gateway has read \
+                the piece before.",
         remedy: "Decode at the end of a line or an event, never at the end of a read.",
         needs: STREAM,
         spec: Spec::solo,
@@ -71,27 +85,35 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
     },
     CaseRow {
         id: "WIRE-07",
-        why: "Keep-alive comments and other servers' line ends are legal, and a parser made for one provider loses text at the next.",
-        shown: "The provider writes the events of one answer in five forms that the standard allows, comments between them.",
-        remedy: "Read SSE by the standard's rules (WHATWG HTML, 9.2.6), not by a prefix and a pair of line feeds.",
+        why: "Keep-alive comments and other line ends are legal, and a parser made for one provider \
+              loses text at the next.",
+        shown: "The provider writes the events of one answer in five forms that the standard allows, \
+                with comments between them.",
+        remedy: "Read SSE by the standard's rules (WHATWG HTML, section 9.2.6), not by a prefix and a \
+                 pair of line feeds.",
         needs: STREAM,
         spec: Spec::solo,
         run: &wire_07,
     },
     CaseRow {
         id: "WIRE-08",
-        why: "A field that is dropped changes the answer, and nobody is told: the caller believes in a seed or a bias that never left.",
-        shown: "The client sends a field that no gateway can know, and a rare one of OpenAI's; each is at the provider, or the answer is 400.",
-        remedy: "Keep the request as a document and change only what you must, or refuse what you do not know.",
+        why: "A field that is dropped changes the answer without a sign: the caller believes in a \
+              seed or a bias that the provider never received.",
+        shown: "The client sends a field that no gateway can know, and a rare field of OpenAI's. Each \
+                must reach the provider, or the answer must be 400.",
+        remedy: "Keep the request as a document and change only what must change, or refuse unknown \
+                 fields.",
         needs: &[Capability::Chat],
         spec: Spec::solo,
         run: &wire_08,
     },
     CaseRow {
         id: "WIRE-09",
-        why: "Clients and editors fill their lists of models from this route, and fail on another shape.",
-        shown: "Two aliases are configured; the client finds both in the list.",
-        remedy: "Answer {\"object\": \"list\", \"data\": [{\"id\", \"object\": \"model\", \"created\", \"owned_by\"}]}.",
+        why: "Clients and editors fill their lists of models from this route, and fail on another \
+              shape.",
+        shown: "Two aliases are configured. The client must find both in the list.",
+        remedy: "Answer {\"object\": \"list\", \"data\": [{\"id\", \"object\": \"model\", \"created\", \
+                 \"owned_by\"}]}.",
         needs: &[Capability::Models],
         spec: || Spec::solo().model("other", &["p1"]),
         run: &wire_09,
@@ -281,14 +303,19 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
         .streamed(with_usage(ctx.prompt("solo", "capital")))
         .await?;
     // then
-    let told: Vec<&Value> = stream
+    let chunks: Vec<&Value> = stream
         .events
         .iter()
         .filter_map(|event| event.json.as_ref())
         .map(|json| &json["usage"])
         .filter(|usage| usage.is_object())
         .collect();
-    equal("usage.chunks", "the number of usage chunks", 1, told.len())?;
+    equal(
+        "usage.chunks",
+        "the number of usage chunks",
+        1,
+        chunks.len(),
+    )?;
     for (key, count) in [
         ("prompt_tokens", 12),
         ("completion_tokens", 7),
@@ -298,7 +325,7 @@ async fn wire_04(ctx: &Ctx) -> CaseResult {
             "usage.counts",
             &format!("the field usage.{key}"),
             &json!(count),
-            &told[0][key],
+            &chunks[0][key],
         )
         .map_err(silent)?;
     }
@@ -351,9 +378,9 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
 
 async fn wire_06(ctx: &Ctx) -> CaseResult {
     // given
-    let said = "é東🦀ß";
-    let body = [&chunk(said, None), &chunk("", Some("stop")), DONE].concat();
-    let inside = body.find(said).unwrap_or_default() + 1;
+    let text = "é東🦀ß";
+    let body = [&chunk(text, None), &chunk("", Some("stop")), DONE].concat();
+    let inside = body.find(text).unwrap_or_default() + 1;
     let split = Plan::of([
         Step::Head,
         Step::Bytes(inside),
@@ -370,7 +397,7 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
     equal(
         "stream.text",
         "the text of the stream",
-        said,
+        text,
         stream.text.as_str(),
     )
     .map_err(silent)?;
@@ -460,7 +487,7 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
         } else {
             equal(
                 "answer.status",
-                &format!("the status for the field {name}, which the provider did not receive,"),
+                &format!("the status for the field {name}, which never reached the provider,"),
                 400,
                 answer.status,
             )?;
@@ -512,7 +539,7 @@ fn called(id: &str, name: &str, arguments: &str) -> Value {
     json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
 }
 
-/// What is in a tool call, whatever else a gateway writes beside it.
+/// The fields of a tool call that clients use, whatever else a gateway writes beside them.
 fn as_called(call: &Value) -> Value {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     called(
