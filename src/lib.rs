@@ -21,6 +21,7 @@
 pub mod config;
 mod gateway;
 pub mod http;
+mod kinds;
 pub mod llm;
 pub mod orchestrator;
 pub mod resilience;
@@ -30,3 +31,4 @@ pub mod store;
 pub mod telemetry;
 
 pub use gateway::{Gateway, RunningGateway, StartError};
+pub use kinds::KINDS;

@@ -1,5 +1,5 @@
-//! `gauntlet serve`: the gateway as a process. One line on stdout when it listens; logs on stderr; SIGTERM and SIGINT drain,
-//! a second one ends at once.
+//! `gauntlet serve`: the gateway as a process. It writes one line to stdout when it listens, and
+//! logs to stderr. SIGTERM or SIGINT drains it; a second signal ends it at once.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -13,15 +13,15 @@ use tracing_subscriber::EnvFilter;
 
 use super::{CommandError, configuration, environment, runtime};
 
-/// The exit code of a second signal: 128 and SIGINT's number, as shells have it.
+/// The exit code after a second signal: 128 plus the number of SIGINT, as in a shell.
 const INTERRUPTED: i32 = 130;
-/// The variable that `--listen` stands for.
+/// The variable that `--listen` replaces.
 const LISTEN: &str = "GAUNTLET_SERVER__LISTEN";
 
 /// Run the gateway.
 ///
-/// Without --config: the embedded database, a local Ollama if one answers, and OpenAI if OPENAI_API_KEY is set.
-/// Each key can be overridden by the environment: GAUNTLET_SECTION__KEY.
+/// Without --config the gateway uses the embedded database, a local Ollama if one answers, and
+/// OpenAI if OPENAI_API_KEY is set. The environment overrides each key: GAUNTLET_SECTION__KEY.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration file (TOML)
@@ -33,12 +33,17 @@ pub(super) struct Args {
         value_name = "FILE"
     )]
     config: Option<PathBuf>,
-    /// Where to listen, instead of server.listen
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Listen on this address instead of server.listen
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     listen: Option<SocketAddr>,
     /// Show every key with its effective value, default, unit and bound, and exit
     #[arg(long)]
     print_config: bool,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let remedy = "write an IP address with a port, such as 127.0.0.1:8080";
+    text.parse().map_err(|_| remedy.to_owned())
 }
 
 /// Serves until a signal.
@@ -58,7 +63,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         None => runtime.block_on(discovered(environment))?,
     };
     if args.print_config {
-        // a reader that has gone has read what it wanted
+        // a reader that has closed the pipe wants no more
         let _ = write!(io::stdout(), "{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
     }
@@ -69,25 +74,25 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     runtime.block_on(serve(loaded))
 }
 
-/// Nobody wrote a configuration: looks around, and lets the environment override what it found.
+/// The configuration of the services that answer, with the environment over it.
 async fn discovered(
     environment: Vec<(String, String)>,
 ) -> Result<(Loaded, Vec<String>), CommandError> {
     let found = super::discover::discover(&environment).await;
     Ok((
-        Loaded::from_text(&found.toml, "what was found", environment)?,
+        Loaded::from_text(&found.toml, "the discovered configuration", environment)?,
         found.findings,
     ))
 }
 
 async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
     let mut signals = Signals::new()?;
-    // a start that is dropped leaves nothing: whoever stops us need not wait for a database that is silent
+    // a dropped start leaves nothing behind, so a signal need not wait for a silent database
     let running = tokio::select! {
         running = Gateway::start(loaded.config) => running.map_err(|error| CommandError(error.to_string()))?,
         () = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    // whoever started us may not read our output
+    // the parent process may have closed our stdout
     let _ = writeln!(io::stdout(), "listening on http://{}", running.addr)
         .and_then(|()| io::stdout().flush());
     signals.next().await;
@@ -96,8 +101,10 @@ async fn serve(loaded: Loaded) -> Result<ExitCode, CommandError> {
 }
 
 async fn drain(running: RunningGateway, mut signals: Signals) {
-    tracing::info!("draining: what is in flight ends, a second signal ends at once");
-    // the drain is dropped on a second signal: that is what the second signal asks for
+    tracing::info!(
+        "draining: requests in flight are finished; a second signal ends the process at once"
+    );
+    // a second signal asks for the drain to be dropped
     tokio::select! {
         () = running.drain() => tracing::info!("drained"),
         () = signals.next() => std::process::exit(INTERRUPTED),
@@ -114,7 +121,7 @@ impl Signals {
     fn new() -> Result<Self, CommandError> {
         let listen = |kind| {
             signal(kind)
-                .map_err(|error| CommandError(format!("signals can't be received: {error}")))
+                .map_err(|error| CommandError(format!("signals cannot be received: {error}")))
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -130,23 +137,23 @@ impl Signals {
     }
 }
 
-/// Logs to stderr. A panic's text may hold what a request held: only its place is logged.
+/// Logs to stderr. The text of a panic may hold parts of a request, so only its location is logged.
 fn logging(telemetry: &Telemetry) {
     let filter = EnvFilter::try_new(&telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
-    // fails only if somebody has set logging up before: then theirs stays
+    // fails only if a logger is set already, which then stays
     let _ = match telemetry.format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().try_init(),
     };
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic
+        let location = panic
             .location()
             .map(ToString::to_string)
             .unwrap_or_default();
-        tracing::error!(place, "a panic: this is a bug");
+        tracing::error!(location, "the gateway has panicked: report this bug");
     }));
 }

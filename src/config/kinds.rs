@@ -1,7 +1,9 @@
-//! What the configuration knows of each kind of thing that has a row elsewhere: the steps of a query and the provider protocols.
+//! What the configuration knows of the kinds of things whose rows are elsewhere: the steps of a
+//! query and the protocols of providers.
 //!
-//! The rows stand with their kinds (`orchestrator::step`, `llm::provider`). The gateway joins them into one [`Kinds`] and hands it
-//! to the loader, so that a new step or protocol brings its own keys, defaults and documentation, and `config` imports neither.
+//! The rows stand with their kinds (`orchestrator::step`, `llm::provider`). The gateway joins them
+//! into one [`Kinds`] and hands it to the loader, so that a new step or protocol brings its own
+//! keys, defaults and documentation, and `config` imports neither.
 
 use std::time::Duration;
 
@@ -19,9 +21,9 @@ pub struct Kinds {
 pub struct StepSettings {
     /// The step's name in configuration, JSON, logs and metrics: snake_case.
     pub name: &'static str,
-    /// The default of the most time that the step may take.
+    /// The default of `cap_ms`: the step must end within this time.
     pub cap: Duration,
-    /// The default of the least time with which the step is started.
+    /// The default of `minimum_ms`: with less time left the step is skipped.
     pub minimum: Duration,
     /// Whether the step asks a model, so that `orchestrator.models` names an alias for it.
     pub asks_model: bool,
@@ -32,8 +34,8 @@ pub struct StepSettings {
 pub struct ProtocolSettings {
     /// The protocol's name in configuration, JSON, logs and metrics: lower case.
     pub name: &'static str,
-    /// The base URL that is usual for it.
+    /// The base URL of a provider that writes none.
     pub default_base_url: &'static str,
-    /// One sentence for `--print-config`: what speaks this protocol.
+    /// One sentence for `--print-config`, with its full stop.
     pub description: &'static str,
 }

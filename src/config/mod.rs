@@ -1,310 +1,181 @@
-//! Every option of the gateway: name, default, unit and bound, in one place.
+//! The configuration: one TOML file, each key overridable by the environment
+//! (`GAUNTLET_SERVER__LISTEN`: section, two underscores, key). It is parsed and validated once;
+//! afterwards nothing is checked again. A time is in milliseconds in the file, a [`Duration`] here.
 //!
-//! One TOML file, each key overridable by environment (`GAUNTLET_SERVER__LISTEN`: section, two underscores, key). Parsed and
-//! validated once; afterwards nothing is re-checked. Durations are milliseconds in the file and [`Duration`] in the types.
-//! `options` holds the one table of all keys; `source` places file and environment, `reader` checks values, `resolve` what
-//! spans several keys and `print` shows what is in effect.
+//! `settings` holds one row for each key, in the language that `schema` defines. `walk` checks the
+//! written values against the rows, `resolve` does what spans several sections, and `print` shows
+//! what is in effect. What steps and protocols bring arrives as [`kinds::Kinds`].
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use indexmap::IndexMap;
 use secrecy::SecretString;
 
+mod environment;
 pub mod kinds;
-mod options;
 mod print;
-mod reader;
 mod resolve;
-mod source;
-mod value;
+mod schema;
+mod settings;
+mod url;
+mod walk;
 
-pub use value::redact_url;
+pub use self::settings::{
+    Auth, Breaker, ConfiguredKey, LogFormat, OrchestratorConfig, Retry, Server, StepConfig,
+    StoreConfig, Telemetry,
+};
+pub use self::url::redact_url;
 
-/// A valid configuration, and what it is made of.
+use self::schema::Settings;
+
+/// A valid configuration.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What holds.
+    /// The configuration that is in effect.
     pub config: Config,
-    effective: Vec<reader::Effective>,
+    printed: String,
 }
 
-/// Why a configuration is refused: all that is wrong, one sentence each, with key, value, and what to write instead.
+/// The reasons for which a configuration is refused. All of them are found at once.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", problems.join("\n"))]
 pub struct ConfigError {
-    /// One sentence each; never empty.
+    /// One sentence for each problem, with the key, its value, and what to write instead.
     pub problems: Vec<String>,
 }
 
-impl Config {
-    /// Reads a file's text, without any environment.
-    ///
-    /// # Errors
-    /// See [`ConfigError`].
-    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        Loaded::from_text(text, "the configuration", Vec::new()).map(|loaded| loaded.config)
-    }
-}
-
 impl Loaded {
-    /// Reads `file`, with `environment` over it.
+    /// Reads the TOML `text`, with `environment` over it, for a gateway that has these `kinds`.
+    /// `origin` names the text in messages.
     ///
     /// # Errors
-    /// See [`ConfigError`].
-    pub fn from_file(file: &Path, environment: Vec<(String, String)>) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
-            problems: vec![format!(
-                "the configuration file {} can't be read ({error}): write the path of a TOML file",
-                file.display()
-            )],
-        })?;
-        Self::from_text(&text, &file.display().to_string(), environment)
-    }
-
-    /// Reads `text`, with `environment` over it; `origin` names the text in messages.
-    ///
-    /// # Errors
-    /// See [`ConfigError`].
-    pub fn from_text(
+    /// Every problem of the configuration; see [`ConfigError`].
+    pub fn with_kinds(
         text: &str,
         origin: &str,
-        environment: Vec<(String, String)>,
+        environment: &[(String, String)],
+        kinds: &kinds::Kinds,
     ) -> Result<Self, ConfigError> {
-        let mut table = source::parse(text, origin).map_err(|problem| ConfigError {
-            problems: vec![problem],
-        })?;
         let mut problems = Vec::new();
-        source::overlay(&mut table, environment.iter().cloned(), &mut problems);
-        let mut reader = reader::Reader::new(&table, problems);
-        let variable = |name: &str| {
-            environment
-                .iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.clone())
+        let entries = settings::Written::entries(kinds);
+        let mut table = parse(text, origin)?;
+        environment::overlay(&entries, &mut table, environment, &mut problems);
+        let mut walk = walk::Walk::new(&entries, &table, problems);
+        let written = walk.run().try_into::<settings::Written>();
+        let (problems, derived) = (walk.problems, HashMap::new());
+        let mut resolver = resolve::Resolver {
+            kinds,
+            environment,
+            problems,
+            derived,
         };
-        let config = resolve::resolve(&mut reader, &variable);
-        let mut problems: Vec<String> = Vec::new();
-        for problem in reader.problems {
-            if !problems.contains(&problem) {
-                problems.push(problem);
+        let config = written.map(|written| resolver.resolve(written));
+        let mut problems = resolver.problems;
+        let mut seen = HashSet::new();
+        problems.retain(|problem| seen.insert(problem.clone()));
+        match config {
+            Ok(config) if problems.is_empty() => {
+                let printed = print::print(&walk.lines, &resolver.derived);
+                Ok(Self { config, printed })
             }
-        }
-        if problems.is_empty() {
-            Ok(Self {
-                config,
-                effective: reader.effective,
-            })
-        } else {
-            Err(ConfigError { problems })
+            _ => Err(ConfigError { problems }),
         }
     }
 
-    /// Every key with its effective value, default, unit and bound, as a configuration file; secrets are left out.
-    pub fn print(&self) -> String {
-        print::print(&self.effective)
+    /// Every key with its documentation, unit, bounds, default, variable and effective value, as a
+    /// configuration file without secrets.
+    #[must_use]
+    pub fn print(&self) -> &str {
+        &self.printed
     }
 }
 
-/// The whole configuration, valid.
+fn parse(text: &str, origin: &str) -> Result<toml::Table, ConfigError> {
+    text.parse::<toml::Table>().map_err(|error| {
+        let before = text.bytes().take(error.span().map_or(0, |span| span.start));
+        let line = before.filter(|byte| *byte == b'\n').count() + 1;
+        let reason = error.message().replace('\n', ", ");
+        let problem = format!("{origin}, line {line}, is not TOML ({reason}): correct that line");
+        ConfigError {
+            problems: vec![problem],
+        }
+    })
+}
+
+/// A whole configuration. Every value is valid, and every default is filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `[server]`
+    /// The section `[server]`.
     pub server: Server,
-    /// `[store]`
+    /// The section `[store]`.
     pub store: StoreConfig,
-    /// `[auth]`
+    /// The section `[auth]`.
     pub auth: Auth,
-    /// `[[providers]]`, by name.
+    /// The elements of `[[providers]]` by their names.
     pub providers: IndexMap<String, ProviderConfig>,
-    /// `[[models]]`, by alias.
+    /// The elements of `[[models]]` by their aliases.
     pub models: IndexMap<String, ModelConfig>,
-    /// `[retry]`
+    /// The section `[retry]`.
     pub retry: Retry,
-    /// `[breaker]`
+    /// The section `[breaker]`.
     pub breaker: Breaker,
-    /// `[orchestrator]`
+    /// The section `[orchestrator]`; each step that asks a model has an alias if there is any.
     pub orchestrator: OrchestratorConfig,
-    /// `[telemetry]`
+    /// The section `[telemetry]`.
     pub telemetry: Telemetry,
-}
-
-/// The door.
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// Where to listen; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// Largest request body, in bytes.
-    pub body_limit_bytes: u64,
-    /// Requests in flight; more get 503 at once.
-    pub max_in_flight: u32,
-    /// A client that has not sent its headers by then is closed.
-    pub header_timeout: Duration,
-    /// A client that has not sent its body by then gets 408 and is closed.
-    pub body_timeout: Duration,
-    /// A client that takes, for so long, neither 64 KiB of its answer nor all that waits for it is closed.
-    pub write_timeout: Duration,
-    /// How long SIGTERM waits for what is in flight.
-    pub drain: Duration,
-    /// What each dependency gets to answer a health probe.
-    pub health_timeout: Duration,
-    /// How long the result of a health probe is told again without a new probe.
-    pub health_cache: Duration,
-}
-
-/// The database.
-#[derive(Clone, Debug)]
-pub struct StoreConfig {
-    /// `postgres://…`, `sqlite://path`, `sqlite::memory:`.
-    pub url: SecretString,
-    /// Connections in the pool.
-    pub max_connections: u32,
-    /// Until a connection is had: from the pool, or a new one.
-    pub acquire_timeout: Duration,
-    /// Until a statement has its answer.
-    pub statement_timeout: Duration,
-}
-
-/// Who may ask.
-#[derive(Clone, Debug)]
-pub struct Auth {
-    /// Whether a key is asked for. Off: everybody is tenant `default`. `None`: where a key exists when the gateway starts.
-    pub required: Option<bool>,
-    /// Keys known from the file, hashed, besides those in the store.
-    pub keys: Vec<ConfiguredKey>,
-    /// How long a key found in the store is remembered.
-    pub cache: Duration,
-}
-
-/// A key in the configuration file.
-#[derive(Clone, Debug)]
-pub struct ConfiguredKey {
-    /// Whose it is.
-    pub tenant: String,
-    /// SHA-256 of the token, hex.
-    pub sha256: String,
 }
 
 /// A provider.
 #[derive(Clone, Debug)]
 pub struct ProviderConfig {
-    /// Its name.
+    /// The provider's name.
     pub name: String,
-    /// The name of the protocol that it speaks, as the matching [`kinds::ProtocolSettings`] gives it.
+    /// The name of its protocol, as the matching [`kinds::ProtocolSettings`] gives it.
     pub protocol: &'static str,
-    /// `https://api.openai.com/v1`, `http://127.0.0.1:11434`; never with user and password.
+    /// The URL before the protocol's paths, without user and password.
     pub base_url: http::Uri,
-    /// Its key, if it wants one.
+    /// The key that is sent to the provider, if it needs one.
     pub api_key: Option<SecretString>,
-    /// `user:password`, where base_url was written with them instead of a key.
+    /// `user:password` of the written URL, which is sent instead of a key.
     pub user: Option<SecretString>,
-    /// Requests at it at once; further ones wait within their time, in a queue.
+    /// The provider gets this many requests at a time; further ones wait within their deadlines.
     pub max_in_flight: u32,
-    /// Requests that wait for it; more are refused.
+    /// This many requests wait for the provider; further ones are refused.
     pub queue: u32,
 }
 
-/// The time-outs of one candidate of one model: model over provider over default, resolved at start.
+/// The timeouts of one candidate of a model: the model's, else the provider's, else the default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Until the connection stands.
+    /// The connection to the provider must be open within this time.
     pub connect: Duration,
-    /// Until the first content of a stream.
+    /// The first content of a stream must arrive within this time.
     pub first_token: Duration,
-    /// Between two reads.
+    /// No more than this time may pass between two reads of an answer.
     pub idle: Duration,
 }
 
-/// A model alias.
+/// An alias for clients.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
-    /// What clients ask for.
+    /// The model's name for clients.
     pub alias: String,
-    /// In order.
+    /// The candidates in the order in which they are asked.
     pub candidates: Vec<CandidateConfig>,
-    /// The deadline of a request, over all attempts and candidates.
+    /// A request must end within this time, over all attempts and candidates.
     pub total: Duration,
-    /// Kept for each later candidate: candidate i of n must end `reserve * (n-1-i)` before the deadline.
+    /// Candidate i of n must end `reserve * (n - 1 - i)` before the request's deadline.
     pub reserve: Duration,
 }
 
 /// One candidate of an alias.
 #[derive(Clone, Debug)]
 pub struct CandidateConfig {
-    /// A configured provider.
+    /// The name of a configured provider.
     pub provider: String,
-    /// The model's name there.
+    /// The model's name at that provider.
     pub model: String,
-    /// Its time-outs.
+    /// The timeouts of this candidate.
     pub timeouts: Timeouts,
-}
-
-/// Retries of one candidate.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Retry {
-    /// Attempts at one candidate, the first included.
-    pub max_attempts: u32,
-    /// First back-off.
-    pub base: Duration,
-    /// Largest back-off.
-    pub max: Duration,
-    /// 0 to 1: how much of a back-off is random (a gap lies in `[backoff * (1 - jitter), backoff]`).
-    pub jitter: f64,
-    /// Retries allowed per request made, over the last ten seconds, per provider …
-    pub budget_ratio: f64,
-    /// … plus this many.
-    pub budget_floor: u32,
-}
-
-/// Circuit breakers, one for each provider and model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Breaker {
-    /// Consecutive failures that open it.
-    pub failure_threshold: u32,
-    /// How long it stays open.
-    pub cool_down: Duration,
-    /// Requests that half-open lets through at once.
-    pub half_open_probes: u32,
-}
-
-/// The orchestrator.
-#[derive(Clone, Debug)]
-pub struct OrchestratorConfig {
-    /// The deadline of a query.
-    pub deadline: Duration,
-    /// Upper bound and least useful time of each step, by name (`entities`, `retrieval`, `fact_check`, `synthesis`, `citation`, `review`).
-    pub steps: IndexMap<String, StepConfig>,
-    /// The model alias each agent asks.
-    pub models: IndexMap<String, String>,
-    /// Passages handed to synthesis.
-    pub passages: u32,
-}
-
-/// The bounds of one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepConfig {
-    /// It gets no more.
-    pub cap: Duration,
-    /// With less left it is skipped, and says so.
-    pub minimum: Duration,
-}
-
-/// Logs.
-#[derive(Clone, Debug)]
-pub struct Telemetry {
-    /// A `tracing` filter: `info`, `gauntlet=debug`.
-    pub log: String,
-    /// `text` or `json`.
-    pub format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
 }

@@ -1,634 +1,234 @@
-//! From the read values to the typed configuration: time-outs handed down from default over provider to model, references
-//! looked up, and whatever spans several keys checked.
+//! From the sections as they are written to the whole [`Config`]: what a model inherits from its
+//! providers and from `[timeouts]`, and what a provider inherits from its protocol.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
-use http::Uri;
 use indexmap::IndexMap;
 use secrecy::SecretString;
 
-use super::options::{AGENTS, STEPS, nearest};
-use super::reader::{Reader, Section};
-use super::value::split_user;
-use super::{
-    Auth, Breaker, CandidateConfig, Config, ConfiguredKey, LogFormat, ModelConfig,
-    OrchestratorConfig, ProviderConfig, Retry, Server, StepConfig, StoreConfig, Telemetry,
-    Timeouts,
-};
+use super::kinds::Kinds;
+use super::settings::{Candidate, DefaultTimeouts, Model, OwnTimeouts, Provider, Written};
+use super::url::split_user;
+use super::walk::within;
+use super::{CandidateConfig, Config, ModelConfig, ProviderConfig, Timeouts};
 
-/// The first back-off, unless it is written or the deadline is short.
-const DEFAULT_BACKOFF: Duration = Duration::from_millis(200);
-
-/// The written time-outs of one level.
-#[derive(Clone, Copy, Default)]
-struct Level {
-    connect: Option<Duration>,
-    first_token: Option<Duration>,
-    idle: Option<Duration>,
-    total: Option<Duration>,
+/// Notes problems, and the values of unwritten keys that follow from other sections.
+pub(super) struct Resolver<'a> {
+    pub(super) kinds: &'a Kinds,
+    pub(super) environment: &'a [(String, String)],
+    pub(super) problems: Vec<String>,
+    /// The value of an unwritten key, by its path in messages, as `--print-config` shows it.
+    pub(super) derived: HashMap<String, String>,
 }
 
-/// Reads the whole configuration. `variable` looks up the environment (for `api_key_env`). Complete only if the reader has no problems.
-pub(super) fn resolve(
-    reader: &mut Reader<'_>,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Config {
-    let server = server(reader);
-    let defaults = Defaults::read(reader);
-    let auth = auth(reader);
-    let (providers, levels) = providers(reader, &defaults, variable);
-    let models = models(reader, &defaults, &providers, &levels);
-    let retry = retry(reader, defaults.total);
-    let breaker = breaker(reader);
-    let orchestrator = orchestrator(reader, &models);
-    let store = store(reader, orchestrator.deadline);
-    let telemetry = telemetry(reader);
-    Config {
-        server,
-        store,
-        auth,
-        providers,
-        models,
-        retry,
-        breaker,
-        orchestrator,
-        telemetry,
+impl Resolver<'_> {
+    /// The result is valid if no problem is noted afterwards.
+    pub(super) fn resolve(&mut self, mut written: Written) -> Config {
+        for key in &mut written.auth.keys {
+            key.sha256.make_ascii_lowercase();
+        }
+        if written.auth.required.is_none() && !written.auth.keys.is_empty() {
+            written.auth.required = Some(true);
+            self.derived.insert("auth.required".into(), "true".into());
+        }
+        let (mut providers, mut models) = (IndexMap::new(), IndexMap::new());
+        for provider in &written.providers {
+            let config = self.provider(provider, &written.timeouts);
+            providers.extend(config.map(|config| (config.name.clone(), config)));
+        }
+        for model in &written.models {
+            let config = self.model(model, &written);
+            models.extend(config.map(|config| (config.alias.clone(), config)));
+        }
+        let Written {
+            server,
+            store,
+            auth,
+            retry,
+            breaker,
+            orchestrator,
+            telemetry,
+            ..
+        } = written;
+        Config {
+            server,
+            store,
+            auth,
+            providers,
+            models,
+            retry,
+            breaker,
+            orchestrator,
+            telemetry,
+        }
     }
-}
 
-fn server(reader: &mut Reader<'_>) -> Server {
-    let section = reader.section("server");
-    Server {
-        listen: reader
-            .text(&section, "listen")
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_else(|| ([127, 0, 0, 1], 8080).into()),
-        body_limit_bytes: reader.integer(&section, "body_limit_bytes").unsigned_abs(),
-        max_in_flight: reader.count(&section, "max_in_flight"),
-        header_timeout: reader.millis(&section, "header_timeout_ms"),
-        body_timeout: reader.millis(&section, "body_timeout_ms"),
-        write_timeout: reader.millis(&section, "write_timeout_ms"),
-        drain: reader.millis(&section, "drain_ms"),
-        health_timeout: reader.millis(&section, "health_timeout_ms"),
-        health_cache: reader.millis(&section, "health_cache_ms"),
+    fn problem(&mut self, at: &str, problem: &str) {
+        self.problems.push(format!("{at}{problem}"));
     }
-}
 
-/// `[timeouts]`
-struct Defaults {
-    timeouts: Timeouts,
-    total: Duration,
-    reserve: Option<Duration>,
-}
+    fn provider(&mut self, own: &Provider, defaults: &DefaultTimeouts) -> Option<ProviderConfig> {
+        let at = format!("providers.{}", own.name);
+        let mut protocols = self.kinds.protocols.iter();
+        let protocol = protocols.find(|row| row.name == own.protocol)?;
+        let default_url = protocol.default_base_url;
+        self.derived
+            .insert(format!("{at}.base_url"), format!("{default_url:?}"));
+        let times = [
+            defaults.connect,
+            defaults.first_token,
+            defaults.idle,
+            defaults.total,
+        ];
+        self.inherit(&at, times.map(millis), defaults.reserve.map(millis));
 
-impl Defaults {
-    fn read(reader: &mut Reader<'_>) -> Self {
-        let section = reader.section("timeouts");
-        let total = reader.millis(&section, "total_ms");
-        let mut inner = |key: &str, outer_key: &str, outer| {
-            let (value, written) = reader.millis_by(&section, key, outer);
-            if written {
-                within(
-                    reader,
-                    &format!("timeouts.{key}"),
-                    value,
-                    &format!("timeouts.{outer_key}"),
-                    outer,
-                );
-            }
+        let api_key = self.api_key(own, &at);
+        let url = own.base_url.as_deref().unwrap_or(default_url);
+        let Ok((base_url, user)) = split_user(url.trim_end_matches('/')) else {
+            let problem = ".base_url holds a user and password that cannot be read: percent-encode \
+                them";
+            self.problem(&at, problem);
+            return None;
+        };
+        if user.is_some() && api_key.is_some() {
+            let problem = ".base_url holds a user and password, and there is an api_key as well: \
+                write only one of them";
+            self.problem(&at, problem);
+        }
+        Some(ProviderConfig {
+            name: own.name.clone(),
+            protocol: protocol.name,
+            base_url,
+            api_key,
+            user: user.map(Into::into),
+            max_in_flight: own.max_in_flight,
+            queue: own.queue,
+        })
+    }
+
+    fn api_key(&mut self, own: &Provider, at: &str) -> Option<SecretString> {
+        let Some(name) = &own.api_key_env else {
+            return own.api_key.clone();
+        };
+        let variable = self
+            .environment
+            .iter()
+            .find(|(variable, _)| variable == name);
+        let key = variable.map_or("", |(_, key)| key);
+        let problem = if own.api_key.is_some() {
+            "is written besides api_key: write only one of them"
+        } else if key.is_empty() {
+            "is not set: set that variable, or write api_key"
+        } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            "holds no valid key: set that variable to visible ASCII characters"
+        } else {
+            return Some(key.to_owned().into());
+        };
+        self.problem(at, &format!(".api_key_env = {name:?} {problem}"));
+        None
+    }
+
+    /// Notes the values of the timeouts that a provider or model does not write.
+    fn inherit(&mut self, at: &str, times: [String; 4], reserve: Option<String>) {
+        let keys = ["connect", "first_token", "idle", "total", "reserve"];
+        for (key, value) in keys.into_iter().zip(times.into_iter().chain(reserve)) {
+            self.derived
+                .insert(format!("{at}.timeouts.{key}_ms"), value);
+        }
+    }
+
+    fn model(&mut self, own: &Model, written: &Written) -> Option<ModelConfig> {
+        let at = format!("models.{}", own.alias);
+        let Some(first) = own.candidates.first() else {
+            let remedy = "write candidates = [{ provider = \"…\", model = \"…\" }]";
+            self.problem(&at, &format!(" has no candidate: {remedy}"));
+            return None;
+        };
+        // what a candidate inherits: the model's own timeouts before its provider's
+        let levels = |candidate: &Candidate| {
+            let mut levels = vec![(format!("{at}.timeouts"), &own.timeouts)];
+            let mut providers = written.providers.iter();
+            let provider = providers.find(|provider| provider.name == candidate.provider);
+            levels.extend(
+                provider.map(|own| (format!("providers.{}.timeouts", own.name), &own.timeouts)),
+            );
+            levels
+        };
+        let inherited = |of: fn(&OwnTimeouts) -> Option<Duration>| {
+            levels(first).iter().find_map(|(_, timeouts)| of(timeouts))
+        };
+        let defaults = &written.timeouts;
+        let total = inherited(|own| own.total).unwrap_or(defaults.total);
+        let count = u32::try_from(own.candidates.len()).unwrap_or(u32::MAX);
+        let reserve = inherited(|own| own.reserve).or(defaults.reserve);
+        let reserve = reserve.unwrap_or_else(|| total / (2 * count));
+        let later = count - 1;
+        if reserve.saturating_mul(later) >= total {
+            let (reserve, total) = (reserve.as_millis(), total.as_millis());
+            self.problems.push(format!(
+                "{at}.timeouts.reserve_ms = {reserve} for each of {later} later candidates leaves \
+                 nothing of total_ms = {total} to the first: write less than {}",
+                total / u128::from(later.max(1))
+            ));
+        }
+        let candidate = |candidate: &Candidate| CandidateConfig {
+            provider: candidate.provider.clone(),
+            model: candidate.model.clone(),
+            timeouts: self.timeouts(&own.alias, &levels(candidate), defaults, total),
+        };
+        let candidates: Vec<_> = own.candidates.iter().map(candidate).collect();
+        let each = |of: fn(&Timeouts) -> Duration| {
+            let values = candidates
+                .iter()
+                .map(|candidate| millis(of(&candidate.timeouts)));
+            let mut values: Vec<_> = values.collect();
+            values.dedup();
+            values.join(", then ")
+        };
+        let (connect, first_token) = (each(|own| own.connect), each(|own| own.first_token));
+        let times = [connect, first_token, each(|own| own.idle), millis(total)];
+        self.inherit(&at, times, Some(millis(reserve)));
+        Some(ModelConfig {
+            alias: own.alias.clone(),
+            candidates,
+            total,
+            reserve,
+        })
+    }
+
+    /// A default gives way to a shorter total; a written timeout is never changed, but refused.
+    fn timeouts(
+        &mut self,
+        alias: &str,
+        levels: &[(String, &OwnTimeouts)],
+        defaults: &DefaultTimeouts,
+        total: Duration,
+    ) -> Timeouts {
+        type Of = fn(&OwnTimeouts) -> Option<Duration>;
+        let mut one = |key: &str, of: Of, default: Duration, (outer, limit): (&str, Duration)| {
+            let written = levels.iter().find_map(|(at, own)| Some((at, of(own)?)));
+            let Some((at, value)) = written else {
+                return default.min(total);
+            };
+            let outer = format!("the {outer}_ms of model {alias:?}");
+            let at = format!("{at}.{key}_ms");
+            within(&mut self.problems, (&at, value), (&outer, limit));
             value
         };
-        let (first_token, idle) = (
-            inner("first_token_ms", "total_ms", total),
-            inner("idle_ms", "total_ms", total),
-        );
-        let connect = inner("connect_ms", "first_token_ms", first_token);
-        let timeouts = Timeouts {
+        let (limit, default) = (("total", total), defaults.first_token);
+        let first_token = one("first_token", |own| own.first_token, default, limit);
+        let idle = one("idle", |own| own.idle, defaults.idle, limit);
+        let (limit, default) = (("first_token", first_token), defaults.connect);
+        let connect = one("connect", |own| own.connect, default, limit);
+        Timeouts {
             connect,
             first_token,
             idle,
-        };
-        Self {
-            timeouts,
-            total,
-            reserve: reader.millis_if_written(&section, "reserve_ms"),
         }
     }
 }
 
-fn auth(reader: &mut Reader<'_>) -> Auth {
-    let section = reader.section("auth");
-    let mut keys: Vec<ConfiguredKey> = Vec::new();
-    for element in reader.elements(Some(&section), "keys") {
-        let (Some(tenant), Some(sha256)) = (
-            reader.text(&element, "tenant"),
-            reader.text(&element, "sha256"),
-        ) else {
-            continue;
-        };
-        let sha256 = sha256.to_ascii_lowercase();
-        if let Some(earlier) = keys.iter().find(|key| key.sha256 == sha256) {
-            reader.wrong(format!(
-                "{}.sha256 is the key of tenant {:?} already: give each tenant a key of its own",
-                element.label, earlier.tenant
-            ));
-        }
-        keys.push(ConfiguredKey { tenant, sha256 });
-    }
-    let required = reader.switch_or(&section, "required", (!keys.is_empty()).then_some(true));
-    Auth {
-        required,
-        keys,
-        cache: reader.millis(&section, "cache_ms"),
-    }
-}
-
-fn providers(
-    reader: &mut Reader<'_>,
-    defaults: &Defaults,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> (IndexMap<String, ProviderConfig>, IndexMap<String, Level>) {
-    let (mut providers, mut levels) = (IndexMap::new(), IndexMap::new());
-    for element in reader.elements(None, "providers") {
-        let name = reader.text(&element, "name");
-        let protocol = reader
-            .text(&element, "protocol")
-            .map(|word| if word == "ollama" { "ollama" } else { "openai" });
-        let base_url = reader
-            .text(&element, "base_url")
-            .and_then(|text| text.trim_end_matches('/').parse().ok());
-        let api_key = api_key(reader, &element, variable);
-        let base_url =
-            base_url.and_then(|url| without_user(reader, &element, url, api_key.is_some()));
-        let (max_in_flight, queue) = (
-            reader.count(&element, "max_in_flight"),
-            reader.count(&element, "queue"),
-        );
-        let section = reader.below(&element, "timeouts");
-        let level = level(reader, &section);
-        tell_defaults(reader, &section, defaults);
-        let (Some(name), Some(protocol), Some((base_url, user))) = (name, protocol, base_url)
-        else {
-            continue;
-        };
-        if providers.contains_key(&name) {
-            reader.wrong(format!(
-                "providers.name = {name:?} stands twice: give each provider a name of its own"
-            ));
-        }
-        levels.insert(name.clone(), level);
-        providers.insert(
-            name.clone(),
-            ProviderConfig {
-                name,
-                protocol,
-                base_url,
-                api_key,
-                user,
-                max_in_flight,
-                queue,
-            },
-        );
-    }
-    (providers, levels)
-}
-
-/// The URL, and `user:password` if it was written with them.
-fn without_user(
-    reader: &mut Reader<'_>,
-    element: &Section<'_>,
-    url: Uri,
-    has_key: bool,
-) -> Option<(Uri, Option<SecretString>)> {
-    let Ok((url, user)) = split_user(url) else {
-        reader.wrong(format!(
-            "{}.base_url holds a user and password that can't be read: write them percent-encoded",
-            element.label
-        ));
-        return None;
-    };
-    if user.is_some() && has_key {
-        reader.wrong(format!("{}.base_url holds a user and password, and there is an api_key as well: write only one of them", element.label));
-    }
-    Some((url, user.map(Into::into)))
-}
-
-fn tell_defaults<'a>(reader: &mut Reader<'a>, section: &Section<'a>, defaults: &Defaults) {
-    let Timeouts {
-        connect,
-        first_token,
-        idle,
-    } = defaults.timeouts;
-    for (key, value) in [
-        ("connect_ms", connect),
-        ("first_token_ms", first_token),
-        ("idle_ms", idle),
-        ("total_ms", defaults.total),
-    ] {
-        reader.inherits(
-            section,
-            key,
-            &format!("{} (from [timeouts])", value.as_millis()),
-        );
-    }
-}
-
-/// What a model does not write itself, as its candidates have it.
-fn tell_inherited<'a>(
-    reader: &mut Reader<'a>,
-    section: &Section<'a>,
-    candidates: &[CandidateConfig],
-    total: Duration,
-    reserve: Duration,
-) {
-    let mut by_candidate = |key, of: fn(&Timeouts) -> Duration| {
-        let values: Vec<String> = candidates
-            .iter()
-            .map(|candidate| of(&candidate.timeouts).as_millis().to_string())
-            .collect();
-        let same = values.windows(2).all(|pair| pair[0] == pair[1]);
-        let told = if same {
-            values.first().cloned().unwrap_or_default()
-        } else {
-            format!("{} (candidate by candidate)", values.join(", "))
-        };
-        reader.inherits(section, key, &told);
-    };
-    by_candidate("connect_ms", |timeouts| timeouts.connect);
-    by_candidate("first_token_ms", |timeouts| timeouts.first_token);
-    by_candidate("idle_ms", |timeouts| timeouts.idle);
-    reader.inherits(section, "total_ms", &total.as_millis().to_string());
-    reader.inherits(section, "reserve_ms", &reserve.as_millis().to_string());
-}
-
-fn api_key<'a>(
-    reader: &mut Reader<'a>,
-    element: &Section<'a>,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Option<SecretString> {
-    let written = reader.text(element, "api_key");
-    let from = reader.text(element, "api_key_env");
-    match (written, from) {
-        (Some(_), Some(name)) => {
-            reader.wrong(format!(
-                "{}.api_key_env = {name:?} stands beside api_key: write only one of them",
-                element.label
-            ));
-            None
-        }
-        (Some(key), None) => Some(key.into()),
-        (None, Some(name)) => match variable(&name).filter(|key| !key.is_empty()) {
-            Some(key) if key.bytes().all(|byte| (0x21..0x7f).contains(&byte)) => Some(key.into()),
-            Some(_) => {
-                reader.wrong(format!("{}.api_key_env = {name:?} holds what can't be a key: set it to visible ASCII characters", element.label));
-                None
-            }
-            None => {
-                reader.wrong(format!(
-                    "{}.api_key_env = {name:?} is not set: set that variable, or write api_key",
-                    element.label
-                ));
-                None
-            }
-        },
-        (None, None) => None,
-    }
-}
-
-fn level<'a>(reader: &mut Reader<'a>, section: &Section<'a>) -> Level {
-    Level {
-        connect: reader.millis_if_written(section, "connect_ms"),
-        first_token: reader.millis_if_written(section, "first_token_ms"),
-        idle: reader.millis_if_written(section, "idle_ms"),
-        total: reader.millis_if_written(section, "total_ms"),
-    }
-}
-
-fn models(
-    reader: &mut Reader<'_>,
-    defaults: &Defaults,
-    providers: &IndexMap<String, ProviderConfig>,
-    levels: &IndexMap<String, Level>,
-) -> IndexMap<String, ModelConfig> {
-    let mut models = IndexMap::new();
-    for element in reader.elements(None, "models") {
-        let alias = reader.text(&element, "alias");
-        let mut named = Vec::new();
-        for candidate in reader.elements(Some(&element), "candidates") {
-            if let (Some(provider), Some(model)) = (
-                reader.text(&candidate, "provider"),
-                reader.text(&candidate, "model"),
-            ) {
-                known_provider(
-                    reader,
-                    &format!("{}.provider", candidate.label),
-                    &provider,
-                    providers,
-                );
-                named.push((provider, model));
-            }
-        }
-        let section = reader.below(&element, "timeouts");
-        let own = level(reader, &section);
-        let reserve = reader
-            .millis_if_written(&section, "reserve_ms")
-            .or(defaults.reserve);
-        let Some(alias) = alias else { continue };
-        if named.is_empty() {
-            reader.wrong(format!("models.{alias} has no candidate: write candidates = [{{ provider = \"…\", model = \"…\" }}]"));
-            continue;
-        }
-        let of_provider = |name: &str| levels.get(name).copied().unwrap_or_default();
-        let total = own
-            .total
-            .or_else(|| {
-                named
-                    .first()
-                    .and_then(|(provider, _)| of_provider(provider).total)
-            })
-            .unwrap_or(defaults.total);
-        let candidates = named
-            .into_iter()
-            .map(|(provider, model)| {
-                let timeouts = handed_down(
-                    reader,
-                    &alias,
-                    own,
-                    of_provider(&provider),
-                    &provider,
-                    defaults,
-                    total,
-                );
-                CandidateConfig {
-                    provider,
-                    model,
-                    timeouts,
-                }
-            })
-            .collect::<Vec<_>>();
-        let later = u32::try_from(candidates.len())
-            .unwrap_or(u32::MAX)
-            .saturating_sub(1);
-        let reserve = reserve.unwrap_or_else(|| total / (2 * (later + 1)));
-        if reserve.saturating_mul(later) >= total {
-            reader.wrong(format!(
-                "models.{alias}.timeouts.reserve_ms = {} for each of {later} later candidates leaves the first none of total_ms = {}: write less than {}",
-                reserve.as_millis(),
-                total.as_millis(),
-                total.as_millis() / u128::from(later.max(1))
-            ));
-        }
-        tell_inherited(reader, &section, &candidates, total, reserve);
-        if models.contains_key(&alias) {
-            reader.wrong(format!(
-                "models.alias = {alias:?} stands twice: give each model an alias of its own"
-            ));
-        }
-        models.insert(
-            alias.clone(),
-            ModelConfig {
-                alias,
-                candidates,
-                total,
-                reserve,
-            },
-        );
-    }
-    models
-}
-
-fn known_provider(
-    reader: &mut Reader<'_>,
-    path: &str,
-    provider: &str,
-    providers: &IndexMap<String, ProviderConfig>,
-) {
-    if !providers.contains_key(provider) {
-        let instead = one_of(
-            provider,
-            providers.keys().map(String::as_str),
-            "add [[providers]] with that name",
-        );
-        reader.wrong(format!(
-            "{path} = {provider:?} is not one of [[providers]]: {instead}"
-        ));
-    }
-}
-
-/// Model over provider over default. What nobody wrote gives way to a shorter total; what was written is never changed, but refused.
-fn handed_down(
-    reader: &mut Reader<'_>,
-    alias: &str,
-    own: Level,
-    of_provider: Level,
-    provider: &str,
-    defaults: &Defaults,
-    total: Duration,
-) -> Timeouts {
-    let mut one =
-        |key: &str, own: Option<Duration>, theirs: Option<Duration>, default: Duration| {
-            let (value, written_at) = match (own, theirs) {
-                (Some(value), _) => (value, format!("models.{alias}.timeouts.{key}")),
-                (None, Some(value)) => (value, format!("providers.{provider}.timeouts.{key}")),
-                (None, None) => return default.min(total),
-            };
-            within(
-                reader,
-                &written_at,
-                value,
-                &format!("the total_ms of model {alias:?}"),
-                total,
-            );
-            value
-        };
-    let timeouts = Timeouts {
-        connect: one(
-            "connect_ms",
-            own.connect,
-            of_provider.connect,
-            defaults.timeouts.connect,
-        ),
-        first_token: one(
-            "first_token_ms",
-            own.first_token,
-            of_provider.first_token,
-            defaults.timeouts.first_token,
-        ),
-        idle: one(
-            "idle_ms",
-            own.idle,
-            of_provider.idle,
-            defaults.timeouts.idle,
-        ),
-    };
-    let written_at = match (own.connect, of_provider.connect) {
-        (Some(_), _) => format!("models.{alias}.timeouts.connect_ms"),
-        (None, Some(_)) => format!("providers.{provider}.timeouts.connect_ms"),
-        (None, None) => return timeouts,
-    };
-    within(
-        reader,
-        &written_at,
-        timeouts.connect,
-        &format!("the first_token_ms of model {alias:?}"),
-        timeouts.first_token,
-    );
-    timeouts
-}
-
-fn retry(reader: &mut Reader<'_>, total: Duration) -> Retry {
-    let section = reader.section("retry");
-    let max_attempts = reader.count(&section, "max_attempts");
-    let (base, written) = reader.millis_by(&section, "base_ms", DEFAULT_BACKOFF.min(total / 2));
-    if written && base >= total {
-        let (base, total) = (base.as_millis(), total.as_millis());
-        reader.wrong(format!("retry.base_ms = {base} leaves no time for a retry within timeouts.total_ms = {total}: write less than {total}"));
-    }
-    let (max, _) = reader.millis_by(&section, "max_ms", base);
-    within(reader, "retry.base_ms", base, "retry.max_ms", max);
-    Retry {
-        max_attempts,
-        base,
-        max,
-        jitter: reader.ratio(&section, "jitter"),
-        budget_ratio: reader.ratio(&section, "budget_ratio"),
-        budget_floor: reader.count(&section, "budget_floor"),
-    }
-}
-
-fn breaker(reader: &mut Reader<'_>) -> Breaker {
-    let section = reader.section("breaker");
-    Breaker {
-        failure_threshold: reader.count(&section, "failure_threshold"),
-        cool_down: reader.millis(&section, "cool_down_ms"),
-        half_open_probes: reader.count(&section, "half_open_probes"),
-    }
-}
-
-fn orchestrator(
-    reader: &mut Reader<'_>,
-    models: &IndexMap<String, ModelConfig>,
-) -> OrchestratorConfig {
-    let section = reader.section("orchestrator");
-    let deadline = reader.millis(&section, "deadline_ms");
-    let passages = reader.count(&section, "passages");
-    let chosen = reader.below(&section, "models");
-    let mut agents = IndexMap::new();
-    for agent in AGENTS {
-        let first = models.keys().next().map(String::as_str);
-        let Some(alias) = reader.text_or(&chosen, agent, first) else {
-            continue;
-        };
-        if !models.contains_key(&alias) {
-            let instead = one_of(
-                &alias,
-                models.keys().map(String::as_str),
-                "add [[models]] with that alias",
-            );
-            reader.wrong(format!(
-                "orchestrator.models.{agent} = {alias:?} is not one of [[models]]: {instead}"
-            ));
-        }
-        agents.insert(agent.to_owned(), alias);
-    }
-    let steps_section = reader.below(&section, "steps");
-    let mut steps = IndexMap::new();
-    for step in STEPS {
-        let section = reader.below(&steps_section, step);
-        let (cap, _) = reader.millis_by(&section, "cap_ms", deadline);
-        within(
-            reader,
-            &format!("{}.cap_ms", section.label),
-            cap,
-            "orchestrator.deadline_ms",
-            deadline,
-        );
-        let (minimum, _) = reader.millis_by(&section, "minimum_ms", cap);
-        within(
-            reader,
-            &format!("{}.minimum_ms", section.label),
-            minimum,
-            &format!("{}.cap_ms", section.label),
-            cap,
-        );
-        steps.insert(step.to_owned(), StepConfig { cap, minimum });
-    }
-    OrchestratorConfig {
-        deadline,
-        steps,
-        models: agents,
-        passages,
-    }
-}
-
-fn store(reader: &mut Reader<'_>, deadline: Duration) -> StoreConfig {
-    let section = reader.section("store");
-    let url = reader.text(&section, "url").unwrap_or_default();
-    let max_connections = reader.count(&section, "max_connections");
-    let mut bounded = |key| {
-        let (value, written) = reader.millis_by(&section, key, deadline);
-        if written {
-            within(
-                reader,
-                &format!("store.{key}"),
-                value,
-                "orchestrator.deadline_ms",
-                deadline,
-            );
-        }
-        value
-    };
-    let acquire_timeout = bounded("acquire_timeout_ms");
-    let statement_timeout = bounded("statement_timeout_ms");
-    StoreConfig {
-        url: url.into(),
-        max_connections,
-        acquire_timeout,
-        statement_timeout,
-    }
-}
-
-fn telemetry(reader: &mut Reader<'_>) -> Telemetry {
-    let section = reader.section("telemetry");
-    let log = reader.text(&section, "log").unwrap_or_default();
-    let format = if reader.text(&section, "format").as_deref() == Some("json") {
-        LogFormat::Json
-    } else {
-        LogFormat::Text
-    };
-    Telemetry { log, format }
-}
-
-/// An inner time must not be longer than its outer one.
-fn within(
-    reader: &mut Reader<'_>,
-    inner_key: &str,
-    inner: Duration,
-    outer_key: &str,
-    outer: Duration,
-) {
-    if inner > outer {
-        let (inner, outer) = (inner.as_millis(), outer.as_millis());
-        reader.wrong(format!("{inner_key} = {inner} is longer than {outer_key} = {outer}: write at most {outer}, or raise {outer_key}"));
-    }
-}
-
-fn one_of<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone, otherwise: &str) -> String {
-    let all: HashSet<&str> = known.clone().collect();
-    if all.is_empty() {
-        return otherwise.to_owned();
-    }
-    nearest(name, known.clone()).map_or_else(
-        || {
-            format!(
-                "write one of {}, or {otherwise}",
-                known
-                    .map(|name| format!("{name:?}"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            )
-        },
-        |near| format!("did you mean {near:?}?"),
-    )
+fn millis(time: Duration) -> String {
+    time.as_millis().to_string()
 }

@@ -1,8 +1,10 @@
-//! Configuration: what is refused and what is said, what the environment overrides, how time-outs are handed down.
+//! Configuration: what is refused and with which message, what the environment overrides, and how
+//! timeouts are inherited.
 
 use std::time::Duration;
 
-use gauntlet::config::{Config, Loaded, Timeouts};
+use gauntlet::config::kinds::{Kinds, ProtocolSettings, StepSettings};
+use gauntlet::config::{Config, Loaded, StepConfig, Timeouts};
 
 use secrecy::ExposeSecret;
 
@@ -43,6 +45,7 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key = \"canary\\n\"",
         "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\nbase_url = \"http://x\"\napi_key_env = \"NOT_SET\"",
         "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://u:canary@h/v1\"\napi_key = \"canary\"",
+        "[[providers]]\nname = \"p1\"\nprotocol = \"anthropic\"\n[[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]",
         "providers = 1",
         "[timeouts]\ntotal_ms = 1000\nidle_ms = 2000",
         "[timeouts]\nconnect_ms = 3000\nfirst_token_ms = 2000",
@@ -52,16 +55,22 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         "[retry]\njitter = 1.5",
         "[orchestrator]\ndeadline_ms = 1000\n[orchestrator.steps.synthesis]\ncap_ms = 2000",
         "[orchestrator.steps.review]\ncap_ms = 100\nminimum_ms = 200",
+        "[orchestrator]\nstep_cap_ms = 90000",
+        "[orchestrator.steps.reveiw]",
         "[orchestrator.models]\nsynthesis = \"none\"",
         "[telemetry]\nlog = \"gauntlet=loud\"",
     ];
-    let mut told: Vec<(String, Vec<String>)> = cases
+    let mut refused: Vec<(String, Vec<String>)> = cases
         .iter()
         .map(|case| (case.to_string(), problems(case, &[])))
         .collect();
     let with_models = [
         format!("{P1}{P1}{SOLO}"),
         format!("{P1}{SOLO}{SOLO}"),
+        format!(
+            "[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{0}\"\n[[auth.keys]]\ntenant = \"b\"\nsha256 = \"{0}\"",
+            "ab".repeat(32)
+        ),
         format!(
             "{P1}{}",
             SOLO.replace("provider = \"p1\"", "provider = \"p2\"")
@@ -83,7 +92,7 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         ),
         format!("{P1}{SOLO}[orchestrator.models]\nreview = \"sola\"\n"),
     ];
-    told.extend(
+    refused.extend(
         with_models
             .into_iter()
             .map(|case| (case.clone(), problems(&case, &[]))),
@@ -96,12 +105,12 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
         ("GAUNTLET_PROVIDERS__API_KEY", "k"),
         ("GAUNTLET_SERVER__DRAIN_MS__MORE", "1"),
     ] {
-        told.push((
+        refused.push((
             format!("{variable}={value}"),
             problems(&format!("{P1}{SOLO}"), &[(variable, value)]),
         ));
     }
-    let text: Vec<String> = told
+    let text: Vec<String> = refused
         .iter()
         .map(|(case, problems)| {
             assert!(!problems.is_empty(), "accepted: {case}");
@@ -121,7 +130,7 @@ fn what_is_refused_names_key_and_value_and_what_to_write_instead() {
 }
 
 #[test]
-fn all_problems_are_told_at_once() {
+fn all_problems_are_found_at_once() {
     assert_eq!(
         problems("[server]\nlisten = 1\ndrain_ms = -1\n[nothing]\n", &[]).len(),
         3
@@ -152,7 +161,8 @@ fn the_environment_overrides_by_name_and_by_index() {
     assert_eq!(config.retry.jitter.to_bits(), 0.0_f64.to_bits());
 }
 
-/// The printed text is a file that says the same: two keys of one tenant, two candidates at one provider, a name with a dot.
+/// The printed text is a file that means the same: two keys of one tenant, two candidates at one
+/// provider, a name with a dot.
 #[test]
 fn what_is_printed_can_be_started_from() {
     let key = |digit: &str| {
@@ -174,15 +184,15 @@ fn what_is_printed_can_be_started_from() {
         printed.contains("\n# url = \"postgres://[redacted]@h/db\"\n"),
         "{printed}"
     );
-    let again = Loaded::from_text(&printed, "printed", Vec::new())
+    let again = Loaded::from_text(printed, "printed", Vec::new())
         .unwrap_or_else(|error| panic!("{error}\n{printed}"));
-    let said = |config: &Config| {
+    let fields = |config: &Config| {
         format!(
             "{:?} {:?} {:?} {:?}",
             config.auth, config.providers, config.models, config.orchestrator
         )
     };
-    assert_eq!(said(&again.config), said(&loaded.config));
+    assert_eq!(fields(&again.config), fields(&loaded.config));
     assert_eq!(
         again.print().replace(
             "url = \"sqlite://gauntlet.db\"",
@@ -191,14 +201,14 @@ fn what_is_printed_can_be_started_from() {
         printed
     );
 
-    // defaults give way to short times, and what is printed of them is within its own bounds
+    // defaults give way to short times, and their printed values are within their own bounds
     let short = Loaded::from_text(
         &format!("[timeouts]\ntotal_ms = 100\nfirst_token_ms = 50\n{P1}{SOLO}"),
         "gauntlet.toml",
         Vec::new(),
     )
     .unwrap();
-    let again = Loaded::from_text(&short.print(), "printed", Vec::new()).unwrap();
+    let again = Loaded::from_text(short.print(), "printed", Vec::new()).unwrap();
     assert_eq!(
         (
             again.config.retry.base,
@@ -207,7 +217,7 @@ fn what_is_printed_can_be_started_from() {
         (Duration::from_millis(50), Duration::from_millis(50))
     );
 
-    // each variable that is named overrides the key below it, and no other
+    // each named variable overrides the key below it, and no other
     for (variable, value, read) in [
         ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__P1__MODEL", "z", 0),
         ("GAUNTLET_MODELS__LLAMA3_2__CANDIDATES__1__MODEL", "z", 1),
@@ -315,16 +325,16 @@ fn a_user_and_password_are_taken_out_of_the_url() {
     }
 }
 
-/// PARA-02: what one stalled provider holds leaves room for the others.
+/// PARA-02: a stalled provider leaves permits of the listener to the others.
 #[test]
-fn one_provider_cannot_take_every_place_at_the_door() {
+fn one_provider_cannot_hold_every_permit_of_the_listener() {
     let config = Config::from_toml(&format!("{P1}{SOLO}")).unwrap();
     let p1 = &config.providers["p1"];
     assert!(p1.max_in_flight + p1.queue < config.server.max_in_flight);
 }
 
 #[test]
-fn keys_in_the_file_mean_that_a_key_is_asked_for() {
+fn keys_in_the_file_make_a_key_required() {
     let keys = format!(
         "[[auth.keys]]\ntenant = \"a\"\nsha256 = \"{}\"\n",
         "0".repeat(64)
@@ -341,5 +351,82 @@ fn keys_in_the_file_mean_that_a_key_is_asked_for() {
         Config::from_toml("").unwrap().auth.required,
         None,
         "a key in the store decides, at start"
+    );
+}
+
+#[test]
+fn a_provider_without_a_url_has_the_default_of_its_protocol() {
+    let text = "[[providers]]\nname = \"p1\"\nprotocol = \"ollama\"\n";
+    let loaded = Loaded::from_text(text, "gauntlet.toml", Vec::new()).unwrap();
+    let p1 = &loaded.config.providers["p1"];
+    assert_eq!(
+        (p1.protocol, p1.base_url.to_string().as_str()),
+        ("ollama", "http://127.0.0.1:11434/")
+    );
+    assert!(
+        loaded
+            .print()
+            .contains("\n# base_url = \"http://127.0.0.1:11434\"\n"),
+        "{}",
+        loaded.print()
+    );
+}
+
+/// A file bounds every step without naming one; a step's own cap goes over it.
+#[test]
+fn step_cap_is_the_cap_of_each_step_that_writes_none() {
+    let text = "[orchestrator]\ndeadline_ms = 50000\nstep_cap_ms = 40000\n[orchestrator.steps.review]\ncap_ms = 7\n";
+    let loaded = Loaded::from_text(text, "gauntlet.toml", Vec::new()).unwrap();
+    let steps = &loaded.config.orchestrator.steps;
+    assert!(steps.len() > 1);
+    for (name, step) in steps {
+        let expected = if name == "review" { 7 } else { 40_000 };
+        assert_eq!(step.cap, Duration::from_millis(expected), "{name}");
+        assert!(step.minimum <= step.cap, "{name}");
+    }
+    let again = Config::from_toml(loaded.print()).unwrap();
+    assert_eq!(again.orchestrator.steps, *steps);
+}
+
+/// A step or protocol brings its keys, defaults, documentation and messages with its row.
+#[test]
+fn a_new_kind_needs_nothing_but_its_row() {
+    const KINDS: Kinds = Kinds {
+        steps: &[StepSettings {
+            name: "translation",
+            cap: Duration::from_millis(900),
+            minimum: Duration::from_millis(9),
+            asks_model: true,
+        }],
+        protocols: &[ProtocolSettings {
+            name: "anthropic",
+            default_base_url: "https://api.anthropic.com",
+            description: "Anthropic's messages.",
+        }],
+    };
+    let load = |text: &str| Loaded::with_kinds(text, "gauntlet.toml", &[], &KINDS);
+    let text = "[[providers]]\nname = \"p1\"\nprotocol = \"anthropic\"\n";
+    let loaded = load(&format!("{text}{SOLO}")).unwrap();
+    let config = &loaded.config;
+    assert_eq!(config.providers["p1"].protocol, "anthropic");
+    assert_eq!(
+        config.orchestrator.steps["translation"],
+        StepConfig {
+            cap: Duration::from_millis(900),
+            minimum: Duration::from_millis(9)
+        }
+    );
+    assert_eq!(config.orchestrator.models["translation"], "solo");
+    for shown in [
+        "[orchestrator.steps.translation]",
+        "GAUNTLET_ORCHESTRATOR__MODELS__TRANSLATION",
+        "\"anthropic\": Anthropic's messages.",
+    ] {
+        assert!(loaded.print().contains(shown), "{shown}");
+    }
+    let refused = load(P1).unwrap_err();
+    assert_eq!(
+        refused.problems,
+        ["providers.p1.protocol = \"openai\" is not possible: write \"anthropic\""]
     );
 }

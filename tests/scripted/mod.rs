@@ -368,6 +368,7 @@ impl World {
                 .map(|step| (step.name().to_owned(), step.name().to_owned()))
                 .collect(),
             passages: 5,
+            step_cap: None,
         };
         let settings = Settings {
             orchestrator: config,
