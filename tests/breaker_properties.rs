@@ -1,4 +1,4 @@
-//! PROP-02: the breaker behaves as its reference model for any sequence of outcomes and times.
+//! PROP-02: the breaker behaves like its reference model for any sequence of outcomes and times.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -17,7 +17,8 @@ use tokio::time::Instant;
 
 const REGRESSIONS: &str = "tests/regressions/breaker.txt";
 
-/// What a breaker is asked, as far as the model knows it. A defective one stands in to show that the property can fail.
+/// The part of a breaker that the model describes. A defective breaker also implements it, to prove
+/// that the property can fail.
 trait Subject {
     fn ask(&mut self) -> bool;
     fn commit(&mut self, at: usize);
@@ -36,7 +37,7 @@ enum Ending {
 struct Real {
     breaker: Arc<Breaker>,
     under_way: Vec<Pass>,
-    /// Whether a client that leaves keeps its probe's place: the defect.
+    /// The defect: a client that leaves keeps its probe permit.
     leaks: bool,
     leaked: Vec<Pass>,
 }
@@ -101,7 +102,7 @@ impl Subject for Real {
     }
 }
 
-/// Runs both side by side; a sentence where they differ.
+/// Runs breaker and model side by side. Returns a sentence about the first difference.
 async fn agrees(
     settings: Settings,
     steps: &[Action],
@@ -125,7 +126,7 @@ async fn agrees(
                 tokio::time::advance(Duration::from_millis(ms)).await;
                 model.advance(ms);
             }
-            // nothing is under way that could end
+            // No attempt is under way that can end.
             _ if under_way == 0 => continue,
             Action::Commit(at) => {
                 subject.commit(at % under_way);
@@ -195,9 +196,10 @@ fn the_breaker_is_its_model() {
     );
 }
 
-/// The property can fail: a breaker whose probes keep their place when the client leaves is told from the model, in few steps.
+/// The property can fail: a breaker whose probes keep their permit when the client leaves differs
+/// from the model within few steps.
 #[test]
-fn a_breaker_that_can_be_wedged_is_found() {
+fn a_breaker_that_can_get_stuck_is_found() {
     let property = |(settings, steps): &(Settings, Vec<Action>)| {
         paused(async { agrees(*settings, steps, &mut Real::new(*settings, true)).await })
     };
@@ -212,7 +214,7 @@ fn a_breaker_that_can_be_wedged_is_found() {
     assert!(why.contains("let through: false, the model: true"), "{why}");
 }
 
-/// The runs reach what they are made for.
+/// The runs reach every change of state.
 #[test]
 fn the_runs_reach_every_state() {
     let reached = std::cell::RefCell::new(std::collections::HashMap::<String, usize>::new());
@@ -255,7 +257,7 @@ fn the_runs_reach_every_state() {
     }
 }
 
-/// The clock of a run is the test's: no run waits for real.
+/// The clock of a run is paused: no run waits in real time.
 #[test]
 fn time_is_paused() {
     paused(async {

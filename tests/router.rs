@@ -1,5 +1,6 @@
-//! The router's rules, one by one, under a paused clock: who is asked, how often, after which wait, until when, and what the
-//! client is told. The providers follow a script; protocol and router are the real ones.
+//! The rules of the router, one by one, under a paused clock: which candidate is asked, how often,
+//! after which wait and until when, and what the client receives. The providers are scripted;
+//! protocol and router are real.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,10 +15,10 @@ use gauntlet_harness::schedule::{Action, Played, Response, full_text};
 use rstest::rstest;
 use tokio::time::Instant;
 
-use crate::providers::rules::{SECOND, doing, limited, ms, status, world};
-use crate::providers::{World, config_of, context, failure, read, request};
+use crate::providers::rules::{SECOND, doing, limited, ms, sim, status};
+use crate::providers::{RouterSim, config_of, context, failure, read, request};
 
-/// What each failure of the first candidate leads to: how often it is asked, and whether the second is.
+/// After each kind of failure, the first candidate is asked so often, and the second one or not.
 #[rstest]
 #[case::refused(Action::Refuse, Cause::Refused, 3, true)]
 #[case::reset(Action::Reset, Cause::Reset, 3, true)]
@@ -46,15 +47,15 @@ use crate::providers::{World, config_of, context, failure, read, request};
 #[case::cut(Action::Cut { events: 2 }, Cause::Truncated, 3, true)]
 #[case::stalled(Action::Stall { events: 2 }, Cause::IdleTimeout, 1, true)]
 #[tokio::test(start_paused = true)]
-async fn what_a_failure_leads_to(
+async fn a_failure_is_retried_and_falls_back_by_its_cause(
     #[case] action: Action,
     #[case] cause: Cause,
     #[case] asked: usize,
     #[case] falls_back: bool,
 ) {
     let schedule = doing(&[&[action; 9], &[]]);
-    let world = world(&schedule);
-    let result = world
+    let sim = sim(&schedule);
+    let result = sim
         .router(&config_of(&schedule))
         .chat(request(false), context(None))
         .await;
@@ -74,17 +75,18 @@ async fn what_a_failure_leads_to(
     } else {
         vec![1; asked]
     };
-    assert_eq!(world.order(), order);
-    assert_eq!(world.open(), 0);
+    assert_eq!(sim.order(), order);
+    assert_eq!(sim.open(), 0);
 }
 
-/// A 200 that holds a client error is one: it is not tried again, goes nowhere else, and is not the provider's failure.
+/// A 200 that holds a client error is treated as that error: it is neither retried nor sent to
+/// another candidate, and does not count against the provider.
 #[rstest]
 #[tokio::test(start_paused = true)]
 async fn a_client_error_inside_a_200(#[values(true, false)] stream: bool) {
     let mut schedule = doing(&[&[], &[]]);
     schedule.settings.failure_threshold = 1;
-    let world = World::new(|_, _, stream| {
+    let sim = RouterSim::new(|_, _, stream| {
         let error =
             r#"{"error":{"message":"Too long.","type":"BadRequestError","param":null,"code":400}}"#;
         match stream {
@@ -95,39 +97,40 @@ async fn a_client_error_inside_a_200(#[values(true, false)] stream: bool) {
             false => Played::at_once(Response::ok("application/json", error)),
         }
     });
-    let router = world.router(&config_of(&schedule));
+    let router = sim.router(&config_of(&schedule));
     let failure = failure(router.chat(request(stream), context(None)).await);
     assert_eq!(
-        (failure.cause, failure.attempts.len(), world.order()),
+        (failure.cause, failure.attempts.len(), sim.order()),
         (Cause::Rejected, 1, vec![1])
     );
     assert_eq!(router.health()[0].breaker, BreakerState::Closed);
 }
 
-/// Each read restarts the idle timer: an answer that is slower than every time-out but the total comes whole.
+/// Each read restarts the idle timeout: an answer arrives complete although it takes longer than
+/// every timeout but the deadline.
 #[rstest]
 #[tokio::test(start_paused = true)]
 async fn a_slow_answer_is_not_cut(#[values(true, false)] stream: bool) {
     let mut schedule = doing(&[&[Action::Drip { every_ms: 1_400 }]]);
     schedule.settings.total_ms = 30_000;
-    let world = world(&schedule);
-    let served = world
+    let sim = sim(&schedule);
+    let served = sim
         .router(&config_of(&schedule))
         .chat(request(stream), context(None))
         .await
-        .unwrap_or_else(|_| panic!("it comes in time"));
-    let told = read(served).await;
-    assert_eq!((told.text, told.done), (full_text(0, 0), 1));
+        .unwrap_or_else(|_| panic!("the answer arrives before the deadline"));
+    let received = read(served).await;
+    assert_eq!((received.text, received.done), (full_text(0, 0), 1));
 }
 
-/// An answer that never ends is cut at the deadline; a stream by then has begun.
+/// An answer that never ends is cut at the deadline. A stream has begun by then.
 #[rstest]
 #[tokio::test(start_paused = true)]
 async fn an_endless_answer_is_cut_at_the_deadline(#[values(true, false)] stream: bool) {
     let schedule = doing(&[&[Action::DripForever { every_ms: 700 }]]);
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     let start = Instant::now();
-    let cause = match world
+    let cause = match sim
         .router(&config_of(&schedule))
         .chat(request(stream), context(None))
         .await
@@ -139,18 +142,17 @@ async fn an_endless_answer_is_cut_at_the_deadline(#[values(true, false)] stream:
         (cause, ms(start.elapsed())),
         (Cause::DeadlineExceeded, 10_000)
     );
-    assert_eq!(world.open(), 0);
+    assert_eq!(sim.open(), 0);
 }
 
-/// The deadline is one: three silent providers do not multiply it, and each later one keeps its reserve.
+/// Three silent providers share one deadline, and each later one keeps its reserve.
 #[tokio::test(start_paused = true)]
 async fn silent_providers_share_one_deadline() {
     let schedule = doing(&[&[Action::Silent], &[Action::Silent], &[Action::Silent]]);
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     let start = Instant::now();
     let failure = failure(
-        world
-            .router(&config_of(&schedule))
+        sim.router(&config_of(&schedule))
             .chat(request(false), context(None))
             .await,
     );
@@ -158,11 +160,12 @@ async fn silent_providers_share_one_deadline() {
         (failure.cause, failure.attempts.len(), ms(start.elapsed())),
         (Cause::DeadlineExceeded, 3, 10_000)
     );
-    let starts: Vec<u128> = world.calls().iter().map(|call| ms(call.at)).collect();
+    let starts: Vec<u128> = sim.calls().iter().map(|call| ms(call.at)).collect();
     assert_eq!(starts, [0, 8_000, 9_000]);
 }
 
-/// The caller's deadline can only shorten; over at the start, nobody is asked.
+/// The caller's deadline can only shorten the configured one. If it has passed at the start, no
+/// candidate is asked.
 #[rstest]
 #[case::shorter(2_000, 2_000, 1)]
 #[case::longer(60_000, 10_000, 1)]
@@ -170,12 +173,11 @@ async fn silent_providers_share_one_deadline() {
 #[tokio::test(start_paused = true)]
 async fn the_callers_deadline(#[case] asked_ms: u64, #[case] ends_ms: u128, #[case] calls: usize) {
     let schedule = doing(&[&[Action::Silent]]);
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     let start = Instant::now();
     let deadline = Some(start + Duration::from_millis(asked_ms));
     let failure = failure(
-        world
-            .router(&config_of(&schedule))
+        sim.router(&config_of(&schedule))
             .chat(request(false), context(deadline))
             .await,
     );
@@ -183,44 +185,39 @@ async fn the_callers_deadline(#[case] asked_ms: u64, #[case] ends_ms: u128, #[ca
         (failure.cause, ms(start.elapsed())),
         (Cause::DeadlineExceeded, ends_ms)
     );
-    assert_eq!(
-        (failure.attempts.len(), world.calls().len()),
-        (calls, calls)
-    );
+    assert_eq!((failure.attempts.len(), sim.calls().len()), (calls, calls));
 }
 
-/// The deadline runs from the arrival of the request, not from the moment at which its body had been read.
+/// The deadline runs from the arrival of the request, not from the end of its body.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_runs_from_the_arrival() {
     let schedule = doing(&[&[Action::Silent]]);
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     let arrived = context(None);
     tokio::time::advance(4 * SECOND).await;
     let failure = failure(
-        world
-            .router(&config_of(&schedule))
+        sim.router(&config_of(&schedule))
             .chat(request(false), arrived)
             .await,
     );
     assert_eq!(
-        (failure.cause, ms(world.now())),
+        (failure.cause, ms(sim.now())),
         (Cause::DeadlineExceeded, 10_000)
     );
 }
 
-/// Back-off doubles; every attempt carries the same body and the same idempotency key.
+/// The backoff doubles, and every attempt carries the same body and idempotency key.
 #[tokio::test(start_paused = true)]
 async fn attempts_are_spaced_and_alike() {
     let mut schedule = doing(&[&[status(500); 9]]);
     schedule.settings.max_attempts = 4;
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     failure(
-        world
-            .router(&config_of(&schedule))
+        sim.router(&config_of(&schedule))
             .chat(request(false), context(None))
             .await,
     );
-    let calls = world.calls();
+    let calls = sim.calls();
     assert_eq!(
         calls.iter().map(|call| ms(call.at)).collect::<Vec<_>>(),
         [0, 100, 300, 700]
@@ -231,51 +228,53 @@ async fn attempts_are_spaced_and_alike() {
     );
 }
 
-/// Retry-After is waited for where it fits, else the next candidate is asked at once, else the client is told at once.
+/// A Retry-After that fits is waited for. Otherwise the next candidate is asked at once, and
+/// without one the client receives the error at once.
 #[rstest]
 #[case::fits(vec![vec![limited(3)]], &[(1, 0), (1, 3_000)], None)]
-#[case::shorter_than_the_back_off(vec![vec![limited(0)]], &[(1, 0), (1, 100)], None)]
-#[case::too_long_but_another_is_there(vec![vec![limited(47)], vec![]], &[(1, 0), (2, 0)], None)]
+#[case::shorter_than_the_backoff(vec![vec![limited(0)]], &[(1, 0), (1, 100)], None)]
+#[case::too_long_with_another(vec![vec![limited(47)], vec![]], &[(1, 0), (2, 0)], None)]
 #[case::too_long_for_the_share(vec![vec![limited(9)], vec![]], &[(1, 0), (2, 0)], None)]
-#[case::too_long_and_nobody_else(vec![vec![limited(47)]], &[(1, 0)], Some(47))]
+#[case::too_long_and_no_other_candidate(vec![vec![limited(47)]], &[(1, 0)], Some(47))]
 #[case::the_soonest_of_two(vec![vec![limited(47)], vec![limited(30)]], &[(1, 0), (2, 0)], Some(30))]
 #[case::absurd(vec![vec![limited(u64::MAX / 2)]], &[(1, 0)], Some(86_400))]
 #[tokio::test(start_paused = true)]
 async fn retry_after(
     #[case] script: Vec<Vec<Action>>,
     #[case] calls: &[(usize, u128)],
-    #[case] told: Option<u64>,
+    #[case] retry_after_s: Option<u64>,
 ) {
     let schedule = doing(&script.iter().map(Vec::as_slice).collect::<Vec<_>>());
-    let world = world(&schedule);
-    let result = world
+    let sim = sim(&schedule);
+    let result = sim
         .router(&config_of(&schedule))
         .chat(request(false), context(None))
         .await;
-    let seen: Vec<(usize, u128)> = world
+    let seen: Vec<(usize, u128)> = sim
         .calls()
         .iter()
         .map(|call| (call.candidate + 1, ms(call.at)))
         .collect();
     assert_eq!(seen, calls);
-    match (result, told) {
+    match (result, retry_after_s) {
         (Ok(_), None) => {}
-        (result, told) => {
+        (result, retry_after_s) => {
             let failure = failure(result);
             assert_eq!(
                 (failure.cause, failure.retry_after),
-                (Cause::RateLimited, told.map(Duration::from_secs))
+                (Cause::RateLimited, retry_after_s.map(Duration::from_secs))
             );
         }
     }
 }
 
-/// Who asks for more than the longest back-off is left for the next candidate at once, although the wait would fit.
+/// A provider that asks for more than the longest backoff is left for the next candidate at once,
+/// although the wait fits into the deadline.
 #[rstest]
 #[case::another_is_free(vec![vec![limited(3)], vec![]], &[(1, 0), (2, 0)])]
-#[case::nobody_else(vec![vec![limited(3)]], &[(1, 0), (1, 3_000)])]
+#[case::no_other_candidate(vec![vec![limited(3)]], &[(1, 0), (1, 3_000)])]
 #[case::the_last_of_two(vec![vec![status(401)], vec![limited(3)]], &[(1, 0), (2, 0), (2, 3_000)])]
-#[case::no_more_than_a_back_off(vec![vec![limited(2)], vec![]], &[(1, 0), (1, 2_000)])]
+#[case::no_more_than_a_backoff(vec![vec![limited(2)], vec![]], &[(1, 0), (1, 2_000)])]
 #[tokio::test(start_paused = true)]
 async fn a_long_retry_after_is_not_slept_out_where_another_is_free(
     #[case] script: Vec<Vec<Action>>,
@@ -283,15 +282,14 @@ async fn a_long_retry_after_is_not_slept_out_where_another_is_free(
 ) {
     let mut schedule = doing(&script.iter().map(Vec::as_slice).collect::<Vec<_>>());
     schedule.settings.max_ms = 2_000;
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     assert!(
-        world
-            .router(&config_of(&schedule))
+        sim.router(&config_of(&schedule))
             .chat(request(false), context(None))
             .await
             .is_ok()
     );
-    let seen: Vec<(usize, u128)> = world
+    let seen: Vec<(usize, u128)> = sim
         .calls()
         .iter()
         .map(|call| (call.candidate + 1, ms(call.at)))
@@ -299,7 +297,8 @@ async fn a_long_retry_after_is_not_slept_out_where_another_is_free(
     assert_eq!(seen, calls);
 }
 
-/// A dead provider under many requests sees no more than the budget allows.
+/// A provider that fails every one of many requests receives no more attempts than the retry budget
+/// permits.
 #[tokio::test(start_paused = true)]
 async fn retries_stay_within_the_budget() {
     let mut schedule = doing(&[&[status(500); 400]]);
@@ -308,8 +307,8 @@ async fn retries_stay_within_the_budget() {
         schedule.settings.budget_floor,
         schedule.settings.failure_threshold,
     ) = (20, 3, 10_000);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     let asked =
         futures::future::join_all((0..100).map(|_| router.chat(request(false), context(None))))
             .await;
@@ -318,10 +317,10 @@ async fn retries_stay_within_the_budget() {
             .into_iter()
             .all(|result| failure(result).cause == Cause::ServerError)
     );
-    assert_eq!(world.calls().len(), 100 + 23);
+    assert_eq!(sim.calls().len(), 100 + 23);
 }
 
-/// A connection that the deadline did not give its time is told as the deadline's end, not as the provider's time-out.
+/// If the deadline is shorter than the connect timeout, the cause is the deadline.
 #[rstest]
 #[case::the_callers(400, Cause::DeadlineExceeded)]
 #[case::its_own(501, Cause::ConnectTimeout)]
@@ -331,12 +330,11 @@ async fn a_connection_is_waited_for_as_long_as_the_deadline_allows(
     #[case] cause: Cause,
 ) {
     let schedule = doing(&[&[Action::NeverAccept]]);
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     let deadline = Some(Instant::now() + Duration::from_millis(deadline_ms));
     assert_eq!(
         failure(
-            world
-                .router(&config_of(&schedule))
+            sim.router(&config_of(&schedule))
                 .chat(request(false), context(deadline))
                 .await
         )
@@ -345,25 +343,25 @@ async fn a_connection_is_waited_for_as_long_as_the_deadline_allows(
     );
 }
 
-/// The client that leaves ends what runs for it, and nothing starts afterwards.
+/// A client that leaves ends everything that runs for it, and nothing starts afterwards.
 #[rstest]
 #[case::before_the_head(&[Action::Silent], 50)]
 #[case::before_the_first_token(&[Action::Stall { events: 1 }], 50)]
-#[case::during_the_back_off(&[status(500)], 50)]
+#[case::during_the_backoff(&[status(500)], 50)]
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves(#[case] script: &[Action], #[case] leaves_ms: u64) {
     let schedule = doing(&[script, &[]]);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     let left = tokio::time::timeout(
         Duration::from_millis(leaves_ms),
         router.chat(request(true), context(None)),
     )
     .await;
     assert!(left.is_err());
-    assert_eq!(world.open(), 0, "the connection is closed");
+    assert_eq!(sim.open(), 0, "the connection is closed");
     tokio::time::advance(60 * SECOND).await;
-    assert_eq!(world.order(), [1], "nothing started afterwards");
+    assert_eq!(sim.order(), [1], "nothing starts afterwards");
     assert!(
         router
             .health()
@@ -372,18 +370,19 @@ async fn a_client_that_leaves(#[case] script: &[Action], #[case] leaves_ms: u64)
     );
 }
 
-/// Attempts in metrics are what the provider saw; a client that leaves is told apart.
+/// Metrics count the attempts that the provider received, and an attempt that its client left as
+/// cancelled.
 #[tokio::test(start_paused = true)]
 async fn metrics_count_what_happened() {
     let schedule = doing(&[
         &[status(500), Action::Answer, Action::Stall { events: 3 }],
         &[],
     ]);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     assert!(router.chat(request(false), context(None)).await.is_ok());
     drop(router.chat(request(true), context(None)).await);
-    let text = world.metrics.render();
+    let text = sim.metrics.render();
     for line in [
         "outcome=\"success\"} 1",
         "outcome=\"server_error\"} 1",
@@ -402,17 +401,16 @@ async fn metrics_count_what_happened() {
     );
 }
 
-/// A plain answer beyond the bound is given up while it comes.
+/// A plain answer beyond the size limit is abandoned while it arrives.
 #[tokio::test(start_paused = true)]
 async fn a_plain_answer_is_bounded() {
     let schedule = doing(&[&[]]);
-    let world = World::new(|_, _, _| {
+    let sim = RouterSim::new(|_, _, _| {
         Played::at_once(Response::ok("application/json", " ".repeat((32 << 20) + 1)))
     });
     assert_eq!(
         failure(
-            world
-                .router(&config_of(&schedule))
+            sim.router(&config_of(&schedule))
                 .chat(request(false), context(None))
                 .await
         )
@@ -424,12 +422,12 @@ async fn a_plain_answer_is_bounded() {
 #[tokio::test(start_paused = true)]
 async fn an_unknown_alias() {
     let schedule = doing(&[&[]]);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     let mut asked = request(false);
-    asked.model = "nobody".into();
+    asked.model = "unknown".into();
     assert!(
-        matches!(router.chat(asked, context(None)).await, Err(RouterError::UnknownModel(name)) if name == "nobody")
+        matches!(router.chat(asked, context(None)).await, Err(RouterError::UnknownModel(name)) if name == "unknown")
     );
     assert_eq!(router.aliases(), [gauntlet_harness::schedule::ALIAS]);
 }

@@ -1,4 +1,4 @@
-//! What guards a provider, as the router uses it: breaker and concurrency limit, under a paused clock.
+//! The guards of a provider in the router, under a paused clock: breaker and bulkhead.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -15,10 +15,11 @@ use gauntlet_harness::schedule::{Action, Played};
 use rstest::rstest;
 use tokio::time::Instant;
 
-use crate::providers::rules::{SECOND, doing, ms, status, world};
-use crate::providers::{World, config_of, context, failure, read, request};
+use crate::providers::rules::{SECOND, doing, ms, sim, status};
+use crate::providers::{RouterSim, config_of, context, failure, read, request};
 
-/// After the threshold nothing reaches the provider until the cool-down is over; then one probe, which closes it.
+/// After the threshold nothing reaches the provider until the cool-down is over. Then one probe
+/// passes and closes the breaker.
 #[tokio::test(start_paused = true)]
 async fn the_breaker_opens_and_recovers() {
     let mut schedule = doing(&[&[status(500), status(500)]]);
@@ -26,8 +27,8 @@ async fn the_breaker_opens_and_recovers() {
         schedule.settings.failure_threshold,
         schedule.settings.max_attempts,
     ) = (2, 1);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     for _ in 0..2 {
         assert_eq!(
             failure(router.chat(request(false), context(None)).await).cause,
@@ -41,76 +42,78 @@ async fn the_breaker_opens_and_recovers() {
         (Cause::BreakerOpen, Some(20 * SECOND))
     );
     assert_eq!(router.health()[0].breaker, BreakerState::Open);
-    assert_eq!(world.calls().len(), 2);
+    assert_eq!(sim.calls().len(), 2);
     tokio::time::advance(20 * SECOND).await;
     assert_eq!(router.health()[0].breaker, BreakerState::HalfOpen);
     assert!(router.chat(request(false), context(None)).await.is_ok());
     assert_eq!(router.health()[0].breaker, BreakerState::Closed);
 }
 
-/// The breaker that opens in the middle of a request's retries ends them; what the provider said stands.
+/// A breaker that opens between the retries of a request ends them, and the provider's failure
+/// stands.
 #[tokio::test(start_paused = true)]
 async fn an_opening_breaker_ends_the_retries() {
     let mut schedule = doing(&[&[status(500); 9]]);
     schedule.settings.failure_threshold = 2;
-    let world = world(&schedule);
+    let sim = sim(&schedule);
     let failure = failure(
-        world
-            .router(&config_of(&schedule))
+        sim.router(&config_of(&schedule))
             .chat(request(false), context(None))
             .await,
     );
     assert_eq!(
-        (failure.cause, failure.attempts.len(), world.calls().len()),
+        (failure.cause, failure.attempts.len(), sim.calls().len()),
         (Cause::ServerError, 2, 2)
     );
     assert_eq!(
-        ms(world.now()),
+        ms(sim.now()),
         100,
-        "nobody waits for a retry that will not be let through"
+        "the router does not wait for a retry that the breaker refuses"
     );
 }
 
-/// What does not count against the provider: rejections, clients that leave, and a caller in a hurry. What does: the rest.
+/// Rejections, clients that leave and short deadlines of callers do not count against the provider;
+/// all other failures do.
 #[rstest]
 #[case::rejected(status(400), None, BreakerState::Closed)]
 #[case::not_found(status(404), None, BreakerState::Closed)]
-#[case::in_a_hurry(Action::Silent, Some(50), BreakerState::Closed)]
-#[case::slower_than_its_caller_wants(Action::Silent, Some(4_000), BreakerState::Closed)]
-#[case::in_a_hurry_while_it_answers(Action::DripForever { every_ms: 700 }, Some(4_000), BreakerState::Closed)]
-#[case::in_a_hurry_to_connect(Action::NeverAccept, Some(400), BreakerState::Closed)]
+#[case::short_deadline(Action::Silent, Some(50), BreakerState::Closed)]
+#[case::slower_than_the_callers_deadline(Action::Silent, Some(4_000), BreakerState::Closed)]
+#[case::short_deadline_while_it_answers(Action::DripForever { every_ms: 700 }, Some(4_000), BreakerState::Closed)]
+#[case::short_deadline_to_connect(Action::NeverAccept, Some(400), BreakerState::Closed)]
 #[case::never_accepts(Action::NeverAccept, Some(4_000), BreakerState::Open)]
-#[case::given_its_time(Action::Silent, None, BreakerState::Open)]
+#[case::configured_deadline(Action::Silent, None, BreakerState::Open)]
 #[case::bad_key(status(401), None, BreakerState::Open)]
 #[case::html(Action::Html, None, BreakerState::Open)]
 #[tokio::test(start_paused = true)]
-async fn what_counts_against_the_provider(
+async fn a_failure_counts_against_the_provider_by_its_cause(
     #[case] action: Action,
     #[case] deadline_ms: Option<u64>,
     #[case] state: BreakerState,
 ) {
     let mut schedule = doing(&[&[action]]);
     schedule.settings.failure_threshold = 1;
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     let deadline = deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     failure(router.chat(request(false), context(deadline)).await);
     assert_eq!(router.health()[0].breaker, state);
 }
 
-/// The caller's deadline ends a stream whose tokens flow: the provider is well. The configured one says that it never ends.
+/// A stream that is cut at the caller's deadline does not count against the provider. One that is
+/// cut at the configured deadline does.
 #[rstest]
 #[case::the_callers(Some(4_000), BreakerState::Closed)]
 #[case::the_configured(None, BreakerState::Open)]
 #[tokio::test(start_paused = true)]
-async fn a_stream_cut_at_a_deadline_counts_by_whose_it_is(
+async fn a_stream_cut_at_a_deadline_counts_by_who_set_it(
     #[case] deadline_ms: Option<u64>,
     #[case] state: BreakerState,
 ) {
     let mut schedule = doing(&[&[Action::DripForever { every_ms: 700 }]]);
     schedule.settings.failure_threshold = 1;
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     let deadline = deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     let served = router
         .chat(request(true), context(deadline))
@@ -120,19 +123,19 @@ async fn a_stream_cut_at_a_deadline_counts_by_whose_it_is(
     assert_eq!(router.health()[0].breaker, state);
 }
 
-/// Whoever reads so slowly that the deadline passes between two reads says nothing about the provider.
+/// A deadline that passes because the client reads slowly does not count against the provider.
 #[tokio::test(start_paused = true)]
 async fn a_slow_client_is_not_the_providers_failure() {
     let mut schedule = doing(&[&[]]);
     schedule.settings.failure_threshold = 1;
-    let world = World::new(|_, _, _| {
+    let sim = RouterSim::new(|_, _, _| {
         let whole = doing(&[&[]]).play(0, 0, true).response;
         Played::flowing(
             whole,
             Plan::of(std::iter::once(Step::Head).chain((0..7).map(|_| Step::Events(1)))),
         )
     });
-    let router = world.router(&config_of(&schedule));
+    let router = sim.router(&config_of(&schedule));
     let served = router
         .chat(request(true), context(None))
         .await
@@ -142,7 +145,8 @@ async fn a_slow_client_is_not_the_providers_failure() {
     assert_eq!(router.health()[0].breaker, BreakerState::Closed);
 }
 
-/// A stream has succeeded as a probe at its commit point: nobody waits for its end. Its break is then a failure like any other.
+/// A stream has succeeded as a probe at its commit point. If it breaks later, that is a failure
+/// like any other.
 #[rstest]
 #[case::ends_well(Action::Answer, usize::MAX, BreakerState::Closed)]
 #[case::breaks(Action::Cut { events: 3 }, usize::MAX, BreakerState::Open)]
@@ -159,28 +163,28 @@ async fn a_probe_that_streams(
         schedule.settings.failure_threshold,
         schedule.settings.max_attempts,
     ) = (1, 1);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     failure(router.chat(request(false), context(None)).await);
     tokio::time::advance(30 * SECOND).await;
     let served = router
         .chat(request(true), context(None))
         .await
-        .unwrap_or_else(|_| panic!("the probe is let through"));
+        .unwrap_or_else(|_| panic!("the probe passes"));
     assert_eq!(router.health()[0].breaker, BreakerState::Closed);
     assert!(
         router.chat(request(false), context(None)).await.is_ok(),
-        "while the probe streams"
+        "other requests pass while the probe streams"
     );
     let Answer::Stream(stream) = served.answer else {
         panic!("a stream was asked for")
     };
     let _read: Vec<StreamItem> = stream.take(items).collect().await;
     assert_eq!(router.health()[0].breaker, state);
-    assert_eq!(world.open(), 0);
+    assert_eq!(sim.open(), 0);
 }
 
-/// A probe whose client leaves before the commit point counts for nothing, and gives its place back.
+/// A probe whose client leaves before the commit point counts neither way and returns its permit.
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_left_before_its_commit_point() {
     let mut schedule = doing(&[&[status(500), Action::Stall { events: 1 }]]);
@@ -188,8 +192,8 @@ async fn a_probe_that_is_left_before_its_commit_point() {
         schedule.settings.failure_threshold,
         schedule.settings.max_attempts,
     ) = (1, 1);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     failure(router.chat(request(false), context(None)).await);
     tokio::time::advance(30 * SECOND).await;
     let mut probe = Box::pin(router.chat(request(true), context(None)));
@@ -197,27 +201,27 @@ async fn a_probe_that_is_left_before_its_commit_point() {
     assert_eq!(
         failure(router.chat(request(true), context(None)).await).cause,
         Cause::BreakerOpen,
-        "the probe's place is taken"
+        "the probe permit is in use"
     );
     drop(probe);
     assert_eq!(router.health()[0].breaker, BreakerState::HalfOpen);
     assert!(
         router.chat(request(false), context(None)).await.is_ok(),
-        "not wedged"
+        "the breaker is not stuck"
     );
 }
 
-/// The provider's concurrency limit holds for streams to their end, and is given back by the client that leaves.
+/// A stream keeps its permit of the bulkhead to its end, and returns it when the client leaves.
 #[tokio::test(start_paused = true)]
-async fn a_stream_keeps_its_place_to_its_end() {
+async fn a_stream_keeps_its_permit_to_its_end() {
     let schedule = doing(&[&[Action::Stall { events: 3 }], &[]]);
     let mut config = config_of(&schedule);
     (
         config.providers["p1"].max_in_flight,
         config.providers["p1"].queue,
     ) = (1, 0);
-    let world = world(&schedule);
-    let router = world.router(&config);
+    let sim = sim(&schedule);
+    let router = sim.router(&config);
     let first = router
         .chat(request(true), context(None))
         .await
@@ -225,7 +229,7 @@ async fn a_stream_keeps_its_place_to_its_end() {
     let second = router
         .chat(request(false), context(None))
         .await
-        .unwrap_or_else(|_| panic!("served by the other"));
+        .unwrap_or_else(|_| panic!("the other candidate serves"));
     assert_eq!(second.by.provider, "p2");
     assert_eq!(
         second.attempts[0].error.as_ref().map(|error| error.cause),
@@ -235,38 +239,38 @@ async fn a_stream_keeps_its_place_to_its_end() {
     let third = router
         .chat(request(false), context(None))
         .await
-        .unwrap_or_else(|_| panic!("the place is free"));
+        .unwrap_or_else(|_| panic!("the permit is free"));
     assert_eq!(third.by.provider, "p1");
 }
 
-/// Under load the limit is reached and never exceeded, and whoever finds room in the queue is served.
+/// Under load the limit is reached and never exceeded, and every request in the queue is served.
 #[tokio::test(start_paused = true)]
 async fn the_concurrency_limit_is_reached_and_never_exceeded() {
     let schedule = doing(&[&[]]);
     let mut config = config_of(&schedule);
     config.providers["p1"].max_in_flight = 4;
-    let world = World::new(|_, call, stream| {
+    let sim = RouterSim::new(|_, call, stream| {
         let whole = doing(&[&[]]).play(0, call, stream).response;
         Played::flowing(
             whole,
             Plan::of([Step::Pause { ms: 100 }, Step::Head, Step::Rest]),
         )
     });
-    let router = world.router(&config);
+    let router = sim.router(&config);
     let served =
         futures::future::join_all((0..12).map(|_| router.chat(request(false), context(None))))
             .await;
     assert!(
         served.iter().all(Result::is_ok),
-        "four at once, eight in the queue"
+        "four run at once and eight wait in the queue"
     );
     assert_eq!(
-        (world.most_open(), world.calls().len(), ms(world.now())),
+        (sim.most_open(), sim.calls().len(), ms(sim.now())),
         (4, 12, 300)
     );
 }
 
-/// Half-open lets through its probes and no more, whoever else comes at that moment.
+/// A half-open breaker admits its probes and no more, however many requests arrive at once.
 #[rstest]
 #[case(1)]
 #[case(3)]
@@ -278,7 +282,7 @@ async fn half_open_under_a_herd(#[case] probes: u32) {
         schedule.settings.max_attempts,
         schedule.settings.half_open_probes,
     ) = (1, 1, probes);
-    let world = World::new(|_, call, stream| {
+    let sim = RouterSim::new(|_, call, stream| {
         let script = doing(&[&[status(500)]]);
         match call {
             0 => script.play(0, 0, stream),
@@ -288,7 +292,7 @@ async fn half_open_under_a_herd(#[case] probes: u32) {
             ),
         }
     });
-    let router = world.router(&config_of(&schedule));
+    let router = sim.router(&config_of(&schedule));
     failure(router.chat(request(false), context(None)).await);
     tokio::time::advance(30 * SECOND).await;
     let herd =
@@ -296,7 +300,7 @@ async fn half_open_under_a_herd(#[case] probes: u32) {
             .await;
     let served = herd.iter().filter(|result| result.is_ok()).count();
     assert_eq!(
-        (served, world.calls().len()),
+        (served, sim.calls().len()),
         (probes as usize, 1 + probes as usize)
     );
     assert!(
@@ -307,7 +311,7 @@ async fn half_open_under_a_herd(#[case] probes: u32) {
     assert_eq!(router.health()[0].breaker, BreakerState::Closed);
 }
 
-/// Breakers are of a provider and a model: a neighbour is not affected.
+/// A breaker guards one provider and model: it does not affect another candidate.
 #[tokio::test(start_paused = true)]
 async fn a_breaker_is_its_candidates_own() {
     let mut schedule = doing(&[&[status(500)], &[]]);
@@ -315,16 +319,16 @@ async fn a_breaker_is_its_candidates_own() {
         schedule.settings.failure_threshold,
         schedule.settings.max_attempts,
     ) = (1, 1);
-    let world = world(&schedule);
-    let router = world.router(&config_of(&schedule));
+    let sim = sim(&schedule);
+    let router = sim.router(&config_of(&schedule));
     for _ in 0..3 {
         let served = router
             .chat(request(false), context(None))
             .await
-            .unwrap_or_else(|_| panic!("the neighbour serves"));
+            .unwrap_or_else(|_| panic!("the other candidate serves"));
         assert_eq!(served.by.provider, "p2");
     }
-    assert_eq!(world.order(), [1, 2, 2, 2]);
+    assert_eq!(sim.order(), [1, 2, 2, 2]);
     let states: Vec<BreakerState> = router
         .health()
         .iter()
@@ -333,17 +337,17 @@ async fn a_breaker_is_its_candidates_own() {
     assert_eq!(states, [BreakerState::Open, BreakerState::Closed]);
 }
 
-/// A full queue is refused at once, with a hint when to come again.
+/// A request that finds the queue full is refused at once, with a Retry-After.
 #[tokio::test(start_paused = true)]
-async fn a_full_bulkhead_says_so() {
+async fn a_full_bulkhead_refuses_at_once() {
     let schedule = doing(&[&[Action::Silent; 9]]);
     let mut config = config_of(&schedule);
     (
         config.providers["p1"].max_in_flight,
         config.providers["p1"].queue,
     ) = (1, 2);
-    let world = world(&schedule);
-    let router = world.router(&config);
+    let sim = sim(&schedule);
+    let router = sim.router(&config);
     let mut under_way: Vec<_> = (0..3)
         .map(|_| Box::pin(router.chat(request(false), context(None))))
         .collect();
@@ -353,23 +357,23 @@ async fn a_full_bulkhead_says_so() {
     let refused = router
         .chat(request(false), context(None))
         .now_or_never()
-        .expect("at once");
+        .expect("the request is refused at once");
     let refused = failure(refused);
     assert_eq!(
         (refused.cause, refused.retry_after),
         (Cause::BulkheadFull, Some(SECOND))
     );
-    assert_eq!(world.calls().len(), 1);
+    assert_eq!(sim.calls().len(), 1);
 }
 
-/// A place that comes free when the time is over is of no use: nothing was sent, and nothing is counted as sent.
+/// If a permit becomes free only at the deadline, nothing is sent and no attempt is counted.
 #[tokio::test(start_paused = true)]
-async fn a_place_that_comes_too_late_is_no_attempt() {
+async fn a_permit_that_becomes_free_too_late_is_no_attempt() {
     let schedule = doing(&[&[Action::Silent; 9]]);
     let mut config = config_of(&schedule);
     config.providers["p1"].max_in_flight = 1;
-    let world = world(&schedule);
-    let router = world.router(&config);
+    let sim = sim(&schedule);
+    let router = sim.router(&config);
     let (first, second) = futures::join!(
         router.chat(request(false), context(None)),
         router.chat(request(false), context(None))
@@ -378,8 +382,8 @@ async fn a_place_that_comes_too_late_is_no_attempt() {
         (failure(first).cause, failure(second).cause),
         (Cause::DeadlineExceeded, Cause::BulkheadFull)
     );
-    assert_eq!(world.calls().len(), 1);
-    let text = world.metrics.render();
+    assert_eq!(sim.calls().len(), 1);
+    let text = sim.metrics.render();
     let attempts: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("gauntlet_attempts_total") && !line.ends_with(" 0"))

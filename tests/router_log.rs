@@ -1,4 +1,5 @@
-//! What the router logs. A program of its own: which lines are written is decided once for a whole process.
+//! The log of the router. It is a test program of its own, because tracing decides once per process
+//! which events are enabled.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -10,10 +11,11 @@ use std::sync::{Arc, Mutex};
 use gauntlet_harness::schedule::Action;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::providers::rules::{doing, status, world};
+use crate::providers::rules::{doing, sim, status};
 use crate::providers::{config_of, context, read, request};
 
-/// ERR-05: a failed attempt, and a stream that breaks, are logged with the id of their request.
+/// ERR-05: a failed attempt and a stream that breaks are logged with the id of the request, the
+/// candidate, the number of the attempt, and the cause by its name.
 #[tokio::test(start_paused = true)]
 async fn failures_are_logged_with_the_id_of_the_request() {
     let log = Log::default();
@@ -23,24 +25,35 @@ async fn failures_are_logged_with_the_id_of_the_request() {
         .finish();
     let _scope = tracing::subscriber::set_default(subscriber);
     let schedule = doing(&[&[status(500), Action::Cut { events: 3 }]]);
-    let world = world(&schedule);
-    let served = world
+    let sim = sim(&schedule);
+    let served = sim
         .router(&config_of(&schedule))
         .chat(request(true), context(None))
         .await
         .unwrap_or_else(|_| panic!("committed"));
     read(served).await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    for event in ["attempt failed", "stream broke"] {
+    for (event, attempt, cause) in [
+        ("attempt failed", 1, "server_error"),
+        ("stream broke", 2, "truncated"),
+    ] {
+        let parts = [
+            event,
+            "request_id=\"r-1\"",
+            "provider=\"p1\"",
+            "model=\"m-p1\"",
+            &format!("attempt={attempt}"),
+            &format!("cause=\"{cause}\""),
+        ];
         assert!(
             text.lines()
-                .any(|line| line.contains(event) && line.contains("request_id=\"r-1\"")),
-            "{event} in\n{text}"
+                .any(|line| parts.iter().all(|part| line.contains(part))),
+            "no line holds all of {parts:?} in\n{text}"
         );
     }
 }
 
-/// What is logged.
+/// Collects the log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -1,6 +1,9 @@
-//! PROP-01: whatever the providers do, a request has one terminal outcome, within the deadline, within the attempts, and its text is
-//! the beginning of what one provider sent. Thousands of fault schedules against the real router and the real protocol, under
-//! a paused clock; and proof that the property can fail: a router with one bug is found, and every invariant is violated once.
+//! PROP-01: whatever the providers do, a request has one terminal outcome, within the deadline and
+//! the attempts, and its text is the beginning of what one provider sent.
+//!
+//! Thousands of fault schedules run against the real router and the real protocol under a paused
+//! clock. Further tests prove that the property can fail: each router with one bug is found, and
+//! every invariant can be violated.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -25,13 +28,13 @@ use gauntlet_suites::properties::schedules::schedules;
 use rstest::rstest;
 use tokio::time::Instant;
 
-use crate::providers::{World, config_of, content_of, context, request};
+use crate::providers::{RouterSim, config_of, content_of, context, request};
 
 const REGRESSIONS: &str = "tests/regressions/router.txt";
-/// Schedules of the ordinary test run.
+/// The number of schedules of an ordinary test run.
 const SCHEDULES: u32 = 2_000;
 
-/// PROP-01.
+/// PROP-01: the router keeps all invariants under any schedule.
 #[test]
 fn any_schedule_keeps_all_invariants() {
     let found = counterexample::find(
@@ -49,7 +52,8 @@ fn any_schedule_keeps_all_invariants() {
     }
 }
 
-/// The schedules reach what they are made for: every end, streamed and plain, retries, fallbacks, breakers at rest, clients that leave.
+/// The schedules reach every end, streamed and plain, and retries, fallbacks, open breakers and
+/// clients that leave.
 #[test]
 fn the_schedules_reach_every_outcome() {
     let reached = RefCell::new(BTreeMap::<String, usize>::new());
@@ -100,9 +104,10 @@ fn the_schedules_reach_every_outcome() {
     }
 }
 
-/// The property can fail: each bug is found within the ordinary number of schedules, by the invariant that speaks of it.
+/// The property can fail: each bug is found within the ordinary number of schedules, by an
+/// invariant that concerns it.
 #[rstest]
-#[case::a_broken_stream_told_as_complete(Bug::HidesTheBreak, &[Invariant::HonestSuccess])]
+#[case::a_broken_stream_ends_as_complete(Bug::HidesTheBreak, &[Invariant::HonestSuccess])]
 #[case::asks_again_after_the_commit_point(
     Bug::AsksAgainAfterCommit,
     &[Invariant::OneText, Invariant::NothingAfterCommit, Invariant::HonestSuccess, Invariant::WithinAttempts, Invariant::InOrder]
@@ -112,7 +117,7 @@ fn the_schedules_reach_every_outcome() {
 #[case::repeats_the_last_text(Bug::RepeatsText, &[Invariant::OneText, Invariant::HonestSuccess])]
 #[case::one_attempt_too_many(Bug::OneAttemptTooMany, &[Invariant::WithinAttempts])]
 #[case::no_end(Bug::NoEnd, &[Invariant::OneEnd])]
-#[case::no_waiting(Bug::NoBackOff, &[Invariant::Waits])]
+#[case::no_waiting(Bug::NoBackoff, &[Invariant::Waits])]
 #[case::no_breaker(Bug::NoBreaker, &[Invariant::BreakerRests])]
 #[case::no_budget(Bug::NoBudget, &[Invariant::WithinBudget])]
 fn a_router_with_one_bug_is_found(#[case] bug: Bug, #[case] by: &[Invariant]) {
@@ -131,14 +136,14 @@ fn a_router_with_one_bug_is_found(#[case] bug: Bug, #[case] by: &[Invariant]) {
     assert_eq!(
         judged(&schedule, Bug::None),
         Ok(()),
-        "the same schedule is no trouble for the router itself"
+        "the router without the bug keeps the invariants under the same schedule"
     );
-    // what is written is what was played
+    // The schedule that is written is the one that was played.
     let json = serde_json::to_string(&schedule).unwrap();
     assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), schedule);
 }
 
-/// What was seen, in words that make a good observation wrong in one way each.
+/// Each invariant refuses an observation that violates it alone.
 #[test]
 fn every_invariant_can_be_violated() {
     for invariant in Invariant::ALL {
@@ -146,7 +151,7 @@ fn every_invariant_can_be_violated() {
         assert_eq!(
             invariants::check(&schedule, &good),
             Ok(()),
-            "the observation to start from is good"
+            "the original observation is good"
         );
         let (schedule, wrong) = spoiled(invariant);
         let found = invariants::check_only(&[invariant], &schedule, &wrong)
@@ -159,7 +164,7 @@ fn judged(schedule: &Schedule, bug: Bug) -> Result<(), String> {
     invariants::check(schedule, &observe(schedule, bug)).map_err(|violation| violation.to_string())
 }
 
-/// A bug in, or round, the router.
+/// A bug in the router or around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bug {
     None,
@@ -170,13 +175,13 @@ enum Bug {
     RepeatsText,
     OneAttemptTooMany,
     NoEnd,
-    NoBackOff,
+    NoBackoff,
     NoBreaker,
     NoBudget,
 }
 
 impl Bug {
-    /// Some bugs are in what the router is built with.
+    /// Applies the bugs that lie in the configuration of the router.
     fn built_in(self, mut config: Config) -> Config {
         match self {
             Self::NoDeadline => config
@@ -184,7 +189,7 @@ impl Bug {
                 .values_mut()
                 .for_each(|model| model.total *= 3),
             Self::OneAttemptTooMany => config.retry.max_attempts += 1,
-            Self::NoBackOff => config.retry.base = Duration::ZERO,
+            Self::NoBackoff => config.retry.base = Duration::ZERO,
             Self::NoBreaker => config.breaker.failure_threshold = u32::MAX,
             Self::NoBudget => config.retry.budget_floor = u32::MAX,
             _ => {}
@@ -193,7 +198,7 @@ impl Bug {
     }
 }
 
-/// Plays the schedule against a router of its own, and tells what was seen.
+/// Plays the schedule against a router of its own and returns the observation.
 fn observe(schedule: &Schedule, bug: Bug) -> Observation {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -202,25 +207,31 @@ fn observe(schedule: &Schedule, bug: Bug) -> Observation {
         .unwrap();
     runtime.block_on(async {
         let script = schedule.clone();
-        let world = World::new(move |candidate, call, stream| script.play(candidate, call, stream));
-        let router = Arc::new(world.router(&bug.built_in(config_of(schedule))));
+        let sim =
+            RouterSim::new(move |candidate, call, stream| script.play(candidate, call, stream));
+        let router = Arc::new(sim.router(&bug.built_in(config_of(schedule))));
         let mut exchanges = Vec::new();
         for asked in &schedule.requests {
             tokio::time::sleep(Duration::from_millis(asked.after_ms)).await;
-            exchanges.push(exchange(&world, &router, *asked, bug).await);
+            exchanges.push(exchange(&sim, &router, *asked, bug).await);
         }
         drop(router);
-        // the clock's grain, once for each timer of a chain
+        // The grace is the resolution of the clock, once for each timer of a chain.
         Observation {
             exchanges,
-            left_open: world.open(),
+            left_open: sim.open(),
             grace_ms: 5,
         }
     })
 }
 
-async fn exchange(world: &Arc<World>, router: &Arc<Router>, asked: Request, bug: Bug) -> Exchange {
-    let before = world.calls().len();
+async fn exchange(
+    sim: &Arc<RouterSim>,
+    router: &Arc<Router>,
+    asked: Request,
+    bug: Bug,
+) -> Exchange {
+    let before = sim.calls().len();
     let start = Instant::now();
     let mut seen = Exchange::default();
     match asked.leaves {
@@ -249,11 +260,11 @@ async fn exchange(world: &Arc<World>, router: &Arc<Router>, asked: Request, bug:
         _ => client(router, asked, &mut seen, bug).await,
     }
     seen.elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap();
-    let left_at = world.calls().len();
-    // whatever still runs for nobody shows itself now
+    let left_at = sim.calls().len();
+    // Work that still runs for a client that has left makes its calls now.
     tokio::task::yield_now().await;
     tokio::task::yield_now().await;
-    let calls = world.calls();
+    let calls = sim.calls();
     seen.calls_after_leaving = calls.len() - left_at;
     seen.calls = calls[before..]
         .iter()
@@ -266,7 +277,7 @@ async fn exchange(world: &Arc<World>, router: &Arc<Router>, asked: Request, bug:
     seen
 }
 
-/// A client that asks, and reads until the end, or until it has as many words as it wants.
+/// A client that sends a request and reads to the end, or until it has as many words as it wants.
 async fn client(router: &Router, asked: Request, seen: &mut Exchange, bug: Bug) {
     let served = match router.chat(request(asked.stream), context(None)).await {
         Ok(served) => served,
@@ -314,7 +325,7 @@ async fn read(
     }
 }
 
-/// A schedule without a fault, and what is seen of it.
+/// A schedule without a fault, and a good observation of it.
 fn quiet() -> (Schedule, Observation) {
     let settings = Settings {
         connect_ms: 100,

@@ -1,5 +1,8 @@
-//! SNAP-01: the exchange between client, gateway and providers, word for word. Each scenario is one transcript in the order of the tape:
-//! a real gateway in front of stubs on real sockets, every step caused by the one before it, so that the order is always the same.
+//! SNAP-01: the exchange between client, gateway and providers, word for word.
+//!
+//! Each scenario is one transcript in the order of the tape. A real gateway runs in front of stubs
+//! on real sockets, and every step is caused by the one before it, so that the order is always the
+//! same.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -28,7 +31,7 @@ fn paris() -> Responder {
     reply("").tokens(["Par", "is"])
 }
 
-/// Each event after the client has read the one before.
+/// The provider sends each event after the client has read the one before.
 fn interlocked() -> Plan {
     Plan::of([Step::Head, Step::Interlock("read".into())])
 }
@@ -38,7 +41,7 @@ async fn snap_01_openai_plain() {
     let mut scene = Scene::start(1, [(OpenAi, vec![paris().usage(12, 2)])]).await;
     let mut prompt = prompt(false);
     prompt["x_field_of_tomorrow"] = json!({"kept": [1.5, null]});
-    // ids of the client's own: these go on; its key and its cookie do not
+    // The client's ids are sent to the provider; its key and its cookie are not.
     scene.send_with("x-request-id", "order-7");
     scene.send_with("idempotency-key", "order-7-first");
     scene.send_with(
@@ -71,7 +74,7 @@ async fn snap_01_ollama_plain() {
 
 #[tokio::test]
 async fn snap_01_ollama_stream() {
-    // its first record holds role and text, which are two events for the client
+    // Ollama's first record holds role and text, which are two events for the client.
     let mut scene = Scene::start(
         1,
         [(Ollama, vec![paris().usage(12, 2).plan(interlocked())])],
@@ -87,7 +90,7 @@ async fn snap_01_ollama_stream() {
     scene.snapshot("SNAP-01__exchange__ollama_stream");
 }
 
-/// An earlier call with its result goes out, a new call comes back.
+/// The request holds an earlier tool call with its result, and the answer holds a new call.
 #[rstest]
 #[case("SNAP-01__exchange__ollama_tools", false)]
 #[case("SNAP-01__exchange__ollama_tools_stream", true)]
@@ -104,7 +107,7 @@ async fn snap_01_ollama_tools(#[case] name: &str, #[case] stream: bool) {
     let call = json!({"id": "call_1", "type": "function", "function": {"name": "capital", "arguments": "{\"country\":\"France\"}"}});
     let tool = |name: &str, parameter: &str| {
         let parameters = json!({"type": "object", "properties": {parameter: {"type": "string"}}, "required": [parameter]});
-        json!({"type": "function", "function": {"name": name, "description": "Tells it.", "parameters": parameters}})
+        json!({"type": "function", "function": {"name": name, "description": "Returns it.", "parameters": parameters}})
     };
     let prompt = json!({
         "model": "solo",
@@ -142,7 +145,7 @@ async fn fall_03_a_stream_falls_back_before_its_first_token() {
 }
 
 #[tokio::test]
-async fn fall_08_the_error_says_what_was_tried() {
+async fn fall_08_the_error_lists_every_attempt() {
     let echoes_its_key =
         error(401).message(&format!("Incorrect API key provided: {}.", key_of("p2")));
     let page = raw(200, "text/html", "<html><body>It works!</body></html>");

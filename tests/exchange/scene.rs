@@ -1,4 +1,5 @@
-//! One scenario: a gateway over stubs that remember what they said, and one client that remembers what it saw.
+//! One scenario: a gateway over stubs that record their answers, and one client that records what
+//! it received.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,32 +38,32 @@ pub struct Scene {
 pub struct Provider {
     pub stub: Stub,
     pub protocol: Protocol,
-    /// Whether somebody listens at its port.
+    /// Whether its port accepts connections.
     pub listens: bool,
-    /// Its answers, in the order of the requests.
-    pub said: Arc<Mutex<Vec<Answer>>>,
+    /// The answers that it has sent, in the order of the requests.
+    pub answers_sent: Arc<Mutex<Vec<Answer>>>,
 }
 
-/// What the client wrote, and what it has read.
+/// What the client has written and read.
 #[derive(Default)]
 pub struct Seen {
     pub sent: Vec<u8>,
     pub headers: Vec<(String, String)>,
     pub events: Vec<StreamEvent>,
-    /// Of an answer that is no stream.
+    /// The body of an answer that is not a stream.
     pub body: Option<String>,
 }
 
-/// A request under way.
-pub struct StubRequest<'a> {
+/// A request that is under way.
+pub struct PendingRequest<'a> {
     exchange: Option<Exchange>,
     stream: Option<StreamReply>,
     scene: &'a mut Scene,
 }
 
 impl Scene {
-    /// A gateway whose alias `solo` has these candidates, `p1`, `p2`, … in order. Each gives its answers in turn; one without any
-    /// refuses connections.
+    /// Starts a gateway whose alias `solo` has these candidates, named `p1`, `p2` and so on. Each
+    /// sends its answers in order; a candidate without answers refuses connections.
     pub async fn start(
         attempts: u32,
         candidates: impl IntoIterator<Item = (Protocol, Vec<Responder>)>,
@@ -93,12 +94,12 @@ impl Scene {
         }
     }
 
-    /// The client also sends this header.
+    /// Makes the client send this header as well.
     pub fn send_with(&mut self, name: &str, value: &str) {
         self.client = self.client.with_header(name, value);
     }
 
-    pub async fn ask(&mut self, prompt: Value) -> StubRequest<'_> {
+    pub async fn ask(&mut self, prompt: Value) -> PendingRequest<'_> {
         let (headers, body) = ([("content-type", "application/json")], prompt.to_string());
         self.seen.sent = self
             .client
@@ -108,14 +109,15 @@ impl Scene {
             .send("POST", PATH, &headers, body.as_bytes())
             .await
             .unwrap();
-        StubRequest {
+        PendingRequest {
             exchange: Some(exchange),
             stream: None,
             scene: self,
         }
     }
 
-    /// Compares the transcript, and makes sure that nobody's secret has gone anywhere but to its owner.
+    /// Compares the transcript with the snapshot, and asserts that every secret went to its owner
+    /// only.
     pub fn snapshot(&self, name: &str) {
         let transcript = transcript::of(self);
         let keys = self
@@ -125,7 +127,7 @@ impl Scene {
         for secret in keys.chain([CLIENT_KEY.to_owned(), CLIENT_COOKIE.to_owned()]) {
             assert!(
                 !transcript.contains(&secret),
-                "{secret} is where it does not belong:\n{transcript}"
+                "{secret} appears outside of its owner's messages:\n{transcript}"
             );
         }
         let mut settings = insta::Settings::clone_current();
@@ -155,16 +157,16 @@ impl Provider {
         let stub = Stub::in_process(&spec, "exchange", tape.clone(), gates.clone())
             .await
             .unwrap();
-        let said = Arc::new(Mutex::new(Vec::new()));
+        let answers_sent = Arc::new(Mutex::new(Vec::new()));
         let listens = !answers.is_empty();
         if listens {
-            let (said, next) = (Arc::clone(&said), AtomicUsize::new(0));
+            let (answers_sent, next) = (Arc::clone(&answers_sent), AtomicUsize::new(0));
             stub.answers(with(move |asked| {
                 let answer = answers
                     .get(next.fetch_add(1, Ordering::SeqCst))
-                    .expect("the gateway asks once too often")
+                    .expect("the gateway sends more requests than the scenario has answers")
                     .clone();
-                said.lock().unwrap().push(answer.render(asked));
+                answers_sent.lock().unwrap().push(answer.render(asked));
                 answer
             }));
         } else {
@@ -174,13 +176,13 @@ impl Provider {
             stub,
             protocol,
             listens,
-            said,
+            answers_sent,
         }
     }
 }
 
-impl StubRequest<'_> {
-    /// Reads an answer that is no stream.
+impl PendingRequest<'_> {
+    /// Reads an answer that is not a stream.
     pub async fn answered(mut self) {
         let reply = self.exchange.take().unwrap().reply().await.unwrap();
         self.scene.seen.body = Some(reply.text());
@@ -192,18 +194,19 @@ impl StubRequest<'_> {
         while self.next().await.is_some() {}
     }
 
-    /// The same; the provider sends its next event when the client has read all that came of the one before. `read` tells how many
-    /// of the provider's events the client has read with its own n-th, which says the role alone with the first.
+    /// Reads the stream to its end. The provider sends its next event after the client has read all
+    /// that resulted from the one before. `read` maps the number of an event that the client has
+    /// read to the number of the provider's events which that completes.
     pub async fn read_in_step(mut self, interlock: &str, read: impl Fn(usize) -> usize) {
         let interlock = self.scene.gates.interlock(interlock);
-        // the gateway waits for text before it says the role
+        // The gateway waits for text before it sends the role.
         interlock.ack(read(1));
         while let Some(event) = self.next().await {
             interlock.ack(read(event.n));
         }
     }
 
-    /// Reads until this is the text so far.
+    /// Reads until the text so far is this one.
     pub async fn read_text(&mut self, text: &str) {
         let mut read = String::new();
         while read != text {
@@ -215,7 +218,8 @@ impl StubRequest<'_> {
         self.scene.gates.gate(gate).open();
     }
 
-    /// The client leaves, and the provider has seen the gateway leave.
+    /// The client leaves, and this returns after the provider has seen the gateway close the
+    /// connection.
     pub async fn leave(mut self) {
         self.stream.take().unwrap().leave();
         self.scene.providers[0].stub.peer_closed(1).await.unwrap();
@@ -234,8 +238,7 @@ impl StubRequest<'_> {
 }
 
 fn toml(attempts: u32, providers: &[Provider]) -> String {
-    let digest = Sha256::digest(CLIENT_KEY);
-    let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex::encode(Sha256::digest(CLIENT_KEY));
     let mut text = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\n[store]\nurl = \"sqlite::memory:\"\n[[auth.keys]]\ntenant = \"t\"\nsha256 = \"{sha256}\"\n\
          [retry]\nmax_attempts = {attempts}\nbase_ms = 1\nmax_ms = 1\n"

@@ -1,5 +1,8 @@
-//! The tape as text: who sent what to whom. What differs from run to run is named: addresses, ids (equal ones by the same letter), dates,
-//! the version. A secret is named only where it belongs, so that one that is elsewhere stays to be found.
+//! The tape as text, which shows who sent what to whom.
+//!
+//! Names replace everything that differs from run to run: addresses, ids (equal ones get the same
+//! letter), dates, and the version. A secret is replaced only in the messages of its owner, so that
+//! a secret in any other message remains visible.
 
 use std::collections::HashMap;
 
@@ -12,7 +15,7 @@ use super::scene::{CLIENT_COOKIE, CLIENT_KEY, Provider, Scene, key_of};
 pub fn of(scene: &Scene) -> String {
     let mut text = Text::default();
     text.to("the gateway has", &candidates(scene));
-    let mut said: HashMap<u64, Answer> = HashMap::new();
+    let mut answers_sent: HashMap<u64, Answer> = HashMap::new();
     let mut asked: HashMap<String, usize> = HashMap::new();
     for entry in scene.tape.entries() {
         match (entry.side, entry.event) {
@@ -25,19 +28,19 @@ pub fn of(scene: &Scene) -> String {
                     .unwrap();
                 if let Event::RequestRead { request, .. } = &event {
                     let count = asked.entry(name).or_default();
-                    said.insert(
+                    answers_sent.insert(
                         *request,
                         provider
-                            .said
+                            .answers_sent
                             .lock()
                             .unwrap()
                             .get(*count)
-                            .expect("an answer of the scenario's")
+                            .expect("the scenario has an answer for each request")
                             .clone(),
                     );
                     *count += 1;
                 }
-                of_provider(provider, event, &said, &mut text);
+                of_provider(provider, event, &answers_sent, &mut text);
             }
             _ => {}
         }
@@ -45,7 +48,7 @@ pub fn of(scene: &Scene) -> String {
     text.named(scene)
 }
 
-/// The lines so far, under headings that say who speaks to whom.
+/// The lines so far, under headings that name sender and receiver.
 #[derive(Default)]
 struct Text {
     lines: String,
@@ -64,7 +67,7 @@ impl Text {
         }
     }
 
-    /// What differs from run to run gets a name.
+    /// Replaces everything that differs from run to run by a name.
     fn named(self, scene: &Scene) -> String {
         let mut text = self
             .lines
@@ -114,14 +117,14 @@ fn client(scene: &Scene, event: Event, text: &mut Text) {
                 .lines()
                 .map(|line| line.split_once(": ").unwrap())
                 .map(|(name, value)| (name.into(), value.into()));
-            let told = format!(
+            let sent_text = format!(
                 "{}\n{}{body}",
                 start.trim_end_matches(" HTTP/1.1"),
                 headers(&fields.collect::<Vec<_>>())
             );
             text.to(
                 ASKS,
-                &told
+                &sent_text
                     .replace(CLIENT_KEY, "[key of the client]")
                     .replace(CLIENT_COOKIE, "[cookie of the client]"),
             );
@@ -148,11 +151,16 @@ fn client(scene: &Scene, event: Event, text: &mut Text) {
         ),
         Event::ClientFailed { error } => text.to(GETS, &format!("({error})")),
         Event::ClientLeft => text.to(ASKS, "(closes the connection)"),
-        other => panic!("not the client's: {other:?}"),
+        other => panic!("this event is not the client's: {other:?}"),
     }
 }
 
-fn of_provider(provider: &Provider, event: Event, said: &HashMap<u64, Answer>, text: &mut Text) {
+fn of_provider(
+    provider: &Provider,
+    event: Event,
+    answers_sent: &HashMap<u64, Answer>,
+    text: &mut Text,
+) {
     let name = provider.stub.name();
     let (asks, says) = (format!("gateway → {name}"), format!("{name} → gateway"));
     let (key, named) = (key_of(name), format!("[key of {name}]"));
@@ -184,28 +192,32 @@ fn of_provider(provider: &Provider, event: Event, said: &HashMap<u64, Answer>, t
         Event::HeadSent { request, status } => {
             text.to(
                 &says,
-                &format!("{status}\n{}", headers(&said[&request].headers)).replace(&key, &named),
+                &format!("{status}\n{}", headers(&answers_sent[&request].headers))
+                    .replace(&key, &named),
             );
         }
-        Event::EventSent { request, n } => {
-            text.to(&says, &piece(&said[&request], n).replace(&key, &named))
-        }
+        Event::EventSent { request, n } => text.to(
+            &says,
+            &piece(&answers_sent[&request], n).replace(&key, &named),
+        ),
         Event::AnswerSent { .. } => text.to(&says, "(the end)"),
-        // without the remark of a platform where it is less faithful
+        // A platform on which the fault is less exact adds a remark in parentheses.
         Event::Fault { fault, .. } => {
             text.to(&says, &format!("({})", fault.split(" (").next().unwrap()))
         }
         Event::PeerClosed {
             request: Some(_), ..
         } => text.to(&asks, "(closes the connection)"),
-        Event::Unmatched { reason, .. } => panic!("no scenario answers this: {reason}"),
-        // when connections are made, kept and let go of is the pool's business, and nobody waits for it
+        Event::Unmatched { reason, .. } => {
+            panic!("the scenario has no answer for this request: {reason}")
+        }
+        // The pool decides when connections are opened, kept and closed, so that the order varies.
         Event::Accepted { .. } | Event::Held { .. } | Event::PeerClosed { request: None, .. } => {}
-        other => panic!("not a provider's: {other:?}"),
+        other => panic!("this event is not a provider's: {other:?}"),
     }
 }
 
-/// One line each, sorted; without the date.
+/// The headers, one line each and sorted, without the date.
 fn headers(fields: &[(String, String)]) -> String {
     let fields = fields
         .iter()
@@ -234,7 +246,7 @@ fn piece(answer: &Answer, n: usize) -> String {
     pieces[n - 1].trim_end().to_owned()
 }
 
-/// Ids that the gateway makes are 32 hexadecimal digits; each gets a letter, equal ones the same.
+/// Replaces the ids that the gateway makes, which are 32 hexadecimal digits, by letters.
 fn lettered(text: &str) -> String {
     let mut letters: Vec<&str> = Vec::new();
     let mut lettered = String::new();

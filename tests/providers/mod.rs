@@ -1,5 +1,7 @@
-//! Providers that follow a script, under a paused clock: the same answers and plans that the wire obeys on real sockets, played on
-//! a [`Transport`]. And the configuration and the client that go with them.
+//! Scripted providers under a paused clock, with a configuration and a client for them.
+//!
+//! They play the same answers and plans on a [`Transport`] that the wire plays on real sockets. The
+//! properties and rules of the router use them.
 
 #![allow(
     dead_code,
@@ -44,7 +46,8 @@ thread_local! {
     static DICE: Cell<u64> = const { Cell::new(SEED) };
 }
 
-/// The same numbers in every run, from the making of the router on (xorshift64; a test has its thread for itself).
+/// A source of jitter that yields the same numbers in every run (xorshift64). It restarts with each
+/// router; every test has a thread of its own.
 fn dice() -> f64 {
     let mut state = DICE.get();
     state ^= state << 13;
@@ -54,14 +57,14 @@ fn dice() -> f64 {
     (state >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// What a provider does on a call: `(candidate, call, streamed)`.
+/// The action of a provider on a call, by candidate, number of the call, and whether it streams.
 type Script = Box<dyn Fn(usize, usize, bool) -> Played + Send + Sync>;
 
-/// All providers of a test, and what they saw.
-pub struct World {
+/// The simulated surroundings of a router: all providers of a test, and the calls they received.
+pub struct RouterSim {
     script: Script,
     start: Instant,
-    calls: Mutex<Vec<Seen>>,
+    calls: Mutex<Vec<ReceivedCall>>,
     open: AtomicUsize,
     most_open: AtomicUsize,
     pub metrics: Arc<Metrics>,
@@ -69,7 +72,7 @@ pub struct World {
 
 /// A call that reached a provider.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ReceivedCall {
     pub candidate: usize,
     pub call: usize,
     pub at: Duration,
@@ -77,7 +80,7 @@ pub struct Seen {
     pub headers: HeaderMap,
 }
 
-impl World {
+impl RouterSim {
     pub fn new(script: impl Fn(usize, usize, bool) -> Played + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             script: Box::new(script),
@@ -89,37 +92,37 @@ impl World {
         })
     }
 
-    /// Everything that was called, in order.
-    pub fn calls(&self) -> Vec<Seen> {
+    /// All calls so far, in order.
+    pub fn calls(&self) -> Vec<ReceivedCall> {
         self.calls.lock().unwrap().clone()
     }
 
-    /// The candidates called, in order, from 1 as in their names.
+    /// The number of the candidate of each call, in order, counted from 1 as in the names.
     pub fn order(&self) -> Vec<usize> {
         self.calls().iter().map(|seen| seen.candidate + 1).collect()
     }
 
-    /// Calls that the gateway has not let go of.
+    /// The number of calls that the router has not dropped.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// The most calls that were ever open together.
+    /// The maximum number of calls that were open at once.
     pub fn most_open(&self) -> usize {
         self.most_open.load(Ordering::SeqCst)
     }
 
-    /// The time since the start of the world.
+    /// The time since the start of the simulation.
     pub fn now(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// A router over these providers.
+    /// Creates a router over these providers.
     pub fn router(self: &Arc<Self>, config: &Config) -> Router {
         let transport = |provider: &ProviderConfig| -> Arc<dyn Transport> {
             let candidate = config.providers.get_index_of(&provider.name).unwrap();
             Arc::new(Scripted {
-                world: Arc::clone(self),
+                sim: Arc::clone(self),
                 candidate,
             })
         };
@@ -129,18 +132,18 @@ impl World {
 }
 
 struct Scripted {
-    world: Arc<World>,
+    sim: Arc<RouterSim>,
     candidate: usize,
 }
 
-/// A call that is not over: counted until it is dropped.
-struct Open(Arc<World>);
+/// A call that has not ended. It is counted until it is dropped.
+struct Open(Arc<RouterSim>);
 
 impl Open {
-    fn new(world: &Arc<World>) -> Self {
-        let open = world.open.fetch_add(1, Ordering::SeqCst) + 1;
-        world.most_open.fetch_max(open, Ordering::SeqCst);
-        Self(Arc::clone(world))
+    fn new(sim: &Arc<RouterSim>) -> Self {
+        let open = sim.open.fetch_add(1, Ordering::SeqCst) + 1;
+        sim.most_open.fetch_max(open, Ordering::SeqCst);
+        Self(Arc::clone(sim))
     }
 }
 
@@ -153,7 +156,7 @@ impl Drop for Open {
 #[async_trait]
 impl Transport for Scripted {
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError> {
-        let open = Open::new(&self.world);
+        let open = Open::new(&self.sim);
         let document: serde_json::Value =
             serde_json::from_slice(&request.body).expect("the gateway sends JSON");
         let stream = document
@@ -161,13 +164,13 @@ impl Transport for Scripted {
             .and_then(serde_json::Value::as_bool)
             .unwrap_or(false);
         let call = {
-            let at = self.world.now();
-            let mut calls = self.world.calls.lock().unwrap();
+            let at = self.sim.now();
+            let mut calls = self.sim.calls.lock().unwrap();
             let call = calls
                 .iter()
                 .filter(|seen| seen.candidate == self.candidate)
                 .count();
-            calls.push(Seen {
+            calls.push(ReceivedCall {
                 candidate: self.candidate,
                 call,
                 at,
@@ -176,7 +179,7 @@ impl Transport for Scripted {
             });
             call
         };
-        let played = (self.world.script)(self.candidate, call, stream);
+        let played = (self.sim.script)(self.candidate, call, stream);
         match played.listen {
             Listen::Refuse => return Err(TransportError::Refused("scripted".into())),
             Listen::NeverAccept => {
@@ -195,7 +198,9 @@ impl Transport for Scripted {
                 Some(Step::Cut | Step::Reset) => {
                     return Err(TransportError::Reset("scripted".into()));
                 }
-                other => panic!("no step for before the head: {other:?}"),
+                other => {
+                    panic!("a scripted provider cannot play this step before the head: {other:?}")
+                }
             }
         }
         let mut headers = HeaderMap::new();
@@ -233,7 +238,7 @@ impl Transport for Scripted {
     }
 }
 
-/// A body on its way.
+/// A body that is being sent.
 struct Body {
     steps: VecDeque<Step>,
     rest: Bytes,
@@ -282,14 +287,16 @@ impl Body {
                 }
                 Some(Step::Stall) => std::future::pending().await,
                 Some(Step::Cut | Step::Reset) => return Some(Err(broken)),
-                Some(other) => panic!("no step for inside a body: {other:?}"),
+                Some(other) => {
+                    panic!("a scripted provider cannot play this step inside a body: {other:?}")
+                }
                 None if self.rest.is_empty() => return None,
                 None => return Some(Err(broken)),
             }
         }
     }
 
-    /// The next events: what ends with an empty line.
+    /// The next events. Each ends with an empty line.
     fn events(&mut self, count: usize) -> Bytes {
         let mut end = 0;
         for _ in 0..count {
@@ -302,7 +309,7 @@ impl Body {
     }
 }
 
-/// A configuration with one alias over `p1` … `pn`, under the schedule's settings.
+/// A configuration of one alias over the candidates `p1` to `pn`, with the schedule's settings.
 pub fn config(settings: &Settings, candidates: usize) -> Config {
     let ms = Duration::from_millis;
     let timeouts = Timeouts {
@@ -359,7 +366,7 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
     }
 }
 
-/// The configuration of a whole schedule.
+/// The configuration for a schedule.
 pub fn config_of(schedule: &Schedule) -> Config {
     config(&schedule.settings, schedule.candidates.len())
 }
@@ -370,7 +377,7 @@ pub fn request(stream: bool) -> ChatRequest {
     ChatRequest::parse(body.to_string().as_bytes()).unwrap()
 }
 
-/// The context of a call, with a caller's deadline or without.
+/// The context of a call, with or without a caller's deadline.
 pub fn context(deadline: Option<Instant>) -> CallContext {
     CallContext {
         request_id: "r-1".into(),
@@ -381,33 +388,33 @@ pub fn context(deadline: Option<Instant>) -> CallContext {
     }
 }
 
-/// What a client would have got.
+/// What a client received.
 #[derive(Clone, Debug, Default)]
-pub struct Told {
+pub struct Received {
     pub text: String,
     pub done: usize,
     pub failed: Vec<gauntlet::llm::chat::AttemptError>,
 }
 
 /// Reads an answer to its end.
-pub async fn read(served: Served) -> Told {
-    let mut told = Told::default();
+pub async fn read(served: Served) -> Received {
+    let mut received = Received::default();
     match served.answer {
         Answer::Plain(completion) => {
-            told.text = completion.text().unwrap_or_default();
-            told.done = 1;
+            received.text = completion.text().unwrap_or_default();
+            received.done = 1;
         }
         Answer::Stream(mut stream) => {
             while let Some(item) = stream.next().await {
                 match item {
-                    StreamItem::Chunk(data) => told.text.push_str(&content_of(&data)),
-                    StreamItem::Done(_) => told.done += 1,
-                    StreamItem::Failed(error) => told.failed.push(error),
+                    StreamItem::Chunk(data) => received.text.push_str(&content_of(&data)),
+                    StreamItem::Done(_) => received.done += 1,
+                    StreamItem::Failed(error) => received.failed.push(error),
                 }
             }
         }
     }
-    told
+    received
 }
 
 /// The text of a chunk.
@@ -420,7 +427,7 @@ pub fn content_of(chunk: &[u8]) -> String {
         .to_owned()
 }
 
-/// The failure of a call that was not served.
+/// The failure of a call that no candidate served.
 pub fn failure(result: Result<Served, RouterError>) -> LlmFailure {
     match result {
         Err(RouterError::Failed(failure)) => failure,

@@ -1,15 +1,16 @@
-//! Schedules of a few lines, under generous settings: what the router's rules are shown with.
+//! Short schedules with generous settings, for the tests of the router's rules.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use gauntlet_harness::schedule::{Action, Schedule, Script, Settings};
 
-use super::World;
+use super::RouterSim;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
-/// Generous settings without jitter: 10 s in all, 1 s of reserve, first token 3 s, idle 2 s, back-off from 100 ms.
+/// Generous settings without jitter: a deadline of 10 s, a reserve of 1 s, a first-token timeout of
+/// 3 s, an idle timeout of 2 s, and a backoff that starts at 100 ms.
 pub fn settings() -> Settings {
     Settings {
         connect_ms: 500,
@@ -29,7 +30,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// Candidates that do this, call after call.
+/// A schedule in which each candidate takes these actions, call after call.
 pub fn doing(candidates: &[&[Action]]) -> Schedule {
     let candidates = candidates
         .iter()
@@ -44,9 +45,9 @@ pub fn doing(candidates: &[&[Action]]) -> Schedule {
     }
 }
 
-pub fn world(schedule: &Schedule) -> Arc<World> {
+pub fn sim(schedule: &Schedule) -> Arc<RouterSim> {
     let script = schedule.clone();
-    World::new(move |candidate, call, stream| script.play(candidate, call, stream))
+    RouterSim::new(move |candidate, call, stream| script.play(candidate, call, stream))
 }
 
 pub fn status(status: u16) -> Action {
