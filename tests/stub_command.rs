@@ -1,4 +1,4 @@
-//! `gauntlet stub` as people run it: the shipped scripts answer, faults included, and a bad script is told in one sentence.
+//! `gauntlet stub` as people run it: the shipped scripts answer, faults included, and a bad script is refused in one sentence.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 struct Running {
     child: Child,
     client: Client,
-    _told: Vec<String>,
 }
 
 impl Drop for Running {
@@ -37,14 +36,12 @@ fn stub(scripts: &[PathBuf]) -> Running {
     }
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let told: Vec<String> = lines.map(Result::unwrap).take(3).collect();
-    let root = told[1].split_whitespace().last().unwrap();
+    let mut lines = lines.map(Result::unwrap);
+    let control = lines.find(|line| line.starts_with("Control")).unwrap();
+    let url = control.split_whitespace().last().unwrap();
+    let root = url.strip_suffix("/_gauntlet").unwrap();
     let client = Client::new(root, Vec::new(), Tape::new()).unwrap();
-    Running {
-        child,
-        client,
-        _told: told,
-    }
+    Running { child, client }
 }
 
 fn says(text: &str) -> Value {
@@ -126,7 +123,7 @@ async fn gates_are_opened_from_outside() {
 }
 
 #[test]
-fn a_bad_script_is_told_in_one_sentence() {
+fn a_bad_script_is_refused_in_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("bad.yaml");
     std::fs::write(
@@ -141,10 +138,10 @@ fn a_bad_script_is_told_in_one_sentence() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(message.lines().count(), 1, "{message}");
     assert!(
-        told.contains("bad.yaml:2:") && told.contains("unknown field `modle`"),
-        "{told}"
+        message.contains("bad.yaml:2:") && message.contains("unknown field `modle`"),
+        "{message}"
     );
 }

@@ -19,6 +19,8 @@ pub mod spec;
 pub mod tape;
 pub mod verdict;
 pub mod wire;
+/// The version of wiremock whose traits the matchers and responders of [`llm`] implement.
+pub use wiremock;
 
 #[cfg(feature = "runner")]
 pub mod case;

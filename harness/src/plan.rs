@@ -1,88 +1,95 @@
-//! How the bytes of an answer flow: a plan is plain data that the wire obeys.
+//! Plans: how the bytes of one answer flow. A plan is plain data that the wire obeys.
 //!
-//! Written in fixtures and cases, generated and shrunk by proptest, printed in reports, replayed by `gauntlet run --plan FILE`.
+//! Scripts and cases write plans, proptest generates and shrinks them, and reports print them.
 
 use serde::{Deserialize, Serialize};
 
-/// What the wire does with a connection before anything is read from it.
+/// What a port does with a connection before anything is read from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Listen {
-    /// Accepts and serves.
+    /// Connections are accepted and served.
     #[default]
     Serve,
     /// Nobody listens on the port: connections are refused.
     Refuse,
-    /// The port exists but connections never stand (backlog full).
+    /// The accept queue is full: connections are never established.
     NeverAccept,
-    /// Accepts, then neither reads nor writes.
+    /// Connections are accepted, and then nothing is read or written.
     Silence,
 }
 
+/// One step of sending an answer. Steps run in order; what they leave of the answer is not sent.
 #[allow(missing_docs)]
-/// One step of sending an answer. Steps run in order; what the steps leave unsent is not sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
-    /// Waits until the case opens the gate of that name.
+    /// Waits until somebody opens the gate of that name.
     Hold(String),
-    /// Waits until `count` answers (of any stub of the case) wait at the rendezvous of that name.
+    /// Waits until `count` answers, of any stub with the same gates, wait at the rendezvous of that
+    /// name.
     Meet { name: String, count: usize },
-    /// Waits that long; for pacing in benches and fixtures, never in a case.
+    /// Waits `ms` milliseconds, to pace an answer in benches and scripts. No case waits for time.
     Pause { ms: u64 },
     /// Sends status line and headers.
     Head,
-    /// Sends status line and headers one byte at a time, a gap between them, for ever if `finish` is false.
+    /// Sends status line and headers one byte every `every_ms` milliseconds; the head never ends if
+    /// `finish` is false.
     DripHead { every_ms: u64, finish: bool },
-    /// Sends the next n events of the body (an SSE event, an NDJSON line; a body that is neither is one event).
+    /// Sends the next n events of the body. An event is an SSE event or an NDJSON line; any other
+    /// body is one event.
     Events(usize),
-    /// Sends the next event only after the case acknowledged the one before (interlock); to the end of the body.
+    /// Sends the rest of the body, each event only after the one before has been acknowledged at
+    /// the interlock of that name.
     Interlock(String),
-    /// Sends the next n bytes of the body, whatever they cut.
+    /// Sends the next n bytes of the body, wherever that cuts an event.
     Bytes(usize),
-    /// Sends the rest of the body in pieces of that many bytes, a gap between them.
+    /// Sends the rest of the body, `bytes` bytes every `every_ms` milliseconds.
     Drip { bytes: usize, every_ms: u64 },
-    /// Repeats the last event sent, a gap between, until the peer leaves.
+    /// Sends the last event again every `every_ms` milliseconds until the peer leaves.
     RepeatForever { every_ms: u64 },
-    /// Waits until the peer has read everything that was sent, so that what comes next is a read of its own (as far as the system tells).
+    /// Waits until the peer has read everything that was sent, so that what follows is a read of
+    /// its own, as far as the system shows the peer's queue.
     Drain,
-    /// Sends all that is left of the body.
+    /// Sends the rest of the body.
     Rest,
     /// Sends these bytes, which are not part of the answer.
     Garbage(Vec<u8>),
     /// Sends nothing more and keeps the connection open until the peer closes it.
     Stall,
-    /// Closes in order (FIN), whatever has been promised.
+    /// Closes the connection in order (FIN), even if more was promised.
     Cut,
     /// Resets the connection (RST) after the peer has read what was sent.
     Reset,
 }
 
-/// How the length of the body is told.
+/// How the end of the body is announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Framing {
-    /// Chunked for streams, `Content-Length` for the rest.
+    /// Chunks for streams, and `Content-Length` for all other bodies.
     #[default]
     Natural,
-    /// `Content-Length` that is off by so many bytes.
+    /// A `Content-Length` that differs from the true length by this many bytes.
     WrongLength(i64),
-    /// Neither: the end of the connection is the end of the body.
+    /// Neither of them: the end of the connection is the end of the body.
     UntilClose,
 }
 
-/// How one answer flows.
+/// How the bytes of one answer flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// The steps, in order. After the last one a complete answer keeps the connection, an incomplete one is cut.
+    /// The steps, in order. After the last one a complete answer keeps the connection, and an
+    /// incomplete one is cut.
     pub steps: Vec<Step>,
-    /// How the body's length is told.
+    /// How the end of the body is announced.
     #[serde(default)]
     pub framing: Framing,
 }
 
 impl Default for Plan {
-    /// The whole answer at once.
+    /// Sends the whole answer at once.
     fn default() -> Self {
         Self {
             steps: vec![Step::Head, Step::Rest],
@@ -92,7 +99,7 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// A plan of these steps.
+    /// Runs these steps.
     pub fn of(steps: impl IntoIterator<Item = Step>) -> Self {
         Self {
             steps: steps.into_iter().collect(),
@@ -100,12 +107,12 @@ impl Plan {
         }
     }
 
-    /// The whole answer, once the gate is open.
+    /// Sends the whole answer once the gate of that name is open.
     pub fn held(gate: &str) -> Self {
         Self::of([Step::Hold(gate.into()), Step::Head, Step::Rest])
     }
 
-    /// The whole answer, once `count` have come.
+    /// Sends the whole answer once `count` answers wait at the rendezvous of that name.
     pub fn met(name: &str, count: usize) -> Self {
         Self::of([
             Step::Meet {
@@ -122,12 +129,12 @@ impl Plan {
         Self::of([Step::Stall])
     }
 
-    /// n events, then `then`.
+    /// Sends the head and n events, and then does `then`.
     pub fn events_then(n: usize, then: Step) -> Self {
         Self::of([Step::Head, Step::Events(n), then])
     }
 
-    /// Whether the bytes flow otherwise than all at once, so that only the wire can obey it.
+    /// Whether only the wire can obey it: the bytes do not flow all at once.
     pub fn needs_the_wire(&self) -> bool {
         *self != Self::default()
     }

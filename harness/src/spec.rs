@@ -8,15 +8,7 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-/// The protocol that a provider speaks; its name is what target files and templates see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// OpenAI's chat completions, and every service that imitates them (`openai`).
-    OpenAi,
-    /// Ollama's own API, which streams NDJSON (`ollama`).
-    Ollama,
-}
+pub use crate::llm::Protocol;
 
 /// The four timeouts, in milliseconds. `None` leaves the value of the next wider scope: a model
 /// overrides its provider, a provider overrides the gateway's default.
@@ -230,15 +222,15 @@ impl Spec {
     /// One provider `p1` that speaks OpenAI's protocol, behind the alias `solo`.
     pub fn solo() -> Self {
         Self::default()
-            .provider("p1", Protocol::OpenAi)
+            .provider("p1", Protocol::OPENAI)
             .model("solo", &["p1"])
     }
 
     /// Two providers that speak OpenAI's protocol behind the alias `pair`: `p1`, then `p2`.
     pub fn pair() -> Self {
         Self::default()
-            .provider("p1", Protocol::OpenAi)
-            .provider("p2", Protocol::OpenAi)
+            .provider("p1", Protocol::OPENAI)
+            .provider("p2", Protocol::OPENAI)
             .model("pair", &["p1", "p2"])
     }
 
@@ -261,7 +253,7 @@ impl Spec {
         };
         for agent in agents {
             spec = spec
-                .provider(agent, Protocol::OpenAi)
+                .provider(agent, Protocol::OPENAI)
                 .model(agent, &[agent]);
         }
         spec

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use gauntlet_harness::client::{Client, Transport};
-use gauntlet_harness::gate::{self, Gates, guard};
-use gauntlet_harness::llm::{Stub, echo, raw};
-use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::gate::{self, guard};
+use gauntlet_harness::llm::{Protocol, Stub, echo, raw};
 use gauntlet_harness::tape::{Event, Tape};
 use serde_json::json;
 use socket2::SockRef;
@@ -15,19 +14,13 @@ use tokio::net::TcpListener;
 
 async fn stub() -> (Stub, Client, Tape) {
     let tape = Tape::new();
-    let provider = Spec::default()
-        .provider("p1", Protocol::OpenAi)
-        .providers
-        .remove(0);
-    let stub = Stub::in_process(&provider, "case", tape.clone(), Gates::new(tape.clone()))
+    let stub = Stub::builder(Protocol::OPENAI)
+        .name("p1")
+        .tape(&tape)
+        .start()
         .await
         .unwrap();
-    let client = Client::new(
-        stub.base_url().trim_end_matches("/v1"),
-        Vec::new(),
-        tape.clone(),
-    )
-    .unwrap();
+    let client = Client::new(&stub.root_url(), Vec::new(), tape.clone()).unwrap();
     (stub, client, tape)
 }
 
@@ -63,10 +56,11 @@ async fn a_dribbled_request_comes_in_pieces_and_is_answered() {
         .unwrap()
         .unwrap();
     assert_eq!(reply.content(), "slowly");
-    let place = |matching: fn(&Event) -> bool| tape.first(|entry| matching(&entry.event)).unwrap();
+    let position =
+        |matching: fn(&Event) -> bool| tape.first(|entry| matching(&entry.event)).unwrap();
     let gap = gate::gap(
-        &place(|event| matches!(event, Event::ClientSent { .. })),
-        &place(|event| matches!(event, Event::RequestRead { .. })),
+        &position(|event| matches!(event, Event::ClientSent { .. })),
+        &position(|event| matches!(event, Event::RequestRead { .. })),
     );
     gate::at_least(
         "hang.test",

@@ -22,7 +22,7 @@ struct Bench {
 async fn bench(answer: Responder) -> Bench {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
-    let source = Arc::new(ScriptSource::new(Protocol::OpenAi));
+    let source = Arc::new(ScriptSource::new(Protocol::OPENAI));
     source.answers(answer);
     let controlled = Arc::new(Controlled::new(source, tape.clone(), gates.clone()));
     let wire = Wire::bind("stub", tape.clone(), gates, controlled, Listen::Serve)

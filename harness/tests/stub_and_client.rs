@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use gauntlet_harness::client::{Client, End};
 use gauntlet_harness::gate::{Gates, with_hang_guard};
-use gauntlet_harness::llm::{Stub, chat, echo, error, in_turn, raw, reply, sequence, vectors};
+use gauntlet_harness::llm::{
+    Protocol, Stub, anything, call_sequence, chat, echo, embeddings, error, openai, raw, reply,
+    sequence,
+};
 use gauntlet_harness::plan::{Plan, Step};
-use gauntlet_harness::spec::{Protocol, Spec};
 use gauntlet_harness::tape::{Event, Tape};
 use gauntlet_harness::verdict::{Failure, FailureMode};
 use rstest::rstest;
@@ -26,20 +28,20 @@ enum AnswerSource {
     InProcess,
 }
 
-async fn bench(protocol: Protocol, voice: AnswerSource) -> Bench {
+async fn bench(protocol: Protocol, source: AnswerSource) -> Bench {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
-    let provider = Spec::default().provider("p1", protocol).providers.remove(0);
-    let stub = match voice {
-        AnswerSource::Wiremock => Stub::start(&provider, "case", tape.clone(), gates.clone())
-            .await
-            .unwrap(),
-        AnswerSource::InProcess => Stub::in_process(&provider, "case", tape.clone(), gates.clone())
-            .await
-            .unwrap(),
+    let stub = Stub::builder(protocol)
+        .name("p1")
+        .namespace("case")
+        .tape(&tape)
+        .gates(&gates);
+    let stub = match source {
+        AnswerSource::Wiremock => stub.wiremock(),
+        AnswerSource::InProcess => stub,
     };
-    let root = stub.base_url().trim_end_matches("/v1").to_string();
-    let client = Client::new(&root, Vec::new(), tape.clone()).unwrap();
+    let stub = stub.start().await.unwrap();
+    let client = Client::new(&stub.root_url(), Vec::new(), tape.clone()).unwrap();
     Bench {
         tape,
         gates,
@@ -55,9 +57,9 @@ fn hello(text: &str) -> Value {
 #[rstest]
 #[tokio::test]
 async fn a_reply_is_read_strictly_streamed_and_not(
-    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
 ) {
-    let bench = bench(Protocol::OpenAi, voice).await;
+    let bench = bench(Protocol::OPENAI, source).await;
     bench.stub.answers(
         reply("")
             .tokens(["Par", "is"])
@@ -97,9 +99,9 @@ async fn a_reply_is_read_strictly_streamed_and_not(
 #[rstest]
 #[tokio::test]
 async fn rules_win_over_the_default_and_what_none_matches_is_no_404(
-    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
 ) {
-    let bench = bench(Protocol::OpenAi, voice).await;
+    let bench = bench(Protocol::OPENAI, source).await;
     bench
         .stub
         .mount(chat().model("other").streaming(false), reply("other"))
@@ -110,7 +112,7 @@ async fn rules_win_over_the_default_and_what_none_matches_is_no_404(
     assert!(
         unmatched
             .text()
-            .contains("model \"other\" was wanted, model \"m\" came"),
+            .contains("it wants model \"other\", the request has model \"m\""),
         "{}",
         unmatched.text()
     );
@@ -149,9 +151,9 @@ async fn rules_win_over_the_default_and_what_none_matches_is_no_404(
 #[rstest]
 #[tokio::test]
 async fn sequences_are_counted_for_each_prompt_or_over_all(
-    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
 ) {
-    let bench = bench(Protocol::OpenAi, voice).await;
+    let bench = bench(Protocol::OPENAI, source).await;
     let status = async |text: &str| bench.client.chat(hello(text)).await.unwrap().status;
     bench.stub.answers(sequence([
         error(503),
@@ -168,13 +170,13 @@ async fn sequences_are_counted_for_each_prompt_or_over_all(
         ],
         [503, 503, 429, 200, 200]
     );
-    bench.stub.answers(in_turn([error(503), reply("ok")]));
+    bench.stub.answers(call_sequence([error(503), reply("ok")]));
     assert_eq!([status("a").await, status("b").await], [503, 200]);
 }
 
 #[tokio::test]
 async fn errors_have_the_providers_own_form() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
+    let bench = bench(Protocol::OPENAI, AnswerSource::InProcess).await;
     bench.stub.answers(
         error(429)
             .code("insufficient_quota")
@@ -191,24 +193,51 @@ async fn errors_have_the_providers_own_form() {
 }
 
 #[tokio::test]
-async fn a_responder_put_together_wrongly_says_so() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
+async fn a_responder_built_wrongly_names_the_mistake() {
+    let bench = bench(Protocol::OPENAI, AnswerSource::InProcess).await;
     bench.stub.answers(error(500).tokens(["a"]));
     let reply = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(reply.status, 599);
-    assert!(
-        reply
-            .text()
-            .contains("tokens() on something that is not a reply")
-    );
+    let mistake = "the responder was built wrongly: tokens() changes a reply, and this is none";
+    assert!(reply.text().contains(mistake), "{}", reply.text());
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_path_of_no_protocol_is_never_answered_in_openais(
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
+) {
+    let bench = bench(Protocol::OPENAI, source).await;
+    bench.stub.mount(anything(), reply("Paris")).await;
+    let reply = bench.client.post("/v9/talk", hello("x")).await.unwrap();
+    let reason = "belongs to no protocol of a stub (openai, ollama); answer it with raw()";
+    assert_eq!(reply.status, 599);
+    assert!(reply.text().contains(reason), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_stub_needs_nothing_but_its_protocol() {
+    let (openai, ollama) = (Stub::openai().await.unwrap(), Stub::ollama().await.unwrap());
+    assert!(openai.base_url().ends_with("/v1"));
+    assert!(!ollama.base_url().contains("/t/"));
+    for (stub, path) in [(openai, "/v1/chat/completions"), (ollama, "/api/chat")] {
+        stub.answers(reply("Paris").plan(Plan::held("g")));
+        let client = Client::new(&stub.root_url(), Vec::new(), Tape::new()).unwrap();
+        let (reply, ()) = tokio::join!(client.post(path, hello("x")), async {
+            stub.held(1).await.unwrap();
+            stub.gates().gate("g").open();
+        });
+        assert!(reply.unwrap().text().contains("Paris"));
+        assert_eq!(stub.requests().len(), 1);
+    }
 }
 
 #[rstest]
 #[tokio::test]
 async fn ollama_speaks_ndjson_and_whole(
-    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
 ) {
-    let bench = bench(Protocol::Ollama, voice).await;
+    let bench = bench(Protocol::OLLAMA, source).await;
     bench
         .stub
         .answers(reply("Paris is big").finish("length").usage(5, 0));
@@ -266,7 +295,7 @@ async fn ollama_speaks_ndjson_and_whole(
 
 #[tokio::test]
 async fn streams_can_end_wrongly_in_good_order() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
+    let bench = bench(Protocol::OPENAI, AnswerSource::InProcess).await;
     let ask = async || {
         bench
             .client
@@ -309,12 +338,9 @@ async fn streams_can_end_wrongly_in_good_order() {
 }
 
 #[tokio::test]
-async fn vectors_keep_the_order_of_their_inputs() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
-    bench
-        .stub
-        .mount(gauntlet_harness::llm::openai::embeddings(), vectors())
-        .await;
+async fn embeddings_keep_the_order_of_their_inputs() {
+    let bench = bench(Protocol::OPENAI, AnswerSource::Wiremock).await;
+    bench.stub.mount(openai::embeddings(), embeddings()).await;
     let reply = bench
         .client
         .post("/v1/embeddings", json!({"model": "m", "input": ["a", "b"]}))
@@ -326,9 +352,9 @@ async fn vectors_keep_the_order_of_their_inputs() {
 #[rstest]
 #[tokio::test]
 async fn a_plan_goes_from_the_responder_to_the_wire(
-    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] voice: AnswerSource,
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
 ) {
-    let bench = bench(Protocol::OpenAi, voice).await;
+    let bench = bench(Protocol::OPENAI, source).await;
     bench
         .stub
         .answers(reply("one two three").plan(Plan::events_then(3, Step::Reset)));
@@ -350,7 +376,7 @@ async fn a_plan_goes_from_the_responder_to_the_wire(
 
 #[tokio::test]
 async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::InProcess).await;
+    let bench = bench(Protocol::OPENAI, AnswerSource::InProcess).await;
     bench.stub.answers(reply("one two").plan(Plan::of([
         Step::Head,
         Step::Events(3),
@@ -372,7 +398,7 @@ async fn a_stream_without_end_is_the_gateways_violation_within_one_guard() {
 }
 
 #[tokio::test]
-async fn a_plan_refuses_to_be_flattened() {
+async fn a_plan_is_refused_where_nobody_obeys_it() {
     let server = wiremock::MockServer::start().await;
     wiremock::Mock::given(chat())
         .respond_with(reply("hi").plan(Plan::held("g")))
@@ -381,12 +407,16 @@ async fn a_plan_refuses_to_be_flattened() {
     let client = Client::new(&server.uri(), Vec::new(), Tape::new()).unwrap();
     let reply = client.chat(hello("x")).await.unwrap();
     assert_eq!(reply.status, 599);
-    assert!(reply.text().contains("refuses to be flattened"));
+    assert!(
+        reply
+            .text()
+            .contains("mount it on a stub, or remove the plan")
+    );
 }
 
 #[tokio::test]
 async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
+    let bench = bench(Protocol::OPENAI, AnswerSource::Wiremock).await;
     bench.stub.answers(reply("late").plan(Plan::held("g")));
     let asked = bench.client.send_chat(hello("x")).await.unwrap();
     bench.stub.held(1).await.unwrap();
@@ -394,7 +424,7 @@ async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
     bench.stub.peer_closed(1).await.unwrap();
     bench.stub.in_flight_is(0).await.unwrap();
     bench.gates.gate("g").open();
-    let place = |matching: fn(&Event) -> bool| {
+    let position = |matching: fn(&Event) -> bool| {
         bench
             .tape
             .first(|entry| matching(&entry.event))
@@ -402,8 +432,8 @@ async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
             .seq
     };
     assert!(
-        place(|event| *event == Event::ClientLeft)
-            < place(|event| matches!(
+        position(|event| *event == Event::ClientLeft)
+            < position(|event| matches!(
                 event,
                 Event::PeerClosed {
                     request: Some(_),
@@ -421,7 +451,7 @@ async fn the_client_leaves_and_the_stub_sees_it_before_its_gate_opens() {
 
 #[tokio::test]
 async fn many_meet_at_a_rendezvous_behind_one_wiremock_server() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
+    let bench = bench(Protocol::OPENAI, AnswerSource::Wiremock).await;
     bench
         .stub
         .answers(reply("together").plan(Plan::met("all", 64)));
@@ -436,8 +466,8 @@ async fn many_meet_at_a_rendezvous_behind_one_wiremock_server() {
 }
 
 #[tokio::test]
-async fn raw_bytes_are_what_was_said() {
-    let bench = bench(Protocol::OpenAi, AnswerSource::Wiremock).await;
+async fn raw_bytes_come_as_they_were_given() {
+    let bench = bench(Protocol::OPENAI, AnswerSource::Wiremock).await;
     bench.stub.answers(raw(200, "text/html", "<h1>no</h1>"));
     let reply = bench.client.chat(hello("x")).await.unwrap();
     assert_eq!(

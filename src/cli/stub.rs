@@ -1,4 +1,4 @@
-//! `gauntlet stub`: stands in for OpenAI and Ollama on one port, from files with rules.
+//! `gauntlet stub`: answers instead of LLM providers on one port, as scripts say.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,24 +6,24 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use gauntlet_harness::gate::Gates;
-use gauntlet_harness::llm::fixture;
+use gauntlet_harness::llm::{Protocol, fixture};
 use gauntlet_harness::plan::Listen;
 use gauntlet_harness::tape::Tape;
-use gauntlet_harness::wire::Controlled;
-use gauntlet_harness::wire::Wire;
+use gauntlet_harness::wire::{Controlled, Wire};
 
 use super::CommandError;
 
-/// Entries of the tape that a stub keeps for its control routes.
+/// How many entries of the tape a stub keeps for its control routes.
 const KEPT: usize = 10_000;
 
-/// What `gauntlet stub` is asked for.
+/// Arguments of `gauntlet stub`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where to listen; port 0 takes any free port
+    /// Listen at this address; port 0 takes any free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:11435")]
     listen: SocketAddr,
-    /// YAML file with rules; may be given more than once, the first rule that matches answers. Without one, every chat is echoed
+    /// Answer as this YAML script says. Give it more than once to join scripts: the first rule that
+    /// matches a request answers it. Without a script the stub echoes every chat
     #[arg(long = "script", value_name = "FILE")]
     scripts: Vec<PathBuf>,
 }
@@ -35,18 +35,32 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     super::runtime()?.block_on(async {
         let tape = Tape::keeping(KEPT);
         let case = Gates::new(tape.clone());
-        let source = Arc::new(Controlled::new(Arc::new(source), tape.clone(), case.clone()));
-        let wire = Wire::bind_at(args.listen, "stub", tape, case, source, Listen::Serve).await.map_err(|error| {
-            CommandError(format!("can't listen on {} ({error}): another program may be there; choose another --listen address", args.listen))
+        let source = Arc::new(Controlled::new(
+            Arc::new(source),
+            tape.clone(),
+            case.clone(),
+        ));
+        let wire = Wire::bind_at(args.listen, "stub", tape, case, source, Listen::Serve);
+        let wire = wire.await.map_err(|error| {
+            CommandError(format!(
+                "cannot listen on {} ({error}): another program may use the address; choose \
+                 another one with --listen",
+                args.listen
+            ))
         })?;
         let root = wire.root_url();
-        say!("OpenAI   {root}/v1");
-        say!("Ollama   {root}");
+        for protocol in Protocol::all() {
+            say!("{:8} {root}{}", protocol.title(), protocol.base_path());
+        }
         say!("Control  {root}/_gauntlet");
         for name in gates {
             say!("waits    POST {root}/_gauntlet/gates/{name}/open");
         }
-        tokio::signal::ctrl_c().await.map_err(|error| CommandError(format!("can't wait for the interrupt ({error})")))?;
+        tokio::signal::ctrl_c().await.map_err(|error| {
+            CommandError(format!(
+                "cannot wait for the interrupt ({error}); start the stub again"
+            ))
+        })?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -11,7 +11,7 @@ mod transcript;
 
 use gauntlet_harness::llm::{Responder, error, raw, reply, tool_call};
 use gauntlet_harness::plan::{Plan, Step};
-use gauntlet_harness::spec::Protocol::{Ollama, OpenAi};
+use gauntlet_harness::spec::Protocol;
 use rstest::rstest;
 use scene::{Scene, key_of};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ fn interlocked() -> Plan {
 
 #[tokio::test]
 async fn snap_01_openai_plain() {
-    let mut scene = Scene::start(1, [(OpenAi, vec![paris().usage(12, 2)])]).await;
+    let mut scene = Scene::start(1, [(Protocol::OPENAI, vec![paris().usage(12, 2)])]).await;
     let mut prompt = prompt(false);
     prompt["x_field_of_tomorrow"] = json!({"kept": [1.5, null]});
     // The client's ids are sent to the provider; its key and its cookie are not.
@@ -56,7 +56,10 @@ async fn snap_01_openai_plain() {
 async fn snap_01_openai_stream() {
     let mut scene = Scene::start(
         1,
-        [(OpenAi, vec![paris().usage(12, 2).plan(interlocked())])],
+        [(
+            Protocol::OPENAI,
+            vec![paris().usage(12, 2).plan(interlocked())],
+        )],
     )
     .await;
     let mut prompt = prompt(true);
@@ -67,7 +70,7 @@ async fn snap_01_openai_stream() {
 
 #[tokio::test]
 async fn snap_01_ollama_plain() {
-    let mut scene = Scene::start(1, [(Ollama, vec![paris().usage(12, 2)])]).await;
+    let mut scene = Scene::start(1, [(Protocol::OLLAMA, vec![paris().usage(12, 2)])]).await;
     scene.ask(prompt(false)).await.answered().await;
     scene.snapshot("SNAP-01__exchange__ollama_plain");
 }
@@ -77,7 +80,10 @@ async fn snap_01_ollama_stream() {
     // Ollama's first record holds role and text, which are two events for the client.
     let mut scene = Scene::start(
         1,
-        [(Ollama, vec![paris().usage(12, 2).plan(interlocked())])],
+        [(
+            Protocol::OLLAMA,
+            vec![paris().usage(12, 2).plan(interlocked())],
+        )],
     )
     .await;
     let mut prompt = prompt(true);
@@ -99,7 +105,7 @@ async fn snap_01_ollama_tools(#[case] name: &str, #[case] stream: bool) {
     let mut scene = Scene::start(
         1,
         [(
-            Ollama,
+            Protocol::OLLAMA,
             vec![tool_call("weather", json!({"city": "Paris", "days": 2}))],
         )],
     )
@@ -131,7 +137,7 @@ async fn snap_01_ollama_tools(#[case] name: &str, #[case] stream: bool) {
 #[tokio::test]
 async fn retry_07_every_attempt_has_the_same_body_and_key() {
     let answers = vec![error(503), reply("").plan(Plan::of([Step::Reset])), paris()];
-    let mut scene = Scene::start(3, [(OpenAi, answers)]).await;
+    let mut scene = Scene::start(3, [(Protocol::OPENAI, answers)]).await;
     scene.ask(prompt(false)).await.answered().await;
     scene.snapshot("RETRY-07__exchange__same_body_and_key");
 }
@@ -139,7 +145,14 @@ async fn retry_07_every_attempt_has_the_same_body_and_key() {
 #[tokio::test]
 async fn fall_03_a_stream_falls_back_before_its_first_token() {
     let first = reply("never read").plan(Plan::events_then(1, Step::Cut));
-    let mut scene = Scene::start(1, [(OpenAi, vec![first]), (OpenAi, vec![paris()])]).await;
+    let mut scene = Scene::start(
+        1,
+        [
+            (Protocol::OPENAI, vec![first]),
+            (Protocol::OPENAI, vec![paris()]),
+        ],
+    )
+    .await;
     scene.ask(prompt(true)).await.read_to_its_end().await;
     scene.snapshot("FALL-03__exchange__stream_falls_back");
 }
@@ -152,10 +165,10 @@ async fn fall_08_the_error_lists_every_attempt() {
     let mut scene = Scene::start(
         1,
         [
-            (OpenAi, vec![error(503).retry_after(7)]),
-            (OpenAi, vec![echoes_its_key]),
-            (OpenAi, Vec::new()),
-            (Ollama, vec![page]),
+            (Protocol::OPENAI, vec![error(503).retry_after(7)]),
+            (Protocol::OPENAI, vec![echoes_its_key]),
+            (Protocol::OPENAI, Vec::new()),
+            (Protocol::OLLAMA, vec![page]),
         ],
     )
     .await;
@@ -174,8 +187,8 @@ async fn strm_02_a_reset_after_text() {
     let mut scene = Scene::start(
         3,
         [
-            (OpenAi, vec![paris().plan(plan)]),
-            (OpenAi, vec![reply("never asked")]),
+            (Protocol::OPENAI, vec![paris().plan(plan)]),
+            (Protocol::OPENAI, vec![reply("never asked")]),
         ],
     )
     .await;
@@ -192,8 +205,8 @@ async fn canc_02_the_client_leaves_mid_stream() {
     let mut scene = Scene::start(
         3,
         [
-            (OpenAi, vec![paris().plan(plan)]),
-            (OpenAi, vec![reply("never asked")]),
+            (Protocol::OPENAI, vec![paris().plan(plan)]),
+            (Protocol::OPENAI, vec![reply("never asked")]),
         ],
     )
     .await;

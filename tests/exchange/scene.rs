@@ -10,7 +10,7 @@ use gauntlet_harness::client::{Client, Exchange, StreamEvent, StreamReply};
 use gauntlet_harness::gate::Gates;
 use gauntlet_harness::llm::{Responder, Stub, with};
 use gauntlet_harness::plan::Listen;
-use gauntlet_harness::spec::{Protocol, ProviderSpec, Timeouts};
+use gauntlet_harness::spec::Protocol;
 use gauntlet_harness::tape::Tape;
 use gauntlet_harness::wire::Answer;
 use serde_json::Value;
@@ -146,15 +146,12 @@ impl Provider {
         tape: &Tape,
         gates: &Gates,
     ) -> Self {
-        let spec = ProviderSpec {
-            name: name.into(),
-            protocol,
-            api_key: key_of(name),
-            userinfo: None,
-            max_in_flight: None,
-            timeouts: Timeouts::default(),
-        };
-        let stub = Stub::in_process(&spec, "exchange", tape.clone(), gates.clone())
+        let stub = Stub::builder(protocol)
+            .name(name)
+            .namespace("exchange")
+            .tape(tape)
+            .gates(gates)
+            .start()
             .await
             .unwrap();
         let answers_sent = Arc::new(Mutex::new(Vec::new()));
@@ -246,7 +243,7 @@ fn toml(attempts: u32, providers: &[Provider]) -> String {
     let mut candidates = Vec::new();
     for Provider { stub, protocol, .. } in providers {
         let name = stub.name();
-        let protocol = if *protocol == Protocol::Ollama {
+        let protocol = if *protocol == Protocol::OLLAMA {
             "ollama"
         } else {
             "openai"

@@ -89,7 +89,7 @@ fn candidates(scene: &Scene) -> String {
     let line = |provider: &Provider| {
         let (name, protocol) = (
             provider.stub.name(),
-            if provider.protocol == Protocol::Ollama {
+            if provider.protocol == Protocol::OLLAMA {
                 "ollama"
             } else {
                 "openai"

@@ -475,7 +475,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_without_end_is_not_read_for_ever() {
-        let (source, tape) = (Arc::new(ScriptSource::new(Protocol::OpenAi)), Tape::new());
+        let (source, tape) = (Arc::new(ScriptSource::new(Protocol::OPENAI)), Tape::new());
         let endless = Plan {
             framing: Framing::UntilClose,
             ..Plan::of([

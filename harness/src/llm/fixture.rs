@@ -1,4 +1,5 @@
-//! Conversations as files: rules with what is matched and what is answered in turn, in YAML. For `gauntlet stub`.
+//! Scripts in YAML for `gauntlet stub`: rules that state what is matched and what is answered, in
+//! order.
 //!
 //! ```yaml
 //! rules:
@@ -12,7 +13,7 @@
 //!           steps: [head, { events: 2 }, { pause: { ms: 50 } }, rest]
 //! ```
 //!
-//! Unknown keys are errors, so that a misspelt condition does not match everything.
+//! An unknown key is an error, so that a misspelt condition does not match everything.
 
 use std::path::{Path, PathBuf};
 
@@ -21,18 +22,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::matcher::{Matcher, chat};
-use super::responder::{Responder, echo, error, in_turn, raw, reply, sequence};
+use super::protocol::Protocol;
+use super::responder::{Responder, call_sequence, echo, error, raw, reply, sequence};
 use super::source::ScriptSource;
-use super::{ollama, openai};
 use crate::plan::{Plan, Step};
 
-/// Why a file is no script: one sentence with the file, the place and the remedy.
+/// Why a file is not a script: one sentence with the file, the position and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}{place}: {problem}")]
+#[error("{path}{position}: {problem}")]
 pub struct FixtureError {
     path: String,
-    /// `:LINE:COLUMN`, or a rule's place, or nothing.
-    place: String,
+    /// `:LINE:COLUMN`, or the number of a rule, or nothing.
+    position: String,
     problem: String,
 }
 
@@ -40,35 +41,35 @@ pub struct FixtureError {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
-    /// What it is for, for the reader.
+    /// What the script is for; only people read it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub about: String,
-    /// In the order of matching.
+    /// The rules, in the order in which they are tried.
     pub rules: Vec<Rule>,
 }
 
-/// What is matched and what is answered.
+/// Which requests are matched and what is answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// All of these hold; without any, every chat request is matched.
+    /// All of these must hold; without any, every chat request is matched.
     #[serde(default, rename = "match")]
     pub conditions: Conditions,
-    /// In turn; the last one repeats.
+    /// The answers, in order; the last one repeats.
     pub answers: Vec<Answers>,
-    /// What the turns are counted over.
+    /// Over which requests the answers are counted.
     #[serde(default)]
     pub counted: Counted,
 }
 
-/// What the turns of a rule are counted over.
+/// Over which requests the answers of a rule are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Counted {
-    /// Each prompt (model and last user message) by itself.
+    /// Each prompt (model and last user message) is counted by itself.
     #[default]
     EachPrompt,
-    /// All requests of the rule together.
+    /// All requests of the rule are counted together.
     AllCalls,
 }
 
@@ -76,57 +77,47 @@ pub enum Counted {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conditions {
-    /// Only requests in this protocol.
-    pub protocol: Option<ScriptProtocol>,
+    /// The request's protocol: `openai` or `ollama`.
+    pub protocol: Option<Protocol>,
     /// The model's name.
     pub model: Option<String>,
-    /// Contained in the last user message.
+    /// A text that the last user message contains.
     pub user_says: Option<String>,
-    /// Contained anywhere in the body.
+    /// A text that the body contains anywhere.
     pub body_contains: Option<String>,
     /// Whether a stream is asked for.
     pub streaming: Option<bool>,
-    /// A tool of this name is offered.
+    /// The name of a tool that the request offers.
     pub tool_named: Option<String>,
-    /// Values at JSON pointers or dotted paths.
+    /// Values at JSON pointers or dotted paths of the body.
     #[serde(default)]
     pub json: IndexMap<String, Value>,
-    /// Headers and their values.
+    /// Headers of the request and their values.
     #[serde(default)]
     pub headers: IndexMap<String, String>,
 }
 
-/// The protocol of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScriptProtocol {
-    /// `…/chat/completions`.
-    OpenAi,
-    /// `/api/chat`.
-    Ollama,
-}
-
-/// One answer: exactly one of `reply`, `echo`, `error`, `raw`, and what goes with it.
+/// One answer: exactly one of `reply`, `echo`, `error` and `raw`, and its details.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answers {
-    /// A model's text.
+    /// The text of a model's reply.
     pub reply: Option<String>,
-    /// The last user message comes back.
+    /// Whether the reply is the last user message.
     #[serde(default)]
     pub echo: bool,
-    /// A provider's error with this status.
+    /// The status of a provider's error.
     pub error: Option<u16>,
-    /// Bytes as they are.
+    /// An answer whose bytes are given.
     pub raw: Option<Raw>,
     /// The reply's tokens instead of its words; they must join to its text, if there is one.
     pub tokens: Option<Vec<String>>,
     /// Tools that the reply calls.
     #[serde(default)]
     pub tool_calls: Vec<Called>,
-    /// The usage that is told.
+    /// The usage that the reply reports.
     pub usage: Option<Usage>,
-    /// The finish reason.
+    /// The reply's finish reason.
     pub finish: Option<String>,
     /// The error's code.
     pub code: Option<String>,
@@ -135,17 +126,17 @@ pub struct Answers {
     pub kind: Option<String>,
     /// The error's message.
     pub message: Option<String>,
-    /// Seconds or an HTTP date.
+    /// The value of `Retry-After`: seconds or an HTTP date.
     pub retry_after: Option<String>,
-    /// More headers.
+    /// Further headers of the answer.
     #[serde(default)]
     pub headers: IndexMap<String, String>,
-    /// How the bytes flow.
+    /// How the bytes of the answer flow.
     #[serde(default, with = "yaml_serde::with::singleton_map_recursive")]
     pub plan: Option<Plan>,
 }
 
-/// Bytes as they are.
+/// An answer whose bytes are given.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Raw {
@@ -162,58 +153,58 @@ fn ok() -> u16 {
     200
 }
 
-/// A tool that is called.
+/// A call of a tool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Called {
     /// The tool's name.
     pub name: String,
-    /// A JSON object.
+    /// The arguments, a JSON object.
     #[serde(default)]
     pub arguments: Value,
 }
 
-/// Tokens, as told.
+/// The usage that a reply reports, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Usage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt: u64,
-    /// Of the completion.
+    /// Tokens of the completion.
     pub completion: u64,
 }
 
 impl Script {
-    /// Reads a script.
+    /// Reads a script from a file.
     ///
     /// # Errors
-    /// A sentence that names the file and the place.
+    /// A sentence that names the file, the position and the remedy.
     pub fn read(path: &Path) -> Result<Self, FixtureError> {
         let text = std::fs::read_to_string(path).map_err(|error| FixtureError {
             path: path.display().to_string(),
-            place: String::new(),
-            problem: format!("can't be read ({error}); give the path of a YAML file with rules"),
+            position: String::new(),
+            problem: format!("cannot be read ({error}); give the path of a YAML file with rules"),
         })?;
         Self::parse(&text, path)
     }
 
-    /// The same from text; `path` is for the message.
+    /// Reads a script from text; `path` is for the message.
     ///
     /// # Errors
-    /// A sentence that names the file and the place.
+    /// A sentence that names the file, the position and the remedy.
     pub fn parse(text: &str, path: &Path) -> Result<Self, FixtureError> {
-        let wrong = |place: String, problem: String| FixtureError {
+        let wrong = |position: String, problem: String| FixtureError {
             path: path.display().to_string(),
-            place,
+            position,
             problem,
         };
         let script: Self = yaml_serde::from_str(text).map_err(|error| {
-            let place = error.location().map_or(String::new(), |at| {
+            let position = error.location().map_or(String::new(), |at| {
                 format!(":{}:{}", at.line(), at.column())
             });
             let problem = error.to_string();
             wrong(
-                place,
+                position,
                 problem
                     .split(" at line ")
                     .next()
@@ -243,7 +234,8 @@ impl Script {
         Ok(script)
     }
 
-    /// The names of gates and interlocks that its plans wait for: somebody has to open them.
+    /// The names of the gates and interlocks that its plans wait for, and that somebody has to
+    /// open.
     pub fn gates(&self) -> Vec<String> {
         let plans = self
             .rules
@@ -268,22 +260,21 @@ impl Script {
             let answers = rule.answers.iter().map(Answers::responder);
             let responder = match rule.counted {
                 Counted::EachPrompt => sequence(answers),
-                Counted::AllCalls => in_turn(answers),
+                Counted::AllCalls => call_sequence(answers),
             };
             source.rule(rule.conditions.matcher(), responder);
         }
     }
 }
 
-/// A text that may be given, and what it changes.
+/// A text that may be given, and the change that it makes.
 type Change<'a, T> = (&'a Option<String>, fn(T, &str) -> T);
 
 impl Conditions {
     fn matcher(&self) -> Matcher {
         let mut matcher = match self.protocol {
             None => chat(),
-            Some(ScriptProtocol::OpenAi) => openai::chat(),
-            Some(ScriptProtocol::Ollama) => ollama::chat(),
+            Some(protocol) => Matcher::chat_of(protocol),
         };
         let texts: [Change<'_, Matcher>; 4] = [
             (&self.model, Matcher::model),
@@ -310,7 +301,7 @@ impl Conditions {
 }
 
 impl Answers {
-    /// What can't be meant.
+    /// Refuses what cannot be meant.
     fn check(&self) -> Result<(), String> {
         let says = self.reply.is_some() || self.tokens.is_some() || !self.tool_calls.is_empty();
         let kinds = [
@@ -351,7 +342,7 @@ impl Answers {
             .unwrap_or(200);
         if !(200..=599).contains(&status) {
             return Err(format!(
-                "{status} is no status of an answer; give one from 200 to 599"
+                "{status} is not the status of an answer; give one from 200 to 599"
             ));
         }
         match (&self.reply, &self.tokens) {
@@ -396,27 +387,28 @@ impl Answers {
     }
 
     fn model_reply(&self) -> Responder {
-        let mut said = reply(self.reply.as_deref().unwrap_or_default());
-        said = self
+        let mut answer = reply(self.reply.as_deref().unwrap_or_default());
+        answer = self
             .tokens
             .iter()
-            .fold(said, |said, tokens| said.tokens(tokens.clone()));
-        said = self.tool_calls.iter().fold(said, |said, call| {
-            said.tool_call(&call.name, call.arguments.clone())
+            .fold(answer, |answer, tokens| answer.tokens(tokens.clone()));
+        answer = self.tool_calls.iter().fold(answer, |answer, call| {
+            answer.tool_call(&call.name, call.arguments.clone())
         });
-        said = self.usage.iter().fold(said, |said, usage| {
-            said.usage(usage.prompt, usage.completion)
+        answer = self.usage.iter().fold(answer, |answer, usage| {
+            answer.usage(usage.prompt, usage.completion)
         });
         self.finish
             .iter()
-            .fold(said, |said, reason| said.finish(reason))
+            .fold(answer, |answer, reason| answer.finish(reason))
     }
 }
 
-/// A source with the rules of these files, in their order; without files it echoes.
+/// A source with the rules of these files in their order, and the names of the gates that they wait
+/// for. Without files the source echoes every chat.
 ///
 /// # Errors
-/// The first file that is no script.
+/// The first file that is not a script.
 pub fn source(paths: &[PathBuf]) -> Result<(ScriptSource, Vec<String>), FixtureError> {
     let source = ScriptSource::of_every_protocol();
     let mut gates = Vec::new();
@@ -443,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_file_place_and_remedy() {
+    fn errors_name_file_position_and_remedy() {
         assert_eq!(
             problem("rules: []"),
             "a.yaml: there is no rule; add one under rules:"
@@ -471,13 +463,34 @@ mod tests {
             unknown.starts_with("a.yaml:2:") && unknown.contains("unknown field `modle`"),
             "{unknown}"
         );
+        let plan = |plan: &str| {
+            problem(&format!(
+                "rules:\n  - answers: [{{ reply: a, plan: {plan} }}]"
+            ))
+        };
+        for (wrong, field) in [
+            ("{ steps: [head, rest], framng: natural }", "framng"),
+            ("{ steps: [head, { pause: { ms: 5, mss: 5 } }] }", "mss"),
+        ] {
+            let unknown = plan(wrong);
+            assert!(
+                unknown.contains(&format!("unknown field `{field}`")),
+                "{unknown}"
+            );
+        }
+        let protocol =
+            problem("rules:\n  - match: { protocol: anthropic }\n    answers: [{ reply: a }]");
+        assert!(
+            protocol.contains("unknown protocol `anthropic`; use one of openai, ollama"),
+            "{protocol}"
+        );
         let syntax = problem("rules:\n  - answers: [\n");
         assert!(syntax.starts_with("a.yaml:"), "{syntax}");
         assert!(
             Script::read(Path::new("/nowhere/a.yaml"))
                 .unwrap_err()
                 .to_string()
-                .starts_with("/nowhere/a.yaml: can't be read")
+                .starts_with("/nowhere/a.yaml: cannot be read")
         );
     }
 

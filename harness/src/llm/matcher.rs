@@ -1,13 +1,14 @@
-//! Which requests a responder answers: matchers for both protocols, usable with any wiremock server.
+//! Matchers: which requests a rule answers. They work with stubs and with any wiremock server.
 
 use std::fmt;
 
 use serde_json::Value;
 use wiremock::Match;
 
+use super::protocol::Protocol;
 use super::request::StubRequest;
 
-/// A request is matched if all conditions hold.
+/// Conditions on a request; it is matched if all of them hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matcher {
     conditions: Vec<Condition>,
@@ -15,7 +16,7 @@ pub struct Matcher {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Condition {
-    Route(&'static str, &'static [&'static str]),
+    Route(&'static str, Vec<&'static str>),
     Model(String),
     UserSays(String),
     Streaming(bool),
@@ -25,22 +26,30 @@ enum Condition {
     Contains(String),
 }
 
-/// A chat request of either protocol: `POST …/chat/completions` or `POST /api/chat`.
+/// Matches a chat request of any protocol: `POST …/chat/completions`, `POST /api/chat`, and so on.
 pub fn chat() -> Matcher {
-    Matcher::route("POST", &["/chat/completions", "/api/chat"])
+    let ends = Protocol::all()
+        .iter()
+        .flat_map(|protocol| protocol.chat_path_ends());
+    Matcher::route("POST", &ends.collect::<Vec<_>>())
 }
 
-/// Any request.
+/// Matches any request.
 pub fn anything() -> Matcher {
     Matcher::default()
 }
 
 impl Matcher {
-    /// Requests of this method to a path with one of these ends.
-    pub(super) fn route(method: &'static str, paths: &'static [&'static str]) -> Self {
+    /// Matches requests of this method to a path with one of these ends.
+    pub(super) fn route(method: &'static str, paths: &[&'static str]) -> Self {
         Self {
-            conditions: vec![Condition::Route(method, paths)],
+            conditions: vec![Condition::Route(method, paths.to_vec())],
         }
+    }
+
+    /// Matches chat requests of this protocol.
+    pub(super) fn chat_of(protocol: Protocol) -> Self {
+        Self::route("POST", &protocol.chat_path_ends())
     }
 
     fn and(mut self, condition: Condition) -> Self {
@@ -48,99 +57,106 @@ impl Matcher {
         self
     }
 
-    /// … for this model.
+    /// Also asks for this model.
     #[must_use]
     pub fn model(self, name: &str) -> Self {
         self.and(Condition::Model(name.into()))
     }
 
-    /// … whose last user message contains this text.
+    /// Also has this text in its last user message.
     #[must_use]
     pub fn user_says(self, text: &str) -> Self {
         self.and(Condition::UserSays(text.into()))
     }
 
-    /// … that wants a stream, or does not.
+    /// Also wants a stream, or does not want one.
     #[must_use]
     pub fn streaming(self, streaming: bool) -> Self {
         self.and(Condition::Streaming(streaming))
     }
 
-    /// … that offers a tool of this name.
+    /// Also offers a tool of this name.
     #[must_use]
     pub fn tool_named(self, name: &str) -> Self {
         self.and(Condition::ToolNamed(name.into()))
     }
 
-    /// … with this value at a JSON pointer (`/tools/0/type`) or a dotted path (`$.tools[0].type`).
+    /// Also has this value at a JSON pointer (`/tools/0/type`) or a dotted path
+    /// (`$.tools[0].type`).
     #[must_use]
     pub fn json_path(self, path: &str, value: impl Into<Value>) -> Self {
         self.and(Condition::At(path.into(), value.into()))
     }
 
-    /// … with this header.
+    /// Also has this header.
     #[must_use]
     pub fn header(self, name: &str, value: &str) -> Self {
         self.and(Condition::Header(name.to_ascii_lowercase(), value.into()))
     }
 
-    /// … whose body contains this text anywhere (a system prompt's words, the case's nonce).
+    /// Also has this text anywhere in its body, for example in a system prompt.
     #[must_use]
     pub fn body_contains(self, text: &str) -> Self {
         self.and(Condition::Contains(text.into()))
     }
 
     /// Whether the request is matched.
-    pub fn accepts(&self, asked: &StubRequest) -> bool {
+    pub fn accepts(&self, request: &StubRequest) -> bool {
         self.conditions
             .iter()
-            .all(|condition| condition.holds(asked))
+            .all(|condition| condition.holds(request))
     }
 
-    /// The first condition that does not hold, with what there was instead; `None` if it matches. `met` counts those that hold,
-    /// so that the nearest of several matchers can be named.
-    pub(super) fn refusal(&self, asked: &StubRequest) -> Option<(usize, String)> {
+    /// How many conditions hold, and the first that does not, with what there was instead; `None`
+    /// if all hold. The count makes it possible to name the nearest of several matchers.
+    pub(super) fn refusal(&self, request: &StubRequest) -> Option<(usize, String)> {
         let met = self
             .conditions
             .iter()
-            .filter(|condition| condition.holds(asked))
+            .filter(|condition| condition.holds(request))
             .count();
         let failed = self
             .conditions
             .iter()
-            .find(|condition| !condition.holds(asked))?;
+            .find(|condition| !condition.holds(request))?;
         Some((
             met,
-            format!("{failed} was wanted, {} came", failed.instead(asked)),
+            format!(
+                "it wants {failed}, the request has {}",
+                failed.instead(request)
+            ),
         ))
     }
 }
 
 impl Condition {
-    fn holds(&self, asked: &StubRequest) -> bool {
+    fn holds(&self, request: &StubRequest) -> bool {
         match self {
             Self::Route(method, paths) => {
-                asked.method == *method && paths.iter().any(|path| asked.path.ends_with(path))
+                request.method == *method && paths.iter().any(|path| request.path.ends_with(path))
             }
-            Self::Model(name) => asked.model() == name,
-            Self::UserSays(text) => asked.user_text().contains(text),
-            Self::Streaming(streaming) => asked.streams() == *streaming,
-            Self::ToolNamed(name) => tool_names(asked).any(|tool| tool == name),
-            Self::At(path, value) => asked.at(path) == Some(value),
-            Self::Header(name, value) => asked.header(name) == Some(value),
-            Self::Contains(text) => asked.json.to_string().contains(within_json(text).as_str()),
+            Self::Model(name) => request.model() == name,
+            Self::UserSays(text) => request.user_text().contains(text),
+            Self::Streaming(streaming) => request.streams() == *streaming,
+            Self::ToolNamed(name) => tool_names(request).any(|tool| tool == name),
+            Self::At(path, value) => request.at(path) == Some(value),
+            Self::Header(name, value) => request.header(name) == Some(value),
+            Self::Contains(text) => request
+                .json
+                .to_string()
+                .contains(within_json(text).as_str()),
         }
     }
 
-    fn instead(&self, asked: &StubRequest) -> String {
+    fn instead(&self, request: &StubRequest) -> String {
         match self {
-            Self::Route(..) => format!("{} {}", asked.method, asked.path),
-            Self::Model(_) => format!("model {:?}", asked.model()),
-            Self::UserSays(_) => format!("{:?}", asked.user_text()),
-            Self::Streaming(_) => format!("stream: {}", asked.streams()),
-            Self::ToolNamed(_) => format!("tools {:?}", tool_names(asked).collect::<Vec<_>>()),
-            Self::At(path, _) => asked.at(path).map_or("nothing".into(), Value::to_string),
-            Self::Header(name, _) => asked
+            Self::Route(..) => format!("{} {}", request.method, request.path),
+            Self::Model(_) => format!("model {:?}", request.model()),
+            Self::UserSays(_) => format!("{:?}", request.user_text()),
+            Self::Streaming(_) => format!("stream: {}", request.streams()),
+            Self::ToolNamed(_) => format!("tools {:?}", tool_names(request).collect::<Vec<_>>()),
+            Self::At(path, _) => request.at(path).map_or("nothing".into(), Value::to_string),
+            Self::Header(name, _) => request
                 .header(name)
                 .map_or("nothing".into(), |value| format!("{value:?}")),
             Self::Contains(_) => "a body without it".into(),
@@ -148,7 +164,7 @@ impl Condition {
     }
 }
 
-/// The text as it stands within a JSON string.
+/// The text as JSON writes it within a string.
 fn within_json(text: &str) -> String {
     let quoted = Value::from(text).to_string();
     quoted
@@ -158,8 +174,8 @@ fn within_json(text: &str) -> String {
         .to_string()
 }
 
-fn tool_names(asked: &StubRequest) -> impl Iterator<Item = &str> {
-    asked.json["tools"]
+fn tool_names(request: &StubRequest) -> impl Iterator<Item = &str> {
+    request.json["tools"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default()
@@ -172,7 +188,7 @@ impl fmt::Display for Condition {
         match self {
             Self::Route(method, paths) => write!(f, "{method} …{}", paths.join(" or …")),
             Self::Model(name) => write!(f, "model {name:?}"),
-            Self::UserSays(text) => write!(f, "a user who says {text:?}"),
+            Self::UserSays(text) => write!(f, "a user message with {text:?}"),
             Self::Streaming(streaming) => write!(f, "stream: {streaming}"),
             Self::ToolNamed(name) => write!(f, "a tool {name:?}"),
             Self::At(path, value) => write!(f, "{value} at {path}"),

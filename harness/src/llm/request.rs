@@ -1,33 +1,25 @@
-//! A provider's view of a request: what matchers and responders ask about.
+//! A request as a provider sees it: what matchers and responders ask about.
 
 use serde_json::Value;
 
+use super::protocol::{self, Protocol};
 use crate::wire::{self, WIRE_MARK};
 
-/// A request as matchers and responders see it, whoever passes it on: the wire or a wiremock server of one's own.
+/// A request as matchers and responders see it, whether the wire or a wiremock server of your own
+/// passes it on.
 #[derive(Clone, Debug)]
 pub struct StubRequest {
-    /// As sent.
+    /// The method as the sender wrote it.
     pub method: String,
     /// The path without the case's namespace and without the query.
     pub path: String,
-    /// Names in lower case.
+    /// The headers, with names in lower case.
     pub headers: Vec<(String, String)>,
     /// The body; null if it is not JSON.
     pub json: Value,
-    /// Its number on the tape; `None` if anybody else than the wire passes it on.
+    /// Its number on the tape; `None` if something else than the wire passes it on.
     pub(crate) request: Option<u64>,
 }
-
-/// Routes that make a provider answer with a model's words or vectors.
-const CALLS: [&str; 6] = [
-    "/chat/completions",
-    "/api/chat",
-    "/api/generate",
-    "/embeddings",
-    "/api/embed",
-    "/responses",
-];
 
 impl StubRequest {
     fn new(method: &str, path: &str, headers: Vec<(String, String)>, body: &[u8]) -> Self {
@@ -74,41 +66,47 @@ impl StubRequest {
         )
     }
 
-    /// Whether the wire passes it on and will obey a plan.
+    /// Whether the wire passes it on, which obeys plans.
     pub(crate) fn by_the_wire(&self) -> bool {
         self.request.is_some()
     }
 
-    /// Whether it is Ollama's own API.
-    pub fn is_ollama(&self) -> bool {
-        self.path.starts_with("/api/")
+    /// The protocol to which its path belongs; `None` if no protocol of a stub has such a path.
+    pub fn protocol(&self) -> Option<Protocol> {
+        Protocol::of_path(&self.path)
     }
 
-    /// Whether it asks for a model's words or vectors, and is no probe.
+    /// Whether it makes a model work; a probe of a list of models, for example, does not.
     pub fn is_call(&self) -> bool {
-        is_call(&self.method, &self.path)
+        protocol::is_call(&self.method, &self.path)
     }
 
-    /// The model that is asked for, or nothing.
+    /// Whether it is a GET or a HEAD.
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self.method.as_str(), "GET" | "HEAD")
+    }
+
+    /// The model that is asked for; empty if the body names none.
     pub fn model(&self) -> &str {
         self.json["model"].as_str().unwrap_or_default()
     }
 
-    /// Whether a stream is asked for; Ollama's own API streams unless told otherwise.
+    /// Whether a stream is asked for: by the body's `stream`, else by the protocol's default.
     pub fn streams(&self) -> bool {
-        self.json["stream"]
-            .as_bool()
-            .unwrap_or(self.is_ollama() && self.path != "/api/embed")
+        self.json["stream"].as_bool().unwrap_or_else(|| {
+            self.protocol()
+                .is_some_and(|protocol| protocol.behaviour().streams_by_default(&self.path))
+        })
     }
 
-    /// Whether the stream has to end with a usage chunk.
+    /// Whether the stream has to end with a chunk that carries the usage.
     pub fn wants_usage(&self) -> bool {
         self.json["stream_options"]["include_usage"]
             .as_bool()
             .unwrap_or(false)
     }
 
-    /// The text of the last message of the user (or Ollama's `prompt`); parts are joined.
+    /// The text of the last message of the user, or of Ollama's `prompt`; text parts are joined.
     pub fn user_text(&self) -> String {
         let messages = self.json["messages"]
             .as_array()
@@ -124,6 +122,15 @@ impl StubRequest {
         }
     }
 
+    /// How many inputs an embeddings request has.
+    pub(super) fn inputs(&self) -> usize {
+        match &self.json["input"] {
+            Value::Array(inputs) => inputs.len(),
+            Value::Null => 0,
+            _ => 1,
+        }
+    }
+
     /// The first header of that name (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
@@ -132,7 +139,8 @@ impl StubRequest {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The value at a JSON pointer (`/tools/0/type`) or at a dotted path (`$.tools[0].type`, `messages[0].content`).
+    /// The value at a JSON pointer (`/tools/0/type`) or at a dotted path (`$.tools[0].type`,
+    /// `messages[0].content`).
     pub fn at(&self, path: &str) -> Option<&Value> {
         if path.is_empty() || path.starts_with('/') {
             return self.json.pointer(path);
@@ -153,11 +161,6 @@ impl StubRequest {
     }
 }
 
-/// Whether a request of this method to this path (without query) asks for a model's words or vectors.
-pub(super) fn is_call(method: &str, path: &str) -> bool {
-    method == "POST" && CALLS.iter().any(|route| path.ends_with(route))
-}
-
 /// Content as text: a string, or the text parts of an array.
 fn text_of(content: &Value) -> String {
     match content {
@@ -170,7 +173,7 @@ fn text_of(content: &Value) -> String {
     }
 }
 
-/// `/t/CASE/v1/models` is `/v1/models`.
+/// The path without the namespace: `/t/CASE/v1/models` becomes `/v1/models`.
 pub(super) fn without_namespace(path: &str) -> &str {
     let Some(rest) = path.strip_prefix("/t/") else {
         return path;
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_unless_told_otherwise_is_ollamas() {
+    fn a_body_without_stream_streams_with_ollama_only() {
         assert!(asked("/api/chat", json!({})).streams());
         assert!(!asked("/api/chat", json!({"stream": false})).streams());
         assert!(!asked("/v1/chat/completions", json!({})).streams());

@@ -1,19 +1,21 @@
-//! What a provider says: a reply, an error, raw bytes, or a sequence of them, in the protocol and form that was asked for.
+//! Responders: what a provider answers. A reply, an error, raw bytes or a sequence of them is
+//! written in the protocol of the request, and streamed if the request asks for it.
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use wiremock::{Respond, ResponseTemplate};
 
+use super::protocol::Protocol;
 use super::request::StubRequest;
 use super::sequence::{Count, Sequence};
-use super::{ollama, openai};
 use crate::plan::Plan;
 use crate::wire::{Answer, HARNESS_STATUS, PLAN_HEADER, UNMATCHED_HEADER};
 
-/// Says what is answered to a matched request. Works behind the wire and on any wiremock server; a plan needs the wire.
+/// Decides what is answered to a matched request. It works with stubs and on any wiremock server; a
+/// plan needs a stub.
 #[derive(Clone, Debug)]
 pub struct Responder {
     kind: Kind,
@@ -30,9 +32,10 @@ enum Kind {
         content_type: String,
         body: Bytes,
     },
+    Embeddings,
     Sequence(Arc<Sequence>),
     With(Arc<dyn Fn(&StubRequest) -> Responder + Send + Sync>),
-    /// Put together wrongly; answered by saying so.
+    /// A responder that was built wrongly; its answer names the mistake.
     Misused(String),
 }
 
@@ -47,16 +50,16 @@ pub(super) struct Reply {
     pub ending: Ending,
 }
 
-/// How a stream ends, in good order as far as the transport is concerned.
+/// How a stream ends. The transport is in order in all cases.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Ending {
-    /// As the protocol wants.
+    /// The end that the protocol asks for.
     Proper,
-    /// The finish reason is there, `[DONE]` is not (OpenAI only).
+    /// The finish reason is sent and `[DONE]` is not; only OpenAI's protocol has one.
     WithoutDone,
-    /// After the last token nothing more.
+    /// Nothing is sent after the last token.
     WithoutFinish,
-    /// After the last token an error in band.
+    /// An in-band error is sent after the last token.
     Error(ErrorReply),
 }
 
@@ -69,7 +72,8 @@ pub(super) struct ErrorReply {
     pub code: Option<String>,
 }
 
-/// A reply with this text. Its tokens are its words (each with the blank before it), and usage counts them.
+/// Replies with this text. Its tokens are its words, each with the blank before it, and usage
+/// counts them.
 pub fn reply(text: &str) -> Responder {
     Responder::of(Kind::Reply(Reply {
         tokens: words(text),
@@ -81,17 +85,17 @@ pub fn reply(text: &str) -> Responder {
     }))
 }
 
-/// A reply that calls a tool; `arguments` is a JSON object. Add more with [`Responder::tool_call`].
+/// Replies with a call of a tool; `arguments` is a JSON object. [`Responder::tool_call`] adds more.
 pub fn tool_call(name: &str, arguments: Value) -> Responder {
     reply("").tool_call(name, arguments)
 }
 
-/// A reply that says what the last user message said.
+/// Replies with the text of the last user message.
 pub fn echo() -> Responder {
-    with(|asked| reply(&asked.user_text()))
+    with(|request| reply(&request.user_text()))
 }
 
-/// A provider's error with this status, in the protocol's own form.
+/// Answers with a provider's error of this status, in the protocol's own form.
 pub fn error(status: u16) -> Responder {
     Responder::of(Kind::Error(ErrorReply {
         status,
@@ -101,7 +105,7 @@ pub fn error(status: u16) -> Responder {
     }))
 }
 
-/// These bytes, whatever was asked.
+/// Answers every request with these bytes.
 pub fn raw(status: u16, content_type: &str, body: impl Into<Bytes>) -> Responder {
     Responder::of(Kind::Raw {
         status,
@@ -110,26 +114,28 @@ pub fn raw(status: u16, content_type: &str, body: impl Into<Bytes>) -> Responder
     })
 }
 
-/// The answers in turn, counted for each prompt (last user message and model) by itself, so that concurrent requests do not
-/// disturb each other: the n-th attempt of a request gets the n-th answer. The last one repeats. The last 65,536 prompts are counted.
+/// Gives the answers in order, counted for each prompt (model and last user message) by itself, so
+/// that concurrent requests do not disturb each other: the n-th attempt of a request gets the n-th
+/// answer. The last answer repeats. The last 65,536 prompts are counted.
 pub fn sequence(answers: impl IntoIterator<Item = Responder>) -> Responder {
     in_sequence(answers, Count::EachPrompt)
 }
 
-/// The answers in turn over all calls, whoever makes them. The last one repeats. For requests that come one after the other.
-pub fn in_turn(answers: impl IntoIterator<Item = Responder>) -> Responder {
+/// Gives the answers in order over all calls, for requests that come one after the other. The last
+/// answer repeats.
+pub fn call_sequence(answers: impl IntoIterator<Item = Responder>) -> Responder {
     in_sequence(answers, Count::AllCalls)
 }
 
 fn in_sequence(answers: impl IntoIterator<Item = Responder>, count: Count) -> Responder {
     let answers: Vec<Responder> = answers.into_iter().collect();
     if answers.is_empty() {
-        return Responder::of(Kind::Misused("a sequence without answers".into()));
+        return Responder::of(Kind::Misused("a sequence needs at least one answer".into()));
     }
     Responder::of(Kind::Sequence(Arc::new(Sequence::new(answers, count))))
 }
 
-/// Whatever `answer` makes of the request.
+/// Answers with whatever responder `answer` makes of the request.
 pub fn with(answer: impl Fn(&StubRequest) -> Responder + Send + Sync + 'static) -> Responder {
     Responder::of(Kind::With(Arc::new(answer)))
 }
@@ -146,7 +152,7 @@ impl Responder {
     fn reply(mut self, method: &str, change: impl FnOnce(&mut Reply)) -> Self {
         match &mut self.kind {
             Kind::Reply(reply) => change(reply),
-            _ => self.kind = Kind::Misused(format!("{method} on something that is not a reply")),
+            _ => self.kind = Kind::Misused(format!("{method} changes a reply, and this is none")),
         }
         self
     }
@@ -154,12 +160,13 @@ impl Responder {
     fn error(mut self, method: &str, change: impl FnOnce(&mut ErrorReply)) -> Self {
         match &mut self.kind {
             Kind::Error(error) => change(error),
-            _ => self.kind = Kind::Misused(format!("{method} on something that is not an error")),
+            _ => self.kind = Kind::Misused(format!("{method} changes an error, and this is none")),
         }
         self
     }
 
-    /// The reply's tokens: one content event each when streamed, joined when not. Usage counts them.
+    /// Sets the reply's tokens: each is one content event of a stream, and they are joined
+    /// otherwise. Usage counts them.
     #[must_use]
     pub fn tokens<T: Into<String>>(self, tokens: impl IntoIterator<Item = T>) -> Self {
         self.reply("tokens()", |reply| {
@@ -167,7 +174,7 @@ impl Responder {
         })
     }
 
-    /// The reply also calls a tool; `arguments` is a JSON object.
+    /// Adds a call of a tool to the reply; `arguments` is a JSON object.
     #[must_use]
     pub fn tool_call(self, name: &str, arguments: Value) -> Self {
         self.reply("tool_call()", |reply| {
@@ -175,7 +182,7 @@ impl Responder {
         })
     }
 
-    /// The usage that is told: prompt and completion tokens.
+    /// Sets the usage that the reply reports, in tokens of the prompt and of the completion.
     #[must_use]
     pub fn usage(self, prompt: u64, completion: u64) -> Self {
         self.reply("usage()", |reply| {
@@ -183,19 +190,21 @@ impl Responder {
         })
     }
 
-    /// The finish reason, in OpenAI's words (`stop`, `length`, `content_filter`); by default `stop` or `tool_calls`.
+    /// Sets the finish reason, in OpenAI's words (`stop`, `length`, `content_filter`). It is `stop`
+    /// or `tool_calls` by default.
     #[must_use]
     pub fn finish(self, reason: &str) -> Self {
         self.reply("finish()", |reply| reply.finish = Some(reason.into()))
     }
 
-    /// A stream of it ends after the finish reason, without `[DONE]`.
+    /// Ends a stream after the finish reason, without `[DONE]`.
     #[must_use]
     pub fn without_done(self) -> Self {
         self.reply("without_done()", |reply| reply.ending = Ending::WithoutDone)
     }
 
-    /// A stream of it ends, in order for the transport, after the last token: no finish reason, no `[DONE]`.
+    /// Ends a stream after the last token, without finish reason and `[DONE]`. The transport ends
+    /// in order.
     #[must_use]
     pub fn without_finish(self) -> Self {
         self.reply("without_finish()", |reply| {
@@ -203,7 +212,8 @@ impl Responder {
         })
     }
 
-    /// A stream of it ends with an error in band after the last token; not streamed it is that error.
+    /// Ends a stream with this in-band error after the last token. Where no stream is request for,
+    /// the answer is the error.
     #[must_use]
     pub fn then_error(self, status: u16, message: &str) -> Self {
         let error = ErrorReply {
@@ -215,38 +225,40 @@ impl Responder {
         self.reply("then_error()", |reply| reply.ending = Ending::Error(error))
     }
 
-    /// The error's code (`rate_limit_exceeded`, `insufficient_quota`, …); by default what goes with the status.
+    /// Sets the error's code, such as `rate_limit_exceeded`; by default it is what the provider
+    /// sends with the status.
     #[must_use]
     pub fn code(self, code: &str) -> Self {
         self.error("code()", |error| error.code = Some(code.into()))
     }
 
-    /// The error's type (`invalid_request_error`, …); by default what goes with the status.
+    /// Sets the error's type, such as `invalid_request_error`; by default it is what the provider
+    /// sends with the status.
     #[must_use]
     pub fn kind(self, kind: &str) -> Self {
         self.error("kind()", |error| error.kind = Some(kind.into()))
     }
 
-    /// The error's message.
+    /// Sets the error's message.
     #[must_use]
     pub fn message(self, message: &str) -> Self {
         self.error("message()", |error| error.message = Some(message.into()))
     }
 
-    /// `Retry-After`: seconds, or an HTTP date.
+    /// Adds `Retry-After`: seconds, or an HTTP date.
     #[must_use]
     pub fn retry_after(self, value: impl fmt::Display) -> Self {
         self.header("retry-after", &value.to_string())
     }
 
-    /// One more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_ascii_lowercase(), value.into()));
         self
     }
 
-    /// How the bytes flow.
+    /// Sets how the bytes of the answer flow.
     #[must_use]
     pub fn plan(mut self, plan: Plan) -> Self {
         self.plan = Some(plan);
@@ -254,21 +266,29 @@ impl Responder {
     }
 
     /// The answer to this request.
-    pub fn render(&self, asked: &StubRequest) -> Answer {
+    pub fn render(&self, request: &StubRequest) -> Answer {
         let mut answer = match &self.kind {
-            Kind::Reply(reply) if asked.is_ollama() => ollama::reply(reply, asked),
-            Kind::Reply(reply) => openai::reply(reply, asked),
-            Kind::Error(error) if asked.is_ollama() => ollama::error(error),
-            Kind::Error(error) => openai::error(error),
+            Kind::Reply(reply) => in_protocol(request, |protocol| {
+                protocol.behaviour().reply(reply, request)
+            }),
+            Kind::Error(error) => {
+                in_protocol(request, |protocol| protocol.behaviour().error(error))
+            }
+            Kind::Embeddings => {
+                let inputs = request.inputs();
+                in_protocol(request, |protocol| {
+                    protocol.behaviour().embeddings(request, inputs)
+                })
+            }
             Kind::Raw {
                 status,
                 content_type,
                 body,
             } => Answer::new(*status, content_type, body.clone()),
-            Kind::Sequence(sequence) => sequence.next(asked).render(asked),
-            Kind::With(answer) => answer(asked).render(asked),
+            Kind::Sequence(sequence) => sequence.next(request).render(request),
+            Kind::With(answer) => answer(request).render(request),
             Kind::Misused(how) => {
-                Answer::unmatched(format!("the responder was put together wrongly: {how}"))
+                Answer::unmatched(format!("the responder was built wrongly: {how}"))
             }
         };
         answer.headers.extend(self.headers.iter().cloned());
@@ -279,18 +299,32 @@ impl Responder {
     }
 }
 
-impl Respond for Responder {
-    fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
-        let asked = StubRequest::of_wiremock(request);
-        template(self.render(&asked), asked.by_the_wire())
+/// Writes an answer in the protocol of the request; the protocol is never guessed.
+fn in_protocol(request: &StubRequest, write: impl FnOnce(Protocol) -> Answer) -> Answer {
+    match request.protocol() {
+        Some(protocol) => write(protocol),
+        None => Answer::unmatched(format!(
+            "{} {} belongs to no protocol of a stub ({}); answer it with raw()",
+            request.method,
+            request.path,
+            Protocol::names()
+        )),
     }
 }
 
-/// The answer as wiremock sends it: a plan goes into a header for the wire, and is refused for anybody else.
+impl Respond for Responder {
+    fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
+        let request = StubRequest::of_wiremock(request);
+        template(self.render(&request), request.by_the_wire())
+    }
+}
+
+/// The answer as wiremock sends it. A plan goes into a header for the wire; whoever would not obey
+/// it gets a refusal instead.
 pub(super) fn template(answer: Answer, by_the_wire: bool) -> ResponseTemplate {
     if answer.plan.needs_the_wire() && !by_the_wire {
-        let text = "gauntlet: this responder has a plan of how its bytes flow, which only the wire can obey; it refuses to be flattened. \
-                    Ask it through a gauntlet stub, or leave the plan away.\n";
+        let text = "gauntlet: this responder has a plan for its bytes, which only a gauntlet stub \
+                    can obey; mount it on a stub, or remove the plan.\n";
         return ResponseTemplate::new(HARNESS_STATUS)
             .set_body_raw(text, "text/plain; charset=utf-8");
     }
@@ -333,6 +367,7 @@ impl fmt::Debug for Kind {
                 content_type,
                 body,
             } => write!(f, "Raw({status}, {content_type}, {} bytes)", body.len()),
+            Self::Embeddings => f.write_str("Embeddings"),
             Self::Sequence(sequence) => f.debug_list().entries(sequence.answers()).finish(),
             Self::With(_) => f.write_str("With(…)"),
             Self::Misused(how) => write!(f, "Misused({how})"),
@@ -350,7 +385,7 @@ impl Reply {
         }
     }
 
-    /// As told, or one a token (and one a tool call).
+    /// The number that the case gives, else one for each token and tool call.
     pub(super) fn completion_tokens(&self) -> u64 {
         self.completion_tokens
             .unwrap_or((self.tokens.len() + self.tool_calls.len()) as u64)
@@ -361,7 +396,7 @@ impl Reply {
     }
 }
 
-/// Words, each with the white space before it.
+/// The words of a text, each with the white space before it.
 fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut blank = true;
@@ -375,25 +410,10 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// Vectors for an embeddings request: one an input, in the inputs' order, told from each other by their first number.
-pub fn vectors() -> Responder {
-    with(|asked| {
-        let inputs = match &asked.json["input"] {
-            Value::Array(inputs) => inputs.len(),
-            Value::Null => 0,
-            _ => 1,
-        };
-        let vector = |at: usize| json!([at as f64, 0.25, -0.5]);
-        let body = if asked.is_ollama() {
-            json!({"model": asked.model(), "embeddings": (0..inputs).map(vector).collect::<Vec<_>>()})
-        } else {
-            let data: Vec<Value> = (0..inputs)
-                .map(|at| json!({"object": "embedding", "index": at, "embedding": vector(at)}))
-                .collect();
-            json!({"object": "list", "data": data, "model": asked.model(), "usage": {"prompt_tokens": inputs, "total_tokens": inputs}})
-        };
-        raw(200, "application/json", body.to_string())
-    })
+/// Answers an embeddings request with one vector for each input, in the order of the inputs. The
+/// first number of a vector identifies its input.
+pub fn embeddings() -> Responder {
+    Responder::of(Kind::Embeddings)
 }
 
 #[cfg(test)]

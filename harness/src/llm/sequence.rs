@@ -1,6 +1,7 @@
-//! Whose turn it is in a sequence of answers.
+//! Which answer of a sequence comes next.
 //!
-//! A stub that stays up sees prompts without end: of each only a hash is kept, and only of the last ones.
+//! A stub that stays up sees prompts without end. It keeps only a hash of each, and only of the
+//! last ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use super::request::StubRequest;
 use super::responder::Responder;
 
-/// So many prompts are counted; one that was forgotten begins with the first answer again.
+/// How many prompts are counted; a forgotten one begins with the first answer again.
 const MOST_PROMPTS: usize = 1 << 16;
 
-/// Answers in turn; see [`super::sequence`] and [`super::in_turn`].
+/// Answers in order; see [`super::sequence`] and [`super::call_sequence`].
 pub(super) struct Sequence {
     answers: Vec<Responder>,
     count: Count,
@@ -28,12 +29,12 @@ pub(super) enum Count {
 #[derive(Default)]
 struct Counts {
     by_prompt: HashMap<u64, usize>,
-    /// From the one that was seen first.
+    /// The prompts in the order in which they were first seen.
     order: VecDeque<u64>,
 }
 
 impl Sequence {
-    /// `answers` are one at least.
+    /// There is at least one answer.
     pub(super) fn new(answers: Vec<Responder>, count: Count) -> Self {
         Self {
             answers,
@@ -65,7 +66,7 @@ impl Sequence {
 }
 
 impl Counts {
-    /// How often the prompt has been asked before.
+    /// How often the prompt has come before; counts this time.
     fn count(&mut self, prompt: u64) -> usize {
         if let Some(count) = self.by_prompt.get_mut(&prompt) {
             *count += 1;
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_prompts_are_counted_and_no_more() {
+    fn no_more_prompts_are_counted_than_the_bound() {
         let mut counts = Counts::default();
         let most = MOST_PROMPTS as u64;
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Where answers come from: a wiremock server, or rules in process. Both understand the same matchers and responders, fall back
-//! to the stub's default, and call an unmatched request an error.
+//! Where answers come from: a wiremock server, or rules in process. Both take the same matchers and
+//! responders, use the stub's default where no rule matches, and answer all else with an error.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -12,14 +12,14 @@ use hyper_util::rt::TokioExecutor;
 use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 
 use super::matcher::{Matcher, chat};
+use super::protocol::Protocol;
 use super::request::StubRequest;
 use super::responder::{Responder, template};
-use super::{ollama, openai};
 use crate::plan::Plan;
-use crate::spec::Protocol;
 use crate::wire::{Answer, PLAN_HEADER, Request, Source, UNMATCHED_HEADER, WIRE_MARK};
 
-/// Headers that belong to a connection and not to a message (RFC 9110 section 7.6.1), and those that tell a length.
+/// Headers that belong to a connection and not to a message (RFC 9110 section 7.6.1), and those
+/// that frame a body.
 const PER_HOP: [&str; 7] = [
     "connection",
     "content-length",
@@ -30,19 +30,29 @@ const PER_HOP: [&str; 7] = [
     "transfer-encoding",
 ];
 
-/// What a stub says when no rule of the case matches: its default to chats, the usual small routes, else an error.
-#[derive(Clone, Default)]
+/// What a stub answers when no rule matches: its default to chats, the default answers of its
+/// protocols to probes, and an error to all else.
+#[derive(Clone)]
 pub(super) struct Fallback {
+    protocols: Vec<Protocol>,
     default: Arc<RwLock<Option<Responder>>>,
     rules: Arc<Mutex<Vec<Matcher>>>,
 }
 
 impl Fallback {
+    fn new(protocols: Vec<Protocol>) -> Self {
+        Self {
+            protocols,
+            default: Arc::default(),
+            rules: Arc::default(),
+        }
+    }
+
     pub(super) fn answers(&self, responder: Responder) {
         *self.default.write().unwrap_or_else(PoisonError::into_inner) = Some(responder);
     }
 
-    /// Remembers a rule, to name the nearest one for a request that none matches.
+    /// Remembers a rule, so that the nearest one can be named for a request that none matches.
     fn remember(&self, matcher: Matcher) {
         self.rules
             .lock()
@@ -50,30 +60,33 @@ impl Fallback {
             .push(matcher);
     }
 
-    pub(super) fn answer(&self, asked: &StubRequest, protocol: Option<Protocol>) -> Answer {
+    fn answer(&self, request: &StubRequest) -> Answer {
         let default = self
             .default
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         match default {
-            Some(responder) if chat().accepts(asked) => return responder.render(asked),
+            Some(responder) if chat().accepts(request) => return responder.render(request),
             _ => {}
         }
-        around(asked, protocol).unwrap_or_else(|| Answer::unmatched(self.reason(asked)))
+        self.protocols
+            .iter()
+            .find_map(|protocol| protocol.behaviour().default_answer(request))
+            .unwrap_or_else(|| Answer::unmatched(self.reason(request)))
     }
 
-    fn reason(&self, asked: &StubRequest) -> String {
+    fn reason(&self, request: &StubRequest) -> String {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let nearest = rules
             .iter()
-            .filter_map(|rule| Some((rule, rule.refusal(asked)?)))
+            .filter_map(|rule| Some((rule, rule.refusal(request)?)))
             .max_by_key(|(_, (met, _))| *met);
         let request = format!(
             "{} {} for model {:?}",
-            asked.method,
-            asked.path,
-            asked.model()
+            request.method,
+            request.path,
+            request.model()
         );
         match nearest {
             Some((rule, (_, why))) => format!("{request}; the nearest rule is [{rule}]: {why}"),
@@ -82,68 +95,43 @@ impl Fallback {
     }
 }
 
-/// Gateways look at these for health and discovery.
-fn around(asked: &StubRequest, protocol: Option<Protocol>) -> Option<Answer> {
-    let path = asked.path.as_str();
-    let looks = matches!(asked.method.as_str(), "GET" | "HEAD");
-    match protocol {
-        _ if looks && path.ends_with("/models") => Some(openai::model_list()),
-        Some(Protocol::OpenAi) => None,
-        _ if looks && path == "/" => Some(Answer::new(
-            200,
-            "text/plain; charset=utf-8",
-            "Ollama is running",
-        )),
-        _ if looks || path == "/api/show" => ollama::around(path),
-        _ => None,
-    }
-}
-
-/// Answers from a wiremock server of its own. Answers come whole and one after the other; the wire makes them flow.
+/// Takes answers from a wiremock server of its own. They come whole and one after the other; the
+/// wire makes their bytes flow.
 pub struct WiremockSource {
     server: MockServer,
     client: Client<HttpConnector, Full<Bytes>>,
     fallback: Fallback,
 }
 
-/// The last of wiremock's rules: takes what nothing else matched.
-struct CatchAll {
-    fallback: Fallback,
-    protocol: Protocol,
-}
+/// The last of wiremock's rules: it takes what nothing else matched.
+struct CatchAll(Fallback);
 
 impl Respond for CatchAll {
     fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
-        let asked = StubRequest::of_wiremock(request);
-        template(
-            self.fallback.answer(&asked, Some(self.protocol)),
-            asked.by_the_wire(),
-        )
+        let request = StubRequest::of_wiremock(request);
+        template(self.0.answer(&request), request.by_the_wire())
     }
 }
 
 impl WiremockSource {
-    /// Starts a server on a port of its own (never one of wiremock's pool, which live on after their test).
+    /// Starts a server for a stub of this protocol on a port of its own. It is never one of
+    /// wiremock's pool, whose servers outlive their test.
     ///
     /// # Errors
-    /// The system's, when there is no port.
+    /// The system's error when there is no free port.
     pub async fn start(protocol: Protocol) -> std::io::Result<Self> {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-        // the tape has the requests; wiremock's own record would only grow
+        // the tape has the requests, so wiremock's own record would only grow
         let server = MockServer::builder()
             .listener(listener)
             .disable_request_recording()
             .start()
             .await;
-        let fallback = Fallback::default();
-        let catch_all = CatchAll {
-            fallback: fallback.clone(),
-            protocol,
-        };
+        let fallback = Fallback::new(vec![protocol]);
         server
             .register(
                 Mock::given(wiremock::matchers::any())
-                    .respond_with(catch_all)
+                    .respond_with(CatchAll(fallback.clone()))
                     .with_priority(255),
             )
             .await;
@@ -155,7 +143,7 @@ impl WiremockSource {
         })
     }
 
-    /// The server itself, for rules in wiremock's own words.
+    /// The server itself, for rules made with wiremock's own matchers.
     pub fn server(&self) -> &MockServer {
         &self.server
     }
@@ -207,7 +195,7 @@ impl WiremockSource {
             match name.as_str() {
                 PLAN_HEADER => {
                     answer.plan = serde_json::from_str(&value)
-                        .map_err(|error| format!("the plan {value}: {error}"))?
+                        .map_err(|error| format!("the plan {value} cannot be read: {error}"))?
                 }
                 UNMATCHED_HEADER => answer.unmatched = Some(value),
                 per_hop if PER_HOP.contains(&per_hop) => {}
@@ -231,33 +219,32 @@ impl Source for WiremockSource {
     }
 }
 
-/// Answers from rules in process: no server, no thread, nothing kept. For load, soaks and `gauntlet stub`.
+/// Takes answers from rules in process, without a server, a thread or a record of requests.
 pub struct ScriptSource {
     rules: RwLock<Vec<(Matcher, Responder)>>,
     fallback: Fallback,
-    protocol: Option<Protocol>,
 }
 
 impl ScriptSource {
-    /// No rules yet.
+    /// A source without rules that answers the probes of this protocol.
     pub fn new(protocol: Protocol) -> Self {
-        Self {
-            rules: RwLock::new(Vec::new()),
-            fallback: Fallback::default(),
-            protocol: Some(protocol),
-        }
+        Self::speaking(vec![protocol])
     }
 
-    /// No rules yet; speaks every protocol on its one port.
+    /// A source without rules that answers the probes of every protocol.
     pub fn of_every_protocol() -> Self {
+        Self::speaking(Protocol::all().to_vec())
+    }
+
+    fn speaking(protocols: Vec<Protocol>) -> Self {
         Self {
             rules: RwLock::new(Vec::new()),
-            fallback: Fallback::default(),
-            protocol: None,
+            fallback: Fallback::new(protocols),
         }
     }
 
-    /// What is answered to every chat request that no rule matches; replaces the answer given before.
+    /// Sets what is answered to every chat request that no rule matches; replaces the answer
+    /// before.
     pub fn answers(&self, responder: Responder) {
         self.fallback.answers(responder);
     }
@@ -272,11 +259,11 @@ impl ScriptSource {
     }
 
     /// The answer to a request.
-    pub fn answer_to(&self, asked: &StubRequest) -> Answer {
+    pub fn answer_to(&self, request: &StubRequest) -> Answer {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
-        match rules.iter().find(|(matcher, _)| matcher.accepts(asked)) {
-            Some((_, responder)) => responder.render(asked),
-            None => self.fallback.answer(asked, self.protocol),
+        match rules.iter().find(|(matcher, _)| matcher.accepts(request)) {
+            Some((_, responder)) => responder.render(request),
+            None => self.fallback.answer(request),
         }
     }
 }

@@ -54,11 +54,18 @@ impl CaseFixture {
         let gates = Gates::new(tape.clone());
         let mut stubs = IndexMap::new();
         for provider in &spec.providers {
+            let stub = Stub::builder(provider.protocol)
+                .name(&provider.name)
+                .tape(&tape)
+                .gates(&gates)
+                .wiremock();
             let stub = match target.listen(&provider.name) {
-                Some(at) => Stub::start_at(at, provider, tape.clone(), gates.clone())
+                Some(at) => stub
+                    .at(at)
+                    .start()
                     .await
                     .map_err(|error| occupied(at, error))?,
-                None => Stub::start(provider, &id, tape.clone(), gates.clone()).await?,
+                None => stub.namespace(&id).start().await?,
             };
             stubs.insert(provider.name.clone(), stub);
         }

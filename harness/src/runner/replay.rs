@@ -367,21 +367,21 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::gate::Gates;
     use crate::llm::Stub;
 
     #[tokio::test]
     async fn a_call_whose_client_left_at_once_has_its_number() {
         let schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
         let (tape, spec) = (Tape::new(), schedule.spec());
-        let stub = Stub::start(
-            &spec.providers[0],
-            "case",
-            tape.clone(),
-            Gates::new(tape.clone()),
-        )
-        .await
-        .unwrap();
+        let provider = &spec.providers[0];
+        let stub = Stub::builder(provider.protocol)
+            .name(&provider.name)
+            .namespace("case")
+            .tape(&tape)
+            .wiremock()
+            .start()
+            .await
+            .unwrap();
         stub.answers(script(&schedule, 1, stub.name(), &tape));
         let client = Client::new(
             stub.base_url().trim_end_matches("/v1"),

@@ -286,7 +286,7 @@ impl Schedule {
             ..Spec::default()
         };
         for name in &names {
-            spec = spec.provider(name, Protocol::OpenAi);
+            spec = spec.provider(name, Protocol::OPENAI);
         }
         spec.model(ALIAS, &names.iter().map(String::as_str).collect::<Vec<_>>())
     }

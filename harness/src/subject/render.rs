@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn litellm_is_given_yaml_with_fallbacks_in_order() {
         let spec = Spec::pair()
-            .provider("p3", crate::spec::Protocol::Ollama)
+            .provider("p3", crate::spec::Protocol::OLLAMA)
             .model("trio", &["p1", "p2", "p3"]);
         let text = rendered(
             include_str!("../../../fixtures/targets/litellm.toml"),

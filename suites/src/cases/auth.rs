@@ -262,12 +262,13 @@ async fn auth_04(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("fine"));
     // a provider with which no gateway is configured
-    let elsewhere = Spec::default()
-        .provider("elsewhere", Protocol::OpenAi)
-        .providers
-        .remove(0);
-    let elsewhere =
-        Stub::in_process(&elsewhere, "elsewhere", ctx.tape.clone(), ctx.gates.clone()).await?;
+    let elsewhere = Stub::builder(Protocol::OPENAI)
+        .name("elsewhere")
+        .namespace("elsewhere")
+        .tape(&ctx.tape)
+        .gates(&ctx.gates)
+        .start()
+        .await?;
     elsewhere.answers(reply("whatever the client wants"));
     let (url, host) = (elsewhere.base_url(), elsewhere.wire().addr().to_string());
     // when

@@ -7,7 +7,7 @@ use futures::future::{Either, join, select, try_join_all};
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds};
 use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{at_least, converge, gap, guard};
-use gauntlet_harness::llm::{Stub, chat, error, in_turn, reply};
+use gauntlet_harness::llm::{Stub, call_sequence, chat, error, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{BreakerSpec, CandidateSpec, ModelSpec, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
@@ -175,7 +175,7 @@ async fn brkr_01(ctx: &Ctx) -> CaseResult {
 async fn brkr_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    p1.answers(in_turn([
+    p1.answers(call_sequence([
         error(500),
         error(500),
         reply("Paris").plan(Plan::held("probe")),
@@ -375,7 +375,7 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     let cut = reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut]));
     let left = || reply("for nobody").plan(Plan::held("nobody opens this"));
-    p1.answers(in_turn([
+    p1.answers(call_sequence([
         error(500),
         error(500),
         error(400),

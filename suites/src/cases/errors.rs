@@ -29,7 +29,7 @@ pub(super) const CASES: &[CaseRow] = &[
         needs: CHAT,
         spec: || {
             let mut spec = Spec::solo()
-                .provider("p2", Protocol::OpenAi)
+                .provider("p2", Protocol::OPENAI)
                 .model("late", &["p2"]);
             spec.models[1].timeouts.total_ms = Some(300);
             spec
@@ -109,10 +109,10 @@ fn with_a_key() -> Spec {
         database: DatabaseNeed::None,
         ..query()
     }
-    .provider("p1", Protocol::OpenAi)
+    .provider("p1", Protocol::OPENAI)
     .model("solo", &["p1"]);
     let mut spec = spec
-        .provider("locked", Protocol::OpenAi)
+        .provider("locked", Protocol::OPENAI)
         .model("locked", &["locked"]);
     spec.providers
         .iter_mut()

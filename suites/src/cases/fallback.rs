@@ -106,8 +106,8 @@ pub(super) const CASES: &[CaseRow] = &[
         ],
         spec: || {
             Spec::default()
-                .provider("p1", Protocol::OpenAi)
-                .provider("p2", Protocol::Ollama)
+                .provider("p1", Protocol::OPENAI)
+                .provider("p2", Protocol::OLLAMA)
                 .model("mixed", &["p1", "p2"])
         },
         run: &fall_07,

@@ -54,7 +54,7 @@ pub(super) const CASES: &[CaseRow] = &[
         spec: || Spec {
             database: DatabaseNeed::Any,
             ..Spec::pair()
-                .provider("p3", Protocol::OpenAi)
+                .provider("p3", Protocol::OPENAI)
                 .model("third", &["p3"])
         },
         run: &hlth_03,

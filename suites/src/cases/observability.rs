@@ -34,7 +34,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 ..Timeouts::default()
             };
             let mut spec = Spec::pair()
-                .provider("p3", Protocol::OpenAi)
+                .provider("p3", Protocol::OPENAI)
                 .model("late", &["p3"])
                 .model_timeouts("late", short);
             spec.retry.max_attempts = 2;

@@ -67,7 +67,7 @@ pub(super) const CASES: &[CaseRow] = &[
         needs: STREAM,
         spec: || {
             Spec::solo()
-                .provider("p2", Protocol::Ollama)
+                .provider("p2", Protocol::OLLAMA)
                 .model("local", &["p2"])
         },
         run: &strm_05,

@@ -213,7 +213,7 @@ pub(super) fn patient(spec: Spec) -> Spec {
 /// Queries whose synthesis has a second candidate, at the provider `spare`.
 pub(super) fn with_spare() -> Spec {
     let mut spec = query()
-        .provider("spare", Protocol::OpenAi)
+        .provider("spare", Protocol::OPENAI)
         .model("spare", &["spare"]);
     let spare = spec
         .models

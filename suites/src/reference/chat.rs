@@ -459,7 +459,7 @@ async fn converse(
         return Err(protocol::refusal(status, &headers, &body, &spec.api_key));
     }
     if call.stream {
-        let mislabelled = !protocol::is_stream(spec.protocol, &head.headers);
+        let mislabelled = !protocol::is_stream(candidate.provider.protocol, &head.headers);
         if mislabelled
             && !gateway.has(Defect::IgnoresContentType)
             && !gateway.has(Defect::BelievesAny200)
@@ -484,7 +484,7 @@ async fn converse(
     }
     let bytes = whole(head, candidate.idle, gateway.defect).await?;
     Ok(Answer::Plain(protocol::completion(
-        spec.protocol,
+        candidate.provider.protocol,
         bytes,
         &spec.api_key,
         gateway.defect,
@@ -581,10 +581,10 @@ fn question(
     if gateway.has(Defect::LogsKey) {
         gateway.log(&format!("sending {headers:?}"));
     }
-    let body = protocol::encode(spec.protocol, &candidate.model, &fields, gateway.defect)?;
+    let body = protocol::encode(candidate.provider.protocol, &candidate.model, &fields, gateway.defect)?;
     Ok(Question {
         method: Method::POST,
-        url: protocol::url(spec.protocol, &base),
+        url: protocol::url(candidate.provider.protocol, &base),
         headers,
         body,
         connect: candidate.connect,

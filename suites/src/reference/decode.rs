@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::mem;
 
-use gauntlet_harness::spec::Protocol;
 use serde_json::{Value, json};
 
 use super::error::{AttemptError, Cause};
-use super::protocol::{self, Usage};
+use super::protocol::{self, Protocol, Usage};
 use crate::defect::Defect;
 
 /// What a stream yields: any number of chunks, then one `Done` or one `Failed`.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use gauntlet_harness::spec::Protocol;
 use http::{HeaderMap, HeaderValue, Method, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
@@ -17,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::error::Cause;
 use super::gateway::Gateway;
 use super::ingress::{Body, json_response};
-use super::protocol::Usage;
+use super::protocol::{Protocol, Usage};
 use super::route::{CandidateState, Provider};
 use super::upstream::{self, Question};
 use crate::defect::Defect;
@@ -266,7 +265,7 @@ async fn store_state(gateway: &Gateway) -> Result<(), String> {
 /// Asks a provider for something that costs nothing: its list of models, or its version.
 async fn provider_state(provider: &Provider) -> Value {
     let base = provider.base_url.trim_end_matches('/');
-    let (kind, url) = match provider.spec.protocol {
+    let (kind, url) = match provider.protocol {
         Protocol::OpenAi => ("openai", format!("{base}/models")),
         Protocol::Ollama => ("ollama", format!("{base}/api/version")),
     };

@@ -4,7 +4,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use gauntlet_harness::spec::Protocol;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value, json};
 
@@ -67,6 +66,24 @@ impl Completion {
             .pointer("/choices/0/message/content")
             .and_then(Value::as_str)
             .unwrap_or_default()
+    }
+}
+
+/// The protocols that the reference gateway speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    OpenAi,
+    Ollama,
+}
+
+impl Protocol {
+    /// The protocol of this name in a specification, if the gateway speaks it.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "openai" => Some(Self::OpenAi),
+            "ollama" => Some(Self::Ollama),
+            _ => None,
+        }
     }
 }
 

@@ -9,11 +9,13 @@ use gauntlet_harness::spec::{ProviderSpec, Spec, Timeouts};
 use gauntlet_harness::subject::{Deployment, TargetError};
 
 use super::breaker::{Breaker, Budget, Bulkhead};
+use super::protocol::Protocol;
 use crate::defect::Defect;
 
 /// A configured provider.
 pub(super) struct Provider {
     pub spec: ProviderSpec,
+    pub protocol: Protocol,
     pub base_url: String,
     pub bulkhead: Bulkhead,
     pub budget: Budget,
@@ -82,8 +84,15 @@ impl Routes {
             })?;
             let bulkhead = Bulkhead::new(provider.max_in_flight, defect);
             let budget = Budget::new(spec.retry);
+            let protocol = Protocol::named(provider.protocol.name()).ok_or_else(|| {
+                TargetError::Definition(format!(
+                    "the reference gateway does not speak {}, the protocol of {}",
+                    provider.protocol, provider.name
+                ))
+            })?;
             providers.push(Arc::new(Provider {
                 spec: provider.clone(),
+                protocol,
                 base_url,
                 bulkhead,
                 budget,

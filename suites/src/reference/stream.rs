@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
+use super::protocol::Protocol;
 use bytes::Bytes;
 use futures::stream::unfold;
 use futures::{Stream, StreamExt as _};
-use gauntlet_harness::spec::Protocol;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
@@ -47,7 +47,7 @@ impl Committed {
     ) -> Self {
         let spec = &candidate.provider.spec;
         let decoder = Decoder::new(
-            spec.protocol,
+            candidate.provider.protocol,
             &spec.api_key,
             call.include_usage(),
             mislabelled,
@@ -167,7 +167,7 @@ impl Committed {
     }
 
     fn is_translated(&self) -> bool {
-        self.candidate.provider.spec.protocol == Protocol::Ollama
+        self.candidate.provider.protocol == Protocol::Ollama
     }
 
     /// Ends the stream: reports the result to the breaker and the counters, and closes the

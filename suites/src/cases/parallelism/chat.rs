@@ -68,7 +68,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         spec: || {
             let mut spec = Spec::solo()
                 .model_timeouts("solo", Timeouts::PATIENT)
-                .provider("p2", Protocol::OpenAi)
+                .provider("p2", Protocol::OPENAI)
                 .model("other", &["p2"]);
             spec.providers[0].max_in_flight = u32::try_from(LIMIT).ok();
             spec

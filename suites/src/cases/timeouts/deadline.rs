@@ -221,7 +221,7 @@ const KINDS: [(&str, &[Step], Capability); 5] = [
 /// A provider and an alias for each kind of timeout.
 fn late_in_every_way() -> Spec {
     let spec = KINDS.iter().fold(Spec::default(), |spec, (name, ..)| {
-        spec.provider(name, Protocol::OpenAi).model(name, &[name])
+        spec.provider(name, Protocol::OPENAI).model(name, &[name])
     });
     let none = Timeouts::default();
     clocked(spec)
@@ -268,7 +268,7 @@ fn chain_of_three() -> Spec {
     let spec = ["p1", "p2", "p3"]
         .iter()
         .fold(Spec::default(), |spec, name| {
-            spec.provider(name, Protocol::OpenAi)
+            spec.provider(name, Protocol::OPENAI)
         });
     let mut spec = clocked(spec.model("chain", &["p1", "p2", "p3"]));
     spec.retry.max_attempts = 4;
@@ -293,7 +293,7 @@ fn clocked(spec: Spec) -> Spec {
     Spec {
         timeouts,
         ..spec
-            .provider("clock", Protocol::OpenAi)
+            .provider("clock", Protocol::OPENAI)
             .model("clock", &["clock"])
     }
 }

@@ -166,7 +166,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 ..Timeouts::PATIENT
             };
             Spec::solo()
-                .provider("p2", Protocol::OpenAi)
+                .provider("p2", Protocol::OPENAI)
                 .model("plain", &["p2"])
                 .model_timeouts("solo", idle)
                 .model_timeouts("plain", idle)

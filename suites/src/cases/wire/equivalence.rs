@@ -28,7 +28,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         ],
         spec: || {
             Spec::solo()
-                .provider("p2", Protocol::Ollama)
+                .provider("p2", Protocol::OLLAMA)
                 .model("local", &["p2"])
         },
         run: &wire_12,

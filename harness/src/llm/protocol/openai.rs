@@ -1,45 +1,115 @@
-//! OpenAI's chat completions on the wire, as the provider writes them: bodies, streams, errors, lists of models.
+//! OpenAI's API as the provider writes it: chat completions whole and streamed, errors, embeddings,
+//! and the list of models. It is also what imitators of OpenAI speak.
 //!
 //! Ids and times are fixed, so that snapshots and comparisons need no redaction.
 
 use serde_json::{Value, json};
 
-use super::matcher::Matcher;
-use super::request::StubRequest;
-use super::responder::{Ending, ErrorReply, Reply};
+use super::{Protocol, ProviderProtocol, Route, RouteKind};
+use crate::llm::matcher::Matcher;
+use crate::llm::request::StubRequest;
+use crate::llm::responder::{Ending, ErrorReply, Reply};
 use crate::wire::Answer;
 
-/// The id of every completion.
+impl Protocol {
+    /// OpenAI's API, chat completions above all, and whatever imitates it.
+    pub const OPENAI: Self = Self::new(&OpenAi);
+}
+
+struct OpenAi;
+
+impl ProviderProtocol for OpenAi {
+    fn name(&self) -> &'static str {
+        "openai"
+    }
+
+    fn title(&self) -> &'static str {
+        "OpenAI"
+    }
+
+    fn base_path(&self) -> &'static str {
+        "/v1"
+    }
+
+    fn prefix(&self) -> &'static str {
+        "/v1/"
+    }
+
+    fn routes(&self) -> &'static [Route] {
+        const ROUTES: &[Route] = &[
+            Route::new("POST", "/chat/completions", RouteKind::Chat),
+            Route::new("POST", "/embeddings", RouteKind::Call),
+            Route::new("POST", "/responses", RouteKind::Call),
+            Route::new("GET", "/models", RouteKind::Probe),
+        ];
+        ROUTES
+    }
+
+    fn streams_by_default(&self, _path: &str) -> bool {
+        false
+    }
+
+    fn reply(&self, reply: &Reply, request: &StubRequest) -> Answer {
+        if request.streams() {
+            let body = stream(reply, request);
+            return Answer::new(200, "text/event-stream; charset=utf-8", body);
+        }
+        match &reply.ending {
+            Ending::Error(broken) => self.error(broken),
+            _ => Answer::new(
+                200,
+                "application/json",
+                completion(reply, request).to_string(),
+            ),
+        }
+    }
+
+    fn error(&self, error: &ErrorReply) -> Answer {
+        let body = envelope(error).to_string();
+        let mut answer = Answer::new(error.status, "application/json", body);
+        let id = ("x-request-id".into(), "req_gauntlet".into());
+        answer.headers.push(id);
+        answer
+    }
+
+    fn embeddings(&self, request: &StubRequest, inputs: usize) -> Answer {
+        let embedding =
+            |at: usize| json!({"object": "embedding", "index": at, "embedding": super::vector(at)});
+        let body = json!({
+            "object": "list",
+            "data": (0..inputs).map(embedding).collect::<Vec<_>>(),
+            "model": request.model(),
+            "usage": {"prompt_tokens": inputs, "total_tokens": inputs},
+        });
+        Answer::new(200, "application/json", body.to_string())
+    }
+
+    fn default_answer(&self, request: &StubRequest) -> Option<Answer> {
+        (request.is_read() && request.path.ends_with("/models")).then(model_list)
+    }
+}
+
+/// The id of every completion that a stub sends.
 pub const ID: &str = "chatcmpl-gauntlet";
-/// The `created` of every completion.
+/// The time of every completion that a stub sends, in seconds since 1970.
 pub const CREATED: u64 = 1_767_225_600;
 
-/// `POST …/chat/completions`.
+/// Matches `POST …/chat/completions`.
 pub fn chat() -> Matcher {
     Matcher::route("POST", &["/chat/completions"])
 }
 
-/// `GET …/models`.
+/// Matches `GET …/models`.
 pub fn models() -> Matcher {
     Matcher::route("GET", &["/models"])
 }
 
-/// `POST …/embeddings`.
+/// Matches `POST …/embeddings`.
 pub fn embeddings() -> Matcher {
     Matcher::route("POST", &["/embeddings"])
 }
 
-pub(super) fn reply(reply: &Reply, asked: &StubRequest) -> Answer {
-    if asked.streams() {
-        return Answer::new(
-            200,
-            "text/event-stream; charset=utf-8",
-            stream(reply, asked),
-        );
-    }
-    if let Ending::Error(broken) = &reply.ending {
-        return error(broken);
-    }
+fn completion(reply: &Reply, request: &StubRequest) -> Value {
     let calls: Vec<Value> = reply
         .tool_calls
         .iter()
@@ -56,23 +126,22 @@ pub(super) fn reply(reply: &Reply, asked: &StubRequest) -> Answer {
     if !calls.is_empty() {
         message["tool_calls"] = calls.into();
     }
-    let body = json!({
-        "id": ID, "object": "chat.completion", "created": CREATED, "model": asked.model(),
+    json!({
+        "id": ID, "object": "chat.completion", "created": CREATED, "model": request.model(),
         "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": reply.finish()}],
         "usage": usage(reply), "service_tier": "default", "system_fingerprint": "fp_gauntlet",
-    });
-    Answer::new(200, "application/json", body.to_string())
+    })
 }
 
 /// The events of a streamed reply, each with its blank line.
-fn stream(reply: &Reply, asked: &StubRequest) -> String {
+fn stream(reply: &Reply, request: &StubRequest) -> String {
     let mut out = String::new();
     let mut chunk = |choices: Value, usage: Value| {
         let mut chunk = json!({
-            "id": ID, "object": "chat.completion.chunk", "created": CREATED, "model": asked.model(),
+            "id": ID, "object": "chat.completion.chunk", "created": CREATED, "model": request.model(),
             "system_fingerprint": "fp_gauntlet", "choices": choices,
         });
-        if asked.wants_usage() {
+        if request.wants_usage() {
             chunk["usage"] = usage;
         }
         event(&mut out, &chunk.to_string());
@@ -117,7 +186,7 @@ fn stream(reply: &Reply, asked: &StubRequest) -> String {
         Ending::Proper | Ending::WithoutDone => {}
     }
     chunk(choice(json!({}), reply.finish().into()), Value::Null);
-    if asked.wants_usage() {
+    if request.wants_usage() {
         chunk(json!([]), usage(reply));
     }
     if reply.ending == Ending::Proper {
@@ -154,19 +223,7 @@ fn usage(reply: &Reply) -> Value {
     })
 }
 
-pub(super) fn error(error: &ErrorReply) -> Answer {
-    let mut answer = Answer::new(
-        error.status,
-        "application/json",
-        envelope(error).to_string(),
-    );
-    answer
-        .headers
-        .push(("x-request-id".into(), "req_gauntlet".into()));
-    answer
-}
-
-/// The envelope with what goes with the status where the case does not say otherwise.
+/// The error document; what the case leaves open is what OpenAI sends with the status.
 fn envelope(error: &ErrorReply) -> Value {
     let (kind, code, message): (&str, Option<&str>, &str) = match error.status {
         400 => (
@@ -220,7 +277,7 @@ fn envelope(error: &ErrorReply) -> Value {
     }})
 }
 
-/// The list of models that a stub tells by default.
+/// The list of models that a stub answers with by default.
 pub(super) fn model_list() -> Answer {
     let body = json!({"object": "list", "data": [{"id": "m-gauntlet", "object": "model", "created": CREATED, "owned_by": "gauntlet"}]});
     Answer::new(200, "application/json", body.to_string())
