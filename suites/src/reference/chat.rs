@@ -581,7 +581,12 @@ fn question(
     if gateway.has(Defect::LogsKey) {
         gateway.log(&format!("sending {headers:?}"));
     }
-    let body = protocol::encode(candidate.provider.protocol, &candidate.model, &fields, gateway.defect)?;
+    let body = protocol::encode(
+        candidate.provider.protocol,
+        &candidate.model,
+        &fields,
+        gateway.defect,
+    )?;
     Ok(Question {
         method: Method::POST,
         url: protocol::url(candidate.provider.protocol, &base),
