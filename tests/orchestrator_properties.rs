@@ -1,5 +1,5 @@
-//! DEGR-09, DEGR-10 and DATA-01 over random schedules on the paused clock (PROP-04): whatever agents, providers and database do; and
-//! proof that the properties can fail and reach every outcome.
+//! DEGR-09, DEGR-10 and DATA-01 over random schedules of agents, providers and database, on the
+//! paused clock (PROP-04), with the proof that the properties can fail and reach every outcome.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -10,29 +10,24 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gauntlet::config::StepConfig;
-use gauntlet::orchestrator::outcome::{Cause, Status};
-use gauntlet::orchestrator::step::{PIPELINE, Step};
+use gauntlet::orchestrator::cause::StepCause;
+use gauntlet::orchestrator::outcome::Status;
+use gauntlet::orchestrator::step::Step;
 use gauntlet::orchestrator::{Ask, QueryDocument};
 use gauntlet::store::StoreError;
 use gauntlet_suites::properties::counterexample;
 use proptest::prelude::*;
 use rstest::rstest;
-use scripted::{Act, Event, Pace, RECORD_BOUND, Running, StoreAct, World};
+use scripted::{
+    Behaviour, Event, Pace, RECORD_BOUND, Scenario, Simulation, StoreBehaviour, agents, step,
+};
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-/// tokio's timer counts in milliseconds and rounds up.
+/// The timer of tokio counts in milliseconds and rounds up.
 const GRACE: Duration = Duration::from_millis(5);
 
 type Property = Result<(), TestCaseError>;
-
-const AGENTS: [Step; 5] = [
-    Step::Entities,
-    Step::FactCheck,
-    Step::Synthesis,
-    Step::Citation,
-    Step::Review,
-];
 
 #[derive(Clone, Debug)]
 struct Schedule {
@@ -40,17 +35,17 @@ struct Schedule {
     minimum: u64,
     found: usize,
     content: Content,
-    steps: BTreeMap<Step, (u64, Fate)>,
+    steps: BTreeMap<Step, (u64, Planned)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
+enum Planned {
     Works,
-    Fails(Cause),
-    Never,
+    Fails(StepCause),
+    NeverAnswers,
 }
 
-/// What the models say when they work: good and bad.
+/// What the models reply where they work: good and bad.
 #[derive(Clone, Debug)]
 struct Content {
     supported: usize,
@@ -61,88 +56,98 @@ struct Content {
 }
 
 impl Schedule {
-    fn world(&self) -> World {
-        let mut world = World {
+    fn scenario(&self) -> Scenario {
+        let mut scenario = Scenario {
             deadline: Duration::from_millis(self.deadline),
-            ..World::default()
+            ..Scenario::default()
         };
-        world.passages.truncate(self.found);
-        world.steps = PIPELINE
-            .steps()
+        scenario.passages.truncate(self.found);
+        scenario.limits = Step::all()
             .map(|step| {
-                (
-                    step,
-                    StepConfig {
-                        minimum: Duration::from_millis(self.minimum),
-                        ..step.default_bounds()
-                    },
-                )
+                let limits = StepConfig {
+                    cap: step.def().settings.cap,
+                    minimum: Duration::from_millis(self.minimum),
+                };
+                (step, limits)
             })
             .collect();
-        for (step, (delay, fate)) in &self.steps {
+        for (step, (delay, planned)) in &self.steps {
             let pace = Pace::After(Duration::from_millis(*delay));
-            match step {
-                Step::Retrieval => world.search = (pace, store_act(*fate)),
-                Step::Record => world.record = (pace, store_act(*fate)),
-                step => {
-                    let act = match fate {
-                        Fate::Works => Act::Says(self.content.says(*step)),
-                        Fate::Fails(Cause::InvalidOutput) => Act::Says("{}".into()),
-                        Fate::Fails(cause) => Act::Fails(*cause),
-                        Fate::Never => Act::Never,
-                    };
-                    world.acts.insert(*step, (pace, act));
-                }
+            if *step == Step::RECORD {
+                scenario.record = (pace, store_behaviour(*planned));
+            } else if step.def().settings.asks_model {
+                let behaviour = match planned {
+                    Planned::Works => self.content.reply(*step),
+                    Planned::Fails(StepCause::InvalidOutput) => {
+                        Some(Behaviour::Replies("{}".into()))
+                    }
+                    Planned::Fails(cause) => Some(Behaviour::Fails(*cause)),
+                    Planned::NeverAnswers => Some(Behaviour::NeverReplies),
+                };
+                let script = scenario.models.get_mut(step).unwrap();
+                script.0 = pace;
+                script.1 = behaviour.unwrap_or_else(|| script.1.clone());
+            } else {
+                scenario.search = (pace, store_behaviour(*planned));
             }
         }
-        world
+        scenario
     }
 
-    fn with(&self, step: Step, fate: Fate) -> Self {
+    fn with(&self, step: Step, planned: Planned) -> Self {
         let mut faulty = self.clone();
-        faulty.steps.get_mut(&step).unwrap().1 = fate;
+        faulty.steps.get_mut(&step).unwrap().1 = planned;
         faulty
     }
 
     fn answer(&self, bug: Bug) -> QueryDocument {
         on_paused_clock(async {
-            let world = self.world().start();
-            answered(&world, world.ask(), bug).await
+            let simulation = self.scenario().start();
+            answered(&simulation, simulation.ask(), bug).await
         })
     }
 }
 
 impl Content {
-    fn says(&self, step: Step) -> String {
+    /// Returns the reply of a step; `None` for the step's usual reply.
+    fn reply(&self, step: Step) -> Option<Behaviour> {
         let good = "discovered radium in December 1898";
-        match step {
-            Step::Entities => json!({"entities": [{"name": "radium", "kind": "substance"}]}),
-            Step::FactCheck => {
+        let reply = match step.name() {
+            "entities" => json!({"entities": [{"name": "radium", "kind": "substance"}]}),
+            "fact_check" => {
                 let claim = |verdict: &'static str| json!({"claim": "c", "source": 1, "verdict": verdict, "quote": good});
-                let claims: Vec<_> = (0..self.supported).map(|_| claim("supported")).chain((0..self.unclear).map(|_| claim("unclear"))).collect();
-                json!({"claims": claims})
+                let supported = (0..self.supported).map(|_| claim("supported"));
+                let unclear = (0..self.unclear).map(|_| claim("unclear"));
+                json!({"claims": supported.chain(unclear).collect::<Vec<_>>()})
             }
-            Step::Synthesis => json!({"answer": "The Curies found it [1]."}),
-            Step::Citation => {
+            "synthesis" => json!({"answer": "The Curies found it [1]."}),
+            "citation" => {
                 let quote = |quote: &str| json!({"sentence": 1, "source": 1, "quote": quote});
-                let words: Vec<_> = (0..self.good_quotes).map(|at| quote(&good[..good.len() - at])).collect();
-                json!({"citations": words.into_iter().chain((0..self.bad_quotes).map(|_| quote("invented"))).collect::<Vec<_>>()})
+                let kept = (0..self.good_quotes).map(|at| quote(&good[..good.len() - at]));
+                let refused = (0..self.bad_quotes).map(|_| quote("invented"));
+                json!({"citations": kept.chain(refused).collect::<Vec<_>>()})
             }
-            _ => json!({"coherence": self.scores[0], "relevance": self.scores[1], "support": self.scores[2]}),
-        }
-        .to_string()
+            "review" => {
+                let [coherence, relevance, support] = self.scores;
+                json!({"coherence": coherence, "relevance": relevance, "support": support})
+            }
+            _ => return None,
+        };
+        Some(Behaviour::Replies(reply.to_string()))
     }
 }
 
-fn store_act(fate: Fate) -> StoreAct {
-    match fate {
-        Fate::Works => StoreAct::Works,
-        Fate::Fails(Cause::StoreUnavailable) => {
-            StoreAct::Fails(StoreError::Unavailable("scripted".into()))
+fn store_behaviour(planned: Planned) -> StoreBehaviour {
+    match planned {
+        Planned::Works => StoreBehaviour::Works,
+        Planned::Fails(StepCause::StoreUnavailable) => {
+            StoreBehaviour::Fails(StoreError::Unavailable("scripted".into()))
         }
-        Fate::Fails(Cause::Timeout) => StoreAct::Fails(StoreError::Timeout(Duration::from_secs(1))),
-        Fate::Fails(_) => StoreAct::Fails(StoreError::Failed("scripted".into())),
-        Fate::Never => StoreAct::Never,
+        Planned::Fails(StepCause::Timeout) => {
+            StoreBehaviour::Fails(StoreError::Timeout(Duration::from_secs(1)))
+        }
+        Planned::Fails(_) => StoreBehaviour::Fails(StoreError::Failed("scripted".into())),
+        Planned::NeverAnswers => StoreBehaviour::NeverAnswers,
     }
 }
 
@@ -155,18 +160,18 @@ fn on_paused_clock<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-fn cause() -> impl Strategy<Value = Cause> {
+fn cause() -> impl Strategy<Value = StepCause> {
     prop_oneof![
-        Just(Cause::Error),
-        Just(Cause::Timeout),
-        Just(Cause::InvalidOutput),
-        Just(Cause::BreakerOpen),
-        Just(Cause::StoreUnavailable)
+        Just(StepCause::Error),
+        Just(StepCause::Timeout),
+        Just(StepCause::InvalidOutput),
+        Just(StepCause::BreakerOpen),
+        Just(StepCause::StoreUnavailable)
     ]
 }
 
-fn fate() -> impl Strategy<Value = Fate> {
-    prop_oneof![8 => Just(Fate::Works), 3 => cause().prop_map(Fate::Fails), 1 => Just(Fate::Never)]
+fn planned() -> impl Strategy<Value = Planned> {
+    prop_oneof![8 => Just(Planned::Works), 3 => cause().prop_map(Planned::Fails), 1 => Just(Planned::NeverAnswers)]
 }
 
 fn delay() -> impl Strategy<Value = u64> {
@@ -194,10 +199,10 @@ fn content() -> impl Strategy<Value = Content> {
 
 fn schedule(minimum: impl Strategy<Value = u64>) -> impl Strategy<Value = Schedule> {
     let deadline = prop_oneof![1 => 1_u64..2_000, 3 => 1_u64..120_000];
-    let steps = prop::collection::vec((delay(), fate()), 7);
+    let steps = prop::collection::vec((delay(), planned()), Step::all().count() + 1);
     (deadline, minimum, 0_usize..3, content(), steps).prop_map(
-        |(deadline, minimum, found, content, fates)| {
-            let steps = PIPELINE.steps().chain([Step::Record]).zip(fates).collect();
+        |(deadline, minimum, found, content, planned)| {
+            let steps = Step::all().chain([Step::RECORD]).zip(planned).collect();
             Schedule {
                 deadline,
                 minimum,
@@ -210,25 +215,26 @@ fn schedule(minimum: impl Strategy<Value = u64>) -> impl Strategy<Value = Schedu
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    prop::sample::select(PIPELINE.steps().chain([Step::Record]).collect::<Vec<_>>())
+    prop::sample::select(Step::all().chain([Step::RECORD]).collect::<Vec<_>>())
 }
 
-/// What stands between the orchestrator and its client: nothing, or a bug that the properties have to find.
+/// What is between the orchestrator and its client: nothing, or a bug that the properties have to
+/// find.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bug {
     None,
-    /// DEGR-09: an answer that lacks something is told as sure.
+    /// DEGR-09: an answer that lacks something has full confidence.
     FaultRaisesConfidence,
-    /// DEGR-10: an answer that lacks something waits for it far beyond the deadline.
+    /// DEGR-10: an answer that lacks something is sent far beyond the deadline.
     AnswersLate,
     /// DATA-01: what is sent is changed after it was recorded.
     ChangesAfterRecord,
-    /// DATA-01: an answer that was not recorded says nothing of it.
+    /// DATA-01: an answer that was not recorded claims that it was.
     ClaimsRecord,
 }
 
-async fn answered(world: &Running, ask: Ask, bug: Bug) -> QueryDocument {
-    let mut document = world.orchestrator.answer(ask).await;
+async fn answered(simulation: &Simulation, ask: Ask, bug: Bug) -> QueryDocument {
+    let mut document = simulation.orchestrator.answer(ask).await;
     let lacks = !document.degraded.is_empty();
     match bug {
         Bug::FaultRaisesConfidence if lacks => document.confidence = 1.0,
@@ -261,30 +267,31 @@ fn no_better(faulty: &QueryDocument, sound: &QueryDocument) -> Property {
 }
 
 /// DEGR-09: a step that would have worked fails instead, at the same time; all else is equal.
-fn one_more_fault(schedule: &Schedule, step: Step, cause: Cause, bug: Bug) -> Property {
+fn one_more_fault(schedule: &Schedule, step: Step, cause: StepCause, bug: Bug) -> Property {
     no_better(
-        &schedule.with(step, Fate::Fails(cause)).answer(bug),
-        &schedule.with(step, Fate::Works).answer(bug),
+        &schedule.with(step, Planned::Fails(cause)).answer(bug),
+        &schedule.with(step, Planned::Works).answer(bug),
     )
 }
 
-/// DEGR-10, DATA-01: an answer by the deadline, plus the store's own time-outs for the record; recorded once and equal, or said not to be.
+/// DEGR-10, DATA-01: an answer comes by the deadline, plus the store's own timeouts for the record. It
+/// is recorded once and equal, or marked as not recorded.
 fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
     on_paused_clock(async {
-        let world = schedule.world().start();
-        let ask = world.ask();
+        let simulation = schedule.scenario().start();
+        let ask = simulation.ask();
         let latest = ask.deadline.at + RECORD_BOUND + GRACE;
-        let document = timeout_at(latest, answered(&world, ask, bug)).await;
+        let document = timeout_at(latest, answered(&simulation, ask, bug)).await;
         prop_assert!(document.is_ok(), "no answer by the deadline and its grace");
         let document = document.unwrap();
-        let asked_to_record = world.log.at(&Event::StubRequest(Step::Record));
+        let called_to_record = simulation.log.at(&Event::Called(Step::RECORD));
         prop_assert_eq!(
-            asked_to_record,
-            world
+            called_to_record,
+            simulation
                 .log
                 .events()
                 .iter()
-                .rposition(|event| matches!(event, Event::StubRequest(_)))
+                .rposition(|event| matches!(event, Event::Called(_)))
                 .unwrap(),
             "the record comes last"
         );
@@ -298,7 +305,7 @@ fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
             document.answer.is_some() || !evidence,
             "once there is evidence there is an answer"
         );
-        let records = world.records();
+        let records = simulation.records();
         prop_assert_eq!(records.len(), usize::from(document.recorded), "records");
         if document.recorded {
             prop_assert_eq!(&records[0].document, &document.to_json());
@@ -307,40 +314,45 @@ fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
                 document
                     .degraded
                     .iter()
-                    .any(|lost| lost.step == Step::Record)
+                    .any(|lost| lost.step == Step::RECORD)
             );
         }
-        for step in AGENTS {
-            prop_assert!(world.log.asked(step) <= 1, "{:?} was asked again", step);
+        for step in agents() {
+            prop_assert!(
+                simulation.log.calls(step) <= 1,
+                "{:?} was called again",
+                step
+            );
         }
         Ok(())
     })
 }
 
-/// CANC-03, DATA-01: nothing stays in flight, and the query is recorded once, as cancelled or as it had ended. Whether the client left first.
+/// CANC-03, DATA-01: nothing stays in flight, and the query is recorded once, as cancelled or as it
+/// ended. Returns whether the client left before the end.
 fn left_at(schedule: &Schedule, leaves: u64) -> Result<bool, TestCaseError> {
     let mut schedule = schedule.clone();
-    schedule.steps.insert(Step::Record, (0, Fate::Works));
+    schedule.steps.insert(Step::RECORD, (0, Planned::Works));
     on_paused_clock(async {
-        let world = schedule.world().start();
+        let simulation = schedule.scenario().start();
         let client = timeout_at(
             Instant::now() + Duration::from_millis(leaves),
-            world.orchestrator.answer(world.ask()),
+            simulation.orchestrator.answer(simulation.ask()),
         )
         .await;
-        world.orchestrator.drained().await;
-        let events = world.log.events();
-        let asked = events
+        simulation.orchestrator.drained().await;
+        let events = simulation.log.events();
+        let calls = events
             .iter()
-            .filter(|event| matches!(event, Event::StubRequest(_)))
+            .filter(|event| matches!(event, Event::Called(_)))
             .count();
         prop_assert_eq!(
-            asked * 2,
+            calls * 2,
             events.len(),
-            "what was asked was answered or dropped: {:?}",
+            "every call was answered or dropped: {:?}",
             events
         );
-        let records = world.records();
+        let records = simulation.records();
         prop_assert_eq!(records.len(), 1);
         if let Ok(document) = &client {
             prop_assert_eq!(&records[0].document, &document.to_json());
@@ -357,11 +369,12 @@ proptest! {
         one_more_fault(&schedule, step, cause, Bug::None)?;
     }
 
-    /// DEGR-09, where the fault also costs time: a step never answers. (Without minimums: a step that is skipped for want of time
-    /// leaves its time to the later ones, which is better than letting both run out.)
+    /// DEGR-09, where the fault also costs time: a step never answers. The schedules have no
+    /// minimums, because a step that is skipped leaves its time to later steps, which is better
+    /// than letting both run out.
     #[test]
     fn degr_09_one_more_stall_never_improves_status_or_confidence(schedule in schedule(Just(0)), step in any_step()) {
-        no_better(&schedule.with(step, Fate::Never).answer(Bug::None), &schedule.answer(Bug::None))?;
+        no_better(&schedule.with(step, Planned::NeverAnswers).answer(Bug::None), &schedule.answer(Bug::None))?;
     }
 
     #[test]
@@ -375,7 +388,7 @@ proptest! {
     }
 }
 
-/// The properties can fail: each bug is found.
+/// Each bug is found, so the properties can fail.
 #[rstest]
 #[case::confidence(Bug::FaultRaisesConfidence, "confidence")]
 #[case::late(Bug::AnswersLate, "no answer by the deadline")]
@@ -399,7 +412,8 @@ fn every_bug_is_found(#[case] bug: Bug, #[case] seen: &str) {
     );
 }
 
-/// The schedules reach what they are made for: every status, every step lost for every cause that it can have, clients that leave early and late.
+/// The schedules reach what they are made for: every status, every step that is lost for every cause
+/// that it can have, and clients that leave early and late.
 #[test]
 fn the_schedules_reach_every_outcome() {
     let reached = RefCell::new(BTreeMap::<String, usize>::new());
@@ -432,19 +446,21 @@ fn the_schedules_reach_every_outcome() {
     ]
     .map(String::from);
     let causes = [
-        Cause::Error,
-        Cause::Timeout,
-        Cause::InvalidOutput,
-        Cause::BreakerOpen,
+        StepCause::Error,
+        StepCause::Timeout,
+        StepCause::InvalidOutput,
+        StepCause::BreakerOpen,
     ];
-    let of_agents = AGENTS
-        .into_iter()
-        .flat_map(|step| causes.map(|cause| format!("{step:?} by {cause:?}")));
-    let of_store = [Step::Retrieval, Step::Record]
+    let of_agents = agents().flat_map(|step| causes.map(|cause| format!("{step:?} by {cause:?}")));
+    let of_store = [step("retrieval"), Step::RECORD]
         .into_iter()
         .flat_map(|step| {
-            [Cause::Error, Cause::Timeout, Cause::StoreUnavailable]
-                .map(|cause| format!("{step:?} by {cause:?}"))
+            [
+                StepCause::Error,
+                StepCause::Timeout,
+                StepCause::StoreUnavailable,
+            ]
+            .map(|cause| format!("{step:?} by {cause:?}"))
         });
     for outcome in statuses.into_iter().chain(of_agents).chain(of_store) {
         assert!(

@@ -1,5 +1,7 @@
-//! The response document of a query: what the client gets, what is recorded, what is read again. The same value in all three.
+//! The response document of a query: what the client gets, what is recorded, and what is read again
+//! later. All three are the same value.
 
+use std::collections::BTreeMap;
 use std::iter::Sum;
 use std::time::Duration;
 
@@ -7,80 +9,88 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::agents::citation::{Citation, Dropped};
+use super::agents::entities::Entity;
+use super::agents::fact_check::Claim;
+use super::agents::review::Scores;
+use super::cause::StepCause;
+use super::outcome::{
+    Answer, Answered, Degradation, Ended, Findings, Outcome, Status, StepOutcome,
+};
+use super::step::Step;
 use crate::llm::chat::Usage;
-use crate::orchestrator::agents::Source;
-use crate::orchestrator::agents::citation::{Citation, Dropped};
-use crate::orchestrator::agents::entities::Entity;
-use crate::orchestrator::agents::fact_check::Claim;
-use crate::orchestrator::agents::review::Scores;
-use crate::orchestrator::outcome::{Answered, Cause, Degradation, Outcome, Status, degradation};
-use crate::orchestrator::step::Step;
+use crate::retrieval::Source;
 use crate::store::Micros;
 
 /// A query and its outcome.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct QueryDocument {
-    /// UUID v7.
+    /// The id of the query, a UUID of version 7.
     #[schema(value_type = String, format = "uuid")]
     pub id: Uuid,
-    /// How it ended.
+    /// How the query ended.
     pub status: Status,
-    /// As it was asked.
+    /// The question, as the client sent it.
     pub question: String,
-    /// With `[n]` where source n is used; null if there is none.
+    /// The answer, with `[n]` where source n is used; null if there is none.
     pub answer: Option<String>,
-    /// 0 to 1; never raised by a failure.
+    /// How sure the answer is, from 0 to 1. A failure never raises it.
     pub confidence: f64,
-    /// Claims were checked against the sources, and each of them is supported.
+    /// Whether claims were checked against the sources and the sources support each of them.
     pub verified: bool,
-    /// The passages used, best first.
+    /// The passages that were used, best first.
     pub sources: Vec<SourceDocument>,
     /// The citations that passed the gate.
     pub citations: Vec<Citation>,
-    /// How many did not, by why.
+    /// The number of citations that were refused by the gate, by reason.
     pub dropped_citations: Dropped,
     /// What the question names.
     pub entities: Vec<Entity>,
-    /// What was checked.
+    /// The claims that were checked.
     pub claims: Vec<Claim>,
-    /// The review's scores; null if there are none.
+    /// The scores of the review; null if there are none.
     pub review: Option<Scores>,
+    /// The outputs of steps that have no field of their own, by the name of the step; absent if
+    /// there are none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, Object>)]
+    pub further: BTreeMap<&'static str, Value>,
     /// What the answer lacks, and why.
     pub degraded: Vec<Degradation>,
-    /// What each step did, in the order of the plan.
+    /// The report of each step, in the order of the steps.
     pub steps: Vec<StepReport>,
-    /// The sum of what the providers told.
+    /// The sum of the tokens that the providers reported.
     pub usage: UsageDocument,
-    /// Whether it can be read again under its id.
+    /// Whether the query can be read again under its id.
     pub recorded: bool,
-    /// When it was accepted, RFC 3339.
+    /// The time at which the query was accepted, in RFC 3339.
     pub created_at: String,
 }
 
 /// A passage that was used.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct SourceDocument {
-    /// What `[n]` means.
+    /// The number by which `[n]` in the answer refers to the source.
     pub n: u32,
-    /// The document it is from.
+    /// The id of the document that the passage is from.
     #[schema(value_type = String, format = "uuid")]
     pub document_id: Uuid,
-    /// The document's title.
+    /// The title of that document.
     pub title: String,
-    /// The text found.
+    /// The text of the passage.
     pub passage: String,
-    /// Rank, larger is better.
+    /// The rank of the passage; larger is better.
     pub score: f64,
 }
 
-/// Token counts.
+/// Numbers of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct UsageDocument {
-    /// Tokens of the prompts.
+    /// The tokens of the prompts.
     pub prompt_tokens: u64,
-    /// Tokens of the answers.
+    /// The tokens of the replies.
     pub completion_tokens: u64,
-    /// Both.
+    /// The tokens of prompts and replies.
     pub total_tokens: u64,
 }
 
@@ -104,114 +114,80 @@ impl Sum for UsageDocument {
     }
 }
 
-/// How a step ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StepOutcome {
-    /// It found something.
-    Ok,
-    /// It failed; `cause` says why.
-    Failed,
-    /// It was not started: too little time was left.
-    Skipped,
-    /// It had nothing to work on.
-    NotApplicable,
-}
-
-/// What a step did.
+/// The report of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct StepReport {
-    /// Which.
+    /// The step.
     pub step: Step,
-    /// How it ended.
+    /// How the step ended.
     pub outcome: StepOutcome,
-    /// Why it failed or was skipped.
+    /// Why the step failed or was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cause: Option<Cause>,
-    /// How long it took, in milliseconds.
+    pub cause: Option<StepCause>,
+    /// The time that the step took, in milliseconds.
     pub duration_ms: u64,
-    /// What the providers told it used.
+    /// The tokens that the providers reported for the step.
     pub usage: UsageDocument,
 }
 
 impl StepReport {
-    /// The report of a step that ended after `took`; `ended` is its cause where it failed, `None` where it had nothing to do.
+    /// Builds the report of a step that ended after `took`.
     #[must_use]
-    pub fn new(
-        step: Step,
-        ended: Result<StepOutcome, Cause>,
-        took: Duration,
-        usage: Usage,
-    ) -> Self {
-        let (outcome, cause) = match ended {
-            Ok(outcome) => (outcome, None),
-            Err(Cause::Skipped) => (StepOutcome::Skipped, Some(Cause::Skipped)),
-            Err(cause) => (StepOutcome::Failed, Some(cause)),
-        };
+    pub fn new(step: Step, ended: &Ended, took: Duration) -> Self {
         Self {
             step,
-            outcome,
-            cause,
+            outcome: ended.outcome,
+            cause: ended.cause,
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            usage: usage.into(),
+            usage: ended.usage.into(),
         }
     }
 }
 
-/// What a query is before anything is known of its outcome.
+/// What is known of a query before it has an outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// UUID v7.
+    /// The id of the query, a UUID of version 7.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant that asks.
     pub tenant: String,
-    /// As it was asked.
+    /// The question, as the client sent it.
     pub question: String,
-    /// When it was accepted.
+    /// The time at which the query was accepted.
     pub created_at: Micros,
 }
 
 impl QueryDocument {
-    /// The document of a query that ended with `outcome`, as it is recorded.
+    /// Builds the document of a query that ended with `outcome`, as it is recorded.
     #[must_use]
     pub fn new(accepted: &Accepted, outcome: Outcome, steps: Vec<StepReport>) -> Self {
-        Self {
-            status: outcome.status,
-            answer: outcome.answer,
-            confidence: outcome.confidence,
-            verified: outcome.verified,
-            sources: outcome
-                .sources
-                .into_iter()
-                .map(SourceDocument::from)
-                .collect(),
-            citations: outcome.citations,
-            dropped_citations: outcome.dropped,
-            entities: outcome.entities,
-            claims: outcome.claims,
-            review: outcome.review,
-            degraded: outcome.degraded,
-            ..Self::unanswered(accepted, outcome.status, steps)
-        }
-    }
-
-    /// The document of a query that came to no outcome; `steps` are those that had ended.
-    #[must_use]
-    pub fn unanswered(accepted: &Accepted, status: Status, steps: Vec<StepReport>) -> Self {
+        let Findings {
+            question,
+            entities,
+            sources,
+            claims,
+            verified,
+            answer,
+            citations,
+            dropped,
+            review,
+            further,
+        } = outcome.findings;
         Self {
             id: accepted.id,
-            status,
-            question: accepted.question.clone(),
-            answer: None,
-            confidence: 0.0,
-            verified: false,
-            sources: Vec::new(),
-            citations: Vec::new(),
-            dropped_citations: Dropped::default(),
-            entities: Vec::new(),
-            claims: Vec::new(),
-            review: None,
-            degraded: Vec::new(),
+            status: outcome.status,
+            question,
+            answer: answer.map(Answer::into_text),
+            confidence: outcome.confidence,
+            verified,
+            sources: sources.into_iter().map(SourceDocument::from).collect(),
+            citations,
+            dropped_citations: dropped,
+            entities,
+            claims,
+            review,
+            further,
+            degraded: outcome.degraded,
             usage: steps.iter().map(|step| step.usage).sum(),
             steps,
             recorded: true,
@@ -219,24 +195,37 @@ impl QueryDocument {
         }
     }
 
-    /// The same query where the record could not be written: a complete answer is degraded by it.
+    /// Builds the document of a query that came to no outcome; `steps` are the reports of the steps
+    /// that had ended.
     #[must_use]
-    pub fn unrecorded(mut self, cause: Cause) -> Self {
+    pub fn unanswered(accepted: &Accepted, status: Status, steps: Vec<StepReport>) -> Self {
+        let outcome = Outcome {
+            status,
+            confidence: 0.0,
+            degraded: Vec::new(),
+            findings: Findings::of(&accepted.question),
+        };
+        Self::new(accepted, outcome, steps)
+    }
+
+    /// Returns the document of the same query if the record could not be written, which degrades
+    /// even a complete answer.
+    #[must_use]
+    pub fn unrecorded(mut self, cause: StepCause) -> Self {
+        let answered = if self.answer.is_some() {
+            Answered::Yes
+        } else {
+            Answered::No
+        };
         self.recorded = false;
         self.status = self.status.max(Status::Degraded);
-        self.degraded.push(degradation(
-            Step::Record,
-            cause,
-            if self.answer.is_some() {
-                Answered::Yes
-            } else {
-                Answered::No
-            },
-        ));
+        self.degraded
+            .push(Degradation::of(Step::RECORD, cause, answered));
         self
     }
 
-    /// The document as JSON. NUL, which no text column of Postgres can hold, becomes U+FFFD: what is sent is what can be recorded.
+    /// Returns the document as JSON. NUL, which no text column of Postgres can hold, becomes
+    /// U+FFFD, so that what is sent can be recorded as it is.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();

@@ -1,44 +1,35 @@
-//! The seam to the LLM path: one call, said once. Production is the router; tests script it.
+//! The seam to the LLM path: one call, made once. In production the router implements it; tests
+//! script it.
 
 use async_trait::async_trait;
 
-use crate::llm::cause::Cause as LlmCause;
+use super::cause::{StepCause, StepFailure};
 use crate::llm::chat::{Answer, CallContext, ChatRequest, Usage};
 use crate::llm::router::{Router, RouterError};
-use crate::orchestrator::outcome::Cause;
 
-/// What a model said.
+/// The reply of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelReply {
-    /// The content of the first choice; empty if there is none.
+    /// The content of the first choice; empty if there is no choice.
     pub text: String,
-    /// As the provider told it; zero if it told none.
+    /// The token counts that the provider reported; zero if it reported none.
     pub usage: Usage,
 }
 
-/// Why a call gave nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallFailure {
-    /// The class that decides what the reader is told.
-    pub cause: Cause,
-    /// For the log: what was tried and how it failed. Holds no secret.
-    pub detail: String,
-}
-
-/// Asks a model. Retries and fallbacks, if any, happen behind this call and within `context.deadline`.
+/// Asks a model. Retries and fallbacks happen behind this call and within `context.deadline`.
 #[async_trait]
 pub trait Llm: Send + Sync {
-    /// Sends the request to the alias in `request.model`.
+    /// Sends the request to the alias in `request.model` and waits for the whole reply.
     ///
     /// Cancel safe: dropping the future ends the call down to the provider's socket.
     ///
     /// # Errors
-    /// [`CallFailure`] once nothing more will be tried.
+    /// Returns a [`StepFailure`] once no further attempt will be made.
     async fn complete(
         &self,
         request: ChatRequest,
         context: CallContext,
-    ) -> Result<ModelReply, CallFailure>;
+    ) -> Result<ModelReply, StepFailure>;
 }
 
 #[async_trait]
@@ -47,68 +38,37 @@ impl Llm for Router {
         &self,
         request: ChatRequest,
         context: CallContext,
-    ) -> Result<ModelReply, CallFailure> {
+    ) -> Result<ModelReply, StepFailure> {
         let served = self.chat(request, context).await.map_err(failure)?;
         match served.answer {
             Answer::Plain(completion) => Ok(ModelReply {
                 text: completion.text().unwrap_or_default(),
                 usage: completion.usage.unwrap_or_default(),
             }),
-            Answer::Stream(_) => Err(CallFailure {
-                cause: Cause::Error,
-                detail: "a stream came where a document was asked for".into(),
-            }),
+            Answer::Stream(_) => Err(StepFailure::new(
+                StepCause::Error,
+                "the router answered a plain request with a stream",
+            )),
         }
     }
 }
 
-fn failure(error: RouterError) -> CallFailure {
+fn failure(error: RouterError) -> StepFailure {
     match error {
-        RouterError::UnknownModel(alias) => CallFailure {
-            cause: Cause::Error,
-            detail: format!("no model is configured under the alias {alias:?}"),
-        },
+        RouterError::UnknownModel(alias) => StepFailure::new(
+            StepCause::Error,
+            format!("no model is configured under the alias {alias:?}"),
+        ),
         RouterError::Failed(failure) => {
             let tried: Vec<_> = failure
                 .attempts
                 .iter()
                 .filter_map(|attempt| {
-                    attempt
-                        .error
-                        .as_ref()
-                        .map(|error| format!("{}: {}", attempt.candidate, error.message))
+                    let error = attempt.error.as_ref()?;
+                    Some(format!("{}: {}", attempt.candidate, error.message))
                 })
                 .collect();
-            CallFailure {
-                cause: class(failure.cause),
-                detail: tried.join("; "),
-            }
+            StepFailure::new(failure.cause.into(), tried.join("; "))
         }
-    }
-}
-
-/// The class of an LLM failure: total, so that a new cause cannot be forgotten.
-fn class(cause: LlmCause) -> Cause {
-    match cause {
-        LlmCause::ConnectTimeout
-        | LlmCause::FirstTokenTimeout
-        | LlmCause::IdleTimeout
-        | LlmCause::DeadlineExceeded => Cause::Timeout,
-        LlmCause::BadResponse => Cause::InvalidOutput,
-        LlmCause::BreakerOpen => Cause::BreakerOpen,
-        LlmCause::Refused
-        | LlmCause::Reset
-        | LlmCause::RateLimited
-        | LlmCause::QuotaExhausted
-        | LlmCause::Overloaded
-        | LlmCause::ServerError
-        | LlmCause::ProviderAuth
-        | LlmCause::NotFound
-        | LlmCause::Rejected
-        | LlmCause::Truncated
-        | LlmCause::Oversized
-        | LlmCause::InBand
-        | LlmCause::BulkheadFull
-        | LlmCause::Unsupported => Cause::Error,
     }
 }

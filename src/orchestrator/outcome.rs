@@ -1,85 +1,66 @@
-//! The outcome of a query: one total function from what the steps did to what the reader is told.
+//! The outcome of a query: one total function from the results of the steps to what the reader
+//! gets.
 //!
-//! **Confidence** is a number from 0 to 1, the sum of six parts, each of them 0 when its step failed, was not started, or had nothing
-//! to work on:
+//! A [`Draft`] takes the results in the order of the rows ([`Draft::merge`]) and becomes an
+//! [`Outcome`] ([`Draft::conclude`]). Every combination of results has an outcome. What a result
+//! adds is known to its step alone: an agent merges its own output into the [`Findings`], and later
+//! steps read them.
 //!
-//! | part | weight | 1 means |
-//! |---|---|---|
-//! | entities | 0.05 | found by a model |
-//! | retrieval | 0.30 | there is a source, and every lane answered (the share of the lanes that did) |
-//! | fact check | 0.20 | the share of claims that are supported |
-//! | synthesis | 0.25 | written from sources (without sources: 0.4) |
-//! | citation | 0.10 | the share of citations that passed the gate |
-//! | review | 0.10 | the mean of its scores (support counts 0 without sources) |
-//!
-//! A failure can therefore never raise it: losing a step counts as the worst that the step could have said. A query without an
-//! answer has confidence 0. After an extractive answer citation and review have nothing to do, and count 0.
+//! **Confidence** is a number from 0 to 1: each step earns a share, from 0 to 1, of the weight in
+//! its row, and the sum is divided by the sum of all weights. Only a step that is done earns
+//! anything, so that a failure can never raise the confidence. A query without an answer has
+//! confidence 0.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::orchestrator::agents::citation::{self, Attribution, Citation, Dropped, Marked, State};
-use crate::orchestrator::agents::entities::{self, Entity};
-use crate::orchestrator::agents::fact_check::{Claim, Verdict};
-use crate::orchestrator::agents::retrieval::Evidence;
-use crate::orchestrator::agents::review::Scores;
-use crate::orchestrator::agents::{DECLARATIONS, Policy, Source, synthesis};
-use crate::orchestrator::step::Step;
+use super::agents::citation::{Citation, Dropped};
+use super::agents::entities::Entity;
+use super::agents::fact_check::Claim;
+use super::agents::review::Scores;
+use super::cause::StepCause;
+use super::step::{Policy, Step, StepDef};
+use crate::llm::chat::Usage;
+use crate::retrieval::Source;
 
-/// Why a step gave nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// It was asked and failed.
-    Error,
-    /// It did not end in its share of the time.
-    Timeout,
-    /// It answered with what is no answer: not of the schema, empty, out of bounds.
-    InvalidOutput,
-    /// Every candidate's circuit breaker is open: nothing was sent.
-    BreakerOpen,
-    /// Less time was left than it needs: nothing was sent.
+pub enum StepOutcome {
+    /// The step has a result.
+    Ok,
+    /// The step failed; `cause` gives the reason.
+    Failed,
+    /// The step was not started, because too little time was left.
     Skipped,
-    /// The database cannot be reached, has no free connection, or takes no writes.
-    StoreUnavailable,
+    /// The step had nothing to work on.
+    NotApplicable,
 }
 
-impl Cause {
-    /// Its name in documents and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Timeout => "timeout",
-            Self::InvalidOutput => "invalid_output",
-            Self::BreakerOpen => "breaker_open",
-            Self::Skipped => "skipped",
-            Self::StoreUnavailable => "store_unavailable",
-        }
-    }
-}
-
-/// What a step did.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepResult<T> {
-    /// It found this.
+    /// The step has an output.
     Done(T),
-    /// It failed.
-    Failed(Cause),
-    /// It had nothing to work on: no fault of its own.
+    /// The step has no output, for this reason.
+    Failed(StepCause),
+    /// The step had nothing to work on, which is no failure.
     NotApplicable,
 }
 
 impl<T> StepResult<T> {
-    /// What it found.
-    pub fn found(&self) -> Option<&T> {
+    fn outcome(&self) -> StepOutcome {
         match self {
-            Self::Done(found) => Some(found),
-            Self::Failed(_) | Self::NotApplicable => None,
+            Self::Done(_) => StepOutcome::Ok,
+            Self::Failed(StepCause::Skipped) => StepOutcome::Skipped,
+            Self::Failed(_) => StepOutcome::Failed,
+            Self::NotApplicable => StepOutcome::NotApplicable,
         }
     }
 
-    /// Why it failed.
-    pub fn failed(&self) -> Option<Cause> {
+    fn cause(&self) -> Option<StepCause> {
         match self {
             Self::Failed(cause) => Some(*cause),
             Self::Done(_) | Self::NotApplicable => None,
@@ -87,39 +68,158 @@ impl<T> StepResult<T> {
     }
 }
 
-/// What every step did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Results {
-    /// Entity extraction.
-    pub entities: StepResult<Vec<Entity>>,
-    /// Retrieval.
-    pub retrieval: StepResult<Evidence>,
-    /// Fact check.
-    pub fact_check: StepResult<Vec<Claim>>,
-    /// Synthesis.
-    pub synthesis: StepResult<String>,
-    /// Citation.
-    pub citation: StepResult<Vec<Attribution>>,
-    /// Review.
-    pub review: StepResult<Scores>,
+/// What a result contributes besides its findings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contribution {
+    /// The share of the step's weight that is earned, from 0 to 1. It counts only if the step is
+    /// done.
+    pub share: f64,
+    /// What the findings lack although the step is done: the cause, and its effect on the reader as
+    /// one sentence.
+    pub lacks: Vec<(StepCause, String)>,
 }
 
-/// How a query ended. Later is worse.
+impl Contribution {
+    /// Builds the contribution of a result that earns `share` and lacks nothing.
+    #[must_use]
+    pub fn of(share: f64) -> Self {
+        Self {
+            share,
+            lacks: Vec::new(),
+        }
+    }
+
+    /// Builds the contribution of a result that earns `part` of `whole`, or nothing if `whole` is
+    /// 0.
+    #[must_use]
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "counts of claims, citations and retrievers are small"
+    )]
+    pub fn of_count(part: usize, whole: usize) -> Self {
+        Self::of(if whole == 0 {
+            0.0
+        } else {
+            part as f64 / whole as f64
+        })
+    }
+}
+
+/// The result of any step, ready to be merged: its type is forgotten, its effect is not.
+pub struct Ended {
+    pub(super) outcome: StepOutcome,
+    pub(super) cause: Option<StepCause>,
+    pub(super) usage: Usage,
+    merge: Box<dyn FnOnce(&mut Findings) -> Contribution + Send>,
+}
+
+impl Ended {
+    /// Pairs a result with the function that merges it.
+    pub fn new<T: Send + 'static>(
+        result: StepResult<T>,
+        merge: fn(StepResult<T>, &mut Findings) -> Contribution,
+    ) -> Self {
+        Self {
+            outcome: result.outcome(),
+            cause: result.cause(),
+            usage: Usage::default(),
+            merge: Box::new(move |findings| merge(result, findings)),
+        }
+    }
+
+    /// Adds the tokens that the step used.
+    #[must_use]
+    pub fn using(self, usage: Usage) -> Self {
+        Self { usage, ..self }
+    }
+}
+
+/// An answer, and where its text is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A model wrote the answer for the question.
+    Written(String),
+    /// The answer quotes the best passages, because no model wrote one.
+    Quoted(String),
+}
+
+impl Answer {
+    /// Returns the text, wherever it is from.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        match self {
+            Self::Written(text) | Self::Quoted(text) => text,
+        }
+    }
+}
+
+/// What the steps of a query have found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Findings {
+    /// The question, as the client sent it.
+    pub question: String,
+    /// What the question names.
+    pub entities: Vec<Entity>,
+    /// The passages, best first.
+    pub sources: Vec<Source>,
+    /// The claims that were checked against the passages.
+    pub claims: Vec<Claim>,
+    /// Whether there are claims and the passages support all of them.
+    pub verified: bool,
+    /// The answer; every `[n]` in it is the number of a source.
+    pub answer: Option<Answer>,
+    /// The citations that passed the gate.
+    pub citations: Vec<Citation>,
+    /// The citations that were refused by the gate.
+    pub dropped: Dropped,
+    /// The scores of the review.
+    pub review: Option<Scores>,
+    /// The outputs of steps that have no field of their own, by the name of the step.
+    pub further: BTreeMap<&'static str, Value>,
+}
+
+impl Findings {
+    /// Returns the findings of a query of which nothing but the question is known.
+    #[must_use]
+    pub fn of(question: &str) -> Self {
+        Self {
+            question: question.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the answer if a model wrote it.
+    #[must_use]
+    pub fn written(&self) -> Option<&str> {
+        match &self.answer {
+            Some(Answer::Written(text)) => Some(text),
+            Some(Answer::Quoted(_)) | None => None,
+        }
+    }
+
+    /// Returns whether there is any source that an answer can rest on.
+    #[must_use]
+    pub fn is_grounded(&self) -> bool {
+        !self.sources.is_empty()
+    }
+}
+
+/// How a query ended. Later variants are worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Every step did its part.
+    /// There is an answer and no step failed.
     Complete,
-    /// There is an answer; `degraded` says what it lacks.
+    /// There is an answer; `degraded` lists what it lacks.
     Degraded,
     /// There is no answer.
     Failed,
-    /// The client left before there was one.
+    /// The client left before there was an answer.
     Cancelled,
 }
 
 impl Status {
-    /// All of them.
+    /// Every status, the best first.
     pub const ALL: [Self; 4] = [
         Self::Complete,
         Self::Degraded,
@@ -127,7 +227,7 @@ impl Status {
         Self::Cancelled,
     ];
 
-    /// Its name in documents, listings and metrics.
+    /// Returns the name of the status in documents, listings and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -142,284 +242,160 @@ impl Status {
 /// One thing that an answer lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Degradation {
-    /// The step that failed.
+    /// The step that failed in whole or in part.
     pub step: Step,
-    /// Why.
-    pub cause: Cause,
-    /// What it costs the reader.
+    /// Why it failed.
+    pub cause: StepCause,
+    /// What the reader loses by it: one sentence.
     pub effect: String,
 }
 
-/// What the reader is told.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// How it ended.
-    pub status: Status,
-    /// The answer, bad marks removed.
-    pub answer: Option<String>,
-    /// See the module.
-    pub confidence: f64,
-    /// Fact check found claims, and every one of them is supported.
-    pub verified: bool,
-    /// The passages.
-    pub sources: Vec<Source>,
-    /// The citations that passed the gate.
-    pub citations: Vec<Citation>,
-    /// The citations that did not.
-    pub dropped: Dropped,
-    /// What the question names.
-    pub entities: Vec<Entity>,
-    /// What was checked.
-    pub claims: Vec<Claim>,
-    /// The review's scores.
-    pub review: Option<Scores>,
-    /// What the answer lacks, in the order of the plan.
-    pub degraded: Vec<Degradation>,
-}
-
-/// Builds the outcome. Total: every combination of results has one.
-#[must_use]
-pub fn conclude(question: &str, results: Results) -> Outcome {
-    let sources = results
-        .retrieval
-        .found()
-        .map(|evidence| evidence.sources.clone())
-        .unwrap_or_default();
-    let written = Written::of(&results.synthesis, &sources);
-    let degraded = degradations(
-        &results,
-        if written.answer.is_some() {
-            Answered::Yes
-        } else {
-            Answered::No
-        },
-    );
-    let (citations, dropped) = citations(&results.citation, &written, &sources);
-    let confidence = if written.answer.is_some() {
-        confidence(&results, &sources, &citations, dropped)
-    } else {
-        0.0
-    };
-    let required = DECLARATIONS
-        .iter()
-        .filter(|declaration| declaration.policy == Policy::Required);
-    let lacks_required = required
-        .into_iter()
-        .any(|declaration| degraded.iter().any(|lost| lost.step == declaration.step));
-    let status = match (&written.answer, degraded.is_empty()) {
-        (None, _) => Status::Failed,
-        _ if lacks_required => Status::Failed,
-        (Some(_), true) => Status::Complete,
-        (Some(_), false) => Status::Degraded,
-    };
-    let claims = results.fact_check.found().cloned().unwrap_or_default();
-    Outcome {
-        status,
-        confidence,
-        verified: !claims.is_empty()
-            && claims
-                .iter()
-                .all(|claim| claim.verdict == Verdict::Supported),
-        sources,
-        citations,
-        dropped,
-        entities: entities_or_rules(question, &results.entities),
-        claims,
-        review: results.review.found().copied(),
-        degraded,
-        answer: written.answer,
-    }
-}
-
-/// The entities found by the model, or by rules where it failed.
-#[must_use]
-pub fn entities_or_rules(question: &str, did: &StepResult<Vec<Entity>>) -> Vec<Entity> {
-    did.found()
-        .cloned()
-        .unwrap_or_else(|| entities::by_rule(question))
-}
-
-struct Written {
-    answer: Option<String>,
-    marked: Vec<u32>,
-    removed: u32,
-    quotes: Vec<(u32, String)>,
-}
-
-impl Written {
-    fn of(synthesis: &StepResult<String>, sources: &[Source]) -> Self {
-        if let Some(answer) = synthesis.found() {
-            let Marked {
-                answer,
-                sources: marked,
-                removed,
-            } = citation::marks(answer, sources);
-            return Self {
-                answer: Some(answer),
-                marked,
-                removed,
-                quotes: Vec::new(),
-            };
-        }
-        let quotes = synthesis::extract(sources);
-        let text: Vec<_> = quotes
-            .iter()
-            .map(|(n, quote)| format!("{quote} [{n}]"))
-            .collect();
+impl Degradation {
+    /// Builds the degradation with the effect that the row of the step declares.
+    #[must_use]
+    pub fn of(step: Step, cause: StepCause, answered: Answered) -> Self {
+        let StepDef {
+            effect, unanswered, ..
+        } = step.def();
         Self {
-            answer: (!quotes.is_empty()).then(|| text.join("\n\n")),
-            marked: Vec::new(),
-            removed: 0,
-            quotes,
+            step,
+            cause,
+            effect: match answered {
+                Answered::Yes => *effect,
+                Answered::No => *unanswered,
+            }
+            .to_owned(),
         }
     }
-}
-
-fn citations(
-    citation: &StepResult<Vec<Attribution>>,
-    written: &Written,
-    sources: &[Source],
-) -> (Vec<Citation>, Dropped) {
-    let (kept, mut dropped) = match citation {
-        StepResult::Done(attributions) => citation::gate(attributions, sources),
-        StepResult::Failed(_) | StepResult::NotApplicable => {
-            let quoted = written.quotes.iter().map(|(source, quote)| Citation {
-                source: *source,
-                quote: Some(quote.clone()),
-                state: State::Found,
-            });
-            let marked = written.marked.iter().map(|source| Citation {
-                source: *source,
-                quote: None,
-                state: State::Unchecked,
-            });
-            (quoted.chain(marked).collect(), Dropped::default())
-        }
-    };
-    dropped.unknown_source += written.removed;
-    (kept, dropped)
-}
-
-fn degradations(results: &Results, answered: Answered) -> Vec<Degradation> {
-    let failed = [
-        (Step::Entities, results.entities.failed()),
-        (Step::Retrieval, results.retrieval.failed()),
-        (Step::FactCheck, results.fact_check.failed()),
-        (Step::Synthesis, results.synthesis.failed()),
-        (Step::Citation, results.citation.failed()),
-        (Step::Review, results.review.failed()),
-    ];
-    let mut degraded: Vec<_> = failed
-        .into_iter()
-        .filter_map(|(step, cause)| Some(degradation(step, cause?, answered)))
-        .collect();
-    let lost = results
-        .retrieval
-        .found()
-        .map(|evidence| evidence.lost.as_slice())
-        .unwrap_or_default();
-    degraded.extend(lost.iter().map(|(lane, cause)| Degradation {
-        step: Step::Retrieval,
-        cause: *cause,
-        effect: format!(
-            "The {lane} lane could not be searched: passages that only it would find are missing."
-        ),
-    }));
-    degraded.sort_by_key(|degradation| degradation.step);
-    degraded
 }
 
 /// Whether there is an answer that could lack something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answered {
-    /// There is one.
+    /// There is an answer.
     Yes,
-    /// There is none.
+    /// There is no answer.
     No,
 }
 
-/// A degradation with the effect that the step declares.
-#[must_use]
-pub fn degradation(step: Step, cause: Cause, answered: Answered) -> Degradation {
-    let declared = DECLARATIONS
-        .iter()
-        .find(|declaration| declaration.step == step);
-    let effect = declared.map(|declaration| match answered {
-        Answered::Yes => declaration.effect,
-        Answered::No => declaration.unanswered,
-    });
-    Degradation {
-        step,
-        cause,
-        effect: effect.unwrap_or_default().to_owned(),
-    }
+/// What the reader of a query gets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// How the query ended.
+    pub status: Status,
+    /// How sure the answer is, from 0 to 1.
+    pub confidence: f64,
+    /// What the answer lacks, in the order of the steps.
+    pub degraded: Vec<Degradation>,
+    /// What the steps found.
+    pub findings: Findings,
 }
 
-fn confidence(
-    results: &Results,
-    sources: &[Source],
-    citations: &[Citation],
-    dropped: Dropped,
-) -> f64 {
-    let grounded = !sources.is_empty();
-    let entities = if results.entities.found().is_some() {
-        1.0
-    } else {
-        0.0
-    };
-    let retrieval = results
-        .retrieval
-        .found()
-        .filter(|_| grounded)
-        .map_or(0.0, |evidence| {
-            share(evidence.lanes - evidence.lost.len(), evidence.lanes)
+/// An outcome in the making.
+#[derive(Debug)]
+pub struct Draft {
+    findings: Findings,
+    earned: f64,
+    /// The failure of a whole step has no text of its own: its effect depends on whether there will
+    /// be an answer.
+    lacks: Vec<(Step, StepCause, Option<String>)>,
+}
+
+impl Draft {
+    /// Starts the draft of a query.
+    #[must_use]
+    pub fn new(question: &str) -> Self {
+        Self {
+            findings: Findings::of(question),
+            earned: 0.0,
+            lacks: Vec::new(),
+        }
+    }
+
+    /// Returns what the merged steps found.
+    #[must_use]
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// Merges the result of `step`. The caller merges every step once, in the order of the rows.
+    pub fn merge(&mut self, step: Step, ended: Ended) {
+        let contribution = (ended.merge)(&mut self.findings);
+        if ended.outcome == StepOutcome::Ok && contribution.share > 0.0 {
+            self.earned += f64::from(step.def().weight) * contribution.share.min(1.0);
+        }
+        self.lacks
+            .extend(ended.cause.map(|cause| (step, cause, None)));
+        self.lacks.extend(
+            contribution
+                .lacks
+                .into_iter()
+                .map(|(cause, effect)| (step, cause, Some(effect))),
+        );
+    }
+
+    /// Concludes the query: what is not merged by now does not count.
+    #[must_use]
+    pub fn conclude(self) -> Outcome {
+        let Self {
+            mut findings,
+            earned,
+            lacks,
+        } = self;
+        let is_required = |step: Step| step.def().policy == Policy::Required;
+        if lacks.iter().any(|(step, ..)| is_required(*step)) {
+            findings.answer = None;
+        }
+        let (answered, status) = match (&findings.answer, lacks.is_empty()) {
+            (None, _) => (Answered::No, Status::Failed),
+            (Some(_), true) => (Answered::Yes, Status::Complete),
+            (Some(_), false) => (Answered::Yes, Status::Degraded),
+        };
+        let degraded = lacks.into_iter().map(|(step, cause, effect)| match effect {
+            Some(effect) => Degradation {
+                step,
+                cause,
+                effect,
+            },
+            None => Degradation::of(step, cause, answered),
         });
-    let fact_check = results.fact_check.found().map_or(0.0, |claims| {
-        share(
-            claims
-                .iter()
-                .filter(|claim| claim.verdict == Verdict::Supported)
-                .count(),
-            claims.len(),
-        )
-    });
-    let synthesis = match results.synthesis {
-        StepResult::Done(_) if grounded => 1.0,
-        StepResult::Done(_) => 0.4,
-        StepResult::Failed(_) | StepResult::NotApplicable => 0.0,
-    };
-    let citation = results.citation.found().map_or(0.0, |_| {
-        share(citations.len(), citations.len() + dropped.total() as usize)
-    });
-    let review = results.review.found().map_or(0.0, |scores| {
-        (scores.coherence + scores.relevance + if grounded { scores.support } else { 0.0 }) / 3.0
-    });
-    let sum = 0.05 * entities
-        + 0.30 * retrieval
-        + 0.20 * fact_check
-        + 0.25 * synthesis
-        + 0.10 * citation
-        + 0.10 * review;
-    (sum * 1000.0).round() / 1000.0
+        Outcome {
+            status,
+            confidence: match answered {
+                Answered::Yes => confidence(earned),
+                Answered::No => 0.0,
+            },
+            degraded: degraded.collect(),
+            findings,
+        }
+    }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts of claims and lanes")]
-fn share(part: usize, whole: usize) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        part as f64 / whole as f64
-    }
+/// Returns the confidence to three decimals.
+fn confidence(earned: f64) -> f64 {
+    let total: u32 = Step::all().map(|step| step.def().weight).sum();
+    (earned / f64::from(total) * 1000.0).round() / 1000.0
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use uuid::Uuid;
 
     use super::*;
+    use crate::orchestrator::agents::Agent;
+    use crate::orchestrator::agents::citation::{Attribution, Citations};
+    use crate::orchestrator::agents::entities::Entities;
+    use crate::orchestrator::agents::fact_check::{FactCheck, Verdict};
+    use crate::orchestrator::agents::review::Review;
+    use crate::orchestrator::agents::synthesis::Synthesis;
+    use crate::orchestrator::retrieval;
+    use crate::retrieval::Evidence;
     use crate::store::Passage;
 
-    /// Every combination of what six steps can have done: found something, failed, had nothing to do.
+    /// Returns every combination of what six steps can end with: an output, a failure, nothing to
+    /// work on.
     fn all_results() -> impl Iterator<Item = [u8; 6]> {
         (0..729_u32).map(|number| {
             std::array::from_fn(|step| {
@@ -428,15 +404,20 @@ mod tests {
         })
     }
 
-    fn did<T>(kind: u8, found: T) -> StepResult<T> {
+    fn result<T>(kind: u8, output: T) -> StepResult<T> {
         match kind {
-            0 => StepResult::Done(found),
-            1 => StepResult::Failed(Cause::Error),
+            0 => StepResult::Done(output),
+            1 => StepResult::Failed(StepCause::Error),
             _ => StepResult::NotApplicable,
         }
     }
 
-    fn results(kinds: [u8; 6]) -> Results {
+    fn agent<A: Agent>(kind: u8, output: A::Output) -> (Step, Ended) {
+        let step = Step::named(A::DEF.settings.name).unwrap();
+        (step, Ended::new(result(kind, output), A::merge))
+    }
+
+    fn outcome(kinds: [u8; 6]) -> Outcome {
         let passage = Passage {
             document: Uuid::nil(),
             title: "t".into(),
@@ -454,77 +435,102 @@ mod tests {
             source,
             quote: "Radium glows.".into(),
         };
-        Results {
-            entities: did(kinds[0], Vec::new()),
-            retrieval: did(
-                kinds[1],
-                Evidence {
-                    sources: vec![Source { n: 1, passage }],
-                    lanes: 1,
-                    lost: Vec::new(),
-                },
-            ),
-            fact_check: did(
+        let evidence = Evidence {
+            sources: vec![Source { n: 1, passage }],
+            retrievers: 1,
+            lost: Vec::new(),
+        };
+        let scores = Scores {
+            coherence: 0.5,
+            relevance: 0.5,
+            support: 0.5,
+        };
+        let retrieved = Ended::new(result(kinds[1], evidence), retrieval::merge);
+        let mut draft = Draft::new("What glows?");
+        for (step, ended) in [
+            agent::<Entities>(kinds[0], Vec::new()),
+            (Step::named("retrieval").unwrap(), retrieved),
+            agent::<FactCheck>(
                 kinds[2],
                 vec![claim(Verdict::Supported), claim(Verdict::Unclear)],
             ),
-            synthesis: did(kinds[3], "It glows [1][4].".to_owned()),
-            citation: did(kinds[4], vec![attribution(1), attribution(2)]),
-            review: did(
-                kinds[5],
-                Scores {
-                    coherence: 0.5,
-                    relevance: 0.5,
-                    support: 0.5,
-                },
-            ),
+            agent::<Synthesis>(kinds[3], "It glows [1][4].".to_owned()),
+            agent::<Citations>(kinds[4], vec![attribution(1), attribution(2)]),
+            agent::<Review>(kinds[5], scores),
+        ] {
+            draft.merge(step, ended);
         }
+        draft.conclude()
     }
 
     #[test]
-    fn every_combination_has_an_honest_outcome() {
+    fn every_combination_of_results_has_an_outcome_that_shows_each_failure_once() {
         for kinds in all_results() {
-            let outcome = conclude("What glows?", results(kinds));
-            assert_eq!(
-                outcome.status == Status::Failed,
-                outcome.answer.is_none(),
-                "{kinds:?}"
-            );
+            let outcome = outcome(kinds);
+            let answered = outcome.findings.answer.is_some();
+            assert_eq!(outcome.status == Status::Failed, !answered, "{kinds:?}");
             assert_eq!(
                 outcome.status == Status::Complete,
-                outcome.answer.is_some() && outcome.degraded.is_empty(),
+                answered && outcome.degraded.is_empty(),
                 "{kinds:?}"
             );
             assert_eq!(
                 outcome.degraded.len(),
                 kinds.iter().filter(|kind| **kind == 1).count(),
-                "each failure is told once: {kinds:?}"
-            );
-            assert!((0.0..=1.0).contains(&outcome.confidence), "{kinds:?}");
-            assert!(
-                outcome.citations.iter().all(|citation| outcome
-                    .sources
-                    .iter()
-                    .any(|source| source.n == citation.source)),
                 "{kinds:?}"
             );
-            assert!(!outcome.verified, "one claim is unclear: {kinds:?}");
+            assert!((0.0..=1.0).contains(&outcome.confidence), "{kinds:?}");
+            let sources = &outcome.findings.sources;
+            assert!(
+                outcome
+                    .findings
+                    .citations
+                    .iter()
+                    .all(|citation| sources.iter().any(|source| source.n == citation.source)),
+                "{kinds:?}"
+            );
+            assert!(
+                !outcome.findings.verified,
+                "one claim is unclear: {kinds:?}"
+            );
         }
     }
 
     #[test]
     fn degr_09_losing_any_step_of_any_combination_improves_nothing() {
         for kinds in all_results() {
-            let before = conclude("What glows?", results(kinds));
+            let before = outcome(kinds);
             for step in 0..6 {
                 let mut lost = kinds;
                 lost[step] = 1;
-                let after = conclude("What glows?", results(lost));
+                let after = outcome(lost);
                 assert!(
                     after.status >= before.status && after.confidence <= before.confidence,
                     "{kinds:?} without {step}"
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_step_earns_its_share_of_its_weight_and_nothing_unless_it_is_done() {
+        let sound = outcome([0; 6]).confidence;
+        assert_eq!(
+            sound, 0.783,
+            "half of the claims and scores, a third of the citations"
+        );
+        for (step, weight) in [(0, 0.05), (2, 0.1), (5, 0.05)] {
+            let mut kinds = [0; 6];
+            kinds[step] = 1;
+            let lost = sound - outcome(kinds).confidence;
+            assert!((lost - weight).abs() < 0.001, "step {step} counts {lost}");
+        }
+        let boast = |_: StepResult<()>, _: &mut Findings| Contribution::of(9.0);
+        let mut draft = Draft::new("");
+        draft.findings.answer = Some(Answer::Written("It glows.".into()));
+        for step in Step::all() {
+            draft.merge(step, Ended::new(StepResult::NotApplicable, boast));
+        }
+        assert_eq!(draft.conclude().confidence, 0.0);
     }
 }

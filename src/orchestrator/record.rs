@@ -1,5 +1,6 @@
-//! Recording: each accepted query once, at its end, whatever the end is. The write is a task of the gateway's own, so that a client who
-//! leaves can neither tear it nor prevent it; the tasks are waited for when the gateway drains.
+//! Recording: each accepted query is recorded once, at its end, whatever the end is. The write is a
+//! task of the gateway's own, so that a client who leaves can neither tear nor prevent it. The
+//! gateway waits for these tasks when it drains.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,13 +9,35 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 
-use crate::orchestrator::agents::retrieval;
-use crate::orchestrator::document::{Accepted, QueryDocument, StepReport};
-use crate::orchestrator::outcome::{Cause, Status};
-use crate::orchestrator::step::Step;
+use super::cause::StepCause;
+use super::document::{Accepted, QueryDocument, StepReport};
+use super::outcome::Status;
+use super::step::{Phase, Policy, Step, StepDef};
+use crate::config::kinds::StepSettings;
 use crate::store::{Queries, QueryRecord};
 use crate::telemetry::Metrics;
+
+/// The description of the step that writes the record. It has no row, because it runs after the
+/// outcome.
+pub(super) const DEF: StepDef = StepDef {
+    settings: StepSettings {
+        name: "record",
+        cap: Duration::ZERO,
+        minimum: Duration::ZERO,
+        asks_model: false,
+    },
+    description: "Records the query; it runs after the outcome and has no time limits of its own.",
+    phase: Phase::Record,
+    policy: Policy::Degrade,
+    weight: 0,
+    effect: NOT_RECORDED,
+    unanswered: NOT_RECORDED,
+};
+
+const NOT_RECORDED: &str =
+    "The query could not be recorded: it may not be found again under its id.";
 
 /// Writes records.
 #[derive(Clone)]
@@ -22,53 +45,55 @@ pub(super) struct Recorder {
     pub queries: Arc<dyn Queries>,
     pub metrics: Arc<Metrics>,
     pub tasks: TaskTracker,
-    /// The store bounds itself; this bounds a store that does not.
+    /// The store keeps its own timeouts; this bounds a store that does not.
     pub bound: Duration,
 }
 
 impl Recorder {
-    /// Writes the record and returns the document that is true of it.
-    pub async fn record(
-        &self,
-        tenant: &str,
-        document: QueryDocument,
-        created_at: i64,
-    ) -> QueryDocument {
-        let record = record_of(tenant, &document, created_at);
-        let written = self.tasks.spawn(write(self.clone(), record)).await;
-        match written.unwrap_or(Err(Cause::Error)) {
-            Ok(()) => document,
-            Err(cause) => document.unrecorded(cause),
+    /// Writes the record and returns the document as it is true afterwards: recorded, or degraded
+    /// because it is not.
+    ///
+    /// Cancel safe: dropping the future does not end the write.
+    pub async fn record(&self, accepted: &Accepted, document: QueryDocument) -> QueryDocument {
+        let record = record_of(accepted, &document);
+        let write = write(self.clone(), record).in_current_span();
+        match self.tasks.spawn(write).await {
+            Ok(Ok(())) => document,
+            Ok(Err(cause)) => document.unrecorded(cause),
+            Err(_panicked) => document.unrecorded(StepCause::Error),
         }
     }
 }
 
-async fn write(recorder: Recorder, record: QueryRecord) -> Result<(), Cause> {
-    let id = record.id;
-    let (cause, error) = match timeout(recorder.bound, recorder.queries.record_query(record)).await
-    {
+async fn write(recorder: Recorder, record: QueryRecord) -> Result<(), StepCause> {
+    let (cause, error) = match timeout(recorder.bound, recorder.queries.record_query(record)).await {
         Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => (retrieval::cause(&error), error.to_string()),
+        Ok(Err(error)) => (StepCause::from(&error), error.to_string()),
         Err(_) => (
-            Cause::Timeout,
-            format!("no answer within {:?}", recorder.bound),
+            StepCause::Timeout,
+            format!("the store gave no answer within {:?}", recorder.bound),
         ),
     };
-    tracing::error!(query = %id, cause = cause.name(), error, "a query was not recorded");
+    tracing::error!(
+        step = Step::RECORD.name(),
+        cause = cause.name(),
+        error,
+        "a query was not recorded"
+    );
     Err(cause)
 }
 
-fn record_of(tenant: &str, document: &QueryDocument, created_at: i64) -> QueryRecord {
+fn record_of(accepted: &Accepted, document: &QueryDocument) -> QueryRecord {
     QueryRecord {
-        id: document.id,
-        tenant: tenant.to_owned(),
+        id: accepted.id,
+        tenant: accepted.tenant.clone(),
         status: document.status.name().to_owned(),
-        created_at,
+        created_at: accepted.created_at,
         document: document.to_json(),
     }
 }
 
-/// The steps that have ended, in the order of the plan.
+/// The reports of the steps that have ended, in the order of the rows.
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<Mutex<BTreeMap<Step, StepReport>>>);
 
@@ -90,26 +115,29 @@ impl Ledger {
     }
 }
 
-/// Held while a query runs. Dropped before [`Running::ended`], it records the query as cancelled; as failed, if a bug ends it.
+/// The guard of a running query. Dropped before [`Running::ended`], it records the query: as
+/// cancelled, or as failed if a panic ends it.
 pub(super) struct Running {
     recorder: Recorder,
     accepted: Option<Accepted>,
     ledger: Ledger,
     runtime: Handle,
+    span: Span,
 }
 
 impl Running {
-    /// Must be called inside the runtime.
+    /// Starts to guard a query. The caller is inside the runtime.
     pub fn new(recorder: Recorder, accepted: Accepted, ledger: Ledger) -> Self {
         Self {
             recorder,
             accepted: Some(accepted),
             ledger,
             runtime: Handle::current(),
+            span: Span::current(),
         }
     }
 
-    /// The query has an outcome, which its caller records.
+    /// Ends the guard: the query has an outcome, which the caller records.
     pub fn ended(mut self) {
         self.accepted = None;
     }
@@ -126,16 +154,21 @@ impl Drop for Running {
             Status::Cancelled
         };
         let document = QueryDocument::unanswered(&accepted, status, self.ledger.reports());
-        let record = record_of(&accepted.tenant, &document, accepted.created_at);
+        let record = record_of(&accepted, &document);
         self.recorder.metrics.query(status.name());
-        tracing::info!(query = %accepted.id, status = status.name(), "no outcome: the client left, the gateway stops, or a step panicked");
+        self.span.in_scope(|| {
+            tracing::info!(
+                status = status.name(),
+                "a query has no outcome: the client left, the gateway stops, or a step panicked"
+            );
+        });
         let recorder = self.recorder.clone();
-        self.recorder.tasks.spawn_on(
-            async move {
-                // `write` has logged a failure, and nobody is left to be told
-                let _ = write(recorder, record).await;
-            },
-            &self.runtime,
-        );
+        let write = async move {
+            // `write` logs a failure, and no client is left who could be informed
+            let _ = write(recorder, record).await;
+        };
+        self.recorder
+            .tasks
+            .spawn_on(write.instrument(self.span.clone()), &self.runtime);
     }
 }

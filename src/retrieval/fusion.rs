@@ -1,6 +1,8 @@
-//! Reciprocal-rank fusion: lanes with scores that can't be compared are joined by the ranks they gave.
+//! Reciprocal-rank fusion: the results of retrievers, whose scores cannot be compared, are joined
+//! by their ranks.
 //!
-//! Cormack, Clarke, Büttcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods, SIGIR 2009.
+//! Cormack, Clarke, Büttcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank
+//! Learning Methods, SIGIR 2009.
 
 use std::collections::HashMap;
 
@@ -8,27 +10,30 @@ use uuid::Uuid;
 
 use crate::store::Passage;
 
-/// The paper's constant: how little the first ranks outweigh the following ones.
+/// The constant of the paper; the larger it is, the less the first ranks outweigh the following
+/// ones.
 const K: f64 = 60.0;
 
-/// Joins what lanes found, best first: each passage has the sum of `1 / (60 + rank)` over the lanes that found it, ranks from 1.
+/// Joins what retrievers found, best first. The score of a passage is the sum of `1 / (60 + rank)`
+/// over the retrievers that found it; ranks are counted from 1.
 ///
-/// The same text of the same document is one passage. Among equals the lane that is declared first goes first, then the better
-/// rank: the order depends on nothing else, least of all on which lane answered first.
-pub fn fuse<'a>(lanes: impl IntoIterator<Item = &'a [Passage]>, limit: u32) -> Vec<Passage> {
-    let mut place: HashMap<(Uuid, &str), usize> = HashMap::new();
+/// The same text of the same document is one passage. Among equal scores the retriever that is
+/// declared first goes first, then the better rank. The order depends on nothing else, so not on
+/// which retriever answered first.
+pub fn fuse<'a>(results: impl IntoIterator<Item = &'a [Passage]>, limit: u32) -> Vec<Passage> {
+    let mut positions: HashMap<(Uuid, &str), usize> = HashMap::new();
     let mut fused: Vec<(&Passage, f64)> = Vec::new();
-    for lane in lanes {
+    for result in results {
         let mut rank = 0.0;
         let mut seen = Vec::new();
-        for passage in lane {
-            let at = *place
+        for passage in result {
+            let at = *positions
                 .entry((passage.document, passage.text.as_str()))
                 .or_insert_with(|| {
                     fused.push((passage, 0.0));
                     fused.len() - 1
                 });
-            // a lane that names a passage twice has one voice for it
+            // a retriever that returns a passage twice counts once
             if seen.contains(&at) {
                 continue;
             }
@@ -39,7 +44,7 @@ pub fn fuse<'a>(lanes: impl IntoIterator<Item = &'a [Passage]>, limit: u32) -> V
             }
         }
     }
-    // stable: equals stay in the order in which they were first named
+    // the sort is stable: equal scores stay in the order in which they were first found
     fused.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     fused
@@ -68,16 +73,16 @@ mod tests {
             .collect()
     }
 
-    fn order(lanes: &[&[u128]], limit: u32) -> Vec<u128> {
-        let lanes: Vec<Vec<Passage>> = lanes.iter().map(|lane| passages(lane)).collect();
-        fuse(lanes.iter().map(Vec::as_slice), limit)
+    fn order(results: &[&[u128]], limit: u32) -> Vec<u128> {
+        let results: Vec<Vec<Passage>> = results.iter().map(|found| passages(found)).collect();
+        fuse(results.iter().map(Vec::as_slice), limit)
             .iter()
             .map(|passage| passage.document.as_u128())
             .collect()
     }
 
     #[test]
-    fn agreement_of_lanes_outweighs_a_single_first_rank() {
+    fn agreement_of_retrievers_outweighs_a_single_first_rank() {
         assert_eq!(order(&[&[1, 2, 3], &[4, 3, 2]], 9), [2, 3, 1, 4]);
         assert_eq!(order(&[&[1, 2, 3], &[4, 3, 2]], 2), [2, 3]);
         assert_eq!(order(&[&[1], &[2], &[]], 9), [1, 2]);
@@ -85,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lane_keeps_its_order_and_a_passage_named_twice_counts_once() {
+    fn one_retriever_keeps_its_order_and_a_passage_found_twice_counts_once() {
         assert_eq!(order(&[&[3, 1, 3, 2]], 9), [3, 1, 2]);
         let fused = fuse([passages(&[3, 1, 3, 2]).as_slice()], 9);
         assert_eq!(

@@ -1,6 +1,8 @@
-//! Retrieval: every lane is asked together, each has a result of its own, and what was found is joined by reciprocal-rank fusion.
-//! A new lane is one file in [`lanes`] and one line in [`retriever::all`]. The orchestrator calls [`search`], then [`fuse`].
+//! Retrieval: every retriever is asked at the same time, each has a result of its own, and what was
+//! found is joined by reciprocal-rank fusion into [`Evidence`]. A new retriever is one file in
+//! [`retriever`] and its two lines there.
 
+mod evidence;
 pub mod fusion;
 pub mod retriever;
 
@@ -8,69 +10,73 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
+pub use evidence::{Evidence, NoEvidence, Source, find};
 pub use fusion::fuse;
 
 use crate::store::{Passage, StoreError};
 
-/// What is looked for.
+/// What a retriever looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Search<'a> {
-    /// Whose documents.
+    /// The tenant whose documents are searched.
     pub tenant: &'a str,
-    /// Any text: a question, as it was asked.
+    /// The text to look for: a question, as the client sent it.
     pub text: &'a str,
-    /// The most passages that a lane may answer.
+    /// The most passages that a retriever may return.
     pub limit: u32,
 }
 
-/// Why a lane answered nothing.
+/// Why a retriever has no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RetrieverError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It did not answer in the time that it was given.
-    #[error("it did not answer in its share of the deadline")]
+    /// The retriever gave no answer before its share of the deadline ended.
+    #[error("it gave no answer within its share of the deadline")]
     TimedOut,
 }
 
 /// One way to find passages.
 #[async_trait]
 pub trait Retriever: Send + Sync {
-    /// Its name, in degradations and metrics: stable, lower case.
+    /// Returns the name of the retriever in degradations and logs: stable, lower case.
     fn name(&self) -> &'static str;
 
-    /// Finds passages, best first. Cancel safe: a lane only reads.
+    /// Finds passages, best first.
+    ///
+    /// Cancel safe: a retriever only reads.
     ///
     /// # Errors
-    /// A [`RetrieverError`]; it costs the passages of this lane alone.
+    /// Returns a [`RetrieverError`], which costs the passages of this retriever alone.
     async fn search(&self, search: Search<'_>) -> Result<Vec<Passage>, RetrieverError>;
 }
 
-/// What a lane came to.
+/// The answer of a retriever.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The lane's name.
-    pub lane: &'static str,
-    /// What it found, best first, or why it did not.
+    /// The name of the retriever.
+    pub retriever: &'static str,
+    /// What the retriever found, best first, or why it has no result.
     pub found: Result<Vec<Passage>, RetrieverError>,
 }
 
-/// Asks all lanes together; a lane that has not answered by `until` has [`RetrieverError::TimedOut`], and never delays or cancels
-/// another. The answers stand in the order of the lanes, whichever came first.
+/// Asks all retrievers at the same time. One that has not answered by `until` gets
+/// [`RetrieverError::TimedOut`]; it neither delays nor cancels another. The answers stand in the
+/// order of the retrievers, whichever came first.
 ///
-/// Cancel safe: dropping the future drops every lane's call.
+/// Cancel safe: dropping the future drops every retriever's call.
 pub async fn search(
-    lanes: &[Box<dyn Retriever>],
+    retrievers: &[Box<dyn Retriever>],
     search: Search<'_>,
     until: Instant,
 ) -> Vec<Answer> {
-    join_all(lanes.iter().map(|lane| async move {
-        let found = timeout_at(until, lane.search(search))
+    join_all(retrievers.iter().map(|retriever| async move {
+        let found = timeout_at(until, retriever.search(search))
             .await
             .unwrap_or(Err(RetrieverError::TimedOut));
         Answer {
-            lane: lane.name(),
+            retriever: retriever.name(),
             found,
         }
     }))
@@ -87,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers once everybody has been asked.
+    /// A retriever that answers once all parties of the barrier have been asked.
     struct Together(&'static str, Arc<Barrier>);
     struct Silent;
     struct Failing;
@@ -129,9 +135,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lanes_run_together_and_each_has_its_own_result() {
+    async fn retrievers_run_together_and_each_has_its_own_result() {
         let barrier = Arc::new(Barrier::new(2));
-        let lanes: Vec<Box<dyn Retriever>> = vec![
+        let retrievers: Vec<Box<dyn Retriever>> = vec![
             Box::new(Together("one", barrier.clone())),
             Box::new(Silent),
             Box::new(Failing),
@@ -139,7 +145,7 @@ mod tests {
         ];
         let until = Instant::now() + Duration::from_secs(30);
         let answers = search(
-            &lanes,
+            &retrievers,
             Search {
                 tenant: "a",
                 text: "what",
@@ -148,19 +154,19 @@ mod tests {
             until,
         )
         .await;
-        let told: Vec<(&str, Result<usize, RetrieverError>)> = answers
+        let results: Vec<(&str, Result<usize, RetrieverError>)> = answers
             .iter()
             .map(|answer| {
                 (
-                    answer.lane,
+                    answer.retriever,
                     answer.found.as_ref().map(Vec::len).map_err(Clone::clone),
                 )
             })
             .collect();
-        assert_eq!(told[0], ("one", Ok(1)));
-        assert_eq!(told[1], ("silent", Err(RetrieverError::TimedOut)));
+        assert_eq!(results[0], ("one", Ok(1)));
+        assert_eq!(results[1], ("silent", Err(RetrieverError::TimedOut)));
         assert_eq!(
-            told[2],
+            results[2],
             (
                 "failing",
                 Err(RetrieverError::Store(StoreError::Unavailable(
@@ -168,6 +174,6 @@ mod tests {
                 )))
             )
         );
-        assert_eq!(told[3], ("other", Ok(1)));
+        assert_eq!(results[3], ("other", Ok(1)));
     }
 }

@@ -1,5 +1,6 @@
-//! A scripted LLM and a scripted store, for the orchestrator in process: what each step's provider does is data. Time is tokio's
-//! paused clock, so that a pace of 30 s costs nothing.
+//! A scripted LLM and a scripted store for the orchestrator in process: what the model of each
+//! step and the store do is data. Time is tokio's paused clock, so that a delay of 30 s costs
+//! nothing.
 
 #![allow(
     dead_code,
@@ -18,10 +19,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use gauntlet::config::{OrchestratorConfig, StepConfig};
 use gauntlet::llm::chat::{CallContext, ChatRequest, Usage};
-use gauntlet::orchestrator::llm::{CallFailure, Llm, ModelReply};
-use gauntlet::orchestrator::outcome::Cause;
-use gauntlet::orchestrator::step::{PIPELINE, Step};
-use gauntlet::orchestrator::{Ask, Orchestrator, Settings};
+use gauntlet::orchestrator::cause::{StepCause, StepFailure};
+use gauntlet::orchestrator::llm::{Llm, ModelReply};
+use gauntlet::orchestrator::step::Step;
+use gauntlet::orchestrator::{Ask, Orchestrator, QueryDocument, Settings};
 use gauntlet::retrieval::{Retriever, RetrieverError, Search, retriever};
 use gauntlet::store::{
     Document, Documents, Listing, NewDocument, Page, Passage, Queries, QueryRecord, StoreError,
@@ -31,27 +32,61 @@ use tokio::sync::{Barrier, Notify};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-pub const QUESTION: &str = "Who discovered radium, and did Marie Curie do it in 1898?";
+pub const QUESTION: &str = "Who discovered radium, and was it Marie Curie in 1898?";
 pub const RECORD_BOUND: Duration = Duration::from_secs(25);
 
-/// What a provider does when it is asked.
-#[derive(Clone, Debug)]
-pub enum Act {
-    Says(String),
-    Fails(Cause),
-    Never,
+/// The reply of every step that asks a model, where everything works. A new agent is one line here.
+const REPLIES: &[(&str, &str)] = &[
+    (
+        "entities",
+        r#"{"entities":[{"name":"radium","kind":"substance"},{"name":"Marie Curie","kind":"person"},{"name":"1898","kind":"date"}]}"#,
+    ),
+    (
+        "fact_check",
+        r#"{"claims":[{"claim":"The Curies discovered radium in 1898.","source":1,"verdict":"supported","quote":"discovered radium in December 1898"}]}"#,
+    ),
+    (
+        "synthesis",
+        r#"{"answer":"Marie and Pierre Curie discovered radium in 1898 [1]. It was isolated in 1910 [2]."}"#,
+    ),
+    (
+        "citation",
+        r#"{"citations":[{"sentence":1,"source":1,"quote":"discovered radium in December 1898"},{"sentence":2,"source":2,"quote":"isolated in 1910"}]}"#,
+    ),
+    (
+        "review",
+        r#"{"coherence":1.0,"relevance":0.9,"support":0.8}"#,
+    ),
+];
+
+/// Returns the step of that name.
+pub fn step(name: &str) -> Step {
+    Step::named(name).unwrap_or_else(|| panic!("there is no step {name:?}"))
 }
 
-/// When it does it.
+/// Returns every step that asks a model, in the order of the rows.
+pub fn agents() -> impl Iterator<Item = Step> {
+    Step::all().filter(|step| step.def().settings.asks_model)
+}
+
+/// What the model of a step does.
+#[derive(Clone, Debug)]
+pub enum Behaviour {
+    Replies(String),
+    Fails(StepCause),
+    NeverReplies,
+}
+
+/// When a model or the store does it.
 #[derive(Clone, Debug, Default)]
 pub enum Pace {
     #[default]
     AtOnce,
     /// On the paused clock.
     After(Duration),
-    /// Once all have come.
+    /// Once all parties have arrived.
     Rendezvous(Arc<Barrier>),
-    /// Once it is told.
+    /// Once the gate is opened.
     Gate(Arc<Notify>),
 }
 
@@ -70,10 +105,10 @@ impl Pace {
     }
 }
 
-/// What everybody saw, in order.
+/// What models and store saw, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    StubRequest(Step),
+    Called(Step),
     Answered(Step),
     Dropped(Step),
 }
@@ -90,10 +125,10 @@ impl Log {
         self.0.lock().unwrap().clone()
     }
 
-    pub fn asked(&self, step: Step) -> usize {
+    pub fn calls(&self, step: Step) -> usize {
         self.events()
             .iter()
-            .filter(|event| **event == Event::StubRequest(step))
+            .filter(|event| **event == Event::Called(step))
             .count()
     }
 
@@ -105,7 +140,7 @@ impl Log {
     }
 
     async fn call<T>(&self, step: Step, call: impl Future<Output = T>) -> T {
-        self.add(Event::StubRequest(step));
+        self.add(Event::Called(step));
         let mut in_flight = InFlight {
             log: self.clone(),
             step,
@@ -132,9 +167,9 @@ impl Drop for InFlight {
     }
 }
 
-/// The LLM: its aliases are the steps' names.
+/// The LLM. Its aliases are the names of the steps.
 pub struct Script {
-    pub acts: BTreeMap<Step, (Pace, Act)>,
+    pub models: BTreeMap<Step, (Pace, Behaviour)>,
     pub log: Log,
     pub requests: Mutex<Vec<(ChatRequest, CallContext)>>,
 }
@@ -145,17 +180,14 @@ impl Llm for Script {
         &self,
         request: ChatRequest,
         context: CallContext,
-    ) -> Result<ModelReply, CallFailure> {
-        let step = PIPELINE
-            .steps()
-            .find(|step| step.name() == request.model)
-            .expect("an alias is a step's name");
+    ) -> Result<ModelReply, StepFailure> {
+        let step = step(&request.model);
         self.requests.lock().unwrap().push((request, context));
-        let (pace, act) = self.acts[&step].clone();
+        let (pace, behaviour) = self.models[&step].clone();
         let answer = async {
             pace.pass().await;
-            match act {
-                Act::Says(text) => Ok(ModelReply {
+            match behaviour {
+                Behaviour::Replies(text) => Ok(ModelReply {
                     text,
                     usage: Usage {
                         prompt_tokens: 10,
@@ -163,11 +195,8 @@ impl Llm for Script {
                         total_tokens: 11,
                     },
                 }),
-                Act::Fails(cause) => Err(CallFailure {
-                    cause,
-                    detail: "scripted".into(),
-                }),
-                Act::Never => pending().await,
+                Behaviour::Fails(cause) => Err(StepFailure::new(cause, "scripted")),
+                Behaviour::NeverReplies => pending().await,
             }
         };
         self.log.call(step, answer).await
@@ -176,27 +205,27 @@ impl Llm for Script {
 
 /// What the store does.
 #[derive(Clone, Debug)]
-pub enum StoreAct {
+pub enum StoreBehaviour {
     Works,
     Fails(StoreError),
-    Never,
+    NeverAnswers,
 }
 
-impl StoreAct {
-    async fn act<T>(&self, pace: &Pace, works: impl FnOnce() -> T) -> Result<T, StoreError> {
+impl StoreBehaviour {
+    async fn run<T>(&self, pace: &Pace, works: impl FnOnce() -> T) -> Result<T, StoreError> {
         pace.pass().await;
         match self {
             Self::Works => Ok(works()),
             Self::Fails(error) => Err(error.clone()),
-            Self::Never => pending().await,
+            Self::NeverAnswers => pending().await,
         }
     }
 }
 
 pub struct FakeStore {
     pub passages: Vec<Passage>,
-    pub search: (Pace, StoreAct),
-    pub record: (Pace, StoreAct),
+    pub search: (Pace, StoreBehaviour),
+    pub record: (Pace, StoreBehaviour),
     pub records: Mutex<Vec<QueryRecord>>,
     pub log: Log,
 }
@@ -216,7 +245,7 @@ impl Documents for FakeStore {
         assert_eq!(text, QUESTION, "retrieval takes the raw question");
         let found = || self.passages.iter().take(limit as usize).cloned().collect();
         self.log
-            .call(Step::Retrieval, self.search.1.act(&self.search.0, found))
+            .call(step("retrieval"), self.search.1.run(&self.search.0, found))
             .await
     }
 }
@@ -226,7 +255,7 @@ impl Queries for FakeStore {
     async fn record_query(&self, record: QueryRecord) -> Result<(), StoreError> {
         let write = || self.records.lock().unwrap().push(record);
         self.log
-            .call(Step::Record, self.record.1.act(&self.record.0, write))
+            .call(Step::RECORD, self.record.1.run(&self.record.0, write))
             .await
     }
     async fn query(&self, _: &str, _: Uuid) -> Result<Option<QueryRecord>, StoreError> {
@@ -241,15 +270,15 @@ fn unscripted<T>() -> Result<T, StoreError> {
     panic!("a query asks the store for passages and writes its record, nothing else")
 }
 
-/// A further lane.
-pub struct FakeLane {
+/// A retriever besides the keyword retriever.
+pub struct FakeRetriever {
     pub name: &'static str,
     pub passages: Vec<Passage>,
-    pub search: (Pace, StoreAct),
+    pub search: (Pace, StoreBehaviour),
 }
 
 #[async_trait]
-impl Retriever for FakeLane {
+impl Retriever for FakeRetriever {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -257,54 +286,39 @@ impl Retriever for FakeLane {
         Ok(self
             .search
             .1
-            .act(&self.search.0, || self.passages.clone())
+            .run(&self.search.0, || self.passages.clone())
             .await?)
     }
 }
 
-/// A world in which everything works, to be broken before it is run.
-pub struct World {
-    pub acts: BTreeMap<Step, (Pace, Act)>,
+/// A query of which everything works, to be broken before it is started.
+pub struct Scenario {
+    pub models: BTreeMap<Step, (Pace, Behaviour)>,
     pub passages: Vec<Passage>,
-    pub search: (Pace, StoreAct),
-    pub record: (Pace, StoreAct),
-    /// Lanes besides the keyword lane.
-    pub lanes: Vec<FakeLane>,
-    pub steps: BTreeMap<Step, StepConfig>,
+    pub search: (Pace, StoreBehaviour),
+    pub record: (Pace, StoreBehaviour),
+    /// Retrievers besides the keyword retriever.
+    pub retrievers: Vec<FakeRetriever>,
+    pub limits: BTreeMap<Step, StepConfig>,
     pub deadline: Duration,
 }
 
-impl Default for World {
+impl Default for Scenario {
     fn default() -> Self {
-        let says = |step: Step, text: &str| (step, (Pace::AtOnce, Act::Says(text.to_owned())));
         Self {
-            acts: BTreeMap::from([
-                says(
-                    Step::Entities,
-                    r#"{"entities":[{"name":"radium","kind":"substance"},{"name":"Marie Curie","kind":"person"},{"name":"1898","kind":"date"}]}"#,
-                ),
-                says(
-                    Step::FactCheck,
-                    r#"{"claims":[{"claim":"The Curies discovered radium in 1898.","source":1,"verdict":"supported","quote":"discovered radium in December 1898"}]}"#,
-                ),
-                says(
-                    Step::Synthesis,
-                    r#"{"answer":"Marie and Pierre Curie discovered radium in 1898 [1]. It was isolated in 1910 [2]."}"#,
-                ),
-                says(
-                    Step::Citation,
-                    r#"{"citations":[{"sentence":1,"source":1,"quote":"discovered radium in December 1898"},{"sentence":2,"source":2,"quote":"isolated in 1910"}]}"#,
-                ),
-                says(
-                    Step::Review,
-                    r#"{"coherence":1.0,"relevance":0.9,"support":0.8}"#,
-                ),
-            ]),
+            models: REPLIES
+                .iter()
+                .map(|(name, text)| {
+                    let reply = Behaviour::Replies((*text).to_owned());
+                    (step(name), (Pace::AtOnce, reply))
+                })
+                .collect(),
             passages: vec![
                 passage(
                     1,
                     "Marie Curie",
-                    "Marie and Pierre Curie discovered radium in December 1898. They announced it on 26 December.",
+                    "Marie and Pierre Curie discovered radium in December 1898. They announced it \
+                     on 26 December.",
                 ),
                 passage(
                     2,
@@ -312,10 +326,10 @@ impl Default for World {
                     "The metal was isolated in 1910 by Marie Curie and André-Louis Debierne.",
                 ),
             ],
-            search: (Pace::AtOnce, StoreAct::Works),
-            record: (Pace::AtOnce, StoreAct::Works),
-            lanes: Vec::new(),
-            steps: BTreeMap::new(),
+            search: (Pace::AtOnce, StoreBehaviour::Works),
+            record: (Pace::AtOnce, StoreBehaviour::Works),
+            retrievers: Vec::new(),
+            limits: BTreeMap::new(),
             deadline: Duration::from_secs(60),
         }
     }
@@ -330,21 +344,21 @@ pub fn passage(id: u128, title: &str, text: &str) -> Passage {
     }
 }
 
-impl World {
-    pub fn with(mut self, step: Step, act: Act) -> Self {
-        self.acts.get_mut(&step).unwrap().1 = act;
+impl Scenario {
+    pub fn with(mut self, step: Step, behaviour: Behaviour) -> Self {
+        self.models.get_mut(&step).unwrap().1 = behaviour;
         self
     }
 
     pub fn paced(mut self, step: Step, pace: Pace) -> Self {
-        self.acts.get_mut(&step).unwrap().0 = pace;
+        self.models.get_mut(&step).unwrap().0 = pace;
         self
     }
 
-    pub fn start(self) -> Running {
+    pub fn start(self) -> Simulation {
         let log = Log::default();
         let script = Arc::new(Script {
-            acts: self.acts,
+            models: self.models,
             log: log.clone(),
             requests: Mutex::default(),
         });
@@ -358,13 +372,11 @@ impl World {
         let config = OrchestratorConfig {
             deadline: self.deadline,
             steps: self
-                .steps
+                .limits
                 .into_iter()
-                .map(|(step, bounds)| (step.name().to_owned(), bounds))
+                .map(|(step, limits)| (step.name().to_owned(), limits))
                 .collect(),
-            models: PIPELINE
-                .steps()
-                .filter(|step| *step != Step::Retrieval)
+            models: agents()
                 .map(|step| (step.name().to_owned(), step.name().to_owned()))
                 .collect(),
             passages: 5,
@@ -376,11 +388,11 @@ impl World {
             record_bound: RECORD_BOUND,
         };
         let documents: Arc<dyn Documents> = store.clone();
-        let mut lanes = retriever::all(&documents);
-        lanes.extend(
-            self.lanes
+        let mut retrievers = retriever::all(&documents);
+        retrievers.extend(
+            self.retrievers
                 .into_iter()
-                .map(|lane| Box::new(lane) as Box<dyn Retriever>),
+                .map(|retriever| Box::new(retriever) as Box<dyn Retriever>),
         );
         let orchestrator = Orchestrator::new(
             settings,
@@ -389,9 +401,9 @@ impl World {
             store.clone(),
             Arc::new(Metrics::default()),
         )
-        .with_retrievers(lanes);
+        .with_retrievers(retrievers);
         let orchestrator = Arc::new(orchestrator);
-        Running {
+        Simulation {
             orchestrator,
             script,
             store,
@@ -400,16 +412,16 @@ impl World {
     }
 }
 
-/// A world that has been started.
-pub struct Running {
+/// A scenario that has been started.
+pub struct Simulation {
     pub orchestrator: Arc<Orchestrator>,
     pub script: Arc<Script>,
     pub store: Arc<FakeStore>,
     pub log: Log,
 }
 
-impl Running {
-    /// A question that comes in now.
+impl Simulation {
+    /// Returns a question that arrives now.
     pub fn ask(&self) -> Ask {
         Ask {
             tenant: "acme".into(),
@@ -418,6 +430,11 @@ impl Running {
             request_id: "req-1".into(),
             traceparent: None,
         }
+    }
+
+    /// Asks now and waits for the document.
+    pub async fn answer(&self) -> QueryDocument {
+        self.orchestrator.answer(self.ask()).await
     }
 
     pub fn records(&self) -> Vec<QueryRecord> {

@@ -1,4 +1,4 @@
-//! The keyword lane: the store's full-text search for the words of the question.
+//! The keyword retriever: the store's full-text search for the words of the question.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(super) struct Keyword {
 }
 
 impl Keyword {
-    /// The lane over a store.
+    /// Builds the retriever over a store.
     pub(super) fn new(documents: Arc<dyn Documents>) -> Self {
         Self { documents }
     }
