@@ -22,7 +22,7 @@ use scripted::{Behaviour, FakeRetriever, Pace, Scenario, StoreBehaviour, agents,
 use serde_json::{Map, Value, json};
 
 /// The fields that differ between any two queries, or that list every step.
-const NOT_COMPARED: [&str; 7] = [
+const NOT_COMPARED: [&str; 8] = [
     "id",
     "created_at",
     "status",
@@ -30,6 +30,7 @@ const NOT_COMPARED: [&str; 7] = [
     "degraded",
     "steps",
     "usage",
+    "further",
 ];
 
 fn snapshot(name: &str, value: &Value) {
@@ -79,17 +80,18 @@ fn compare(document: &QueryDocument, sound: &QueryDocument, steps: &[Step]) -> V
         std::cmp::Ordering::Equal => "the same as without the failure",
         std::cmp::Ordering::Greater => panic!("the failure raises the confidence"),
     };
-    let sound = sound.to_json();
-    let changed: Map<String, Value> = document
-        .to_json()
-        .as_object()
-        .unwrap()
-        .iter()
-        .filter(|(field, value)| {
-            !NOT_COMPARED.contains(&field.as_str()) && sound[field.as_str()] != **value
-        })
-        .map(|(field, value)| (field.clone(), value.clone()))
+    let (sound, lacking) = (sound.to_json(), document.to_json());
+    let fields = lacking.as_object().unwrap().keys();
+    let mut changed: Map<String, Value> = fields
+        .filter(|field| !NOT_COMPARED.contains(&field.as_str()))
+        .filter(|field| sound[*field] != lacking[*field])
+        .map(|field| (field.clone(), lacking[field].clone()))
         .collect();
+    for step in steps.iter().map(|step| step.name()) {
+        if sound["further"][step] != lacking["further"][step] {
+            changed.insert(format!("further.{step}"), lacking["further"][step].clone());
+        }
+    }
     json!({
         "status": document.status,
         "confidence": confidence,

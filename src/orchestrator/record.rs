@@ -66,7 +66,8 @@ impl Recorder {
 }
 
 async fn write(recorder: Recorder, record: QueryRecord) -> Result<(), StepCause> {
-    let (cause, error) = match timeout(recorder.bound, recorder.queries.record_query(record)).await {
+    let (cause, error) = match timeout(recorder.bound, recorder.queries.record_query(record)).await
+    {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => (StepCause::from(&error), error.to_string()),
         Err(_) => (
