@@ -71,30 +71,37 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
 
 /// Puts the database into WAL mode. The file keeps the mode, so that this happens once.
 ///
-/// SQLite begins the change as a reader and then becomes a writer. For that step it never waits:
-/// where another process changes the mode at the same moment, one of them fails at once with
-/// SQLITE_BUSY, whatever the busy timeout is. The one that failed waits for the other one with
-/// `BEGIN EXCLUSIVE`, which does respect the busy timeout, and looks again.
+/// Where another process writes at the same moment, for example because it changes the mode too,
+/// the call waits until that process is done; the busy timeout bounds the wait.
 async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    loop {
-        let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
-            .fetch_one(&mut *connection)
-            .await?;
-        if mode == "wal" {
-            return Ok(());
-        }
-        match sqlx::query("PRAGMA journal_mode = WAL")
+    while !try_write_ahead(connection).await? {
+        sqlx::raw_sql("BEGIN EXCLUSIVE; COMMIT")
             .execute(&mut *connection)
-            .await
-        {
-            Err(error) if super::error::is_sqlite_busy(&error) => {
-                sqlx::raw_sql("BEGIN EXCLUSIVE; COMMIT")
-                    .execute(&mut *connection)
-                    .await?;
-            }
-            // a file system without shared memory keeps its own mode, which is slower and as safe
-            result => return result.map(drop),
-        }
+            .await?;
+    }
+    Ok(())
+}
+
+/// Puts the database into WAL mode and returns `true`, or returns `false` where another process
+/// writes.
+///
+/// SQLite begins the change as a reader and then becomes a writer. For that step it does not wait:
+/// it fails at once with SQLITE_BUSY where there is another writer, whatever the busy timeout is.
+async fn try_write_ahead(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+        .fetch_one(&mut *connection)
+        .await?;
+    if mode == "wal" {
+        return Ok(true);
+    }
+    match sqlx::raw_sql("PRAGMA journal_mode = WAL")
+        .execute(&mut *connection)
+        .await
+    {
+        // a file system without shared memory keeps another mode, which is slower and as safe
+        Ok(_) => Ok(true),
+        Err(error) if super::error::is_sqlite_busy(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -179,7 +186,36 @@ fn without_casts(sql: &'static str) -> SqlStr {
 
 #[cfg(test)]
 mod tests {
-    use super::without_casts;
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_change_to_wal_mode_waits_for_another_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new()
+            .filename(folder.path().join("x.db"))
+            .create_if_missing(true)
+            .busy_timeout(Duration::from_secs(60));
+        let mut writer = SqliteConnection::connect_with(&options).await.unwrap();
+        let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+        let begin = sqlx::raw_sql("BEGIN IMMEDIATE; CREATE TABLE t (a)");
+        begin.execute(&mut writer).await.unwrap();
+
+        // SQLite refuses at once although it may wait for 60 s; that is no error of the store
+        assert!(!try_write_ahead(&mut other).await.unwrap());
+        let commit = sqlx::raw_sql("COMMIT").execute(&mut writer);
+        let (changed, committed) = tokio::join!(write_ahead(&mut other), commit);
+        changed.unwrap();
+        committed.unwrap();
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+            .fetch_one(&mut other)
+            .await
+            .unwrap();
+        assert_eq!(mode, "wal");
+    }
 
     #[test]
     fn sqlite_reads_a_statement_without_its_casts() {

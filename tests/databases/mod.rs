@@ -179,8 +179,8 @@ pub struct Server {
 /// Why there is no server.
 #[derive(Clone, Debug)]
 enum Missing {
-    /// The tests that need it are ignored.
-    Ignored(String),
+    /// The tests that need it are ignored; the reason is printed once.
+    Ignored,
     /// `GAUNTLET_REQUIRE` says that it must be there.
     Required(String),
 }
@@ -188,7 +188,7 @@ enum Missing {
 impl Missing {
     fn outcome(self) -> Result<Completion, Failed> {
         match self {
-            Self::Ignored(reason) => Ok(Completion::ignored_with(reason)),
+            Self::Ignored => Ok(Completion::ignored()),
             Self::Required(error) => Err(Failed::from(error)),
         }
     }
@@ -220,11 +220,10 @@ async fn start_postgres() -> Result<Server, Missing> {
         .map_err(|error: DatabaseError| Missing::Required(error.to_string()))?;
     let resolved = resolve(&choice, require).await?;
     if resolved.database.kind() == Kind::Sqlite {
-        let reason = format!("no Postgres was found: the harness took {resolved}");
         print_line(&format!(
-            "the tests that need Postgres are ignored: {reason}"
+            "the tests that need Postgres are ignored, because the harness took {resolved}"
         ));
-        return Err(Missing::Ignored(reason));
+        return Err(Missing::Ignored);
     }
     template(resolved).await
 }
