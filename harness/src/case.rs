@@ -137,13 +137,13 @@ impl Ctx {
     /// [`Capability::Drain`].
     ///
     /// # Errors
-    /// [`Failure::NotRun`] if the harness did not start the gateway.
+    /// [`Failure::NotRun`] if somebody else started the gateway.
     pub fn process(&self) -> Result<&dyn Process, Failure> {
         self.target
             .process
             .as_deref()
             .ok_or_else(|| Failure::NotRun {
-                why: "the harness did not start this gateway, and cannot signal it".into(),
+                why: "somebody else started this gateway, so the harness cannot signal it".into(),
             })
     }
 

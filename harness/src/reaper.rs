@@ -1,6 +1,6 @@
 //! Reapers: processes that clean up when the run cannot. Each waits for the end of its standard
-//! input, which the kernel closes however the run ends, `kill -9` included. A reaper leads a process
-//! group of its own, so that Ctrl-C reaches the run alone.
+//! input, which the kernel closes however the run ends, `kill -9` included. A reaper leads a
+//! process group of its own, so that Ctrl-C reaches the run alone.
 //!
 //! Each database has a reaper of its own. All gateways share one, so that starting a gateway costs
 //! no second process (`subject::reaped`).

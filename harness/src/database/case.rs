@@ -13,7 +13,8 @@ use super::sqlite::{self, Sqlite};
 use super::{DatabaseError, Kind};
 use crate::tape::{Event, Side, Tape};
 
-/// The database of one case. [`CaseDatabase::finish`] removes it; otherwise the end of the run does.
+/// The database of one case. [`CaseDatabase::finish`] removes it; otherwise the end of the run
+/// does.
 pub struct CaseDatabase {
     name: String,
     url: String,
@@ -123,8 +124,8 @@ impl CaseDatabase {
             .await
     }
 
-    /// Returns the number that a query of the case yields. `sql` is a constant text of the case that
-    /// both kinds of database understand.
+    /// Returns the number that a query of the case yields. `sql` is a constant text of the case
+    /// that both kinds of database understand.
     ///
     /// # Errors
     /// [`DatabaseError::Sql`] with the message of the database.

@@ -1,5 +1,5 @@
-//! Postgres in Docker, through testcontainers. The container is removed at the end of the run, or by
-//! a reaper process if the run is killed.
+//! Postgres in Docker, through testcontainers. The container is removed at the end of the run, or
+//! by a reaper process if the run is killed.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -93,7 +93,7 @@ async fn asked<T, E: Display>(
 ) -> Result<T, String> {
     match bounded(bound, answer).await {
         Some(answer) => answer.map_err(|error| error.to_string()),
-        None => Err(format!("the daemon did not answer within {bound:?}")),
+        None => Err(format!("the daemon gave no answer within {bound:?}")),
     }
 }
 
@@ -163,7 +163,7 @@ pub(super) async fn start() -> Result<(Postgres, String), String> {
         });
     let container = asked(START, request.start())
         .await
-        .map_err(|reason| format!("the container did not start ({reason})"))?;
+        .map_err(|reason| format!("the container cannot be started ({reason})"))?;
     let container = Box::new(Container {
         daemon: daemon.clone(),
         container,
@@ -194,8 +194,8 @@ fn engine_is_here() -> bool {
     std::env::var("DOCKER_HOST").map_or(true, |host| host.is_empty() || host.starts_with("unix:"))
 }
 
-/// Returns the addresses of the engine's machine on which the port is published; an empty list leaves
-/// the choice to the engine, which publishes it on all addresses.
+/// Returns the addresses of the engine's machine on which the port is published; an empty list
+/// leaves the choice to the engine, which publishes it on all addresses.
 ///
 /// A run inside a container has a loopback address of its own. If the engine runs outside of that
 /// container, the run reaches the server through the gateway address of the engine's bridge, which
@@ -226,8 +226,8 @@ async fn publish(daemon: &Docker) -> Vec<String> {
     addresses
 }
 
-/// Returns the addresses at which the server may answer: its published ports and, if the engine runs
-/// on this machine, the addresses of its container.
+/// Returns the addresses at which the server may answer: its published ports and, if the engine
+/// runs on this machine, the addresses of its container.
 async fn addresses(
     daemon: &Docker,
     container: &ContainerAsync<GenericImage>,
@@ -353,6 +353,6 @@ mod tests {
         let reason = remove(&daemon, "gauntlet-x", Duration::from_millis(20))
             .await
             .unwrap_err();
-        assert_eq!(reason, "the daemon did not answer within 20ms");
+        assert_eq!(reason, "the daemon gave no answer within 20ms");
     }
 }

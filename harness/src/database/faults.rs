@@ -43,8 +43,8 @@ impl Held {
 }
 
 impl CaseDatabase {
-    /// Ends every session of the gateway in this database, as a restart of the server does (SQLSTATE
-    /// 57P01, then the connection closes), and returns their number.
+    /// Ends every session of the gateway in this database, as a restart of the server does
+    /// (SQLSTATE 57P01, then the connection closes), and returns their number.
     ///
     /// # Errors
     /// [`DatabaseError::NotPostgres`] on SQLite; [`DatabaseError::Sql`] and [`DatabaseError::Hung`]

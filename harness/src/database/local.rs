@@ -1,5 +1,5 @@
-//! Postgres from binaries on this machine: a fresh cluster in a temporary folder, which is removed at
-//! the end of the run.
+//! Postgres from binaries on this machine: a fresh cluster in a temporary folder, which is removed
+//! at the end of the run.
 //!
 //! Postgres refuses to run as root. In that case the server runs as `postgres` or `nobody`, through
 //! `setpriv`, `runuser` or `su`.
@@ -26,10 +26,10 @@ const ATTEMPTS: u32 = 3;
 /// The free bytes of memory that are enough for a cluster with a few hundred databases.
 const ROOMY: u64 = 4 << 30;
 
-/// Runs the server until the standard input of the script ends, then stops the server and removes its
-/// folder. Nothing else removes the folder, because it holds the file with the server's process id. A
-/// server that ends by itself leaves its exit code in the file `exited`; the script waits until a
-/// server that is starting has written its process id.
+/// Runs the server until the standard input of the script ends, then stops the server and removes
+/// its folder. Nothing else removes the folder, because it holds the file with the server's process
+/// id. A server that ends by itself leaves its exit code in the file `exited`; the script waits
+/// until a server that is starting has written its process id.
 const SCRIPT: &str = r#"
 { "$@" >>"$GAUNTLET_FOLDER/log" 2>&1; echo "$?" >"$GAUNTLET_FOLDER/exited"; } &
 cat >/dev/null
@@ -53,8 +53,8 @@ impl Owned for Cluster {
     }
 }
 
-/// Creates a cluster, starts its server, and returns it with the folder of its binaries. The error is
-/// a reason for people.
+/// Creates a cluster, starts its server, and returns it with the folder of its binaries. The error
+/// is a reason for people.
 pub(super) async fn start() -> Result<(Postgres, String), String> {
     let binaries = binaries()?;
     let account = if rustix::process::getuid().is_root() {
@@ -126,7 +126,7 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
             .flat_map(|setting| ["-c".to_owned(), setting]),
     );
     let reaper = Reaper::start(SCRIPT, &command, &[("GAUNTLET_FOLDER", path.as_str())])
-        .map_err(|error| format!("sh did not start: {error}"))?;
+        .map_err(|error| format!("sh cannot be started: {error}"))?;
     let folder = folder.keep();
 
     let url = ServerUrl::new("postgres".into(), "127.0.0.1".into(), port);
@@ -140,8 +140,8 @@ async fn serve(binaries: &Path, account: Option<&Account>) -> Result<Postgres, S
         .map_err(|error| error.to_string())
 }
 
-/// Finds the folder with `initdb` and `postgres`: `PG_BIN`, then the folders of Debian, Homebrew and
-/// Postgres.app (the newest version first), then `PATH`.
+/// Finds the folder with `initdb` and `postgres`: `PG_BIN`, then the folders of Debian, Homebrew
+/// and Postgres.app (the newest version first), then `PATH`.
 fn binaries() -> Result<PathBuf, String> {
     let complete =
         |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
@@ -230,8 +230,8 @@ async fn initdb(binaries: &Path, folder: &Path, account: Option<&Account>) -> Re
         .output();
     let output = bounded(INITDB, output)
         .await
-        .ok_or_else(|| format!("initdb did not end within {INITDB:?}"))?
-        .map_err(|error| format!("{program} did not start: {error}"))?;
+        .ok_or_else(|| format!("initdb took longer than {INITDB:?}"))?
+        .map_err(|error| format!("{program} cannot be started: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -149,11 +149,11 @@ pub enum DatabaseError {
     #[error("{0}")]
     Url(String),
     /// The database that was asked for is not available.
-    #[error("{wanted} was asked for and is not available: {}", reasons.join("; "))]
+    #[error("{wanted} was asked for, and there is {}", reasons.join(" and "))]
     Missing {
         /// The database that was asked for.
         wanted: &'static str,
-        /// What was tried, and why each try failed.
+        /// What there is instead, or is not, as the end of a sentence: `no Docker (reason)`.
         reasons: Vec<String>,
     },
     /// A statement or a connection of the harness itself failed.
@@ -170,7 +170,7 @@ pub enum DatabaseError {
     /// Only Postgres can do this.
     #[error("cannot {0}: this needs Postgres, and the run has SQLite")]
     NotPostgres(&'static str),
-    /// Something did not happen within the hang guard.
+    /// Something that was awaited never happened within the hang guard.
     #[error("{0}")]
     Hung(String),
     /// A file or a program of this machine failed.
@@ -197,7 +197,7 @@ pub struct Resolved {
     pub database: Arc<Database>,
     /// The database that was taken: `Postgres 17.2 in Docker (postgres:17-alpine)`.
     pub taken: String,
-    /// The databases that were tried before it, and why each was not taken.
+    /// The databases that were tried before it, as the end of a sentence: `no Docker (reason)`.
     pub passed_over: Vec<String>,
     /// The cases that are not run with this database, for people; `None` if all are.
     pub not_run: Option<&'static str>,
@@ -207,7 +207,7 @@ impl fmt::Display for Resolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.taken)?;
         if !self.passed_over.is_empty() {
-            write!(f, ", because {}", self.passed_over.join("; "))?;
+            write!(f, ", because there is {}", self.passed_over.join(" and "))?;
         }
         match self.not_run {
             Some(not_run) => write!(f, "; not run: {not_run}"),
@@ -256,7 +256,7 @@ impl Database {
         let mut passed_over = Vec::new();
         if let Choice::Url(url) = choice {
             if require == Require::Docker {
-                let reasons = vec!["a URL was given".to_owned()];
+                let reasons = vec!["a server at a URL instead".to_owned()];
                 return Err(DatabaseError::Missing {
                     wanted: "a Postgres in Docker",
                     reasons,
@@ -278,7 +278,7 @@ impl Database {
                         passed_over,
                     ));
                 }
-                Err(reason) => passed_over.push(format!("Docker: {reason}")),
+                Err(reason) => passed_over.push(format!("no Docker ({reason})")),
             }
         }
         if matches!(choice, Choice::Docker) || require == Require::Docker {
@@ -296,7 +296,7 @@ impl Database {
                         passed_over,
                     ));
                 }
-                Err(reason) => passed_over.push(format!("local Postgres: {reason}")),
+                Err(reason) => passed_over.push(format!("no local Postgres ({reason})")),
             }
         }
         if matches!(choice, Choice::Local) || require == Require::Postgres {
@@ -329,8 +329,8 @@ impl Database {
     }
 
     /// Returns the template with that label. The first call makes and migrates it; further calls,
-    /// also concurrent ones, wait for it. `migrate` gets the URL of an empty database, and must have
-    /// closed its connections when it returns. Cancel safe: the next call makes the template.
+    /// also concurrent ones, wait for it. `migrate` gets the URL of an empty database, and must
+    /// have closed its connections when it returns. Cancel safe: the next call makes the template.
     ///
     /// # Errors
     /// [`DatabaseError::Migration`] with the error of `migrate`; the next call tries again.
@@ -381,8 +381,8 @@ impl Database {
         }
     }
 
-    /// Drops the templates and whatever cases left behind, and stops what was started. A second call
-    /// does nothing.
+    /// Drops the templates and whatever cases left behind, and stops what was started. A second
+    /// call does nothing.
     pub async fn stop(&self) {
         match &self.server {
             Server::Postgres(server) => server.stop().await,

@@ -156,8 +156,8 @@ impl Postgres {
             self.drop_database(&name).await?;
             return Err(DatabaseError::Migration(reason));
         }
-        // a database with an open connection cannot be cloned: remaining sessions of the migration are
-        // ended, and no new one is let in
+        // a database with an open connection cannot be cloned: remaining sessions of the migration
+        // are ended, and no new one is let in
         let mut admin = self.admin().await?;
         execute(
             &mut admin,
@@ -239,8 +239,8 @@ impl Postgres {
         format!("{}_{slug}_{}", self.prefix, &unique[..8])
     }
 
-    /// Opens an administrator's connection to the database of the URL, from which other databases can
-    /// be closed and dropped.
+    /// Opens an administrator's connection to the database of the URL, from which other databases
+    /// can be closed and dropped.
     pub async fn admin(&self) -> Result<PgConnection, DatabaseError> {
         connect(
             &self.url.admin(&self.url.database),
@@ -332,8 +332,8 @@ impl Postgres {
     }
 }
 
-/// Waits until the server answers a statement. `dead` returns a reason as soon as the server is known
-/// to have ended. The error is a reason for people. Cancel safe.
+/// Waits until the server answers a statement. `dead` returns a reason as soon as the server is
+/// known to have ended. The error is a reason for people. Cancel safe.
 pub(super) async fn ready(
     url: &ServerUrl,
     bound: Duration,
@@ -355,13 +355,13 @@ pub(super) async fn ready(
     match gate::bounded(bound, answer).await {
         Some(answer) => answer,
         None => Err(format!(
-            "the server at {url} did not answer within {bound:?} ({last})"
+            "the server at {url} gave no answer within {bound:?} ({last})"
         )),
     }
 }
 
-/// Runs statements of the harness itself, separated by `; `. `sql` holds names that the harness made,
-/// and no text from outside.
+/// Runs statements of the harness itself, separated by `; `. `sql` holds names that the harness
+/// made, and no text from outside.
 pub(super) async fn execute(
     connection: &mut PgConnection,
     what: &str,
@@ -389,7 +389,7 @@ pub(super) async fn bounded<T>(
             reason: error.to_string(),
         }),
         None => Err(DatabaseError::Hung(format!(
-            "cannot {what}: the database did not answer within {ADMIN:?}"
+            "cannot {what}: the database gave no answer within {ADMIN:?}"
         ))),
     }
 }

@@ -1,18 +1,19 @@
-//! The page: one file, no network, readable by somebody who knows the gateway and not us.
+//! The page: one file that loads nothing from the network, for a reader who knows the gateway and
+//! not this suite.
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value};
 use serde::Serialize;
 
-use super::RunRecord;
 use super::timeline::timeline;
-use super::words::escape;
+use super::words::{counted, duration, escape};
+use super::{RunRecord, cases};
 use crate::runner::Outcome;
 use crate::verdict::{Failure, FailureMode};
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// What the template sees of one case.
+/// The data of one case that the template renders.
 #[derive(Serialize)]
 struct Row<'a> {
     id: &'a str,
@@ -28,12 +29,13 @@ struct Row<'a> {
     expected: Option<&'a str>,
     observed: Option<&'a str>,
     mode: Option<&'static str>,
+    fact: Option<&'a str>,
     duration: String,
     attempts: u32,
     replay: String,
     log_tail: &'a str,
     timeline: String,
-    entries: usize,
+    entries: String,
 }
 
 #[derive(Serialize)]
@@ -42,7 +44,7 @@ struct Area<'a> {
     rows: Vec<Row<'a>>,
 }
 
-/// The run as one HTML page.
+/// Renders the run as one HTML page.
 pub(super) fn render(record: &RunRecord) -> Result<String, String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -62,8 +64,10 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
         ("run", Value::from(Serde(record_without_tapes(record)))),
         ("summary", Value::from(Serde(record.summary()))),
         ("headline", Value::from(record.headline())),
+        ("meaning", Value::from(record.meaning())),
+        ("total", Value::from(cases(record.outcomes.len()))),
         ("exit_code", Value::from(record.exit_code())),
-        ("duration", Value::from(seconds(record.duration_ms))),
+        ("duration", Value::from(duration(record.duration_ms))),
         (
             "started",
             Value::from(
@@ -80,7 +84,7 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
         .map_err(|error| format!("cannot render the report page: {error:#}"))
 }
 
-/// The head of the record alone: the tapes are drawn, not printed.
+/// Returns the record without its outcomes, which the template gets as rows.
 fn record_without_tapes(record: &RunRecord) -> RunRecord {
     RunRecord {
         outcomes: Vec::new(),
@@ -97,11 +101,11 @@ fn record_without_tapes(record: &RunRecord) -> RunRecord {
 fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
     let violated = match outcome.failure() {
         Some(Failure::Violated {
+            fact,
             expected,
             observed,
             mode,
-            ..
-        }) => Some((expected.as_str(), observed.as_str(), *mode)),
+        }) => Some((fact.as_str(), expected.as_str(), observed.as_str(), *mode)),
         _ => None,
     };
     let level = match outcome.level {
@@ -119,27 +123,30 @@ fn row<'a>(record: &RunRecord, outcome: &'a Outcome) -> Row<'a> {
         shown: &outcome.shown,
         remedy: &outcome.remedy,
         reason: outcome.reason(),
-        expected: violated.map(|(expected, _, _)| expected),
-        observed: violated.map(|(_, observed, _)| observed),
-        mode: violated.map(|(_, _, mode)| match mode {
-            FailureMode::Visible => "The client could see that something was wrong.",
-            FailureMode::Silent => "The client was told something wrong that looks right.",
-            FailureMode::Hang => "The client was left waiting without an end.",
+        expected: violated.map(|(_, expected, ..)| expected),
+        observed: violated.map(|(_, _, observed, _)| observed),
+        fact: violated.map(|(fact, ..)| fact),
+        mode: violated.map(|(.., mode)| match mode {
+            FailureMode::Visible => {
+                "visible: a client or an operator can see that something is wrong"
+            }
+            FailureMode::Silent => "silent: the wrong result looks right",
+            FailureMode::Hang => "hang: what the case waited for never happened",
         }),
         duration: if outcome.attempts == 0 {
             String::new()
         } else {
-            seconds(outcome.duration_ms)
+            duration(outcome.duration_ms)
         },
         attempts: outcome.attempts,
         replay: format!("{} {}", record.command, outcome.id),
         log_tail: &outcome.log_tail,
         timeline: timeline(&outcome.tape),
-        entries: outcome.tape.len(),
+        entries: counted(outcome.tape.len(), "event", "events"),
     }
 }
 
-/// Escaped text whose web addresses can be followed.
+/// Escapes a text and makes links of its web addresses.
 fn linked(text: &str) -> String {
     text.split_inclusive(|c: char| c.is_whitespace() || "()<>\"',;".contains(c))
         .map(|word| {
@@ -153,17 +160,6 @@ fn linked(text: &str) -> String {
             }
         })
         .collect()
-}
-
-fn seconds(ms: u64) -> String {
-    if ms < 1_000 {
-        format!("{ms} ms")
-    } else {
-        format!(
-            "{:.1} s",
-            std::time::Duration::from_millis(ms).as_secs_f64()
-        )
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! JUnit XML: one suite an area of the catalogue; flaky reruns as CI systems know them.
+//! The run as JUnit XML: each area of the catalogue is a test suite, and a flaky case is a success
+//! with a rerun, as CI systems expect it.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestRerun, T
 
 use super::RunRecord;
 
-/// The run as JUnit XML.
+/// Renders the run as JUnit XML.
 pub(super) fn render(record: &RunRecord) -> Result<String, String> {
     let mut report = Report::new(legal(&format!("gauntlet {}", record.target.name)));
     report.set_time(Duration::from_millis(record.duration_ms));
@@ -52,7 +53,8 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
         .map_err(|error| format!("cannot write JUnit XML: {error}"))
 }
 
-/// Text of the characters that XML 1.0 has; a single other one makes the file unreadable to every parser.
+/// Replaces the characters that XML 1.0 does not allow; a single one makes the file unreadable to
+/// every parser.
 fn legal(text: &str) -> String {
     text.replace(|c: char| !matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..), "\u{fffd}")
 }
@@ -64,7 +66,7 @@ mod tests {
     use crate::verdict::{Failure, Level, Verdict};
 
     #[test]
-    fn a_warning_is_no_failure_unless_strict() {
+    fn a_warning_is_no_failure_unless_the_run_is_strict() {
         let mut run = record(vec![
             outcome("A-01", Level::Must, Verdict::Passed),
             outcome("A-02", Level::Should, violated()),
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_that_xml_has_not_are_replaced() {
+    fn characters_that_xml_does_not_allow_are_replaced() {
         let hostile = "a\u{0}b\u{1b}c\u{fffe}d\u{ffff}e]]>\u{1f600}";
         let failure = || Failure::Target {
             what: hostile.into(),

@@ -1,11 +1,12 @@
-//! A summary in Markdown, for job summaries and pull requests.
+//! The run as a summary in Markdown, for job summaries and pull requests.
 
 use std::fmt::Write;
 
+use super::words::duration;
 use super::{RunRecord, cases};
 use crate::runner::Outcome;
 
-/// The run as Markdown.
+/// Renders the run as Markdown.
 pub(super) fn render(record: &RunRecord) -> String {
     let summary = record.summary();
     let mut text = String::new();
@@ -22,7 +23,7 @@ pub(super) fn render(record: &RunRecord) -> String {
         "# Gauntlet: {} ({version})\n\n**{}**\n\n\
          | passed | failed | warnings | flaky | not supported | not run |\n|---|---|---|---|---|---|\n\
          | {} | {} | {} | {} | {} | {} |\n\n\
-         Database: {} ({}). {} in {:.1} s. Again: {}\n",
+         Database: {}, {}. The run took {} for {}. Run it again with {}\n",
         inline(&record.target.name),
         inline(&record.headline()),
         summary.passed,
@@ -33,8 +34,8 @@ pub(super) fn render(record: &RunRecord) -> String {
         summary.not_run,
         inline(&record.database.kind),
         inline(&record.database.why),
+        duration(record.duration_ms),
         cases(summary.total),
-        std::time::Duration::from_millis(record.duration_ms).as_secs_f64(),
         code(&record.again()),
     );
     if let Some(broken) = &record.broken {
@@ -62,7 +63,7 @@ fn section(text: &mut String, record: &RunRecord, title: &str, words: &[&str]) {
     }
     let _ = write!(
         text,
-        "\n## {title}\n\n| case | requirement | why |\n|---|---|---|\n"
+        "\n## {title}\n\n| case | requirement | reason |\n|---|---|---|\n"
     );
     for outcome in chosen {
         let _ = writeln!(
@@ -75,12 +76,12 @@ fn section(text: &mut String, record: &RunRecord, title: &str, words: &[&str]) {
     }
 }
 
-/// Text that cannot leave its cell.
+/// Renders a text for a cell of a table, which it cannot leave.
 fn cell(text: &str) -> String {
     lines(text).map(inline).collect::<Vec<_>>().join("<br>")
 }
 
-/// Text of one line that is read as text: no markup, no picture, no HTML.
+/// Renders one line of text so that it shows no markup, no picture and no HTML.
 fn inline(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in printable(text).chars() {
@@ -95,27 +96,27 @@ fn inline(text: &str) -> String {
     safe
 }
 
-/// Text of one line as code.
+/// Renders one line of text as code.
 fn code(text: &str) -> String {
     let fence = "`".repeat(longest_run(text) + 1);
     let pad = if fence.len() > 1 { " " } else { "" };
     format!("{fence}{pad}{}{pad}{fence}", printable(text))
 }
 
-/// The lines of a text, however they end.
+/// Returns the lines of a text, whether they end with LF, CR or both.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split('\n')
         .flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
-/// Spaces in place of what controls a terminal or the direction of the text.
+/// Replaces characters that control a terminal or the direction of the text by spaces.
 fn printable(text: &str) -> String {
     let controls =
         |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.replace(controls, " ")
 }
 
-/// The longest run of backticks in a text.
+/// Returns the length of the longest run of backticks in a text.
 fn longest_run(text: &str) -> usize {
     text.split(|c| c != '`')
         .map(str::len)
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_text_stays_text() {
+    fn hostile_text_is_shown_as_text() {
         let hostile = "a\rb\r\nc | ![x](https://evil.example/x.png) <img src=x> `code` &#33; **b** \u{1b}[31m \u{202e}";
         let mut run = record(vec![outcome(
             "TIME-02",
@@ -169,13 +170,13 @@ mod tests {
         let (_, table) = rest.split_once("\n`````\n").unwrap();
         // outside code
         for line in head.lines().chain(table.lines()) {
-            let line = line.split(" Again: ").next().unwrap();
+            let line = line.split(" Run it again ").next().unwrap();
             for markup in ["![", "<img", "**b", " `code", "&#", " | !"] {
                 assert!(!line.contains(markup), "{markup} in {line}");
             }
         }
         assert!(
-            head.contains(" Again: ```` gauntlet run '```' a b"),
+            head.contains(" again with ```` gauntlet run '```' a b"),
             "{head}"
         );
         assert!(

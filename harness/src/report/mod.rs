@@ -1,6 +1,7 @@
-//! The record of a run, and its four readings: one HTML page, JUnit XML, Markdown, JSON.
+//! The record of a run, and its four forms: an HTML page, JUnit XML, Markdown and JSON.
 //!
-//! The JSON is the record itself; the others are made from it, so that `gauntlet report` can make them again.
+//! The JSON is the record itself. The other forms are made from it, so that `gauntlet report` can
+//! make them again.
 
 mod html;
 mod junit;
@@ -17,79 +18,83 @@ use crate::runner::Outcome;
 use crate::verdict::{Failure, Level, Verdict};
 
 pub use timeline::timeline;
+pub use words::{counted, duration};
 
-/// The version of the record's form; raised when a reader of the old one would be misled.
+/// The version of the form of report.json. It is raised when a reader of the previous form would
+/// misunderstand the new one.
 pub const SCHEMA: u32 = 1;
 
-/// Everything that is known of one run.
+/// The record of one run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// See [`SCHEMA`].
+    /// The version of the form; see [`SCHEMA`].
     pub schema: u32,
-    /// The version of the examiner.
+    /// The version of `gauntlet` that made the run.
     pub gauntlet: String,
-    /// When it began.
+    /// When the run began.
     pub started_at: jiff::Timestamp,
-    /// How long it took, in milliseconds.
+    /// How long the run took, in milliseconds.
     pub duration_ms: u64,
-    /// The gateway that was examined.
+    /// The gateway under test.
     pub target: TargetRecord,
-    /// The database that the cases had.
+    /// The database of the cases.
     pub database: DatabaseRecord,
-    /// The command that examines the same target again; a case's id appended replays that case.
+    /// The command that examines the same target again; with the id of a case appended, it runs
+    /// that case.
     pub command: String,
-    /// What was chosen of the cases, as arguments of that command; empty for all.
+    /// The arguments of that command that selected the cases; empty if all were run.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub selection: String,
-    /// Whether a failing SHOULD fails the run.
+    /// Whether a SHOULD that does not hold fails the run.
     pub strict: bool,
-    /// Why the run itself did not come to its end, if so.
+    /// Why the run could not be finished; `None` if it was.
     pub broken: Option<String>,
-    /// The cases, in the order of the catalogue.
+    /// The outcomes of the cases, in the order of the catalogue.
     pub outcomes: Vec<Outcome>,
 }
 
-/// The gateway that was examined.
+/// The gateway under test, in a record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TargetRecord {
-    /// `bundled`, `litellm`, …
+    /// The name of the target: `bundled`, `litellm`, …
     pub name: String,
-    /// Its version, if it is known.
+    /// The version of the gateway, if it is known.
     pub version: Option<String>,
 }
 
-/// The database that the cases had.
+/// The database of the cases, in a record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DatabaseRecord {
-    /// `PostgreSQL 17.5 (docker)`, `SQLite`, `none`.
+    /// The database: `Postgres 17.5 in Docker (…)`, `SQLite, …` or `none`.
     pub kind: String,
-    /// Why this one, and what is therefore not run.
+    /// Why this database was taken, and which cases are therefore not run.
     pub why: String,
 }
 
-/// How many cases came to which verdict.
+/// The number of cases for each verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// All of them.
+    /// All cases.
     pub total: usize,
-    /// The requirement holds.
+    /// Cases whose requirement holds.
     pub passed: usize,
-    /// A MUST that does not hold.
+    /// Cases whose MUST does not hold.
     pub failed: usize,
-    /// A SHOULD that does not hold.
+    /// Cases whose SHOULD does not hold.
     pub warned: usize,
-    /// Failed, then passed.
+    /// Cases that failed and then passed.
     pub flaky: usize,
-    /// The target does not declare the capability.
+    /// Cases that need a capability that the target does not declare.
     pub not_supported: usize,
-    /// Something here was missing.
+    /// Cases for which something was missing on this machine.
     pub not_run: usize,
-    /// The harness failed; nothing is known.
+    /// Cases in which the harness itself failed, so that nothing is known about the gateway.
     pub harness: usize,
 }
 
 impl Outcome {
-    /// One word for the verdict: `passed`, `failed`, `warned`, `flaky`, `not-supported`, `not-run`, `harness`.
+    /// Returns one word for the verdict: `passed`, `failed`, `warned`, `flaky`, `not-supported`,
+    /// `not-run` or `harness`.
     pub fn word(&self) -> &'static str {
         match &self.verdict {
             Verdict::Passed => "passed",
@@ -104,25 +109,27 @@ impl Outcome {
         }
     }
 
-    /// Why the case did not pass, in one sentence; empty for one that did.
+    /// Returns the reason of any verdict but *passed*, in one sentence; otherwise an empty text.
     pub fn reason(&self) -> String {
         match &self.verdict {
             Verdict::Passed => String::new(),
             Verdict::Failed { failure } => failure.to_string(),
-            Verdict::Flaky { failure } => format!("passed on a repeat; at first: {failure}"),
+            Verdict::Flaky { failure } => {
+                format!("it passed when it was repeated; the first time: {failure}")
+            }
             Verdict::NotSupported { capability } => capability.clone(),
             Verdict::NotRun { why } => why.clone(),
         }
     }
 }
 
-/// A number of cases, for people.
+/// Formats a number of cases: `1 case`, `2 cases`.
 pub fn cases(n: usize) -> String {
-    format!("{n} case{}", if n == 1 { "" } else { "s" })
+    counted(n, "case", "cases")
 }
 
 impl RunRecord {
-    /// The command that makes the same run again.
+    /// Returns the command that makes the same run again.
     pub fn again(&self) -> String {
         if self.selection.is_empty() {
             self.command.clone()
@@ -131,7 +138,7 @@ impl RunRecord {
         }
     }
 
-    /// How many cases came to which verdict.
+    /// Counts the cases for each verdict.
     pub fn summary(&self) -> Summary {
         let mut summary = Summary {
             total: self.outcomes.len(),
@@ -151,7 +158,9 @@ impl RunRecord {
         summary
     }
 
-    /// 0: every MUST that was examined holds. 1: a MUST fails (with `strict`: a SHOULD, or a flaky case). 2: the run itself failed.
+    /// Returns the exit code of the run. 0: every MUST that was examined holds. 1: a MUST does not
+    /// hold (with `strict` also: a SHOULD does not hold, or a case is flaky). 2: the run itself
+    /// failed.
     pub fn exit_code(&self) -> u8 {
         let summary = self.summary();
         if self.broken.is_some() || summary.harness > 0 {
@@ -163,33 +172,46 @@ impl RunRecord {
         }
     }
 
-    /// The run in one sentence.
+    /// Returns what the exit code means for this run, in a few words.
+    pub fn meaning(&self) -> &'static str {
+        let summary = self.summary();
+        match self.exit_code() {
+            0 if summary.passed + summary.warned + summary.flaky == 0 => "nothing was examined",
+            0 => "every MUST that was examined holds",
+            1 if summary.failed > 0 => "a MUST does not hold",
+            1 => "a SHOULD does not hold or a case is flaky, and the run is strict",
+            _ => "the run itself failed",
+        }
+    }
+
+    /// Returns the result of the run in one sentence.
     pub fn headline(&self) -> String {
         let summary = self.summary();
         let examined = summary.passed + summary.failed + summary.warned + summary.flaky;
         if let Some(broken) = &self.broken {
             return format!(
-                "The run did not come to its end: {}",
+                "The run could not be finished: {}",
                 broken.lines().next().unwrap_or_default()
             );
         }
         match (summary.harness, summary.failed) {
             (0, 0) if examined == 0 => "Nothing was examined".into(),
             (0, 0) => format!(
-                "Every MUST that was examined holds: {} of {examined} cases passed",
-                summary.passed
+                "Every MUST that was examined holds: {} of {} passed",
+                summary.passed,
+                cases(examined)
             ),
-            (0, 1) => "1 MUST does not hold".into(),
-            (0, failed) => format!("{failed} MUSTs do not hold"),
+            (0, failed) => counted(failed, "MUST does not hold", "MUSTs do not hold"),
             (harness, _) => format!("The harness itself failed in {}", cases(harness)),
         }
     }
 
-    /// Writes `index.html`, `junit.xml`, `report.md` and `report.json` into `folder`, which is made if need be; returns the page's path.
-    /// None of them holds a credential: reports are uploaded by CI and sent around.
+    /// Writes `index.html`, `junit.xml`, `report.md` and `report.json` into `folder`, which is made
+    /// if it does not exist, and returns the path of the page. None of the files holds a
+    /// credential, because reports are uploaded and forwarded.
     ///
     /// # Errors
-    /// A sentence that names the path and the reason.
+    /// A sentence with the path, the reason and the remedy.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, String> {
         std::fs::create_dir_all(folder).map_err(|error| {
             format!(
@@ -221,33 +243,37 @@ impl RunRecord {
     /// Reads a record that [`RunRecord::write`] has written.
     ///
     /// # Errors
-    /// A sentence that names the path and the reason.
+    /// A sentence with the path, the reason and the remedy.
     pub fn read(path: &Path) -> Result<Self, String> {
+        let not_a_report = |why: &str| {
+            format!(
+                "{} is not a report of gauntlet: {why}; give the report.json that `gauntlet run` has \
+                 written",
+                path.display()
+            )
+        };
         let text = std::fs::read_to_string(path).map_err(|error| {
             format!(
-                "cannot read {}: {error}; `gauntlet run` writes report/report.json",
+                "cannot read {}: {error}; give the report.json that `gauntlet run` has written",
                 path.display()
             )
         })?;
-        let form: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|error| format!("{} is not a report of gauntlet: {error}", path.display()))?;
+        let form: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| not_a_report(&error.to_string()))?;
         match form.get("schema").and_then(serde_json::Value::as_u64) {
             Some(schema) if schema == u64::from(SCHEMA) => {}
             Some(schema) => {
                 return Err(format!(
-                    "{} has schema {schema}; this version reads {SCHEMA}: run the cases again",
+                    "{} has schema {schema}, and this version of gauntlet reads schema {SCHEMA}; run the \
+                     cases again",
                     path.display()
                 ));
             }
             None => {
-                return Err(format!(
-                    "{} is not a report of gauntlet: it has no schema",
-                    path.display()
-                ));
+                return Err(not_a_report("it has no schema"));
             }
         }
-        serde_json::from_value(form)
-            .map_err(|error| format!("{} is not a report of gauntlet: {error}", path.display()))
+        serde_json::from_value(form).map_err(|error| not_a_report(&error.to_string()))
     }
 }
 
@@ -305,9 +331,9 @@ pub(crate) mod tests {
             level,
             profiles: vec![Profile::Llm],
             requirement: "a provider that accepts and never answers: 504 while the stub still holds the request".into(),
-            why: "callers wait for ever".into(),
+            why: "callers wait forever".into(),
             shown: "the provider holds".into(),
-            remedy: "set a first-byte time-out".into(),
+            remedy: "set a first-token timeout".into(),
             verdict,
             duration_ms: 12,
             attempts: 1,

@@ -1,6 +1,8 @@
-//! What never leaves in a report: the credentials in headers, their values wherever else they turn up, and passwords in URLs.
+//! The redaction of reports: credentials in headers, their values wherever else they occur, and
+//! passwords in URLs.
 //!
-//! A value becomes `[secret 1]`, `[secret 2]`, … of its case, so that a reader still sees which of two keys was sent.
+//! A value becomes `[secret 1]`, `[secret 2]`, … in its case, so that a reader still sees which of
+//! two keys was sent.
 
 use serde_json::Value;
 
@@ -19,20 +21,20 @@ const HEADERS: [&str; 8] = [
     "cookie",
     "set-cookie",
 ];
-/// A shorter word is no key, and may stand in any text.
+/// The least length of a key, in bytes; a shorter word may occur in any text.
 const SHORTEST: usize = 8;
 
-/// Whether the value of this header is a credential. The one place that says so.
+/// Returns whether the value of this header is a credential. Nothing else decides this.
 pub(super) fn is_secret(header: &str) -> bool {
     HEADERS
         .iter()
         .any(|secret| header.eq_ignore_ascii_case(secret))
 }
 
-/// The record without credentials.
+/// Returns the record without credentials.
 ///
 /// # Errors
-/// A record that cannot be written as JSON; nothing else is lost on the way.
+/// An error of JSON, if the record cannot be written as JSON.
 pub(super) fn redacted(record: &RunRecord) -> Result<RunRecord, serde_json::Error> {
     let outcomes = record
         .outcomes
@@ -50,7 +52,7 @@ pub(super) fn redacted(record: &RunRecord) -> Result<RunRecord, serde_json::Erro
     })
 }
 
-/// Whether a header shows a credential; in a record that was written once and read again it does no more.
+/// Returns whether a header shows a credential; in a record that was redacted before it shows none.
 fn is_open(name: &str, value: &str) -> bool {
     is_secret(name) && !value.contains("[secret")
 }
@@ -68,13 +70,13 @@ fn without_secrets(outcome: &Outcome) -> Result<Outcome, serde_json::Error> {
             }
         }
     }
-    // as JSON, so that a text that is added to an event is not forgotten here
+    // as JSON, so that every text is redacted, also one that is added to an event later
     let mut form = serde_json::to_value(&outcome)?;
     rewrite(&mut form, &|text| without_passwords(&secrets.hidden(text)));
     serde_json::from_value(form)
 }
 
-/// The words of one tape's credentials, in the order of their appearance.
+/// The credentials of one tape, word by word, in the order of their appearance.
 struct Secrets(Vec<String>);
 
 impl Secrets {
@@ -98,7 +100,7 @@ impl Secrets {
         Self(secrets)
     }
 
-    /// The value of a secret header: its form, without a credential.
+    /// Returns the value of a secret header without its credentials.
     fn masked(&self, value: &str) -> String {
         let words = words(value).map(|(name, secret)| {
             match self.0.iter().position(|known| known == secret) {
@@ -110,7 +112,7 @@ impl Secrets {
         words.collect::<Vec<_>>().join(" ")
     }
 
-    /// A text without these words.
+    /// Returns a text without these words.
     fn hidden(&self, text: &str) -> String {
         let mut longest_first: Vec<(usize, &String)> = self.0.iter().enumerate().collect();
         longest_first.sort_by_key(|(_, secret)| std::cmp::Reverse(secret.len()));
@@ -125,13 +127,13 @@ impl Secrets {
     }
 }
 
-/// The words of a header's value, each with the cookie's name before it: `session=` and `abc`.
+/// Returns the words of a header's value, each with the name of its cookie: `session=` and `abc`.
 fn words(value: &str) -> impl Iterator<Item = (&str, &str)> {
     value
         .split([' ', ';', ','])
         .filter(|word| !word.is_empty())
         .map(|word| match word.split_once('=') {
-            // what ends in = is padding of base64
+            // a `=` at the end is padding of base64
             Some((name, rest)) if !rest.trim_matches('=').is_empty() => {
                 word.split_at(name.len() + 1)
             }
@@ -149,7 +151,7 @@ fn is_scheme(word: &str) -> bool {
         .any(|scheme| word.eq_ignore_ascii_case(scheme))
 }
 
-/// A text whose URLs name no password: `postgres://user:…@host`.
+/// Returns a text without the passwords of its URLs: `postgres://user:…@host`.
 fn without_passwords(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
@@ -233,7 +235,7 @@ mod tests {
             assert!(!text.contains("canary"), "{file}: {text}");
             assert!(
                 text.contains("[secret 1]") || text.contains("\\[secret 1\\]"),
-                "two keys can still be told apart in {file}: {text}"
+                "two keys still differ in {file}: {text}"
             );
         }
         let again = RunRecord::read(&folder.path().join("report.json")).unwrap();
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn only_passwords_are_taken_out_of_urls() {
+    fn nothing_but_passwords_is_removed_from_urls() {
         for (text, safe) in [
             (
                 "see https://example.com:80/a@b.",

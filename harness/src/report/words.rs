@@ -1,9 +1,9 @@
-//! The entries of a tape in words, safe to be shown.
+//! Words for people: the entries of a tape, times and counts, in a form that is safe to show.
 
 use super::secret::is_secret;
 use crate::tape::{Close, Entry, Event, Side};
 
-/// Whether a reader who looks for the cause of a failure should look here.
+/// Returns whether an entry may be the cause of a failure, so that it is drawn in red.
 pub(super) fn is_trouble(event: &Event) -> bool {
     match event {
         Event::ClientStatus { status } | Event::HeadSent { status, .. } => *status >= 400,
@@ -13,23 +13,28 @@ pub(super) fn is_trouble(event: &Event) -> bool {
     }
 }
 
-/// One entry in words.
+/// Returns one entry as a sentence.
 pub(super) fn words(entry: &Entry) -> String {
     let who = match &entry.side {
         Side::Client(label) if label.is_empty() => "client".to_string(),
         Side::Client(label) => format!("client {label}"),
         Side::Provider(name) => name.clone(),
         Side::Database => "database".to_string(),
+        Side::Gate(name) if matches!(entry.event, Event::Met { .. }) => {
+            format!("rendezvous {name}")
+        }
         Side::Gate(name) => format!("gate {name}"),
         Side::Target => "gateway".to_string(),
     };
     let what = match &entry.event {
         Event::ClientSent { method, path } => format!("asks {method} {path}"),
-        Event::ClientStatus { status } => format!("has status {status}"),
-        Event::ClientChunk { n, text } => format!("has chunk {n} {text:?}"),
-        Event::ClientAnswered { status } => format!("has the whole answer, {status}"),
+        Event::ClientStatus { status } => format!("receives status {status}"),
+        Event::ClientChunk { n, text } => format!("receives chunk {n}: {text:?}"),
+        Event::ClientAnswered { status } => {
+            format!("has received the whole answer, status {status}")
+        }
         Event::ClientFailed { error } => format!("fails: {error}"),
-        Event::ClientLeft => "leaves".into(),
+        Event::ClientLeft => "closes its connection".into(),
         Event::Accepted { connection } => format!("accepts connection {connection}"),
         Event::RequestRead {
             request,
@@ -37,41 +42,57 @@ pub(super) fn words(entry: &Entry) -> String {
             path,
             ..
         } => format!(
-            "has read request {request}: {method} {}",
+            "receives request {request}: {method} {}",
             without_namespace(path)
         ),
-        Event::Held { request, gate } => format!("holds the answer to {request} at {gate}"),
-        Event::HeadSent { request, status } => format!("sends status {status} to {request}"),
-        Event::EventSent { request, n } => format!("sends event {n} to {request}"),
+        Event::Held { request, gate } => {
+            format!("holds the answer to request {request} at gate {gate}")
+        }
+        Event::HeadSent { request, status } => {
+            format!("answers request {request} with status {status}")
+        }
+        Event::EventSent { request, n } => {
+            format!("sends event {n} of the answer to request {request}")
+        }
         Event::Fault {
             request: Some(request),
             fault,
-        } => format!("fault at {request}: {fault}"),
+        } => format!("has a fault at request {request}: {fault}"),
         Event::Fault {
             request: None,
             fault,
-        } => format!("fault: {fault}"),
-        Event::AnswerSent { request } => format!("has sent the last byte to {request}"),
+        } => format!("has a fault: {fault}"),
+        Event::AnswerSent { request } => {
+            format!("sends the last byte of the answer to request {request}")
+        }
         Event::PeerClosed { request, how, .. } => {
             let how = match how {
-                Close::Fin => "closed",
+                Close::Fin => "close",
                 Close::Reset => "reset",
             };
             match request {
-                Some(request) => format!("sees request {request} {how} by the gateway"),
-                None => format!("sees an idle connection {how}"),
+                Some(request) => {
+                    format!("sees the gateway {how} the connection of request {request}")
+                }
+                None => format!("sees the gateway {how} an idle connection"),
             }
         }
-        Event::Unmatched { request, reason } => format!("has no answer for {request}: {reason}"),
+        Event::Unmatched { request, reason } => {
+            format!("has no answer for request {request}: {reason}")
+        }
         Event::Opened => "opens".into(),
-        Event::Met { count } => format!("{count} have met"),
-        Event::Database { what } | Event::Target { what } => what.clone(),
-        Event::Note { text } => format!("note: {text}"),
+        Event::Met { count } => {
+            let parties = counted(*count, "party has come", "parties have come");
+            return format!("{who}: {parties}");
+        }
+        Event::Database { what } | Event::Target { what } | Event::Note { text: what } => {
+            return format!("{who}: {what}");
+        }
     };
     format!("{who} {what}")
 }
 
-/// The path without what keeps the cases apart.
+/// Returns the path without the prefix that distinguishes the cases.
 pub(super) fn without_namespace(path: &str) -> &str {
     match path
         .strip_prefix("/t/")
@@ -82,7 +103,7 @@ pub(super) fn without_namespace(path: &str) -> &str {
     }
 }
 
-/// More of an entry, for who points at it.
+/// Returns an entry in full, for the reader who points at it.
 pub(super) fn detail(entry: &Entry) -> String {
     match &entry.event {
         Event::RequestRead { headers, body, .. } => {
@@ -98,11 +119,32 @@ pub(super) fn detail(entry: &Entry) -> String {
                 clip(body, 2_000)
             )
         }
-        _ => format!("{} (place {} in the order)", words(entry), entry.seq),
+        _ => format!(
+            "{} (number {} in the order of all events)",
+            words(entry),
+            entry.seq
+        ),
     }
 }
 
-/// A time of the tape, as precise as it is of use.
+/// Formats a duration in milliseconds: from one second on, in seconds with one decimal.
+pub fn duration(ms: u64) -> String {
+    if ms < 1_000 {
+        format!("{ms} ms")
+    } else {
+        format!(
+            "{:.1} s",
+            std::time::Duration::from_millis(ms).as_secs_f64()
+        )
+    }
+}
+
+/// Formats a number with its noun: `1 case`, `2 cases`.
+pub fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// Formats a time of the tape: with one decimal below 100 ms.
 pub(super) fn milliseconds(us: u64) -> String {
     let ms = std::time::Duration::from_micros(us).as_secs_f64() * 1_000.0;
     if ms < 100.0 {
@@ -112,7 +154,7 @@ pub(super) fn milliseconds(us: u64) -> String {
     }
 }
 
-/// The beginning of a text.
+/// Returns at most `most` characters of a text; a shortened text ends with `…`.
 pub(super) fn clip(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         text.to_string()
@@ -121,7 +163,7 @@ pub(super) fn clip(text: &str, most: usize) -> String {
     }
 }
 
-/// Text that can stand in HTML and SVG.
+/// Escapes a text for HTML and SVG.
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -131,7 +173,7 @@ pub(super) fn escape(text: &str) -> String {
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            // not allowed in XML, and nothing to see
+            // these characters are not allowed in XML
             c if c.is_control() && c != '\n' && c != '\t' => safe.push('\u{fffd}'),
             c => safe.push(c),
         }

@@ -147,7 +147,7 @@ pub(super) async fn run(
         None => Verdict::Failed {
             failure: Failure::Harness {
                 what: format!(
-                    "the case did not end within {} s, and none of its waits had a hang guard",
+                    "the case took longer than {} s, and none of its waits had a hang guard",
                     bound.as_secs()
                 ),
             },
@@ -232,7 +232,7 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
     }
 }
 
-/// Returns how the gateway ended, if it ended although the case did not end it.
+/// Returns how the gateway ended, if it ended and not by the case.
 async fn died(
     target: &RunningTarget,
     case: &Case,
@@ -243,8 +243,8 @@ async fn died(
         return None;
     }
     let process = target.process.as_ref()?;
-    // a process that dies closes its sockets first, and what the case saw of that is no verdict: after
-    // a failed case the end of the process is awaited
+    // a process that dies closes its sockets first, and what the case saw of that is no verdict:
+    // after a failed case the end of the process is awaited
     let moment = if matches!(verdict, Verdict::Failed { .. }) {
         DYING
     } else {

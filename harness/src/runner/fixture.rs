@@ -197,9 +197,9 @@ async fn clone_of_template(
     Ok(database.case_database(id, Some(&template)).await?)
 }
 
-/// Starts the target once on an empty database and ends it with SIGTERM: the database that it leaves
-/// is the template. The gateway has the models of the first case that needs a database, and default
-/// settings.
+/// Starts the target once on an empty database and ends it with SIGTERM: the database that it
+/// leaves is the template. The gateway has the models of the first case that needs a database, and
+/// default settings.
 async fn migrate(target: &dyn Target, spec: Spec, url: String) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| {
         format!(
@@ -241,7 +241,7 @@ async fn migrate(target: &dyn Target, spec: Spec, url: String) -> Result<(), Str
     match bounded(hang_guard(), process.wait()).await {
         Some(ended) => ended.map(|_| ()).map_err(|error| error.to_string()),
         None => Err(format!(
-            "{} did not end within {} s after SIGTERM",
+            "{} still runs {} s after SIGTERM",
             target.manifest().name,
             hang_guard().as_secs()
         )),

@@ -1,8 +1,8 @@
 //! Runs cases against a target and judges them.
 //!
 //! Each case has its own stubs, tape and database, and its own gateway unless the target is shared.
-//! All of it is stopped when the case ends, however it ends. A case that fails is examined once more
-//! with everything set up afresh; if it passes then, its verdict is *flaky*.
+//! All of it is stopped when the case ends, however it ends. A case that fails is examined once
+//! more with everything set up afresh; if it passes then, its verdict is *flaky*.
 
 mod examine;
 mod fixture;
@@ -126,8 +126,8 @@ impl Run {
         .await
     }
 
-    /// Returns whether a case needs another examination: it has fewer than `repeat`, or its only one
-    /// failed. A failure of the harness or of the set-up is not repeated.
+    /// Returns whether a case needs another examination: it has fewer than `repeat`, or its only
+    /// one failed. A failure of the harness or of the set-up is not repeated.
     fn wants_another(&self, attempts: &[Outcome]) -> bool {
         if attempts.iter().any(|outcome| {
             !matches!(

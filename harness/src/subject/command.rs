@@ -223,12 +223,13 @@ impl CommandTarget {
         } = &self.file.ready;
         let wanted = match announced {
             Some(words) => {
-                format!("did not write \"{words}http://…\" and answer GET {path} with {status}")
+                format!("write \"{words}http://…\" and answer GET {path} with {status}")
             }
-            None => format!("did not answer GET {path} with {status}"),
+            None => format!("answer GET {path} with {status}"),
         };
         TargetError::NotReady(format!(
-            "{} {wanted} within {timeout_ms} ms (ready.timeout_ms); its last lines:\n{}",
+            "{} is not ready: it has to {wanted} within {timeout_ms} ms (ready.timeout_ms); its last \
+             lines:\n{}",
             self.file.name,
             indented(&process.log_tail())
         ))

@@ -72,7 +72,7 @@ pub enum TargetError {
     /// The program could not be started.
     #[error("{0}")]
     Start(String),
-    /// The gateway did not become ready.
+    /// The gateway never became ready.
     #[error("{0}")]
     NotReady(String),
     /// The gateway ended by itself.
@@ -167,7 +167,7 @@ pub struct RunningTarget {
     pub model_prefix: String,
     /// Headers that every request needs, for example a master key.
     pub headers: Vec<(String, String)>,
-    /// The process of the gateway; `None` for a gateway that the harness did not start.
+    /// The process of the gateway; `None` for a gateway that somebody else started.
     pub process: Option<Box<dyn Process>>,
 }
 

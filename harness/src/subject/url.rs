@@ -2,9 +2,9 @@
 //! has pointed it.
 //!
 //! The user configures the gateway once: the alias `solo` is served by provider `p1`, the alias
-//! `pair` by `p1` and then `p2`; the model at provider `p` is called `m-p`. The timeouts are those of
-//! [`Spec::default`], unless `[settings]` in the file gives others. A case that needs other providers
-//! or other settings is *not supported*, and the reason names them.
+//! `pair` by `p1` and then `p2`; the model at provider `p` is called `m-p`. The timeouts are those
+//! of [`Spec::default`], unless `[settings]` in the file gives others. A case that needs other
+//! providers or other settings is *not supported*, and the reason names them.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,25 +1,29 @@
-//! Where everything of the picture stands: lanes, rows, and the bars of exchanges in flight.
+//! The layout of the picture: its columns, its rows, and the bars of exchanges in flight. All
+//! lengths are pixels.
 
 use std::collections::BTreeMap;
 
 use super::super::words::without_namespace;
 use crate::tape::{Entry, Event, Side};
 
-/// The height of a row, unless it repeats the one before.
+/// The height of a row that does not repeat earlier ones.
 pub(super) const ROW: f64 = 17.0;
-/// The height of a row that only repeats the one before (many requests of one kind).
+/// The height of a row that repeats earlier ones, in a crowd of requests of one kind.
 const REPEATED_ROW: f64 = 4.0;
-/// The column of times.
+/// The width of the column of times.
 pub(super) const TIME_COLUMN: f64 = 64.0;
-/// The least width of a lane, and where there are many.
-const LANE: f64 = 104.0;
-const NARROW_LANE: f64 = 80.0;
-const MANY_LANES: usize = 6;
-/// The most that the bars of a lane take: a crowd is a surface, and the words stay in sight.
+/// The least width of a column, and the least width if there are many columns.
+const COLUMN: f64 = 104.0;
+const NARROW_COLUMN: f64 = 80.0;
+const MANY_COLUMNS: usize = 6;
+/// The largest width of the bars of a column: a crowd becomes one surface, and the words beside the
+/// picture stay visible.
 const BARS: f64 = 140.0;
+/// The height of the names of the columns.
 pub(super) const HEAD: f64 = 34.0;
 
-/// The entries with requests and connections counted from 1 in this tape: their own numbers are those of the process.
+/// Returns the entries with requests and connections numbered from 1 in this tape; their own
+/// numbers count all requests of the process.
 pub(super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
     let (mut requests, mut connections) = (Numbers::default(), Numbers::default());
     let mut entries = entries.to_vec();
@@ -59,7 +63,7 @@ pub(super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
     entries
 }
 
-/// Numbers in the order of their first appearance.
+/// New numbers for old ones, in the order of their first appearance.
 #[derive(Default)]
 struct Numbers(BTreeMap<u64, u64>);
 
@@ -72,9 +76,9 @@ impl Numbers {
     }
 }
 
-/// What a row is about: a lane.
+/// A column of the picture: a party of the exchange.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lane {
+pub(super) enum Column {
     Client,
     Gateway,
     Provider(usize, String),
@@ -82,16 +86,17 @@ pub(super) enum Lane {
     Gates,
 }
 
-pub(super) struct Lanes {
-    pub lanes: Vec<Lane>,
-    /// Where each lane stands; known once the bars are.
+/// The columns of one picture.
+pub(super) struct Columns {
+    pub columns: Vec<Column>,
+    /// The middle of each column; empty until [`Columns::placed`] knows the bars.
     pub middles: Vec<f64>,
-    /// The width of a bar with the gap beside it.
+    /// The width of a bar and of the gap beside it.
     pub slot: f64,
     pub width: f64,
 }
 
-impl Lanes {
+impl Columns {
     pub fn of(entries: &[Entry]) -> Self {
         let mut providers: Vec<String> = Vec::new();
         let (mut client, mut database, mut gates) = (false, false, false);
@@ -105,32 +110,32 @@ impl Lanes {
             }
         }
         providers.sort();
-        let mut lanes = Vec::new();
+        let mut columns = Vec::new();
         if client {
-            lanes.push(Lane::Client);
+            columns.push(Column::Client);
         }
-        lanes.push(Lane::Gateway);
-        lanes.extend(
+        columns.push(Column::Gateway);
+        columns.extend(
             providers
                 .into_iter()
                 .enumerate()
-                .map(|(i, name)| Lane::Provider(i, name)),
+                .map(|(i, name)| Column::Provider(i, name)),
         );
         if database {
-            lanes.push(Lane::Database);
+            columns.push(Column::Database);
         }
         if gates {
-            lanes.push(Lane::Gates);
+            columns.push(Column::Gates);
         }
         Self {
-            lanes,
+            columns,
             middles: Vec::new(),
             slot: 0.0,
             width: 0.0,
         }
     }
 
-    /// Gives every lane its width, from the most bars that stand beside each other in it.
+    /// Gives each column its width, which the largest number of concurrent bars in it decides.
     pub fn placed(mut self, bars: &[Bar]) -> Self {
         let most = bars.iter().map(|bar| bar.slot + 1).max().unwrap_or(1);
         self.slot = if most <= 6 {
@@ -140,16 +145,16 @@ impl Lanes {
         } else {
             (BARS / count(most)).min(3.0)
         };
-        let least = if self.lanes.len() > MANY_LANES {
-            NARROW_LANE
+        let least = if self.columns.len() > MANY_COLUMNS {
+            NARROW_COLUMN
         } else {
-            LANE
+            COLUMN
         };
         let mut x = TIME_COLUMN;
-        for lane in 0..self.lanes.len() {
+        for column in 0..self.columns.len() {
             let slots = bars
                 .iter()
-                .filter(|bar| bar.lane == lane)
+                .filter(|bar| bar.column == column)
                 .map(|bar| bar.slot + 1)
                 .max()
                 .unwrap_or(1);
@@ -162,15 +167,16 @@ impl Lanes {
     }
 
     pub fn index(&self, side: &Side) -> usize {
-        let at = |wanted: &dyn Fn(&Lane) -> bool| self.lanes.iter().position(wanted).unwrap_or(0);
+        let at =
+            |wanted: &dyn Fn(&Column) -> bool| self.columns.iter().position(wanted).unwrap_or(0);
         match side {
-            Side::Client(_) => at(&|lane| *lane == Lane::Client),
+            Side::Client(_) => at(&|column| *column == Column::Client),
             Side::Provider(name) => {
-                at(&|lane| matches!(lane, Lane::Provider(_, known) if known == name))
+                at(&|column| matches!(column, Column::Provider(_, known) if known == name))
             }
-            Side::Database => at(&|lane| *lane == Lane::Database),
-            Side::Gate(_) => at(&|lane| *lane == Lane::Gates),
-            Side::Target => at(&|lane| *lane == Lane::Gateway),
+            Side::Database => at(&|column| *column == Column::Database),
+            Side::Gate(_) => at(&|column| *column == Column::Gates),
+            Side::Target => at(&|column| *column == Column::Gateway),
         }
     }
 
@@ -179,20 +185,20 @@ impl Lanes {
     }
 }
 
-/// An exchange in flight.
+/// The bar of one exchange, drawn while it is in flight.
 #[derive(Debug)]
 pub(super) struct Bar {
-    pub lane: usize,
+    pub column: usize,
     pub slot: usize,
     pub top: f64,
     pub bottom: f64,
     pub class: &'static str,
     pub title: String,
-    /// From here to there the answer was held.
+    /// The part of the bar in which the answer was held: its top and its bottom.
     pub held: Option<(f64, f64)>,
 }
 
-/// Where each entry stands: entries that repeat the one before are drawn closer.
+/// Returns the height of each entry; entries that repeat earlier ones are drawn closer together.
 pub(super) fn rows(entries: &[Entry]) -> Vec<f64> {
     let mut y = HEAD + ROW;
     let mut rows = Vec::with_capacity(entries.len());
@@ -209,8 +215,9 @@ pub(super) fn rows(entries: &[Entry]) -> Vec<f64> {
     rows
 }
 
-/// Whether an entry is one of a crowd: its kind and lane stood at least six times among the two dozen before it. Fewer are told one
-/// by one: a third attempt may be what the whole picture is about.
+/// Returns whether an entry belongs to a crowd: at least six of the two dozen entries before it
+/// have its kind and its column. Fewer entries are drawn one by one, because the third attempt may
+/// be what the picture is about.
 pub(super) fn repeats(entries: &[Entry], i: usize) -> bool {
     (i.saturating_sub(24)..i)
         .filter(|&j| kind(&entries[j]) == kind(&entries[i]))
@@ -218,29 +225,31 @@ pub(super) fn repeats(entries: &[Entry], i: usize) -> bool {
         >= 6
 }
 
+/// The kind of an entry: its event and its column.
 pub(super) fn kind(entry: &Entry) -> (std::mem::Discriminant<Event>, String) {
-    let lane = match &entry.side {
+    let column = match &entry.side {
         Side::Client(_) => "client".to_string(),
         Side::Provider(name) => format!("p:{name}"),
         Side::Database => "database".to_string(),
         Side::Gate(_) => "gate".to_string(),
         Side::Target => "target".to_string(),
     };
-    (std::mem::discriminant(&entry.event), lane)
+    (std::mem::discriminant(&entry.event), column)
 }
 
-pub(super) fn bars(entries: &[Entry], rows: &[f64], lanes: &Lanes, foot: f64) -> Vec<Bar> {
+/// Returns the bars of all exchanges; `foot` is where a bar without an end stops.
+pub(super) fn bars(entries: &[Entry], rows: &[f64], columns: &Columns, foot: f64) -> Vec<Bar> {
     let mut open: BTreeMap<(usize, String), usize> = BTreeMap::new();
     let mut bars: Vec<Bar> = Vec::new();
     for (entry, &y) in entries.iter().zip(rows) {
-        let lane = lanes.index(&entry.side);
-        let key = |exchange: &dyn std::fmt::Display| (lane, exchange.to_string());
+        let column = columns.index(&entry.side);
+        let key = |exchange: &dyn std::fmt::Display| (column, exchange.to_string());
         match (&entry.side, &entry.event) {
             (Side::Client(label), Event::ClientSent { method, path }) => {
                 let bar = begin(
                     &bars,
                     &open,
-                    lane,
+                    column,
                     y,
                     foot,
                     format!("{label}: {method} {path}"),
@@ -260,7 +269,7 @@ pub(super) fn bars(entries: &[Entry], rows: &[f64], lanes: &Lanes, foot: f64) ->
                 let bar = begin(
                     &bars,
                     &open,
-                    lane,
+                    column,
                     y,
                     foot,
                     format!("request {request}: {method} {}", without_namespace(path)),
@@ -319,19 +328,19 @@ pub(super) fn bars(entries: &[Entry], rows: &[f64], lanes: &Lanes, foot: f64) ->
 fn begin(
     bars: &[Bar],
     open: &BTreeMap<(usize, String), usize>,
-    lane: usize,
+    column: usize,
     y: f64,
     foot: f64,
     title: String,
 ) -> Bar {
     let taken: Vec<usize> = open
         .iter()
-        .filter(|((at, _), _)| *at == lane)
+        .filter(|((at, _), _)| *at == column)
         .map(|(_, &bar)| bars[bar].slot)
         .collect();
     let slot = (0..).find(|slot| !taken.contains(slot)).unwrap_or_default();
     Bar {
-        lane,
+        column,
         slot,
         top: y,
         bottom: foot,
@@ -367,6 +376,7 @@ fn ends_the_exchange(fault: &str) -> bool {
         .any(|word| fault.to_lowercase().contains(word))
 }
 
+/// A number as a factor of lengths.
 pub(super) fn count(n: usize) -> f64 {
     u32::try_from(n).map_or(f64::MAX, f64::from)
 }

@@ -1,32 +1,33 @@
-//! The tape as a picture: lanes for client, gateway, each provider, database and gates; time runs downward, one row an
-//! entry in the order of the tape. Bars are exchanges in flight, so that parallelism, retries and cancellation are seen.
+//! The tape as a picture. Client, gateway, each provider, database and gates have a column; each
+//! entry of the tape has a row, in the order of the tape, so that time runs downward but not to
+//! scale. Bars are exchanges in flight: they show parallelism, retries and cancellation.
 
 mod layout;
 
 use std::fmt::Write;
 
-use super::words::{clip, detail, escape, is_trouble, milliseconds, words};
+use super::words::{clip, counted, detail, escape, is_trouble, milliseconds, words};
 use crate::tape::{Entry, Event};
 use layout::{
-    Bar, HEAD, Lane, Lanes, ROW, TIME_COLUMN, bars, count, kind, numbered, repeats, rows,
+    Bar, Column, Columns, HEAD, ROW, TIME_COLUMN, bars, count, kind, numbered, repeats, rows,
 };
 
-/// More entries are not drawn; the record has them all.
+/// The largest number of entries that are drawn; report.json has them all.
 const MOST_ROWS: usize = 900;
-/// The column of words.
+/// The width of the column of words.
 const WORDS_COLUMN: f64 = 430.0;
 
-/// The picture as an inline SVG; empty for an empty tape. Every text is escaped.
+/// Draws the tape as an inline SVG; an empty tape gives an empty text. Every text in it is escaped.
 pub fn timeline(entries: &[Entry]) -> String {
     if entries.is_empty() {
         return String::new();
     }
     let shown = &numbered(&entries[..entries.len().min(MOST_ROWS)]);
-    let lanes = Lanes::of(shown);
+    let columns = Columns::of(shown);
     let rows = rows(shown);
     let foot = rows.last().copied().unwrap_or(HEAD) + ROW;
-    let bars = bars(shown, &rows, &lanes, foot);
-    let lanes = lanes.placed(&bars);
+    let bars = bars(shown, &rows, &columns, foot);
+    let columns = columns.placed(&bars);
     let height = foot
         + if entries.len() > shown.len() {
             2.0 * ROW
@@ -34,58 +35,58 @@ pub fn timeline(entries: &[Entry]) -> String {
             ROW / 2.0
         };
     let mut svg = String::new();
-    let width = lanes.width + WORDS_COLUMN;
+    let width = columns.width + WORDS_COLUMN;
     // writing to a String cannot fail
     let _ = write!(
         svg,
         "<svg class=\"tape\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" role=\"img\" aria-label=\"the tape as a sequence diagram\">"
     );
-    draw_lanes(&mut svg, &lanes, foot);
-    draw_bars(&mut svg, &lanes, &bars);
-    draw_rows(&mut svg, shown, &rows, &lanes);
+    draw_columns(&mut svg, &columns, foot);
+    draw_bars(&mut svg, &columns, &bars);
+    draw_rows(&mut svg, shown, &rows, &columns);
     if entries.len() > shown.len() {
         let _ = write!(
             svg,
-            "<text class=\"dim\" x=\"{:.0}\" y=\"{:.0}\">… and {} more entries in report.json</text>",
+            "<text class=\"dim\" x=\"{:.0}\" y=\"{:.0}\">report.json holds {} more</text>",
             TIME_COLUMN,
             foot + ROW,
-            entries.len() - shown.len()
+            counted(entries.len() - shown.len(), "entry", "entries")
         );
     }
     svg.push_str("</svg>");
     svg
 }
 
-fn draw_lanes(svg: &mut String, lanes: &Lanes, foot: f64) {
-    for (lane, &x) in lanes.lanes.iter().zip(&lanes.middles) {
-        let (name, class) = match lane {
-            Lane::Client => ("client", "client"),
-            Lane::Gateway => ("gateway", "gateway"),
-            Lane::Provider(_, name) => (name.as_str(), "provider"),
-            Lane::Database => ("database", "database"),
-            Lane::Gates => ("gates", "gates"),
+fn draw_columns(svg: &mut String, columns: &Columns, foot: f64) {
+    for (column, &x) in columns.columns.iter().zip(&columns.middles) {
+        let (name, class) = match column {
+            Column::Client => ("client", "client"),
+            Column::Gateway => ("gateway", "gateway"),
+            Column::Provider(_, name) => (name.as_str(), "provider"),
+            Column::Database => ("database", "database"),
+            Column::Gates => ("gates", "gates"),
         };
         let _ = write!(
             svg,
-            "<text class=\"lane {class}\" x=\"{x:.1}\" y=\"18\" text-anchor=\"middle\">{}</text><line class=\"life\" x1=\"{x:.1}\" y1=\"26\" x2=\"{x:.1}\" y2=\"{foot:.1}\"/>",
+            "<text class=\"column {class}\" x=\"{x:.1}\" y=\"18\" text-anchor=\"middle\">{}</text><line class=\"life\" x1=\"{x:.1}\" y1=\"26\" x2=\"{x:.1}\" y2=\"{foot:.1}\"/>",
             escape(name)
         );
     }
 }
 
-fn draw_bars(svg: &mut String, lanes: &Lanes, bars: &[Bar]) {
+fn draw_bars(svg: &mut String, columns: &Columns, bars: &[Bar]) {
     for bar in bars {
         let slots = bars
             .iter()
-            .filter(|other| other.lane == bar.lane)
+            .filter(|other| other.column == bar.column)
             .map(|other| other.slot + 1)
             .max()
             .unwrap_or(1);
-        let left = lanes.middles[bar.lane] - count(slots) * lanes.slot / 2.0
-            + count(bar.slot) * lanes.slot;
-        let width = (lanes.slot - 1.0).max(lanes.slot * 2.0 / 3.0);
-        let side = match lanes.lanes[bar.lane] {
-            Lane::Client => "client",
+        let left = columns.middles[bar.column] - count(slots) * columns.slot / 2.0
+            + count(bar.slot) * columns.slot;
+        let width = (columns.slot - 1.0).max(columns.slot * 2.0 / 3.0);
+        let side = match columns.columns[bar.column] {
+            Column::Client => "client",
             _ => "provider",
         };
         let _ = write!(
@@ -117,12 +118,12 @@ fn draw_bars(svg: &mut String, lanes: &Lanes, bars: &[Bar]) {
     }
 }
 
-fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], lanes: &Lanes) {
+fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], columns: &Columns) {
     let (mut last_label, mut last_time) = (0.0, 0.0);
     let mut i = 0;
     while i < entries.len() {
         let (entry, y) = (&entries[i], rows[i]);
-        draw_mark(svg, entry, y, lanes);
+        draw_mark(svg, entry, y, columns);
         let text = words(entry);
         let crowd = (i + 1..entries.len())
             .take_while(|&j| repeats(entries, j))
@@ -130,7 +131,7 @@ fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], lanes: &Lanes) {
             .count();
         if !repeats(entries, i) || y - last_label >= ROW {
             let more = if crowd > 1 && !repeats(entries, i) {
-                format!("  (and {crowd} like it)")
+                format!("  (and {crowd} more of this kind)")
             } else {
                 String::new()
             };
@@ -142,7 +143,7 @@ fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], lanes: &Lanes) {
             let _ = write!(
                 svg,
                 "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\"><title>{}</title>{}</text>",
-                lanes.width,
+                columns.width,
                 y + 4.0,
                 escape(&detail(entry)),
                 escape(&clip(&format!("{text}{more}"), 78))
@@ -163,10 +164,11 @@ fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], lanes: &Lanes) {
     }
 }
 
-/// The mark of one entry: an arrow between lanes, a dot, a cross, a line across.
-fn draw_mark(svg: &mut String, entry: &Entry, y: f64, lanes: &Lanes) {
-    let own = lanes.middles[lanes.index(&entry.side)];
-    let gateway = lanes.middles[lanes.gateway()];
+/// Draws the mark of one entry: an arrow between columns, a dot, a cross, or a line across all
+/// columns.
+fn draw_mark(svg: &mut String, entry: &Entry, y: f64, columns: &Columns) {
+    let own = columns.middles[columns.index(&entry.side)];
+    let gateway = columns.middles[columns.gateway()];
     let mut arrow = |from: f64, to: f64, class: &str| {
         let back = if to > from { -6.0 } else { 6.0 };
         let _ = write!(
@@ -203,7 +205,7 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, lanes: &Lanes) {
             let _ = write!(
                 svg,
                 "<line class=\"across\" x1=\"{TIME_COLUMN:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\"/><path class=\"gate\" d=\"M{own:.1} {:.1} l6 6 l-6 6 l-6 -6 z\"/>",
-                lanes.width - 8.0,
+                columns.width - 8.0,
                 y - 6.0
             );
         }
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_in_flight_together_stand_beside_each_other() {
+    fn bars_of_concurrent_requests_are_drawn_beside_each_other() {
         let tape = Tape::new();
         read(&tape, 1);
         read(&tape, 2);
@@ -268,8 +270,8 @@ mod tests {
         );
         read(&tape, 3);
         let entries = tape.entries();
-        let lanes = Lanes::of(&entries);
-        let slots: Vec<usize> = bars(&entries, &rows(&entries), &lanes, 500.0)
+        let columns = Columns::of(&entries);
+        let slots: Vec<usize> = bars(&entries, &rows(&entries), &columns, 500.0)
             .iter()
             .map(|bar| bar.slot)
             .collect();
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_markup_nor_keys_get_into_the_picture() {
+    fn the_picture_holds_neither_markup_nor_keys() {
         let tape = Tape::new();
         read(&tape, 1);
         tape.record(
@@ -295,22 +297,22 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_leaves_the_words_in_sight() {
+    fn a_crowd_leaves_room_for_the_words() {
         let tape = Tape::new();
         (1..=300).for_each(|request| read(&tape, request));
         let entries = tape.entries();
-        let lanes = Lanes::of(&entries).placed(&bars(
+        let columns = Columns::of(&entries).placed(&bars(
             &entries,
             &rows(&entries),
-            &Lanes::of(&entries),
+            &Columns::of(&entries),
             500.0,
         ));
-        assert!(lanes.width < 400.0, "{}", lanes.width);
+        assert!(columns.width < 400.0, "{}", columns.width);
     }
 
     #[test]
-    fn attempts_are_told_one_by_one_and_a_crowd_is_not() {
-        let told = |requests: u64| {
+    fn a_few_attempts_have_a_line_each_and_a_crowd_has_not() {
+        let lines = |requests: u64| {
             let tape = Tape::new();
             for request in 1..=requests {
                 read(&tape, request);
@@ -318,8 +320,8 @@ mod tests {
             }
             timeline(&tape.entries()).matches("class=\"words").count()
         };
-        assert_eq!(told(4), 8);
-        assert!(told(200) < 200, "{}", told(200));
+        assert_eq!(lines(4), 8);
+        assert!(lines(200) < 200, "{}", lines(200));
     }
 
     #[test]
