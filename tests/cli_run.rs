@@ -1,4 +1,5 @@
-//! `gauntlet run`, `list`, `explain`, `report` as people use them: bad input gets one sentence and exit code 2.
+//! `gauntlet run`, `list`, `explain` and `report` as people use them. Bad input gets one sentence and
+//! exit code 2.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader};
@@ -7,14 +8,14 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-struct Said {
+struct Answer {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-fn gauntlet(folder: &Path, arguments: &[&str]) -> Said {
-    said(command(folder, arguments).output().unwrap())
+fn gauntlet(folder: &Path, arguments: &[&str]) -> Answer {
+    answer(command(folder, arguments).output().unwrap())
 }
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
@@ -29,32 +30,33 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn said(output: Output) -> Said {
-    Said {
+fn answer(output: Output) -> Answer {
+    Answer {
         code: output.status.code(),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 
-/// One sentence on stderr with all of `words`, exit code 2, and no panic.
+/// Asserts that the command is refused: stderr holds all of `words`, the exit code is 2, and nothing
+/// panics.
 fn refuses(folder: &Path, arguments: &[&str], words: &[&str]) {
-    let said = gauntlet(folder, arguments);
+    let answer = gauntlet(folder, arguments);
     assert_eq!(
-        said.code,
+        answer.code,
         Some(2),
         "{arguments:?}: {}{}",
-        said.out,
-        said.err
+        answer.out,
+        answer.err
     );
     for word in words {
         assert!(
-            said.err.contains(word),
-            "{arguments:?} does not say {word:?}: {}",
-            said.err
+            answer.err.contains(word),
+            "the message for {arguments:?} does not hold {word:?}: {}",
+            answer.err
         );
     }
-    assert!(!said.err.contains("panicked"), "{}", said.err);
+    assert!(!answer.err.contains("panicked"), "{}", answer.err);
 }
 
 fn file(folder: &TempDir, name: &str, text: &str) -> String {
@@ -64,7 +66,7 @@ fn file(folder: &TempDir, name: &str, text: &str) -> String {
 }
 
 #[test]
-fn an_unknown_case_is_told_with_the_nearest_ones() {
+fn an_unknown_id_is_refused_with_the_nearest_known_ids() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
         folder.path(),
@@ -76,11 +78,11 @@ fn an_unknown_case_is_told_with_the_nearest_ones() {
         &["explain", "WIRE-1"],
         &["WIRE-1", "WIRE-01"],
     );
-    refuses(folder.path(), &["list", "NONSENSE"], &["NONSENSE"]);
+    refuses(folder.path(), &["list", "UNKNOWN"], &["UNKNOWN"]);
 }
 
 #[test]
-fn a_target_that_is_not_there_is_told_with_the_remedy() {
+fn a_missing_target_is_refused_with_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
         folder.path(),
@@ -100,7 +102,7 @@ fn a_target_that_is_not_there_is_told_with_the_remedy() {
 }
 
 #[test]
-fn a_broken_target_file_is_told_with_key_and_place() {
+fn a_broken_target_file_is_refused_with_key_and_line() {
     let folder = tempfile::tempdir().unwrap();
     let target = file(&folder, "t.toml", "name = \"t\"\nstrat = 1\n");
     refuses(
@@ -113,10 +115,10 @@ fn a_broken_target_file_is_told_with_key_and_place() {
         "u.toml",
         "name = \"u\"\n[start]\ncommand = [\"true\", \"{{ timeots.total_ms }}\"]\n",
     );
-    let said = gauntlet(folder.path(), &["run", "--target", &target]);
-    // nothing is declared, so nothing is examined
-    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-    assert!(said.out.contains("not supported"), "{}", said.out);
+    let answer = gauntlet(folder.path(), &["run", "--target", &target]);
+    // the target declares nothing, so nothing is examined
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    assert!(answer.out.contains("not supported"), "{}", answer.out);
 }
 
 #[test]
@@ -127,9 +129,9 @@ fn a_template_with_an_unknown_name_ends_the_run() {
         "t.toml",
         "name = \"t\"\ncapabilities = [\"chat\", \"stream\"]\n[start]\ncommand = [\"true\", \"{{ timeots.total_ms }}\"]\n",
     );
-    let said = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
-    assert!(said.out.contains("start.command"), "{}", said.out);
+    let answer = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
+    assert!(answer.out.contains("start.command"), "{}", answer.out);
 }
 
 #[test]
@@ -140,17 +142,17 @@ fn a_target_that_dies_before_it_is_ready_ends_the_run_and_is_reported() {
         "t.toml",
         "name = \"t\"\ncapabilities = [\"chat\", \"stream\"]\n[start]\ncommand = [\"sh\", \"-c\", \"echo the licence has expired; exit 7\"]\n",
     );
-    let said = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
+    let answer = gauntlet(folder.path(), &["run", "--target", &target, "TIME-02"]);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
     assert!(
-        said.out.contains("exited with code 7") && said.out.contains("the licence has expired"),
+        answer.out.contains("exited with code 7") && answer.out.contains("the licence has expired"),
         "{}",
-        said.out
+        answer.out
     );
     assert!(
-        said.out.contains("not run"),
+        answer.out.contains("not run"),
         "nothing was examined: {}",
-        said.out
+        answer.out
     );
     assert!(
         folder.path().join("report/index.html").is_file(),
@@ -161,7 +163,7 @@ fn a_target_that_dies_before_it_is_ready_ends_the_run_and_is_reported() {
 #[test]
 fn a_target_that_dies_in_the_middle_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
-    // a gateway that is killed as soon as it has said that it was asked whether it lives
+    // a gateway that is killed as soon as it has logged a request for its liveness
     let fragile = r#"command = ["sh", "-c", """ "$0" serve --config "$1" 2>&1 | while read -r line; do echo "$line"; case "$line" in *health/live*) kill -KILL $$;; esac; done""", "{{ gauntlet }}", "{{ file['gateway.toml'] }}"]"#;
     let bundled = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -179,18 +181,18 @@ fn a_target_that_dies_in_the_middle_ends_the_run() {
         })
         .collect();
     let target = file(&folder, "fragile.toml", &text.join("\n"));
-    let said = gauntlet(
+    let answer = gauntlet(
         folder.path(),
         &[
             "run", "--target", &target, "--jobs", "1", "TIME-02", "PARA-01",
         ],
     );
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
-    assert!(said.out.contains("a signal"), "{}", said.out);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
+    assert!(answer.out.contains("a signal"), "{}", answer.out);
     assert!(
-        said.out.contains("the run ended before it"),
+        answer.out.contains("the run ended before this case"),
         "the rest is not run: {}",
-        said.out
+        answer.out
     );
     assert!(
         folder.path().join("report/report.json").is_file(),
@@ -199,19 +201,19 @@ fn a_target_that_dies_in_the_middle_ends_the_run() {
 }
 
 #[test]
-fn a_program_that_is_not_installed_is_told_with_the_hint() {
+fn a_program_that_is_not_installed_is_reported_with_the_hint() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = command(folder.path(), &["run", "--target", "litellm", "TIME-02"]);
-    let said = said(
+    let answer = answer(
         run.env("GAUNTLET_LITELLM", "/nowhere/litellm")
             .output()
             .unwrap(),
     );
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
     assert!(
-        said.out.contains("/nowhere/litellm") && said.out.contains("pip install"),
+        answer.out.contains("/nowhere/litellm") && answer.out.contains("pip install"),
         "{}",
-        said.out
+        answer.out
     );
 }
 
@@ -224,7 +226,7 @@ fn a_url_where_nothing_answers_ends_the_run() {
         .local_addr()
         .unwrap();
     let manifest = manifest(&folder);
-    let said = gauntlet(
+    let answer = gauntlet(
         folder.path(),
         &[
             "run",
@@ -235,12 +237,12 @@ fn a_url_where_nothing_answers_ends_the_run() {
             "STRM-01",
         ],
     );
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
-    assert!(said.out.contains(&free.to_string()), "{}", said.out);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
+    assert!(answer.out.contains(&free.to_string()), "{}", answer.out);
 }
 
 #[test]
-fn an_occupied_port_is_told_with_address_and_remedy() {
+fn an_occupied_port_is_reported_with_address_and_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -251,7 +253,7 @@ fn an_occupied_port_is_told_with_address_and_remedy() {
             "name = \"mine\"\ncapabilities = [\"chat\", \"stream\"]\n[listen]\np1 = \"{address}\"\n"
         ),
     );
-    let said = gauntlet(
+    let answer = gauntlet(
         folder.path(),
         &[
             "run",
@@ -262,16 +264,16 @@ fn an_occupied_port_is_told_with_address_and_remedy() {
             "STRM-01",
         ],
     );
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
     assert!(
-        said.out.contains(&address.to_string()) && said.out.contains("[listen]"),
+        answer.out.contains(&address.to_string()) && answer.out.contains("[listen]"),
         "{}",
-        said.out
+        answer.out
     );
 }
 
 #[test]
-fn a_database_that_is_not_there_is_told() {
+fn a_missing_database_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
         folder.path(),
@@ -288,22 +290,22 @@ fn a_database_that_is_not_there_is_told() {
         .local_addr()
         .unwrap();
     let url = format!("postgres://user:secret-password@{free}/db");
-    let said = gauntlet(
+    let answer = gauntlet(
         folder.path(),
         &["run", "--database", &url, "--require", "postgres"],
     );
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
-    assert!(said.err.contains(&free.to_string()), "{}", said.err);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
+    assert!(answer.err.contains(&free.to_string()), "{}", answer.err);
     assert!(
-        !said.err.contains("secret-password") && !said.out.contains("secret-password"),
-        "a password is told"
+        !answer.err.contains("secret-password") && !answer.out.contains("secret-password"),
+        "the output holds a password"
     );
 }
 
 #[test]
-fn an_interrupt_during_the_preparation_is_told_and_ends_it() {
+fn an_interrupt_during_the_preparation_is_reported_and_ends_it() {
     let folder = tempfile::tempdir().unwrap();
-    // a database that accepts and says nothing: the preparation waits for it
+    // a database that accepts and never answers, for which the preparation waits
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://user@{}/db", silent.local_addr().unwrap());
     let child = command(folder.path(), &["run", "--database", &url])
@@ -319,13 +321,14 @@ fn an_interrupt_during_the_preparation_is_told_and_ends_it() {
             .unwrap()
             .success()
     );
-    let said = said(child.wait_with_output().unwrap());
-    assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
+    let answer = answer(child.wait_with_output().unwrap());
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
     assert!(
-        said.err
+        answer
+            .err
             .contains("interrupted before anything was examined"),
         "{}",
-        said.err
+        answer.err
     );
 }
 
@@ -340,7 +343,7 @@ fn an_interrupt_in_the_middle_reports_what_was_measured() {
     .stderr(Stdio::piped())
     .spawn()
     .unwrap();
-    // RETRY-04 takes seconds, and is under way or next when WIRE-01 has been told
+    // RETRY-04 takes seconds, and runs or is the next one when WIRE-01 is reported
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.by_ref().any(|line| line.unwrap().contains("WIRE-01")));
     assert!(
@@ -375,7 +378,7 @@ fn an_interrupt_in_the_middle_reports_what_was_measured() {
 }
 
 #[test]
-fn a_report_folder_that_cannot_be_made_is_told() {
+fn a_report_folder_that_cannot_be_made_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let occupied = file(&folder, "occupied", "a file");
     let nowhere = file(
@@ -393,31 +396,31 @@ fn a_report_folder_that_cannot_be_made_is_told() {
 }
 
 #[test]
-fn a_plan_that_is_none_is_told() {
+fn a_file_that_is_no_schedule_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
         folder.path(),
-        &["run", "--plan", "missing.json"],
+        &["run", "--schedule", "missing.json"],
         &["missing.json"],
     );
-    let plan = file(&folder, "p.json", "{\"requests\": 3}");
+    let schedule = file(&folder, "p.json", "{\"requests\": 3}");
     refuses(
         folder.path(),
-        &["run", "--plan", &plan],
+        &["run", "--schedule", &schedule],
         &["p.json", "fault schedule"],
     );
 }
 
 #[test]
-fn a_report_is_made_again_from_its_record() {
+fn a_report_is_written_again_from_its_record() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
         folder.path(),
         &["report"],
         &["report/report.json", "gauntlet run"],
     );
-    let said = gauntlet(folder.path(), &["run", "WIRE-01"]);
-    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let answer = gauntlet(folder.path(), &["run", "WIRE-01"]);
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
     let page = std::fs::read_to_string(folder.path().join("report/index.html")).unwrap();
     std::fs::remove_file(folder.path().join("report/index.html")).unwrap();
     assert_eq!(gauntlet(folder.path(), &["report"]).code, Some(0));
@@ -428,29 +431,57 @@ fn a_report_is_made_again_from_its_record() {
 }
 
 #[test]
-fn the_catalogue_is_listed_and_explained() {
+fn the_catalogue_is_listed_with_proofs_and_a_summary() {
     let folder = tempfile::tempdir().unwrap();
-    let said = gauntlet(folder.path(), &["list", "TIME"]);
+    let all = gauntlet(folder.path(), &["list"]).out;
+    for requirement in gauntlet_suites::catalogue::all() {
+        assert!(
+            all.lines().any(|line| line.starts_with(requirement.id)),
+            "{} is missing: {all}",
+            requirement.id
+        );
+    }
+    let time = gauntlet(folder.path(), &["list", "TIME"]).out;
+    let (rows, summary) = time.trim_end().split_once("\n\n").unwrap();
+    assert!(rows.lines().all(|line| line.starts_with("TIME-")), "{rows}");
+    let proven = rows.lines().filter(|line| line.contains(" case ")).count();
     assert!(
-        said.out.lines().any(|line| line.starts_with("TIME-02")),
-        "{}",
-        said.out
+        summary.contains(&format!("{proven} are proven by a case")),
+        "{summary}"
     );
-    assert!(
-        said.out.lines().all(|line| line.starts_with("TIME-")),
-        "{}",
-        said.out
-    );
-    let said = gauntlet(folder.path(), &["explain", "time-02"]);
+    let json = gauntlet(folder.path(), &["list", "SNAP-01", "--json"]).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[0]["proof"], "test", "{json}");
+    assert!(json[0]["functions"][0]["file"].is_string(), "{json}");
+}
+
+#[test]
+fn every_requirement_and_every_capability_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let explained = gauntlet(folder.path(), &["explain", "time-02"]).out;
     for part in [
         "TIME-02 (MUST",
-        "Why",
-        "How it is shown",
-        "What it rejects",
-        "What to do about it",
+        "Why it matters",
+        "How it is examined",
+        "What to do if it fails",
+        "gauntlet run TIME-02",
     ] {
-        assert!(said.out.contains(part), "{part}: {}", said.out);
+        assert!(explained.contains(part), "{part}: {explained}");
     }
+    let explained = gauntlet(folder.path(), &["explain", "PROP-01"]).out;
+    assert!(
+        explained.contains("Where it is proven") && explained.contains("tests/"),
+        "{explained}"
+    );
+    let explained = gauntlet(folder.path(), &["explain", "retry_budget"]).out;
+    assert!(explained.contains("RETRY-06"), "{explained}");
+    let capabilities = gauntlet(folder.path(), &["list", "--capabilities"]).out;
+    assert!(capabilities.lines().count() > 20, "{capabilities}");
+    refuses(
+        folder.path(),
+        &["run", "PROP-01"],
+        &["PROP-01", "gauntlet explain"],
+    );
 }
 
 fn manifest(folder: &TempDir) -> String {

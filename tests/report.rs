@@ -46,7 +46,7 @@ fn run() -> RunRecord {
         },
         database: DatabaseRecord {
             kind: "SQLite".into(),
-            why: "no Docker here".into(),
+            why: "because there is no Docker".into(),
         },
         command: "gauntlet run --target some-gateway".into(),
         selection: "TIME WIRE-04".into(),
@@ -85,14 +85,14 @@ fn run() -> RunRecord {
                 "BRKR-01",
                 Level::Must,
                 Verdict::NotSupported {
-                    capability: "breaker: it has none".into(),
+                    capability: "the target does not declare `breaker`: it has none".into(),
                 },
             ),
             outcome(
                 "DATA-01",
                 Level::Must,
                 Verdict::NotRun {
-                    why: "needs Postgres; the run has SQLite".into(),
+                    why: "the case needs Postgres, and this run has SQLite".into(),
                 },
             ),
         ],

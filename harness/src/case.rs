@@ -20,18 +20,47 @@ pub use crate::verdict::{
     CaseResult, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
 };
 
-/// The surface that a requirement is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Profile {
-    /// The OpenAI-compatible API, which every gateway has.
-    Llm,
-    /// The API of a query orchestrator.
-    Query,
-    /// What the gateway keeps in a database.
-    Store,
-    /// Process, health and shutdown.
-    Ops,
+macro_rules! profiles {
+    ($($variant:ident $name:literal $surface:literal)*) => {
+        /// The surface of a gateway that a requirement is about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Profile {
+            $(
+                #[doc = $surface]
+                #[serde(rename = $name)]
+                $variant,
+            )*
+        }
+
+        impl Profile {
+            /// Every profile.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name of the profile, in records and on the command line.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// The surface that the profile covers, in a few words.
+            #[must_use]
+            pub const fn surface(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $surface,)*
+                }
+            }
+        }
+    };
+}
+
+#[rustfmt::skip] // a row is a name and a text
+profiles! {
+    Llm "llm" "The OpenAI-compatible API, which every gateway has."
+    Query "query" "The API of a query orchestrator."
+    Store "store" "What the gateway keeps in a database."
+    Ops "ops" "Process, health and shutdown."
 }
 
 /// Everything that a case works with. Dropping it stops everything in it.

@@ -1,8 +1,12 @@
-//! The subcommands, one file each. Only this part of the program may know gateway, harness and suites together.
+//! The subcommands, one file each. This part of the program alone knows gateway, harness and suites
+//! together.
 //!
-//! Exit codes: 0 it worked, 1 what was examined failed, 2 the command itself could not do its work; the reason is on stderr.
+//! Adding a subcommand takes its file (`Args`, which clap reads, and `run`), its `mod` line, and
+//! its row in `subcommands!`. Exit codes: 0 means that the command succeeded, 1 that a requirement
+//! does not hold, 2 that the command itself failed; then stderr holds the reason.
 
-/// Writes a line for people to stdout. A reader that has gone (`gauntlet run | head`) is no error: the work and its exit code stand.
+/// Writes a line for people to stdout. A reader that has gone (`gauntlet run | head`) is no error:
+/// the work is finished, and its exit code counts.
 #[cfg(feature = "examiner")]
 macro_rules! say {
     ($($what:tt)*) => {{
@@ -45,31 +49,47 @@ struct Cli {
     command: Command,
 }
 
-/// One variant a subcommand; its arguments and its work are in the file of that name.
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Examine a gateway: start database, stubs and target, run the cases, write a report
-    #[cfg(feature = "examiner")]
-    Run(run::Args),
-    /// List the catalogue of requirements
-    #[cfg(feature = "examiner")]
-    List(list::Args),
-    /// Tell one requirement: why, how it is shown, what fails it, what to do
-    #[cfg(feature = "examiner")]
-    Explain(explain::Args),
-    /// Make the report of a run again from its record
-    #[cfg(feature = "examiner")]
-    Report(report::Args),
-    /// Stand in for OpenAI and Ollama on a port, from files with rules
-    #[cfg(feature = "examiner")]
-    Stub(stub::Args),
-    /// Run the gateway
-    Serve(serve::Args),
-    /// Add, list and revoke API keys
-    Keys(keys::Args),
+macro_rules! subcommands {
+    ($($(#[$attribute:meta])* $variant:ident($file:ident),)*) => {
+        #[derive(Debug, Subcommand)]
+        enum Command {
+            $($(#[$attribute])* $variant($file::Args),)*
+        }
+
+        impl Command {
+            #[allow(unused_doc_comments, reason = "the help of a row is repeated here")]
+            fn run(&self) -> Result<ExitCode, CommandError> {
+                match self {
+                    $($(#[$attribute])* Self::$variant(args) => $file::run(args),)*
+                }
+            }
+        }
+    };
 }
 
-/// Why a command could not do its work: told on stderr, exit code 2.
+subcommands! {
+    /// Examine a gateway: start database, stubs and gateway, run the cases, write a report
+    #[cfg(feature = "examiner")]
+    Run(run),
+    /// List the requirements of the catalogue, and where each is proven
+    #[cfg(feature = "examiner")]
+    List(list),
+    /// Explain a requirement (why it matters, how it is examined, what to do) or a capability
+    #[cfg(feature = "examiner")]
+    Explain(explain),
+    /// Write the report of a run again from its report.json
+    #[cfg(feature = "examiner")]
+    Report(report),
+    /// Answer instead of OpenAI and Ollama on one port, as scripts say
+    #[cfg(feature = "examiner")]
+    Stub(stub),
+    /// Run the gateway
+    Serve(serve),
+    /// Add, list and revoke API keys
+    Keys(keys),
+}
+
+/// Why a command failed. The text goes to stderr, and the exit code is 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct CommandError(String);
@@ -80,23 +100,9 @@ impl From<ConfigError> for CommandError {
     }
 }
 
-/// Runs the command that the arguments name.
+/// Runs the subcommand that the arguments name.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        #[cfg(feature = "examiner")]
-        Command::Run(args) => run::run(args),
-        #[cfg(feature = "examiner")]
-        Command::List(args) => list::run(&args),
-        #[cfg(feature = "examiner")]
-        Command::Explain(args) => explain::run(&args),
-        #[cfg(feature = "examiner")]
-        Command::Report(args) => report::run(&args),
-        #[cfg(feature = "examiner")]
-        Command::Stub(args) => stub::run(&args),
-        Command::Serve(args) => serve::run(&args),
-        Command::Keys(args) => keys::run(&args),
-    };
-    outcome.unwrap_or_else(|error| {
+    Cli::parse().command.run().unwrap_or_else(|error| {
         for line in error.to_string().lines() {
             eprintln!("error: {line}");
         }
@@ -104,22 +110,27 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// The runtime of a command.
+/// Makes the runtime of a command.
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| CommandError(format!("the runtime can't be started ({error}): raise the limits of processes and open files")))
+        .map_err(|error| {
+            CommandError(format!(
+                "cannot start the async runtime ({error}); raise the limits of threads and open files"
+            ))
+        })
 }
 
-/// The whole environment; a variable that is not UTF-8 can't be meant for us.
+/// Returns the environment, without variables that are not UTF-8, which no setting can be.
 fn environment() -> Vec<(String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
 }
 
-/// The configuration of `file` under `environment`; without a file, of the environment alone.
+/// Loads the configuration from `file` and `environment`; without a file, from the environment
+/// alone.
 fn configuration(
     file: Option<&PathBuf>,
     environment: Vec<(String, String)>,

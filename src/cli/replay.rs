@@ -1,24 +1,26 @@
-//! `gauntlet run --plan FILE`: one fault schedule against the target, and what came of it.
+//! `gauntlet run --schedule FILE`: plays one fault schedule against the target and prints the
+//! result.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use console::style;
+use gauntlet_harness::report::counted;
 use gauntlet_harness::runner::{Replay, replay};
 use gauntlet_harness::schedule::Schedule;
 use gauntlet_harness::subject::Target;
 
 use super::CommandError;
 
-/// Plays the schedule in `path` and prints each request and each invariant.
+/// Plays the schedule in `path`, and prints each request and each invariant.
 pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, CommandError> {
     let schedule = read(path)?;
     say!(
-        "{} on {}: {} candidates, {} requests\n",
+        "{} against {}: {}, {}\n",
         path.display(),
         target.manifest().name,
-        schedule.candidates.len(),
-        schedule.requests.len()
+        counted(schedule.candidates.len(), "candidate", "candidates"),
+        counted(schedule.requests.len(), "request", "requests")
     );
     let replay = replay(target, &schedule, &path.display().to_string())
         .await
@@ -40,7 +42,7 @@ pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, Comma
             ends.join(", ")
         };
         say!(
-            "  request {}: {end} after {} ms, text {:?}, calls: {}",
+            "  request {}: {end} after {} ms, text {:?}, calls of providers: {}",
             n + 1,
             exchange.elapsed_ms,
             exchange.text,
@@ -60,7 +62,7 @@ pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, Comma
     }
     for (invariant, capability) in &replay.not_supported {
         say!(
-            "  {} {invariant:?}: not supported, the target does not declare {}",
+            "  {} {invariant:?}: not supported, because the target does not declare {}",
             style("-").dim(),
             capability.name()
         );
@@ -71,13 +73,13 @@ pub async fn play(target: &Arc<dyn Target>, path: &Path) -> Result<Replay, Comma
 fn read(path: &Path) -> Result<Schedule, CommandError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         CommandError(format!(
-            "cannot read the plan {}: {error}; give a fault schedule as JSON",
+            "cannot read the fault schedule {}: {error}; give a JSON file as a failing property writes it",
             path.display()
         ))
     })?;
     Schedule::from_json(&text).map_err(|error| {
         CommandError(format!(
-            "the plan {} is not a fault schedule: {error}",
+            "{} is not a fault schedule: {error}; give a JSON file as a failing property writes it",
             path.display()
         ))
     })

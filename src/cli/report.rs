@@ -1,4 +1,5 @@
-//! `gauntlet report`: makes the page, JUnit and Markdown again from the record of a run.
+//! `gauntlet report`: writes the page, JUnit, Markdown and JSON of a run again from its
+//! report.json.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,18 +8,19 @@ use gauntlet_harness::report::RunRecord;
 
 use super::CommandError;
 
-/// Options of `gauntlet report`.
+/// Arguments of `gauntlet report`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The record of a run
-    #[arg(value_name = "RECORD", default_value = "report/report.json")]
+    /// The report.json of a run
+    #[arg(value_name = "FILE", default_value = "report/report.json")]
     record: PathBuf,
-    /// Where to write; the record's own folder by default
+    /// Write into this folder [default: the folder of FILE]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-/// Writes the report and says where it is. The exit code tells whether it could be written, not what it says.
+/// Writes the report and prints where it is. The exit code is 0 if it could be written, whatever
+/// the result of the run.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let folder = args
         .out

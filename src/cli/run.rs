@@ -1,54 +1,67 @@
-//! `gauntlet run`: database, stubs and target are started, the cases run, a live table is shown, a report is written.
+//! `gauntlet run`: starts database, stubs and gateway, runs the cases, shows a live table, and
+//! writes a report.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::ValueEnum;
 use gauntlet_harness::case::Case;
 use gauntlet_harness::database::{Choice, Database, Require, Resolved};
 use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
 use gauntlet_harness::runner::Run;
-use gauntlet_harness::spec::DatabaseNeed;
+use gauntlet_harness::spec::{DatabaseNeed, Spec};
 use gauntlet_harness::subject::{Target, TargetFile};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use super::CommandError;
-use super::select::{ProfileArg, Shard, select};
+use super::select::{Selection, Shard};
 use super::table::Table;
 
 const BUNDLED: &str = include_str!("../../fixtures/targets/bundled.toml");
 const LITELLM: &str = include_str!("../../fixtures/targets/litellm.toml");
 
-const AFTER_HELP: &str = "\
+/// The end of the help. The timeouts are those that the cases assume.
+fn after_help() -> String {
+    let timeouts = Spec::default().timeouts;
+    let seconds = |ms: Option<u64>| ms.unwrap_or_default() / 1_000;
+    format!(
+        "\
 Exit codes:
   0  every MUST that was examined holds
-  1  a MUST does not hold (with --strict: a SHOULD does not, or a case is flaky)
-  2  the run itself failed: bad input, no database that was asked for, a target that is not ready or dies, Ctrl-C
+  1  a MUST does not hold (with --strict also: a SHOULD does not hold, or a case is flaky)
+  2  the run itself failed: bad input, a required database is missing, the gateway does not start
+     or dies, or Ctrl-C
 
-A case is passed, failed, flaky (failed, then passed on a repeat in a fresh set-up), not supported (the target does not
-declare the capability) or not run (something here is missing, with the reason). A flaky case is reported and fails the
+Each case has one verdict: passed; failed; flaky (it failed, and passed when it was examined again
+with everything set up afresh); not supported (the target does not declare a capability that the
+case needs); not run (something is missing on this machine). A flaky case is reported and fails the
 run only with --strict.
 
-To examine a gateway of your own, describe it in a target file (see fixtures/targets), or start it yourself and give its
-URL. With a URL, point it at the stubs before: alias `solo` -> model `m-p1` at http://127.0.0.1:9101/v1, alias `pair` ->
-the same, then `m-p2` at http://127.0.0.1:9102/v1. Set the time-outs to 1 s (connect), 3 s (first token, idle) and 8 s
-(total), no retries; or say in a --manifest what they are.";
+To examine a gateway of your own, describe it in a target file (see fixtures/targets/README.md), or
+start it yourself and give its URL. Before a run with a URL, point the gateway at the stubs: the
+alias `solo` at model `m-p1` of http://127.0.0.1:9101/v1, the alias `pair` at the same model and
+then at model `m-p2` of http://127.0.0.1:9102/v1. Configure no retries, and these timeouts:
+{} s (connect), {} s (first token, idle) and {} s (total).",
+        seconds(timeouts.connect_ms),
+        seconds(timeouts.first_token_ms),
+        seconds(timeouts.total_ms),
+    )
+}
 
-/// Options of `gauntlet run`.
+/// Arguments of `gauntlet run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = after_help())]
 pub struct Args {
-    /// The gateway: bundled, litellm, a target file, or the URL of one that runs
+    /// Examine this gateway: bundled, litellm, a target file, or the URL of one that runs already
     #[arg(long, value_name = "TARGET", default_value = "bundled")]
     target: String,
-    /// A target file without [start] that says what the gateway at the URL can do
+    /// Read from this target file, which has no [start], what the gateway at the URL can do
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
-    /// auto (Docker, then local Postgres, then SQLite), docker, local, sqlite, or postgres://user:password@host/name
+    /// Take the databases of cases from: auto (Docker, then Postgres on this machine, then SQLite),
+    /// docker, local, sqlite, or postgres://user:password@host/name
     #[arg(
         long,
         value_name = "DATABASE",
@@ -57,7 +70,7 @@ pub struct Args {
         hide_env_values = true
     )]
     database: String,
-    /// Fail instead of falling back: docker, postgres
+    /// Fail if this is missing, instead of taking another database: docker or postgres
     #[arg(
         long,
         value_name = "WHAT",
@@ -65,38 +78,44 @@ pub struct Args {
         hide_env_values = true
     )]
     require: Option<String>,
-    /// Where the report goes
+    /// Write the report into this folder
     #[arg(long, value_name = "DIR", default_value = "report")]
     report: PathBuf,
-    /// Examine each case so often; verdicts that differ make it flaky
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Examine each case N times; a case whose verdicts differ is flaky
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     repeat: u32,
-    /// Cases at once; twice the cores by default
+    /// Run N cases at the same time [default: twice the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
     jobs: Option<u32>,
-    /// Only cases of this surface
-    #[arg(long, value_enum)]
-    profile: Option<ProfileArg>,
-    /// Only the k-th of n parts of the cases
+    /// Run only the K-th of N equal parts of the cases
     #[arg(long, value_name = "K/N")]
     shard: Option<Shard>,
-    /// A SHOULD that does not hold, or a flaky case, fails the run
+    /// Fail the run also if a SHOULD does not hold or a case is flaky
     #[arg(long)]
     strict: bool,
     /// End the run at the first MUST that does not hold
     #[arg(long)]
     fail_fast: bool,
-    /// Instead of cases: a fault schedule (JSON), as the property suites print it
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "profile", "shard", "repeat", "fail_fast"])]
-    plan: Option<PathBuf>,
-    /// Only these cases: an id (TIME-02) or an area (TIME)
-    #[arg(value_name = "CASE")]
-    cases: Vec<String>,
+    /// Play this fault schedule (JSON, as a failing property prints it) instead of running cases
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["ids", "profile", "shard", "repeat", "fail_fast"]
+    )]
+    schedule: Option<PathBuf>,
+    #[command(flatten)]
+    selection: Selection,
 }
 
-/// Runs, and says by the exit code how it went.
-pub fn run(args: Args) -> Result<ExitCode, CommandError> {
-    // what the harness has to say besides verdicts: an image that is pulled for minutes, a container that stays behind
+/// Runs the cases or plays the schedule. The exit code is that of the report.
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    // the harness logs what takes long or stays behind: an image that is pulled, a container that
+    // cannot be removed
     let harness = EnvFilter::new("gauntlet_harness=info");
     let _ = tracing_subscriber::fmt()
         .with_env_filter(harness)
@@ -106,27 +125,25 @@ pub fn run(args: Args) -> Result<ExitCode, CommandError> {
         .with_target(false)
         .try_init();
     super::runtime()?.block_on(async {
-        match args.plan.clone() {
-            Some(plan) => play(args, &plan).await,
-            None => {
-                // dropping the preparation ends what it has started so far
-                let prepared = tokio::select! {
-                    biased;
-                    () = interrupted() => return Err(stopped()),
-                    prepared = prepared(&args) => prepared.map_err(CommandError)?,
-                };
-                prepared.run(args).await
-            }
+        if let Some(schedule) = &args.schedule {
+            return play(args, schedule).await;
         }
+        // dropping the preparation ends what it has started so far
+        let prepared = tokio::select! {
+            biased;
+            () = interrupted() => return Err(stopped()),
+            prepared = prepared(args) => prepared.map_err(CommandError)?,
+        };
+        prepared.run(args).await
     })
 }
 
-/// Plays one fault schedule; Ctrl-C ends it and everything that was started.
-async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
+/// Plays one fault schedule. Ctrl-C ends it, and everything that was started with it.
+async fn play(args: &Args, schedule: &Path) -> Result<ExitCode, CommandError> {
     let (began, started_at) = (Instant::now(), jiff::Timestamp::now());
-    let target = target(&args).map_err(CommandError)?;
+    let target = target(args).map_err(CommandError)?;
     let replay = tokio::select! {
-        replay = super::replay::play(&target, plan) => replay?,
+        replay = super::replay::play(&target, schedule) => replay?,
         () = interrupted() => return Err(stopped()),
     };
     let record = RunRecord {
@@ -139,7 +156,7 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
             version: target.manifest().version.clone(),
         },
         database: described(None),
-        command: format!("{} --plan {}", command(&args), plan.display()),
+        command: format!("{} --schedule {}", command(args), schedule.display()),
         selection: String::new(),
         strict: args.strict,
         broken: None,
@@ -152,11 +169,12 @@ async fn play(args: Args, plan: &Path) -> Result<ExitCode, CommandError> {
 
 fn stopped() -> CommandError {
     CommandError(
-        "interrupted before anything was examined; everything that was started is ended".into(),
+        "the run was interrupted before anything was examined; everything that it started has ended"
+            .into(),
     )
 }
 
-/// Everything that can be refused before anything is examined.
+/// A run whose arguments are valid and whose database is ready.
 struct Prepared {
     target: Arc<dyn Target>,
     cases: Vec<Case>,
@@ -164,14 +182,11 @@ struct Prepared {
 }
 
 async fn prepared(args: &Args) -> Result<Prepared, String> {
-    let cases = select(
-        gauntlet_suites::cases::all(),
-        &args.cases,
-        args.profile.map(Into::into),
-        args.shard,
-    )?;
+    let cases = args.selection.cases(args.shard)?;
     if cases.is_empty() {
-        return Err("no case is left to run; `gauntlet list` shows all".into());
+        return Err(
+            "no case has this profile, id and shard together; `gauntlet list` shows all".into(),
+        );
     }
     let choice: Choice = args.database.parse().map_err(|error| format!("{error}"))?;
     let require: Require = match args.require.as_deref() {
@@ -202,12 +217,14 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
 }
 
 fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
-    let gauntlet =
-        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let gauntlet = std::env::current_exe().map_err(|error| {
+        format!("cannot find the path of this program: {error}; start it by its path")
+    })?;
     let is_url = args.target.contains("://");
     if args.manifest.is_some() && !is_url {
         return Err(format!(
-            "--manifest belongs to a URL; {} is described by its own file",
+            "--manifest describes a gateway at a URL, and {} has a target file of its own; leave \
+             --manifest out, or give the URL with --target",
             args.target
         ));
     }
@@ -223,7 +240,7 @@ fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
 }
 
 impl Prepared {
-    async fn run(self, args: Args) -> Result<ExitCode, CommandError> {
+    async fn run(self, args: &Args) -> Result<ExitCode, CommandError> {
         let began = Instant::now();
         let started_at = jiff::Timestamp::now();
         let jobs = args
@@ -263,8 +280,8 @@ impl Prepared {
             duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             target,
             database,
-            command: command(&args),
-            selection: selection(&args),
+            command: command(args),
+            selection: selection(args),
             strict: args.strict,
             broken: result.broken,
             outcomes: result.outcomes,
@@ -276,11 +293,11 @@ impl Prepared {
     }
 }
 
-/// Cancels at the first Ctrl-C or SIGTERM; ends the process at the second.
+/// Cancels the run at the first Ctrl-C or SIGTERM, and ends the process at the second.
 async fn cancel_on_signal(stop: CancellationToken) {
     interrupted().await;
     eprintln!(
-        "stopping: everything that was started is ended, what was measured is reported; once more to leave at once"
+        "stopping: the report will hold the verdicts so far; press Ctrl-C again to leave at once"
     );
     stop.cancel();
     interrupted().await;
@@ -310,9 +327,9 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
         };
     };
     let mut why = if resolved.passed_over.is_empty() {
-        "the first that was asked for".to_string()
+        "which was available".to_string()
     } else {
-        format!("because {}", resolved.passed_over.join("; "))
+        format!("because there is {}", resolved.passed_over.join(" and "))
     };
     if let Some(not_run) = resolved.not_run {
         why.push_str(&format!("; not run: {not_run}"));
@@ -323,7 +340,7 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
     }
 }
 
-/// The command that runs it again; never with a password.
+/// Returns the command that examines the same target again, without a password.
 fn command(args: &Args) -> String {
     let mut words = vec![
         "gauntlet run".to_string(),
@@ -345,28 +362,17 @@ fn command(args: &Args) -> String {
     words.join(" ")
 }
 
-/// What was chosen of the cases, as it was written.
+/// Returns the arguments that selected the cases.
 fn selection(args: &Args) -> String {
-    let profile = args.profile.and_then(|profile| {
-        Some(format!(
-            "--profile {}",
-            profile.to_possible_value()?.get_name()
-        ))
-    });
+    let profile = args
+        .selection
+        .profile
+        .map(|profile| format!("--profile {}", profile.name()));
     let shard = args.shard.map(|shard| format!("--shard {shard}"));
     profile
         .into_iter()
         .chain(shard)
-        .chain(args.cases.iter().cloned())
+        .chain(args.selection.ids.iter().cloned())
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// A duration for people.
-pub(super) fn duration(ms: u64) -> String {
-    if ms < 1_000 {
-        format!("{ms} ms")
-    } else {
-        format!("{:.1} s", Duration::from_millis(ms).as_secs_f64())
-    }
 }

@@ -1,32 +1,92 @@
-//! Which cases are meant: ids, areas, a profile, a shard; and what was probably meant instead.
+//! The selection of requirements and cases on the command line: ids, areas, a profile, a shard; and
+//! the nearest known ids for one that is unknown.
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use gauntlet_harness::case::{Case, Profile};
+use gauntlet_suites::catalogue::{self, Requirement};
 
-/// The surface to examine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ProfileArg {
-    /// The OpenAI-compatible surface: any gateway.
-    Llm,
-    /// The orchestrator's API.
-    Query,
-    /// What needs the database.
-    Store,
-    /// Process, health, shutdown.
-    Ops,
+/// Which requirements or cases are meant.
+#[derive(Debug, clap::Args)]
+pub struct Selection {
+    /// Take only requirements of this surface of a gateway
+    #[arg(long, value_name = "PROFILE", value_parser = profiles())]
+    pub profile: Option<Profile>,
+    /// Take only these: an id such as TIME-02, or an area such as TIME
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
 }
 
-impl From<ProfileArg> for Profile {
-    fn from(value: ProfileArg) -> Self {
-        match value {
-            ProfileArg::Llm => Self::Llm,
-            ProfileArg::Query => Self::Query,
-            ProfileArg::Store => Self::Store,
-            ProfileArg::Ops => Self::Ops,
+/// Reads the name of a profile.
+fn profiles() -> impl TypedValueParser<Value = Profile> {
+    let names = Profile::ALL
+        .iter()
+        .map(|profile| PossibleValue::new(profile.name()).help(profile.surface()));
+    PossibleValuesParser::new(names).try_map(|name| {
+        let named = |profile: &&Profile| profile.name() == name;
+        Profile::ALL
+            .iter()
+            .find(named)
+            .copied()
+            .ok_or("the profile is unknown")
+    })
+}
+
+impl Selection {
+    /// Returns the requirements that are meant, in the order of the catalogue.
+    ///
+    /// # Errors
+    /// A sentence that names the unknown id or area, and the nearest known ids.
+    pub fn requirements(&self) -> Result<Vec<&'static Requirement>, String> {
+        for name in &self.ids {
+            if !catalogue::all()
+                .iter()
+                .any(|known| is_meant(known.id, name))
+            {
+                return Err(unknown(name));
+            }
         }
+        Ok(catalogue::all()
+            .iter()
+            .filter(|known| self.takes(known.id, known.profiles))
+            .collect())
+    }
+
+    /// Returns the cases that are meant, in the order of the catalogue; with a shard, its part of
+    /// them.
+    ///
+    /// # Errors
+    /// A sentence that names the unknown id or area and the nearest known ids, or the requirement
+    /// that no case examines.
+    pub fn cases(&self, shard: Option<Shard>) -> Result<Vec<Case>, String> {
+        let all = gauntlet_suites::cases::all();
+        self.requirements()?;
+        for name in &self.ids {
+            if !all.iter().any(|case| is_meant(case.id, name)) {
+                return Err(format!(
+                    "no case examines {name}; `gauntlet explain ID` shows where a requirement is \
+                     proven"
+                ));
+            }
+        }
+        Ok(all
+            .into_iter()
+            .filter(|case| self.takes(case.id, case.profiles))
+            .enumerate()
+            .filter(|(i, _)| shard.is_none_or(|shard| i % shard.of == shard.part - 1))
+            .map(|(_, case)| case)
+            .collect())
+    }
+
+    fn takes(&self, id: &str, profiles: &[Profile]) -> bool {
+        let named = self.ids.is_empty() || self.ids.iter().any(|name| is_meant(id, name));
+        named
+            && self
+                .profile
+                .is_none_or(|profile| profiles.contains(&profile))
     }
 }
 
-/// The k-th of n parts of the cases.
+/// One of several equal parts of the cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     part: usize,
@@ -49,94 +109,42 @@ impl std::str::FromStr for Shard {
         match parsed {
             Some((part, of)) if part >= 1 && part <= of => Ok(Self { part, of }),
             _ => Err(format!(
-                "{text} is not k/n with 1 <= k <= n; write 1/4 for the first of four parts"
+                "{text} is not K/N with 1 <= K <= N; write 1/4 for the first of four parts"
             )),
         }
     }
 }
 
-/// The cases that `wanted` names (an id, or an area such as `TIME`), all if it is empty; of that profile; of that shard.
-///
-/// # Errors
-/// A sentence that names the unknown id and the nearest known ones.
-pub fn select(
-    all: Vec<Case>,
-    wanted: &[String],
-    profile: Option<Profile>,
-    shard: Option<Shard>,
-) -> Result<Vec<Case>, String> {
-    for name in wanted {
-        if !all.iter().any(|case| is_meant(case, name)) {
-            return Err(unknown(&all, name));
-        }
-    }
-    let chosen = all
-        .into_iter()
-        .filter(|case| wanted.is_empty() || wanted.iter().any(|name| is_meant(case, name)));
-    let chosen =
-        chosen.filter(|case| profile.is_none_or(|profile| case.profiles.contains(&profile)));
-    Ok(chosen
-        .enumerate()
-        .filter(|(i, _)| shard.is_none_or(|shard| i % shard.of == shard.part - 1))
-        .map(|(_, case)| case)
-        .collect())
-}
-
-/// The sentence for an id that no case has.
-pub fn unknown(all: &[Case], name: &str) -> String {
-    let mut ids: Vec<(usize, &str)> = all
+/// Returns the sentence for an id that the catalogue does not have.
+pub fn unknown(name: &str) -> String {
+    let mut ids: Vec<(usize, &str)> = catalogue::all()
         .iter()
-        .map(|case| {
-            (
-                distance(&case.id.to_lowercase(), &name.to_lowercase()),
-                case.id,
-            )
+        .map(|known| {
+            let name = name.to_uppercase();
+            (strsim::damerau_levenshtein(known.id, &name), known.id)
         })
         .collect();
     ids.sort();
     let nearest: Vec<&str> = ids.iter().take(3).map(|(_, id)| *id).collect();
     format!(
-        "no case is called {name}; the nearest are {}; `gauntlet list` shows all",
+        "the catalogue has no requirement {name}; the nearest known ids are {}; `gauntlet list` \
+         shows all",
         nearest.join(", ")
     )
 }
 
-fn is_meant(case: &Case, name: &str) -> bool {
-    case.id.eq_ignore_ascii_case(name)
-        || case
-            .id
+fn is_meant(id: &str, name: &str) -> bool {
+    id.eq_ignore_ascii_case(name)
+        || id
             .split('-')
             .next()
             .is_some_and(|area| area.eq_ignore_ascii_case(name))
-}
-
-/// Levenshtein's distance.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, a) in left.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, b) in right.iter().enumerate() {
-            let best = (diagonal + usize::from(a != *b))
-                .min(row[j] + 1)
-                .min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], best);
-        }
-    }
-    row[right.len()]
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn distances_are_those_of_the_literature() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-    }
 
     #[test]
     fn a_shard_out_of_range_is_refused() {

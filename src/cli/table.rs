@@ -1,18 +1,17 @@
-//! The live table of a run: a header, one line a finished case, a summary. Plain lines where no terminal reads.
+//! The live table of a run: a header, one line for each finished case, and a summary. Without a
+//! terminal it prints plain lines.
 
 use std::path::Path;
 use std::time::Duration;
 
 use console::{Style, style};
 use gauntlet_harness::case::Level;
-use gauntlet_harness::report::{DatabaseRecord, RunRecord, TargetRecord, cases};
+use gauntlet_harness::report::{DatabaseRecord, RunRecord, TargetRecord, cases, duration};
 use gauntlet_harness::runner::{Outcome, Progress};
 use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::run::duration;
-
-/// Where a run is shown.
+/// The table of one run.
 pub struct Table {
     bar: ProgressBar,
     is_terminal: bool,
@@ -53,10 +52,13 @@ impl Table {
             database.why
         );
         say!(
-            "  {}     on 127.0.0.1, for each case its own, faults by the wire",
+            "  {}     on 127.0.0.1; each case has its own, with exact faults",
             dim.apply_to("stubs")
         );
-        say!("  {}     {cases}, {jobs} at once\n", dim.apply_to("cases"));
+        say!(
+            "  {}     {cases}, up to {jobs} at the same time\n",
+            dim.apply_to("cases")
+        );
         let bar = ProgressBar::with_draw_target(
             Some(u64::try_from(cases).unwrap_or(u64::MAX)),
             if is_terminal {
@@ -81,7 +83,7 @@ impl Table {
         }
     }
 
-    /// Shows what has happened.
+    /// Shows the progress of the run.
     pub fn show(&self, progress: Progress<'_>) {
         let mut running = self
             .running
@@ -98,7 +100,7 @@ impl Table {
         self.bar.set_message(running.join(" "));
     }
 
-    /// Prints the summary; `page` is the report, if it could be written.
+    /// Prints the summary. `page` is the path of the report, if it could be written.
     pub fn finish(&self, record: &RunRecord, page: Option<&Path>) {
         self.bar.finish_and_clear();
         let summary = record.summary();
@@ -129,31 +131,21 @@ impl Table {
         if let Some(broken) = &record.broken {
             say!(
                 "\n{} {broken}",
-                style("The run did not come to its end:").red().bold()
+                style("The run could not be finished:").red().bold()
             );
         }
         if let Some(page) = page {
             say!("\nReport: {}", page.display());
         }
-        let (meaning, colour) = match record.exit_code() {
-            0 if summary.passed + summary.warned + summary.flaky == 0 => {
-                ("nothing was examined", Style::new().yellow())
-            }
-            0 => ("every MUST that was examined holds", Style::new().green()),
-            1 => (
-                if summary.failed > 0 {
-                    "a MUST does not hold"
-                } else {
-                    "strict: a SHOULD does not hold, or a case is flaky"
-                },
-                Style::new().red(),
-            ),
-            _ => ("the run itself failed", Style::new().red()),
+        let colour = match record.exit_code() {
+            0 if summary.passed + summary.warned + summary.flaky == 0 => Style::new().yellow(),
+            0 => Style::new().green(),
+            _ => Style::new().red(),
         };
         say!(
             "Exit code {}: {}",
             record.exit_code(),
-            colour.apply_to(meaning)
+            colour.apply_to(record.meaning())
         );
     }
 
@@ -224,7 +216,7 @@ impl Table {
     }
 }
 
-/// How a verdict looks.
+/// The colour and the sign of a verdict.
 fn look(word: &str) -> (Style, &'static str) {
     match word {
         "passed" => (Style::new().green(), "✓"),

@@ -75,7 +75,7 @@ pub fn report(
     let file = folder.join("schedule.json");
     std::fs::write(&file, &json)?;
     let text = format!(
-        "{why}\n\nthe smallest schedule that shows it:\n{json}\n\nwritten to {0}; play it over real sockets with\n    gauntlet run --plan {0}\n",
+        "{why}\n\nthe smallest schedule that shows it:\n{json}\n\nwritten to {0}; play it over real sockets with\n    gauntlet run --schedule {0}\n",
         file.display()
     );
     Ok((file, text))
