@@ -1,5 +1,5 @@
-//! `gauntlet run`, `list`, `explain` and `report` as people use them. Bad input gets one sentence and
-//! exit code 2.
+//! `gauntlet run`, `list`, `explain` and `report` as people use them. Bad input gets one sentence
+//! and exit code 2.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader};
@@ -38,8 +38,8 @@ fn answer(output: Output) -> Answer {
     }
 }
 
-/// Asserts that the command is refused: stderr holds all of `words`, the exit code is 2, and nothing
-/// panics.
+/// Asserts that the command is refused: stderr holds all of `words`, the exit code is 2, and
+/// nothing panics.
 fn refuses(folder: &Path, arguments: &[&str], words: &[&str]) {
     let answer = gauntlet(folder, arguments);
     assert_eq!(

@@ -1,4 +1,5 @@
-//! The databases of cases: each way to one is tried, each fault is seen by a client that is not the harness.
+//! The databases of cases: every source of a database is tried, and a client outside of the harness
+//! meets every fault.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -13,7 +14,7 @@ use gauntlet_harness::wire::postgres::{AtStatement, DatabaseWire};
 use rstest::rstest;
 use sqlx::{Connection, PgConnection};
 
-/// `None`, with the reason printed, where there is none on this machine.
+/// Returns the database, or prints the reason if this machine has none of that kind.
 async fn resolve(choice: Choice) -> Option<Resolved> {
     let required = Require::from_env().unwrap();
     match Database::resolve(&choice, Require::Nothing).await {
@@ -50,7 +51,7 @@ async fn schema(url: String) -> Result<(), String> {
         .execute(&mut connection)
         .await
         .map_err(|e| e.to_string())?;
-    // stays open on purpose: the template must be had all the same
+    // it stays open: the template must be usable nevertheless
     std::mem::forget(connection);
     Ok(())
 }
@@ -60,7 +61,7 @@ async fn schema(url: String) -> Result<(), String> {
 #[case::local(Choice::Local)]
 #[case::sqlite(Choice::Sqlite)]
 #[tokio::test]
-async fn cases_get_databases_of_their_own_from_one_template(#[case] choice: Choice) {
+async fn each_case_gets_a_clone_of_one_template(#[case] choice: Choice) {
     let Some(resolved) = resolve(choice).await else {
         return;
     };
@@ -79,7 +80,7 @@ async fn cases_get_databases_of_their_own_from_one_template(#[case] choice: Choi
         .case_database("DATA-01", Some(&template))
         .await
         .unwrap();
-    // a fact for people, not an assertion: machines differ
+    // printed for people, and not asserted, because machines differ
     println!("a clone took {:?}", start.elapsed());
     assert_ne!(first.url(), second.url());
     for case in [&first, &second] {
@@ -154,7 +155,7 @@ async fn faults(case: &CaseDatabase) {
     let (mut client, answer) = waiting.await.unwrap();
     assert_eq!(answer, "");
 
-    // the lock is the harness's own, and stays
+    // the lock belongs to a session of the harness, which is not ended
     let held = case.lock("things").await.unwrap();
     assert_eq!(case.terminate_backends().await.unwrap(), 1);
     held.release().await.unwrap();
@@ -173,7 +174,7 @@ async fn faults(case: &CaseDatabase) {
     assert_eq!(insert(&mut client).await, "");
 }
 
-/// Statements that were prepared before are seen by the wire, and faults find them, when they are executed.
+/// The wire sees a prepared statement when it is executed, and faults apply to it then.
 async fn prepared(case: &CaseDatabase) {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
@@ -216,7 +217,7 @@ async fn prepared(case: &CaseDatabase) {
     );
 }
 
-/// The SQLSTATE of an insert; empty when it succeeds.
+/// Returns the SQLSTATE of an insert, or an empty text if it succeeds.
 async fn insert(client: &mut PgConnection) -> String {
     code(
         sqlx::query("INSERT INTO things SELECT max(id) + 1 FROM things")
@@ -239,7 +240,7 @@ fn code(error: Option<sqlx::Error>) -> String {
 }
 
 #[tokio::test]
-async fn what_is_required_and_missing_is_an_error() {
+async fn a_required_database_that_is_missing_is_an_error() {
     let error = Database::resolve(
         &Choice::Url("postgres://u:secret@127.0.0.1:9/d".into()),
         Require::Docker,
@@ -259,7 +260,7 @@ async fn what_is_required_and_missing_is_an_error() {
 }
 
 #[test]
-fn a_wrong_choice_is_named_without_its_login() {
+fn a_wrong_choice_is_quoted_without_its_login() {
     for (value, named) in [
         ("mysql", "`mysql`"),
         (

@@ -1,4 +1,5 @@
-//! The wire in front of a database, against a server that answers every message with its length: each fault is really there.
+//! The wire in front of a database, in front of a server that answers each message with as many
+//! bytes as the message has: the peer of the wire really meets each fault.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::ErrorKind;
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 
 struct Bench {
     wire: DatabaseWire,
-    /// What the server got, connection by connection.
+    /// The bytes that the server received, connection by connection.
     received: Received,
     tape: Tape,
     gates: Gates,
@@ -22,7 +23,7 @@ struct Bench {
 
 type Received = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// A server that answers whatever it reads with as many `r`.
+/// Starts a server that answers what it reads with as many `r`, and a wire in front of it.
 async fn bench() -> Bench {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap().to_string();
@@ -73,7 +74,7 @@ fn query(text: &str) -> Vec<u8> {
 }
 
 impl Bench {
-    /// A connection that has been started.
+    /// Opens a connection and sends its start-up message.
     async fn connect(&self) -> TcpStream {
         let mut stream = TcpStream::connect(self.wire.addr()).await.unwrap();
         stream
@@ -90,7 +91,7 @@ impl Bench {
         replies(stream, bytes.len()).await;
     }
 
-    /// Whether the database got the statement.
+    /// Returns whether the server received the statement.
     fn received(&self, text: &str) -> bool {
         let statement = query(text);
         self.received.lock().unwrap().iter().any(|bytes| {
@@ -116,7 +117,7 @@ async fn replies(stream: &mut TcpStream, count: usize) {
     assert!(bytes.iter().all(|byte| *byte == b'r'));
 }
 
-/// How many bytes came until the end, and whether the end was a reset.
+/// Reads to the end of the connection; returns the number of bytes, and the error of the end.
 async fn end(stream: &mut TcpStream) -> (usize, Option<ErrorKind>) {
     let mut bytes = Vec::new();
     let end = guard(
@@ -139,7 +140,7 @@ async fn statements_are_relayed_and_noted() {
 }
 
 #[tokio::test]
-async fn refused_reset_and_back() {
+async fn connections_are_refused_and_reset_until_the_wire_resumes() {
     let bench = bench().await;
     let mut stream = bench.connect().await;
     bench.wire.refuse().await.unwrap();
@@ -166,7 +167,7 @@ async fn refused_reset_and_back() {
     assert_eq!(bench.wire.connections(), 0);
 }
 
-/// What `reset` promises is a fact when it returns, not a little later.
+/// When `reset` returns, its effect has happened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_is_reset_before_reset_returns() {
     use std::io::Read;
@@ -182,7 +183,7 @@ async fn a_connection_is_reset_before_reset_returns() {
 }
 
 #[tokio::test]
-async fn a_stall_keeps_everything_until_it_is_over() {
+async fn a_stall_holds_everything_until_the_wire_resumes() {
     let bench = bench().await;
     let mut stream = bench.connect().await;
     bench.wire.stall();
@@ -210,7 +211,7 @@ async fn a_stall_keeps_everything_until_it_is_over() {
 }
 
 #[tokio::test]
-async fn cut_after_so_many_bytes() {
+async fn a_connection_is_cut_after_a_number_of_bytes() {
     let bench = bench().await;
     let mut stream = bench.connect().await;
     bench.wire.cut_after(5);
@@ -291,7 +292,7 @@ async fn a_gate_that_opens_while_everything_stalls_lets_nothing_through() {
     bench.wire.held("g").await.unwrap();
     bench.wire.stall();
     bench.gates.gate("g").open();
-    // on one thread every task has had its turn
+    // on one thread, every other task has run by now
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
@@ -302,7 +303,7 @@ async fn a_gate_that_opens_while_everything_stalls_lets_nothing_through() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_takes_its_held_statement_with_it() {
+async fn a_held_statement_is_dropped_when_its_client_leaves() {
     let bench = bench().await;
     let mut held = bench.connect().await;
     bench

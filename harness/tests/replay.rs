@@ -1,4 +1,5 @@
-//! A schedule replayed against a gateway that passes everything on, and is therefore wrong in known ways.
+//! A schedule is played against a gateway that passes everything on, and is therefore wrong in
+//! known ways.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use gauntlet_harness::subject::{
 };
 use serde_json::json;
 
-/// The first provider itself, called a gateway.
+/// The first provider itself, taken for a gateway.
 struct PassesOn(Manifest);
 
 #[async_trait]
@@ -76,7 +77,7 @@ async fn a_good_answer_passed_on_breaks_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_judged_as_one() {
+async fn an_answer_without_an_end_is_a_violation() {
     let replay = played(json!({"drip_forever": {"every_ms": 1}})).await;
     assert!(
         broken(&replay).contains(&Invariant::OneEnd),

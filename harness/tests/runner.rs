@@ -1,4 +1,5 @@
-//! The runner judges: what each way of ending comes to, what is repeated, what ends a run.
+//! The verdicts of the runner: for each way in which a case may end, what is repeated, and what
+//! ends a run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ use gauntlet_harness::subject::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A target that starts nothing and remembers what it was given.
+/// A target that starts nothing and keeps the deployments that it was given.
 struct Remembering {
     manifest: Manifest,
     shared: bool,
@@ -28,7 +29,7 @@ struct Remembering {
     deployments: Mutex<Vec<Deployment>>,
 }
 
-/// A process whose sockets are closed already, and whose end is known a moment later.
+/// A process whose sockets are closed, and whose end is known 60 ms later.
 struct Dying;
 
 #[async_trait]
@@ -184,7 +185,7 @@ async fn a_case_that_fails_and_then_passes_is_flaky_with_the_first_failure() {
 }
 
 #[tokio::test]
-async fn a_panic_is_the_harness_and_is_not_repeated() {
+async fn a_panic_is_a_failure_of_the_harness_and_is_not_repeated() {
     fn panics(_: &Ctx) -> BoxFuture<'_, CaseResult> {
         async { panic!("a hole in the case") }.boxed()
     }
@@ -217,7 +218,7 @@ async fn a_request_that_no_stub_answers_fails_a_case_that_passed() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_named_and_never_passed() {
+async fn a_case_without_its_capability_or_database_is_never_passed() {
     let without_tools = one(Case {
         needs: &[Capability::Chat, Capability::Tools],
         ..case("A-01", passes)
@@ -241,7 +242,7 @@ async fn what_is_missing_is_named_and_never_passed() {
 }
 
 #[tokio::test]
-async fn a_target_that_does_not_start_breaks_the_run_and_judges_nobody() {
+async fn a_target_that_does_not_start_ends_the_run_without_a_verdict() {
     let target = Arc::new(Remembering {
         starts: false,
         ..Remembering::new()
@@ -285,7 +286,7 @@ async fn a_case_that_fails_because_its_gateway_crashed_is_no_verdict_on_the_requ
 }
 
 #[tokio::test]
-async fn fail_fast_leaves_the_rest_and_does_not_break_the_run() {
+async fn fail_fast_leaves_the_rest_and_is_no_failure_of_the_run() {
     let cases = vec![case("A-01", fails), case("A-02", passes)];
     let result = run_on(&Arc::new(Remembering::new()), cases, |run| {
         run.fail_fast = true
@@ -300,7 +301,7 @@ async fn fail_fast_leaves_the_rest_and_does_not_break_the_run() {
 }
 
 #[tokio::test]
-async fn an_interrupted_run_keeps_what_was_measured() {
+async fn an_interrupted_run_keeps_its_verdicts() {
     fn waits(_: &Ctx) -> BoxFuture<'_, CaseResult> {
         std::future::pending().boxed()
     }

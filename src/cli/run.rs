@@ -323,11 +323,11 @@ fn described(database: Option<&Resolved>) -> DatabaseRecord {
     let Some(resolved) = database else {
         return DatabaseRecord {
             kind: "none".into(),
-            why: "no case of this run needs one".into(),
+            why: "because no case of this run needs one".into(),
         };
     };
     let mut why = if resolved.passed_over.is_empty() {
-        "which was available".to_string()
+        "the first choice".to_string()
     } else {
         format!("because there is {}", resolved.passed_over.join(" and "))
     };

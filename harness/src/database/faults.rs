@@ -14,21 +14,21 @@ use crate::gate::{self, hang_guard, pace};
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A lock on a table, held by a session of the harness. Dropping it releases the lock.
-pub struct Held {
+pub struct TableLock {
     connection: PgConnection,
     table: String,
     tape: Option<crate::tape::Tape>,
 }
 
-impl std::fmt::Debug for Held {
+impl std::fmt::Debug for TableLock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Held")
+        f.debug_struct("TableLock")
             .field("table", &self.table)
             .finish_non_exhaustive()
     }
 }
 
-impl Held {
+impl TableLock {
     /// Releases the lock. When this returns, waiting statements go on.
     ///
     /// # Errors
@@ -176,7 +176,7 @@ impl CaseDatabase {
     ///
     /// # Errors
     /// See [`Self::terminate_backends`].
-    pub async fn lock(&self, table: &str) -> Result<Held, DatabaseError> {
+    pub async fn lock(&self, table: &str) -> Result<TableLock, DatabaseError> {
         let mut connection = self.server("lock a table")?.admin_of(self.name()).await?;
         execute(&mut connection, "begin a transaction", "BEGIN".into()).await?;
         execute(
@@ -186,7 +186,7 @@ impl CaseDatabase {
         )
         .await?;
         self.note(format!("the table {table} is locked"));
-        Ok(Held {
+        Ok(TableLock {
             connection,
             table: table.to_owned(),
             tape: self.tape.clone(),

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
 pub use case::{CaseDatabase, End};
-pub use faults::Held;
+pub use faults::TableLock;
 
 use crate::verdict::Failure;
 use postgres::Postgres;
