@@ -57,7 +57,7 @@ pub struct Args {
     /// Examine this gateway: bundled, litellm, a target file, or the URL of one that runs already
     #[arg(long, value_name = "TARGET", default_value = "bundled")]
     target: String,
-    /// Read from this target file, which has no [start], what the gateway at the URL can do
+    /// Describe the gateway at the URL by this target file, which has no [start]
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     /// Take the databases of cases from: auto (Docker, then Postgres on this machine, then SQLite),
