@@ -27,7 +27,7 @@ pub(super) fn words(entry: &Entry) -> String {
         Side::Target => "gateway".to_string(),
     };
     let what = match &entry.event {
-        Event::ClientSent { method, path } => format!("asks {method} {path}"),
+        Event::ClientSent { method, path } => format!("sends {method} {path}"),
         Event::ClientStatus { status } => format!("receives status {status}"),
         Event::ClientChunk { n, text } => format!("receives chunk {n}: {text:?}"),
         Event::ClientAnswered { status } => {
