@@ -36,6 +36,6 @@ pub struct ProtocolSettings {
     pub name: &'static str,
     /// The base URL of a provider that writes none.
     pub default_base_url: &'static str,
-    /// One sentence for `--print-config`, with its full stop.
+    /// The servers that speak it, for `--print-config`: a phrase without a full stop.
     pub description: &'static str,
 }

@@ -53,7 +53,7 @@ pub(super) fn row(
         for row in rows {
             let (name, url) = (row.name, row.default_base_url);
             text += &format!(
-                "# {name:?}: {}\n#   Its base_url is {url} by default.\n",
+                "# {name:?}: {}.\n#   Its base_url is {url} by default.\n",
                 row.description
             );
         }

@@ -111,7 +111,6 @@ macro_rules! settings {
         }
         impl Settings for $name {
             const ABOUT: &'static [&'static str] = &[$($about),+];
-            #[allow(unused_variables)]
             fn entries(kinds: &super::kinds::Kinds) -> Vec<super::schema::Entry> {
                 use super::schema::{Entry, Node};
                 vec![

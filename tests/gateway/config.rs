@@ -401,7 +401,7 @@ fn a_new_kind_needs_nothing_but_its_row() {
         protocols: &[ProtocolSettings {
             name: "anthropic",
             default_base_url: "https://api.anthropic.com",
-            description: "Anthropic's messages.",
+            description: "Anthropic's messages",
         }],
     };
     let load = |text: &str| Loaded::with_kinds(text, "gauntlet.toml", &[], &KINDS);
