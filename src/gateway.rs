@@ -53,8 +53,8 @@ pub enum StartError {
     },
 }
 
-/// A gateway that serves requests. [`RunningGateway::drain`] stops it in order; dropping it stops it
-/// at once, with requests in flight.
+/// A gateway that serves requests. [`RunningGateway::drain`] stops it in order; dropping it stops
+/// it at once, with requests in flight.
 pub struct RunningGateway {
     /// The address on which the gateway listens.
     pub addr: SocketAddr,
@@ -72,8 +72,8 @@ impl Gateway {
     /// or dropped.
     ///
     /// # Errors
-    /// [`StartError`] where the listener cannot be bound or the store cannot be opened. Nothing is left
-    /// running.
+    /// [`StartError`] where the listener cannot be bound or the store cannot be opened. Nothing is
+    /// left running.
     ///
     /// Cancel safe: a dropped call leaves nothing running either.
     pub async fn start(config: Config) -> Result<RunningGateway, StartError> {
@@ -88,8 +88,8 @@ impl Gateway {
     /// Starts a gateway over a store that is open already.
     ///
     /// # Errors
-    /// [`StartError`] where the listener cannot be bound, or the store does not answer whether it holds
-    /// keys.
+    /// [`StartError`] where the listener cannot be bound, or the store does not answer whether it
+    /// holds keys.
     pub async fn start_with(
         config: Config,
         store: Arc<dyn Store>,
@@ -152,9 +152,9 @@ impl Gateway {
 }
 
 impl RunningGateway {
-    /// Stops the gateway in order. Readiness becomes false, new work is refused, and requests in flight
-    /// end. Those that are left after `server.drain_ms` are cut with an error that says so. Health
-    /// routes answer until the end.
+    /// Stops the gateway in order. Readiness becomes false, new work is refused, and requests in
+    /// flight end. Those that are left after `server.drain_ms` are cut with an error that says so.
+    /// Health routes answer until the end.
     ///
     /// Not cancel safe: dropping the call stops the gateway at once.
     pub async fn drain(mut self) {
@@ -177,8 +177,8 @@ impl RunningGateway {
         self.tasks.close();
         // a client that reads nothing must not delay the end
         let _ = timeout(LAST_BYTES, self.tasks.wait()).await;
-        // queries that were cancelled by the cut are still being recorded; the store's timeouts bound
-        // each record
+        // queries that were cancelled by the cut are still being recorded; the store's timeouts
+        // bound each record
         self.app.orchestrator.drained().await;
         self.app.store.close().await;
     }

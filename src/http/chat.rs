@@ -21,8 +21,8 @@ const MODEL: HeaderName = HeaderName::from_static("x-gauntlet-model");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-gauntlet-attempts");
 const FALLBACKS: HeaderName = HeaderName::from_static("x-gauntlet-fallbacks");
 
-/// A chat request in the shape of OpenAI's API. Further members are forwarded to the provider as they
-/// are.
+/// A chat request in the shape of OpenAI's API. Further members are forwarded to the provider as
+/// they are.
 #[derive(Deserialize, ToSchema)]
 #[allow(dead_code, reason = "only its OpenAPI description is used")]
 pub(super) struct ChatCompletionRequest {

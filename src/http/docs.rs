@@ -1,5 +1,5 @@
-//! `GET /docs`: the OpenAPI document, and a page that shows it. The page loads nothing from any other
-//! host.
+//! `GET /docs`: the OpenAPI document, and a page that shows it. The page loads nothing from any
+//! other host.
 
 use axum::Extension;
 use axum::response::{Html, IntoResponse, Response};

@@ -127,7 +127,8 @@ pub(super) async fn one(
     Ok(axum::Json(response_body(document)).into_response())
 }
 
-/// Deletes a document. Queries no longer find it; the records of earlier queries keep what they cited.
+/// Deletes a document. Queries no longer find it; the records of earlier queries keep what they
+/// cited.
 #[utoipa::path(
     delete,
     path = "/api/v1/documents/{id}",

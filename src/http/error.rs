@@ -1,6 +1,6 @@
 //! The one table from error to response. Every failure that a client can see passes through
-//! [`ApiError::problem`], a total function, and a snapshot (ERR-01) holds all of it. No message shows
-//! a secret, a database's own words, or the text of a panic.
+//! [`ApiError::problem`], a total function, and a snapshot (ERR-01) holds all of it. No message
+//! shows a secret, a database's own words, or the text of a panic.
 //!
 //! A message is a sentence that names the subject and the value and ends with what to do.
 
@@ -121,8 +121,8 @@ pub(super) enum KeyErrors {
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only its OpenAPI description is used")]
 pub(super) enum BodyErrors {
-    /// The request is invalid. `error.param` names the member that is wrong, and `error.message` says
-    /// what to send instead.
+    /// The request is invalid. `error.param` names the member that is wrong, and `error.message`
+    /// says what to send instead.
     #[response(status = 400)]
     Invalid(Envelope),
     /// The request body was not complete within `server.body_timeout_ms`.
@@ -598,7 +598,7 @@ fn store(error: &StoreError) -> Problem {
         StoreError::Timeout(time) => unavailable(
             "store_timeout",
             format!(
-                "The database did not answer within {} ms: try again soon.",
+                "The database gave no answer within {} ms: try again soon.",
                 time.as_millis()
             ),
         ),

@@ -1,6 +1,7 @@
-//! `/health`: whether the process lives, whether it can take work, and the state of each dependency.
-//! All dependencies are probed at the same time, each with a timeout. The result of a probe is reused
-//! for `server.health_cache_ms`, so that many health calls cost each dependency one probe.
+//! `/health`: whether the process lives, whether it can take work, and the state of each
+//! dependency. All dependencies are probed at the same time, each with a timeout. The result of a
+//! probe is reused for `server.health_cache_ms`, so that many health calls cost each dependency one
+//! probe.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,8 @@ use crate::resilience::breaker::BreakerState;
 use crate::server::Ingress;
 use crate::store::StoreHealth;
 
-/// The probes of every dependency, and what else the health documents show. Clones share the probes.
+/// The probes of every dependency, and what else the health documents show. Clones share the
+/// probes.
 #[derive(Clone)]
 pub(super) struct Health {
     store: Arc<Probe>,
@@ -62,8 +64,8 @@ struct BreakerEntry {
 /// The detailed health document.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Report {
-    /// `ok`; `degraded` where a provider is down or a breaker is not closed; `unavailable` where the
-    /// gateway takes no work or cannot record any.
+    /// `ok`; `degraded` where a provider is down or a breaker is not closed; `unavailable` where
+    /// the gateway takes no work or cannot record any.
     status: &'static str,
     /// The gateway's version.
     version: &'static str,
@@ -219,8 +221,8 @@ impl Health {
     }
 }
 
-/// Probes one dependency. At most one probe is under way at a time, and its result is reused while it
-/// is fresh.
+/// Probes one dependency. At most one probe is under way at a time, and its result is reused while
+/// it is fresh.
 struct Probe {
     name: String,
     kind: &'static str,
@@ -324,7 +326,7 @@ fn store_reason(error: &crate::store::StoreError) -> String {
     match error {
         E::Unavailable(_) => "it cannot be reached",
         E::PoolExhausted(_) => "no connection became free in time",
-        E::Timeout(_) => "it did not answer in time",
+        E::Timeout(_) => "it gave no answer in time",
         E::NotWritable(_) => "it takes no writes",
         E::Rejected(_) | E::Failed(_) => "it failed",
     }

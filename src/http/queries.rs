@@ -66,8 +66,8 @@ pub(super) struct QueryPage {
 }
 
 /// Answers a question. Several agents work on it together until the deadline. The status is 200
-/// whenever there is an answer, and `degraded` lists what it lacks; it is 503, with the query beside
-/// the error, where there is none.
+/// whenever there is an answer, and `degraded` lists what it lacks; it is 503, with the query
+/// beside the error, where there is none.
 #[utoipa::path(
     post,
     path = "/api/v1/queries",

@@ -20,6 +20,7 @@ use super::docs::ServedDocument;
 use super::error::{ApiError, Envelope, panicked};
 use super::state::AppState;
 use super::{chat, docs, documents, health, metrics, models, queries};
+use crate::server::Ingress;
 use crate::server::middleware::{NewRequestId, admit, authenticate, observe, request_id};
 
 /// Builds the whole service.
@@ -50,14 +51,7 @@ pub fn routes(app: AppState) -> Router {
         .merge(reading)
         .merge(operation)
         .split_for_parts();
-    let surrounding = ServiceBuilder::new()
-        .layer(map_request(request_id))
-        .layer(SetRequestIdLayer::x_request_id(NewRequestId))
-        .layer(PropagateRequestIdLayer::x_request_id())
-        .layer(from_fn_with_state(ingress, observe))
-        .layer(Extension(ServedDocument::new(in_openapi(document))))
-        .layer(CatchPanicLayer::custom(panicked));
-    router
+    let router = router
         .fallback(async |request: Request| ApiError::Route {
             method: request.method().clone(),
             path: request.uri().path().into(),
@@ -66,8 +60,19 @@ pub fn routes(app: AppState) -> Router {
             method: request.method().clone(),
             path: request.uri().path().into(),
         })
-        .layer(surrounding)
-        .with_state(app)
+        .layer(Extension(ServedDocument::new(in_openapi(document))));
+    surround(router, ingress).with_state(app)
+}
+
+/// Adds the layers that every request passes through, the outermost first.
+fn surround<S: Clone + Send + Sync + 'static>(router: Router<S>, ingress: Ingress) -> Router<S> {
+    let layers = ServiceBuilder::new()
+        .layer(map_request(request_id))
+        .layer(SetRequestIdLayer::x_request_id(NewRequestId))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(from_fn_with_state(ingress, observe))
+        .layer(CatchPanicLayer::custom(panicked));
+    router.layer(layers)
 }
 
 /// What the OpenAPI document says besides the routes.
@@ -120,4 +125,54 @@ fn in_openapi(mut document: OpenApiDocument) -> OpenApiDocument {
         .map(|(path, item)| (path.replace("{*", "{"), item))
         .collect();
     document
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::{Body, to_bytes};
+    use axum::routing::get;
+    use http::StatusCode;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::server::{Admission, Keys, Shutdown};
+    use crate::telemetry::Metrics;
+
+    async fn ingress() -> Ingress {
+        let memory = "[store]\nurl = \"sqlite::memory:\"\n";
+        let config = Config::from_toml(memory).unwrap();
+        let store = crate::store::open(&config.store).await.unwrap();
+        Ingress {
+            keys: Arc::new(Keys::new(&config.auth, false, store)),
+            admission: Admission::new(1),
+            shutdown: Shutdown::default(),
+            metrics: Arc::new(Metrics::default()),
+        }
+    }
+
+    async fn panics() -> &'static str {
+        panic!("canary")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_in_the_envelope_without_its_text() {
+        let ingress = ingress().await;
+        let router = surround(Router::new().route("/", get(panics)), ingress.clone());
+        let request = Request::builder().uri("/").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let id = response.headers().get("x-request-id").unwrap();
+        assert_eq!(id.len(), 32);
+        let body = to_bytes(response.into_body(), 10_000).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(text.contains("internal_error"), "{text}");
+        assert!(!text.contains("canary"), "{text}");
+        let counted = r#"gauntlet_requests_total{route="/",status="500"} 1"#;
+        let metrics = ingress.metrics.render();
+        assert!(metrics.contains(counted), "{metrics}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Bounds the number of requests in flight by permits. A request that finds no free permit is
-//! refused at once; none waits for one. A permit is held until the client has taken the last byte
-//! of the response, or has left. Requests that only read need no permit, but a draining gateway
-//! waits for them as well.
+//! refused at once; none waits for one. A permit is held until the connection has taken the last
+//! frame of the response, or the client has left. Requests that only read need no permit, but a
+//! draining gateway waits for them as well.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

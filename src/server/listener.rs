@@ -1,6 +1,6 @@
 //! The listener and its connections. Small writes are sent at once (TCP_NODELAY), a client that is
-//! slow to send its headers is disconnected, and a refused body does not cost the client its answer.
-//! Every connection is a task that the gateway waits for.
+//! slow to send its headers is disconnected, and a refused body does not cost the client its
+//! answer. Every connection is a task that the gateway waits for.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -23,8 +23,8 @@ use tower::ServiceExt;
 
 use super::write_timeout::WriteTimeout;
 
-/// The pause after an accept that failed for want of file descriptors: connections that close in the
-/// meantime give some back.
+/// The pause after an accept that failed for want of file descriptors: connections that close in
+/// the meantime give some back.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// The most bytes of a refused body that are still read after the answer. Closing a connection with
 /// unread bytes resets it, and the client may lose the answer (RFC 9112 section 9.6).

@@ -1,8 +1,9 @@
 //! The middleware around the handlers, from the outside in: [`request_id`], [`observe`], and then,
 //! by route, [`authenticate`] or [`admit`]. `http::routes` says which route has which.
 //!
-//! Request ids are tower-http's `SetRequestId` and `PropagateRequestId`. Which ids are acceptable is
-//! our rule, and those layers accept any: [`request_id`] removes an id that breaks the rule first.
+//! Request ids are tower-http's `SetRequestId` and `PropagateRequestId`. Which ids are acceptable
+//! is our rule, and those layers accept any: [`request_id`] removes an id that breaks the rule
+//! first.
 
 use axum::body::Body;
 use axum::extract::{Request, State};

@@ -1,6 +1,6 @@
 //! The two steps of stopping. While the gateway is *draining* it refuses new work, and requests in
-//! flight end by themselves. The *cut* follows at the drain deadline: whatever is left ends at once,
-//! with an error that says why.
+//! flight end by themselves. The *cut* follows at the drain deadline: whatever is left ends at
+//! once, with an error that says why.
 
 use tokio_util::sync::CancellationToken;
 

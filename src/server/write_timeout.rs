@@ -1,6 +1,7 @@
-//! A connection whose writes may not stall. A client that reads next to nothing for the write timeout
-//! is disconnected, and its permit and its provider's connection are released. A single byte is not
-//! progress: a client that reads one now and then would hold its provider beyond every deadline.
+//! A connection whose writes may not stall. A client that reads next to nothing for the write
+//! timeout is disconnected, and its permit and its provider's connection are released. A single
+//! byte is not progress: a client that reads one now and then would hold its provider beyond every
+//! deadline.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,9 +14,9 @@ use tokio::time::{Sleep, sleep};
 /// A client that has taken this many bytes since a write had to wait has made progress.
 const PROGRESS: usize = 64 * 1024;
 
-/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when, for `limit` after a write had to
-/// wait, the peer has taken neither everything nor [`PROGRESS`] bytes. Either of the two ends the
-/// wait. A connection with nothing to write never times out.
+/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when, for `limit` after a write had
+/// to wait, the peer has taken neither everything nor [`PROGRESS`] bytes. Either of the two ends
+/// the wait. A connection with nothing to write never times out.
 pub(super) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
@@ -153,8 +154,8 @@ mod tests {
         );
     }
 
-    /// Writes `bytes` to a peer that takes `at_once` of them just before each limit. Returns when the
-    /// write ended, and how.
+    /// Writes `bytes` to a peer that takes `at_once` of them just before each limit. Returns when
+    /// the write ended, and how.
     async fn to_a_slow_peer(bytes: usize, at_once: usize) -> (Duration, io::Result<()>) {
         let (ours, mut theirs) = duplex(1024);
         let mut ours = WriteTimeout::new(ours, LIMIT);

@@ -1,235 +1,217 @@
-//! Bounds at the door: requests in flight, bodies, slow clients, and requests that are none.
+//! Bounds on what a client may cost: requests in flight, bodies, slow clients, and requests that no
+//! route takes.
 
-use super::client::{Client, ask, get, question};
-use super::gateway::start;
-use super::provider::COMPLETION;
+use gauntlet_harness::client::Client;
+use gauntlet_harness::gate::guard;
+use gauntlet_harness::plan::{Plan, Step};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::support::gateway::{CHAT, TestGateway, code, completion, question, streamed_by};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// Writes the bytes and reads until the gateway closes the connection.
+async fn until_closed(client: &Client, bytes: &[u8]) -> String {
+    let mut stream = client.raw().await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut text = Vec::new();
+    let reading = stream.read_to_end(&mut text);
+    // a reset closes the connection as well
+    let _ = guard("hang.connection", "the end of the connection", reading)
+        .await
+        .unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// The head of a chat request with these further headers, and this much of its body.
+fn chat_bytes(client: &Client, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    client.request_bytes("POST", CHAT, &[&[JSON], headers].concat(), body)
+}
 
 #[tokio::test]
 async fn beyond_the_limit_requests_are_refused_at_once_and_health_still_answers() {
-    let gateway = start("[server]\nmax_in_flight = 1\n").await;
-    let mut first = ask(gateway.address, "plain").await;
-    let held = gateway.provider.next().await;
+    let gateway = TestGateway::start("[server]\nmax_in_flight = 1\n").await;
+    gateway.stub.answers(completion().plan(Plan::held("first")));
+    let first = gateway.client.send_chat(question()).await.unwrap();
+    gateway.stub.held(1).await.unwrap();
 
-    let refused = ask(gateway.address, "plain").await.response().await;
+    let refused = gateway.chat().await;
     assert_eq!(
         (
             refused.status,
-            refused.code().as_str(),
+            code(&refused).as_str(),
             refused.header("retry-after")
         ),
         (503, "too_many_in_flight", Some("1"))
     );
-    assert_eq!(get(gateway.address, "/health/live").await.status, 200);
-    assert_eq!(get(gateway.address, "/v1/models").await.status, 200);
+    assert_eq!(gateway.get("/health/live").await.status, 200);
+    assert_eq!(gateway.get("/v1/models").await.status, 200);
 
-    held.json(200, COMPLETION).await;
-    assert_eq!(first.response().await.status, 200);
-    let mut next = ask(gateway.address, "plain").await;
-    gateway.provider.next().await.json(200, COMPLETION).await;
-    assert_eq!(next.response().await.status, 200);
+    gateway.gates.gate("first").open();
+    assert_eq!(first.reply().await.unwrap().status, 200);
+    assert_eq!(gateway.chat().await.status, 200);
 }
 
 #[tokio::test]
-async fn a_stream_holds_its_place_until_it_ends_or_its_client_leaves() {
-    let gateway = start("[server]\nmax_in_flight = 1\n").await;
-    let mut client = ask(gateway.address, "stream").await;
-    let mut exchange = gateway.provider.next().await;
-    exchange.stream().await;
-    exchange.says("one").await;
-    client.until("one").await;
-    assert_eq!(
-        ask(gateway.address, "plain").await.response().await.status,
-        503
-    );
-    drop(client);
-    exchange.closed().await;
-    let mut next = ask(gateway.address, "plain").await;
-    gateway.provider.next().await.json(200, COMPLETION).await;
-    assert_eq!(next.response().await.status, 200);
+async fn a_stream_holds_its_permit_until_it_ends_or_its_client_leaves() {
+    let gateway = TestGateway::start("[server]\nmax_in_flight = 1\n").await;
+    let plan = Plan::events_then(1, Step::Stall);
+    gateway.stub.answers(streamed_by(&["one", "two"], plan));
+    let mut stream = gateway.client.stream(question()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(gateway.chat().await.status, 503);
+    stream.leave();
+    gateway.stub.peer_closed(1).await.unwrap();
+    gateway.stub.answers(completion());
+    assert_eq!(gateway.chat().await.status, 200);
 }
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_before_it_is_sent() {
-    let gateway = start("[server]\nbody_limit_bytes = 1000\n").await;
-    let mut client = Client::connect(gateway.address).await;
-    client.send("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 1001\r\n\r\n").await;
-    let response = client.response().await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (413, "body_too_large")
+    let gateway = TestGateway::start("[server]\nbody_limit_bytes = 1000\n").await;
+    let bytes = chat_bytes(&gateway.client, &[("content-length", "1001")], b"");
+    let answer = until_closed(&gateway.client, &bytes).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"),
+        "{answer}"
     );
-    assert_eq!(client.closed().await, "");
 }
 
 #[tokio::test]
 async fn a_body_without_a_length_is_refused_where_it_passes_the_limit() {
-    let gateway = start("[server]\nbody_limit_bytes = 1000\n").await;
-    let mut client = Client::connect(gateway.address).await;
-    client.send("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n").await;
-    client
-        .send(&format!("3e9\r\n{}\r\n", "x".repeat(1001)))
-        .await;
-    assert_eq!(client.response().await.status, 413);
+    let gateway = TestGateway::start("[server]\nbody_limit_bytes = 1000\n").await;
+    let body = format!("3e9\r\n{}\r\n", "x".repeat(1001));
+    let chunked = [("transfer-encoding", "chunked")];
+    let bytes = chat_bytes(&gateway.client, &chunked, body.as_bytes());
+    let answer = until_closed(&gateway.client, &bytes).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_408_and_the_connection_is_closed() {
-    let gateway = start("[server]\nbody_timeout_ms = 50\n").await;
-    let mut client = Client::connect(gateway.address).await;
-    client.send("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{").await;
-    let response = client.response().await;
-    assert_eq!(
-        (
-            response.status,
-            response.code().as_str(),
-            response.header("connection")
-        ),
-        (408, "body_timeout", Some("close"))
+    let gateway = TestGateway::start("[server]\nbody_timeout_ms = 50\n").await;
+    let bytes = chat_bytes(&gateway.client, &[("content-length", "100")], b"{");
+    let answer = until_closed(&gateway.client, &bytes).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 408 ")
+            && answer.contains("body_timeout")
+            && answer.contains("connection: close"),
+        "{answer}"
     );
-    assert_eq!(client.closed().await, "");
 }
 
 #[tokio::test]
 async fn headers_that_do_not_come_whole_close_the_connection() {
-    let gateway = start("[server]\nheader_timeout_ms = 50\n").await;
-    let mut client = Client::connect(gateway.address).await;
-    client
-        .send("POST /v1/chat/completions HTTP/1.1\r\nhost: ")
-        .await;
-    assert_eq!(client.closed().await, "");
+    let gateway = TestGateway::start("[server]\nheader_timeout_ms = 50\n").await;
+    let begun = format!("POST {CHAT} HTTP/1.1\r\nhost: ");
+    assert_eq!(until_closed(&gateway.client, begun.as_bytes()).await, "");
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_stops_the_provider_and_is_given_up() {
-    let gateway = start("[server]\nwrite_timeout_ms = 100\nmax_in_flight = 1\n").await;
-    let client = ask(gateway.address, "stream").await;
-    let mut exchange = gateway.provider.next().await;
-    exchange.stream().await;
+async fn a_client_that_stops_reading_stops_the_provider_and_is_disconnected() {
+    let gateway = TestGateway::start("[server]\nwrite_timeout_ms = 100\nmax_in_flight = 1\n").await;
     let text = "x".repeat(64 << 10);
-    let mut sent = 0;
-    // ends when the gateway has closed the provider's connection
-    while exchange.try_says(&text).await.is_ok() {
-        sent += text.len();
-        assert!(
-            sent < 256 << 20,
-            "the gateway takes without bound from the provider what its client does not read"
-        );
-    }
-    drop(client);
-    let mut next = ask(gateway.address, "plain").await;
-    gateway.provider.next().await.json(200, COMPLETION).await;
-    assert_eq!(next.response().await.status, 200);
+    let plan = Plan::events_then(1, Step::RepeatForever { every_ms: 0 });
+    gateway.stub.answers(streamed_by(&[&text], plan));
+    let client = gateway.client.with_receive_buffer(16 << 10);
+    let stream = client.stream(question()).await.unwrap();
+    gateway.stub.peer_closed(1).await.unwrap();
+    let sent = gateway.stub.sent_settles().await.unwrap();
+    assert!(
+        sent < 64 << 20,
+        "the gateway took {sent} bytes from the provider while its client read nothing"
+    );
+    drop(stream);
+    gateway.stub.answers(completion());
+    assert_eq!(gateway.chat().await.status, 200);
 }
 
 #[tokio::test]
-async fn what_is_no_request_gets_the_right_4xx_in_the_same_envelope() {
-    let gateway = start("").await;
-    let post = |path: &'static str, kind: &'static str, body: String| {
-        format!(
-            "POST {path} HTTP/1.1\r\nhost: g\r\n{kind}content-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-    };
-    let json = "content-type: application/json; charset=utf-8\r\n";
-    let cases = [
+async fn a_request_that_no_route_takes_gets_the_right_4xx_in_the_same_envelope() {
+    let gateway = TestGateway::start("").await;
+    let valid = question().to_string();
+    let no_model = valid.replace("solo", "none");
+    let text = ("content-type", "text/plain");
+    let charset = ("content-type", "application/json; charset=utf-8");
+    for (method, path, header, body, status, expected) in [
+        ("POST", CHAT, charset, "{", 400, "invalid_request"),
+        ("POST", CHAT, JSON, "", 400, "invalid_request"),
         (
-            post("/v1/chat/completions", json, "{".into()),
+            "POST",
+            CHAT,
+            JSON,
+            r#"{"model":"solo","messages":"hi"}"#,
             400,
             "invalid_request",
         ),
+        ("POST", CHAT, JSON, &no_model, 404, "model_not_found"),
+        ("POST", CHAT, text, &valid, 415, "unsupported_media_type"),
         (
-            post("/v1/chat/completions", json, String::new()),
-            400,
-            "invalid_request",
-        ),
-        (
-            post(
-                "/v1/chat/completions",
-                json,
-                r#"{"model":"solo","messages":"hi"}"#.into(),
-            ),
-            400,
-            "invalid_request",
-        ),
-        (
-            post(
-                "/v1/chat/completions",
-                json,
-                question("plain").replace("solo", "none"),
-            ),
-            404,
-            "model_not_found",
-        ),
-        (
-            post(
-                "/v1/chat/completions",
-                "content-type: text/plain\r\n",
-                question("plain"),
-            ),
-            415,
-            "unsupported_media_type",
-        ),
-        (
-            post("/v1/completions", json, "{}".into()),
+            "POST",
+            "/v1/completions",
+            JSON,
+            "{}",
             404,
             "route_not_found",
         ),
+        ("GET", CHAT, JSON, "", 405, "method_not_allowed"),
+        ("GET", "/v1/models/%FF", JSON, "", 404, "model_not_found"),
+        ("GET", "/v1/models/none", JSON, "", 404, "model_not_found"),
         (
-            "GET /v1/chat/completions HTTP/1.1\r\nhost: g\r\n\r\n".into(),
-            405,
-            "method_not_allowed",
-        ),
-        (
-            "GET /v1/models/%FF HTTP/1.1\r\nhost: g\r\n\r\n".into(),
+            "GET",
+            "/v1/models/org/none",
+            JSON,
+            "",
             404,
             "model_not_found",
         ),
-        (
-            "GET /v1/models/none HTTP/1.1\r\nhost: g\r\n\r\n".into(),
-            404,
-            "model_not_found",
-        ),
-    ];
-    for (request, status, code) in cases {
-        let mut client = Client::connect(gateway.address).await;
-        client.send(&request).await;
-        let response = client.response().await;
+    ] {
+        let headers = [header];
+        let reply = gateway
+            .client
+            .request(method, path, &headers, body.as_bytes());
+        let reply = reply.await.unwrap();
         assert_eq!(
-            (response.status, response.code().as_str()),
-            (status, code),
-            "{request}: {response:?}"
+            (reply.status, code(&reply).as_str()),
+            (status, expected),
+            "{method} {path} {body}: {reply:?}"
         );
-        assert!(response.header("x-request-id").is_some());
-        assert!(
-            response.json()["error"]["message"].is_string()
-                && response.json()["error"]["type"] == "invalid_request_error"
-        );
-        assert_eq!(response.header("allow").is_some(), status == 405);
+        assert!(reply.header("x-request-id").is_some());
+        assert!(reply.json()["error"]["message"].is_string());
+        assert_eq!(reply.error_type().as_deref(), Some("invalid_request_error"));
+        assert_eq!(reply.header("allow").is_some(), status == 405);
     }
 }
 
 #[tokio::test]
 async fn the_time_that_a_body_takes_is_part_of_the_deadline() {
-    let gateway = start("[timeouts]\ntotal_ms = 200\n").await;
-    let mut client = Client::connect(gateway.address).await;
-    let body = question("plain");
-    client
-        .send(&format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len()))
-        .await;
-    // begun after that head and answered: the head has been read by then
-    assert_eq!(get(gateway.address, "/health/live").await.status, 200);
-    // whoever comes later has the later deadline: it has passed, and so has the first one's
-    let mut clock = ask(gateway.address, "plain").await;
-    let _held = gateway.provider.next().await;
-    assert_eq!(clock.response().await.status, 504);
-    client.send(&body).await;
-    let response = client.response().await;
-    assert_eq!(
-        (
-            response.status,
-            response.code().as_str(),
-            response.header("x-gauntlet-attempts")
-        ),
-        (504, "deadline_exceeded", Some("0"))
+    let gateway = TestGateway::start("[timeouts]\ntotal_ms = 200\n").await;
+    gateway.stub.answers(completion().plan(Plan::silent()));
+    let body = question().to_string();
+    let length = body.len().to_string();
+    let headers = [("content-length", length.as_str()), ("connection", "close")];
+    let head = chat_bytes(&gateway.client, &headers, b"");
+    let mut slow = gateway.client.raw().await.unwrap();
+    slow.write_all(&head).await.unwrap();
+    // an exchange that began after the head was sent has ended: the gateway has read the head by
+    // then
+    assert_eq!(gateway.get("/health/live").await.status, 200);
+    // the deadline of this request is later, and has passed when it is answered
+    assert_eq!(gateway.chat().await.status, 504);
+    slow.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let reading = slow.read_to_string(&mut answer);
+    guard("hang.answer", "the answer to the slow client", reading)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 504 ")
+            && answer.contains("deadline_exceeded")
+            && answer.contains("x-gauntlet-attempts: 0"),
+        "{answer}"
     );
 }

@@ -1,17 +1,16 @@
-//! The gateway's door from outside: real sockets, providers that a test scripts step by step, a store that can be taken away.
+//! The gateway from outside: real sockets, stubs whose answers obey a plan, and a store in memory.
 //! Nothing here waits for time: each step waits for the fact that it needs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod auth;
 mod chat;
-mod client;
 mod config;
 mod drain;
-mod gateway;
 mod health;
 mod limits;
-mod memory;
 mod process;
-mod provider;
 mod queries;
 mod snapshots;

@@ -1,9 +1,17 @@
-//! `gauntlet` as a process: what it says, and its exit codes.
+//! `gauntlet` as a process: its output, its exit codes and its signals.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use gauntlet_harness::client::Client;
+use gauntlet_harness::gate::Gates;
+use gauntlet_harness::plan::Plan;
+use gauntlet_harness::tape::Tape;
 
 use super::snapshots::settings;
+use super::support::config::{Provider, toml};
+use super::support::gateway::{completion, question, stub};
 
 fn gauntlet(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gauntlet"));
@@ -18,6 +26,43 @@ fn run(args: &[&str]) -> Output {
     gauntlet(args).output().unwrap()
 }
 
+/// Runs `gauntlet serve` over this configuration, which it refuses. Returns what it writes to
+/// stderr.
+fn refused(configuration: &str) -> String {
+    let (_folder, path) = file(configuration);
+    let output = run(&["serve", "--config", &path]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(output.stdout.is_empty());
+    text
+}
+
+/// `gauntlet serve` in this folder; returned once it listens, with its base URL.
+fn serve(command: &mut Command, folder: &Path) -> (Child, String) {
+    let mut serving = command
+        .current_dir(folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(serving.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let url = line
+        .trim()
+        .strip_prefix("listening on ")
+        .unwrap_or_else(|| panic!("{line:?}"));
+    let url = url.to_owned();
+    (serving, url)
+}
+
+fn terminate(serving: &Child) {
+    let kill = format!("kill -TERM {}", serving.id());
+    let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+    assert!(sent.success());
+}
+
 fn file(text: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gauntlet.toml");
@@ -27,69 +72,46 @@ fn file(text: &str) -> (tempfile::TempDir, String) {
 
 #[test]
 fn a_refused_configuration_names_every_problem_and_exits_with_2() {
-    let (_folder, path) = file("[server]\nlissten = \"127.0.0.1:0\"\ndrain_ms = -1\n");
-    let output = run(&["serve", "--config", &path]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(output.stdout.is_empty());
-    assert_eq!(
-        said.lines()
-            .filter(|line| line.starts_with("error: server."))
-            .count(),
-        2,
-        "{said}"
-    );
+    let text = refused("[server]\nlissten = \"127.0.0.1:0\"\ndrain_ms = -1\n");
+    let problems = text
+        .lines()
+        .filter(|line| line.starts_with("error: server."));
+    assert_eq!(problems.count(), 2, "{text}");
 }
 
 #[test]
-fn an_occupied_port_is_told_with_its_remedy() {
+fn an_occupied_port_is_reported_with_its_remedy() {
     let occupied = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = occupied.local_addr().unwrap();
-    let (_folder, path) = file(&format!(
+    let text = refused(&format!(
         "[server]\nlisten = \"{address}\"\n[store]\nurl = \"sqlite::memory:\"\n"
     ));
-    let output = run(&["serve", "--config", &path]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2));
     assert!(
-        said.contains(&format!("server.listen = {address}"))
-            && said.contains("configure another port"),
-        "{said}"
+        text.contains(&format!("server.listen = {address}"))
+            && text.contains("configure another port"),
+        "{text}"
     );
 }
 
 #[test]
-fn a_missing_database_is_told_without_its_password() {
+fn a_missing_database_is_reported_without_its_password() {
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    let (_folder, path) = file(&format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\n[store]\nurl = \"postgres://me:canary@{free}/none\"\nacquire_timeout_ms = 300\n"
-    ));
-    let output = run(&["serve", "--config", &path]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    let url = format!("postgres://me:canary@{free}/none");
+    let store = format!("[store]\nurl = \"{url}\"\nacquire_timeout_ms = 300\n");
+    let text = refused(&toml(&[], &store));
     assert!(
-        said.contains("store.url = postgres://[redacted]@") && !said.contains("canary"),
-        "{said}"
+        text.contains("store.url = postgres://[redacted]@") && !text.contains("canary"),
+        "{text}"
     );
 }
 
 #[test]
 fn sigterm_ends_it_with_0_and_keys_made_meanwhile_are_listed() {
     let (folder, path) = file("[server]\nlisten = \"127.0.0.1:0\"\n");
-    let mut serving = gauntlet(&["serve", "--config", &path])
-        .current_dir(folder.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(serving.stdout.take().unwrap())
-        .read_line(&mut said)
-        .unwrap();
-    assert!(said.starts_with("listening on http://127.0.0.1:"), "{said}");
+    let (mut serving, _) = serve(&mut gauntlet(&["serve", "--config", &path]), folder.path());
 
     let keys = |args: &[&str]| {
         let output = gauntlet(&[&["keys", "--config", &path], args].concat())
@@ -103,14 +125,9 @@ fn sigterm_ends_it_with_0_and_keys_made_meanwhile_are_listed() {
     };
     let (code, added) = keys(&["add", "--tenant", "acme"]);
     assert_eq!(code, Some(0), "{added}");
-    let token = added
-        .lines()
-        .find_map(|line| line.strip_prefix("token  "))
-        .unwrap();
-    let id = added
-        .lines()
-        .find_map(|line| line.strip_prefix("key    "))
-        .unwrap();
+    let value_of = |name: &str| added.lines().find_map(|line| line.strip_prefix(name));
+    let token = value_of("token  ").unwrap();
+    let id = value_of("key    ").unwrap();
     let (_, listed) = keys(&["list"]);
     assert!(
         listed.contains(id) && listed.contains("acme") && !listed.contains(token),
@@ -119,70 +136,36 @@ fn sigterm_ends_it_with_0_and_keys_made_meanwhile_are_listed() {
     assert_eq!(keys(&["revoke", id]).0, Some(0));
     assert_eq!(keys(&["revoke", id]).0, Some(2));
 
-    assert!(
-        Command::new("sh")
-            .args(["-c", &format!("kill -TERM {}", serving.id())])
-            .status()
-            .unwrap()
-            .success()
-    );
+    terminate(&serving);
     assert_eq!(serving.wait().unwrap().code(), Some(0));
 }
 
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let provider = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let base_url = format!("http://{}/v1", provider.local_addr().unwrap());
-    let (folder, path) = file(&super::gateway::toml(
-        &[("p1", &base_url)],
-        "[server]\nlisten = \"127.0.0.1:0\"\n",
-    ));
-    let mut serving = gauntlet(&["serve", "--config", &path])
-        .current_dir(folder.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(serving.stdout.take().unwrap())
-        .read_line(&mut said)
-        .unwrap();
-    let address = said
-        .trim()
-        .strip_prefix("listening on http://")
-        .unwrap()
-        .to_owned();
-    let signal = |serving: &std::process::Child| {
-        assert!(
-            Command::new("sh")
-                .args(["-c", &format!("kill -TERM {}", serving.id())])
-                .status()
-                .unwrap()
-                .success()
-        )
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_it_at_once() {
+    let tape = Tape::new();
+    let provider = stub("p1", &tape, &Gates::new(tape.clone())).await;
+    provider.answers(completion().plan(Plan::silent()));
+    let base_url = provider.base_url();
+    let provider_of_p1 = Provider {
+        name: "p1",
+        protocol: "openai",
+        base_url: &base_url,
+        api_key: None,
     };
+    let (folder, path) = file(&toml(&[provider_of_p1], ""));
+    let mut command = gauntlet(&["serve", "--config", &path]);
+    let (mut serving, url) = serve(&mut command, folder.path());
+    let client = Client::new(&url, Vec::new(), tape).unwrap();
 
-    let mut client = std::net::TcpStream::connect(&address).unwrap();
-    let body = super::client::question("plain");
-    write!(client, "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-        .unwrap();
-    let _held = provider.accept().unwrap();
-    signal(&serving);
-    let ready = || {
-        let mut client = std::net::TcpStream::connect(&address).unwrap();
-        client
-            .write_all(b"GET /health/ready HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n")
-            .unwrap();
-        let mut said = String::new();
-        client.read_to_string(&mut said).unwrap();
-        said.starts_with("HTTP/1.1 200")
-    };
-    while ready() {}
+    let _in_flight = client.send_chat(question()).await.unwrap();
+    provider.seen(1).await.unwrap();
+    terminate(&serving);
+    while client.get("/health/ready").await.unwrap().status == 200 {}
     assert!(
         serving.try_wait().unwrap().is_none(),
         "it ended although a request is in flight"
     );
-    signal(&serving);
+    terminate(&serving);
     assert_eq!(serving.wait().unwrap().code(), Some(130));
 }
 
@@ -210,34 +193,18 @@ fn help() {
         ("SNAP-01__help_report", &["report", "--help"]),
         ("SNAP-01__help_stub", &["stub", "--help"]),
     ] {
-        let said = String::from_utf8(run(args).stdout).unwrap();
-        settings().bind(|| insta::assert_snapshot!(name, said));
+        let output = String::from_utf8(run(args).stdout).unwrap();
+        settings().bind(|| insta::assert_snapshot!(name, output));
     }
 }
 
 #[test]
-fn without_a_configuration_it_says_what_it_found() {
+fn without_a_configuration_it_reports_what_it_found() {
     let folder = tempfile::tempdir().unwrap();
-    let mut serving = gauntlet(&["serve", "--listen", "127.0.0.1:0"])
-        .env("OPENAI_API_KEY", "canary")
-        .current_dir(folder.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(serving.stdout.take().unwrap())
-        .read_line(&mut said)
-        .unwrap();
-    assert!(said.starts_with("listening on"), "{said}");
+    let mut command = gauntlet(&["serve", "--listen", "127.0.0.1:0"]);
+    let (mut serving, _) = serve(command.env("OPENAI_API_KEY", "canary"), folder.path());
     assert!(folder.path().join("gauntlet.db").exists());
-    assert!(
-        Command::new("sh")
-            .args(["-c", &format!("kill -TERM {}", serving.id())])
-            .status()
-            .unwrap()
-            .success()
-    );
+    terminate(&serving);
     assert_eq!(serving.wait().unwrap().code(), Some(0));
     let mut logged = String::new();
     serving
@@ -247,7 +214,7 @@ fn without_a_configuration_it_says_what_it_found() {
         .read_to_string(&mut logged)
         .unwrap();
     assert!(
-        logged.contains("'ollama'")
+        logged.contains("answers at http://127.0.0.1:11434")
             && logged.contains("OPENAI_API_KEY is set: gpt-4o-mini, gpt-4o")
             && !logged.contains("canary"),
         "{logged}"

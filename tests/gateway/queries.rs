@@ -1,153 +1,141 @@
-//! `/api/v1/queries` from outside: the whole way over real sockets and SQLite, and each thing that can be missing.
+//! `/api/v1/queries` from outside: the whole way over real sockets and SQLite, and each dependency
+//! that can be missing.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use gauntlet::config::{Config, StoreConfig};
-use gauntlet::store::{self, Listing, Store};
-use gauntlet::{Gateway, RunningGateway};
+use async_trait::async_trait;
+use gauntlet::Gateway;
+use gauntlet::config::Config;
+use gauntlet::llm::router::Router;
+use gauntlet::llm::transport_http::http_transport;
+use gauntlet::orchestrator::{Ask, Orchestrator, Settings};
+use gauntlet::store::{
+    Document, Documents, Listing, NewDocument, Page, Passage, Queries, Store, StoreError,
+};
+use gauntlet::telemetry::Metrics;
+use gauntlet_harness::client::{Client, Reply};
+use gauntlet_harness::llm::{Responder, Stub, StubRequest, error, reply, with};
+use gauntlet_harness::plan::Plan;
 use rstest::rstest;
 use serde_json::{Value, json};
+use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::client::{Client, Response, get};
-use super::gateway::{start, start_over, toml};
-use super::memory::MemoryStore;
-use super::provider::{Exchange, Provider};
+use super::support::config::{auth_key, toml};
+use super::support::gateway::{TestGateway, client_of, code, memory, open};
 
 const ONCE: &str = "[retry]\nmax_attempts = 1\n";
-const DOCUMENT: &str =
-    r#"{"title":"Radium","text":"Radium was discovered by Marie and Pierre Curie in 1898."}"#;
+const QUERIES: &str = "/api/v1/queries";
+const QUOTE: &str = "discovered by Marie and Pierre Curie in 1898";
 
-struct World {
-    running: RunningGateway,
-    address: SocketAddr,
-    provider: Provider,
+/// A gateway over a store that another can open again.
+async fn start(directory: &Path, sections: &str) -> TestGateway {
+    let store = open_in(directory).await;
+    TestGateway::start_over(&format!("{ONCE}{sections}"), store).await
 }
 
-async fn world(directory: &Path, further: &str) -> World {
-    let provider = Provider::start().await;
-    let further = format!("[server]\nlisten = \"127.0.0.1:0\"\n{ONCE}{further}");
-    let config = Config::from_toml(&toml(&[("p1", &provider.base_url)], &further)).unwrap();
-    let running = Gateway::start_with(config, open(directory).await)
-        .await
-        .unwrap();
-    World {
-        address: running.addr,
-        running,
-        provider,
-    }
-}
-
-async fn open(directory: &Path) -> Arc<dyn Store> {
-    let url = format!("sqlite://{}", directory.join("gauntlet.db").display());
-    let bounds = (Duration::from_secs(5), Duration::from_secs(10));
-    store::open(&StoreConfig {
-        url: url.into(),
-        max_connections: 2,
-        acquire_timeout: bounds.0,
-        statement_timeout: bounds.1,
-    })
-    .await
-    .unwrap()
-}
-
-async fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> Client {
-    let mut client = Client::connect(address).await;
-    client.post(path, headers, body).await;
-    client
-}
-
-async fn ask(address: SocketAddr, headers: &str) -> Client {
-    post(
-        address,
-        "/api/v1/queries",
-        headers,
-        r#"{"question":"Who discovered radium?"}"#,
-    )
+async fn open_in(directory: &Path) -> Arc<dyn Store> {
+    open(&format!(
+        "sqlite://{}",
+        directory.join("gauntlet.db").display()
+    ))
     .await
 }
 
-/// The next call, which must be the agent's of `step`.
-async fn call(provider: &Provider, step: &str) -> Exchange {
-    let exchange = provider.next().await;
-    assert!(
-        exchange.head.contains(&format!("-{step}\r\n")),
-        "the idempotency key names the step {step}: {}",
-        exchange.head
-    );
-    exchange
+async fn add_document(client: &Client) {
+    let document = json!({
+        "title": "Radium",
+        "text": "Radium was discovered by Marie and Pierre Curie in 1898.",
+    });
+    let added = client.post("/api/v1/documents", document).await.unwrap();
+    assert_eq!(added.status, 201);
 }
 
-fn says(answer: &Value) -> String {
-    json!({
-        "id": "c", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": answer.to_string()}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
-    })
-    .to_string()
+fn question() -> Value {
+    json!({"question": "Who discovered radium?"})
 }
 
-async fn everything_works(provider: &Provider, request_id: &str) {
-    let quote = "discovered by Marie and Pierre Curie in 1898";
-    for (step, answer) in [
-        (
-            "entities",
-            json!({"entities": [{"name": "radium", "kind": "substance"}]}),
-        ),
-        (
-            "fact_check",
-            json!({"claims": [{"claim": "The Curies did.", "source": 1, "verdict": "supported", "quote": quote}]}),
-        ),
-        (
-            "synthesis",
-            json!({"answer": "Marie and Pierre Curie did [1]."}),
-        ),
-        (
-            "citation",
-            json!({"citations": [{"sentence": 1, "source": 1, "quote": quote}]}),
-        ),
-        (
-            "review",
-            json!({"coherence": 1, "relevance": 1, "support": 1}),
-        ),
-    ] {
-        let exchange = call(provider, step).await;
-        assert!(
-            exchange
-                .head
-                .contains(&format!("x-request-id: {request_id}")),
-            "{}",
-            exchange.head
-        );
-        exchange.json(200, &says(&answer)).await;
-    }
+async fn ask(client: &Client) -> Reply {
+    client.post(QUERIES, question()).await.unwrap()
+}
+
+/// The step whose agent calls: the idempotency key ends with its name.
+fn step_of(idempotency_key: Option<&str>) -> &str {
+    idempotency_key
+        .and_then(|key| key.rsplit_once('-'))
+        .map_or("", |(_, step)| step)
+}
+
+/// Each step's agent gets its answer; a step without one gets an error.
+fn answers(stub: &Stub, steps: &[(&'static str, Responder)]) {
+    let steps = steps.to_vec();
+    stub.answers(with(move |request: &StubRequest| {
+        let step = step_of(request.header("idempotency-key"));
+        steps.iter().find(|(name, _)| *name == step).map_or_else(
+            || error(500).message("canary"),
+            |(_, answer)| answer.clone(),
+        )
+    }));
+}
+
+fn json_reply(answer: &Value) -> Responder {
+    reply(&answer.to_string()).usage(7, 3)
+}
+
+/// The steps whose agents have called, in order.
+fn called(stub: &Stub) -> Vec<String> {
+    stub.requests()
+        .iter()
+        .map(|request| step_of(request.header("idempotency-key")).to_owned())
+        .collect()
+}
+
+async fn records(store: &dyn Store) -> Page {
+    let listing = Listing {
+        page: 1,
+        size: 10,
+        status: None,
+        before: None,
+    };
+    store.queries("default", listing).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_question_is_answered_from_a_document_and_read_again_as_it_was_sent() {
     let directory = tempfile::tempdir().unwrap();
-    let World {
-        address,
-        provider,
-        running: _running,
-    } = world(directory.path(), "").await;
-    assert_eq!(
-        post(address, "/api/v1/documents", "", DOCUMENT)
-            .await
-            .response()
-            .await
-            .status,
-        201
+    let gateway = start(directory.path(), "").await;
+    add_document(&gateway.client).await;
+    let claim = json!({
+        "claim": "The Curies discovered it.", "source": 1, "verdict": "supported", "quote": QUOTE,
+    });
+    let found = json!([{"name": "radium", "kind": "substance"}]);
+    let citation = json!([{"sentence": 1, "source": 1, "quote": QUOTE}]);
+    let scores = json!({"coherence": 1, "relevance": 1, "support": 1});
+    answers(
+        &gateway.stub,
+        &[
+            ("entities", json_reply(&json!({"entities": found}))),
+            ("fact_check", json_reply(&json!({"claims": [claim]}))),
+            (
+                "synthesis",
+                json_reply(&json!({"answer": "Marie and Pierre Curie discovered it [1]."})),
+            ),
+            ("citation", json_reply(&json!({"citations": citation}))),
+            ("review", json_reply(&scores)),
+        ],
     );
-    let mut client = ask(address, "x-request-id: my-7\r\n").await;
-    everything_works(&provider, "my-7").await;
-    let response = client.response().await;
-    let document = response.json();
+    let reply = ask(&gateway.client.with_header("x-request-id", "my-7")).await;
     assert_eq!(
-        (response.status, response.header("x-request-id")),
+        called(&gateway.stub),
+        ["entities", "fact_check", "synthesis", "citation", "review"]
+    );
+    for request in gateway.stub.requests() {
+        assert_eq!(request.header("x-request-id"), Some("my-7"));
+    }
+    let document = reply.json();
+    assert_eq!(
+        (reply.status, reply.header("x-request-id")),
         (200, Some("my-7"))
     );
     assert_eq!(
@@ -158,30 +146,26 @@ async fn a_question_is_answered_from_a_document_and_read_again_as_it_was_sent() 
         ),
         (&json!("complete"), &json!(1.0), &json!(true))
     );
-    assert_eq!(document["answer"], "Marie and Pierre Curie did [1].");
+    assert_eq!(
+        document["answer"],
+        "Marie and Pierre Curie discovered it [1]."
+    );
     assert_eq!(document["citations"][0]["state"], "found");
     assert_eq!(
         document["usage"],
         json!({"prompt_tokens": 35, "completion_tokens": 15, "total_tokens": 50})
     );
-    let again = get(
-        address,
-        &format!("/api/v1/queries/{}", document["id"].as_str().unwrap()),
-    )
-    .await;
+    let id = document["id"].as_str().unwrap();
+    let again = gateway.get(&format!("{QUERIES}/{id}")).await;
+    assert_eq!((again.status, again.body), (200, reply.body));
+    let listed = gateway
+        .get("/api/v1/queries?status=complete&page=1&size=10")
+        .await;
     assert_eq!(
-        (again.status, again.body),
-        (200, response.body),
-        "byte for byte"
-    );
-    let listed = get(address, "/api/v1/queries?status=complete&page=1&size=10")
-        .await
-        .json();
-    assert_eq!(
-        listed,
+        listed.json(),
         json!({"queries": [document], "page": 1, "size": 10, "total": 1})
     );
-    let metrics = get(address, "/metrics").await.body;
+    let metrics = gateway.get("/metrics").await.text();
     assert!(
         metrics.contains("gauntlet_queries_total{status=\"complete\"} 1"),
         "{metrics}"
@@ -191,223 +175,163 @@ async fn a_question_is_answered_from_a_document_and_read_again_as_it_was_sent() 
 #[tokio::test]
 async fn degr_07_without_an_answer_the_error_and_the_query_stand_side_by_side() {
     let directory = tempfile::tempdir().unwrap();
-    let World {
-        address,
-        provider,
-        running: _running,
-    } = world(directory.path(), "").await;
-    let mut client = ask(address, "").await;
-    for step in ["entities", "synthesis"] {
-        call(&provider, step)
-            .await
-            .json(500, r#"{"error":{"message":"canary"}}"#)
-            .await;
-    }
-    let response = client.response().await;
+    let gateway = start(directory.path(), "").await;
+    answers(&gateway.stub, &[]);
+    let reply = ask(&gateway.client).await;
+    assert_eq!((reply.status, code(&reply).as_str()), (503, "no_answer"));
+    assert!(!reply.text().contains("canary"), "{}", reply.text());
     assert_eq!(
-        (response.status, response.code().as_str()),
-        (503, "no_answer")
-    );
-    assert_eq!(
-        response.json()["error"]["message"],
+        reply.json()["error"]["message"],
         "The query has no answer, because these steps failed: entities (error), synthesis (error). \
          Try again, or see 'degraded' in the query for the effect of each."
     );
-    let query = &response.json()["query"];
+    let query = &reply.json()["query"];
     assert_eq!(
         (&query["status"], &query["answer"], &query["recorded"]),
         (&json!("failed"), &Value::Null, &json!(true))
     );
-    let again = get(
-        address,
-        &format!("/api/v1/queries/{}", query["id"].as_str().unwrap()),
-    )
-    .await;
+    let id = query["id"].as_str().unwrap();
+    let again = gateway.get(&format!("{QUERIES}/{id}")).await;
     assert_eq!((again.status, &again.json()), (200, query));
 }
 
 #[rstest]
-#[case::while_extracting(&[])]
-#[case::while_writing(&["entities"])]
+#[case::while_extracting("entities")]
+#[case::while_writing("synthesis")]
 #[tokio::test]
-async fn canc_03_a_client_who_leaves_ends_the_call_at_the_provider(#[case] failed_before: &[&str]) {
+async fn canc_03_a_client_who_leaves_ends_the_call_at_the_provider(#[case] step: &'static str) {
     let directory = tempfile::tempdir().unwrap();
-    let World {
-        address,
-        provider,
-        running,
-    } = world(directory.path(), "").await;
-    let client = ask(address, "").await;
-    for step in failed_before {
-        call(&provider, step).await.json(500, "{}").await;
-    }
-    let held = provider.next().await;
-    drop(client);
-    held.closed().await;
-    running.drain().await;
-    let records = open(directory.path())
-        .await
-        .queries(
-            "default",
-            Listing {
-                page: 1,
-                size: 10,
-                status: None,
-                before: None,
-            },
-        )
-        .await
-        .unwrap();
+    let gateway = start(directory.path(), "").await;
+    answers(
+        &gateway.stub,
+        &[(step, reply("late").plan(Plan::held("late")))],
+    );
+    let body = question().to_string();
+    let json = [("content-type", "application/json")];
+    let asked = gateway.client.send("POST", QUERIES, &json, body.as_bytes());
+    let asked = asked.await.unwrap();
+    gateway.stub.held(1).await.unwrap();
+    asked.leave();
+    gateway.stub.peer_closed(1).await.unwrap();
+    gateway.running.drain().await;
+    // the drain has waited for the record
+    let page = records(&*open_in(directory.path()).await).await;
     assert_eq!(
-        (records.total, records.records[0].status.as_str()),
-        (1, "cancelled"),
-        "the drain waits for the record"
+        (page.total, page.records[0].status.as_str()),
+        (1, "cancelled")
     );
 }
 
 #[tokio::test]
 async fn a_query_cut_at_the_drain_deadline_is_recorded_as_cancelled() {
     let directory = tempfile::tempdir().unwrap();
-    let provider = Provider::start().await;
-    let further = "[server]\nlisten = \"127.0.0.1:0\"\ndrain_ms = 20\n";
-    let config = Config::from_toml(&toml(&[("p1", &provider.base_url)], further)).unwrap();
-    let running = Gateway::start_with(config, open(directory.path()).await)
-        .await
-        .unwrap();
-    let mut client = ask(running.addr, "").await;
-    let held = provider.next().await;
-    running.drain().await;
-    held.closed().await;
-    assert_eq!(client.response().await.code(), "shutting_down");
-    let records = open(directory.path())
-        .await
-        .queries(
-            "default",
-            Listing {
-                page: 1,
-                size: 10,
-                status: None,
-                before: None,
-            },
-        )
-        .await
-        .unwrap();
+    let gateway = start(directory.path(), "[server]\ndrain_ms = 20\n").await;
+    answers(
+        &gateway.stub,
+        &[("entities", reply("late").plan(Plan::silent()))],
+    );
+    let client = gateway.client.clone();
+    let asked = tokio::spawn(async move { ask(&client).await });
+    gateway.stub.seen(1).await.unwrap();
+    gateway.running.drain().await;
+    gateway.stub.peer_closed(1).await.unwrap();
+    assert_eq!(code(&asked.await.unwrap()), "shutting_down");
+    let page = records(&*open_in(directory.path()).await).await;
     assert_eq!(
-        (records.total, records.records[0].status.as_str()),
+        (page.total, page.records[0].status.as_str()),
         (1, "cancelled")
     );
 }
 
 #[rstest]
-#[case::in_the_body("", r#"{"question":"Who discovered radium?","deadline_ms":1000}"#)]
-#[case::in_a_header(
-    "x-request-timeout-ms: 1000\r\n",
-    r#"{"question":"Who discovered radium?","deadline_ms":60000}"#
-)]
+#[case::in_the_body(None, 1_000)]
+#[case::in_a_header(Some("1000"), 60_000)]
 #[tokio::test]
 async fn canc_04_the_clients_deadline_ends_the_call_and_evidence_is_still_answered(
-    #[case] headers: &str,
-    #[case] body: &str,
+    #[case] header: Option<&str>,
+    #[case] deadline_ms: u64,
 ) {
     let directory = tempfile::tempdir().unwrap();
     let steps = ["entities", "fact_check", "synthesis"]
         .map(|step| format!("[orchestrator.steps.{step}]\nminimum_ms = 20\n"))
         .concat();
-    let World {
-        address,
-        provider,
-        running: _running,
-    } = world(directory.path(), &steps).await;
-    assert_eq!(
-        post(address, "/api/v1/documents", "", DOCUMENT)
-            .await
-            .response()
-            .await
-            .status,
-        201
+    let gateway = start(directory.path(), &steps).await;
+    add_document(&gateway.client).await;
+    answers(
+        &gateway.stub,
+        &[("entities", reply("late").plan(Plan::silent()))],
     );
-    let mut client = post(address, "/api/v1/queries", headers, body).await;
-    let held = call(&provider, "entities").await;
-    let response = client.response().await;
-    held.closed().await;
-    let document = response.json();
+    let client = match header {
+        Some(value) => gateway.client.with_header("x-request-timeout-ms", value),
+        None => gateway.client.clone(),
+    };
+    let question = json!({"question": "Who discovered radium?", "deadline_ms": deadline_ms});
+    let reply = client.post(QUERIES, question).await.unwrap();
+    gateway.stub.peer_closed(1).await.unwrap();
+    let document = reply.json();
     assert_eq!(
-        (response.status, &document["status"]),
+        (reply.status, &document["status"]),
         (200, &json!("degraded"))
     );
-    assert!(
-        document["answer"]
-            .as_str()
-            .unwrap()
-            .contains("Marie and Pierre Curie"),
-        "{document}"
-    );
+    let answer = document["answer"].as_str().unwrap();
+    assert!(answer.contains("Marie and Pierre Curie"), "{document}");
     assert_eq!(document["degraded"][0]["cause"], "timeout");
 }
 
 #[tokio::test]
 async fn degr_08_without_the_database_a_query_is_answered_and_says_that_it_is_not_recorded() {
-    let gateway = start_over(ONCE, MemoryStore::default()).await;
-    gateway.store.gone(true);
-    let mut client = ask(gateway.address, "").await;
-    for (step, answer) in [
-        ("entities", json!({"entities": []})),
-        (
-            "synthesis",
-            json!({"answer": "Marie and Pierre Curie did."}),
-        ),
-        (
-            "review",
-            json!({"coherence": 1, "relevance": 1, "support": 0}),
-        ),
-    ] {
-        call(&gateway.provider, step)
-            .await
-            .json(200, &says(&answer))
-            .await;
-    }
-    let response = client.response().await;
-    let document = response.json();
+    let gateway = TestGateway::start(ONCE).await;
+    gateway.store.close().await;
+    answers(
+        &gateway.stub,
+        &[
+            ("entities", json_reply(&json!({"entities": []}))),
+            (
+                "synthesis",
+                json_reply(&json!({"answer": "Marie and Pierre Curie discovered it."})),
+            ),
+            (
+                "review",
+                json_reply(&json!({"coherence": 1, "relevance": 1, "support": 0})),
+            ),
+        ],
+    );
+    let reply = ask(&gateway.client).await;
+    let document = reply.json();
+    assert_eq!(called(&gateway.stub), ["entities", "synthesis", "review"]);
     assert_eq!(
-        (response.status, &document["status"], &document["recorded"]),
+        (reply.status, &document["status"], &document["recorded"]),
         (200, &json!("degraded"), &json!(false))
     );
-    let lost: Vec<_> = document["degraded"]
+    let failed: Vec<_> = document["degraded"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|lost| {
+        .map(|entry| {
             (
-                lost["step"].as_str().unwrap(),
-                lost["cause"].as_str().unwrap(),
+                entry["step"].as_str().unwrap(),
+                entry["cause"].as_str().unwrap(),
             )
         })
         .collect();
     assert_eq!(
-        lost,
+        failed,
         [
             ("retrieval", "store_unavailable"),
             ("record", "store_unavailable")
         ]
     );
-    assert!(
-        !response.body.contains("canary"),
-        "the database's own words stay inside"
-    );
-    let again = get(
-        gateway.address,
-        &format!("/api/v1/queries/{}", document["id"].as_str().unwrap()),
-    )
-    .await;
+    let id = document["id"].as_str().unwrap();
+    let again = gateway.get(&format!("{QUERIES}/{id}")).await;
     assert_eq!(
-        (again.status, again.code().as_str()),
+        (again.status, code(&again).as_str()),
         (503, "store_unavailable")
     );
 }
 
 #[tokio::test]
-async fn bad_questions_and_listings_are_refused_with_the_field_before_anybody_is_asked() {
-    let gateway = start(ONCE).await;
+async fn bad_questions_and_listings_are_refused_with_the_field_before_a_model_is_asked() {
+    let gateway = TestGateway::start(ONCE).await;
     for (body, param) in [
         (r#"{"question":""}"#, json!("question")),
         (r#"{"question":["a"]}"#, json!("question")),
@@ -418,13 +342,11 @@ async fn bad_questions_and_listings_are_refused_with_the_field_before_anybody_is
         (r#"{"question":"why?","model":"solo"}"#, json!("model")),
         ("[", Value::Null),
     ] {
-        refused(
-            &post(gateway.address, "/api/v1/queries", "", body)
-                .await
-                .response()
-                .await,
-            &param,
-        );
+        let json = [("content-type", "application/json")];
+        let refused = gateway
+            .client
+            .request("POST", QUERIES, &json, body.as_bytes());
+        assert_refused(&refused.await.unwrap(), &param);
     }
     for (query, param) in [
         ("page=0", "page"),
@@ -434,97 +356,59 @@ async fn bad_questions_and_listings_are_refused_with_the_field_before_anybody_is
         ("before=x", "before"),
         ("order=asc", "order"),
     ] {
-        refused(
-            &get(gateway.address, &format!("/api/v1/queries?{query}")).await,
-            &json!(param),
-        );
+        let refused = gateway.get(&format!("{QUERIES}?{query}")).await;
+        assert_refused(&refused, &json!(param));
     }
     for id in ["7", "01890a5d-ac96-774b-bcce-b302099a8057", "%00", "%ff"] {
-        let response = get(gateway.address, &format!("/api/v1/queries/{id}")).await;
+        let missing = gateway.get(&format!("{QUERIES}/{id}")).await;
         assert_eq!(
-            (response.status, response.code().as_str()),
+            (missing.status, code(&missing).as_str()),
             (404, "query_not_found"),
             "{id}"
         );
     }
-    // the first call that the provider sees is that of the first good question
-    let _client = ask(gateway.address, "").await;
-    call(&gateway.provider, "entities").await;
+    assert!(gateway.stub.requests().is_empty());
 }
 
-fn refused(response: &Response, param: &Value) {
+fn assert_refused(reply: &Reply, param: &Value) {
     assert_eq!(
         (
-            response.status,
-            response.code().as_str(),
-            &response.json()["error"]["param"]
+            reply.status,
+            code(reply).as_str(),
+            &reply.json()["error"]["param"]
         ),
         (400, "invalid_request", param),
         "{}",
-        response.body
+        reply.text()
     );
 }
 
 #[tokio::test]
 async fn auth_02_another_tenants_query_is_not_there() {
-    let directory = tempfile::tempdir().unwrap();
-    let key = |tenant: &str| {
-        format!(
-            "[[auth.keys]]\ntenant = \"{tenant}\"\nsha256 = \"{}\"\n",
-            gauntlet::store::token_hash(&format!("gk-{tenant}"))
-        )
-    };
-    let World {
-        address,
-        provider,
-        running: _running,
-    } = world(directory.path(), &(key("acme") + &key("other"))).await;
-    let mut client = ask(address, "authorization: Bearer gk-acme\r\n").await;
-    for step in ["entities", "synthesis"] {
-        call(&provider, step).await.json(500, "{}").await;
+    let keys = auth_key("acme", "gk-acme") + &auth_key("other", "gk-other");
+    let gateway = TestGateway::start(&format!("{ONCE}{keys}")).await;
+    answers(&gateway.stub, &[]);
+    let failed = ask(&gateway.client.with_bearer("gk-acme")).await.json();
+    let query = format!("{QUERIES}/{}", failed["query"]["id"].as_str().unwrap());
+    for (token, status, total) in [("gk-acme", 200, 1), ("gk-other", 404, 0)] {
+        let client = gateway.client.with_bearer(token);
+        assert_eq!(client.get(&query).await.unwrap().status, status, "{token}");
+        let listed = client.get(QUERIES).await.unwrap().json();
+        assert_eq!(listed["total"], total, "{token}");
     }
-    let id = client.response().await.json()["query"]["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    for (tenant, status, total) in [("acme", 200, 1), ("other", 404, 0)] {
-        let read = async |path: String| {
-            let mut client = Client::connect(address).await;
-            client.send(&format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer gk-{tenant}\r\n\r\n")).await;
-            client.response().await
-        };
-        assert_eq!(
-            read(format!("/api/v1/queries/{id}")).await.status,
-            status,
-            "{tenant}"
-        );
-        assert_eq!(
-            read("/api/v1/queries".into()).await.json()["total"],
-            total,
-            "{tenant}"
-        );
-    }
-    assert_eq!(
-        get(address, &format!("/api/v1/queries/{id}")).await.status,
-        401
-    );
+    assert_eq!(gateway.get(&query).await.status, 401);
 }
 
 #[tokio::test]
 async fn without_a_model_queries_say_what_to_configure() {
-    let config = Config::from_toml("[server]\nlisten = \"127.0.0.1:0\"\n").unwrap();
-    let running = Gateway::start_with(config, Arc::new(MemoryStore::default()))
-        .await
-        .unwrap();
-    let response = ask(running.addr, "").await.response().await;
+    let config = Config::from_toml(&toml(&[], "")).unwrap();
+    let gateway = Gateway::start(config).await.unwrap();
+    let reply = ask(&client_of(&gateway, &Default::default())).await;
     assert_eq!(
-        (response.status, response.code().as_str()),
+        (reply.status, code(&reply).as_str()),
         (503, "not_configured")
     );
-    let message = response.json()["error"]["message"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let message = reply.json()["error"]["message"].to_string();
     assert!(
         message.contains("[[models]]") && message.contains("[orchestrator.models]"),
         "{message}"
@@ -532,53 +416,82 @@ async fn without_a_model_queries_say_what_to_configure() {
 }
 
 #[tokio::test]
-async fn a_title_is_bounded_since_its_words_are_kept_with_every_passage() {
-    let directory = tempfile::tempdir().unwrap();
-    let World {
-        address,
-        running: _running,
-        ..
-    } = world(directory.path(), "").await;
+async fn a_title_is_bounded_since_its_words_are_stored_with_every_passage() {
+    let gateway = TestGateway::start("").await;
     let submit = async |title: &str| {
-        post(
-            address,
-            "/api/v1/documents",
-            "",
-            &json!({"title": title, "text": "a heron"}).to_string(),
-        )
-        .await
-        .response()
-        .await
+        let document = json!({"title": title, "text": "a heron"});
+        gateway
+            .client
+            .post("/api/v1/documents", document)
+            .await
+            .unwrap()
     };
     let longest = "é".repeat(1_000);
     assert_eq!(submit(&longest).await.status, 201);
     let refused = submit(&format!("{longest}x")).await;
     assert_eq!(refused.status, 400);
+    let error = refused.json()["error"].clone();
+    assert_eq!(error["param"], "title");
+    let message = error["message"].as_str().unwrap();
     assert!(
-        refused.body.contains("at most 1000 characters, got 1001")
-            && refused.body.contains(r#""param":"title""#),
-        "{}",
-        refused.body
+        message.contains("at most 1000 characters, got 1001"),
+        "{message}"
     );
 }
 
+/// The documents of a store that has a bug.
+struct Panicking;
+
+#[async_trait]
+impl Documents for Panicking {
+    async fn add_document(&self, _: &str, _: NewDocument) -> Result<Document, StoreError> {
+        panic!("canary-panic")
+    }
+    async fn document(&self, _: &str, _: Uuid) -> Result<Option<Document>, StoreError> {
+        panic!("canary-panic")
+    }
+    async fn delete_document(&self, _: &str, _: Uuid) -> Result<bool, StoreError> {
+        panic!("canary-panic")
+    }
+    async fn search(&self, _: &str, _: &str, _: u32) -> Result<Vec<Passage>, StoreError> {
+        panic!("canary-panic")
+    }
+}
+
 #[tokio::test]
-async fn a_bug_in_a_step_is_recorded_as_failed_and_not_as_the_clients_leaving() {
-    let gateway = start_over("", MemoryStore::default()).await;
-    gateway.store.panics.store(true, Ordering::SeqCst);
-    let response = ask(gateway.address, "").await.response().await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (500, "internal_error")
+async fn a_bug_in_a_step_is_recorded_as_failed_and_not_as_cancelled_by_the_client() {
+    let gateway = TestGateway::start("").await;
+    gateway.stub.answers(reply("late").plan(Plan::silent()));
+    let config = super::support::gateway::config(&[&gateway.stub], "");
+    let metrics = Arc::new(Metrics::default());
+    let router = Arc::new(Router::new(&config, http_transport, &metrics));
+    let store: Arc<dyn Queries> = memory().await;
+    let settings = Settings::of(&config);
+    let orchestrator = Orchestrator::new(
+        settings,
+        router,
+        Arc::new(Panicking),
+        store.clone(),
+        metrics,
     );
-    assert!(!response.body.contains("canary"), "{}", response.body);
-    gateway.running.drain().await;
-    let recorded = gateway.store.recorded.lock().unwrap();
-    assert_eq!(
-        recorded
-            .iter()
-            .map(|record| record.status.as_str())
-            .collect::<Vec<_>>(),
-        ["failed"]
-    );
+    let orchestrator = Arc::new(orchestrator);
+    let ask = Ask {
+        tenant: "default".into(),
+        question: "Who discovered radium?".into(),
+        deadline: orchestrator.deadline(Instant::now(), None),
+        request_id: "r".into(),
+        traceparent: None,
+    };
+    let answering = orchestrator.clone();
+    let ended = tokio::spawn(async move { answering.answer(ask).await }).await;
+    assert!(ended.unwrap_err().is_panic());
+    orchestrator.drained().await;
+    let listing = Listing {
+        page: 1,
+        size: 10,
+        status: None,
+        before: None,
+    };
+    let page = store.queries("default", listing).await.unwrap();
+    assert_eq!((page.total, page.records[0].status.as_str()), (1, "failed"));
 }

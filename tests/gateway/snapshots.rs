@@ -1,5 +1,8 @@
-//! Snapshots of what clients and operators rely on: the table of errors, OpenAPI, metric names, health documents.
+//! Snapshots of what clients and operators rely on: the table of errors, OpenAPI, metric names,
+//! health documents.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use gauntlet::http::error::{ApiError, Problem, in_band};
@@ -9,12 +12,11 @@ use gauntlet::llm::chat::{
 };
 use gauntlet::server::{BodyError, Refusal};
 use gauntlet::store::StoreError;
+use gauntlet_harness::llm::{openai, raw, sequence, with};
 use http::Method;
 use serde_json::json;
 
-use super::client::{ask, get};
-use super::gateway::start;
-use super::provider::COMPLETION;
+use super::support::gateway::{TestGateway, completion};
 
 /// Snapshots lie in one folder, named after requirements.
 pub fn settings() -> insta::Settings {
@@ -269,37 +271,38 @@ fn err_01_the_event_of_a_stream_that_broke() {
 
 #[tokio::test]
 async fn snap_01_openapi() {
-    let gateway = start("").await;
-    let document = get(gateway.address, "/docs/openapi.json").await.json();
-    settings().bind(|| insta::assert_json_snapshot!("SNAP-01__openapi", document, { ".info.version" => "[version]" }));
+    let gateway = TestGateway::start("").await;
+    let document = gateway.get("/docs/openapi.json").await.json();
+    settings().bind(|| {
+        insta::assert_json_snapshot!("SNAP-01__openapi", document, {
+            ".info.version" => "[version]"
+        })
+    });
 }
 
 #[tokio::test]
-async fn snap_01_the_reader_of_the_docs_asks_no_other_host() {
-    let gateway = start("").await;
-    let page = get(gateway.address, "/docs").await;
+async fn snap_01_the_page_of_the_docs_loads_nothing_from_another_host() {
+    let gateway = TestGateway::start("").await;
+    let page = gateway.get("/docs").await;
     assert_eq!(
         page.header("content-type"),
         Some("text/html; charset=utf-8")
     );
-    assert!(
-        !page.body.contains("http://")
-            && !page.body.contains("https://")
-            && !page.body.contains("src=")
-    );
+    let text = page.text();
+    for foreign in ["http://", "https://", "src="] {
+        assert!(!text.contains(foreign), "{foreign}");
+    }
 }
 
 #[tokio::test]
 async fn snap_01_metric_names() {
-    let gateway = start("[retry]\nmax_attempts = 2\nbase_ms = 1\nmax_ms = 1\n").await;
-    let mut client = ask(gateway.address, "plain").await;
-    gateway.provider.next().await.json(500, "{}").await;
-    gateway.provider.next().await.json(200, COMPLETION).await;
-    assert_eq!(
-        client.response().await.header("x-gauntlet-attempts"),
-        Some("2")
-    );
-    let text = get(gateway.address, "/metrics").await.body;
+    let retry = "[retry]\nmax_attempts = 2\nbase_ms = 1\nmax_ms = 1\n";
+    let gateway = TestGateway::start(retry).await;
+    let failure = raw(500, "application/json", "{}");
+    gateway.stub.answers(sequence([failure, completion()]));
+    let reply = gateway.chat().await;
+    assert_eq!(reply.header("x-gauntlet-attempts"), Some("2"));
+    let text = gateway.get("/metrics").await.text();
     let mut lines: Vec<&str> = text
         .lines()
         .filter(|line| !line.starts_with("gauntlet_build_info"))
@@ -309,33 +312,35 @@ async fn snap_01_metric_names() {
 }
 
 #[tokio::test]
-async fn snap_01_health_documents() {
-    let gateway = start("[server]\nhealth_cache_ms = 0\n").await;
-    let probed = |status: u16| async move { status };
-    let mut told = serde_json::Map::new();
-    for (name, gone, status) in [
+async fn hlth_03_documents() {
+    let gateway = TestGateway::start("[server]\nhealth_cache_ms = 0\n").await;
+    let status = Arc::new(AtomicU16::new(200));
+    let answered = status.clone();
+    let probed = with(move |_| raw(answered.load(Ordering::SeqCst), "application/json", "{}"));
+    gateway.stub.mount(openai::models(), probed).await;
+    let mut documents = serde_json::Map::new();
+    for (name, gone, answered) in [
         ("all well", false, 200),
         ("provider fails", false, 500),
         ("store gone", true, 200),
     ] {
-        gateway.store.gone(gone);
-        let asked = tokio::spawn(get(gateway.address, "/health"));
-        gateway
-            .provider
-            .next()
-            .await
-            .json(probed(status).await, "{}")
-            .await;
-        let health = asked.await.unwrap();
-        let ready = get(gateway.address, "/health/ready").await;
-        told.insert(
-            name.into(),
-            json!({ "health": { "status": health.status, "body": health.json() }, "ready": { "status": ready.status, "body": ready.json() } }),
-        );
+        status.store(answered, Ordering::SeqCst);
+        if gone {
+            gateway.store.close().await;
+        }
+        let health = gateway.get("/health").await;
+        let ready = gateway.get("/health/ready").await;
+        let both = json!({
+            "health": { "status": health.status, "body": health.json() },
+            "ready": { "status": ready.status, "body": ready.json() },
+        });
+        documents.insert(name.into(), both);
     }
-    told.insert(
-        "live".into(),
-        get(gateway.address, "/health/live").await.json(),
-    );
-    settings().bind(|| insta::assert_json_snapshot!("HLTH-03__documents", told, { ".**.latency_ms" => "[ms]", ".**.version" => "[version]" }));
+    documents.insert("live".into(), gateway.get("/health/live").await.json());
+    settings().bind(|| {
+        insta::assert_json_snapshot!("HLTH-03__documents", documents, {
+            ".**.latency_ms" => "[ms]",
+            ".**.version" => "[version]"
+        })
+    });
 }
