@@ -14,8 +14,8 @@ use gauntlet_harness::spec::Protocol;
 use gauntlet_harness::tape::Tape;
 use gauntlet_harness::wire::Answer;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use super::support::config::{self, auth_key};
 use super::transcript;
 
 const PATH: &str = "/v1/chat/completions";
@@ -76,7 +76,7 @@ impl Scene {
                 Provider::start(&format!("p{}", at + 1), protocol, answers, &tape, &gates).await,
             );
         }
-        let config = Config::from_toml(&toml(attempts, &providers)).unwrap();
+        let config = Config::from_toml(&configuration(attempts, &providers)).unwrap();
         let gateway = Gateway::start(config).await.unwrap();
         let headers = vec![
             ("authorization".into(), format!("Bearer {CLIENT_KEY}")),
@@ -234,26 +234,24 @@ impl PendingRequest<'_> {
     }
 }
 
-fn toml(attempts: u32, providers: &[Provider]) -> String {
-    let sha256 = hex::encode(Sha256::digest(CLIENT_KEY));
-    let mut text = format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\n[store]\nurl = \"sqlite::memory:\"\n[[auth.keys]]\ntenant = \"t\"\nsha256 = \"{sha256}\"\n\
-         [retry]\nmax_attempts = {attempts}\nbase_ms = 1\nmax_ms = 1\n"
-    );
-    let mut candidates = Vec::new();
-    for Provider { stub, protocol, .. } in providers {
-        let name = stub.name();
-        let protocol = if *protocol == Protocol::OLLAMA {
-            "ollama"
-        } else {
-            "openai"
-        };
-        let (url, key) = (stub.base_url(), key_of(name));
-        text.push_str(&format!("[[providers]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\n"));
-        candidates.push(format!("{{ provider = \"{name}\", model = \"m-{name}\" }}"));
-    }
-    format!(
-        "{text}[[models]]\nalias = \"solo\"\ncandidates = [{}]\n",
-        candidates.join(", ")
-    )
+fn configuration(attempts: u32, providers: &[Provider]) -> String {
+    let key = auth_key("t", CLIENT_KEY);
+    let sections = format!("{key}[retry]\nmax_attempts = {attempts}\nbase_ms = 1\nmax_ms = 1\n");
+    let all: Vec<_> = providers
+        .iter()
+        .map(|Provider { stub, protocol, .. }| {
+            let key = key_of(stub.name());
+            (stub, protocol.to_string(), stub.base_url(), key)
+        })
+        .collect();
+    let providers: Vec<_> = all
+        .iter()
+        .map(|(stub, protocol, base_url, key)| config::Provider {
+            name: stub.name(),
+            protocol,
+            base_url,
+            api_key: Some(key),
+        })
+        .collect();
+    config::toml(&providers, &sections)
 }

@@ -1,8 +1,6 @@
 //! Stopping: readiness becomes false, new work is refused, and requests in flight end or are cut
 //! with an error that says so.
 
-use std::pin::pin;
-
 use futures::poll;
 use gauntlet_harness::client::{End, Exchange, StreamReply};
 use gauntlet_harness::llm::with;
@@ -86,10 +84,14 @@ async fn the_drain_deadline_cuts_what_is_left_with_an_error() {
 #[tokio::test]
 async fn a_listing_that_is_being_read_ends_before_the_gateway_does() {
     let gateway = TestGateway::start("").await;
-    // a store in memory has one connection; this call has it until it is dropped
-    let store = gateway.store.clone();
-    let mut busy = pin!(async move { store.ping().await });
-    assert!(poll!(busy.as_mut()).is_pending());
+    // a store in memory has one connection, and a call that is waiting has it until it goes on
+    let busy = loop {
+        let store = gateway.store.clone();
+        let mut call = Box::pin(async move { store.ping().await });
+        if poll!(call.as_mut()).is_pending() {
+            break call;
+        }
+    };
     let reading = gateway
         .client
         .send("GET", "/api/v1/queries", &[], b"")

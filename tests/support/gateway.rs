@@ -7,9 +7,8 @@ use gauntlet::store::{self, KeyRecord, Store, token_hash};
 use gauntlet::{Gateway, RunningGateway};
 use gauntlet_harness::client::{Client, Reply};
 use gauntlet_harness::gate::Gates;
-use gauntlet_harness::llm::{Responder, Stub, raw};
+use gauntlet_harness::llm::{Protocol, Responder, Stub, raw};
 use gauntlet_harness::plan::Plan;
-use gauntlet_harness::spec::{Protocol, ProviderSpec, Timeouts};
 use gauntlet_harness::tape::Tape;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -76,19 +75,10 @@ impl TestGateway {
     }
 }
 
-/// Starts a stub that answers in this process.
+/// Starts a stub that speaks OpenAI's protocol.
 pub async fn stub(name: &str, tape: &Tape, gates: &Gates) -> Stub {
-    let spec = ProviderSpec {
-        name: name.into(),
-        protocol: Protocol::OpenAi,
-        api_key: PROVIDER_KEY.into(),
-        userinfo: None,
-        max_in_flight: None,
-        timeouts: Timeouts::default(),
-    };
-    Stub::in_process(&spec, "test", tape.clone(), gates.clone())
-        .await
-        .unwrap()
+    let stub = Stub::builder(Protocol::OPENAI).name(name);
+    stub.tape(tape).gates(gates).start().await.unwrap()
 }
 
 /// The configuration of a gateway over these stubs.
