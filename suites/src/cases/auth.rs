@@ -394,14 +394,14 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
         stored.status,
     )?;
     let document = format!("{DOCUMENTS}/{}", text(&stored.json(), "id"));
-    let asked = she.post(QUERIES, question(ctx)).await?.json();
+    let hers = she.post(QUERIES, question(ctx)).await?.json();
     equal(
         "query.status",
         "the status of her query",
         "complete",
-        text(&asked, "status"),
+        text(&hers, "status"),
     )?;
-    let query = format!("{QUERIES}/{}", text(&asked, "id"));
+    let query = format!("{QUERIES}/{}", text(&hers, "id"));
     // when
     let unknown = he
         .get(&format!("{QUERIES}/01890000-0000-7000-8000-000000000000"))
@@ -443,7 +443,7 @@ async fn auth_02(ctx: &Ctx) -> CaseResult {
     equal(
         "own_query.read",
         "her query, read by her,",
-        &asked,
+        &hers,
         &she.get(&query).await?.json(),
     )?;
     equal(
