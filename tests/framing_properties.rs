@@ -15,7 +15,7 @@ use gauntlet::llm::chat::ChatRequest;
 use gauntlet::llm::framing::FrameError;
 use gauntlet::llm::framing::ndjson::NdjsonDecoder;
 use gauntlet::llm::framing::sse::{SseDecoder, SseEvent};
-use gauntlet::llm::provider::{ChunkDecoder, Codec, Decoded, codec};
+use gauntlet::llm::provider::{self, ChunkDecoder, Codec, Decoded, PROTOCOL_SETTINGS, codec};
 use gauntlet_suites::properties::counterexample;
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
@@ -117,10 +117,7 @@ fn lines(mut bytes: &[u8]) -> Vec<&[u8]> {
 
 /// A decoder for a stream of this protocol.
 fn decoder(protocol: &'static str) -> Box<dyn ChunkDecoder> {
-    let content_type = match protocol {
-        "ollama" => "application/x-ndjson",
-        _ => "text/event-stream",
-    };
+    let content_type = provider::protocol(protocol).unwrap().stream_type();
     let headers = HeaderMap::from_iter([(
         http::header::CONTENT_TYPE,
         HeaderValue::from_static(content_type),
@@ -129,6 +126,11 @@ fn decoder(protocol: &'static str) -> Box<dyn ChunkDecoder> {
     codec_of(protocol)
         .decoder(&ChatRequest::parse(request).unwrap(), &headers)
         .unwrap()
+}
+
+/// The names of all protocols.
+fn names() -> impl Iterator<Item = &'static str> {
+    PROTOCOL_SETTINGS.iter().map(|settings| settings.name)
 }
 
 fn codec_of(protocol: &'static str) -> Arc<dyn Codec> {
@@ -422,7 +424,7 @@ proptest! {
         cuts in cuts(),
     ) {
         for (protocol, bytes) in
-            [("openai", &openai_bytes), ("ollama", &ollama_bytes), ("openai", &noise), ("ollama", &noise)]
+            [("openai", &openai_bytes), ("ollama", &ollama_bytes)].into_iter().chain(names().map(|name| (name, &noise)))
         {
             let whole = chunks(decoder(protocol), &[bytes]);
             prop_assert_eq!(&chunks(decoder(protocol), &split(bytes, &cuts)), &whole, "{:?}", protocol);
@@ -439,7 +441,7 @@ proptest! {
             let body = request.body_for("m");
             prop_assert!(ChatRequest::parse(&body).is_ok());
         }
-        for protocol in ["openai", "ollama"] {
+        for protocol in names() {
             let codec = codec_of(protocol);
             let _ = codec.completion(&HeaderMap::new(), Bytes::copy_from_slice(&bytes));
             let error = codec.error(http::StatusCode::BAD_REQUEST, &HeaderMap::new(), &bytes);

@@ -22,6 +22,7 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Endpoint {
     url: Result<Uri, String>,
     authorization: Result<HeaderMap, String>,
+    stream_type: &'static str,
     /// The secret that is removed from the provider's messages.
     pub(super) key: Option<SecretString>,
 }
@@ -86,6 +87,7 @@ impl Endpoint {
         Self {
             url,
             authorization: protocol.authorization(provider),
+            stream_type: protocol.stream_type(),
             key: secret(provider),
         }
     }
@@ -99,7 +101,6 @@ impl Endpoint {
         &self,
         body: Bytes,
         mode: Mode,
-        stream_type: &'static str,
         context: &CallContext,
     ) -> Result<UpstreamRequest, AttemptError> {
         let url = self
@@ -117,7 +118,7 @@ impl Endpoint {
             HeaderValue::from_static(if mode == Mode::Plain {
                 "application/json"
             } else {
-                stream_type
+                self.stream_type
             }),
         );
         headers.insert(

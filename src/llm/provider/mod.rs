@@ -47,6 +47,9 @@ pub trait Protocol: fmt::Debug + Send + Sync {
     /// Creates the codec for one configured provider.
     fn codec(&self, provider: &ProviderConfig) -> Arc<dyn Codec>;
 
+    /// The media type of a streamed answer, which a request accepts.
+    fn stream_type(&self) -> &'static str;
+
     /// The headers that authenticate a request to the provider, probes included. They are marked
     /// sensitive.
     ///
@@ -275,8 +278,12 @@ mod tests {
 
     #[test]
     fn an_unknown_protocol_is_refused_with_the_known_names_and_never_read_as_another() {
-        let provider = provider("anthropic");
-        let message = "The protocol 'anthropic' is unknown; write one of: openai, ollama.";
+        let provider = provider("unheard-of");
+        let names: Vec<&str> = PROTOCOL_SETTINGS.iter().map(|known| known.name).collect();
+        let message = format!(
+            "The protocol 'unheard-of' is unknown; write one of: {}.",
+            names.join(", ")
+        );
         let request = ChatRequest::compose("m", "system", "user");
         let context = CallContext {
             request_id: "r".into(),
@@ -290,11 +297,8 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             (error.cause, error.message.as_str()),
-            (Cause::Unsupported, message)
+            (Cause::Unsupported, message.as_str())
         );
-        assert_eq!(
-            probe::ProviderProbe::new(&provider).err().as_deref(),
-            Some(message)
-        );
+        assert_eq!(probe::ProviderProbe::new(&provider).err(), Some(message));
     }
 }

@@ -42,6 +42,10 @@ impl Protocol for Ollama {
         Arc::new(OllamaCodec::new(provider))
     }
 
+    fn stream_type(&self) -> &'static str {
+        "application/x-ndjson"
+    }
+
     fn probe_path(&self) -> &'static str {
         "/api/version"
     }
@@ -89,12 +93,8 @@ impl Codec for OllamaCodec {
         model: &str,
         context: &CallContext,
     ) -> Result<UpstreamRequest, AttemptError> {
-        self.endpoint.request(
-            request::body(request, model)?,
-            request.mode,
-            "application/x-ndjson",
-            context,
-        )
+        self.endpoint
+            .request(request::body(request, model)?, request.mode, context)
     }
 
     fn completion(&self, headers: &HeaderMap, body: Bytes) -> Result<Completion, AttemptError> {

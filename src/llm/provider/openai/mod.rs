@@ -54,6 +54,10 @@ impl Protocol for OpenAi {
         Arc::new(OpenAiCodec::new(provider))
     }
 
+    fn stream_type(&self) -> &'static str {
+        "text/event-stream"
+    }
+
     fn probe_path(&self) -> &'static str {
         "/models"
     }
@@ -105,12 +109,8 @@ impl Codec for OpenAiCodec {
         model: &str,
         context: &CallContext,
     ) -> Result<UpstreamRequest, AttemptError> {
-        self.endpoint.request(
-            request.body_for(model),
-            request.mode,
-            "text/event-stream",
-            context,
-        )
+        self.endpoint
+            .request(request.body_for(model), request.mode, context)
     }
 
     fn completion(&self, headers: &HeaderMap, body: Bytes) -> Result<Completion, AttemptError> {
