@@ -40,9 +40,9 @@ pub(super) struct Connector<C: Connection> {
 }
 
 impl<C: Connection> Connector<C> {
-    /// Makes a connection outside of any pool, within the acquire timeout. Cancel safe.
-    pub async fn connect(&self, bounds: Bounds) -> Result<C, StoreError> {
-        match tokio::time::timeout(bounds.acquire, self.options.connect()).await {
+    /// Makes a connection. Cancel safe.
+    pub async fn connect(&self, by: Instant, bounds: Bounds) -> Result<C, StoreError> {
+        match timeout_at(by, self.options.connect()).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(self.not_connected(&error, bounds)),
             Err(_) => Err(self.no_connection_within(bounds)),
@@ -133,10 +133,13 @@ impl<D: Dialect> Pool<D> {
         let acquire_by = Instant::now() + self.bounds.acquire;
         let _writer = self.writer(call.effect, acquire_by).await?;
         let mut lease = self.lease(acquire_by).await?;
+        let mut is_reused = Pooled::<D>::metrics(&lease).recycle_count > 0;
         let answer_by = Instant::now() + self.bounds.statement;
-        if call.effect == Effect::Write {
-            while is_reused::<D>(&lease) && !is_alive::<D>(&mut lease, answer_by).await {
-                lease = self.replace(lease, answer_by).await?;
+        if call.effect == Effect::Write && is_reused {
+            let alive = timeout_at(answer_by, lease.ping()).await;
+            if !matches!(alive, Ok(Ok(()))) {
+                self.reconnect(&mut lease, acquire_by.max(answer_by))
+                    .await?;
             }
         }
         let mut repeated = false;
@@ -151,16 +154,16 @@ impl<D: Dialect> Pool<D> {
                 }
                 Err(error) => error,
             };
-            let usable = disposition(&error) == ConnectionDisposition::Usable;
             // an idle connection that had died does not count as the one repetition
-            let may_repeat = call.effect != Effect::Write && (is_reused::<D>(&lease) || !repeated);
-            if usable {
+            let may_repeat = call.effect != Effect::Write && (is_reused || !repeated);
+            if disposition(&error) == ConnectionDisposition::Usable {
                 give_back::<D>(lease);
             } else if may_repeat {
                 let store = &self.connections.manager().target;
                 tracing::debug!(%error, store, "the connection broke: the call is repeated");
-                repeated |= !is_reused::<D>(&lease);
-                lease = self.replace(lease, answer_by).await?;
+                self.reconnect(&mut lease, answer_by).await?;
+                repeated |= !is_reused;
+                is_reused = false;
                 continue;
             }
             return Err(classify(&error, self.bounds.statement));
@@ -209,23 +212,15 @@ impl<D: Dialect> Pool<D> {
         }
     }
 
-    /// Closes a dead connection and takes another one. The idle connections most likely died with
+    /// Puts a new connection into the slot of a dead one. The idle connections most likely died with
     /// it, and are closed too.
-    async fn replace(&self, dead: Lease<D>, by: Instant) -> Result<Lease<D>, StoreError> {
-        drop(dead);
+    async fn reconnect(&self, lease: &mut Lease<D>, by: Instant) -> Result<(), StoreError> {
         drop(self.connections.retain(|_, _| false));
-        self.lease(by).await
+        ***lease = self.connections.manager().connect(by, self.bounds).await?;
+        Ok(())
     }
 }
 
 fn closed() -> StoreError {
     StoreError::Unavailable("the store is closed".into())
-}
-
-fn is_reused<D: Dialect>(lease: &Lease<D>) -> bool {
-    Pooled::<D>::metrics(lease).recycle_count > 0
-}
-
-async fn is_alive<D: Dialect>(lease: &mut Lease<D>, by: Instant) -> bool {
-    matches!(timeout_at(by, lease.ping()).await, Ok(Ok(())))
 }

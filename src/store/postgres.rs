@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow};
 use sqlx::{Connection, PgConnection, Postgres, SqlSafeStr};
+use tokio::time::{Instant, timeout};
 
 use super::StoreError;
 use super::dialect::{self, Answer, Call, Dialect};
@@ -46,14 +47,16 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<PostgresDialec
     };
 
     let connector = Connector { options, target };
-    let mut connection = connector.connect(bounds).await?;
+    let mut connection = connector
+        .connect(Instant::now() + bounds.acquire, bounds)
+        .await?;
     // a silent server is given up soon; a migration, here or in another replica, may take longer
     let current = migrate::postgres_is_current(&mut connection);
     if !migrate::within(bounds.statement, current).await? {
         let migration = migrate::postgres(&mut connection);
         migrate::within(migrate::MIGRATION_TIMEOUT, migration).await?;
     }
-    let _ = tokio::time::timeout(bounds.statement, connection.close()).await;
+    let _ = timeout(bounds.statement, connection.close()).await;
     Ok(SqlStore {
         pool: Pool::new(connector, bounds)?,
         keeper: Mutex::new(None),

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteQueryResult, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection, SqlSafeStr, SqlStr, Sqlite, SqliteConnection};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::StoreError;
 use super::dialect::{self, Answer, Call, Dialect};
@@ -48,7 +48,9 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
     };
 
     let connector = Connector { options, target };
-    let mut connection = connector.connect(bounds).await?;
+    let mut connection = connector
+        .connect(Instant::now() + bounds.acquire, bounds)
+        .await?;
     if !in_memory {
         write_ahead(&mut connection)
             .await
