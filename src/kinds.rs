@@ -2,33 +2,17 @@
 //! that is read with them.
 
 use std::path::Path;
-use std::time::Duration;
 
-use crate::config::kinds::{Kinds, StepSettings};
+use crate::config::kinds::Kinds;
 use crate::config::{Config, ConfigError, Loaded};
 use crate::llm::provider::PROTOCOL_SETTINGS;
+use crate::orchestrator::step;
 
 /// The steps and protocols that this gateway has.
 pub static KINDS: Kinds = Kinds {
-    steps: &[
-        step("entities", 10_000, 100, true),
-        step("retrieval", 15_000, 20, false),
-        step("fact_check", 20_000, 200, true),
-        step("synthesis", 30_000, 200, true),
-        step("citation", 15_000, 100, true),
-        step("review", 20_000, 100, true),
-    ],
+    steps: step::SETTINGS,
     protocols: PROTOCOL_SETTINGS,
 };
-
-const fn step(name: &'static str, cap_ms: u64, minimum_ms: u64, asks_model: bool) -> StepSettings {
-    StepSettings {
-        name,
-        cap: Duration::from_millis(cap_ms),
-        minimum: Duration::from_millis(minimum_ms),
-        asks_model,
-    }
-}
 
 impl Config {
     /// Reads the configuration of a gateway from the TOML `text` alone, without the environment.

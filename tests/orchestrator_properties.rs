@@ -274,8 +274,8 @@ fn one_more_fault(schedule: &Schedule, step: Step, cause: StepCause, bug: Bug) -
     )
 }
 
-/// DEGR-10, DATA-01: an answer comes by the deadline, plus the store's own timeouts for the record. It
-/// is recorded once and equal, or marked as not recorded.
+/// DEGR-10, DATA-01: an answer comes by the deadline, plus the store's own timeouts for the record.
+/// It is recorded once and equal, or marked as not recorded.
 fn in_time_and_recorded_once(schedule: &Schedule, bug: Bug) -> Property {
     on_paused_clock(async {
         let simulation = schedule.scenario().start();
@@ -412,8 +412,8 @@ fn every_bug_is_found(#[case] bug: Bug, #[case] seen: &str) {
     );
 }
 
-/// The schedules reach what they are made for: every status, every step that is lost for every cause
-/// that it can have, and clients that leave early and late.
+/// The schedules reach what they are made for: every status, every step that is lost for every
+/// cause that it can have, and clients that leave early and late.
 #[test]
 fn the_schedules_reach_every_outcome() {
     let reached = RefCell::new(BTreeMap::<String, usize>::new());

@@ -13,7 +13,7 @@ use crate::store::StoreError;
 pub enum StepCause {
     /// The step was started and failed.
     Error,
-    /// The step did not end within its share of the deadline.
+    /// The step was still running when its share of the deadline ended.
     Timeout,
     /// The model's reply does not match the schema, is empty, or holds a value out of bounds.
     InvalidOutput,
