@@ -442,7 +442,7 @@ fn the_schedules_reach_every_outcome() {
         "recorded false",
         "left true",
         "left false",
-        "Synthesis by Skipped",
+        "synthesis by Skipped",
     ]
     .map(String::from);
     let causes = [
