@@ -1,135 +1,128 @@
-//! Server-sent events as the WHATWG standard reads them, however the bytes are split.
+//! Server-sent events, read by the crate `sse-core`: a reader that is neither the gateway's nor ours is
+//! the better witness.
+//!
+//! What is added here is only the position of the reader in the body, so that what came after the last
+//! whole event can be shown. An event that never meets its blank line is not an event.
 
-use bytes::{Buf, BytesMut};
+use std::num::NonZeroUsize;
 
-/// An event: its name, if it has one, and its data, lines joined.
+use sse_core::{PayloadTooLargeError, SseDecoder, SseEvent};
+
+/// An event: its name, if it has one, and its data with the lines joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sse {
     pub name: Option<String>,
     pub data: String,
 }
 
-/// Takes events off bytes. An event that never meets its blank line is none.
-#[derive(Debug, Default)]
-pub(super) struct Decoder {
-    buffer: BytesMut,
-    /// So many bytes at the front of the buffer hold no line end.
-    scanned: usize,
-    started: bool,
-    /// The last line ended with CR: a LF right after it belongs to it.
-    after_cr: bool,
-    name: Option<String>,
-    data: Vec<String>,
+/// Reads events from a body that grows. The caller keeps the body and bounds its size.
+#[derive(Debug)]
+pub(super) struct Reader {
+    decoder: SseDecoder,
+    /// How many bytes of the body have been read.
+    read: usize,
+    /// How many bytes of the body there were at the end of the last event.
+    event_end: usize,
 }
 
-impl Decoder {
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+impl Default for Reader {
+    fn default() -> Self {
+        Self {
+            decoder: SseDecoder::with_limit(NonZeroUsize::MAX),
+            read: 0,
+            event_end: 0,
+        }
     }
+}
 
-    /// The next event whose blank line has come.
-    pub fn next(&mut self) -> Option<Sse> {
+impl Reader {
+    /// The next event whose blank line has come; `body` is everything that has come so far.
+    ///
+    /// # Errors
+    /// The decoder's, for an event that is larger than the address space.
+    pub fn next(&mut self, body: &[u8]) -> Result<Option<Sse>, PayloadTooLargeError> {
         loop {
-            let line = self.line()?;
-            if line.is_empty() {
-                let (name, data) = (self.name.take(), std::mem::take(&mut self.data));
-                if !data.is_empty() {
-                    return Some(Sse {
-                        name,
-                        data: data.join("\n"),
-                    });
+            let mut unread = &body[self.read..];
+            let event = self.decoder.next(&mut unread);
+            self.read = body.len() - unread.len();
+            match event.transpose()? {
+                None => return Ok(None),
+                // the time after which a client connects again is no event
+                Some(SseEvent::Retry(_)) => {}
+                Some(SseEvent::Message(message)) => {
+                    self.event_end = self.read;
+                    return Ok(Some(Sse {
+                        // the standard gives this name to events that have none
+                        name: (message.event != "message").then(|| message.event.into_owned()),
+                        data: message.data,
+                    }));
                 }
-                continue;
-            }
-            let (field, value) = line.split_once(':').unwrap_or((line.as_str(), ""));
-            let value = value.strip_prefix(' ').unwrap_or(value);
-            match field {
-                "data" => self.data.push(value.to_string()),
-                "event" => self.name = Some(value.to_string()),
-                _ => {}
             }
         }
     }
 
-    /// What has come of an event that is not complete.
-    pub fn rest(&self) -> String {
-        let mut rest: String = self
-            .data
-            .iter()
-            .map(|line| format!("data: {line}\n"))
-            .collect();
-        rest.push_str(&String::from_utf8_lossy(&self.buffer));
-        rest
-    }
-
-    fn line(&mut self) -> Option<String> {
-        if self.after_cr && self.buffer.first() == Some(&b'\n') {
-            self.buffer.advance(1);
-            self.after_cr = false;
-        }
-        if !self.buffer.is_empty() {
-            self.after_cr = false;
-        }
-        let Some(end) = self.buffer[self.scanned..]
-            .iter()
-            .position(|byte| matches!(byte, b'\n' | b'\r'))
-        else {
-            self.scanned = self.buffer.len();
-            return None;
-        };
-        let end = std::mem::take(&mut self.scanned) + end;
-        let mut line = self.buffer.split_to(end + 1);
-        self.after_cr = line[end] == b'\r';
-        line.truncate(end);
-        if !std::mem::replace(&mut self.started, true) && line.starts_with(b"\xEF\xBB\xBF") {
-            line.advance(3);
-        }
-        Some(String::from_utf8_lossy(&line).into_owned())
+    /// What came after the last whole event.
+    pub fn rest(&self, body: &[u8]) -> String {
+        String::from_utf8_lossy(&body[self.event_end..]).into_owned()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn events_do_not_depend_on_how_the_bytes_are_split() {
-        let bytes = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\ndata: c\r\rdata: d\r\n\ndata: never".as_bytes();
-        let event = |name: Option<&str>, data: &str| Sse {
+    fn event(name: Option<&str>, data: &str) -> Sse {
+        Sse {
             name: name.map(String::from),
             data: data.into(),
-        };
+        }
+    }
+
+    /// Reads the body as it grows to each of these lengths in order.
+    fn read(body: &[u8], lengths: impl IntoIterator<Item = usize>) -> (Vec<Sse>, String) {
+        let mut reader = Reader::default();
+        let mut events = Vec::new();
+        for length in lengths {
+            events.extend(std::iter::from_fn(|| reader.next(&body[..length]).unwrap()));
+        }
+        (events, reader.rest(body))
+    }
+
+    #[test]
+    fn no_event_depends_on_how_the_bytes_are_split() {
+        let body = "\u{feff}: hello\ndata: a\ndata:b\n\nevent: error\r\ndata: é\r\n\r\nid: 1\n\n\
+            retry: 5\ndata: c\r\rdata: d\r\n\ndata:\n\ndata: never"
+            .as_bytes();
         let expected = [
             event(None, "a\nb"),
             event(Some("error"), "é"),
             event(None, "c"),
             event(None, "d"),
+            event(None, ""),
         ];
-        for step in 1..bytes.len() {
-            let mut decoder = Decoder::default();
-            let mut events = Vec::new();
-            for piece in bytes.chunks(step) {
-                decoder.push(piece);
-                events.extend(std::iter::from_fn(|| decoder.next()));
-            }
-            assert_eq!(events, expected);
-            assert_eq!(decoder.rest(), "data: never");
+        let all = body.len();
+        let every_step = (1..all).map(|step| (step..all).step_by(step).chain([all]).collect());
+        let every_two = (0..all).flat_map(|a| (a..all).map(move |b| vec![a, b, all]));
+        for lengths in every_step.chain(every_two) {
+            let (events, rest) = read(body, lengths.iter().copied());
+            assert_eq!(events, expected, "the body grew to {lengths:?}");
+            assert_eq!(rest, "data: never");
         }
     }
+
     #[test]
-    fn a_long_line_is_looked_through_once() {
-        let mut decoder = Decoder::default();
-        decoder.push(b"\ndata: ");
-        for _ in 0..100 {
-            assert_eq!(decoder.next(), None);
-            assert_eq!(decoder.scanned, decoder.buffer.len());
-            decoder.push(b"xxxx");
-        }
-        decoder.push(b"\n\ndata");
-        assert_eq!(
-            decoder.next().map(|event| event.data),
-            Some("x".repeat(400))
-        );
-        assert_eq!((decoder.next(), decoder.scanned), (None, 4));
+    fn bytes_that_are_no_text_lose_no_event() {
+        let body = b"data: a\xc3\n\ndata: b\n\n";
+        let (events, _) = read(body, 0..=body.len());
+        assert_eq!(events, [event(None, "a\u{fffd}"), event(None, "b")]);
+    }
+
+    #[test]
+    fn a_large_event_is_whole() {
+        let text = "x".repeat(1 << 20);
+        let body = format!("data: {text}\n\n");
+        let (events, _) = read(body.as_bytes(), [body.len()]);
+        assert_eq!(events, [event(None, &text)]);
     }
 }

@@ -6,7 +6,7 @@ use async_openai::types::chat::CreateChatCompletionStreamResponse;
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
-use super::sse::{Decoder, Sse};
+use super::sse::{Reader, Sse};
 use super::{Exchange, Transport};
 use crate::gate;
 use crate::tape::Event;
@@ -67,7 +67,7 @@ pub struct StreamReply {
     exchange: Exchange,
     body: Body,
     raw: BytesMut,
-    decoder: Decoder,
+    reader: Reader,
     events: usize,
     end: Option<End>,
 }
@@ -80,7 +80,7 @@ impl StreamReply {
             exchange,
             body,
             raw: BytesMut::new(),
-            decoder: Decoder::default(),
+            reader: Reader::default(),
             events: 0,
             end: None,
         }
@@ -161,8 +161,8 @@ impl StreamReply {
         let mut transcript = Transcript {
             status: self.status,
             headers: std::mem::take(&mut self.headers),
+            rest: self.reader.rest(&self.raw),
             body: self.raw.split().freeze(),
-            rest: self.decoder.rest(),
             end: self.end.clone().unwrap_or(End::Orderly),
             events: Vec::new(),
             text: String::new(),
@@ -184,13 +184,17 @@ impl StreamReply {
 
     async fn read_event(&mut self) -> Result<Option<StreamEvent>, Failure> {
         loop {
-            if let Some(event) = self.decoder.next() {
-                let event = self.event(event);
-                return if event.n > MOST_EVENTS {
-                    Err(self.too_large(format!("{MOST_EVENTS} events")))
-                } else {
-                    Ok(Some(event))
-                };
+            match self.reader.next(&self.raw) {
+                Ok(Some(event)) => {
+                    let event = self.event(event);
+                    return if event.n > MOST_EVENTS {
+                        Err(self.too_large(format!("{MOST_EVENTS} events")))
+                    } else {
+                        Ok(Some(event))
+                    };
+                }
+                Ok(None) => {}
+                Err(error) => return Err(self.too_large(error.to_string())),
             }
             if self.end.is_some() {
                 return Ok(None);
@@ -201,7 +205,6 @@ impl StreamReply {
             match self.body.take(&mut self.exchange.buffer) {
                 Ok(bytes) => {
                     self.raw.extend_from_slice(&bytes);
-                    self.decoder.push(&bytes);
                     if !bytes.is_empty() {
                         continue;
                     }
