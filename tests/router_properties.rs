@@ -107,14 +107,14 @@ fn the_schedules_reach_every_outcome() {
 /// The property can fail: each bug is found within the ordinary number of schedules, by an
 /// invariant that concerns it.
 #[rstest]
-#[case::a_broken_stream_ends_as_complete(Bug::HidesTheBreak, &[Invariant::HonestSuccess])]
+#[case::a_broken_stream_ends_as_complete(Bug::HidesTheBreak, &[Invariant::SuccessIsWhole])]
 #[case::asks_again_after_the_commit_point(
     Bug::AsksAgainAfterCommit,
-    &[Invariant::OneText, Invariant::NothingAfterCommit, Invariant::HonestSuccess, Invariant::WithinAttempts, Invariant::InOrder]
+    &[Invariant::OneText, Invariant::NothingAfterCommit, Invariant::SuccessIsWhole, Invariant::WithinAttempts, Invariant::InOrder]
 )]
 #[case::goes_on_without_its_client(Bug::GoesOnWithoutItsClient, &[Invariant::NothingAfterLeaving, Invariant::NothingLeftOpen, Invariant::Waits, Invariant::WithinAttempts])]
 #[case::no_deadline_over_all(Bug::NoDeadline, &[Invariant::WithinDeadline])]
-#[case::repeats_the_last_text(Bug::RepeatsText, &[Invariant::OneText, Invariant::HonestSuccess])]
+#[case::repeats_the_last_text(Bug::RepeatsText, &[Invariant::OneText, Invariant::SuccessIsWhole])]
 #[case::one_attempt_too_many(Bug::OneAttemptTooMany, &[Invariant::WithinAttempts])]
 #[case::no_end(Bug::NoEnd, &[Invariant::OneEnd])]
 #[case::no_waiting(Bug::NoBackoff, &[Invariant::Waits])]
@@ -404,7 +404,7 @@ fn spoiled(invariant: Invariant) -> (Schedule, Observation) {
             exchange.text = schedule.text_sent(0, 0, true);
             exchange.ends = vec![End::Broken];
         }
-        Invariant::HonestSuccess => {
+        Invariant::SuccessIsWhole => {
             *first = vec![Action::Cut { events: 3 }];
             exchange.text = schedule.text_sent(0, 0, true);
         }

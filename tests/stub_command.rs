@@ -1,4 +1,5 @@
-//! `gauntlet stub` as people run it: the shipped scripts answer, faults included, and a bad script is refused in one sentence.
+//! `gauntlet stub` as people run it: the shipped scripts answer, faults included, and a bad script
+//! is refused in one sentence.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader};

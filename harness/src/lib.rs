@@ -1,7 +1,9 @@
-//! A library that examines LLM gateways and stubs LLM providers with exact faults. It knows no gateway of ours.
+//! A library that examines LLM gateways and stubs LLM providers with exact faults. It knows no
+//! gateway of ours.
 //!
-//! Without features it has what a test of your own needs: a stubbed provider ([`llm`]), the wire that carries its bytes and
-//! faults ([`wire`]), gates and rendezvous ([`gate`]), and a client that sees how an answer ended ([`client`]).
+//! Without features it has what a test of your own needs: a stubbed provider ([`llm`]), the wire
+//! that carries its bytes and faults ([`wire`]), gates and rendezvous ([`gate`]), and a client that
+//! sees how an answer ended ([`client`]).
 //!
 //! | feature | what it adds |
 //! |---|---|

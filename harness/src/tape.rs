@@ -1,8 +1,9 @@
 //! The tape: one ordered log of what client, stubs, gates and database saw during one case.
 //!
-//! Order is one process-wide atomic sequence, never a clock: `a.seq < b.seq` means that a was seen before b.
-//! Times are kept for the picture in the report and for lower bounds only.
-//! A request is in flight at a provider from [`Event::RequestRead`] to just before its last byte is written.
+//! The order is one process-wide atomic sequence and never a clock: `a.seq < b.seq` means that a
+//! was seen before b. Times are kept only for the picture in the report and for lower bounds. A
+//! request is in flight at a provider from [`Event::RequestRead`] to just before its last byte is
+//! written.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,13 +21,13 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(1);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "who", content = "name")]
 pub enum Side {
-    /// The harness's client, by the label of the exchange (`"a"`, `"b"`, …).
+    /// The harness's client, with the label of the exchange (`"a"`, `"b"`, …).
     Client(String),
-    /// A stubbed provider, by its name in the case's specification.
+    /// A stubbed provider, with its name.
     Provider(String),
-    /// The database, seen by the wire in front of it or by the harness's own session.
+    /// The database, as the wire in front of it or the harness's own session sees it.
     Database,
-    /// A gate or a rendezvous, by name.
+    /// A gate or a rendezvous, with its name.
     Gate(String),
     /// The process of the gateway under test.
     Target,
@@ -76,7 +77,7 @@ pub enum Event {
     HeadSent { request: u64, status: u16 },
     /// Provider: the n-th event (from 1) of the answer was written.
     EventSent { request: u64, n: usize },
-    /// Provider: the planned fault happened, by its name.
+    /// Provider: the planned fault of this name happened.
     Fault { request: Option<u64>, fault: String },
     /// Provider: the last byte of the answer was written.
     AnswerSent { request: u64 },
@@ -86,17 +87,18 @@ pub enum Event {
         request: Option<u64>,
         how: Close,
     },
-    /// Provider: a request that nothing in the case answers; always the case's or the gateway's error.
+    /// Provider: a request came that nothing in the case answers. It is always an error of the case
+    /// or of the gateway.
     Unmatched { request: u64, reason: String },
     /// Gate: opened by the case.
     Opened,
-    /// Gate: everybody has come.
+    /// Gate: all participants of the rendezvous have met.
     Met { count: usize },
-    /// Database: a statement, a fault or another fact, in words.
+    /// Database: a statement came, a fault happened, or another fact, in words.
     Database { what: String },
-    /// Target: started, ready, signalled, exited, or died.
+    /// Target: its process was started, became ready, was signalled, exited, or died.
     Target { what: String },
-    /// A remark of the case itself, for the reader of the report.
+    /// The case itself makes a remark for the reader of the report.
     Note { text: String },
 }
 
@@ -149,12 +151,13 @@ impl Default for Tape {
 }
 
 impl Tape {
-    /// An empty tape that keeps everything; its clock starts now.
+    /// Makes an empty tape that keeps everything; its clock starts now.
     pub fn new() -> Self {
         Self::keeping(usize::MAX)
     }
 
-    /// An empty tape that keeps the last `most` entries, for stubs that stay up; with 0 it keeps nothing.
+    /// Makes an empty tape that keeps the last `most` entries, for stubs that stay up; with 0 it
+    /// keeps nothing.
     pub fn keeping(most: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -166,12 +169,12 @@ impl Tape {
         }
     }
 
-    /// Whether it keeps nothing, so that nobody needs to put entries together.
+    /// Whether the tape keeps nothing, so that nobody needs to make entries.
     pub fn is_off(&self) -> bool {
         self.shared.most == 0
     }
 
-    /// Appends an event and returns its place in the order.
+    /// Appends an event and returns its position in the order.
     pub fn record(&self, side: Side, event: Event) -> u64 {
         if self.is_off() {
             return SEQUENCE.fetch_add(1, Ordering::SeqCst);
@@ -222,7 +225,7 @@ impl Tape {
 
     /// Waits until `count` entries that `matching` accepts have been recorded, and returns them.
     ///
-    /// Waits for ever: callers put a hang guard round it. Cancel safe.
+    /// It waits forever, so callers add a hang guard. Cancel safe.
     pub async fn wait_for(
         &self,
         count: usize,
@@ -234,14 +237,14 @@ impl Tape {
         loop {
             length.borrow_and_update();
             self.collect_from(&mut next, &mut found, &mut matching);
-            // unconstrained: a busy neighbour in the same task must not keep the news from this wait
+            // unconstrained: a busy neighbour in the same task must not delay this wait
             if found.len() >= count || unconstrained(length.changed()).await.is_err() {
                 return found;
             }
         }
     }
 
-    /// Adds the matching entries from the `next`-th on, and moves `next` behind the last one there is.
+    /// Adds the matching entries from the `next`-th on, and moves `next` behind the last entry.
     fn collect_from(
         &self,
         next: &mut usize,

@@ -1,4 +1,5 @@
-//! Clients that behave badly on purpose: what they do is really on the wire, and how it ends is told.
+//! Clients that behave badly on purpose: their bytes are really on the wire, and the client reports
+//! how the exchange ended.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
@@ -24,7 +25,7 @@ async fn stub() -> (Stub, Client, Tape) {
     (stub, client, tape)
 }
 
-/// A server that takes so many bytes, says `says`, and closes; returns how many had come.
+/// A server that takes `most` bytes, answers `says`, and closes; returns how many bytes had come.
 async fn hasty(most: usize, says: &'static str) -> (Client, tokio::task::JoinHandle<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let root = format!("http://{}", listener.local_addr().unwrap());

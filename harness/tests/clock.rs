@@ -1,7 +1,9 @@
-//! Time stays in the gate: no code of harness, cases and properties sleeps or looks at how long something took, but for the gate.
+//! Time stays in the gate: no other code of harness, cases and properties sleeps or measures how
+//! long something took.
 //!
-//! A case that waits for time fails on a busy machine, and one that asserts an upper bound too. `suites/src/defects` holds the
-//! gateways under examination: they have time-outs of their own, and are not looked at.
+//! A case that waits for time fails on a busy machine, and one that asserts an upper bound too.
+//! `suites/src/defects` holds the gateways under examination: they have time-outs of their own, and
+//! are not looked at.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The control routes of a stub that stays up, as a test in another language uses them: over HTTP, with nothing in common.
+//! The control routes of a stub that stays up, used over HTTP as a test in another language does.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
@@ -49,7 +49,8 @@ impl Bench {
             .unwrap()
     }
 
-    /// How many events of the first chat have been sent; an answer of a control route is one event as well.
+    /// How many events of the first chat have been sent; an answer of a control route is one event
+    /// as well.
     fn sent(&self) -> usize {
         let chat = |event: &Event| match event {
             Event::RequestRead { request, path, .. } if !path.starts_with("/_gauntlet/") => {
@@ -125,7 +126,7 @@ async fn an_interlock_lets_one_event_through_for_each_acknowledgement() {
 }
 
 #[tokio::test]
-async fn the_tape_and_the_requests_are_told_and_control_is_no_call() {
+async fn the_tape_and_the_requests_are_shown_and_control_is_no_call() {
     let bench = bench(reply("hi")).await;
     bench
         .client

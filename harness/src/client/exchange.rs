@@ -1,7 +1,8 @@
-//! One request on its own connection: written, then read as far as the case wants.
+//! One request on a connection of its own: it is written, and the answer is read as far as the case
+//! wants.
 //!
-//! What is read before it is asked for stays in the buffer; nothing is read beyond an answer's end. Dropping an exchange is how a client
-//! leaves.
+//! Bytes that come earlier than the case reads them stay in the buffer; nothing is read beyond the
+//! end of an answer. A client leaves by dropping its exchange.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use crate::tape::{Event, Side, Tape};
 use crate::verdict::Failure;
 use crate::wire::http::message::{self, Body, ResponseHead};
 
-/// A request that has been written, and its connection. Dropping it closes the connection: the client has left.
+/// A request that has been written, and its connection. Dropping it closes the connection, as a
+/// client does that leaves.
 #[derive(Debug)]
 pub struct Exchange {
     tape: Tape,
@@ -23,7 +25,7 @@ pub struct Exchange {
     method: String,
     stream: Option<TcpStream>,
     pub(super) buffer: BytesMut,
-    /// So many bytes of a body are read.
+    /// The largest body, in bytes, that is read.
     pub(super) most: usize,
     finished: bool,
 }
@@ -60,7 +62,7 @@ impl Exchange {
         &self.label
     }
 
-    /// Closes the connection, whatever is still to come.
+    /// Closes the connection, even if the answer is still coming.
     pub fn leave(self) {}
 
     /// Reads the whole answer.
@@ -71,7 +73,7 @@ impl Exchange {
         Ok(self.try_reply().await??)
     }
 
-    /// Reads the whole answer, with a failed transport as a value.
+    /// Reads the whole answer; a failed transport is a value.
     ///
     /// # Errors
     /// A violation by a hang only.
@@ -84,7 +86,7 @@ impl Exchange {
         Ok(read)
     }
 
-    /// Reads the head of the answer; the events are read as the case asks for them.
+    /// Reads the head of the answer. Its events are read when the case asks for them.
     ///
     /// # Errors
     /// A violation if there is no answer, or none within the hang guard.
@@ -92,7 +94,7 @@ impl Exchange {
         Ok(self.try_stream().await??)
     }
 
-    /// The same, with a failed transport as a value.
+    /// Does what [`Exchange::stream`] does; a failed transport is a value.
     ///
     /// # Errors
     /// A violation by a hang only.
@@ -177,7 +179,7 @@ impl Exchange {
         }
     }
 
-    /// Reads more; false at the end of the connection.
+    /// Reads more bytes; gives `false` at the end of the connection.
     pub(super) async fn fill(&mut self) -> std::io::Result<bool> {
         let Some(stream) = &mut self.stream else {
             return Ok(false);
@@ -185,14 +187,16 @@ impl Exchange {
         Ok(stream.read_buf(&mut self.buffer).await? > 0)
     }
 
-    /// Writes as much as the gateway takes; a gateway that answers early or closes is met by the next read.
+    /// Writes as much as the gateway takes. The next read notices a gateway that answers early or
+    /// closes.
     pub(super) async fn write(&mut self, bytes: &[u8]) {
         let Some(stream) = &mut self.stream else {
             return;
         };
         let (mut read, mut write) = stream.split();
         let mut writing = std::pin::pin!(write.write_all(bytes));
-        // what the read branch drops has been put into the buffer; a refused body stops being written when the answer is there
+        // a dropped read has put its bytes into the buffer; once an answer is there, the rest of a
+        // refused body is written for a bounded time only
         tokio::select! {
             biased;
             _ = &mut writing => {}

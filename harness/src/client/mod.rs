@@ -1,7 +1,10 @@
-//! The harness's client: asks the gateway, reads what comes, and writes both to the tape.
+//! The harness's client: it sends requests to the gateway, reads the answers, and records both on
+//! the tape.
 //!
-//! Raw HTTP/1.1, one connection an exchange, so that the suite sees exactly what came and how it ended, and reads no faster than
-//! the case does. Each exchange has a label: `a`, `b`, … in the order of asking, or [`Client::labelled`]. Every wait is guarded.
+//! It speaks raw HTTP/1.1 with one connection for each exchange, so that the suite sees exactly
+//! what came and how it ended, and reads no faster than the case does. Each exchange has a label:
+//! `a`, `b`, … in the order of sending, or that of [`Client::labelled`]. Every wait has a hang
+//! guard.
 //!
 //! ```no_run
 //! # use gauntlet_harness::{client::Client, verdict::Failure};
@@ -11,9 +14,9 @@
 //! let reply = client.chat(hello.clone()).await?; // status, headers, body
 //! let mut stream = client.stream(hello.clone()).await?; // the head has come
 //! while let Some(event) = stream.next().await? { /* event.delta_text, event.json */ }
-//! let transcript = client.stream(hello.clone()).await?.collect().await?; // text, usage, done_count, error, end
-//! let asked = client.send_chat(hello).await?; // written, nothing read yet
-//! asked.leave(); // the client closes the connection
+//! let transcript = client.streamed(hello.clone()).await?; // text, usage, error, end
+//! let exchange = client.send_chat(hello).await?; // written, nothing read yet
+//! exchange.leave(); // the client closes the connection
 //! # Ok(()) }
 //! ```
 
@@ -48,12 +51,12 @@ pub struct Client {
     prefix: String,
     headers: Vec<(String, String)>,
     label: Option<String>,
-    asked: Arc<AtomicUsize>,
+    exchanges: Arc<AtomicUsize>,
     receive_buffer: Option<u32>,
     most: usize,
 }
 
-/// Larger answers are not read on: one without end must not take the harness's memory.
+/// The largest answer, in bytes, that is read: one without end must not take the harness's memory.
 const MOST_BYTES: usize = 256 << 20;
 
 impl Client {
@@ -69,7 +72,7 @@ impl Client {
         let Some(rest) = base_url.strip_prefix("http://") else {
             return Err(Failure::Harness {
                 what: format!(
-                    "the client speaks plain HTTP only, and the gateway is at {base_url}"
+                    "the client speaks plain HTTP only, and the gateway is at {base_url}; give an http:// URL"
                 ),
             });
         };
@@ -90,7 +93,7 @@ impl Client {
             prefix,
             headers,
             label: None,
-            asked: Arc::default(),
+            exchanges: Arc::default(),
             receive_buffer: None,
             most: MOST_BYTES,
         })
@@ -105,7 +108,7 @@ impl Client {
         Self::new(&target.base_url, target.headers.clone(), tape)
     }
 
-    /// The same with this label for its exchanges.
+    /// A clone whose exchanges have this label.
     #[must_use]
     pub fn labelled(&self, label: &str) -> Self {
         Self {
@@ -114,14 +117,14 @@ impl Client {
         }
     }
 
-    /// The same with this key instead of any other.
+    /// A clone that presents this key instead of any other.
     #[must_use]
     pub fn with_bearer(&self, token: &str) -> Self {
         self.without_header("authorization")
             .with_header("authorization", &format!("Bearer {token}"))
     }
 
-    /// The same with one more header.
+    /// A clone that sends one more header.
     #[must_use]
     pub fn with_header(&self, name: &str, value: &str) -> Self {
         let mut client = self.clone();
@@ -129,7 +132,7 @@ impl Client {
         client
     }
 
-    /// The same without that header.
+    /// A clone that does not send the header of that name.
     #[must_use]
     pub fn without_header(&self, name: &str) -> Self {
         let mut client = self.clone();
@@ -139,7 +142,8 @@ impl Client {
         client
     }
 
-    /// The same with a small receive buffer, so that a case that stops reading is felt at once.
+    /// A clone whose sockets have a receive buffer of this many bytes, so that the gateway notices
+    /// soon when a case stops reading.
     #[must_use]
     pub fn with_receive_buffer(&self, bytes: u32) -> Self {
         Self {
@@ -148,7 +152,7 @@ impl Client {
         }
     }
 
-    /// `POST /v1/chat/completions`, read to its end.
+    /// Sends `POST /v1/chat/completions` and reads the answer to its end.
     ///
     /// # Errors
     /// A violation if there is no whole answer, or none within the hang guard.
@@ -156,7 +160,8 @@ impl Client {
         self.post("/v1/chat/completions", body).await
     }
 
-    /// The same with `stream: true`; returns when the head has come. Statuses other than 200 come as well.
+    /// Sends the same with `stream: true` and returns when the head of the answer has come,
+    /// whatever its status.
     ///
     /// # Errors
     /// As [`Client::chat`].
@@ -164,7 +169,7 @@ impl Client {
         self.send_stream(body).await?.stream().await
     }
 
-    /// The same, read to its end.
+    /// Sends the same with `stream: true` and reads the answer to its end.
     ///
     /// # Errors
     /// As [`Client::chat`].
@@ -175,7 +180,7 @@ impl Client {
     /// Writes a chat request and reads nothing yet.
     ///
     /// # Errors
-    /// A violation if the gateway can't be reached.
+    /// A violation if the gateway cannot be reached.
     pub async fn send_chat(&self, body: Value) -> Result<Exchange, Failure> {
         self.send(
             "POST",
@@ -186,7 +191,7 @@ impl Client {
         .await
     }
 
-    /// The same with `stream: true`.
+    /// Writes a chat request with `stream: true` and reads nothing yet.
     ///
     /// # Errors
     /// As [`Client::send_chat`].
@@ -195,7 +200,7 @@ impl Client {
         self.send_chat(body).await
     }
 
-    /// [`Client::stream`], with a transport that failed before the head as a value.
+    /// Does what [`Client::stream`] does; a transport that failed before the head is a value.
     ///
     /// # Errors
     /// A violation by a hang only.
@@ -219,7 +224,7 @@ impl Client {
         }
     }
 
-    /// `GET`, read to its end.
+    /// Sends `GET` and reads the answer to its end.
     ///
     /// # Errors
     /// As [`Client::chat`].
@@ -227,7 +232,7 @@ impl Client {
         self.request("GET", path, &[], b"").await
     }
 
-    /// `POST` of JSON, read to its end.
+    /// Sends `POST` with this JSON and reads the answer to its end.
     ///
     /// # Errors
     /// As [`Client::chat`].
@@ -241,7 +246,7 @@ impl Client {
         .await
     }
 
-    /// Any request, read to its end.
+    /// Sends any request and reads the answer to its end.
     ///
     /// # Errors
     /// As [`Client::chat`].
@@ -255,7 +260,8 @@ impl Client {
         self.send(method, path, headers, body).await?.reply().await
     }
 
-    /// The same, with a failed transport as a value: for cases where "no answer" is one of the allowed ends.
+    /// Does what [`Client::request`] does; a failed transport is a value. This is for cases in
+    /// which "no answer" is one of the allowed ends.
     ///
     /// # Errors
     /// A violation by a hang only.
@@ -275,7 +281,8 @@ impl Client {
     /// Writes any request and reads nothing yet.
     ///
     /// # Errors
-    /// A violation if the gateway can't be reached, or does not take the request within the hang guard.
+    /// A violation if the gateway cannot be reached, or does not take the request within the hang
+    /// guard.
     pub async fn send(
         &self,
         method: &str,
@@ -286,10 +293,10 @@ impl Client {
         Ok(self.open_and_write(method, path, headers, body).await??)
     }
 
-    /// A connection to the gateway and nothing else: for what no well-behaved client would write.
+    /// Connects to the gateway and does nothing else, for what no well-behaved client would write.
     ///
     /// # Errors
-    /// A violation if the gateway can't be reached.
+    /// A violation if the gateway cannot be reached.
     pub async fn raw(&self) -> Result<TcpStream, Failure> {
         let stream = gate::guard(
             "hang.connection",
@@ -300,11 +307,12 @@ impl Client {
         Ok(stream.map_err(|error| Transport::Connect(error.to_string()))?)
     }
 
-    /// Writes the bytes in pieces, `every` between them, until all are written, the gateway answers, or it closes; then reads
-    /// the answer, if there is one. For clients that dribble their headers or body.
+    /// Writes the bytes in pieces of `piece` bytes, one after each `every`, until all are written,
+    /// the gateway answers, or it closes. Then reads the answer, if there is one. This is for
+    /// clients that dribble their headers or body.
     ///
     /// # Errors
-    /// A violation by a hang: neither answered nor closed.
+    /// A violation by a hang if the gateway neither answers nor closes.
     pub async fn dribble(
         &self,
         bytes: &[u8],
@@ -326,7 +334,8 @@ impl Client {
         exchange.try_reply().await
     }
 
-    /// The bytes of a request as [`Client::send`] would write it: for [`Client::raw`] and [`Client::dribble`].
+    /// The bytes of a request as [`Client::send`] would write it, for [`Client::raw`] and
+    /// [`Client::dribble`].
     pub fn request_bytes(
         &self,
         method: &str,
@@ -371,7 +380,7 @@ impl Client {
                 .await
                 .map_err(|error| Transport::Connect(error.to_string()))?;
             let mut exchange = self.exchange(stream, method);
-            // before the bytes, so that whatever they cause comes later on the tape
+            // recorded before the bytes are written, so that their effects come later on the tape
             exchange.record(Event::ClientSent {
                 method: method.into(),
                 path: path.into(),
@@ -432,7 +441,7 @@ impl Client {
     fn next_label(&self) -> String {
         self.label
             .clone()
-            .unwrap_or_else(|| letters(self.asked.fetch_add(1, Ordering::Relaxed)))
+            .unwrap_or_else(|| letters(self.exchanges.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
@@ -474,7 +483,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_end_is_not_read_for_ever() {
+    async fn an_answer_without_end_is_not_read_forever() {
         let (source, tape) = (Arc::new(ScriptSource::new(Protocol::OPENAI)), Tape::new());
         let endless = Plan {
             framing: Framing::UntilClose,

@@ -1,4 +1,4 @@
-//! A whole answer, and what there is instead when the transport failed.
+//! A whole answer, and why there is none when the transport failed.
 
 use std::fmt;
 
@@ -15,36 +15,36 @@ pub struct Reply {
     pub label: String,
     /// The status code.
     pub status: u16,
-    /// In the order and spelling of the gateway.
+    /// Names and values in the order and spelling of the gateway.
     pub headers: Vec<(String, String)>,
-    /// Unchunked.
+    /// The whole body without its framing.
     pub body: Bytes,
 }
 
-/// Why there is no answer: the transport failed.
+/// Why there is no whole answer: the transport failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// The connection could not be made.
     Connect(String),
-    /// It ended (or was reset) before the head of an answer.
+    /// The connection ended, or was reset, before the head of an answer.
     NoAnswer(String),
-    /// It ended (or was reset) within the body of this answer.
+    /// The connection ended, or was reset, within the body of this answer.
     Cut {
         /// The status that had come.
         status: u16,
-        /// What had come of the body.
+        /// The part of the body that had come.
         body: Bytes,
-        /// How it ended.
+        /// How the connection ended.
         how: String,
     },
-    /// The answer of this status was not read on: it is larger than `most` says.
+    /// The answer was not read to its end, since it is larger than the bound.
     TooLarge {
         /// The status that had come.
         status: u16,
         /// The bound, in words.
         most: String,
     },
-    /// What came is not HTTP/1.1.
+    /// The bytes that came are not HTTP/1.1.
     Malformed(String),
 }
 
@@ -65,7 +65,8 @@ impl fmt::Display for Transport {
 }
 
 impl From<Transport> for Failure {
-    /// A gateway owes an HTTP answer, and a client sees that there was none.
+    /// The gateway broke the requirement: it owes an HTTP answer, and a client sees that there is
+    /// none.
     fn from(transport: Transport) -> Self {
         Self::Violated {
             fact: "answer.whole".into(),
@@ -100,12 +101,12 @@ impl Reply {
             .to_string()
     }
 
-    /// `error.type` of OpenAI's envelope.
+    /// The field `error.type` of OpenAI's error document.
     pub fn error_type(&self) -> Option<String> {
         self.json()["error"]["type"].as_str().map(String::from)
     }
 
-    /// `error.code` of OpenAI's envelope.
+    /// The field `error.code` of OpenAI's error document.
     pub fn error_code(&self) -> Option<String> {
         self.json()["error"]["code"].as_str().map(String::from)
     }
@@ -113,7 +114,7 @@ impl Reply {
     /// Reads a completion strictly, by the published types of OpenAI's API.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A sentence that names what is wrong with it.
     pub fn strict(&self) -> Result<(), String> {
         let read: async_openai::types::chat::CreateChatCompletionResponse =
             serde_json::from_slice(&self.body)

@@ -1,8 +1,8 @@
-//! Server-sent events, read by the crate `sse-core`: a reader that is neither the gateway's nor ours is
-//! the better witness.
+//! Server-sent events, read by the crate `sse-core`: a reader that is neither the gateway's nor
+//! ours is the better witness.
 //!
-//! What is added here is only the position of the reader in the body, so that what came after the last
-//! whole event can be shown. An event that never meets its blank line is not an event.
+//! What is added here is only the position of the reader in the body, so that what came after the
+//! last whole event can be shown. An event that never meets its blank line is not an event.
 
 use std::num::NonZeroUsize;
 

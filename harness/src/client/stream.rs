@@ -1,4 +1,4 @@
-//! A streamed answer: event by event, or as a whole transcript.
+//! A streamed answer, read event by event or as a whole transcript.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,26 +13,26 @@ use crate::tape::Event;
 use crate::verdict::Failure;
 use crate::wire::http::message::{self, Body, ResponseHead};
 
-/// More events of one answer are none that a client could use.
+/// How many events of one answer are read: no client could use more.
 const MOST_EVENTS: usize = 1 << 20;
 
 /// How a streamed answer ended for the transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The body came to its told end.
+    /// The body ended where its framing says.
     Orderly,
-    /// The connection ended before it, or was reset; how.
+    /// The connection ended before the end of the body, or was reset; the text says how.
     Cut(String),
 }
 
 /// One event of a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamEvent {
-    /// Its place, from 1.
+    /// Its number in the stream, from 1.
     pub n: usize,
-    /// Its name, if it has one.
+    /// Its name (`event:`), if it has one.
     pub name: Option<String>,
-    /// Its data, lines joined.
+    /// Its data with the lines joined.
     pub data: String,
     /// The data, if it is JSON.
     pub json: Option<Value>,
@@ -41,12 +41,12 @@ pub struct StreamEvent {
 }
 
 impl StreamEvent {
-    /// Whether it is `[DONE]`.
+    /// Whether it is `[DONE]`, the end of OpenAI's streams.
     pub fn is_done(&self) -> bool {
         self.data == "[DONE]"
     }
 
-    /// The error in band, if it is one: by its name or by a member `error`.
+    /// The in-band error, if the event is one: by its name or by a member `error`.
     pub fn error(&self) -> Option<&Value> {
         let json = self.json.as_ref()?;
         match &json["error"] {
@@ -57,12 +57,13 @@ impl StreamEvent {
     }
 }
 
-/// An answer whose head has come. Nothing is read ahead of the case. Dropping it before its end: the client has left.
+/// An answer whose head has come. Nothing is read ahead of the case. Dropping it before its end
+/// closes the connection, as a client does that leaves.
 #[derive(Debug)]
 pub struct StreamReply {
     /// The status code.
     pub status: u16,
-    /// In the order and spelling of the gateway.
+    /// Names and values in the order and spelling of the gateway.
     pub headers: Vec<(String, String)>,
     exchange: Exchange,
     body: Body,
@@ -96,10 +97,10 @@ impl StreamReply {
         self.exchange.label()
     }
 
-    /// The next event; `None` at the end ([`StreamReply::end`] says which).
+    /// The next event; `None` at the end, of which [`StreamReply::end`] gives the kind.
     ///
     /// # Errors
-    /// A violation by a hang, or by an answer that is too large to be one.
+    /// A violation by a hang, or by an answer that is too large.
     pub async fn next(&mut self) -> Result<Option<StreamEvent>, Failure> {
         let what = format!(
             "event {} of the stream to client {}, or its end",
@@ -109,10 +110,11 @@ impl StreamReply {
         gate::guard("hang.event", &what, self.read_event()).await?
     }
 
-    /// Reads until the text so far is at least so many characters, and returns it; less only at the end.
+    /// Reads until the text has at least this many characters, and returns it. The text is shorter
+    /// only at the end of the stream.
     ///
     /// # Errors
-    /// As [`StreamReply::next`]; all of it has one guard.
+    /// As [`StreamReply::next`]; one hang guard holds for all of it.
     pub async fn text_of(&mut self, characters: usize) -> Result<String, Failure> {
         let what = format!(
             "{characters} characters of the stream to client {}, or its end",
@@ -131,18 +133,19 @@ impl StreamReply {
         gate::guard("hang.text", &what, reading).await?
     }
 
-    /// How it ended, once it has.
+    /// How the stream ended; `None` as long as it has not ended.
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
     }
 
-    /// Closes the connection, whatever is still to come.
+    /// Closes the connection, even if more events are coming.
     pub fn leave(self) {}
 
     /// Reads to the end.
     ///
     /// # Errors
-    /// As [`StreamReply::next`]; the stream as a whole has one guard, so that one without end is the gateway's violation.
+    /// As [`StreamReply::next`]. One hang guard holds for the whole stream, so that a stream
+    /// without end is the gateway's violation.
     pub async fn collect(mut self) -> Result<Transcript, Failure> {
         let what = format!("the end of the stream to client {}", self.exchange.label());
         let come = AtomicUsize::new(0);
@@ -269,10 +272,10 @@ impl StreamReply {
     }
 }
 
-/// A tool call, its fragments joined.
+/// A tool call with its fragments joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ToolCall {
-    /// Its place in the message.
+    /// Its index in the message, from 0.
     pub index: u64,
     /// Its id.
     pub id: String,
@@ -287,29 +290,29 @@ pub struct ToolCall {
 pub struct Transcript {
     /// The status code.
     pub status: u16,
-    /// In the order and spelling of the gateway.
+    /// Names and values in the order and spelling of the gateway.
     pub headers: Vec<(String, String)>,
     /// Every event.
     pub events: Vec<StreamEvent>,
-    /// The content of the first choice, joined.
+    /// The joined content of the first choice.
     pub text: String,
-    /// The tool calls of the first choice, joined by index.
+    /// The tool calls of the first choice, their fragments joined by index.
     pub tool_calls: Vec<ToolCall>,
     /// Every finish reason of the first choice.
     pub finish_reasons: Vec<String>,
-    /// The last usage that was told.
+    /// The last usage that the stream reported.
     pub usage: Option<Value>,
     /// How often `[DONE]` came.
     pub done_count: usize,
-    /// Events after the first `[DONE]`.
+    /// How many events came after the first `[DONE]`.
     pub after_done: usize,
-    /// The error: in band, or the whole answer's (`error` of its envelope).
+    /// The error: an in-band one, or that of an error document.
     pub error: Option<Value>,
     /// How it ended for the transport.
     pub end: End,
-    /// What came of an event that never ended.
+    /// The bytes after the last whole event, as text.
     pub rest: String,
-    /// The whole body, unchunked.
+    /// The whole body without its framing.
     pub body: Bytes,
 }
 
@@ -319,7 +322,8 @@ impl Transcript {
         message::header(&self.headers, name)
     }
 
-    /// Whether it looks like a success to a client: ended in order, with `[DONE]` and without an error.
+    /// Whether it looks like a success to a client: it ended in order, with `[DONE]` and without an
+    /// error.
     pub fn looks_complete(&self) -> bool {
         self.status == 200
             && self.end == End::Orderly
@@ -327,10 +331,11 @@ impl Transcript {
             && self.error.is_none()
     }
 
-    /// Reads every chunk strictly, by the published types of OpenAI's API; errors in band and `[DONE]` aside.
+    /// Reads every chunk strictly, by the published types of OpenAI's API. In-band errors and
+    /// `[DONE]` are left out.
     ///
     /// # Errors
-    /// The first event that is wrong, and why.
+    /// A sentence that names the first wrong event and what is wrong with it.
     pub fn strict(&self) -> Result<(), String> {
         let mut id: Option<String> = None;
         for event in self

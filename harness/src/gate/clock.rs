@@ -1,4 +1,4 @@
-//! The hang guard, bounds, lower bounds and pace: the only code that waits for time or compares times.
+//! The hang guard, bounds, lower bounds and pace. No other code waits for time or compares times.
 
 use std::future::Future;
 use std::pin::pin;
@@ -10,7 +10,8 @@ use tokio::task::unconstrained;
 use crate::tape::Entry;
 use crate::verdict::{CaseResult, Failure, FailureMode};
 
-/// How long anything may take before it counts as hung, unless `GAUNTLET_HANG_GUARD_MS` says otherwise.
+/// How long anything may take before it counts as hung, unless `GAUNTLET_HANG_GUARD_MS` sets
+/// another bound in milliseconds.
 const HANG_GUARD: Duration = Duration::from_secs(20);
 
 /// The slack of a lower bound: timers and the tape round by about this much.
@@ -20,13 +21,15 @@ tokio::task_local! {
     static OWN_GUARD: Duration;
 }
 
-/// Runs `future` with a hang guard of its own; what it spawns has the usual one. For examinations that are expected to hang:
-/// a defective gateway that never answers. Cancel safe if `future` is.
+/// Runs `future` with this hang guard; tasks that it spawns keep the usual one. It is for
+/// examinations that are expected to hang, such as that of a defective gateway which never answers.
+/// Cancel safe if `future` is.
 pub async fn with_hang_guard<T>(bound: Duration, future: impl Future<Output = T>) -> T {
     OWN_GUARD.scope(bound, future).await
 }
 
-/// The bound after which a wait counts as hung: that of [`with_hang_guard`], else `GAUNTLET_HANG_GUARD_MS`, else 20 s.
+/// The bound after which a wait counts as hung: that of [`with_hang_guard`], else
+/// `GAUNTLET_HANG_GUARD_MS`, else 20 s.
 pub fn hang_guard() -> Duration {
     if let Ok(bound) = OWN_GUARD.try_with(|bound| *bound) {
         return bound;
@@ -50,7 +53,8 @@ pub async fn guard<T>(
     guard_with(fact, what, future, || "nothing came".to_string()).await
 }
 
-/// The same; `observed` is asked, when the guard fires, what has been seen until then ("saw 2 of 4").
+/// Waits like [`guard`]. When the guard fires, `observed` gives what has been seen until then ("saw
+/// 2 of 4").
 ///
 /// # Errors
 /// As [`guard`].
@@ -70,7 +74,8 @@ async fn guard_for<T>(
     future: impl Future<Output = T>,
     observed: impl FnOnce() -> String,
 ) -> Result<T, Failure> {
-    // not `tokio::time::timeout`: its timer waits for a share of the task's budget, which a busy neighbour can use up for ever
+    // not `tokio::time::timeout`: its timer waits for a share of the task's budget, which a busy
+    // neighbour can use up forever
     let end = pin!(unconstrained(tokio::time::sleep(bound)));
     match select(pin!(future), end).await {
         Either::Left((value, _)) => Ok(value),
@@ -92,10 +97,11 @@ pub fn gap(earlier: &Entry, later: &Entry) -> Duration {
     later.at().saturating_sub(earlier.at())
 }
 
-/// A lower bound: `gap` is at least `bound`, but for the rounding of timers.
+/// Checks a lower bound: `gap` is at least `bound`, but for the rounding of timers.
 ///
-/// Safe under any load if the gap begins at a cause and ends at its effect: `ClientSent` and `AnswerSent` of [`crate::tape::Event`]
-/// are recorded before the bytes are written, `ClientAnswered`, `RequestRead` and `PeerClosed` after they came.
+/// This is safe under any load if the gap begins at a cause and ends at its effect: `ClientSent`
+/// and `AnswerSent` of [`crate::tape::Event`] are recorded before the bytes are written, and
+/// `ClientAnswered`, `RequestRead` and `PeerClosed` after they came.
 ///
 /// # Errors
 /// A violation that names both values.
@@ -111,13 +117,15 @@ pub fn at_least(fact: &str, what: &str, gap: Duration, bound: Duration) -> CaseR
     })
 }
 
-/// Lets `every` pass: the pace of a plan, a dribbling client, a slow reader. Never a way to wait for something. Cancel safe.
+/// Waits for the time `every`: the pace of a plan, a dribbling client or a slow reader. It is never
+/// a way to wait for a fact. Cancel safe.
 pub async fn pace(every: Duration) {
     tokio::time::sleep(every).await;
 }
 
-/// Asks again and again, a few milliseconds apart, until `probe` has a value; for facts of the system that notify nobody
-/// (a socket's queue). Waits for ever: callers put a guard or a bound round it. Cancel safe.
+/// Calls `probe` every few milliseconds until it has a value, for facts of the system that notify
+/// nobody, such as a socket's queue. It waits forever, so callers add a guard or a bound. Cancel
+/// safe.
 pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
     let mut pause = Duration::from_micros(200);
     loop {
@@ -129,8 +137,9 @@ pub async fn poll_until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Makes an exchange again and again, a few milliseconds apart, until it shows the fact that is waited for (`Some`): for facts that
-/// nobody tells, such as a dependency that is back. `what` says the fact, in the words of the requirement.
+/// Makes an exchange every few milliseconds until it shows the fact (`Some`), for facts that nobody
+/// reports, such as a dependency that is back. `what` names the fact in the words of the
+/// requirement.
 ///
 /// # Errors
 /// The first failure of an exchange; after the hang guard, a violation by a hang.
@@ -150,11 +159,12 @@ where
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    guard_with(fact, what, again, || "it never was so".to_string()).await?
+    guard_with(fact, what, again, || "no exchange showed it".to_string()).await?
 }
 
-/// Waits until `probe` has given the same value for a third of a second, and returns it: for "takes no more". Safe where more load
-/// can only make the value smaller, as with bytes taken. Cancel safe.
+/// Waits until `probe` has given the same value for a third of a second, and returns it. This is
+/// safe where more load can only make the value smaller, as with bytes that a gateway takes. Cancel
+/// safe.
 pub async fn settled<T: PartialEq>(mut probe: impl FnMut() -> T) -> T {
     let mut value = probe();
     let mut same = 0;
@@ -167,8 +177,9 @@ pub async fn settled<T: PartialEq>(mut probe: impl FnMut() -> T) -> T {
     value
 }
 
-/// What comes of `future` within `bound`, if anything does; for the harness's own machinery (stubs, faults, databases, clean-up),
-/// whose failure is not a verdict. Drops `future` at the bound.
+/// The value of `future` if it has one within `bound`. It is for the harness's own machinery
+/// (stubs, faults, databases, clean-up), whose failure is not a verdict. Drops `future` at the
+/// bound.
 pub(crate) async fn bounded<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(bound, future).await.ok()
 }
@@ -179,7 +190,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_guard_says_what_was_awaited_and_what_was_seen() {
+    async fn the_guard_names_what_was_awaited_and_what_was_seen() {
         let hung = guard_for(
             Duration::from_millis(1),
             "hang.requests",

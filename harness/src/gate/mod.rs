@@ -1,8 +1,9 @@
 //! Gates, rendezvous, interlocks and the hang guard: how a suite proves order without a clock.
 //!
-//! This is the only module of harness, suites and tests that owns time. Noise can only make things later, so a suite asserts
-//! orders of events and lower bounds ([`at_least`]); the one upper bound is the hang guard, which is far away and never the
-//! thing asserted. Everything that a case waits for goes through [`guard`].
+//! This is the only module of harness, suites and tests that owns time. Noise can only make things
+//! later, so a suite asserts orders of events and lower bounds ([`at_least`]). The one upper bound
+//! is the hang guard, which is far away and never the thing asserted. Everything that a case waits
+//! for goes through [`guard`].
 
 mod clock;
 mod rendezvous;
@@ -36,7 +37,7 @@ struct Registry {
 }
 
 impl Gates {
-    /// No gates yet; openings and meetings are recorded on `tape`.
+    /// Makes a set without gates that records openings and meetings on `tape`.
     pub fn new(tape: Tape) -> Self {
         Self {
             shared: Arc::new(Registry {
@@ -46,7 +47,7 @@ impl Gates {
         }
     }
 
-    /// The gate of that name, made closed when it is first named (by the case or by a plan).
+    /// The gate of that name. It is made, closed, when a case or a plan first names it.
     pub fn gate(&self, name: &str) -> Gate {
         let mut gates = lock(&self.shared.gates);
         gates
@@ -59,7 +60,7 @@ impl Gates {
             .clone()
     }
 
-    /// The rendezvous of that name. The count is the one first named.
+    /// The rendezvous of that name, for as many as were given when it was first named.
     pub fn rendezvous(&self, name: &str, count: usize) -> Rendezvous {
         let mut all = lock(&self.shared.rendezvous);
         all.entry(name.to_string())
@@ -77,7 +78,8 @@ impl Gates {
             .clone()
     }
 
-    /// Opens every gate, releases every interlock: what a case does before it waits for the end of everything.
+    /// Opens every gate and releases every interlock, as a case does before it waits for the end of
+    /// everything.
     pub fn open_all(&self) {
         let gates: Vec<Gate> = lock(&self.shared.gates).values().cloned().collect();
         gates.iter().for_each(Gate::open);
@@ -86,7 +88,7 @@ impl Gates {
     }
 }
 
-/// Holds whoever waits until it is opened; stays open until it is closed again.
+/// Holds whoever waits until the gate is opened. It stays open until it is closed again.
 #[derive(Clone, Debug)]
 pub struct Gate {
     name: Arc<str>,
@@ -95,7 +97,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Opens it. The tape has the opening before anything that it lets go.
+    /// Opens the gate. The tape has the opening before anything that the gate lets go.
     pub fn open(&self) {
         if !self.is_open() {
             self.tape
@@ -104,37 +106,38 @@ impl Gate {
         self.open.send_replace(true);
     }
 
-    /// Closes it for those who come from now on.
+    /// Closes the gate for those who come from now on.
     pub fn close(&self) {
         self.open.send_replace(false);
     }
 
-    /// Whether it is open.
+    /// Whether the gate is open.
     pub fn is_open(&self) -> bool {
         *self.open.borrow()
     }
 
-    /// Waits until it is open. Cancel safe.
+    /// Waits until the gate is open. Cancel safe.
     pub async fn wait(&self) {
         // the sender lives as long as self, so the only way out is an open gate
         let _ = self.open.subscribe().wait_for(|open| *open).await;
     }
 }
 
-/// Lets the sender send event n + 1 only after the case acknowledged event n.
+/// Lets a sender send event n + 1 only after the case has acknowledged event n.
 #[derive(Clone, Debug)]
 pub struct Interlock {
     acknowledged: Arc<watch::Sender<usize>>,
 }
 
 impl Interlock {
-    /// Acknowledges the events up to the n-th of the answer (from 1, as [`Event::EventSent`] counts them).
+    /// Acknowledges the events up to the n-th of the answer, counted from 1 as in
+    /// [`Event::EventSent`].
     pub fn ack(&self, n: usize) {
         self.acknowledged
             .send_modify(|acknowledged| *acknowledged = n.max(*acknowledged));
     }
 
-    /// Acknowledges everything to come.
+    /// Acknowledges every event to come.
     pub fn release(&self) {
         self.ack(usize::MAX);
     }

@@ -10,9 +10,10 @@ use crate::verdict::CaseResult;
 
 /// Lets nobody go until `count` are there together: the proof of "in parallel" on any machine.
 ///
-/// In two phases, because a participant may have left without having been noticed yet: when `count` have come, each looks
-/// whether it is still wanted and only then witnesses; all meet when `count` have witnessed the same gathering. So all of
-/// them were there at one moment. Whoever is dropped while waiting is not counted any more.
+/// It works in two phases, because a participant may have left without having been noticed. When
+/// `count` have come, each checks whether it is still wanted and only then becomes a witness; all
+/// meet when there are `count` witnesses of the same gathering. So all of them were there at one
+/// moment. Whoever is dropped while waiting no longer counts.
 #[derive(Clone, Debug)]
 pub struct Rendezvous {
     name: Arc<str>,
@@ -25,16 +26,16 @@ pub struct Rendezvous {
 struct Muster {
     waiting: usize,
     most: usize,
-    /// Changes whenever somebody comes or goes: a witness counts for its own gathering only.
+    /// Changes whenever a participant comes or leaves: a witness counts for its own gathering only.
     gathering: u64,
     witnesses: usize,
     met: bool,
 }
 
-/// A place at a rendezvous; leaving it (drop) before the meeting takes the participant out of the count.
-struct Place<'a>(&'a Rendezvous);
+/// A participant; dropping it before the meeting takes it out of the count.
+struct Participant<'a>(&'a Rendezvous);
 
-impl Drop for Place<'_> {
+impl Drop for Participant<'_> {
     fn drop(&mut self) {
         self.0.muster.send_modify(|muster| {
             muster.waiting = muster.waiting.saturating_sub(1);
@@ -54,15 +55,16 @@ impl Rendezvous {
         }
     }
 
-    /// Comes, and waits until everybody is there. Cancel safe: a dropped wait leaves.
+    /// Joins, and waits until everybody is there. Cancel safe: a dropped wait leaves.
     pub async fn arrive(&self) {
         self.arrive_while(|| true).await;
     }
 
-    /// The same; `still_there` is asked when all have come, and whoever says no waits on without being counted.
+    /// Joins like [`Rendezvous::arrive`]. `still_there` is called when all have come; whoever
+    /// answers `false` keeps waiting without being counted.
     pub(crate) async fn arrive_while(&self, still_there: impl Fn() -> bool) {
         let mut muster = self.muster.subscribe();
-        let place = Place(self);
+        let participant = Participant(self);
         self.muster.send_modify(|muster| {
             muster.waiting += 1;
             muster.most = muster.most.max(muster.waiting);
@@ -77,7 +79,7 @@ impl Rendezvous {
             }
             if seen.waiting >= self.count && witnessed != Some(seen.gathering) {
                 if !still_there() {
-                    drop(place);
+                    drop(participant);
                     return std::future::pending().await;
                 }
                 witnessed = Some(seen.gathering);
@@ -110,7 +112,7 @@ impl Rendezvous {
     /// Waits until everybody has met.
     ///
     /// # Errors
-    /// After the hang guard: a violation that says how many were ever there together.
+    /// After the hang guard: a violation that states how many were ever there together.
     pub async fn met(&self) -> CaseResult {
         let mut muster = self.muster.subscribe();
         let all = async {
@@ -123,12 +125,12 @@ impl Rendezvous {
         .await
     }
 
-    /// How many wait now.
+    /// The number of participants that wait now.
     pub fn waiting(&self) -> usize {
         self.muster.borrow().waiting
     }
 
-    /// The most that ever waited together.
+    /// The largest number of participants that ever waited together.
     pub fn most(&self) -> usize {
         self.muster.borrow().most
     }

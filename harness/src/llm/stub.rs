@@ -196,7 +196,8 @@ impl Stub {
     /// Starts a stub that speaks OpenAI's protocol, with a free port, a tape and gates of its own.
     ///
     /// ```
-    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    /// # runtime.block_on(async {
     /// use gauntlet_harness::llm::{Stub, reply};
     /// let stub = Stub::openai().await?;
     /// stub.answers(reply("Paris"));

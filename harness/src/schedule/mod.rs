@@ -1,8 +1,8 @@
 //! The portable fault schedule: what every provider does on every call, as plain data.
 //!
-//! Generated and shrunk by the property suites, written as JSON, and played in two worlds: in process under a paused clock, and
-//! over real sockets by `gauntlet run --plan FILE` against any gateway. Both read the same [`Schedule::play`], and both are
-//! judged by the same [`invariants`].
+//! The property suites generate and shrink schedules and write them as JSON. A schedule is played
+//! in process under a paused clock, and over real sockets by `gauntlet run --schedule FILE` against
+//! any gateway. Both use [`Schedule::play`], and the same [`invariants`] judge both.
 
 pub mod invariants;
 mod observation;
@@ -17,60 +17,62 @@ use crate::spec::{BreakerSpec, Protocol, RetrySpec, Spec, Timeouts};
 /// The alias that every request of a schedule asks for.
 pub const ALIAS: &str = "schedule";
 
-/// Content events of a whole answer; with the role before them, and the finish and the end marker after them.
+/// The number of content events of a whole stream. The role comes before them, and the finish
+/// reason and `[DONE]` come after them.
 pub const WORDS: usize = 4;
 
 /// A schedule of faults for one alias.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// Time-outs, retries, breaker.
+    /// How the gateway is configured.
     pub settings: Settings,
-    /// What each candidate does, in the order in which they are to be tried. Provider `p1` is the first.
+    /// What each candidate does, in the order in which the gateway has to try them. The first one
+    /// is provider `p1`.
     pub candidates: Vec<Script>,
-    /// What the client asks, one after the other.
+    /// The requests of the client, one after the other.
     pub requests: Vec<Request>,
 }
 
-/// How the gateway is configured. All times in milliseconds.
+/// How the gateway is configured; all times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Connect time-out.
+    /// The connect timeout.
     pub connect_ms: u64,
-    /// First-token time-out of streams.
+    /// The first-token timeout of streams.
     pub first_token_ms: u64,
-    /// Idle time-out.
+    /// The idle timeout.
     pub idle_ms: u64,
-    /// The deadline over everything.
+    /// The deadline of a request, over all attempts and candidates.
     pub total_ms: u64,
-    /// Kept for each later candidate, by gateways that know such a thing.
+    /// The time that is kept for each later candidate, by gateways with a reserve.
     pub reserve_ms: u64,
-    /// Attempts at one candidate, the first included.
+    /// The number of attempts at one candidate, the first one included.
     pub max_attempts: u32,
-    /// First back-off.
+    /// The first backoff.
     pub base_ms: u64,
-    /// Largest back-off.
+    /// The largest backoff.
     pub max_ms: u64,
-    /// Per cent of a back-off that may be random.
+    /// The part of a backoff that may be random, in per cent.
     pub jitter_percent: u32,
-    /// Retries for a hundred requests …
+    /// The retry budget: the number of retries for a hundred requests.
     pub budget_percent: u32,
-    /// … plus this many, in any ten seconds.
+    /// The number of retries in any ten seconds that the budget allows besides.
     pub budget_floor: u32,
-    /// Failures in a row that open a breaker.
+    /// The number of failures in a row that open a breaker.
     pub failure_threshold: u32,
-    /// How long it stays open.
+    /// How long a breaker stays open.
     pub cool_down_ms: u64,
-    /// Requests that half-open lets through at once.
+    /// The number of requests that a half-open breaker lets through at once.
     pub half_open_probes: u32,
 }
 
-/// What a candidate does: call after call; later calls are answered well.
+/// What a candidate does, call by call. Calls after the last one are answered well.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Script {
-    /// By call, from the first.
+    /// The actions, from the first call on.
     pub calls: Vec<Action>,
 }
 
@@ -78,11 +80,11 @@ pub struct Script {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// StubRequest this long after the one before has ended.
+    /// How long after the end of the request before it the client sends it.
     pub after_ms: u64,
-    /// Streamed or plain.
+    /// Whether the client asks for a stream.
     pub stream: bool,
-    /// Whether the client leaves before it has everything.
+    /// When the client leaves before it has everything; `None` if it stays.
     pub leaves: Option<Leave>,
 }
 
@@ -90,86 +92,92 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Leave {
-    /// So long after it has asked, unless it has its answer by then.
+    /// It leaves this many milliseconds after it has sent the request, unless it has its answer.
     AfterMs(u64),
-    /// When it has read so many pieces of text of a stream, unless the stream is over by then.
+    /// It leaves when it has read this many pieces of text of a stream, unless the stream has
+    /// ended.
     AfterWords(usize),
 }
 
-/// What a provider does on one call. Where `events` is counted, a stream's first event is the role, and the next are its words;
-/// of a plain answer the same part of its bytes is meant. At most the last word is sent: never the finish.
+/// What a provider does on one call. `events` counts a stream's events: the first one is the role,
+/// and the next ones are its words. For a plain answer it means the same part of its bytes. The
+/// last word is the last event that is sent, never the finish reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// A whole and right answer, at once.
+    /// The whole, correct answer comes at once.
     Answer,
-    /// A stream without `[DONE]`, otherwise right.
+    /// The stream is correct but for a missing `[DONE]`.
     NoDone,
-    /// The whole answer, a gap between its pieces.
+    /// The whole answer comes in pieces.
     Drip {
-        /// The gap.
+        /// The time between two pieces, in milliseconds.
         every_ms: u64,
     },
-    /// An answer that never ends, a gap between its pieces.
+    /// The answer comes in pieces and never ends.
     DripForever {
-        /// The gap.
+        /// The time between two pieces, in milliseconds.
         every_ms: u64,
     },
-    /// A status that is not 200, with an error in OpenAI's envelope.
+    /// The answer is an error of this status, in OpenAI's form.
     Status {
-        /// The status.
+        /// The status, from 400 to 599.
         status: u16,
-        /// `Retry-After`, in seconds.
+        /// The value of `Retry-After`, in seconds.
         retry_after_s: Option<u64>,
     },
-    /// 429 `insufficient_quota`.
+    /// The answer is 429 `insufficient_quota`.
     Quota,
-    /// The connection is refused. On a real socket only where all calls of the candidate are refused; else it is reset.
+    /// The connection is refused. On a real socket this holds only where all calls of the candidate
+    /// are refused; otherwise the connection is reset.
     Refuse,
-    /// The connection never stands. On a real socket only where it holds for all calls of the candidate; else it is silence.
+    /// The connection is never established. On a real socket this holds only where it is so for all
+    /// calls of the candidate; otherwise the call is read and never answered.
     NeverAccept,
     /// The connection is reset before the answer begins.
     Reset,
     /// The request is read and never answered.
     Silent,
-    /// So many events, then silence.
+    /// The events come, and then nothing more.
     Stall {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// So many events, then the connection is closed.
+    /// The events come, and then the connection is closed.
     Cut {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// So many events and a part of the next, then the connection is closed.
+    /// The events and a part of the next one come, and then the connection is closed.
     CutInside {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// So many events, then the connection is reset.
+    /// The events come, and then the connection is reset.
     ResetAfter {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// So many events, then an orderly end without finish and end marker. Plain: an answer without choices.
+    /// The events come, and then an orderly end without finish reason and `[DONE]`. A plain answer
+    /// has no choices.
     NoFinish {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// So many events, then an error event, and the end. Plain: an error document with status 200.
+    /// The events come, then an in-band error, and then the end. A plain answer is an error
+    /// document with status 200.
     InBandError {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// So many events, then one that is not JSON, then the rest. Plain: a document that is not JSON.
+    /// The events come, then one that is not JSON, and then the rest. A plain answer is not JSON.
     Malformed {
-        /// How many.
+        /// How many events come.
         events: usize,
     },
-    /// 200 with an HTML page.
+    /// The answer is 200 with an HTML page.
     Html,
-    /// 200 with an empty body.
+    /// The answer is 200 with an empty body.
     Empty,
 }
 
@@ -177,7 +185,7 @@ impl Schedule {
     /// Reads a schedule as it is written by a failing property, or by hand.
     ///
     /// # Errors
-    /// A sentence with what is wrong and where.
+    /// A sentence that names the key, its value and the remedy.
     pub fn from_json(text: &str) -> Result<Self, String> {
         let schedule: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let s = &schedule.settings;
@@ -193,7 +201,7 @@ impl Schedule {
         longest("first_token_ms", s.first_token_ms)?;
         longest("idle_ms", s.idle_ms)?;
         if schedule.candidates.is_empty() {
-            return Err("candidates is empty: write one script at least, [] for a provider that always answers well".into());
+            return Err("candidates is empty: write at least one script, [] for a provider that always answers well".into());
         }
         if schedule.requests.is_empty() {
             return Err("requests is empty: write at least one".into());
@@ -211,7 +219,7 @@ impl Schedule {
             .find(|status| !(400..=599).contains(status))
         {
             Some(status) => Err(format!(
-                "status {status} is no failure: write 400 to 599, or another action"
+                "status {status} is not a failure: write 400 to 599, or another action"
             )),
             None => Ok(schedule),
         }
@@ -226,7 +234,7 @@ impl Schedule {
             .unwrap_or(Action::Answer)
     }
 
-    /// How that call is answered, for a streamed or a plain request.
+    /// How that call is answered, by a stream or plainly.
     pub fn play(&self, candidate: usize, call: usize, stream: bool) -> Played {
         play::play(
             self.action(candidate, call),
@@ -235,7 +243,8 @@ impl Schedule {
         )
     }
 
-    /// What the candidate's port does on a real socket: refusing and never accepting are a port's, not a call's.
+    /// What the candidate's port does on a real socket: refusing and never accepting belong to a
+    /// port, not to a call.
     pub fn listen(&self, candidate: usize) -> Listen {
         let calls = self
             .candidates
@@ -252,13 +261,13 @@ impl Schedule {
         }
     }
 
-    /// The text that reaches the wire on that call: all of it, or what stands before the fault.
+    /// The text that is sent on that call: all of it, or what comes before the fault.
     pub fn text_sent(&self, candidate: usize, call: usize, stream: bool) -> String {
         let words = self.action(candidate, call).words_sent(stream);
         (0..words).map(|n| word(candidate, call, n)).collect()
     }
 
-    /// The configuration that it asks of a gateway under test.
+    /// The specification for a gateway under test.
     pub fn spec(&self) -> Spec {
         let s = &self.settings;
         let names: Vec<String> = (1..=self.candidates.len())
@@ -293,12 +302,12 @@ impl Schedule {
 }
 
 impl Action {
-    /// Whether an answer played to its end is whole and right.
+    /// Whether an answer that is sent to its end is whole and correct.
     pub fn ends_well(self) -> bool {
         matches!(self, Self::Answer | Self::NoDone | Self::Drip { .. })
     }
 
-    /// Whether it is so at once, so that no time-out can come in between.
+    /// Whether it is whole and correct at once, so that no timeout can end it.
     pub fn is_good_at_once(self) -> bool {
         matches!(self, Self::Answer | Self::NoDone)
     }
@@ -314,14 +323,14 @@ impl Action {
             | Self::NoFinish { events }
             | Self::InBandError { events }
             | Self::Malformed { events } => events.saturating_sub(1).min(WORDS),
-            // its first word, again and again
+            // the first word, over and over
             Self::DripForever { .. } => 1,
             _ => 0,
         }
     }
 }
 
-/// The n-th word of a call; no other call sends it.
+/// The n-th word of a call, which no other call sends.
 pub fn word(candidate: usize, call: usize, n: usize) -> String {
     format!("c{candidate}k{call}w{n} ")
 }
@@ -345,7 +354,7 @@ pub(crate) mod tests {
     }"#;
 
     #[test]
-    fn a_plan_written_by_hand_is_read() {
+    fn a_schedule_written_by_hand_is_read() {
         let schedule = Schedule::from_json(PLAN).unwrap();
         assert_eq!(
             schedule.action(1, 1),
@@ -357,7 +366,7 @@ pub(crate) mod tests {
         assert_eq!(
             schedule.action(1, 3),
             Action::Answer,
-            "what is not said is answered well"
+            "calls after the last action are answered well"
         );
         assert_eq!(
             (schedule.listen(0), schedule.listen(1)),
@@ -370,8 +379,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_wrong_plan_is_refused_with_what_is_wrong() {
-        for (from, to, says) in [
+    fn a_wrong_schedule_is_refused_with_what_is_wrong() {
+        for (from, to, message) in [
             (
                 "\"idle_ms\": 1000",
                 "\"idle_ms\": 5000",
@@ -385,13 +394,13 @@ pub(crate) mod tests {
             (
                 "\"status\": 429",
                 "\"status\": 200",
-                "status 200 is no failure",
+                "status 200 is not a failure",
             ),
             ("\"answer\"", "\"answers\"", "unknown variant `answers`"),
             ("\"stream\"", "\"streams\"", "unknown field `streams`"),
         ] {
             let error = Schedule::from_json(&PLAN.replace(from, to)).unwrap_err();
-            assert!(error.contains(says), "{error}");
+            assert!(error.contains(message), "{error}");
         }
     }
 }

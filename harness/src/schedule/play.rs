@@ -9,29 +9,29 @@ use crate::plan::{Framing, Listen, Plan, Step};
 /// How one call is answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Played {
-    /// What the port does: [`Listen::Serve`] except where the connection itself fails.
+    /// What the port does; it is [`Listen::Serve`] unless the connection itself fails.
     pub listen: Listen,
-    /// What is said.
+    /// The response.
     pub response: Response,
-    /// How it flows.
+    /// How the bytes of the response flow.
     pub plan: Plan,
 }
 
 /// A plain HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Response {
-    /// Status.
+    /// The status code.
     pub status: u16,
-    /// `Content-Type`.
+    /// The value of `Content-Type`.
     pub content_type: String,
     /// Further headers.
     pub headers: Vec<(String, String)>,
-    /// The whole body; the plan says how much of it is sent.
+    /// The whole body; the plan decides how much of it is sent.
     pub body: String,
 }
 
 impl Response {
-    /// 200 with that body.
+    /// A response of status 200 with that body.
     pub fn ok(content_type: &str, body: impl Into<String>) -> Self {
         Self {
             status: 200,
@@ -41,7 +41,7 @@ impl Response {
         }
     }
 
-    /// An error in OpenAI's envelope.
+    /// An error in OpenAI's form.
     pub fn error(status: u16, kind: &str, code: Option<&str>) -> Self {
         let message = format!("scripted {status}");
         let body =
@@ -53,7 +53,7 @@ impl Response {
         }
     }
 
-    /// With one more header.
+    /// The same response with one more header.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.into(), value.to_string()));
@@ -62,12 +62,12 @@ impl Response {
 }
 
 impl Played {
-    /// The response at once.
+    /// Sends the response at once.
     pub fn at_once(response: Response) -> Self {
         Self::flowing(response, Plan::default())
     }
 
-    /// The response, as the plan says.
+    /// Sends the response as the plan says.
     pub fn flowing(response: Response, plan: Plan) -> Self {
         Self {
             listen: Listen::Serve,
@@ -155,7 +155,8 @@ fn head_and(steps: impl IntoIterator<Item = Step>) -> impl Iterator<Item = Step>
     std::iter::once(Step::Head).chain(steps)
 }
 
-/// So many events of a stream; of a document about the same part of its bytes, and never the whole.
+/// The step that sends this many events of a stream, or about the same part of the bytes of a
+/// document, and never all of it.
 fn sent(events: usize, stream: bool) -> Option<Step> {
     let events = events.min(WORDS + 1);
     match (events, stream) {
@@ -165,7 +166,7 @@ fn sent(events: usize, stream: bool) -> Option<Step> {
     }
 }
 
-/// The type that goes with a status.
+/// The type of error that OpenAI sends with a status.
 fn kind(status: u16) -> &'static str {
     match status {
         400..=428 => "invalid_request_error",

@@ -114,7 +114,8 @@ pub async fn read_exactly(stream: &mut TcpStream, expected: &str) {
     assert_eq!(String::from_utf8_lossy(&bytes), expected);
 }
 
-/// Nothing more is on its way, shown without waiting: what the wire did next is on the tape, and the socket is empty.
+/// Shows without waiting that nothing more is on its way: the next step of the wire is on the tape,
+/// and the socket is empty.
 pub fn nothing_to_read(stream: &TcpStream) {
     let mut byte = [0];
     assert_eq!(

@@ -158,7 +158,7 @@ async fn drip_head_finishes_or_never_does() {
 }
 
 #[tokio::test]
-async fn repeat_for_ever_repeats_the_last_event_until_the_peer_leaves() {
+async fn repeat_forever_repeats_the_last_event_until_the_peer_leaves() {
     let bench = streams([
         Step::Head,
         Step::Events(2),

@@ -1,4 +1,4 @@
-//! Messages: how requests are read, how the length of an answer is told, what has no body.
+//! Messages: how requests are read, how an answer is framed, and which answers have no body.
 
 use gauntlet_harness::plan::{Framing, Plan, Step};
 use gauntlet_harness::tape::{Entry, Event};
@@ -73,7 +73,7 @@ async fn a_head_request_gets_no_body() {
 #[tokio::test]
 async fn a_plan_that_leaves_out_the_head_ends_for_an_answer_without_body() {
     let interlock = || Step::Interlock("i".into());
-    for (steps, told) in [
+    for (steps, body) in [
         (vec![interlock()], ""),
         (
             vec![
@@ -93,7 +93,7 @@ async fn a_plan_that_leaves_out_the_head_ends_for_an_answer_without_body() {
             .await
             .unwrap();
         let (text, end) = read_all(&mut stream).await;
-        assert_eq!((text.is_empty(), end), (told.is_empty(), None), "{text}");
+        assert_eq!((text.is_empty(), end), (body.is_empty(), None), "{text}");
         assert!(!text.contains("data:"), "{text}");
     }
 }
@@ -101,10 +101,10 @@ async fn a_plan_that_leaves_out_the_head_ends_for_an_answer_without_body() {
 #[tokio::test]
 async fn a_body_without_end_is_refused_and_the_refusal_says_so() {
     let bench = says(Answer::new(200, "text/plain", "ok")).await;
-    let told = b"POST /x HTTP/1.1\r\ncontent-length: 67108865\r\n\r\n".to_vec();
+    let announced = b"POST /x HTTP/1.1\r\ncontent-length: 67108865\r\n\r\n".to_vec();
     let mut chunk = b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n8000000\r\n".to_vec();
     chunk.resize(chunk.len() + (64 << 20) + 1, b'x');
-    for (n, bytes) in [told, chunk].into_iter().enumerate() {
+    for (n, bytes) in [announced, chunk].into_iter().enumerate() {
         let mut stream = bench.connect().await;
         stream.write_all(&bytes).await.unwrap();
         let (text, end) = read_all(&mut stream).await;
@@ -120,8 +120,8 @@ async fn a_body_without_end_is_refused_and_the_refusal_says_so() {
 }
 
 #[tokio::test]
-async fn wrong_lengths_are_told_and_the_connection_ends() {
-    for (off, told) in [(5, 9), (-1, 3)] {
+async fn wrong_lengths_are_sent_and_the_connection_ends() {
+    for (off, length) in [(5, 9), (-1, 3)] {
         let plan = Plan {
             framing: Framing::WrongLength(off),
             ..Plan::default()
@@ -131,7 +131,7 @@ async fn wrong_lengths_are_told_and_the_connection_ends() {
         assert_eq!(
             text,
             format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {told}\r\n\r\nbody"
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\nbody"
             )
         );
         assert_eq!(end, None);
@@ -139,7 +139,7 @@ async fn wrong_lengths_are_told_and_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn until_close_tells_no_length() {
+async fn until_close_sends_no_length() {
     let plan = Plan {
         framing: Framing::UntilClose,
         ..Plan::default()

@@ -1,9 +1,9 @@
-//! The invariants about all exchanges together: a breaker's rest, and the retry budget.
+//! The invariants over all exchanges together: the rest of a breaker and the retry budget.
 
 use super::super::observation::Observation;
 use super::super::{Action, Schedule};
 
-/// What every gateway holds for the provider's failure, at once and beyond doubt.
+/// Whether every gateway takes the action at once for a failure of the provider.
 fn is_clear_failure(action: Action) -> bool {
     matches!(
         action,
@@ -15,7 +15,8 @@ fn is_clear_failure(action: Action) -> bool {
     )
 }
 
-/// After so many clear failures in a row a candidate is not asked before the cool-down is over.
+/// Checks that a candidate is not asked before the cool-down is over, after as many clear failures
+/// in a row as open a breaker.
 pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
     for candidate in 0..schedule.candidates.len() {
         let (mut in_a_row, mut rests_until) = (0, 0);
@@ -46,8 +47,8 @@ pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(
     Ok(())
 }
 
-/// Retries that were decided and made within nine seconds are surely counted together; requests of the ten seconds before
-/// these may allow them.
+/// Checks the retry budget. Retries that were decided and made within nine seconds are surely
+/// counted together, and requests of the ten seconds before them may allow them.
 pub(super) fn within_budget(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
     let settings = &schedule.settings;
     for candidate in 0..schedule.candidates.len() {
@@ -94,7 +95,8 @@ mod tests {
     use super::*;
     use crate::schedule::observation::{Call, End, Exchange};
 
-    /// Three requests in a row that p1 answers with 503, then a fourth at once; all have an end but those that are named.
+    /// Makes three requests in a row that p1 answers with 503, and a fourth one at once. All have
+    /// an end but those in `without_end`.
     fn four_calls(without_end: &[usize]) -> Result<(), Violation> {
         let mut schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
         schedule.candidates[0].calls = vec![

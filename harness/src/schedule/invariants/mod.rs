@@ -1,7 +1,7 @@
-//! What must hold of every schedule, whoever the gateway is: PROP-01 of the catalogue.
+//! What must hold for every schedule and every gateway: PROP-01 of the catalogue.
 //!
-//! Judges what was seen from outside: the client's side and the calls at each provider. Shared by the suites on the paused
-//! clock and the replay over real sockets.
+//! The invariants judge what was seen from outside: the client's side and the calls at each
+//! provider. The suites on the paused clock and the replay over real sockets share them.
 
 mod across;
 
@@ -27,21 +27,22 @@ pub enum Invariant {
     WithinAttempts,
     /// Candidates are asked in their order, and none again after the next one.
     InOrder,
-    /// The text is the beginning of what one call sent: nothing twice, nothing mixed, nothing made up.
+    /// The text is the beginning of what one call sent: nothing is doubled, mixed or invented.
     OneText,
     /// After the call whose text reached the client there is no other.
     NothingAfterCommit,
     /// A success is a whole answer of a provider that ended well.
-    HonestSuccess,
+    SuccessIsWhole,
     /// A whole answer, given at once, is served.
     GoodAnswerServed,
     /// 400, 401, 403, 404, 413 and 422 are not tried again at the same candidate.
     NoUselessRetry,
-    /// What a provider rejects as wrong (400, 413, 422) goes nowhere else; a 404 may, since URL and model name are the operator's.
+    /// A request that a provider rejects as wrong (400, 413, 422) goes to no other candidate. After
+    /// a 404 it may, since URL and model name are the operator's.
     NoFallbackOfRejected,
-    /// As long as there is time, every candidate is asked before an error is told.
+    /// As long as there is time, every candidate is asked before the client gets an error.
     NobodyForgotten,
-    /// Between two calls at the same candidate lies its Retry-After, and the back-off.
+    /// Between two calls at the same candidate lie its Retry-After and the backoff.
     Waits,
     /// Nothing starts after the client has left.
     NothingAfterLeaving,
@@ -56,11 +57,12 @@ pub enum Invariant {
 /// An invariant that does not hold, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
-    /// Which.
+    /// The invariant that does not hold.
     pub invariant: Invariant,
-    /// In which request (from 0), if it is one's.
+    /// The index of the request (from 0) in which it does not hold; `None` if it concerns all of
+    /// them.
     pub request: Option<usize>,
-    /// What was seen.
+    /// What was seen, in words.
     pub what: String,
 }
 
@@ -91,7 +93,7 @@ impl Invariant {
         Self::InOrder,
         Self::OneText,
         Self::NothingAfterCommit,
-        Self::HonestSuccess,
+        Self::SuccessIsWhole,
         Self::GoodAnswerServed,
         Self::NoUselessRetry,
         Self::NoFallbackOfRejected,
@@ -111,7 +113,7 @@ pub fn check(schedule: &Schedule, seen: &Observation) -> Result<(), Violation> {
     check_only(&Invariant::ALL, schedule, seen)
 }
 
-/// Checks some: a gateway without a breaker is not asked for a breaker's rest.
+/// Checks some invariants: a gateway without a breaker, for example, need not let one rest.
 ///
 /// # Errors
 /// The first that does not hold.
@@ -188,7 +190,7 @@ impl View<'_> {
             Invariant::InOrder => self.in_order(),
             Invariant::OneText => self.one_text(),
             Invariant::NothingAfterCommit => self.nothing_after_commit(),
-            Invariant::HonestSuccess => self.honest_success(),
+            Invariant::SuccessIsWhole => self.success_is_whole(),
             Invariant::GoodAnswerServed => self.good_answer_served(),
             Invariant::NoUselessRetry => self.no_useless_retry(),
             Invariant::NoFallbackOfRejected => self.no_fallback_of_rejected(),
@@ -273,7 +275,7 @@ impl View<'_> {
             return Ok(());
         }
         Err(format!(
-            "the client was told {text:?}, which no single call sent so"
+            "the client got {text:?}, which no single call sent"
         ))
     }
 
@@ -290,7 +292,7 @@ impl View<'_> {
         ))
     }
 
-    fn honest_success(&self) -> Result<(), String> {
+    fn success_is_whole(&self) -> Result<(), String> {
         if !self.exchange.ends.contains(&End::Complete) {
             return Ok(());
         }
@@ -300,14 +302,14 @@ impl View<'_> {
         let action = self.action(last);
         if !action.ends_well() {
             return Err(format!(
-                "told as a success: p{} did {action:?}",
+                "the client got a success, and the action of p{} was {action:?}",
                 last.candidate + 1
             ));
         }
         let whole = super::full_text(last.candidate, last.call);
         if self.exchange.text != whole {
             return Err(format!(
-                "told as a success: {:?} of {whole:?}",
+                "the client got a success with {:?} of {whole:?}",
                 self.exchange.text
             ));
         }
@@ -319,7 +321,8 @@ impl View<'_> {
             return Ok(());
         };
         let settings = &self.schedule.settings;
-        // "at once" takes as long as the grace says: a time-out shorter than that may pass, and so may the deadline
+        // "at once" may take as long as the grace: a shorter timeout may end it, and the deadline
+        // too
         let least = settings
             .connect_ms
             .min(settings.first_token_ms)
@@ -333,7 +336,7 @@ impl View<'_> {
             && self.exchange.ends.iter().any(|end| *end != End::Complete)
         {
             return Err(format!(
-                "p{} answered well and at once, and the client was told {:?}",
+                "p{} answered well and at once, and the client got {:?}",
                 last.candidate + 1,
                 self.exchange.ends
             ));
@@ -350,7 +353,7 @@ impl View<'_> {
                 && earlier.candidate == later.candidate
             {
                 return Err(format!(
-                    "p{} said {status} and was asked again",
+                    "p{} answered {status} and was asked again",
                     earlier.candidate + 1
                 ));
             }
@@ -393,7 +396,7 @@ impl View<'_> {
                     .any(|call| call.candidate == candidate)
             {
                 return Err(format!(
-                    "an error was told after {} ms, and p{} had not been asked",
+                    "the client got an error after {} ms, and p{} had not been asked",
                     self.exchange.elapsed_ms,
                     candidate + 1
                 ));
@@ -404,10 +407,10 @@ impl View<'_> {
 
     fn waits(&self) -> Result<(), String> {
         let settings = &self.schedule.settings;
-        let mut back_off = settings.base_ms.min(settings.max_ms);
+        let mut backoff = settings.base_ms.min(settings.max_ms);
         for (earlier, later) in self.pairs() {
             if earlier.candidate != later.candidate {
-                back_off = settings.base_ms.min(settings.max_ms);
+                backoff = settings.base_ms.min(settings.max_ms);
                 continue;
             }
             let asked = match self.action(earlier) {
@@ -418,7 +421,7 @@ impl View<'_> {
                 _ => 0,
             };
             let least =
-                (back_off * u64::from(100 - settings.jitter_percent.min(100)) / 100).max(asked);
+                (backoff * u64::from(100 - settings.jitter_percent.min(100)) / 100).max(asked);
             let gap = later.at_ms - earlier.at_ms;
             // a millisecond for rounding
             if gap + 1 < least {
@@ -427,12 +430,12 @@ impl View<'_> {
                     later.candidate + 1
                 ));
             }
-            back_off = (back_off * 2).min(settings.max_ms);
+            backoff = (backoff * 2).min(settings.max_ms);
         }
         Ok(())
     }
 
-    /// The call whose text begins with what the client was told.
+    /// The call whose text begins with what the client got.
     fn source(&self) -> Option<Call> {
         let stream = self.schedule.requests[self.request].stream;
         self.exchange
@@ -440,7 +443,7 @@ impl View<'_> {
             .iter()
             .copied()
             .find(|call| match self.action(call) {
-                // the same word for ever: any number of times
+                // the same word any number of times
                 Action::DripForever { .. } if stream => {
                     let word = super::word(call.candidate, call.call, 0);
                     self.exchange.text.len().is_multiple_of(word.len())
