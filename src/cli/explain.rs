@@ -41,14 +41,14 @@ fn requirement(row: &Requirement) -> String {
         profiles.join(", "),
         row.text
     );
+    if !row.seen_at.is_empty() {
+        let observers: Vec<&str> = row.seen_at.iter().map(|who| observer(*who)).collect();
+        section(&mut text, "Where it is observed", &observers.join("\n"));
+    }
     let cases = gauntlet_suites::cases::all();
     match cases.iter().find(|case| case.id == row.id) {
         Some(case) => of_case(&mut text, case),
         None => section(&mut text, "Where it is proven", &proven(row.proof())),
-    }
-    if !row.seen_at.is_empty() {
-        let observers: Vec<&str> = row.seen_at.iter().map(|who| observer(*who)).collect();
-        section(&mut text, "Where it is observed", &observers.join("\n"));
     }
     text
 }
