@@ -1,4 +1,4 @@
-//! The HTTP API: one file a resource, one list of routes ([`routes`]), and one table from error to
+//! The HTTP API: one file a resource, one list of routes (`routes`), and one table from error to
 //! response ([`error`]). A handler reads as its intent: `server` has read the body, found the
 //! tenant and taken a permit before it runs, and every failure is an [`ApiError`].
 
@@ -11,8 +11,8 @@ mod health;
 mod metrics;
 mod models;
 mod queries;
-pub mod routes;
-pub mod state;
+pub(crate) mod routes;
+pub(crate) mod state;
 
 pub use error::ApiError;
-pub use state::{App, AppState};
+pub(crate) use state::{App, AppState};
