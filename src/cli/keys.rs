@@ -21,7 +21,7 @@ const PREFIX: usize = 11;
 /// Add, list and revoke API keys.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Read the store from this configuration file (TOML); its [store] section names the database
+    /// Use the store that the [store] section of this configuration file (TOML) names
     #[arg(
         long,
         short,
@@ -37,7 +37,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a key and show its token; the token is shown once
+    /// Make a key and show its token, which is shown only once
     Add {
         /// The tenant that requests with this key belong to
         #[arg(long)]

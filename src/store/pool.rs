@@ -212,8 +212,8 @@ impl<D: Dialect> Pool<D> {
         }
     }
 
-    /// Puts a new connection into the slot of a dead one. The idle connections most likely died with
-    /// it, and are closed too.
+    /// Puts a new connection into the slot of a dead one. The idle connections most likely died
+    /// with it, and are closed too.
     async fn reconnect(&self, lease: &mut Lease<D>, by: Instant) -> Result<(), StoreError> {
         drop(self.connections.retain(|_, _| false));
         ***lease = self.connections.manager().connect(by, self.bounds).await?;
