@@ -61,7 +61,7 @@ settings! {
         "health_cache_ms" => health_cache: Duration, Millis(0, 60_000), Is(1_000);
     }
 
-    /// The database.
+    /// The database that holds documents, queries and keys.
     pub struct StoreConfig {
         /// The URL of the database. SQLite creates a missing file and its folders.
         "url" => url: SecretString, STORE_URL, Text("sqlite://gauntlet.db");
@@ -197,7 +197,7 @@ settings! {
         "deadline_ms" => deadline: Duration, TIME, Is(60_000);
         /// The synthesis step gets at most this many passages.
         "passages" => passages: u32, count(1, 100), Is(8);
-        /// The cap_ms of each step that writes none; without it, each step has a default of its own.
+        /// The cap_ms of each step that writes none; without it, each step has its own default.
         "step_cap_ms" => step_cap: Option<Duration>, TIME, UnsetAtMost(DEADLINE);
         table models: IndexMap<String, String>;
         table steps: IndexMap<String, StepConfig>;
@@ -212,7 +212,7 @@ settings! {
         "minimum_ms" => minimum: Duration, TIME_OR_NONE, AtMost(0, "cap_ms");
     }
 
-    /// Logs.
+    /// The log lines on stderr.
     pub struct Telemetry {
         /// The filter of log lines.
         "log" => log: String, FILTER, Text("info");
