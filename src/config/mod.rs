@@ -61,7 +61,12 @@ impl Loaded {
         let entries = settings::Written::entries(kinds);
         let mut table = parse(text, origin)?;
         environment::overlay(&entries, &mut table, environment, &mut problems);
-        let mut walk = walk::Walk::new(&entries, &table, problems);
+        let root = walk::Section::root(&entries, &table);
+        let mut walk = walk::Walk {
+            root,
+            problems,
+            lines: Vec::new(),
+        };
         let written = walk.run().try_into::<settings::Written>();
         let (problems, derived) = (walk.problems, HashMap::new());
         let mut resolver = resolve::Resolver {

@@ -58,7 +58,7 @@ pub(super) fn row(
             );
         }
     }
-    let (wanted, default) = (takes.wanted(), default.words());
+    let (wanted, default) = (takes.wanted(), default.words(takes));
     text += &format!("# Takes: {wanted}\n# Default: {default}\n# Environment: {variable}");
     lines.push(Line::Text(text));
 }

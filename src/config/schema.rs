@@ -15,8 +15,8 @@ use super::url::redact_url;
 /// What a key takes, with its unit and its bounds.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Takes {
-    /// Whole milliseconds, read as a [`Duration`].
-    Millis(i64, i64),
+    /// Whole milliseconds from the first to the second number, read as a [`Duration`].
+    Millis(i64, i64, Bound),
     /// A whole number of this unit.
     Whole(&'static str, i64, i64),
     Ratio(f64, f64),
@@ -29,6 +29,18 @@ pub(super) enum Takes {
     NameOf(&'static str, &'static str),
 }
 
+/// What another key's time means for a time. A key is named as in its own section, or by its path.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bound {
+    Free,
+    /// A written value must not exceed the other; a default gives way to it.
+    AtMost(&'static str),
+    /// A written value must be less than the other; a default gives way to half of it.
+    Below(&'static str),
+    /// A written value must reach the other; a default gives way to it.
+    AtLeast(&'static str),
+}
+
 /// How a text is shown to people.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shown {
@@ -38,7 +50,7 @@ pub(super) enum Shown {
     Nothing,
 }
 
-/// The value of a key that is not written. A key is named as in its own section, or by its path.
+/// The value of a key that is not written.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Default {
     /// The key must be written.
@@ -46,8 +58,6 @@ pub(super) enum Default {
     /// The key must be written, with another value in each element of its array.
     Unique,
     Unset,
-    /// Not set; a written value must not exceed the named key's.
-    UnsetAtMost(&'static str),
     /// The value follows from other sections, as these words describe.
     Derived(&'static str),
     /// The value that the named key of the first element of the named array has.
@@ -55,14 +65,8 @@ pub(super) enum Default {
     Is(i64),
     Fraction(f64),
     Text(&'static str),
-    /// The number, or the named key's value if that is less; a written value must not exceed it.
-    AtMost(i64, &'static str),
-    /// The number, or half the named key's value; a written value must be less than that key's.
-    AtMostHalf(i64, &'static str),
-    /// The number, or the named key's value if that is more; a written value must reach it.
-    AtLeast(i64, &'static str),
-    /// The first key's value, else the number, and at most the second key's value.
-    Instead(&'static str, i64, &'static str),
+    /// The value of the key with this path, or the number.
+    Or(&'static str, i64),
 }
 
 /// A key or a section, with the lines that document it.
@@ -136,8 +140,12 @@ macro_rules! settings {
 pub(super) use settings;
 
 pub(super) const DAY: i64 = 24 * 3_600_000;
-pub(super) const TIME: Takes = Takes::Millis(1, DAY);
-pub(super) const TIME_OR_NONE: Takes = Takes::Millis(0, DAY);
+pub(super) const TIME: Takes = time(Bound::Free);
+pub(super) const TIME_OR_NONE: Takes = Takes::Millis(0, DAY, Bound::Free);
+
+pub(super) const fn time(bound: Bound) -> Takes {
+    Takes::Millis(1, DAY, bound)
+}
 
 pub(super) const fn bytes(min: i64, max: i64) -> Takes {
     Takes::Whole("a number of bytes", min, max)
@@ -195,7 +203,7 @@ impl Takes {
 
     pub(super) fn accepts(self, value: &Value) -> bool {
         match (self, value) {
-            (Self::Millis(min, max) | Self::Whole(_, min, max), Value::Integer(n)) => {
+            (Self::Millis(min, max, _) | Self::Whole(_, min, max), Value::Integer(n)) => {
                 (min..=max).contains(n)
             }
             (Self::Ratio(min, max), Value::Integer(_) | Value::Float(_)) => {
@@ -213,7 +221,7 @@ impl Takes {
     /// What the key takes, in words that can follow "write".
     pub(super) fn wanted(self) -> String {
         match self {
-            Self::Millis(min, max) => format!("whole milliseconds from {min} to {max}"),
+            Self::Millis(min, max, _) => format!("whole milliseconds from {min} to {max}"),
             Self::Whole(unit, min, max) => format!("{unit} from {min} to {max}"),
             Self::Ratio(min, max) => format!("a number from {min} to {max}"),
             Self::Switch => "true or false".into(),
@@ -247,40 +255,39 @@ impl Takes {
     }
 }
 
-impl Default {
-    /// The value of an unwritten key; `number` gives the value of another key.
-    pub(super) fn value(self, number: impl Fn(&str) -> Option<i64>) -> Option<Value> {
-        Some(Value::Integer(match self {
-            Self::Fraction(number) => return Some(Value::Float(number)),
-            Self::Text(text) => return Some(Value::String(text.into())),
-            Self::Is(value) => value,
-            Self::AtMost(value, key) => value.min(number(key)?),
-            Self::AtMostHalf(value, key) => value.min(number(key)? / 2),
-            Self::AtLeast(value, key) => value.max(number(key)?),
-            Self::Instead(key, value, limit) => number(key).unwrap_or(value).min(number(limit)?),
-            _ => return None,
-        }))
+impl Bound {
+    /// The default, as far as the bound allows; `number` gives the value of another key.
+    pub(super) fn limit(self, default: i64, number: impl Fn(&str) -> Option<i64>) -> Option<i64> {
+        Some(match self {
+            Self::Free => default,
+            Self::AtMost(key) => default.min(number(key)?),
+            Self::Below(key) => default.min(number(key)? / 2),
+            Self::AtLeast(key) => default.max(number(key)?),
+        })
     }
+}
 
+impl Default {
     pub(super) const fn is_required(self) -> bool {
         matches!(self, Self::Required | Self::Unique)
     }
 
-    pub(super) fn words(self) -> String {
+    pub(super) fn words(self, takes: Takes) -> String {
+        let limit = match takes {
+            Takes::Millis(_, _, Bound::AtMost(key)) => format!(", or {key} if that is less"),
+            Takes::Millis(_, _, Bound::Below(key)) => format!(", or half of {key} if that is less"),
+            Takes::Millis(_, _, Bound::AtLeast(key)) => format!(", or {key} if that is more"),
+            _ => String::new(),
+        };
         match self {
             Self::Required | Self::Unique => "none, the key is required".into(),
             Self::First(array, key) => format!("the {key} of the first of [[{array}]]"),
-            Self::Unset | Self::UnsetAtMost(_) => "not set".into(),
+            Self::Unset => "not set".into(),
             Self::Derived(words) => words.into(),
-            Self::Is(value) => value.to_string(),
+            Self::Is(value) => format!("{value}{limit}"),
+            Self::Or(key, value) => format!("{key}, else {value}{limit}"),
             Self::Fraction(value) => value.to_string(),
             Self::Text(value) => format!("{value:?}"),
-            Self::AtMost(value, key) => format!("{value}, or {key} if that is less"),
-            Self::AtMostHalf(value, key) => format!("{value}, or half of {key} if that is less"),
-            Self::AtLeast(value, key) => format!("{value}, or {key} if that is more"),
-            Self::Instead(key, value, limit) => {
-                format!("{key} if that is written, else {value}; at most {limit}")
-            }
         }
     }
 }
@@ -295,8 +302,8 @@ impl Settings for IndexMap<String, StepConfig> {
             let mut keys = StepConfig::entries(kinds);
             for key in &mut keys {
                 match &mut key.node {
-                    Node::Key(_, Default::Instead(_, cap, _)) => *cap = millis(step.cap),
-                    Node::Key(_, Default::AtMost(minimum, _)) => *minimum = millis(step.minimum),
+                    Node::Key(_, Default::Or(_, cap)) => *cap = millis(step.cap),
+                    Node::Key(_, Default::Is(minimum)) => *minimum = millis(step.minimum),
                     _ => {}
                 }
             }

@@ -7,14 +7,12 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use secrecy::SecretString;
 
-use super::schema::Default::{
-    AtLeast, AtMost, AtMostHalf, Derived, Fraction, Instead, Is, Required, Text, Unique, Unset,
-    UnsetAtMost,
-};
+use super::schema::Bound::{AtLeast, AtMost, Below, Free};
+use super::schema::Default::{Derived, Fraction, Is, Or, Required, Text, Unique, Unset};
 use super::schema::Takes::{Millis, NameOf, Protocol, Ratio, Switch};
 use super::schema::{
-    ADDRESS, BASE_URL, FILTER, FORMAT, HASH, NAME, SECRET, STORE_URL, Settings, TIME, TIME_OR_NONE,
-    VARIABLE, bytes, count, settings,
+    ADDRESS, BASE_URL, DAY, FILTER, FORMAT, HASH, NAME, SECRET, STORE_URL, Settings, TIME,
+    TIME_OR_NONE, VARIABLE, bytes, count, settings, time,
 };
 
 const DEADLINE: &str = "orchestrator.deadline_ms";
@@ -56,9 +54,9 @@ settings! {
         /// After SIGTERM the gateway waits this long for the requests in flight, then cuts them.
         "drain_ms" => drain: Duration, TIME_OR_NONE, Is(30_000);
         /// A dependency that does not answer a health probe within this time is unhealthy.
-        "health_timeout_ms" => health_timeout: Duration, Millis(1, 60_000), Is(500);
+        "health_timeout_ms" => health_timeout: Duration, Millis(1, 60_000, Free), Is(500);
         /// The result of a health probe is used again for this time.
-        "health_cache_ms" => health_cache: Duration, Millis(0, 60_000), Is(1_000);
+        "health_cache_ms" => health_cache: Duration, Millis(0, 60_000, Free), Is(1_000);
     }
 
     /// The database that holds documents, queries and keys.
@@ -68,9 +66,9 @@ settings! {
         /// The pool holds at most this many connections.
         "max_connections" => max_connections: u32, count(1, 1_000), Is(10);
         /// A connection, from the pool or new, must be available within this time.
-        "acquire_timeout_ms" => acquire_timeout: Duration, TIME, AtMost(2_000, DEADLINE);
+        "acquire_timeout_ms" => acquire_timeout: Duration, time(AtMost(DEADLINE)), Is(2_000);
         /// A statement must be answered within this time.
-        "statement_timeout_ms" => statement_timeout: Duration, TIME, AtMost(5_000, DEADLINE);
+        "statement_timeout_ms" => statement_timeout: Duration, time(AtMost(DEADLINE)), Is(5_000);
     }
 
     /// The API keys of clients.
@@ -149,12 +147,12 @@ settings! {
     /// The timeouts of every model and provider that has none of its own.
     pub(super) struct DefaultTimeouts {
         /// The connection to a provider must be open within this time.
-        "connect_ms" => connect: Duration, TIME, AtMost(5_000, "first_token_ms");
+        "connect_ms" => connect: Duration, time(AtMost("first_token_ms")), Is(5_000);
         /// The first content of a stream must arrive within this time. A plain answer has no first
         /// token and may take its whole share of total_ms.
-        "first_token_ms" => first_token: Duration, TIME, AtMost(60_000, "total_ms");
+        "first_token_ms" => first_token: Duration, time(AtMost("total_ms")), Is(60_000);
         /// No more than this time may pass between two reads of an answer.
-        "idle_ms" => idle: Duration, TIME, AtMost(60_000, "total_ms");
+        "idle_ms" => idle: Duration, time(AtMost("total_ms")), Is(60_000);
         /// A request must end within this time, over all attempts and candidates.
         "total_ms" => total: Duration, TIME, Is(600_000);
         /// Each candidate of a model leaves this much of total_ms to each later one.
@@ -168,10 +166,10 @@ settings! {
         /// A candidate gets at most this many attempts, the first included.
         "max_attempts" => max_attempts: u32, count(1, 20), Is(3);
         /// The backoff before the first retry; before each further retry it is twice as long.
-        "base_ms" => base: Duration, TIME, AtMostHalf(200, "timeouts.total_ms");
+        "base_ms" => base: Duration, time(Below("timeouts.total_ms")), Is(200);
         /// The longest backoff. If a provider asks for more (Retry-After), the gateway waits for it
         /// only where no later candidate is left.
-        "max_ms" => max: Duration, TIME, AtLeast(5_000, "base_ms");
+        "max_ms" => max: Duration, time(AtLeast("base_ms")), Is(5_000);
         /// The random part of a backoff: a pause lies in `[backoff * (1 - jitter), backoff]`.
         "jitter" => jitter: f64, Ratio(0.0, 1.0), Fraction(0.5);
         /// A provider gets at most this many retries for each request of the last ten seconds ...
@@ -198,7 +196,7 @@ settings! {
         /// The synthesis step gets at most this many passages.
         "passages" => passages: u32, count(1, 100), Is(8);
         /// The cap_ms of each step that writes none; without it, each step has its own default.
-        "step_cap_ms" => step_cap: Option<Duration>, TIME, UnsetAtMost(DEADLINE);
+        "step_cap_ms" => step_cap: Option<Duration>, time(AtMost(DEADLINE)), Unset;
         table models: IndexMap<String, String>;
         table steps: IndexMap<String, StepConfig>;
     }
@@ -207,9 +205,10 @@ settings! {
     #[derive(Copy, PartialEq, Eq)]
     pub struct StepConfig {
         /// The step must end within this time.
-        "cap_ms" => cap: Duration, TIME, Instead("orchestrator.step_cap_ms", 0, DEADLINE);
+        "cap_ms" => cap: Duration, time(AtMost(DEADLINE)),
+            Or("orchestrator.step_cap_ms", 0);
         /// A step with less time left than this is skipped, and the query's outcome lists it.
-        "minimum_ms" => minimum: Duration, TIME_OR_NONE, AtMost(0, "cap_ms");
+        "minimum_ms" => minimum: Duration, Millis(0, DAY, AtMost("cap_ms")), Is(0);
     }
 
     /// The log lines on stderr.

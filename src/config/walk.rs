@@ -8,174 +8,179 @@ use toml::{Table, Value};
 
 use super::environment::{identity, selector};
 use super::print::{Line, comment, row};
-use super::schema::{Default, Entry, Node, Takes};
+use super::schema::{Bound, Default, Entry, Node, Takes};
 
 /// The state of a pass. It goes on after a problem, so that all are found at once.
 pub(super) struct Walk<'a> {
-    entries: &'a [Entry],
-    table: &'a Table,
+    pub(super) root: Section<'a>,
     pub(super) problems: Vec<String>,
     pub(super) lines: Vec<Line>,
 }
 
-/// Where a section is in the file, in messages and in the environment.
-#[derive(Clone, Default)]
-struct Position {
+/// A section: its rows, the values that are written for them, and where it is.
+#[derive(Clone)]
+pub(super) struct Section<'s> {
+    rows: &'s [Entry],
+    values: &'s Table,
     /// The name for people: `providers.openai.timeouts`.
     label: String,
     /// The name in a header of a file: `providers.timeouts`.
     path: String,
-    /// The beginning of its variables: `PROVIDERS__OPENAI__TIMEOUTS__`.
+    /// The beginning of its variables: `GAUNTLET_PROVIDERS__OPENAI__TIMEOUTS__`.
     variable: String,
     /// Whether the section is printed only to show the keys that an element would have.
     template: bool,
 }
 
-impl Position {
-    fn below(&self, name: &str) -> Self {
+impl<'s> Section<'s> {
+    pub(super) fn root(rows: &'s [Entry], values: &'s Table) -> Self {
+        let (label, path, variable) = (String::new(), String::new(), "GAUNTLET_".into());
         Self {
-            label: join(&self.label, name),
-            path: join(&self.path, name),
-            variable: format!("{}{}__", self.variable, name.to_ascii_uppercase()),
+            rows,
+            values,
+            label,
+            path,
+            variable,
+            template: false,
+        }
+    }
+
+    fn below(&self, name: &str, rows: &'s [Entry], values: &'s Table) -> Self {
+        let (label, path) = (join(&self.label, name), join(&self.path, name));
+        let variable = format!("{}{}__", self.variable, name.to_ascii_uppercase());
+        Self {
+            rows,
+            values,
+            label,
+            path,
+            variable,
             template: self.template,
         }
     }
 
-    fn element(&self, label: &str, selector: &str) -> Self {
+    fn element(&self, name: &str, selector: &str, values: &'s Table) -> Self {
+        let label = join(&self.label, name);
+        let variable = format!("{}{selector}__", self.variable);
         Self {
-            label: join(&self.label, label),
-            variable: format!("{}{selector}__", self.variable),
+            values,
+            label,
+            variable,
             ..self.clone()
         }
     }
 }
 
-impl<'a> Walk<'a> {
-    pub(super) fn new(entries: &'a [Entry], table: &'a Table, problems: Vec<String>) -> Self {
-        Self {
-            entries,
-            table,
-            problems,
-            lines: Vec::new(),
-        }
-    }
-
+impl Walk<'_> {
     /// The effective values of all keys.
     pub(super) fn run(&mut self) -> Table {
-        let effective = self.section(self.entries, self.table, &Position::default(), "");
-        effective.unwrap_or_default()
+        let root = self.root.clone();
+        self.section(&root, String::new()).unwrap_or_default()
+    }
+
+    fn problem(&mut self, section: &Section<'_>, name: &str, problem: &str) {
+        self.problems
+            .push(format!("{} {problem}", join(&section.label, name)));
     }
 
     /// The effective values of a section; `None` if a required key is missing.
-    fn section(
-        &mut self,
-        entries: &[Entry],
-        table: &Table,
-        at: &Position,
-        header: &str,
-    ) -> Option<Table> {
-        let names = entries.iter().map(|entry| entry.name);
-        for name in table
-            .keys()
-            .filter(|name| names.clone().all(|known| known != *name))
-        {
-            let instead = instead(name, names.clone(), |known| join(&at.label, known));
-            let path = join(&at.label, name);
-            self.problems
-                .push(format!("{path} is not a known key: {instead}"));
+    fn section(&mut self, section: &Section<'_>, header: String) -> Option<Table> {
+        let known = section.rows.iter().map(|row| row.name);
+        for name in section.values.keys() {
+            if !known.clone().any(|known| known == name) {
+                let instead = instead(name, known.clone(), |known| join(&section.label, known));
+                self.problem(section, name, &format!("is not a known key: {instead}"));
+            }
         }
-        if entries
-            .iter()
-            .any(|entry| matches!(entry.node, Node::Key(..)))
-        {
-            let mark = if at.template { "\n# [" } else { "\n[" };
-            self.lines.push(Line::Text(header.replace("\n[", mark)));
+        if matches!(
+            section.rows,
+            [
+                Entry {
+                    node: Node::Key(..),
+                    ..
+                },
+                ..
+            ]
+        ) {
+            self.lines.push(Line::Text(header));
         }
         let (mut effective, mut complete) = (Table::new(), true);
-        for entry in entries {
+        for entry in section.rows {
             let value = match &entry.node {
                 Node::Key(takes, default) => {
-                    let value = self.key(entry, (*takes, *default), (entries, table), at);
+                    let value = self.key(section, entry, *takes, *default);
                     complete &= value.is_some() || !default.is_required();
                     value
                 }
-                Node::Table(keys) => self.table(entry, keys, table, at).map(Value::Table),
-                Node::Array(keys) => Some(Value::Array(self.array(entry, keys, table, at))),
+                Node::Table(rows) => self.table(section, entry, rows).map(Value::Table),
+                Node::Array(rows) => Some(self.array(section, entry, rows).into()),
             };
             effective.extend(value.map(|value| (entry.name.to_owned(), value)));
         }
         complete.then_some(effective)
     }
 
-    fn table(
-        &mut self,
-        entry: &Entry,
-        keys: &[Entry],
-        parent: &Table,
-        at: &Position,
-    ) -> Option<Table> {
-        let (empty, at) = (Table::new(), at.below(entry.name));
-        let table = match parent.get(entry.name) {
-            None => &empty,
-            Some(Value::Table(table)) => table,
-            Some(other) => {
-                let (path, type_name) = (&at.label, other.type_str());
-                self.problems.push(format!(
-                    "{path} is of type {type_name}: write [{path}], with its keys below it"
-                ));
-                &empty
-            }
-        };
-        let header = format!("\n{}[{}]", comment(entry.about), at.path);
-        self.section(keys, table, &at, &header)
+    fn table(&mut self, parent: &Section<'_>, entry: &Entry, rows: &[Entry]) -> Option<Table> {
+        let empty = Table::new();
+        let values = parent
+            .values
+            .get(entry.name)
+            .map_or(Some(&empty), Value::as_table);
+        let section = parent.below(entry.name, rows, values.unwrap_or(&empty));
+        let header = format!("[{}]", section.path);
+        if values.is_none() {
+            let problem = format!("is not a section: write {header}, with its keys below it");
+            self.problem(parent, entry.name, &problem);
+        }
+        let mark = if section.template { "# " } else { "" };
+        self.section(
+            &section,
+            format!("\n{}{mark}{header}", comment(entry.about)),
+        )
     }
 
-    fn array(
-        &mut self,
-        entry: &Entry,
-        keys: &[Entry],
-        parent: &Table,
-        at: &Position,
-    ) -> Vec<Value> {
-        let at = at.below(entry.name);
-        let header = format!("\n{}[[{}]]", comment(entry.about), at.path);
-        let elements = parent.get(entry.name).map_or(Some(&[][..]), |value| {
-            let elements = value.as_array()?;
-            elements.iter().all(Value::is_table).then_some(elements)
-        });
-        let Some(elements) = elements else {
-            let path = &at.label;
-            self.problems.push(format!(
-                "{path} is not an array of tables: write [[{path}]] before each element"
-            ));
-            return Vec::new();
+    fn array(&mut self, parent: &Section<'_>, entry: &Entry, rows: &[Entry]) -> Vec<Value> {
+        let empty = Table::new();
+        let array = parent.below(entry.name, rows, &empty);
+        let header = format!("[[{}]]", array.path);
+        let elements = match parent.values.get(entry.name) {
+            None => &[][..],
+            Some(Value::Array(elements)) if elements.iter().all(Value::is_table) => elements,
+            Some(_) => {
+                let problem = format!("is not an array: write {header} before each element");
+                self.problem(parent, entry.name, &problem);
+                return Vec::new();
+            }
         };
+        let about = comment(entry.about);
         if elements.is_empty() {
-            let template = Position {
-                template: true,
-                ..at.element("0", "0")
-            };
-            self.section(keys, &Table::new(), &template, &header);
+            let mut template = array.element("0", "0", &empty);
+            template.template = true;
+            self.section(&template, format!("\n{about}# {header}"));
         }
-        for Entry { name, node, .. } in keys {
-            let mut seen = HashSet::new();
+        for row in rows
+            .iter()
+            .filter(|row| matches!(row.node, Node::Key(_, Default::Unique)))
+        {
+            let (name, mut seen) = (row.name, HashSet::new());
             let values = elements
                 .iter()
                 .filter_map(|element| element.get(name)?.as_str());
-            let mut repeated = values.filter(|value| !seen.insert(value.to_lowercase()));
-            if let (Node::Key(_, Default::Unique), Some(value)) = (node, repeated.next()) {
-                let path = join(&at.label, name);
-                self.problems.push(format!(
-                    "{path} = {value:?} is written twice: give each element another {name}"
-                ));
+            for value in values.filter(|value| !seen.insert(value.to_lowercase())) {
+                let remedy = format!("give each element another {name}");
+                self.problem(
+                    &array,
+                    name,
+                    &format!("= {value:?} is written twice: {remedy}"),
+                );
             }
         }
         let mut effective = Vec::new();
         for (index, element) in elements.iter().enumerate() {
-            let at = at.element(&identity(element, index), &selector(elements, index));
-            let table = element.as_table();
-            let table = table.and_then(|table| self.section(keys, table, &at, &header));
-            effective.extend(table.map(Value::Table));
+            let (name, selector) = (identity(element, index), selector(elements, index));
+            let values = element.as_table().unwrap_or(&empty);
+            let section = array.element(&name, &selector, values);
+            let element = self.section(&section, format!("\n{about}{header}"));
+            effective.extend(element.map(Value::Table));
         }
         effective
     }
@@ -183,16 +188,14 @@ impl<'a> Walk<'a> {
     /// The effective value of a key, checked and printed.
     fn key(
         &mut self,
+        section: &Section<'_>,
         entry: &Entry,
-        (takes, default): (Takes, Default),
-        section: (&[Entry], &Table),
-        at: &Position,
+        takes: Takes,
+        default: Default,
     ) -> Option<Value> {
-        let (name, path) = (entry.name, join(&at.label, entry.name));
-        let written = section.1.get(name);
-        let accepted = written.filter(|value| takes.accepts(value));
-        match (written, accepted) {
-            (Some(value), None) => {
+        let name = entry.name;
+        match (section.values.get(name), takes) {
+            (Some(value), takes) if !takes.accepts(value) => {
                 let shown = match value {
                     Value::Table(_) => "a table".into(),
                     Value::Array(_) => "an array".into(),
@@ -202,140 +205,144 @@ impl<'a> Walk<'a> {
                     0..=300 => shown,
                     length => format!("a text of {length} bytes"),
                 };
-                let wanted = takes.wanted();
-                self.problems
-                    .push(format!("{path} = {shown} is not possible: write {wanted}"));
+                let problem = format!("= {shown} is not possible: write {}", takes.wanted());
+                self.problem(section, name, &problem);
             }
-            (None, _) if default.is_required() && !at.template => {
-                self.problems
-                    .push(format!("{path} is missing: write {}", takes.wanted()));
+            (Some(Value::Integer(value)), Takes::Millis(_, _, bound)) => {
+                self.bound(section, name, *value, bound);
             }
-            _ => {}
-        }
-        match (takes, accepted) {
-            (Takes::NameOf(array, key), Some(Value::String(name))) => {
-                self.reference(&path, name, (array, key));
+            (Some(Value::String(value)), Takes::NameOf(array, key)) => {
+                self.reference(section, name, value, (array, key));
             }
-            (_, Some(Value::Integer(value))) => self.bound((&path, *value), default, section, at),
+            (None, _) if default.is_required() && !section.template => {
+                self.problem(
+                    section,
+                    name,
+                    &format!("is missing: write {}", takes.wanted()),
+                );
+            }
             _ => {}
         }
         let value = self.effective(section, name);
-        let variable = format!("GAUNTLET_{}{}", at.variable, name.to_ascii_uppercase());
+        let variable = format!("{}{}", section.variable, name.to_ascii_uppercase());
         row(&mut self.lines, entry, (takes, default), &variable);
         self.lines.push(match &value {
-            _ if at.template => Line::Text(format!("# {name} = …")),
+            _ if section.template => Line::Text(format!("# {name} = …")),
             Some(value) => Line::of(takes, name, value),
-            None => Line::Unwritten { name, path },
+            None => Line::Unwritten {
+                name,
+                path: join(&section.label, name),
+            },
         });
         match takes {
-            Takes::Millis(..) => {
-                let millis = value?.as_integer()?.unsigned_abs();
-                Value::try_from(Duration::from_millis(millis)).ok()
-            }
+            Takes::Millis(..) => Value::try_from(time(value?.as_integer()?)).ok(),
             _ => value,
         }
     }
 
     /// The valid value that is written for a key, else its default.
-    fn effective(&self, section: (&[Entry], &Table), name: &str) -> Option<Value> {
-        let entry = section.0.iter().find(|entry| entry.name == name)?;
+    fn effective(&self, section: &Section<'_>, name: &str) -> Option<Value> {
+        let entry = section.rows.iter().find(|row| row.name == name)?;
         let Node::Key(takes, default) = entry.node else {
             return None;
         };
-        let written = section.1.get(name).filter(|value| takes.accepts(value));
-        written.cloned().or_else(|| match default {
-            Default::First(array, key) => {
-                Some(Value::String(names(self.table, array, key).next()?.into()))
-            }
-            _ => default.value(|key| self.number(section, key)),
-        })
+        let written = section
+            .values
+            .get(name)
+            .filter(|value| takes.accepts(value));
+        if let Some(value) = written {
+            return Some(value.clone());
+        }
+        let number = match default {
+            Default::Is(value) => value,
+            Default::Or(key, value) => self.number(section, key).unwrap_or(value),
+            Default::Fraction(value) => return Some(value.into()),
+            Default::Text(value) => return Some(value.into()),
+            Default::First(array, key) => return Some(self.names(array, key).next()?.into()),
+            _ => return None,
+        };
+        let Takes::Millis(_, _, bound) = takes else {
+            return Some(number.into());
+        };
+        Some(bound.limit(number, |key| self.number(section, key))?.into())
     }
 
     /// The number that a row refers to: a key of the same section, or the path of any other key.
-    fn number(&self, section: (&[Entry], &Table), key: &str) -> Option<i64> {
+    fn number(&self, section: &Section<'_>, key: &str) -> Option<i64> {
         let Some((other, key)) = key.split_once('.') else {
             return self.effective(section, key)?.as_integer();
         };
-        let entry = self.entries.iter().find(|entry| entry.name == other)?;
-        let (Node::Table(keys), empty) = (&entry.node, Table::new()) else {
+        let entry = self.root.rows.iter().find(|row| row.name == other)?;
+        let (Node::Table(rows), empty) = (&entry.node, Table::new()) else {
             return None;
         };
-        let table = self
-            .table
-            .get(other)
-            .and_then(Value::as_table)
-            .unwrap_or(&empty);
-        self.effective((keys, table), key)?.as_integer()
+        let values = self.root.values.get(other).and_then(Value::as_table);
+        let section = Section::root(rows, values.unwrap_or(&empty));
+        self.effective(&section, key)?.as_integer()
+    }
+
+    /// The values that a key has in the elements of an array.
+    fn names(&self, array: &str, key: &'static str) -> impl Iterator<Item = &str> + Clone {
+        let elements = self.root.values.get(array).and_then(Value::as_array);
+        elements
+            .into_iter()
+            .flatten()
+            .filter_map(move |element| element.get(key)?.as_str())
     }
 
     /// Notes a name that refers to nothing.
-    fn reference(&mut self, path: &str, name: &str, (array, key): (&str, &'static str)) {
-        let known = names(self.table, array, key);
-        if known.clone().any(|known| known == name) {
-            return;
-        }
+    fn reference(
+        &mut self,
+        section: &Section<'_>,
+        name: &str,
+        value: &str,
+        (array, key): (&'static str, &'static str),
+    ) {
+        let known: Vec<_> = self.names(array, key).collect();
         let mut remedy = format!("add [[{array}]] with that {key}");
-        if known.clone().next().is_some() {
-            let instead = instead(name, known, |known| format!("{known:?}"));
+        if !known.is_empty() {
+            let instead = instead(value, known.iter().copied(), |known| format!("{known:?}"));
             remedy = format!("{instead}, or {remedy}");
         }
-        self.problems.push(format!(
-            "{path} = {name:?} is not one of [[{array}]]: {remedy}"
-        ));
+        if !known.contains(&value) {
+            let problem = format!("= {value:?} is not one of [[{array}]]: {remedy}");
+            self.problem(section, name, &problem);
+        }
     }
 
-    /// Notes a written value that contradicts the key to which its row refers.
-    fn bound(
-        &mut self,
-        (path, value): (&str, i64),
-        default: Default,
-        section: (&[Entry], &Table),
-        at: &Position,
-    ) {
-        let (Default::AtMost(_, key)
-        | Default::UnsetAtMost(key)
-        | Default::AtMostHalf(_, key)
-        | Default::AtLeast(_, key)
-        | Default::Instead(_, _, key)) = default
-        else {
+    /// Notes a written time that contradicts its bound.
+    fn bound(&mut self, section: &Section<'_>, name: &str, value: i64, bound: Bound) {
+        let (Bound::AtMost(key) | Bound::Below(key) | Bound::AtLeast(key)) = bound else {
             return;
         };
         let Some(other) = self.number(section, key) else {
             return;
         };
+        let own = join(&section.label, name);
         let key = if key.contains('.') {
             key.to_owned()
         } else {
-            join(&at.label, key)
+            join(&section.label, key)
         };
-        let time = |number: i64| Duration::from_millis(number.unsigned_abs());
-        match default {
-            Default::AtMostHalf(..) if value < other => {}
-            Default::AtMostHalf(..) => self.problems.push(format!(
-                "{path} = {value} is not shorter than {key} = {other}: write at most {}, or raise \
+        match bound {
+            Bound::Below(_) if value >= other => self.problems.push(format!(
+                "{own} = {value} is not shorter than {key} = {other}: write at most {}, or raise \
                  {key}",
                 other / 2
             )),
-            Default::AtLeast(..) => {
-                within(&mut self.problems, (&key, time(other)), (path, time(value)));
+            Bound::AtMost(_) => {
+                within(&mut self.problems, (&own, time(value)), (&key, time(other)));
             }
-            _ => within(&mut self.problems, (path, time(value)), (&key, time(other))),
+            Bound::AtLeast(_) => {
+                within(&mut self.problems, (&key, time(other)), (&own, time(value)));
+            }
+            _ => {}
         }
     }
 }
 
-/// The values that a key has in the elements of an array.
-fn names<'t>(
-    root: &'t Table,
-    array: &str,
-    key: &'static str,
-) -> impl Iterator<Item = &'t str> + Clone + use<'t> {
-    let elements = root
-        .get(array)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    elements.filter_map(move |element| element.get(key)?.as_str())
+fn time(millis: i64) -> Duration {
+    Duration::from_millis(millis.unsigned_abs())
 }
 
 /// Notes an inner time that is longer than the outer one.
