@@ -140,7 +140,7 @@ async fn canc_03(ctx: &Ctx) -> CaseResult {
             format!("the query that was left at {} as cancelled", agent.name),
             &cancelled[0],
         )?;
-        for later in &AGENTS[n + 1..] {
+        for later in AGENTS.iter().filter(|later| later.phase > agent.phase) {
             equal(
                 "later.calls",
                 &format!(
