@@ -133,10 +133,10 @@ const PROVEN_BY: &[(&str, Proof)] = &[
     (
         "DEGR-02",
         Proof::Test(&[
-            function("tests/degraded.rs", "one_lane_of_two_fails"),
+            function("tests/degraded.rs", "one_retriever_of_two_fails"),
             function(
                 "tests/orchestrator.rs",
-                "degr_02_a_lost_lane_costs_its_share_of_the_confidence_and_not_the_others_evidence",
+                "degr_02_a_failed_retriever_costs_its_share_of_the_confidence_and_only_its_own_evidence",
             ),
         ]),
     ),
@@ -248,7 +248,7 @@ const PROVEN_BY: &[(&str, Proof)] = &[
             function("tests/gateway/snapshots.rs", "err_01_the_whole_table"),
             function("tests/gateway/snapshots.rs", "snap_01_openapi"),
             function("tests/gateway/snapshots.rs", "snap_01_metric_names"),
-            function("tests/gateway/snapshots.rs", "snap_01_health_documents"),
+            function("tests/gateway/snapshots.rs", "hlth_03_documents"),
             function("tests/gateway/process.rs", "help"),
             function("tests/degraded.rs", "an_agent_fails"),
             function("tests/exchange/main.rs", "snap_01_openai_plain"),
