@@ -143,11 +143,8 @@ impl Metrics {
 
     /// The metrics of one candidate. All its time series start at zero, so that a rate can be
     /// computed from the first event on.
-    pub fn candidate(&self, provider: &str, model: &str) -> CandidateMetrics {
-        let labels = CandidateLabels {
-            provider: provider.into(),
-            model: model.into(),
-        };
+    pub fn candidate(&self, provider: Arc<str>, model: Arc<str>) -> CandidateMetrics {
+        let labels = CandidateLabels { provider, model };
         let tokens = |kind| {
             let labels = labels.with("kind", kind);
             self.tokens.get_or_create_owned(&labels)

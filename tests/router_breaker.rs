@@ -230,7 +230,7 @@ async fn a_stream_keeps_its_permit_to_its_end() {
         .chat(request(false), context(None))
         .await
         .unwrap_or_else(|_| panic!("the other candidate serves"));
-    assert_eq!(second.by.provider, "p2");
+    assert_eq!(&*second.by.provider, "p2");
     assert_eq!(
         second.attempts[0].error.as_ref().map(|error| error.cause),
         Some(Cause::BulkheadFull)
@@ -240,7 +240,7 @@ async fn a_stream_keeps_its_permit_to_its_end() {
         .chat(request(false), context(None))
         .await
         .unwrap_or_else(|_| panic!("the permit is free"));
-    assert_eq!(third.by.provider, "p1");
+    assert_eq!(&*third.by.provider, "p1");
 }
 
 /// Under load the limit is reached and never exceeded, and every request in the queue is served.
@@ -326,7 +326,7 @@ async fn a_breaker_is_its_candidates_own() {
             .chat(request(false), context(None))
             .await
             .unwrap_or_else(|_| panic!("the other candidate serves"));
-        assert_eq!(served.by.provider, "p2");
+        assert_eq!(&*served.by.provider, "p2");
     }
     assert_eq!(sim.order(), [1, 2, 2, 2]);
     let states: Vec<BreakerState> = router

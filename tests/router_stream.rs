@@ -43,7 +43,7 @@ async fn a_stream_that_fails_before_its_first_token_falls_back(#[case] action: A
         .chat(request(true), context(None))
         .await
         .unwrap_or_else(|_| panic!("the second candidate serves"));
-    assert_eq!(served.by.provider, "p2");
+    assert_eq!(&*served.by.provider, "p2");
     let received = read(served).await;
     assert_eq!(
         (received.text, received.done, received.failed.len()),

@@ -522,8 +522,8 @@ fn llm(failure: &LlmFailure) -> Problem {
 fn attempt_body(attempt: &Attempt) -> AttemptBody {
     let error = attempt.error.as_ref();
     AttemptBody {
-        provider: attempt.candidate.provider.clone(),
-        model: attempt.candidate.model.clone(),
+        provider: attempt.candidate.provider.to_string(),
+        model: attempt.candidate.model.to_string(),
         cause: error.map(|error| error.cause),
         status: error.and_then(|error| error.status),
         message: error.map(|error| error.message.clone()),

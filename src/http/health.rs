@@ -158,8 +158,8 @@ pub(super) async fn all(State(health): State<Health>) -> Response {
         .health()
         .into_iter()
         .map(|known| BreakerEntry {
-            provider: known.candidate.provider,
-            model: known.candidate.model,
+            provider: known.candidate.provider.to_string(),
+            model: known.candidate.model.to_string(),
             state: known.breaker,
         })
         .collect();

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -109,13 +110,13 @@ impl Completion {
     }
 }
 
-/// One provider and one model there: what an alias resolves to.
+/// One provider and one model there: what an alias resolves to. Clones share the names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Candidate {
     /// The configured name of the provider.
-    pub provider: String,
+    pub provider: Arc<str>,
     /// The name of the model at the provider.
-    pub model: String,
+    pub model: Arc<str>,
 }
 
 impl fmt::Display for Candidate {

@@ -179,8 +179,8 @@ impl CandidateState {
     fn span(&self, attempts: &[Attempt]) -> tracing::Span {
         tracing::info_span!(
             "attempt",
-            provider = self.id.provider,
-            model = self.id.model,
+            provider = &*self.id.provider,
+            model = &*self.id.model,
             attempt = attempts.len() + 1,
         )
     }

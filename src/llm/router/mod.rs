@@ -117,8 +117,8 @@ impl Router {
                     continue;
                 };
                 let id = Candidate {
-                    provider: configured.provider.clone(),
-                    model: configured.model.clone(),
+                    provider: configured.provider.as_str().into(),
+                    model: configured.model.as_str().into(),
                 };
                 let guard = guards
                     .entry(id.clone())
@@ -248,7 +248,10 @@ impl Route {
 
 impl Guard {
     fn new(config: &Config, candidate: &Candidate, metrics: &Metrics) -> Self {
-        let metrics = metrics.candidate(&candidate.provider, &candidate.model);
+        let metrics = metrics.candidate(
+            Arc::clone(&candidate.provider),
+            Arc::clone(&candidate.model),
+        );
         for cause in Cause::ALL.iter().filter(|cause| cause.is_timeout()) {
             metrics.register_timeout(cause.name());
         }
@@ -263,8 +266,8 @@ impl Guard {
             settings,
             Box::new(move |state| {
                 tracing::info!(
-                    provider = candidate.provider,
-                    model = candidate.model,
+                    provider = &*candidate.provider,
+                    model = &*candidate.model,
                     state = state.name(),
                     "breaker changed its state"
                 )
