@@ -75,7 +75,10 @@ fn page(page: u32, size: u32) -> Listing {
     }
 }
 
-const TEXTS: [(&str, fn() -> String); 7] = [
+/// The name of a text, and what makes it.
+type Text = (&'static str, fn() -> String);
+
+const TEXTS: [Text; 7] = [
     ("plain", || "plain text".into()),
     ("quotes", || {
         r#"it's "quoted" \ -- %s $1 ?1 ; DROP TABLE documents; {} <b>"#.into()
