@@ -220,7 +220,7 @@ impl ApiError {
                 INVALID,
                 "method_not_allowed",
                 format!(
-                    "The method {method} is not allowed for {}: use one that the header Allow lists.",
+                    "The route {} does not take {method}: use a method that the header Allow lists.",
                     clip(path, SHOWN)
                 ),
             ),
@@ -464,10 +464,13 @@ pub fn in_band_of(error: &ApiError) -> Bytes {
 }
 
 fn text(envelope: &Envelope) -> Bytes {
-    serde_json::to_vec(envelope).map_or_else(
-        |_| Bytes::from_static(br#"{"error":{"message":"The stream failed.","type":"server_error","param":null,"code":null}}"#),
-        Bytes::from,
-    )
+    let fallback = || {
+        let message = "The stream failed.";
+        format!(r#"{{"error":{{"message":"{message}","type":"server_error","param":null}}}}"#)
+    };
+    serde_json::to_string(envelope)
+        .unwrap_or_else(|_| fallback())
+        .into()
 }
 
 /// A failure of the LLM path. The deciding cause gives the status, the last attempt with that cause

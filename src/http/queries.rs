@@ -184,16 +184,16 @@ pub(super) async fn one(
         (
             "before" = Option<String>,
             Query,
-            description = "Lists only queries that are older than the query of this id, so that none \
-                           is listed twice while others are recorded."
+            description = "Lists only queries that are older than the query of this id, so that \
+                           none is listed twice while others are recorded."
         ),
     ),
     responses(
         (status = 200, description = "One page of the queries.", body = QueryPage),
         (
             status = 400,
-            description = "A parameter is invalid. `error.param` names it, and `error.message` says \
-                           what to send instead.",
+            description = "A parameter is invalid. `error.param` names it, and `error.message` \
+                           says what to send instead.",
             body = Envelope
         ),
         KeyErrors,

@@ -171,7 +171,9 @@ async fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn the_printed_configuration_can_be_started_from_and_shows_no_secret() {
-    let text = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://user:canary@127.0.0.1:1/v1\"\n[[providers]]\nname = \"p2\"\nprotocol = \"ollama\"\nbase_url = \"http://127.0.0.1:2\"\napi_key = \"canary\"\n[[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]\n[models.timeouts]\ntotal_ms = 1000\n";
+    let text = "[[providers]]\nname = \"p1\"\nprotocol = \"openai\"\nbase_url = \"http://user:canary@127.0.0.1:1/v1\"\n\
+        [[providers]]\nname = \"p2\"\nprotocol = \"ollama\"\nbase_url = \"http://127.0.0.1:2\"\napi_key = \"canary\"\n\
+        [[models]]\nalias = \"solo\"\ncandidates = [{ provider = \"p1\", model = \"m\" }]\n[models.timeouts]\ntotal_ms = 1000\n";
     let (_folder, path) = file(text);
     let printed =
         String::from_utf8(run(&["serve", "--config", &path, "--print-config"]).stdout).unwrap();
