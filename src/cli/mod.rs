@@ -80,7 +80,7 @@ subcommands! {
     /// Write the report of a run again from its report.json
     #[cfg(feature = "examiner")]
     Report(report),
-    /// Answer instead of OpenAI and Ollama on one port, as scripts say
+    /// Answer instead of LLM providers on one port, as scripts say
     #[cfg(feature = "examiner")]
     Stub(stub),
     /// Run the gateway
