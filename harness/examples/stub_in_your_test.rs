@@ -1,7 +1,7 @@
-//! A test of your own that stubs an LLM provider: `cargo run -p gauntlet-harness --example
-//! stub_in_your_test`.
+//! A test of your own that stubs an LLM provider. Run it with
+//! `cargo run -p gauntlet-harness --example stub_in_your_test`.
 //!
-//! The stub needs no gateway, database or Docker. `ask` stands for the client that you want to test.
+//! The stub needs no gateway, no database and no Docker. `ask` stands for the client that you test.
 
 use std::error::Error;
 

@@ -210,9 +210,16 @@ async fn a_path_of_no_protocol_is_never_answered_in_openais(
     let bench = bench(Protocol::OPENAI, source).await;
     bench.stub.mount(anything(), reply("Paris")).await;
     let reply = bench.client.post("/v9/talk", hello("x")).await.unwrap();
-    let reason = "belongs to no protocol of a stub (openai, ollama); answer it with raw()";
+    let reason = format!(
+        "POST /v9/talk belongs to no protocol of a stub ({}); answer it with raw()",
+        Protocol::all()
+            .iter()
+            .map(|protocol| protocol.name())
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
     assert_eq!(reply.status, 599);
-    assert!(reply.text().contains(reason), "{}", reply.text());
+    assert!(reply.text().contains(&reason), "{}", reply.text());
 }
 
 #[tokio::test]

@@ -245,7 +245,7 @@ mod tests {
         assert!(
             unknown
                 .to_string()
-                .starts_with("unknown protocol `open_ai`; use one of openai, ollama"),
+                .starts_with("unknown protocol `open_ai`; use one of openai, "),
             "{unknown}"
         );
     }
