@@ -16,8 +16,26 @@ use super::CommandError;
 /// How many entries of the tape a stub keeps for its control routes.
 const KEPT: usize = 10_000;
 
+/// What `gauntlet stub --help` shows below the options.
+const EXAMPLE: &str = "\
+A script has rules; the first rule that matches a request answers it:
+
+  rules:
+    - match: { model: gpt-4o, user_says: capital of France }
+      answers:                                  # in order, for each prompt
+        - { error: 503, retry_after: \"1\" }
+        - reply: Paris.
+          plan: { steps: [head, { events: 2 }, { hold: later }, rest] }
+
+fixtures/conversations/ has more of them. Tests in any language control the stub over HTTP:
+
+  GET  /_gauntlet/requests            the requests that have come
+  GET  /_gauntlet/tape                everything that has happened, in order
+  POST /_gauntlet/gates/later/open    sends the answers that wait at the gate";
+
 /// Arguments of `gauntlet stub`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(super) struct Args {
     /// Listen at this address; port 0 takes any free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:11435")]
