@@ -147,15 +147,12 @@ fn is_year(word: &str) -> bool {
             .is_ok_and(|year| (1000..2200).contains(&year))
 }
 
-/// Returns whether a word often opens an English question, where a capital letter names nothing.
+/// The words that often open an English question, where a capital letter names nothing; one a line.
+const OPENINGS: &str = include_str!("openings.txt");
+
 fn is_opening(word: &str) -> bool {
-    const OPENINGS: [&str; 37] = [
-        "a", "an", "are", "can", "compare", "could", "describe", "did", "do", "does", "explain",
-        "find", "give", "had", "has", "have", "how", "i", "in", "is", "list", "may", "name", "on",
-        "should", "show", "tell", "the", "was", "were", "what", "when", "where", "which", "who",
-        "why", "will",
-    ];
-    OPENINGS.contains(&word.to_lowercase().as_str())
+    let word = word.to_lowercase();
+    OPENINGS.lines().any(|opening| opening == word)
 }
 
 #[cfg(test)]
