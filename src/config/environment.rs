@@ -46,7 +46,7 @@ fn set(entries: &[Entry], table: &mut Table, path: &[&str], text: &str) -> Resul
     };
     match (&entry.node, rest) {
         (Node::Key(takes, _), []) => {
-            table.insert((*name).to_owned(), takes.from_text(text));
+            table.insert((*name).to_owned(), takes.parse(text));
         }
         (Node::Key(..), _) => {
             return Err(format!(

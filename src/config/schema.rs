@@ -235,7 +235,7 @@ impl Takes {
     }
 
     /// The value that a variable means: where no text is taken, its text is read as TOML.
-    pub(super) fn from_text(self, text: &str) -> Value {
+    pub(super) fn parse(self, text: &str) -> Value {
         match self {
             Self::Text(..) | Self::Protocol(_) | Self::NameOf(..) => None,
             _ => text.parse().ok(),
