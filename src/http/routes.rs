@@ -24,7 +24,6 @@ use crate::server::Ingress;
 use crate::server::middleware::{NewRequestId, admit, authenticate, observe, request_id};
 
 /// Builds the whole service.
-#[must_use]
 pub fn routes(app: AppState) -> Router {
     let ingress = app.ingress.clone();
     let work = OpenApiRouter::new()
