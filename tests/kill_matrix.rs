@@ -152,8 +152,8 @@ impl KillMatrix {
 
     /// Examines a defect: a rejection counts by the defect's own fact only.
     ///
-    /// Load makes everything later, and so lets a defect that is seen by a lower bound pass. A defect that
-    /// is not rejected is therefore examined once more, with nothing else running.
+    /// Load makes everything later, and so lets a defect that is seen by a lower bound pass. A
+    /// defect that is not rejected is therefore examined once more, with nothing else running.
     async fn seen(&self, case: &Case, defect: Defect) -> TrialResult {
         let result = {
             let _permit = self.permits.acquire().await;

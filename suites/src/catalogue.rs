@@ -1320,6 +1320,7 @@ const REQUIREMENTS: &[Requirement] = &[
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
     use std::path::PathBuf;
 
     use super::*;
