@@ -38,3 +38,6 @@ deny:           ## licences, sources and banned crates of the dependencies
 unused:         ## dependencies that nothing uses
 	@command -v cargo-machete >/dev/null || { echo "cargo-machete is missing: install it with 'cargo install cargo-machete --locked'."; exit 1; }
 	cargo machete
+
+openapi:        ## validity of the OpenAPI document (needs Python 3)
+	.ci/openapi
