@@ -3,8 +3,9 @@
 //!     cargo build
 //!     cargo run --example case_of_your_own -- fixtures/targets/bundled.toml target/debug/gauntlet
 //!
-//! A case is a requirement, what it needs of a gateway, and a proof by the order of events. This one
-//! holds the provider's answer at a gate, and opens the gate only after a second client was answered.
+//! A case is a requirement, what it needs of a gateway, and a proof by the order of events. This
+//! one holds the provider's answer at a gate, and opens the gate only after a second client was
+//! answered.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,10 +41,20 @@ async fn overtakes(ctx: &Ctx) -> CaseResult {
     provider.held(1).await?;
     let quick = ctx.client.chat(ctx.prompt("solo", "quick")).await?;
     // then: the second client has its answer while the first one's is still held
-    equal("quick.status", "the status of the quick request", 200, quick.status)?;
+    equal(
+        "quick.status",
+        "the status of the quick request",
+        200,
+        quick.status,
+    )?;
     ctx.gates.gate("late").open();
     let slow = slow.reply().await?;
-    equal("slow.status", "the status of the slow request", 200, slow.status)
+    equal(
+        "slow.status",
+        "the status of the slow request",
+        200,
+        slow.status,
+    )
 }
 
 #[tokio::main]
@@ -56,5 +67,9 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let outcome = examine(&target, &OVERTAKES, None).await;
     println!("{}: {:?}", OVERTAKES.id, outcome.verdict);
     let passed = outcome.verdict == Verdict::Passed;
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

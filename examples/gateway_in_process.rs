@@ -40,9 +40,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let client = Client::new(&format!("http://{}", gateway.addr), Vec::new(), Tape::new())?;
     let question = json!({"role": "user", "content": "What is the capital of France?"});
-    let answer = client.chat(json!({"model": "chat", "messages": [question]})).await?;
+    let answer = client
+        .chat(json!({"model": "chat", "messages": [question]}))
+        .await?;
     let attempts = provider.requests().len();
-    println!("{} after {attempts} attempts: {}", answer.status, answer.json()["choices"][0]);
+    println!(
+        "{} after {attempts} attempts: {}",
+        answer.status,
+        answer.json()["choices"][0]
+    );
 
     gateway.drain().await;
     Ok(())

@@ -1,13 +1,24 @@
-//! The words of the project: docs/glossary.md lists those that are not used, and none of them occurs.
+//! The words of the project: docs/glossary.md lists those that are not used, and none occurs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
 
-/// What people read: every file with one of these endings below these folders, and those beside them.
+/// What people read: every file with one of these endings in these folders and in the root.
 const FOLDERS: [&str; 10] = [
-    "src", "harness", "suites", "tests", "docs", "fixtures", "snapshots", "examples", ".ci", ".github",
+    "src",
+    "harness",
+    "suites",
+    "tests",
+    "docs",
+    "fixtures",
+    "snapshots",
+    "examples",
+    ".ci",
+    ".github",
 ];
-const ENDINGS: [&str; 9] = ["rs", "md", "toml", "yaml", "yml", "html", "snap", "sql", "py"];
+const ENDINGS: [&str; 9] = [
+    "rs", "md", "toml", "yaml", "yml", "html", "snap", "sql", "py",
+];
 
 /// The files that hold the words because they list them.
 const LISTS: [&str; 2] = ["docs/glossary.md", "tests/language.rs"];
@@ -27,7 +38,11 @@ fn texts() -> Vec<(String, String)> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("each folder of the list is there") {
             let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
         }
     }
     let named = |path: &Path| path.strip_prefix(root()).unwrap().display().to_string();
@@ -47,10 +62,16 @@ fn texts() -> Vec<(String, String)> {
 fn unused_words() -> Vec<String> {
     let glossary = std::fs::read_to_string(root().join("docs/glossary.md")).unwrap();
     let list = glossary.split("```not-used\n").nth(1).expect("the list");
-    list.split("```").next().unwrap().lines().map(String::from).collect()
+    list.split("```")
+        .next()
+        .unwrap()
+        .lines()
+        .map(String::from)
+        .collect()
 }
 
-/// The line in lower case, each word between single spaces; `snake_case` and `CamelCase` are taken apart.
+/// The line in lower case, with a single space around each word. `snake_case` and `CamelCase` are
+/// taken apart.
 fn words(line: &str) -> String {
     let mut words = String::from(" ");
     let mut previous = ' ';
@@ -67,7 +88,9 @@ fn words(line: &str) -> String {
         }
         previous = c;
     }
-    words.push(' ');
+    if !words.ends_with(' ') {
+        words.push(' ');
+    }
     words
 }
 
@@ -76,15 +99,26 @@ fn words_that_the_glossary_does_not_use_occur_nowhere() {
     let unused: Vec<String> = unused_words();
     assert!(unused.len() > 10);
     let mut found = Vec::new();
-    for (path, text) in texts().iter().filter(|(path, _)| !LISTS.contains(&path.as_str())) {
+    for (path, text) in texts()
+        .iter()
+        .filter(|(path, _)| !LISTS.contains(&path.as_str()))
+    {
         for (number, line) in text.lines().enumerate() {
             let words = words(line);
-            for word in unused.iter().filter(|word| words.contains(&format!(" {word} "))) {
+            for word in unused
+                .iter()
+                .filter(|word| words.contains(&format!(" {word} ")))
+            {
                 found.push(format!("{path}:{}: {word}: {}", number + 1, line.trim()));
             }
         }
     }
-    assert!(found.is_empty(), "{} lines:\n{}", found.len(), found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "{} lines:\n{}",
+        found.len(),
+        found.join("\n")
+    );
 }
 
 #[test]
@@ -101,7 +135,12 @@ fn a_documentation_comment_is_a_sentence() {
             continues = comment.is_some();
         }
     }
-    assert!(found.is_empty(), "{} lines:\n{}", found.len(), found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "{} lines:\n{}",
+        found.len(),
+        found.join("\n")
+    );
 }
 
 #[test]
@@ -116,7 +155,12 @@ fn lines_of_comments_are_at_most_100_columns_wide() {
             }
         }
     }
-    assert!(found.is_empty(), "{} lines:\n{}", found.len(), found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "{} lines:\n{}",
+        found.len(),
+        found.join("\n")
+    );
 }
 
 #[test]
