@@ -2,7 +2,7 @@
 //!
 //! Configuration keys and defaults, `--print-config`, JSON, metrics labels, the order of results,
 //! the confidence and the degradations all derive from these rows. The rows stand in
-//! [`agents::STEPS`], beside the `mod` line of each agent, so that a new agent is its own file and
+//! `agents::STEPS`, beside the `mod` line of each agent, so that a new agent is its own file and
 //! two lines there. A [`Step`] is an index into that table, which is why this module and `agents`
 //! import each other.
 

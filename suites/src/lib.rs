@@ -1,7 +1,7 @@
 //! The conformance suite: the catalogue of requirements, the cases that examine a gateway by them,
 //! and the properties.
 //!
-//! [`reference`] is a small gateway whose bugs can be switched on, and [`defect`] is the table of
+//! [`mod@reference`] is a small gateway whose bugs can be switched on, and [`defect`] is the table of
 //! those bugs: together they prove that each case can fail, and nothing else.
 
 pub mod agents;

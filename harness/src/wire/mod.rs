@@ -1,7 +1,7 @@
 //! The wire: listeners that carry bytes and faults.
 //!
 //! [`http`] stands in front of a stubbed provider and sends its answers as their plans say;
-//! `postgres` (with the feature of that name) stands in front of a database. Both share [`port`]:
+//! `postgres` (with the feature of that name) stands in front of a database. Both share `port`:
 //! what a port does before anything is read.
 
 pub mod http;
