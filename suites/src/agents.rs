@@ -76,7 +76,7 @@ pub fn names() -> Vec<&'static str> {
 }
 
 /// What the model of this agent answers when nothing is wrong; an empty object for any other name.
-pub(crate) fn healthy(name: &str) -> Value {
+pub fn healthy(name: &str) -> Value {
     let agent = AGENTS.iter().find(|agent| agent.name == name);
     agent.map_or_else(|| json!({}), |agent| (agent.healthy)())
 }
