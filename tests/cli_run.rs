@@ -117,8 +117,43 @@ fn a_broken_target_file_is_refused_with_key_and_line() {
     );
     let answer = gauntlet(folder.path(), &["run", "--target", &target]);
     // the target declares nothing, so nothing is examined
-    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
     assert!(answer.out.contains("not supported"), "{}", answer.out);
+}
+
+#[test]
+fn a_run_that_examines_nothing_fails_in_every_form_of_target_and_selection() {
+    let folder = tempfile::tempdir().unwrap();
+    let started = file(
+        &folder,
+        "t.toml",
+        "name = \"t\"\ncapabilities = [\"chat\"]\n[start]\ncommand = [\"true\"]\n",
+    );
+    let url = "http://127.0.0.1:9";
+    for arguments in [
+        &["--target", url, "TIME-06"][..],
+        &["--target", &started, "STRM-01"],
+        &["--target", &started, "--profile", "query"],
+        &["--target", "bundled", "--database", "sqlite", "TIME-10"],
+        &["--target", url, "--shard", "1/1", "OBS"],
+        &["--target", url, "--strict", "AUTH-01"],
+    ] {
+        let answer = gauntlet(folder.path(), &[&["run"], arguments].concat());
+        assert_eq!(answer.code, Some(2), "{arguments:?} {}", answer.out);
+        assert!(
+            answer.out.contains("Nothing was examined: of")
+                && answer.out.contains("Exit code 2: nothing was examined"),
+            "{arguments:?} {}",
+            answer.out
+        );
+        let junit = std::fs::read_to_string(folder.path().join("report/junit.xml")).unwrap();
+        assert!(junit.contains("<error"), "{arguments:?} {junit}");
+    }
+    refuses(
+        folder.path(),
+        &["run", "--shard", "2/2", "TIME-06"],
+        &["no case", "gauntlet list"],
+    );
 }
 
 #[test]

@@ -31,8 +31,8 @@ fn after_help() -> String {
 Exit codes:
   0  every MUST that was examined holds
   1  a MUST does not hold (with --strict also: a SHOULD does not hold, or a case is flaky)
-  2  the run itself failed: bad input, a required database is missing, the gateway does not start
-     or dies, or Ctrl-C
+  2  the run itself failed: nothing was examined, bad input, a required database is missing, the
+     gateway does not start or dies, or Ctrl-C
 
 Each case has one verdict: passed; failed; flaky (it failed, and passed when it was examined again
 with everything set up afresh); not supported (the target does not declare a capability that the

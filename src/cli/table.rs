@@ -128,17 +128,13 @@ impl Table {
         self.group(record, "Warnings", &["warned"]);
         self.group(record, "Flaky", &["flaky"]);
         self.group(record, "Not run", &["not-run"]);
-        if let Some(broken) = &record.broken {
-            say!(
-                "\n{} {broken}",
-                style("The run could not be finished:").red().bold()
-            );
+        if let Some(why) = record.why_invalid() {
+            say!("\n{}", style(why).red());
         }
         if let Some(page) = page {
             say!("\nReport: {}", page.display());
         }
         let colour = match record.exit_code() {
-            0 if summary.passed + summary.warned + summary.flaky == 0 => Style::new().yellow(),
             0 => Style::new().green(),
             _ => Style::new().red(),
         };

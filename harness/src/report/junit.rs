@@ -47,6 +47,17 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
             .or_insert_with(|| TestSuite::new(legal(outcome.area())))
             .add_test_case(case);
     }
+    if let Some(why) = record.why_invalid() {
+        // without this error, CI systems show a run without a verdict as a success
+        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+        status.set_message(legal(why.lines().next().unwrap_or_default()));
+        status.set_description(legal(&why));
+        let mut case = TestCase::new("the run", status);
+        case.set_classname("gauntlet.run");
+        let mut suite = TestSuite::new("run");
+        suite.add_test_case(case);
+        report.add_test_suite(suite);
+    }
     report.add_test_suites(suites.into_values());
     report
         .to_string()
@@ -74,6 +85,23 @@ mod tests {
         assert!(super::render(&run).unwrap().contains("failures=\"0\""));
         run.strict = true;
         assert!(super::render(&run).unwrap().contains("failures=\"1\""));
+    }
+
+    #[test]
+    fn a_run_without_a_verdict_is_an_error_with_all_lines_of_its_reason() {
+        let why = || Verdict::NotRun { why: "w".into() };
+        let mut run = record(vec![outcome("A-01", Level::Must, why())]);
+        let xml = super::render(&run).unwrap();
+        assert!(
+            xml.contains("errors=\"1\"") && xml.contains("Nothing was examined"),
+            "{xml}"
+        );
+        run.broken = Some("it exited with code 3:\n  no licence".into());
+        let xml = super::render(&run).unwrap();
+        assert!(
+            xml.contains("errors=\"1\"") && xml.contains("  no licence"),
+            "{xml}"
+        );
     }
 
     #[test]

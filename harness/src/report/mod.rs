@@ -12,6 +12,7 @@ mod words;
 
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::runner::Outcome;
@@ -92,6 +93,13 @@ pub struct Summary {
     pub harness: usize,
 }
 
+impl Summary {
+    /// Returns the number of cases whose requirement was examined.
+    pub fn examined(&self) -> usize {
+        self.passed + self.failed + self.warned + self.flaky
+    }
+}
+
 impl Outcome {
     /// Returns one word for the verdict: `passed`, `failed`, `warned`, `flaky`, `not-supported`,
     /// `not-run` or `harness`.
@@ -160,10 +168,10 @@ impl RunRecord {
 
     /// Returns the exit code of the run. 0: every MUST that was examined holds. 1: a MUST does not
     /// hold (with `strict` also: a SHOULD does not hold, or a case is flaky). 2: the run itself
-    /// failed.
+    /// failed, or nothing was examined.
     pub fn exit_code(&self) -> u8 {
         let summary = self.summary();
-        if self.broken.is_some() || summary.harness > 0 {
+        if self.why_invalid().is_some() || summary.harness > 0 {
             2
         } else if summary.failed > 0 || (self.strict && summary.warned + summary.flaky > 0) {
             1
@@ -172,14 +180,55 @@ impl RunRecord {
         }
     }
 
+    /// Returns why the run is no verdict on the gateway, and what to do: it could not be finished,
+    /// or it examined nothing. Returns `None` for a run that is a verdict.
+    pub fn why_invalid(&self) -> Option<String> {
+        let summary = self.summary();
+        if let Some(broken) = &self.broken {
+            return Some(format!("The run could not be finished: {broken}"));
+        }
+        if summary.examined() + summary.harness > 0 {
+            return None;
+        }
+        if summary.total == 0 {
+            return Some(
+                "Nothing was examined, because no case was selected; `gauntlet list` shows all \
+                 cases"
+                    .into(),
+            );
+        }
+        let mut counts: IndexMap<String, usize> = IndexMap::new();
+        for outcome in &self.outcomes {
+            let reason = outcome.reason();
+            *counts
+                .entry(reason.lines().next().unwrap_or_default().to_string())
+                .or_default() += 1;
+        }
+        counts.sort_by(|_, one, _, other| other.cmp(one));
+        let reason = counts.first().map_or("", |(reason, _)| reason.as_str());
+        let remedy = if summary.not_supported >= summary.not_run {
+            "select other cases, or correct the capabilities and settings in the target file \
+             (`gauntlet explain ID` lists what a case needs)"
+        } else {
+            "provide what is missing, or select other cases"
+        };
+        Some(format!(
+            "Nothing was examined: of {}, {} not supported and {} not run. The most frequent reason: \
+             {reason}; {remedy}",
+            cases(summary.total),
+            counted(summary.not_supported, "is", "are"),
+            counted(summary.not_run, "is", "are"),
+        ))
+    }
+
     /// Returns what the exit code means for this run, in a few words.
     pub fn meaning(&self) -> &'static str {
         let summary = self.summary();
         match self.exit_code() {
-            0 if summary.passed + summary.warned + summary.flaky == 0 => "nothing was examined",
             0 => "every MUST that was examined holds",
             1 if summary.failed > 0 => "a MUST does not hold",
             1 => "a SHOULD does not hold or a case is flaky, and the run is strict",
+            _ if self.broken.is_none() && summary.harness == 0 => "nothing was examined",
             _ => "the run itself failed",
         }
     }
@@ -187,19 +236,14 @@ impl RunRecord {
     /// Returns the result of the run in one sentence.
     pub fn headline(&self) -> String {
         let summary = self.summary();
-        let examined = summary.passed + summary.failed + summary.warned + summary.flaky;
-        if let Some(broken) = &self.broken {
-            return format!(
-                "The run could not be finished: {}",
-                broken.lines().next().unwrap_or_default()
-            );
+        if let Some(why) = self.why_invalid() {
+            return why.lines().next().unwrap_or_default().to_string();
         }
         match (summary.harness, summary.failed) {
-            (0, 0) if examined == 0 => "Nothing was examined".into(),
             (0, 0) => format!(
                 "Every MUST that was examined holds: {} of {} passed",
                 summary.passed,
-                cases(examined)
+                cases(summary.examined())
             ),
             (0, failed) => counted(failed, "MUST does not hold", "MUSTs do not hold"),
             (harness, _) => format!("The harness itself failed in {}", cases(harness)),
@@ -395,6 +439,42 @@ pub(crate) mod tests {
         let mut broken = record(vec![must(violated())]);
         broken.broken = Some("interrupted".into());
         assert_eq!(broken.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_run_that_examined_nothing_failed_and_says_why() {
+        let unsupported = |id: &str, why: &str| {
+            let capability = why.to_string();
+            outcome(id, Level::Must, Verdict::NotSupported { capability })
+        };
+        let missing = Verdict::NotRun {
+            why: "no database".into(),
+        };
+        let run = record(vec![
+            outcome("A-01", Level::Must, missing.clone()),
+            unsupported("A-02", "the target does not declare `chat`"),
+            unsupported("A-03", "the target does not declare `chat`"),
+        ]);
+        assert_eq!(
+            (run.exit_code(), run.meaning()),
+            (2, "nothing was examined")
+        );
+        assert_eq!(
+            run.headline(),
+            "Nothing was examined: of 3 cases, 2 are not supported and 1 is not run. The most \
+             frequent reason: the target does not declare `chat`; select other cases, or correct \
+             the capabilities and settings in the target file (`gauntlet explain ID` lists what a \
+             case needs)"
+        );
+        let run = record(vec![outcome("A-01", Level::Must, missing)]);
+        assert_eq!(run.exit_code(), 2);
+        assert!(
+            run.headline()
+                .contains("no database; provide what is missing")
+        );
+        let run = record(Vec::new());
+        assert_eq!(run.exit_code(), 2);
+        assert!(run.headline().contains("no case was selected"));
     }
 
     #[test]
