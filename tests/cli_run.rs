@@ -127,7 +127,7 @@ fn a_run_that_examines_nothing_fails_in_every_form_of_target_and_selection() {
     let started = file(
         &folder,
         "t.toml",
-        "name = \"t\"\ncapabilities = [\"chat\"]\n[start]\ncommand = [\"true\"]\n",
+        "name = \"t\"\n[start]\ncommand = [\"true\"]\n",
     );
     let url = "http://127.0.0.1:9";
     for arguments in [
@@ -135,7 +135,7 @@ fn a_run_that_examines_nothing_fails_in_every_form_of_target_and_selection() {
         &["--target", &started, "STRM-01"],
         &["--target", &started, "--profile", "query"],
         &["--target", "bundled", "--database", "sqlite", "TIME-10"],
-        &["--target", url, "--shard", "1/1", "OBS"],
+        &["--target", url, "--shard", "1/1", "OBS-01"],
         &["--target", url, "--strict", "AUTH-01"],
     ] {
         let answer = gauntlet(folder.path(), &[&["run"], arguments].concat());
