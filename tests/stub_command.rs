@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 struct Running {
     child: Child,
     client: Client,
+    address: String,
 }
 
 impl Drop for Running {
@@ -35,14 +36,20 @@ fn stub(scripts: &[PathBuf]) -> Running {
     for script in scripts {
         command.arg("--script").arg(script);
     }
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut lines = lines.map(Result::unwrap);
     let control = lines.find(|line| line.starts_with("Control")).unwrap();
     let url = control.split_whitespace().last().unwrap();
     let root = url.strip_suffix("/_gauntlet").unwrap();
     let client = Client::new(root, Vec::new(), Tape::new()).unwrap();
-    Running { child, client }
+    let address = root.trim_start_matches("http://").to_owned();
+    Running {
+        child,
+        client,
+        address,
+    }
 }
 
 fn says(text: &str) -> Value {
@@ -100,13 +107,140 @@ async fn faults_reach_the_client() {
         .unwrap();
     assert_eq!(reset.text, "It begins");
     assert!(matches!(reset.end, End::Cut(_)));
+}
+
+#[rstest::rstest]
+#[case::reset("fault: reset")]
+#[case::cut("fault: cut")]
+#[tokio::test]
+async fn a_fault_of_a_plain_answer_hits_it_and_not_the_next_request(#[case] fault: &str) {
+    let stub = stub(&[fixture("faults.yaml")]);
+    for _ in 0..3 {
+        let hit = stub.client.chat(says(fault)).await;
+        let complete = hit.is_ok_and(|reply| serde_json::from_str::<Value>(&reply.text()).is_ok());
+        assert!(!complete, "{fault} must not end in a complete answer");
+        let next = stub.client.chat(says("fault: quota")).await.unwrap();
+        assert_eq!(next.status, 429);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_no_rule_answers_is_a_404_of_the_protocol_and_a_line_on_the_console() {
+    let mut stub = stub(&[fixture("faults.yaml")]);
     let unmatched = stub.client.chat(says("something else")).await.unwrap();
-    assert_eq!(unmatched.status, 599);
-    assert!(
-        unmatched.text().contains("the nearest rule is"),
-        "{}",
-        unmatched.text()
+    assert_eq!(unmatched.status, 404);
+    let error = &unmatched.json()["error"];
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("invalid_request_error"), &json!("no_rule"))
     );
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("the nearest rule is") && message.contains("fault: slow"),
+        "{message}"
+    );
+    let ollama = stub
+        .client
+        .post("/api/chat", says("something else"))
+        .await
+        .unwrap();
+    assert_eq!(ollama.status, 404);
+    assert!(
+        ollama.json()["error"]
+            .as_str()
+            .unwrap()
+            .contains("the nearest rule is")
+    );
+    let nowhere = stub.client.post("/v2/chat", says("x")).await.unwrap();
+    assert_eq!(
+        (nowhere.status, &nowhere.json()["error"]["code"]),
+        (404, &json!("no_rule"))
+    );
+    let mut console = BufReader::new(stub.child.stderr.take().unwrap()).lines();
+    let line = console.next().unwrap().unwrap();
+    assert!(
+        line.starts_with("unmatched  POST /v1/chat/completions"),
+        "{line}"
+    );
+}
+
+#[rstest::rstest]
+#[case::broken(r#"{"messages": ["#, "could not parse the JSON body", Value::Null)]
+#[case::empty("", "could not parse the JSON body", Value::Null)]
+#[case::no_object("[1]", "expected an object, but got an array", Value::Null)]
+#[case::no_model(
+    r#"{"messages":[{"role":"user","content":"a"}]}"#,
+    "must provide a model",
+    Value::Null
+)]
+#[case::no_messages(r#"{"model":"x"}"#, "Missing required parameter: 'messages'", json!("missing_required_parameter"))]
+#[case::empty_messages(r#"{"model":"x","messages":[]}"#, "empty array", json!("empty_array"))]
+#[case::text_for_messages(r#"{"model":"x","messages":"a"}"#, "expected an array of objects, but got a string", json!("invalid_type"))]
+#[case::role(r#"{"model":"x","messages":[{"role":"bogus","content":"a"}]}"#, "'bogus'", json!("invalid_value"))]
+#[case::content(r#"{"model":"x","messages":[{"role":"user","content":5}]}"#, "but got an integer", json!("invalid_type"))]
+#[case::temperature(r#"{"model":"x","messages":[{"role":"user","content":"a"}],"temperature":99}"#, "a value <= 2, but got 99", json!("decimal_above_max_value"))]
+#[case::stream(r#"{"model":"x","messages":[{"role":"user","content":"a"}],"stream":"yes"}"#, "expected a boolean", json!("invalid_type"))]
+#[tokio::test]
+async fn what_openai_refuses_is_refused_in_its_envelope(
+    #[case] body: &str,
+    #[case] message: &str,
+    #[case] code: Value,
+) {
+    let (status, answer) = post(&stub(&[]), "/v1/chat/completions", body).await;
+    assert_eq!(status, 400, "{answer}");
+    let error = &answer["error"];
+    assert!(
+        error["message"].as_str().unwrap().contains(message),
+        "{error}"
+    );
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("invalid_request_error"), &code)
+    );
+}
+
+#[rstest::rstest]
+#[case::broken(r#"{"messages": ["#, "invalid JSON: EOF")]
+#[case::empty("", "missing request body")]
+#[case::no_object(
+    "[1]",
+    "json: cannot unmarshal array into Go value of type api.ChatRequest"
+)]
+#[case::no_model(r#"{"messages":[{"role":"user","content":"a"}]}"#, "model is required")]
+#[case::text_for_messages(
+    r#"{"model":"x","messages":"a"}"#,
+    "ChatRequest.messages of type []api.Message"
+)]
+#[case::content(
+    r#"{"model":"x","messages":[{"role":"user","content":5}]}"#,
+    "cannot unmarshal number"
+)]
+#[tokio::test]
+async fn what_ollama_refuses_is_refused_in_its_own_form(#[case] body: &str, #[case] message: &str) {
+    let (status, answer) = post(&stub(&[]), "/api/chat", body).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(
+        answer["error"].as_str().unwrap().contains(message),
+        "{answer}"
+    );
+}
+
+/// Posts bytes as they are; returns status and JSON.
+async fn post(stub: &Running, path: &str, body: &str) -> (u16, Value) {
+    use std::io::{Read, Write};
+    let mut socket = std::net::TcpStream::connect(&stub.address).unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: stub\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    socket
+        .write_all(format!("{head}{body}").as_bytes())
+        .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap())
 }
 
 #[tokio::test]
@@ -142,7 +276,7 @@ fn a_bad_script_is_refused_in_one_sentence() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(message.lines().count(), 1, "{message}");
     assert!(
-        message.contains("bad.yaml:2:") && message.contains("unknown field `modle`"),
+        message.contains("bad.yaml:2:") && message.contains("unknown key `modle`"),
         "{message}"
     );
 }

@@ -63,6 +63,30 @@ pub enum Step {
     Reset,
 }
 
+impl Step {
+    /// The name of the step in a script.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hold(_) => "hold",
+            Self::Meet { .. } => "meet",
+            Self::Pause { .. } => "pause",
+            Self::Head => "head",
+            Self::DripHead { .. } => "drip_head",
+            Self::Events(_) => "events",
+            Self::Interlock(_) => "interlock",
+            Self::Bytes(_) => "bytes",
+            Self::Drip { .. } => "drip",
+            Self::RepeatForever { .. } => "repeat_forever",
+            Self::Drain => "drain",
+            Self::Rest => "rest",
+            Self::Garbage(_) => "garbage",
+            Self::Stall => "stall",
+            Self::Cut => "cut",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// How the end of the body is announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,15 +1,17 @@
 //! `gauntlet stub`: answers instead of LLM providers on one port, as scripts say.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use gauntlet_harness::gate::Gates;
 use gauntlet_harness::llm::{Protocol, fixture};
 use gauntlet_harness::plan::Listen;
 use gauntlet_harness::tape::Tape;
-use gauntlet_harness::wire::{Controlled, Wire};
+use gauntlet_harness::wire::{Answer, Controlled, Request, Source, Wire};
 
 use super::CommandError;
 
@@ -46,6 +48,25 @@ pub(super) struct Args {
     scripts: Vec<PathBuf>,
 }
 
+/// Writes a line to the console for each request that no rule answers.
+struct Console<S>(S);
+
+#[async_trait]
+impl<S: Source> Source for Console<S> {
+    async fn answer(&self, request: &Request) -> Answer {
+        let answer = self.0.answer(request).await;
+        if let Some(reason) = &answer.unmatched {
+            // a console that is gone must not end the stub
+            let _ = writeln!(std::io::stderr(), "unmatched  {reason}");
+        }
+        answer
+    }
+
+    fn counts(&self, request: &Request) -> bool {
+        self.0.counts(request)
+    }
+}
+
 /// Serves until it is interrupted.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let (source, gates) =
@@ -54,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         let tape = Tape::keeping(KEPT);
         let case = Gates::new(tape.clone());
         let source = Arc::new(Controlled::new(
-            Arc::new(source),
+            Arc::new(Console(source)),
             tape.clone(),
             case.clone(),
         ));

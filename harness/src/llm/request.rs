@@ -17,8 +17,19 @@ pub struct StubRequest {
     pub headers: Vec<(String, String)>,
     /// The body; null if it is not JSON.
     pub json: Value,
+    /// Why the body is not JSON; `None` if it is.
+    pub(crate) body_error: Option<BodyError>,
     /// Its number on the tape; `None` if something else than the wire passes it on.
     pub(crate) request: Option<u64>,
+}
+
+/// Why a body is not JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BodyError {
+    /// There is no byte.
+    Empty,
+    /// The bytes cannot be read; the text is the reason.
+    Broken(String),
 }
 
 impl StubRequest {
@@ -28,11 +39,17 @@ impl StubRequest {
             .iter()
             .find(|(name, _)| name == WIRE_MARK)
             .and_then(|(_, id)| id.parse().ok());
+        let (json, body_error) = match serde_json::from_slice(body) {
+            Ok(json) => (json, None),
+            Err(_) if body.is_empty() => (Value::Null, Some(BodyError::Empty)),
+            Err(error) => (Value::Null, Some(BodyError::Broken(error.to_string()))),
+        };
         Self {
             method: method.to_string(),
             path,
             headers,
-            json: serde_json::from_slice(body).unwrap_or_default(),
+            json,
+            body_error,
             request,
         }
     }

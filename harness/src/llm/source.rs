@@ -14,7 +14,7 @@ use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 use super::matcher::{Matcher, chat};
 use super::protocol::Protocol;
 use super::request::StubRequest;
-use super::responder::{Responder, template};
+use super::responder::{ErrorReply, Responder, template};
 use crate::plan::Plan;
 use crate::wire::{Answer, PLAN_HEADER, Request, Source, UNMATCHED_HEADER, WIRE_MARK};
 
@@ -81,6 +81,8 @@ impl Fallback {
         let nearest = rules
             .iter()
             .filter_map(|rule| Some((rule, rule.refusal(request)?)))
+            // of several that are equally near, the first one
+            .rev()
             .max_by_key(|(_, (met, _))| *met);
         let request = format!(
             "{} {} for model {:?}",
@@ -222,23 +224,28 @@ impl Source for WiremockSource {
 /// Takes answers from rules in process, without a server, a thread or a record of requests.
 pub struct ScriptSource {
     rules: RwLock<Vec<(Matcher, Responder)>>,
+    as_provider: bool,
     fallback: Fallback,
 }
 
 impl ScriptSource {
     /// A source without rules that answers the probes of this protocol.
     pub fn new(protocol: Protocol) -> Self {
-        Self::speaking(vec![protocol])
+        Self::speaking(vec![protocol], false)
     }
 
-    /// A source without rules that answers the probes of every protocol.
+    /// A source without rules that answers the probes of every protocol, for a stub that stays up.
+    /// Whatever a provider would refuse is refused before any rule is asked, and a request that no
+    /// rule answers gets a provider's 404, which clients do not send again. The stubs of a case
+    /// have the harness's own status instead and take whatever a gateway sends.
     pub fn of_every_protocol() -> Self {
-        Self::speaking(Protocol::all().to_vec())
+        Self::speaking(Protocol::all().to_vec(), true)
     }
 
-    fn speaking(protocols: Vec<Protocol>) -> Self {
+    fn speaking(protocols: Vec<Protocol>, as_provider: bool) -> Self {
         Self {
             rules: RwLock::new(Vec::new()),
+            as_provider,
             fallback: Fallback::new(protocols),
         }
     }
@@ -260,11 +267,37 @@ impl ScriptSource {
 
     /// The answer to a request.
     pub fn answer_to(&self, request: &StubRequest) -> Answer {
+        let protocol = request.protocol().unwrap_or(Protocol::OPENAI);
+        if self.as_provider && chat().accepts(request) {
+            if let Some(answer) = protocol.behaviour().early_answer(request) {
+                return answer;
+            }
+        }
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         match rules.iter().find(|(matcher, _)| matcher.accepts(request)) {
             Some((_, responder)) => responder.render(request),
-            None => self.fallback.answer(request),
+            None => match self.fallback.answer(request) {
+                Answer {
+                    unmatched: Some(reason),
+                    ..
+                } if self.as_provider => not_found(protocol, reason),
+                answer => answer,
+            },
         }
+    }
+}
+
+/// A 404 in the envelope of the protocol for a request that no rule answers.
+fn not_found(protocol: Protocol, reason: String) -> Answer {
+    let error = ErrorReply {
+        status: 404,
+        message: Some(format!("gauntlet: no rule answers this request: {reason}")),
+        kind: Some("invalid_request_error".into()),
+        code: Some("no_rule".into()),
+    };
+    Answer {
+        unmatched: Some(reason),
+        ..protocol.behaviour().error(&error)
     }
 }
 

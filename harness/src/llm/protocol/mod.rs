@@ -6,6 +6,7 @@
 
 pub mod ollama;
 pub mod openai;
+mod openai_request;
 
 use std::fmt;
 
@@ -47,6 +48,10 @@ pub(super) trait ProviderProtocol: Send + Sync {
 
     /// The answer that carries one embedding for each of `inputs` inputs.
     fn embeddings(&self, request: &StubRequest, inputs: usize) -> Answer;
+
+    /// The answer that the provider gives to a request for a chat before a model works, such as
+    /// the refusal of a body that is not JSON; `None` if a model works.
+    fn early_answer(&self, request: &StubRequest) -> Option<Answer>;
 
     /// The answer of a stub for which no rule matches, on the routes around chat that gateways look
     /// at for health and discovery; `None` for all others.

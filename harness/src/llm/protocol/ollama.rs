@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Protocol, ProviderProtocol, Route, RouteKind, openai};
 use crate::llm::matcher::Matcher;
-use crate::llm::request::StubRequest;
+use crate::llm::request::{BodyError, StubRequest};
 use crate::llm::responder::{Ending, ErrorReply, Reply};
 use crate::wire::Answer;
 
@@ -71,6 +71,20 @@ impl ProviderProtocol for Ollama {
             200,
             &json!({"model": request.model(), "embeddings": vectors}),
         )
+    }
+
+    fn early_answer(&self, request: &StubRequest) -> Option<Answer> {
+        if let Some(refusal) = refusal(request) {
+            return Some(json(400, &json!({"error": refusal})));
+        }
+        // as documented, a chat without messages only loads the model
+        let messages = request.json["messages"].as_array();
+        messages.is_none_or(Vec::is_empty).then(|| {
+            let mut loaded = record(request, "", Vec::new());
+            loaded.insert("done_reason".into(), "load".into());
+            loaded.insert("done".into(), true.into());
+            json(200, &Value::Object(loaded))
+        })
     }
 
     fn default_answer(&self, request: &StubRequest) -> Option<Answer> {
@@ -188,6 +202,68 @@ fn record(request: &StubRequest, text: &str, calls: Vec<Value>) -> Map<String, V
 fn calls(reply: &Reply) -> Vec<Value> {
     let call = |(at, (name, arguments)): (usize, &(String, Value))| json!({"function": {"index": at, "name": name, "arguments": arguments}});
     reply.tool_calls.iter().enumerate().map(call).collect()
+}
+
+/// Why Ollama refuses a request for a chat, in its words; `None` if it does not.
+fn refusal(request: &StubRequest) -> Option<String> {
+    match &request.body_error {
+        Some(BodyError::Empty) => return Some("missing request body".into()),
+        Some(BodyError::Broken(error)) => return Some(format!("invalid JSON: {error}")),
+        None => {}
+    }
+    let Value::Object(body) = &request.json else {
+        return Some(format!(
+            "json: cannot unmarshal {} into Go value of type api.ChatRequest",
+            go_type(&request.json)
+        ));
+    };
+    let wrong = |value: &Value, field: &str, kind: &str| {
+        Some(format!(
+            "json: cannot unmarshal {} into Go struct field {field} of type {kind}",
+            go_type(value)
+        ))
+    };
+    // as in Go, null is the same as nothing
+    let given = |name: &str| body.get(name).filter(|value| !value.is_null());
+    let fields: [(&str, &str, fn(&Value) -> bool); 4] = [
+        ("model", "string", Value::is_string),
+        ("messages", "[]api.Message", Value::is_array),
+        ("stream", "bool", Value::is_boolean),
+        ("options", "map[string]interface {}", Value::is_object),
+    ];
+    for (name, kind, fits) in fields {
+        if let Some(value) = given(name).filter(|value| !fits(value)) {
+            return wrong(value, &format!("ChatRequest.{name}"), kind);
+        }
+    }
+    if request.model().is_empty() {
+        return Some("model is required".into());
+    }
+    let messages = request.json["messages"].as_array().into_iter().flatten();
+    for message in messages.filter(|message| !message.is_null()) {
+        if !message.is_object() {
+            return wrong(message, "ChatRequest.messages", "api.Message");
+        }
+        for name in ["role", "content"] {
+            let value = &message[name];
+            if !value.is_null() && !value.is_string() {
+                return wrong(value, &format!("Message.messages.{name}"), "string");
+            }
+        }
+    }
+    None
+}
+
+/// The type of a value as Go's JSON reader names it.
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 fn message(error: &ErrorReply) -> &str {

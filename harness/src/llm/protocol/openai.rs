@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Protocol, ProviderProtocol, Route, RouteKind};
+use super::{Protocol, ProviderProtocol, Route, RouteKind, openai_request};
 use crate::llm::matcher::Matcher;
 use crate::llm::request::StubRequest;
 use crate::llm::responder::{Ending, ErrorReply, Reply};
@@ -82,6 +82,10 @@ impl ProviderProtocol for OpenAi {
             "usage": {"prompt_tokens": inputs, "total_tokens": inputs},
         });
         Answer::new(200, "application/json", body.to_string())
+    }
+
+    fn early_answer(&self, request: &StubRequest) -> Option<Answer> {
+        openai_request::refusal(request)
     }
 
     fn default_answer(&self, request: &StubRequest) -> Option<Answer> {
@@ -264,7 +268,8 @@ fn envelope(error: &ErrorReply) -> Value {
         ),
         _ => ("invalid_request_error", None, "The request was refused."),
     };
-    let param = if error.status == 404 {
+    let is_of_model = matches!(error.code.as_deref(), None | Some("model_not_found"));
+    let param = if error.status == 404 && is_of_model {
         json!("model")
     } else {
         Value::Null

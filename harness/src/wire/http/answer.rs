@@ -89,9 +89,10 @@ pub(super) fn head_text(request: &Request, answer: &Answer, layout: Layout) -> S
     let length = answer.body.len() as i64;
     match (layout, answer.plan.framing) {
         (Layout::Chunked, _) => text.push_str("transfer-encoding: chunked\r\n"),
-        (_, Framing::WrongLength(off)) => {
-            text.push_str(&format!("content-length: {}\r\n", (length + off).max(0)))
-        }
+        (_, Framing::WrongLength(off)) => text.push_str(&format!(
+            "content-length: {}\r\n",
+            length.saturating_add(off).max(0)
+        )),
         (Layout::UntilClose, _) => {}
         (Layout::Bodyless, _) if answer.status == 204 => {}
         _ => text.push_str(&format!("content-length: {length}\r\n")),

@@ -98,7 +98,8 @@ impl Player<'_, '_, '_> {
             });
         }
         let answer = self.answer;
-        for step in &answer.plan.steps {
+        for (index, step) in answer.plan.steps.iter().enumerate() {
+            let most = self.most(index);
             match step {
                 Step::Hold(name) => self.hold(name).await?,
                 Step::Meet { name, count } => self.meet(name, *count).await?,
@@ -109,15 +110,15 @@ impl Player<'_, '_, '_> {
                 Step::Head => self.head(),
                 Step::DripHead { every_ms, finish } => self.drip_head(*every_ms, *finish).await?,
                 Step::Events(n) => {
-                    let to = self.end_of_event(self.events.saturating_add(*n));
+                    let to = self.end_of_event(self.events.saturating_add(*n)).min(most);
                     self.advance(to).await?;
                 }
-                Step::Interlock(name) => self.interlock(name).await?,
+                Step::Interlock(name) => self.interlock(name, most).await?,
                 Step::Bytes(n) => {
-                    let to = self.at.saturating_add(*n).min(answer.body.len());
+                    let to = self.at.saturating_add(*n).min(most);
                     self.advance(to).await?;
                 }
-                Step::Drip { bytes, every_ms } => self.drip(*bytes, *every_ms).await?,
+                Step::Drip { bytes, every_ms } => self.drip(*bytes, *every_ms, most).await?,
                 Step::RepeatForever { every_ms } => self.repeat(*every_ms).await?,
                 Step::Drain => {
                     self.flush().await?;
@@ -150,6 +151,23 @@ impl Player<'_, '_, '_> {
             }
         }
         self.end().await
+    }
+
+    /// Up to which offset of the body the step at this index may send. A cut, reset or stall that
+    /// comes before `rest` must not come after a complete answer, where it would hit the next
+    /// request of the connection: the last byte of a body with a length is kept back. A chunked
+    /// body is incomplete until its last chunk, which only `rest` and the end of the plan send.
+    fn most(&self, index: usize) -> usize {
+        let whole = self.answer.body.len();
+        let later = self.answer.plan.steps.iter().skip(index + 1);
+        let mut ends = later
+            .skip_while(|step| !matches!(step, Step::Rest | Step::Stall | Step::Cut | Step::Reset));
+        match ends.next() {
+            Some(Step::Stall | Step::Cut | Step::Reset) if self.layout == Layout::Length => {
+                whole.saturating_sub(1)
+            }
+            _ => whole,
+        }
     }
 
     /// Ends after the last step: a complete answer keeps the connection, an incomplete one is cut.
@@ -246,28 +264,25 @@ impl Player<'_, '_, '_> {
         Ok(())
     }
 
-    async fn interlock(&mut self, name: &str) -> io::Result<()> {
+    async fn interlock(&mut self, name: &str, most: usize) -> io::Result<()> {
         let interlock = self.shared.gates.interlock(name);
-        while self.at < self.answer.body.len() {
+        while self.at < most {
             if self.events > 0 {
                 self.flush().await?;
                 interlock.acknowledged(self.events).await;
             }
-            let to = self.end_of_event(self.events + 1);
+            let to = self.end_of_event(self.events + 1).min(most);
             self.advance(to).await?;
         }
         Ok(())
     }
 
-    async fn drip(&mut self, bytes: usize, every_ms: u64) -> io::Result<()> {
-        while self.at < self.answer.body.len() {
-            let to = self
-                .at
-                .saturating_add(bytes.max(1))
-                .min(self.answer.body.len());
+    async fn drip(&mut self, bytes: usize, every_ms: u64, most: usize) -> io::Result<()> {
+        while self.at < most {
+            let to = self.at.saturating_add(bytes.max(1)).min(most);
             self.advance(to).await?;
             self.flush().await?;
-            if self.at < self.answer.body.len() {
+            if self.at < most {
                 gate::pace(Duration::from_millis(every_ms)).await;
             }
         }
