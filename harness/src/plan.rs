@@ -63,6 +63,44 @@ pub enum Step {
     Reset,
 }
 
+/// Every step as a script writes it, and what it does, for help texts.
+pub const STEPS: [(&str, &str); 16] = [
+    ("head", "sends status line and headers"),
+    (
+        "drip_head: { every_ms: 50, finish: true }",
+        "sends them byte by byte",
+    ),
+    ("events: 2", "sends the next events of the body"),
+    ("bytes: 20", "sends the next bytes of the body"),
+    (
+        "drip: { bytes: 40, every_ms: 50 }",
+        "sends the rest of the body in pieces",
+    ),
+    (
+        "interlock: NAME",
+        "sends each event after the one before was acknowledged",
+    ),
+    ("rest", "sends the rest of the body"),
+    (
+        "repeat_forever: { every_ms: 50 }",
+        "sends the last event again and again",
+    ),
+    (
+        "garbage: [72, 105]",
+        "sends bytes that are not part of the answer",
+    ),
+    ("hold: NAME", "waits until the gate is opened"),
+    (
+        "meet: { name: NAME, count: 2 }",
+        "waits until that many answers wait together",
+    ),
+    ("pause: { ms: 50 }", "waits milliseconds"),
+    ("drain", "waits until the client has read everything"),
+    ("stall", "sends nothing more and keeps the connection"),
+    ("cut", "closes the connection in order (FIN)"),
+    ("reset", "resets the connection (RST)"),
+];
+
 impl Step {
     /// The name of the step in a script.
     pub fn name(&self) -> &'static str {
@@ -161,5 +199,35 @@ impl Plan {
     /// Whether only the wire can obey it: the bytes do not flow all at once.
     pub fn needs_the_wire(&self) -> bool {
         *self != Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{STEPS, Step};
+
+    #[test]
+    fn the_table_has_each_step_that_a_script_can_have() {
+        let unknown = serde_json::from_str::<Step>("\"?\"").unwrap_err();
+        let unknown = unknown.to_string();
+        let mut known: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let mut shown = Vec::new();
+        for (form, _) in STEPS {
+            let form = match form.contains(": ") {
+                true => format!("{{ {form} }}"),
+                false => form.to_string(),
+            };
+            let text = format!("steps: [{form}]");
+            let value: yaml_serde::Value = yaml_serde::from_str(&text).unwrap();
+            let step: Step = yaml_serde::with::singleton_map_recursive::deserialize(
+                value.get("steps").unwrap().get(0).unwrap().clone(),
+            )
+            .unwrap();
+            shown.push(step.name());
+        }
+        known.sort_unstable();
+        shown.sort_unstable();
+        assert_eq!(shown, known);
     }
 }

@@ -9,8 +9,8 @@ use gauntlet_harness::llm::{Responder, ScriptSource, reply};
 use gauntlet_harness::plan::{Listen, Plan, Step};
 use gauntlet_harness::spec::Protocol;
 use gauntlet_harness::tape::{Event, Tape};
-use gauntlet_harness::wire::Controlled;
 use gauntlet_harness::wire::Wire;
+use gauntlet_harness::wire::{CONTROL_ROUTES, Controlled, control_routes};
 use serde_json::{Value, json};
 
 struct Bench {
@@ -159,4 +159,19 @@ async fn the_tape_and_the_requests_are_shown_and_control_is_no_call() {
     assert_eq!(paths, ["/v1/chat/completions"]);
     assert_eq!(bench.wire.high_water(), 1);
     assert_eq!(bench.control("gates/g/lift").await.0, 404);
+}
+
+#[tokio::test]
+async fn every_route_of_the_list_exists_and_the_list_is_shown() {
+    let bench = bench(reply("hi")).await;
+    for (method, path, _) in CONTROL_ROUTES {
+        let path = path.replace("NAME", "g").replace("/N", "/1");
+        let reply = match method {
+            "GET" => bench.client.get(&path).await,
+            _ => bench.client.post(&path, json!({})).await,
+        };
+        assert_eq!(reply.unwrap().status, 200, "{method} {path}");
+    }
+    let list = bench.client.get("/_gauntlet").await.unwrap();
+    assert_eq!((list.status, list.text()), (200, control_routes()));
 }

@@ -9,35 +9,52 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gauntlet_harness::gate::Gates;
 use gauntlet_harness::llm::{Protocol, fixture};
-use gauntlet_harness::plan::Listen;
+use gauntlet_harness::plan::{Listen, STEPS};
 use gauntlet_harness::tape::Tape;
-use gauntlet_harness::wire::{Answer, Controlled, Request, Source, Wire};
+use gauntlet_harness::wire::{Answer, Controlled, Request, Source, Wire, control_routes};
 
 use super::CommandError;
 
 /// How many entries of the tape a stub keeps for its control routes.
 const KEPT: usize = 10_000;
 
+/// The script that `gauntlet stub --help` shows.
+const SCRIPT: &str = "\
+rules:
+  - match: { model: gpt-4o, user_says: capital of France }
+    answers:                                  # in order, for each prompt
+      - { error: 503, retry_after: \"1\" }
+      - reply: Paris.
+        usage: { prompt: 12, completion: 2 }
+        plan: { steps: [head, { events: 2 }, { hold: later }, rest] }
+  - match: { tool_named: get_weather, streaming: true }
+    answers:
+      - tool_calls: [{ name: get_weather, arguments: { city: Paris } }]
+  - match: {}                                 # every other chat
+    answers:
+      - echo: true
+";
+
 /// What `gauntlet stub --help` shows below the options.
-const EXAMPLE: &str = "\
-A script has rules; the first rule that matches a request answers it:
-
-  rules:
-    - match: { model: gpt-4o, user_says: capital of France }
-      answers:                                  # in order, for each prompt
-        - { error: 503, retry_after: \"1\" }
-        - reply: Paris.
-          plan: { steps: [head, { events: 2 }, { hold: later }, rest] }
-
-fixtures/conversations/ has more of them. Tests in any language control the stub over HTTP:
-
-  GET  /_gauntlet/requests            the requests that have come
-  GET  /_gauntlet/tape                everything that has happened, in order
-  POST /_gauntlet/gates/later/open    sends the answers that wait at the gate";
+fn example() -> String {
+    let indented = |text: &str| -> String {
+        let lines = text.lines();
+        lines.map(|line| format!("  {line}\n")).collect()
+    };
+    let steps = STEPS.map(|(form, what)| format!("{form:42} {what}\n"));
+    format!(
+        "A script has rules; the first rule that matches a request answers it:\n\n{}\nThe steps of \
+         a plan, in order; one with a value is written in braces, as {{ hold: later }}:\n\n{}\nTests \
+         in any language control the stub over HTTP:\n\n{}",
+        indented(SCRIPT),
+        indented(&steps.concat()),
+        indented(&control_routes()).trim_end()
+    )
+}
 
 /// Arguments of `gauntlet stub`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(after_help = example())]
 pub(super) struct Args {
     /// Listen at this address; port 0 takes any free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:11435")]
@@ -102,4 +119,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         })?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use gauntlet_harness::llm::fixture::Script;
+
+    #[test]
+    fn the_script_of_the_help_is_a_script() {
+        let script = Script::parse(super::SCRIPT, Path::new("help.yaml"));
+        assert!(script.is_ok(), "{script:?}");
+    }
 }

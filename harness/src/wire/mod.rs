@@ -10,7 +10,7 @@ mod port;
 pub mod postgres;
 mod queues;
 
-pub use self::http::control::Controlled;
+pub use self::http::control::{CONTROL_ROUTES, Controlled, control_routes};
 pub use self::http::{
     Answer, HARNESS_STATUS, PLAN_HEADER, Request, Source, UNMATCHED_HEADER, WIRE_MARK, Wire,
 };

@@ -3,6 +3,7 @@
 //!
 //! | route | what it does |
 //! |---|---|
+//! | `GET /_gauntlet` | the list of the routes |
 //! | `GET /_gauntlet/tape` | the last entries of the tape, a JSON array |
 //! | `GET /_gauntlet/requests` | the last requests that were read, a JSON array |
 //! | `POST /_gauntlet/gates/NAME/open`, `…/close` | opens or closes a gate |
@@ -19,12 +20,36 @@ use crate::tape::{Event, Tape};
 
 const PREFIX: &str = "/_gauntlet/";
 
-/// The routes, for whoever asked for another one.
-const ROUTES: &str = "GET  /_gauntlet/tape\n\
-    GET  /_gauntlet/requests\n\
-    POST /_gauntlet/gates/NAME/open\n\
-    POST /_gauntlet/gates/NAME/close\n\
-    POST /_gauntlet/interlocks/NAME/ack/N\n";
+/// Every control route: its method, its path below the root, and what it does.
+pub const CONTROL_ROUTES: [(&str, &str, &str); 5] = [
+    ("GET", "/_gauntlet/requests", "the requests that have come"),
+    (
+        "GET",
+        "/_gauntlet/tape",
+        "everything that has happened, in order",
+    ),
+    (
+        "POST",
+        "/_gauntlet/gates/NAME/open",
+        "sends the answers that wait at the gate",
+    ),
+    (
+        "POST",
+        "/_gauntlet/gates/NAME/close",
+        "lets answers wait at the gate again",
+    ),
+    (
+        "POST",
+        "/_gauntlet/interlocks/NAME/ack/N",
+        "acknowledges the first N events",
+    ),
+];
+
+/// One line for each control route.
+pub fn control_routes() -> String {
+    let line = |(method, path, what): (&str, &str, &str)| format!("{method:4} {path:34} {what}\n");
+    CONTROL_ROUTES.map(line).concat()
+}
 
 /// A source with the control routes before it.
 pub struct Controlled {
@@ -48,6 +73,7 @@ impl Controlled {
         let json =
             |value: serde_json::Value| Answer::new(200, "application/json", value.to_string());
         match (method, &parts[..]) {
+            ("GET", [""]) => Answer::new(200, "text/plain", control_routes()),
             ("GET", ["tape"]) => json(json!(self.tape.entries())),
             ("GET", ["requests"]) => {
                 let control = |path: &str| path.starts_with(PREFIX);
@@ -77,7 +103,8 @@ impl Controlled {
                 404,
                 "text/plain",
                 format!(
-                    "there is no control route {method} {PREFIX}{route}; the routes are:\n{ROUTES}"
+                    "there is no control route {method} {PREFIX}{route}; the routes are:\n{}",
+                    control_routes()
                 ),
             ),
         }
@@ -87,7 +114,11 @@ impl Controlled {
 #[async_trait]
 impl Source for Controlled {
     async fn answer(&self, request: &Request) -> Answer {
-        match request.path.strip_prefix(PREFIX) {
+        let path = request.path.as_str();
+        let route = path
+            .strip_prefix(PREFIX)
+            .or((path == PREFIX.trim_end_matches('/')).then_some(""));
+        match route {
             Some(route) => self.control(&request.method, route),
             None => self.source.answer(request).await,
         }
