@@ -268,10 +268,11 @@ impl ScriptSource {
     /// The answer to a request.
     pub fn answer_to(&self, request: &StubRequest) -> Answer {
         let protocol = request.protocol().unwrap_or(Protocol::OPENAI);
-        if self.as_provider && chat().accepts(request) {
-            if let Some(answer) = protocol.behaviour().early_answer(request) {
-                return answer;
-            }
+        if self.as_provider
+            && chat().accepts(request)
+            && let Some(answer) = protocol.behaviour().early_answer(request)
+        {
+            return answer;
         }
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         match rules.iter().find(|(matcher, _)| matcher.accepts(request)) {

@@ -66,6 +66,9 @@ pub(super) struct Route {
     pub(super) kind: RouteKind,
 }
 
+/// A field of a request, the provider's word for its type, and whether a value has that type.
+type TypedField = (&'static str, &'static str, fn(&Value) -> bool);
+
 /// What a route is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum RouteKind {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Protocol, ProviderProtocol, Route, RouteKind, openai};
+use super::{Protocol, ProviderProtocol, Route, RouteKind, TypedField, openai};
 use crate::llm::matcher::Matcher;
 use crate::llm::request::{BodyError, StubRequest};
 use crate::llm::responder::{Ending, ErrorReply, Reply};
@@ -225,7 +225,7 @@ fn refusal(request: &StubRequest) -> Option<String> {
     };
     // as in Go, null is the same as nothing
     let given = |name: &str| body.get(name).filter(|value| !value.is_null());
-    let fields: [(&str, &str, fn(&Value) -> bool); 4] = [
+    let fields: [TypedField; 4] = [
         ("model", "string", Value::is_string),
         ("messages", "[]api.Message", Value::is_array),
         ("stream", "bool", Value::is_boolean),

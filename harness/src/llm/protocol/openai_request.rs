@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::TypedField;
 use crate::llm::request::StubRequest;
 use crate::wire::Answer;
 
@@ -23,7 +24,7 @@ const INTEGERS: [(&str, i64, i64); 4] = [
 ];
 
 /// Parameters of other types, with the words for the type.
-const OTHERS: [(&str, &str, fn(&Value) -> bool); 7] = [
+const OTHERS: [TypedField; 7] = [
     ("stream", "a boolean", Value::is_boolean),
     ("logprobs", "a boolean", Value::is_boolean),
     ("parallel_tool_calls", "a boolean", Value::is_boolean),
