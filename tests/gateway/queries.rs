@@ -291,20 +291,19 @@ async fn canc_04_the_clients_deadline_ends_the_call_and_evidence_is_still_answer
 async fn degr_08_without_the_database_a_query_is_answered_and_says_that_it_is_not_recorded() {
     let gateway = TestGateway::start(ONCE).await;
     gateway.store.close().await;
-    answers(
-        &gateway.stub,
-        &[
-            ("entities", json_reply(&json!({"entities": []}))),
-            (
-                "synthesis",
-                json_reply(&json!({"answer": "Marie and Pierre Curie discovered it."})),
-            ),
-            (
-                "review",
-                json_reply(&json!({"coherence": 1, "relevance": 1, "support": 0})),
-            ),
-        ],
-    );
+    let replies = KINDS
+        .steps
+        .iter()
+        .filter(|step| step.asks_model)
+        .map(|step| {
+            let reply = match step.name {
+                "entities" => json!({"entities": []}),
+                "synthesis" => json!({"answer": "Marie and Pierre Curie discovered it."}),
+                other => gauntlet_suites::agents::healthy(other),
+            };
+            (step.name, json_reply(&reply))
+        });
+    answers(&gateway.stub, &replies.collect::<Vec<_>>());
     let reply = ask(&gateway.client).await;
     let document = reply.json();
     let called = called(&gateway.stub);
