@@ -15,6 +15,8 @@ macro_rules! say {
     }};
 }
 
+#[cfg(feature = "examiner")]
+mod diff;
 mod discover;
 #[cfg(feature = "examiner")]
 mod explain;
@@ -80,6 +82,9 @@ subcommands! {
     /// Write the report of a run again from its report.json
     #[cfg(feature = "examiner")]
     Report(report),
+    /// Compare the reports of two runs: which verdicts and reasons changed
+    #[cfg(feature = "examiner")]
+    Diff(diff),
     /// Answer instead of LLM providers on one port, as scripts say
     #[cfg(feature = "examiner")]
     Stub(stub),

@@ -193,6 +193,7 @@ fn help() {
         ("SNAP-01__help_list", &["list", "--help"]),
         ("SNAP-01__help_explain", &["explain", "--help"]),
         ("SNAP-01__help_report", &["report", "--help"]),
+        ("SNAP-01__help_diff", &["diff", "--help"]),
         ("SNAP-01__help_stub", &["stub", "--help"]),
     ] {
         let output = String::from_utf8(run(args).stdout).unwrap();
