@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use gauntlet_harness::case::{Failure, FailureMode, Level, Profile, Verdict};
-use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
+use gauntlet_harness::report::{Baseline, DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
 use gauntlet_harness::runner::Outcome;
 
 fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
@@ -58,6 +58,7 @@ fn report(folder: &Path, name: &str, outcomes: Vec<Outcome>) -> RunRecord {
         selection: String::new(),
         strict: false,
         broken: None,
+        baseline: Baseline::default(),
         outcomes,
     };
     record.write(&folder.join(name)).unwrap();

@@ -428,6 +428,112 @@ fn a_report_folder_that_cannot_be_made_is_refused() {
         ],
         &["occupied", "--report"],
     );
+    // the folder is tried before anything starts: no case has a line
+    let answer = gauntlet(folder.path(), &["run", "--report", "/proc/x", "TIME-02"]);
+    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
+    assert!(answer.err.contains("/proc/x"), "{}", answer.err);
+    assert_eq!(answer.out, "");
+}
+
+#[test]
+fn cases_are_left_out_with_skip_and_the_report_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = gauntlet(
+        folder.path(),
+        &[
+            "run",
+            "--skip",
+            "WIRE-02,TIME",
+            "WIRE-01",
+            "WIRE-02",
+            "TIME-02",
+        ],
+    );
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    let text = std::fs::read_to_string(folder.path().join("report/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        report["selection"],
+        "--skip WIRE-02 --skip TIME WIRE-01 WIRE-02 TIME-02"
+    );
+    assert_eq!(report["outcomes"].as_array().unwrap().len(), 1);
+    assert_eq!(report["outcomes"][0]["id"], "WIRE-01");
+    refuses(
+        folder.path(),
+        &["run", "--skip", "WIRE-1"],
+        &["WIRE-1", "WIRE-01"],
+    );
+    refuses(
+        folder.path(),
+        &["run", "--skip", "WIRE-01", "WIRE-01"],
+        &["skipped", "gauntlet list"],
+    );
+}
+
+#[test]
+fn a_baseline_accepts_known_failures_and_refuses_stale_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let baseline = |text: &str| {
+        let path = file(&folder, "known.txt", text);
+        gauntlet(folder.path(), &["run", "--baseline", &path, "WIRE-01"])
+    };
+    // a case that this run leaves out is neither known nor stale
+    let answer = baseline("# known failures\n\nTIME-02 it has no timeouts # since 1.2\n");
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    for (text, why) in [
+        ("wire-01: an old failure\n", "WIRE-01 passes"),
+        ("WIRE-0x\n", "WIRE-0X is no id of the catalogue"),
+    ] {
+        let answer = baseline(text);
+        assert_eq!(answer.code, Some(1), "{}{}", answer.out, answer.err);
+        assert!(answer.out.contains(why), "{}", answer.out);
+        assert!(answer.out.contains("remove its line"), "{}", answer.out);
+        let page = std::fs::read_to_string(folder.path().join("report/report.md")).unwrap();
+        assert!(page.contains("Stale line of the baseline"), "{page}");
+    }
+    refuses(
+        folder.path(),
+        &["run", "--baseline", "missing.txt", "WIRE-01"],
+        &["missing.txt", "id of a known failure"],
+    );
+}
+
+#[test]
+fn shards_are_merged_into_one_report() {
+    let folder = tempfile::tempdir().unwrap();
+    for shard in ["1/2", "2/2"] {
+        let out = format!("shard-{}", &shard[..1]);
+        let ids = ["WIRE-01", "WIRE-03", "WIRE-09"];
+        let mut arguments = vec!["run", "--shard", shard, "--report", &out];
+        arguments.extend(ids);
+        let answer = gauntlet(folder.path(), &arguments);
+        assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    }
+    let answer = gauntlet(folder.path(), &["report", "shard-2", "shard-1/report.json"]);
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    let text = std::fs::read_to_string(folder.path().join("report/report.json")).unwrap();
+    let mut report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["selection"], "WIRE-01 WIRE-03 WIRE-09");
+    let outcomes = report["outcomes"].as_array().unwrap();
+    let ids: Vec<&str> = outcomes.iter().filter_map(|o| o["id"].as_str()).collect();
+    assert_eq!(ids, ["WIRE-01", "WIRE-03", "WIRE-09"]);
+    refuses(
+        folder.path(),
+        &["report", "shard-1", "report", "--out", "x"],
+        &["WIRE-01", "shard-1", "share no case"],
+    );
+    refuses(
+        folder.path(),
+        &["report", "shard-1", "shard-2", "--out", "shard-1"],
+        &["overwrite", "--out"],
+    );
+    report["target"]["name"] = "other".into();
+    let other = file(&folder, "other.json", &report.to_string());
+    refuses(
+        folder.path(),
+        &["report", "shard-1", &other],
+        &["bundled", "other", "one target"],
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use gauntlet_harness::case::{Failure, FailureMode, Level, Profile, Verdict};
-use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
+use gauntlet_harness::report::{Baseline, DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
 use gauntlet_harness::runner::Outcome;
 
 fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
@@ -52,6 +52,7 @@ fn run() -> RunRecord {
         selection: "TIME WIRE-04".into(),
         strict: false,
         broken: None,
+        baseline: Baseline::default(),
         outcomes: vec![
             outcome("WIRE-01", Level::Must, Verdict::Passed),
             outcome(

@@ -14,9 +14,10 @@ use super::CommandError;
 const AFTER_HELP: &str = "\
 Exit codes:
   0  B has no new failure
-  1  a MUST failed in B that did not fail in A (with --strict also: a SHOULD failed newly, or a case
-     became flaky)
-  2  a report cannot be read, or the run of B was not finished and shows no new failure
+  1  a MUST fails in B and not in A (with --strict also: a SHOULD fails newly, or a case became
+     flaky)
+  2  a report cannot be read, or the run of B was not finished or examined nothing, and shows no
+     new failure
 
 A reason counts as changed only if more than its ids, ports, UUIDs, temporary paths and measured
 times differ, so that two runs of the same gateway give no line.";
@@ -144,8 +145,7 @@ fn described(record: &RunRecord) -> Run {
         version: record.target.version.clone(),
         started_at: record.started_at,
         broken: record
-            .broken
-            .clone()
+            .why_invalid()
             .or_else(|| harness.map(|outcome| format!("{}: {}", outcome.id, outcome.reason()))),
     }
 }

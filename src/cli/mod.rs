@@ -16,6 +16,8 @@ macro_rules! say {
 }
 
 #[cfg(feature = "examiner")]
+mod baseline;
+#[cfg(feature = "examiner")]
 mod diff;
 mod discover;
 #[cfg(feature = "examiner")]

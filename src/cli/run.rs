@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use gauntlet_harness::case::Case;
 use gauntlet_harness::database::{Choice, Database, Require, Resolved};
-use gauntlet_harness::report::{DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
+use gauntlet_harness::report::{self, Baseline, DatabaseRecord, RunRecord, SCHEMA, TargetRecord};
 use gauntlet_harness::runner::Run;
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
 use gauntlet_harness::subject::{Target, TargetFile};
@@ -30,7 +30,8 @@ fn after_help() -> String {
         "\
 Exit codes:
   0  every MUST that was examined holds
-  1  a MUST does not hold (with --strict also: a SHOULD does not hold, or a case is flaky)
+  1  a MUST does not hold (with --strict also: a SHOULD does not hold, or a case is flaky), or a
+     line of the baseline is stale
   2  the run itself failed: nothing was examined, bad input, a required database is missing, the
      gateway does not start or dies, or Ctrl-C
 
@@ -95,6 +96,13 @@ pub struct Args {
     /// Run only the K-th of N equal parts of the cases
     #[arg(long, value_name = "K/N")]
     shard: Option<Shard>,
+    /// Leave these out: an id such as TIME-02, or an area such as TIME; several with commas
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    skip: Vec<String>,
+    /// Accept the failures of this file: an id on each line, then a reason if you like; # begins a
+    /// comment. A line whose case passes, or whose id does not exist, fails the run
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
     /// Fail the run also if a SHOULD does not hold or a case is flaky
     #[arg(long)]
     strict: bool,
@@ -105,7 +113,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["ids", "profile", "shard", "repeat", "fail_fast"]
+        conflicts_with_all = ["ids", "profile", "shard", "skip", "baseline", "repeat", "fail_fast"]
     )]
     schedule: Option<PathBuf>,
     #[command(flatten)]
@@ -126,6 +134,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         .try_init();
     super::runtime()?.block_on(async {
         if let Some(schedule) = &args.schedule {
+            report::prepare(&args.report).map_err(CommandError)?;
             return play(args, schedule).await;
         }
         // dropping the preparation ends what it has started so far
@@ -160,6 +169,7 @@ async fn play(args: &Args, schedule: &Path) -> Result<ExitCode, CommandError> {
         selection: String::new(),
         strict: args.strict,
         broken: None,
+        baseline: Baseline::default(),
         outcomes: vec![replay.outcome],
     };
     let page = record.write(&args.report).map_err(CommandError)?;
@@ -179,13 +189,16 @@ struct Prepared {
     target: Arc<dyn Target>,
     cases: Vec<Case>,
     database: Option<Resolved>,
+    known: Vec<String>,
 }
 
 async fn prepared(args: &Args) -> Result<Prepared, String> {
-    let cases = args.selection.cases(args.shard)?;
+    let cases = args.selection.cases(args.shard, &args.skip)?;
     if cases.is_empty() {
         return Err(
-            "no case has this profile, id and shard together; `gauntlet list` shows all".into(),
+            "no case has this profile, id and shard together, and is not skipped; `gauntlet list` \
+             shows all"
+                .into(),
         );
     }
     let choice: Choice = args.database.parse().map_err(|error| format!("{error}"))?;
@@ -194,6 +207,11 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
         Some(what) => what.parse().map_err(|error| format!("{error}"))?,
     };
     let target = target(args)?;
+    let known = match &args.baseline {
+        Some(file) => super::baseline::read(file)?,
+        None => Vec::new(),
+    };
+    report::prepare(&args.report)?;
     let needed = cases.iter().any(|case| {
         let spec = (case.spec)();
         spec.database != DatabaseNeed::None
@@ -213,6 +231,7 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
         target,
         cases,
         database,
+        known,
     })
 }
 
@@ -273,7 +292,7 @@ impl Prepared {
             database.stop().await;
         }
         signals.abort();
-        let record = RunRecord {
+        let mut record = RunRecord {
             schema: SCHEMA,
             gauntlet: env!("CARGO_PKG_VERSION").into(),
             started_at,
@@ -284,8 +303,12 @@ impl Prepared {
             selection: selection(args),
             strict: args.strict,
             broken: result.broken,
+            baseline: Baseline::default(),
             outcomes: result.outcomes,
         };
+        if let Some(file) = &args.baseline {
+            record.baseline = super::baseline::compared(file, &self.known, &record);
+        }
         let written = record.write(&args.report);
         table.finish(&record, written.as_deref().ok());
         written.map_err(CommandError)?;
@@ -369,9 +392,16 @@ fn selection(args: &Args) -> String {
         .profile
         .map(|profile| format!("--profile {}", profile.name()));
     let shard = args.shard.map(|shard| format!("--shard {shard}"));
+    let baseline = args
+        .baseline
+        .as_ref()
+        .map(|file| format!("--baseline {}", file.display()));
+    let skip = args.skip.iter().map(|name| format!("--skip {name}"));
     profile
         .into_iter()
         .chain(shard)
+        .chain(baseline)
+        .chain(skip)
         .chain(args.selection.ids.iter().cloned())
         .collect::<Vec<_>>()
         .join(" ")

@@ -37,14 +37,7 @@ impl Selection {
     /// # Errors
     /// A sentence that names the unknown id or area, and the nearest known ids.
     pub fn requirements(&self) -> Result<Vec<&'static Requirement>, String> {
-        for name in &self.ids {
-            if !catalogue::all()
-                .iter()
-                .any(|known| is_meant(known.id, name))
-            {
-                return Err(unknown(name));
-            }
-        }
+        known(&self.ids)?;
         Ok(catalogue::all()
             .iter()
             .filter(|known| self.takes(known.id, known.profiles))
@@ -52,14 +45,15 @@ impl Selection {
     }
 
     /// Returns the cases that are meant, in the order of the catalogue; with a shard, its part of
-    /// them.
+    /// them. The requirements and areas of `skip` are left out before the cases are divided.
     ///
     /// # Errors
     /// A sentence that names the unknown id or area and the nearest known ids, or the requirement
     /// that no case examines.
-    pub fn cases(&self, shard: Option<Shard>) -> Result<Vec<Case>, String> {
+    pub fn cases(&self, shard: Option<Shard>, skip: &[String]) -> Result<Vec<Case>, String> {
         let all = gauntlet_suites::cases::all();
         self.requirements()?;
+        known(skip)?;
         for name in &self.ids {
             if !all.iter().any(|case| is_meant(case.id, name)) {
                 return Err(format!(
@@ -71,6 +65,7 @@ impl Selection {
         Ok(all
             .into_iter()
             .filter(|case| self.takes(case.id, case.profiles))
+            .filter(|case| !skip.iter().any(|name| is_meant(case.id, name)))
             .enumerate()
             .filter(|(i, _)| shard.is_none_or(|shard| i % shard.of == shard.part - 1))
             .map(|(_, case)| case)
@@ -112,6 +107,15 @@ impl std::str::FromStr for Shard {
                 "{text} is not K/N with 1 <= K <= N; write 1/4 for the first of four parts"
             )),
         }
+    }
+}
+
+/// Refuses the first name that is neither an id nor an area of the catalogue.
+fn known(names: &[String]) -> Result<(), String> {
+    let is_known = |name: &String| catalogue::all().iter().any(|one| is_meant(one.id, name));
+    match names.iter().find(|name| !is_known(name)) {
+        Some(name) => Err(unknown(name)),
+        None => Ok(()),
     }
 }
 

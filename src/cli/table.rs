@@ -11,6 +11,9 @@ use gauntlet_harness::runner::{Outcome, Progress};
 use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// The title of the failures that the baseline lists.
+const KNOWN: &str = "Known failures (baseline)";
+
 /// The table of one run.
 pub struct Table {
     bar: ProgressBar,
@@ -127,7 +130,11 @@ impl Table {
         self.group(record, "Failed", &["failed", "harness"]);
         self.group(record, "Warnings", &["warned"]);
         self.group(record, "Flaky", &["flaky"]);
+        self.group(record, KNOWN, &["failed", "warned", "flaky"]);
         self.group(record, "Not run", &["not-run"]);
+        for line in &record.baseline.stale {
+            say!("\n{} {line}", style("Stale line of the baseline:").red());
+        }
         if let Some(why) = record.why_invalid() {
             say!("\n{}", style(why).red());
         }
@@ -150,6 +157,7 @@ impl Table {
             .outcomes
             .iter()
             .filter(|outcome| words.contains(&outcome.word()))
+            .filter(|outcome| record.is_known(outcome) == (title == KNOWN))
             .collect();
         if chosen.is_empty() {
             return;

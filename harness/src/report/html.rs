@@ -93,6 +93,7 @@ fn record_without_tapes(record: &RunRecord) -> RunRecord {
         command: record.again(),
         selection: String::new(),
         broken: record.broken.clone(),
+        baseline: record.baseline.clone(),
         gauntlet: record.gauntlet.clone(),
         ..*record
     }

@@ -16,6 +16,7 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
     for outcome in &record.outcomes {
         let mut status = match outcome.word() {
             "passed" | "flaky" => TestCaseStatus::success(),
+            _ if record.is_known(outcome) => TestCaseStatus::skipped(),
             "failed" => TestCaseStatus::non_success(NonSuccessKind::Failure),
             "warned" if record.strict => TestCaseStatus::non_success(NonSuccessKind::Failure),
             "harness" => TestCaseStatus::non_success(NonSuccessKind::Error),
@@ -26,10 +27,10 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
             rerun.set_message(legal(&outcome.reason()));
             status.add_rerun(rerun);
         } else if outcome.word() != "passed" {
-            let warning = if outcome.word() == "warned" {
-                "SHOULD: "
-            } else {
-                ""
+            let warning = match outcome.word() {
+                _ if record.is_known(outcome) => "known failure: ",
+                "warned" => "SHOULD: ",
+                _ => "",
             };
             status.set_message(legal(&format!("{warning}{}", outcome.reason())));
         }

@@ -6,6 +6,9 @@ use super::words::duration;
 use super::{RunRecord, cases};
 use crate::runner::Outcome;
 
+/// The title of the failures that the baseline lists.
+const KNOWN: &str = "Known failures";
+
 /// Renders the run as Markdown.
 pub(super) fn render(record: &RunRecord) -> String {
     let summary = record.summary();
@@ -43,9 +46,13 @@ pub(super) fn render(record: &RunRecord) -> String {
         let lines: Vec<String> = lines(broken).map(printable).collect();
         let _ = write!(text, "\n{fence}\n{}\n{fence}\n", lines.join("\n"));
     }
+    for line in &record.baseline.stale {
+        let _ = write!(text, "\nStale line of the baseline: {}\n", inline(line));
+    }
     section(&mut text, record, "Failed", &["failed", "harness"]);
     section(&mut text, record, "Warnings (SHOULD)", &["warned"]);
     section(&mut text, record, "Flaky", &["flaky"]);
+    section(&mut text, record, KNOWN, &["failed", "warned", "flaky"]);
     section(&mut text, record, "Not supported", &["not-supported"]);
     section(&mut text, record, "Not run", &["not-run"]);
     section(&mut text, record, "Passed", &["passed"]);
@@ -57,6 +64,7 @@ fn section(text: &mut String, record: &RunRecord, title: &str, words: &[&str]) {
         .outcomes
         .iter()
         .filter(|outcome| words.contains(&outcome.word()))
+        .filter(|outcome| record.is_known(outcome) == (title == KNOWN))
         .collect();
     if chosen.is_empty() {
         return;

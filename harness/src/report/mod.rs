@@ -3,6 +3,7 @@
 //! The JSON is the record itself. The other forms are made from it, so that `gauntlet report` can
 //! make them again.
 
+mod crowd;
 mod html;
 mod junit;
 mod markdown;
@@ -50,8 +51,27 @@ pub struct RunRecord {
     pub strict: bool,
     /// Why the run could not be finished; `None` if it was.
     pub broken: Option<String>,
+    /// How the run compares with the file of known failures.
+    #[serde(default, skip_serializing_if = "Baseline::is_empty")]
+    pub baseline: Baseline,
     /// The outcomes of the cases, in the order of the catalogue.
     pub outcomes: Vec<Outcome>,
+}
+
+/// How a run compares with the file of known failures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// The ids of the failures that the file lists. They do not change the exit code.
+    pub known: Vec<String>,
+    /// A sentence for each line of the file that must be removed. One fails the run.
+    pub stale: Vec<String>,
+}
+
+impl Baseline {
+    /// Returns whether there is nothing to report.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.stale.is_empty()
+    }
 }
 
 /// The gateway under test, in a record.
@@ -131,6 +151,24 @@ impl Outcome {
     }
 }
 
+/// Makes the folder of a report, and a file in it, which is removed at once: a run whose report
+/// cannot be written need not begin.
+///
+/// # Errors
+/// A sentence with the path, the reason and the remedy.
+pub fn prepare(folder: &Path) -> Result<(), String> {
+    let probe = folder.join(".gauntlet-probe");
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(&probe, ""))
+        .and_then(|()| std::fs::remove_file(&probe))
+        .map_err(|error| {
+            format!(
+                "cannot write a report into {}: {error}; give another folder with --report",
+                folder.display()
+            )
+        })
+}
+
 /// Formats a number of cases: `1 case`, `2 cases`.
 pub fn cases(n: usize) -> String {
     counted(n, "case", "cases")
@@ -173,7 +211,7 @@ impl RunRecord {
         let summary = self.summary();
         if self.why_invalid().is_some() || summary.harness > 0 {
             2
-        } else if summary.failed > 0 || (self.strict && summary.warned + summary.flaky > 0) {
+        } else if !self.baseline.stale.is_empty() || self.has_new_failure() {
             1
         } else {
             0
@@ -221,11 +259,33 @@ impl RunRecord {
         ))
     }
 
+    /// Returns whether this is a failure that the file of known failures lists.
+    pub fn is_known(&self, outcome: &Outcome) -> bool {
+        let fails = matches!(outcome.word(), "failed" | "warned" | "flaky");
+        fails && self.baseline.known.contains(&outcome.id)
+    }
+
+    /// Returns whether a failure counts and is not a known one.
+    fn has_new_failure(&self) -> bool {
+        self.outcomes.iter().any(|outcome| {
+            let counts = match outcome.word() {
+                "failed" => true,
+                "warned" | "flaky" => self.strict,
+                _ => false,
+            };
+            counts && !self.is_known(outcome)
+        })
+    }
+
     /// Returns what the exit code means for this run, in a few words.
     pub fn meaning(&self) -> &'static str {
         let summary = self.summary();
         match self.exit_code() {
+            0 if !self.baseline.known.is_empty() => {
+                "every MUST that was examined holds, apart from the known failures"
+            }
             0 => "every MUST that was examined holds",
+            1 if !self.has_new_failure() => "a line of the baseline is stale",
             1 if summary.failed > 0 => "a MUST does not hold",
             1 => "a SHOULD does not hold or a case is flaky, and the run is strict",
             _ if self.broken.is_none() && summary.harness == 0 => "nothing was examined",
@@ -245,14 +305,25 @@ impl RunRecord {
                 summary.passed,
                 cases(summary.examined())
             ),
-            (0, failed) => counted(failed, "MUST does not hold", "MUSTs do not hold"),
+            (0, failed) => {
+                let known = self.baseline.known.len();
+                let mut text = counted(failed, "MUST does not hold", "MUSTs do not hold");
+                if known > 0 {
+                    text.push_str(&format!(
+                        " ({})",
+                        counted(known, "known failure", "known failures")
+                    ));
+                }
+                text
+            }
             (harness, _) => format!("The harness itself failed in {}", cases(harness)),
         }
     }
 
     /// Writes `index.html`, `junit.xml`, `report.md` and `report.json` into `folder`, which is made
     /// if it does not exist, and returns the path of the page. None of the files holds a
-    /// credential, because reports are uploaded and forwarded.
+    /// credential, because reports are uploaded and forwarded. A tape of more than 800 entries is
+    /// cut to its beginning, its end and its failures, and counts what is left out.
     ///
     /// # Errors
     /// A sentence with the path, the reason and the remedy.
@@ -265,8 +336,12 @@ impl RunRecord {
         })?;
         let unwritable =
             |error: serde_json::Error| format!("cannot write the record as JSON: {error}");
-        let record = &secret::redacted(self).map_err(unwritable)?;
-        let json = serde_json::to_string_pretty(record).map_err(unwritable)?;
+        let mut record = secret::redacted(self).map_err(unwritable)?;
+        for outcome in &mut record.outcomes {
+            outcome.tape = crowd::bounded(std::mem::take(&mut outcome.tape));
+        }
+        let record = &record;
+        let json = serde_json::to_string(record).map_err(unwritable)?;
         let page = folder.join("index.html");
         for (path, text) in [
             (folder.join("report.json"), json),
@@ -404,6 +479,7 @@ pub(crate) mod tests {
             selection: String::new(),
             strict: false,
             broken: None,
+            baseline: Baseline::default(),
             outcomes,
         }
     }
@@ -475,6 +551,30 @@ pub(crate) mod tests {
         let run = record(Vec::new());
         assert_eq!(run.exit_code(), 2);
         assert!(run.headline().contains("no case was selected"));
+    }
+
+    #[test]
+    fn a_known_failure_counts_nothing_and_a_stale_line_fails_the_run() {
+        let mut run = record(vec![outcome("A-01", Level::Must, violated())]);
+        run.baseline.known.push("A-01".into());
+        assert_eq!(
+            (run.exit_code(), run.meaning()),
+            (
+                0,
+                "every MUST that was examined holds, apart from the known failures"
+            )
+        );
+        run.outcomes.push(outcome("A-02", Level::Must, violated()));
+        assert_eq!(
+            (run.exit_code(), run.meaning()),
+            (1, "a MUST does not hold")
+        );
+        run.outcomes.pop();
+        run.baseline.stale.push("A-03 passes".into());
+        assert_eq!(
+            (run.exit_code(), run.meaning()),
+            (1, "a line of the baseline is stale")
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use layout::{
     Bar, Column, Columns, HEAD, ROW, TIME_COLUMN, bars, count, kind, numbered, repeats, rows,
 };
 
-/// The largest number of entries that are drawn; report.json has them all.
+/// The largest number of entries that are drawn; it exceeds what a report holds of one tape.
 const MOST_ROWS: usize = 900;
 /// The width of the column of words.
 const WORDS_COLUMN: f64 = 430.0;
