@@ -46,7 +46,9 @@ pub enum Step {
     Bytes(usize),
     /// Sends the rest of the body, `bytes` bytes every `every_ms` milliseconds.
     Drip { bytes: usize, every_ms: u64 },
-    /// Sends the last event again every `every_ms` milliseconds until the peer leaves.
+    /// Sends the last event again every `every_ms` milliseconds until the peer leaves. Where the
+    /// event has a text, each repetition has its number before it, so that no two texts are alike:
+    /// some gateways end a stream that repeats itself.
     RepeatForever { every_ms: u64 },
     /// Waits until the peer has read everything that was sent, so that what follows is a read of
     /// its own, as far as the system shows the peer's queue.
@@ -83,7 +85,7 @@ pub const STEPS: [(&str, &str); 16] = [
     ("rest", "sends the rest of the body"),
     (
         "repeat_forever: { every_ms: 50 }",
-        "sends the last event again and again",
+        "sends the last event again and again, its text numbered",
     ),
     (
         "garbage: [72, 105]",

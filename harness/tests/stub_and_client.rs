@@ -1,6 +1,7 @@
 //! The stub and the client of the harness against each other, without a gateway between them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use gauntlet_harness::client::{Client, End};
@@ -94,6 +95,31 @@ async fn a_reply_is_read_strictly_streamed_and_not(
     assert!(streamed.looks_complete());
     assert_eq!(bench.stub.requests().len(), 2);
     assert_eq!(bench.stub.calls("capital?")[0].path, "/v1/chat/completions");
+}
+
+#[rstest]
+#[tokio::test]
+async fn each_answer_has_an_id_of_its_own(
+    #[values(AnswerSource::Wiremock, AnswerSource::InProcess)] source: AnswerSource,
+) {
+    let bench = bench(Protocol::OPENAI, source).await;
+    bench.stub.answers(reply("Paris"));
+    let mut ids = Vec::new();
+    for n in 0..2 {
+        let plain = bench.client.chat(hello(&format!("plain {n}"))).await;
+        ids.push(plain.unwrap().json()["id"].clone());
+        let stream = bench.client.stream(hello(&format!("streamed {n}"))).await;
+        let transcript = stream.unwrap().collect().await.unwrap();
+        transcript.strict().unwrap();
+        ids.push(transcript.events[0].json.as_ref().unwrap()["id"].clone());
+    }
+    let requests = bench.stub.requests();
+    let sent: Vec<String> = requests
+        .iter()
+        .map(|request| openai::completion_id(request.request))
+        .collect();
+    assert_eq!(ids, sent);
+    assert_eq!(sent.iter().collect::<HashSet<_>>().len(), 4);
 }
 
 #[rstest]

@@ -78,10 +78,11 @@ impl Text {
                 &format!("[address of {}]", provider.stub.name()),
             );
         }
-        lettered(&text.replace(
+        let text = text.replace(
             concat!("gauntlet/", env!("CARGO_PKG_VERSION")),
             "gauntlet/[version]",
-        ))
+        );
+        lettered(&renumbered(&text))
     }
 }
 
@@ -244,6 +245,27 @@ fn piece(answer: &Answer, n: usize) -> String {
         _ => vec![body],
     };
     pieces[n - 1].trim_end().to_owned()
+}
+
+/// Numbers the providers' answers in the order in which they appear: their ids count all requests
+/// of the process.
+fn renumbered(text: &str) -> String {
+    const ID: &str = "chatcmpl-gauntlet-";
+    let mut known: Vec<&str> = Vec::new();
+    let mut pieces = text.split(ID);
+    let mut renumbered = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(piece.len());
+        let at = known.iter().position(|number| *number == &piece[..end]);
+        let at = at.unwrap_or_else(|| {
+            known.push(&piece[..end]);
+            known.len() - 1
+        });
+        renumbered.push_str(&format!("{ID}{}{}", at + 1, &piece[end..]));
+    }
+    renumbered
 }
 
 /// Replaces the ids that the gateway makes, which are 32 hexadecimal digits, by letters.

@@ -1,7 +1,10 @@
 //! OpenAI's API as the provider writes it: chat completions whole and streamed, errors, embeddings,
 //! and the list of models. It is also what imitators of OpenAI speak.
 //!
-//! Ids and times are fixed, so that snapshots and comparisons need no redaction.
+//! Each answer has an id of its own, so that a client can see where two answers were mixed. Times
+//! are fixed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
@@ -93,8 +96,25 @@ impl ProviderProtocol for OpenAi {
     }
 }
 
-/// The id of every completion that a stub sends.
-pub const ID: &str = "chatcmpl-gauntlet";
+/// The id of the completion, plain or streamed, with which a stub answers the request of this
+/// number on the tape. All ids have one length, so that equal answers have equal lengths.
+pub fn completion_id(request: u64) -> String {
+    format!("chatcmpl-gauntlet-{request:08}")
+}
+
+/// The id of the completion that answers this request. A request that no wire has numbered gets a
+/// number that no other such request gets.
+fn id_for(request: &StubRequest) -> String {
+    static UNNUMBERED: AtomicU64 = AtomicU64::new(1);
+    match request.request {
+        Some(request) => completion_id(request),
+        None => {
+            let n = UNNUMBERED.fetch_add(1, Ordering::Relaxed);
+            format!("chatcmpl-gauntlet-w{n:07}")
+        }
+    }
+}
+
 /// The time of every completion that a stub sends, in seconds since 1970.
 pub const CREATED: u64 = 1_767_225_600;
 
@@ -131,7 +151,7 @@ fn completion(reply: &Reply, request: &StubRequest) -> Value {
         message["tool_calls"] = calls.into();
     }
     json!({
-        "id": ID, "object": "chat.completion", "created": CREATED, "model": request.model(),
+        "id": id_for(request), "object": "chat.completion", "created": CREATED, "model": request.model(),
         "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": reply.finish()}],
         "usage": usage(reply), "service_tier": "default", "system_fingerprint": "fp_gauntlet",
     })
@@ -140,9 +160,10 @@ fn completion(reply: &Reply, request: &StubRequest) -> Value {
 /// The events of a streamed reply, each with its blank line.
 fn stream(reply: &Reply, request: &StubRequest) -> String {
     let mut out = String::new();
+    let id = id_for(request);
     let mut chunk = |choices: Value, usage: Value| {
         let mut chunk = json!({
-            "id": ID, "object": "chat.completion.chunk", "created": CREATED, "model": request.model(),
+            "id": id, "object": "chat.completion.chunk", "created": CREATED, "model": request.model(),
             "system_fingerprint": "fp_gauntlet", "choices": choices,
         });
         if request.wants_usage() {

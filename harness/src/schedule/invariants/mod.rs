@@ -443,11 +443,9 @@ impl View<'_> {
             .iter()
             .copied()
             .find(|call| match self.action(call) {
-                // the same word any number of times
                 Action::DripForever { .. } if stream => {
                     let word = super::word(call.candidate, call.call, 0);
-                    self.exchange.text.len().is_multiple_of(word.len())
-                        && self.exchange.text == word.repeat(self.exchange.text.len() / word.len())
+                    repeats(&self.exchange.text, &word)
                 }
                 _ => self
                     .schedule
@@ -466,6 +464,23 @@ impl View<'_> {
             .iter()
             .zip(self.exchange.calls.iter().skip(1))
     }
+}
+
+/// Whether the text is this word any number of times, each with or without a number before it.
+fn repeats(text: &str, word: &str) -> bool {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let unnumbered = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let unnumbered = unnumbered.strip_prefix(' ').unwrap_or(unnumbered);
+        match rest
+            .strip_prefix(word)
+            .or_else(|| unnumbered.strip_prefix(word))
+        {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    true
 }
 
 fn is_rejection(action: Action) -> bool {

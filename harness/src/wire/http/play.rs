@@ -3,8 +3,8 @@
 //! Bytes are gathered, and written at the next point where the plan waits or ends. An event is
 //! recorded on the tape before its bytes are written.
 
+use std::borrow::Cow;
 use std::io;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -305,7 +305,8 @@ impl Player<'_, '_, '_> {
                 request: self.request.id,
                 n,
             });
-            self.lay(last.clone());
+            let event = numbered(&self.answer.body[last.clone()], n);
+            self.lay(&event);
         }
     }
 
@@ -334,7 +335,8 @@ impl Player<'_, '_, '_> {
             {
                 self.finish();
             }
-            self.lay(piece);
+            let answer = self.answer;
+            self.lay(&answer.body[piece]);
             if self.pending.len() >= MOST_GATHERED && self.at < to {
                 self.flush().await?;
             }
@@ -342,8 +344,7 @@ impl Player<'_, '_, '_> {
         Ok(())
     }
 
-    fn lay(&mut self, piece: Range<usize>) {
-        let bytes = &self.answer.body[piece];
+    fn lay(&mut self, bytes: &[u8]) {
         if bytes.is_empty() || self.layout == Layout::Bodyless {
             return;
         }
@@ -411,6 +412,46 @@ impl Player<'_, '_, '_> {
                 .get(n - 1)
                 .copied()
                 .unwrap_or(self.answer.body.len()),
+        }
+    }
+}
+
+/// The event with the number before its text, as the protocols of the stubs write a text that is
+/// not empty; any other event as it is.
+fn numbered(event: &[u8], n: usize) -> Cow<'_, [u8]> {
+    const TEXTS: [&[u8]; 2] = [b"\"content\":\"", b"\"response\":\""];
+    let begins = TEXTS.into_iter().find_map(|text| {
+        let at = event
+            .windows(text.len())
+            .position(|window| window == text)?
+            + text.len();
+        (event.get(at) != Some(&b'"')).then_some(at)
+    });
+    match begins {
+        Some(at) => Cow::Owned([&event[..at], format!("{n} ").as_bytes(), &event[at..]].concat()),
+        None => Cow::Borrowed(event),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbered;
+
+    #[test]
+    fn a_text_is_numbered_and_nothing_else_is_changed() {
+        for (event, expected) in [
+            (
+                r#"data: {"delta":{"content":"and "}}"#,
+                r#"data: {"delta":{"content":"7 and "}}"#,
+            ),
+            (r#"{"response":"so"}"#, r#"{"response":"7 so"}"#),
+            (
+                r#"data: {"delta":{"role":"assistant","content":""}}"#,
+                r#"data: {"delta":{"role":"assistant","content":""}}"#,
+            ),
+            (": ping", ": ping"),
+        ] {
+            assert_eq!(*numbered(event.as_bytes(), 7), *expected.as_bytes());
         }
     }
 }
