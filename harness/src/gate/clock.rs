@@ -53,8 +53,8 @@ pub async fn guard<T>(
     guard_with(fact, what, future, || "nothing came".to_string()).await
 }
 
-/// Waits like [`guard`]. When the guard fires, `observed` gives what has been seen until then ("saw
-/// 2 of 4").
+/// Waits like [`guard`]. When the guard fires, `observed` gives what has been seen until then
+/// ("2 of 4").
 ///
 /// # Errors
 /// As [`guard`].
@@ -196,7 +196,7 @@ mod tests {
             "hang.requests",
             "four requests",
             std::future::pending::<()>(),
-            || "saw 2 of 4".into(),
+            || "2 of 4".into(),
         )
         .await;
         let Err(Failure::Violated {
@@ -212,7 +212,7 @@ mod tests {
             (fact.as_str(), expected.as_str(), mode),
             ("hang.requests", "four requests", FailureMode::Hang)
         );
-        assert_eq!(observed, "saw 2 of 4 within the hang guard of 1 ms");
+        assert_eq!(observed, "2 of 4 within the hang guard of 1 ms");
     }
 
     #[test]

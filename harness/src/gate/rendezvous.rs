@@ -120,7 +120,7 @@ impl Rendezvous {
         };
         let expected = format!("{} together at the rendezvous {}", self.count, self.name);
         guard_with("hang.rendezvous", &expected, all, || {
-            format!("saw {} of {} together", self.most(), self.count)
+            format!("{} of {} together", self.most(), self.count)
         })
         .await
     }

@@ -312,9 +312,9 @@ impl Stub {
     /// A violation by a hang that states how many came.
     pub async fn seen(&self, count: usize) -> Result<Vec<ReceivedRequest>, Failure> {
         let come = self.inner.tape.wait_for(count, |entry| self.is_call(entry));
-        let expected = format!("{count} requests at {}", self.inner.name);
+        let expected = format!("{} at {}", counted(count, "request"), self.inner.name);
         gate::guard_with("hang.requests", &expected, come, || {
-            format!("saw {} of {count}", self.requests().len())
+            format!("{} of {count}", self.requests().len())
         })
         .await?;
         Ok(self.requests())
@@ -337,11 +337,11 @@ impl Stub {
                 )
         };
         let expected = format!(
-            "the gateway closes {} to {} with a request in flight",
+            "the gateway to close {} to {} with a request in flight",
             counted(count, "connection"),
             self.inner.name
         );
-        let seen = || format!("saw {} of {count}", self.inner.tape.select(closed).len());
+        let seen = || format!("{} of {count}", self.inner.tape.select(closed).len());
         let come = self.inner.tape.wait_for(count, closed);
         gate::guard_with("hang.peer_closed", &expected, come, seen).await
     }
@@ -353,8 +353,12 @@ impl Stub {
     /// A violation by a hang that states how many have been held.
     pub async fn held(&self, count: usize) -> Result<Vec<Entry>, Failure> {
         let held = |entry: &Entry| self.is_mine(entry) && matches!(entry.event, Event::Held { .. });
-        let expected = format!("{} held at {}", counted(count, "answer"), self.inner.name);
-        let seen = || format!("saw {} of {count}", self.inner.tape.select(held).len());
+        let expected = format!(
+            "{} to be held at {}",
+            counted(count, "answer"),
+            self.inner.name
+        );
+        let seen = || format!("{} of {count}", self.inner.tape.select(held).len());
         let come = self.inner.tape.wait_for(count, held);
         gate::guard_with("hang.held", &expected, come, seen).await
     }

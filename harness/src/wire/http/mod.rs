@@ -308,7 +308,7 @@ impl Wire {
         };
         let expected = format!("{count} requests in flight at {}", self.shared.name);
         gate::guard_with("hang.in_flight", &expected, reached, || {
-            format!("saw {} in flight", self.in_flight())
+            format!("{} in flight", self.in_flight())
         })
         .await
     }

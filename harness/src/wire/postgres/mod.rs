@@ -250,7 +250,7 @@ impl DatabaseWire {
             }
             _ => false,
         };
-        let seen = || format!("saw {}", self.shared.tape.select(matching).len());
+        let seen = || format!("{} of {count}", self.shared.tape.select(matching).len());
         let expected = format!("{count} statements with {text:?} at the database");
         gate::guard_with(
             "hang.statements",
