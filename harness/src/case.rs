@@ -17,7 +17,7 @@ use crate::tape::Tape;
 use crate::wire::postgres::DatabaseWire;
 
 pub use crate::verdict::{
-    CaseResult, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
+    CaseResult, Deviations, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
 };
 
 macro_rules! profiles {
@@ -174,6 +174,12 @@ impl Ctx {
             .ok_or_else(|| Failure::NotRun {
                 why: "somebody else started this gateway, so the harness cannot signal it".into(),
             })
+    }
+
+    /// Returns whether the target declares this capability. A case asks it for what only such a
+    /// target can be held to, beyond the capabilities that the case needs.
+    pub fn declares(&self, capability: Capability) -> bool {
+        self.manifest.capabilities.contains(&capability)
     }
 
     /// Returns the stub of the provider of that name.

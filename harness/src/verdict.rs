@@ -165,3 +165,104 @@ pub fn silent(failure: Failure) -> Failure {
         other => other,
     }
 }
+
+/// The violations of a case that has a table: the case looks at every row, and reports all the rows
+/// that deviate.
+#[derive(Debug, Default)]
+#[must_use = "the violations are lost unless `result` is called"]
+pub struct Deviations(Vec<Failure>);
+
+impl Deviations {
+    /// Starts without a violation.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps the violation of a row, if it is one.
+    ///
+    /// # Errors
+    /// A failure that is no violation, such as one of the harness: the case ends with it.
+    pub fn note(&mut self, row: CaseResult) -> CaseResult {
+        match row {
+            Err(violated @ Failure::Violated { .. }) => {
+                self.0.push(violated);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Joins what was noted into one violation: with the fact of the first row that deviates, every
+    /// other one listed, and the mode of the gravest.
+    ///
+    /// # Errors
+    /// That violation, if any row deviates.
+    pub fn result(self) -> CaseResult {
+        let more: Vec<String> = self.0.iter().skip(1).map(ToString::to_string).collect();
+        let modes = self.0.iter().filter_map(|failure| match failure {
+            Failure::Violated { mode, .. } => Some(*mode),
+            _ => None,
+        });
+        let gravest = modes.max_by_key(|mode| match mode {
+            FailureMode::Visible => 0,
+            FailureMode::Silent => 1,
+            FailureMode::Hang => 2,
+        });
+        match (self.0.into_iter().next(), gravest) {
+            (
+                Some(Failure::Violated {
+                    fact,
+                    expected,
+                    mut observed,
+                    ..
+                }),
+                Some(mode),
+            ) => {
+                for (n, deviation) in more.iter().enumerate() {
+                    observed.push_str(&format!("; deviation {}: {deviation}", n + 2));
+                }
+                Err(Failure::Violated {
+                    fact,
+                    expected,
+                    observed,
+                    mode,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deviations_are_one_violation_that_lists_them_all() {
+        let mut deviations = Deviations::new();
+        for (fact, seen) in [("a", 1), ("b", 2), ("c", 3)] {
+            let row = equal(fact, "the number", 2, seen);
+            assert_eq!(deviations.note(row.map_err(silent)), Ok(()));
+        }
+        assert_eq!(
+            deviations.result(),
+            Err(Failure::Violated {
+                fact: "a".into(),
+                expected: "the number to be 2".into(),
+                observed: "1; deviation 2: expected the number to be 2; observed 3".into(),
+                mode: FailureMode::Silent,
+            })
+        );
+        assert_eq!(Deviations::new().result(), Ok(()));
+    }
+
+    #[test]
+    fn a_failure_of_the_harness_is_no_deviation() {
+        let failure = Failure::Harness {
+            what: "no port".into(),
+        };
+        let mut deviations = Deviations::new();
+        assert_eq!(deviations.note(Err(failure.clone())), Err(failure));
+        assert_eq!(deviations.result(), Ok(()));
+    }
+}
