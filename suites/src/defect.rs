@@ -87,8 +87,6 @@ defects! {
     CopiesOllamaFields = "WIRE-12" by "plain.meaning",
     /// A stream that was translated ends without `[DONE]`.
     TranslatesWithoutEnd = "WIRE-12" by "stream.done_count",
-    /// Each chunk that was translated has an id of its own.
-    TranslatesWithFreshIds = "WIRE-12" by "stream.shape",
     /// A tool call that was translated has an empty id.
     TranslatesWithoutId = "WIRE-12" by "plain.tool_ids",
     /// Holds one piece of text back to look ahead, and forgets it at the end of the stream.
@@ -98,7 +96,7 @@ defects! {
     /// Gives a connection up at a tenth of its timeout.
     ConnectTimeoutTooShort = "TIME-01" by "error.lower_bound",
     /// Answers 200 with an empty completion when the time is over.
-    TimeoutIsEmptyAnswer = "TIME-02" by "answer.status",
+    TimeoutIsEmptyAnswer = "TIME-02" by "answer.error_status",
     /// Waits for an answer without any timeout.
     WaitsForever = "TIME-02" by "hang.answer",
     /// Gives up when a tenth of the time is over.
@@ -182,8 +180,12 @@ defects! {
     NoRetryBudget = "RETRY-06" by "provider.attempts",
     /// Every attempt has an idempotency key of its own.
     FreshKeyPerAttempt = "RETRY-07" by "idempotency_key.same",
+    /// The body of each attempt holds an id of its own.
+    StampsEachAttempt = "RETRY-07" by "attempt.body",
     /// Goes on trying after the client has gone.
     RetriesForNobody = "RETRY-08" by "left.attempts",
+    /// The client's idempotency key is not read, and the attempts have one that the gateway made.
+    IgnoresIdempotencyKey = "RETRY-11" by "provider.idempotency_key",
     /// Only the first candidate is ever asked.
     NoFallback = "FALL-01" by "answer.status",
     /// Names the first candidate as the one who served, whoever it was.
@@ -192,6 +194,9 @@ defects! {
     BelievesAny200 = "FALL-02" by "answer.text",
     /// Answers the client as soon as the provider's headers have come: no fallback afterwards.
     CommitsOnHeaders = "FALL-03" by "stream.error_event",
+    /// The role with which a stream begins reaches the client although the stream then fails, and
+    /// the next candidate's stream follows.
+    ForwardsRoleEarly = "FALL-03" by "stream.spliced",
     /// Goes on with the next candidate's text in the middle of a stream.
     SplicesStreams = "FALL-04" by "stream.text",
     /// A streamed request gets 200 at once; a failure becomes an event in it.
@@ -242,6 +247,10 @@ defects! {
     UnboundedEvent = "STRM-08" by "provider.bytes_taken",
     /// A cut in transit is reported as an invalid request.
     CutIsInvalidRequest = "STRM-09" by "plain.status",
+    /// Ends every stream with `[DONE]`, also after an error event.
+    SendsDoneAfterError = "STRM-12" by "stream.done_after_error",
+    /// Each chunk that was translated has an id of its own.
+    TranslatesWithFreshIds = "STRM-13" by "stream.ids",
     /// The provider's answer is awaited to its end after the client has gone.
     AwaitsForNobody = "CANC-01" by "hang.peer_closed",
     /// The provider's stream is read to its end after the client has gone.
@@ -348,6 +357,8 @@ defects! {
     ForwardsAuthorization = "AUTH-03" by "provider.authorization",
     /// A request's `api_base` decides where the gateway connects.
     ConnectsWhereRequested = "AUTH-04" by "foreign_host.connection",
+    /// A request's `api_key` is what the provider is shown.
+    TakesKeyFromRequest = "AUTH-04" by "provider.credentials",
     /// Attempts are counted once a request, however many there were.
     CountsRequestsAsAttempts = "OBS-01" by "metric.attempts",
     /// Time-outs are counted as errors like others.

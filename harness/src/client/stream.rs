@@ -331,13 +331,23 @@ impl Transcript {
             && self.error.is_none()
     }
 
+    /// The id of every chunk, in order; empty where a chunk has none. In-band errors and `[DONE]`
+    /// are left out.
+    pub fn ids(&self) -> Vec<String> {
+        let id = |json: &Value| json["id"].as_str().unwrap_or_default().to_owned();
+        self.events
+            .iter()
+            .filter(|event| event.error().is_none())
+            .filter_map(|event| event.json.as_ref().map(id))
+            .collect()
+    }
+
     /// Reads every chunk strictly, by the published types of OpenAI's API. In-band errors and
-    /// `[DONE]` are left out.
+    /// `[DONE]` are left out, and the ids are not compared (see [`Transcript::ids`]).
     ///
     /// # Errors
     /// A sentence that names the first wrong event and what is wrong with it.
     pub fn strict(&self) -> Result<(), String> {
-        let mut id: Option<String> = None;
         for event in self
             .events
             .iter()
@@ -348,12 +358,6 @@ impl Transcript {
                 .map_err(|error| wrong(format!("not a chunk: {error}")))?;
             if chunk.object != "chat.completion.chunk" {
                 return Err(wrong(format!("object is {:?}", chunk.object)));
-            }
-            match &id {
-                Some(first) if *first != chunk.id => {
-                    return Err(wrong(format!("id is not {first:?}")));
-                }
-                _ => id = Some(chunk.id),
             }
         }
         match (self.done_count, self.after_done) {

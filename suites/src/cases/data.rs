@@ -330,7 +330,7 @@ async fn data_10(ctx: &Ctx) -> CaseResult {
             200,
             chat.status,
         )?;
-        if ctx.manifest.capabilities.contains(&Capability::StoredKeys) {
+        if ctx.declares(Capability::StoredKeys) {
             equal(
                 "unknown_key.status",
                 &format!("the status with a key that nobody has while the database is {name}"),

@@ -344,9 +344,7 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
 }
 
 async fn degr_11(ctx: &Ctx) -> CaseResult {
-    let queries = STORED
-        .iter()
-        .all(|capability| ctx.manifest.capabilities.contains(capability));
+    let queries = STORED.iter().all(|capability| ctx.declares(*capability));
     // given
     if queries {
         known(ctx).await?;

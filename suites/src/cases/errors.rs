@@ -1,7 +1,7 @@
 //! ERR: an error has the right status, one shape, an id, and no secret in it.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
-use gauntlet_harness::client::Reply;
+use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, silent};
+use gauntlet_harness::client::{Reply, Transcript};
 use gauntlet_harness::gate::{guard, poll_until};
 use gauntlet_harness::llm::{Responder, StubRequest, chat, error, raw, reply, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -10,7 +10,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use super::CaseRow;
-use super::support::query;
+use super::support::{located, query};
 
 const CHAT: &[Capability] = &[Capability::Chat];
 const CHAT_PATH: &str = "/v1/chat/completions";
@@ -74,7 +74,11 @@ pub(super) const CASES: &[CaseRow] = &[
                 wrong one.",
         remedy: "Take known keys out of providers' messages, never log headers, and pass on only known \
                  headers of a provider.",
-        needs: &[Capability::Chat, Capability::Stream],
+        needs: &[
+            Capability::Chat,
+            Capability::Stream,
+            Capability::OwnProviderKeys,
+        ],
         spec: with_a_key,
         run: &err_04,
     },
@@ -128,15 +132,23 @@ async fn err_01(ctx: &Ctx) -> CaseResult {
     let p1 = ctx.stub("p1")?;
     ctx.stub("p2")?
         .answers(reply("too late").plan(Plan::silent()));
+    let mut deviations = Deviations::new();
     for (what, responder, allowed) in failures() {
         p1.answers(responder);
         // when
-        let answer = ctx.client.chat(ctx.prompt("solo", what)).await?;
-        // then
-        refused("status.provider_failure", what, &answer, allowed)?;
+        let row = async {
+            let answer = ctx.client.chat(ctx.prompt("solo", what)).await?;
+            // then
+            refused("status.provider_failure", what, &answer, allowed)
+        };
+        deviations.note(row.await)?;
     }
-    let late = ctx.client.chat(ctx.prompt("late", "never")).await?;
-    refused("status.timeout", "no answer in time", &late, &[504])
+    let late = async {
+        let late = ctx.client.chat(ctx.prompt("late", "never")).await?;
+        refused("status.timeout", "no answer in time", &late, &[504])
+    };
+    deviations.note(late.await)?;
+    deviations.result()
 }
 
 /// The ways in which a provider fails, and the statuses that fit.
@@ -225,6 +237,7 @@ fn enveloped(what: &str, answer: &Reply) -> CaseResult {
 async fn err_02(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
+    let mut deviations = Deviations::new();
     for status in [401, 403] {
         p1.answers(error(status));
         // when
@@ -237,20 +250,20 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
             .streamed(ctx.prompt("solo", &format!("streamed {status}")))
             .await?;
         // then
-        equal(
+        deviations.note(equal(
             "plain.status",
             &format!("the status of a plain request for a provider's {status}"),
             502,
             plain.status,
-        )?;
-        equal(
+        ))?;
+        deviations.note(equal(
             "stream.status",
             &format!("the status of a stream for a provider's {status}"),
             502,
             stream.status,
-        )?;
+        ))?;
     }
-    Ok(())
+    deviations.result()
 }
 
 async fn err_03(ctx: &Ctx) -> CaseResult {
@@ -260,6 +273,7 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
     // a gateway may let the provider refuse
     p1.answers(error(400));
     // when
+    let mut deviations = Deviations::new();
     for Wrong {
         what,
         method,
@@ -269,20 +283,24 @@ async fn err_03(ctx: &Ctx) -> CaseResult {
         allowed,
     } in wrong_requests(ctx)
     {
-        let answer = ctx
-            .client
-            .request(method, path, &[("content-type", media)], body.as_bytes())
-            .await?;
-        refused("status.wrong_request", what, &answer, allowed)?;
+        let row = async {
+            let answer = ctx
+                .client
+                .request(method, path, &[("content-type", media)], body.as_bytes())
+                .await?;
+            refused("status.wrong_request", what, &answer, allowed)
+        };
+        deviations.note(row.await)?;
     }
     let right = ctx.client.chat(ctx.prompt("solo", "right")).await?;
     // then
-    equal(
+    deviations.note(equal(
         "good.status",
         "the status of a good request",
         200,
         right.status,
-    )
+    ))?;
+    deviations.result()
 }
 
 /// A request that must be refused, and the statuses that fit.
@@ -347,7 +365,7 @@ fn wrong_requests(ctx: &Ctx) -> Vec<Wrong> {
             ..post("another media type", CHAT_PATH, good.clone(), &[415, 400])
         },
     ];
-    if ctx.manifest.capabilities.contains(&Capability::Query) {
+    if ctx.declares(Capability::Query) {
         wrong.extend([
             post(
                 "a query in invalid JSON",
@@ -410,42 +428,84 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
         }));
     }
     // when
-    let mut seen = exchanges(ctx).await?;
-    if let Some(process) = &ctx.target.process {
-        seen.push(("the log", process.log()));
-    }
+    let seen = exchanges(ctx).await?;
+    let log = ctx.target.process.as_ref().map(|process| process.log());
     // then
-    let secrets = ctx
-        .spec
-        .providers
-        .iter()
-        .map(|provider| provider.api_key.as_str())
-        .chain([
-            URL_PASSWORD,
-            URL_BASIC,
-            CLIENT_KEY,
-            WRONG_KEY,
-            "panicked at",
-        ]);
-    for secret in secrets {
-        let leak = seen
+    let of_providers = ctx.spec.providers.iter();
+    let secrets = of_providers
+        .map(|provider| {
+            let name = format!("the key of the provider {}", provider.name);
+            (name, provider.api_key.as_str())
+        })
+        .chain(
+            [
+                ("the password of a provider's URL", URL_PASSWORD),
+                ("user and password of a provider's URL", URL_BASIC),
+                ("the client's key", CLIENT_KEY),
+                ("a client's wrong key", WRONG_KEY),
+                ("the text of a panic", "panicked at"),
+            ]
+            .map(|(name, secret)| (name.to_owned(), secret)),
+        );
+    let mut deviations = Deviations::new();
+    for (name, secret) in secrets {
+        let mut leaks: Vec<String> = seen
             .iter()
-            .find(|(_, text)| text.contains(secret))
-            .map(|(what, _)| *what)
-            .unwrap_or_default();
-        let fact = match leak {
-            "the log" => "secret.in_log",
-            _ if [URL_PASSWORD, URL_BASIC].contains(&secret) => "secret.of_url",
+            .flat_map(|answer| located(secret, &answer.what, &answer.headers, &answer.body))
+            .collect();
+        let fact = match secret {
+            _ if leaks.is_empty() => "secret.in_log",
+            URL_PASSWORD | URL_BASIC => "secret.of_url",
             _ => "secret.in_answer",
         };
-        holds(
+        leaks.extend(
+            log.iter()
+                .filter(|log| log.contains(secret))
+                .map(|_| "the log".to_owned()),
+        );
+        deviations.note(holds(
             fact,
-            leak.is_empty(),
+            leaks.is_empty(),
             "no secret in errors, headers and log",
-            format_args!("{secret:?} in {leak}"),
-        )?;
+            format_args!("{name} in {}", few(&leaks)),
+        ))?;
     }
-    Ok(())
+    deviations.result()
+}
+
+/// The first of these locations, and how many more there are.
+fn few(locations: &[String]) -> String {
+    const MOST: usize = 4;
+    let named = locations[..locations.len().min(MOST)].join(", in ");
+    match locations.len().saturating_sub(MOST) {
+        0 => named,
+        more => format!("{named}, and in {more} more"),
+    }
+}
+
+/// An answer of the gateway, and to what request it came.
+struct Answered {
+    what: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    fn plain(what: impl Into<String>, reply: Reply) -> Self {
+        Self {
+            what: what.into(),
+            headers: reply.headers,
+            body: reply.body.to_vec(),
+        }
+    }
+
+    fn streamed(what: impl Into<String>, stream: Transcript) -> Self {
+        Self {
+            what: what.into(),
+            headers: stream.headers,
+            body: stream.body.to_vec(),
+        }
+    }
 }
 
 /// What a provider answers about the credentials that it was sent.
@@ -457,8 +517,8 @@ fn repeated(asked: &StubRequest) -> String {
 }
 
 /// Everything that a client gets from providers that repeat their keys: headers and bodies.
-async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
-    let can = |capability| ctx.manifest.capabilities.contains(&capability);
+async fn exchanges(ctx: &Ctx) -> Result<Vec<Answered>, Failure> {
+    let can = |capability| ctx.declares(capability);
     let client = if can(Capability::Keys) {
         ctx.client.with_bearer(CLIENT_KEY)
     } else {
@@ -466,6 +526,7 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
     };
     let mut seen = Vec::new();
     for what in [
+        "in band",
         "status 400",
         "status 401",
         "status 403",
@@ -473,19 +534,15 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
         "status 500",
         "status 503",
         "html",
-        "in band",
     ] {
-        let plain = client.chat(ctx.prompt("solo", what)).await?;
         let stream = client.streamed(ctx.prompt("solo", what)).await?;
-        seen.push((what, format!("{:?} {}", plain.headers, plain.text())));
-        seen.push((
-            what,
-            format!(
-                "{:?} {}",
-                stream.headers,
-                String::from_utf8_lossy(&stream.body)
-            ),
+        let plain = client.chat(ctx.prompt("solo", what)).await?;
+        let after = format!("after a provider's error ({what})");
+        seen.push(Answered::streamed(
+            format!("the streamed answer {after}"),
+            stream,
         ));
+        seen.push(Answered::plain(format!("the plain answer {after}"), plain));
     }
     if can(Capability::Keys) {
         let refused = ctx
@@ -493,24 +550,18 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
             .with_bearer(WRONG_KEY)
             .chat(ctx.prompt("solo", "wrong key"))
             .await?;
-        seen.push((
-            "the answer to a wrong key",
-            format!("{:?} {}", refused.headers, refused.text()),
-        ));
+        seen.push(Answered::plain("the answer to a wrong key", refused));
     }
     if can(Capability::Query) {
         let answer = client
             .post(QUERY_PATH, json!({"question": "status 500"}))
             .await?;
-        seen.push((
-            "the answer to a query",
-            format!("{:?} {}", answer.headers, answer.text()),
-        ));
+        seen.push(Answered::plain("the answer to a query", answer));
     }
     let locked = client.chat(ctx.prompt("locked", "status 401")).await?;
-    seen.push((
-        "the answer of a provider whose URL holds a password",
-        format!("{:?} {}", locked.headers, locked.text()),
+    seen.push(Answered::plain(
+        "the answer for a provider whose URL holds a password",
+        locked,
     ));
     // the last request is in the log before the log is read
     ctx.stub("locked")?.listen(Listen::Refuse).await?;
@@ -519,9 +570,9 @@ async fn exchanges(ctx: &Ctx) -> Result<Vec<(&'static str, String)>, Failure> {
         .with_header("x-request-id", &id)
         .chat(ctx.prompt("locked", "refused connection"))
         .await?;
-    seen.push((
-        "a refused connection",
-        format!("{:?} {}", refused.headers, refused.text()),
+    seen.push(Answered::plain(
+        "the answer after that provider refused the connection",
+        refused,
     ));
     if can(Capability::RequestId) {
         logged(ctx, &[id]).await?;
@@ -551,7 +602,7 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
         )?;
         ids.push(id);
     }
-    if ctx.manifest.capabilities.contains(&Capability::Query) {
+    if ctx.declares(Capability::Query) {
         let id = format!("req-query-{}", ctx.nonce);
         let answer = ctx
             .client

@@ -1,13 +1,15 @@
 //! STRM: a stream that breaks reports it, and never looks finished.
 
-use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds};
+use gauntlet_harness::client::Transcript;
 use gauntlet_harness::llm::{Responder, chat, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
+use serde_json::json;
 
 use super::CaseRow;
-use super::support::{DONE, broken, chunk};
+use super::support::{DONE, broken, chunk, reports_error, silent_in, with_usage};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
@@ -65,11 +67,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 Ollama provider, where the target declares it, an error line.",
         remedy: "Look for an error in every event before it is forwarded, and keep its type and code.",
         needs: STREAM,
-        spec: || {
-            Spec::solo()
-                .provider("p2", Protocol::OLLAMA)
-                .model("local", &["p2"])
-        },
+        spec: with_ollama,
         run: &strm_05,
     },
     CaseRow {
@@ -96,8 +94,8 @@ pub(super) const CASES: &[CaseRow] = &[
         id: "STRM-08",
         why: "A decoder that waits for a blank line that never comes keeps everything until the \
               process is killed.",
-        shown: "The provider begins an event of 64 MiB. The gateway must give up before it has taken \
-                half of it.",
+        shown: "The provider begins an event of 64 MiB in a chunked body, and never ends it. The gateway \
+                must stop taking it before it has half of it, and report that the stream broke.",
         remedy: "Bound the size of one event (8 MiB is ample), and end the stream with an error beyond \
                  the bound.",
         needs: STREAM,
@@ -124,7 +122,38 @@ pub(super) const CASES: &[CaseRow] = &[
         spec: Spec::solo,
         run: &strm_09,
     },
+    CaseRow {
+        id: "STRM-12",
+        why: "A client that waits for [DONE] and looks at nothing else takes a stream that broke for a \
+              whole one.",
+        shown: "A provider sends an error in band and then ends its body, another sends [DONE] after \
+                such an error, and a third resets its connection. No [DONE] may follow the error event \
+                that the client gets.",
+        remedy: "End the stream with its error event, and do not pass on what the provider sends after \
+                 one.",
+        needs: STREAM,
+        spec: Spec::solo,
+        run: &strm_12,
+    },
+    CaseRow {
+        id: "STRM-13",
+        why: "Clients join the chunks of an answer by their id; chunks with other ids are other answers \
+              to them.",
+        shown: "An OpenAI provider, and an Ollama provider where the target declares it, stream an \
+                answer with its usage. All chunks that the client gets must have one id.",
+        remedy: "Make the id of a translated stream once, before its first chunk.",
+        needs: STREAM,
+        spec: with_ollama,
+        run: &strm_13,
+    },
 ];
+
+/// A second alias, `local`, whose provider speaks Ollama's protocol.
+fn with_ollama() -> Spec {
+    Spec::solo()
+        .provider("p2", Protocol::OLLAMA)
+        .model("local", &["p2"])
+}
 
 async fn strm_01(ctx: &Ctx) -> CaseResult {
     // given
@@ -247,7 +276,7 @@ async fn strm_05(ctx: &Ctx) -> CaseResult {
         "an error that keeps its class (rate_limit_exceeded)",
         error,
     )?;
-    if !ctx.manifest.capabilities.contains(&Capability::Ollama) {
+    if !ctx.declares(Capability::Ollama) {
         return Ok(());
     }
     let ollama = ctx.client.streamed(ctx.prompt("local", "capital")).await?;
@@ -280,7 +309,7 @@ async fn strm_06(ctx: &Ctx) -> CaseResult {
         "Paris",
         stream.text.as_str(),
     )
-    .map_err(silent)?;
+    .map_err(silent_in(&stream))?;
     equal(
         "stream.done_count",
         "the number of [DONE] events",
@@ -311,14 +340,14 @@ async fn strm_07(ctx: &Ctx) -> CaseResult {
         "a status of 500 or more",
         stream.status,
     )
-    .map_err(silent)?;
+    .map_err(silent_in(&stream))?;
     equal(
         "stream.text",
         "the text of the stream",
         "",
         stream.text.as_str(),
     )
-    .map_err(silent)
+    .map_err(silent_in(&stream))
 }
 
 async fn strm_08(ctx: &Ctx) -> CaseResult {
@@ -327,25 +356,31 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     let mut body = chunk("Paris", None).into_bytes();
     body.extend_from_slice(b"data: {\"choices\": \"");
     body.resize(body.len() + ENDLESS, b'x');
+    let length = body.len();
     let p1 = ctx.stub("p1")?;
+    // the last chunk is never sent, so that the body does not end
     p1.answers(raw(200, "text/event-stream", body).plan(Plan::of([
         Step::Head,
         Step::Events(1),
-        Step::Rest,
+        Step::Bytes(length),
         Step::Stall,
     ])));
+    let bounded = |taken: u64| {
+        holds(
+            "provider.bytes_taken",
+            taken < (ENDLESS / 2) as u64,
+            "the event to be refused at a bound, long before all of it has been taken",
+            format!("{taken} bytes taken"),
+        )
+    };
     // when
-    let stream = ctx.client.streamed(ctx.prompt("solo", "capital")).await?;
+    let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
     // then
+    bounded(p1.sent_settles().await?)?;
+    let stream = stream.collect().await?;
+    bounded(p1.sent_settles().await?)?;
     broken(&stream)?;
-    p1.peer_closed(1).await?;
-    let taken = p1.sent_settles().await?;
-    holds(
-        "provider.bytes_taken",
-        taken < (ENDLESS / 2) as u64,
-        "the event to be refused at a bound, long before all of it has been taken",
-        format!("{taken} bytes taken"),
-    )
+    p1.peer_closed(1).await.map(|_| ())
 }
 
 async fn strm_09(ctx: &Ctx) -> CaseResult {
@@ -369,37 +404,140 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
     )
     .await;
     // when
-    let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
-    let early = ctx.client.streamed(ctx.prompt("solo", "early")).await?;
-    let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
-    // then
-    holds(
-        "plain.status",
-        plain.status >= 500,
-        "a status of 500 or more for a plain answer that was cut",
-        plain.status,
-    )?;
-    holds(
-        "early.status",
-        early.status >= 500 || early.status == 200,
-        "no 4xx for a stream that is cut before its text",
-        early.status,
-    )?;
-    for stream in [&early, &late] {
-        let error = stream
-            .error
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"]
-            .iter()
-            .any(|word| error.contains(word));
+    let plain = async {
+        let plain = ctx.client.chat(ctx.prompt("solo", "plain")).await?;
+        // then
         holds(
-            "error.blame",
-            !blames,
-            "an error event that does not blame the client",
-            &error,
+            "plain.status",
+            plain.status >= 500,
+            "a status of 500 or more for a plain answer that was cut",
+            plain.status,
+        )
+    };
+    let early = async {
+        let early = ctx.client.streamed(ctx.prompt("solo", "early")).await?;
+        holds(
+            "early.status",
+            early.status >= 500 || early.status == 200,
+            "no 4xx for a stream that is cut before its text",
+            early.status,
         )?;
+        blames_nobody(&early, "a stream that was cut before its text")
+    };
+    let late = async {
+        let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
+        blames_nobody(&late, "a stream that was cut after its text")?;
+        broken(&late)
+    };
+    let mut deviations = Deviations::new();
+    deviations.note(plain.await)?;
+    deviations.note(early.await)?;
+    deviations.note(late.await)?;
+    deviations.result()
+}
+
+/// The error that the client is given must not say that its own request was wrong.
+fn blames_nobody(stream: &Transcript, what: &str) -> CaseResult {
+    let error = stream
+        .error
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let blames = ["invalid_request", "\"400\"", "\"code\":400", "BadRequest"]
+        .iter()
+        .any(|word| error.contains(word));
+    holds(
+        "error.blame",
+        !blames,
+        format!("an error that does not blame the client for {what}"),
+        &error,
+    )
+}
+
+async fn strm_12(ctx: &Ctx) -> CaseResult {
+    // given
+    let p1 = ctx.stub("p1")?;
+    let error = json!({"error": {"message": "overloaded", "type": "server_error", "code": null}});
+    let with_done = [
+        chunk("Par", None),
+        format!("data: {error}\n\n"),
+        DONE.into(),
+    ]
+    .concat();
+    let failures: [(&str, Responder); 3] = [
+        (
+            "an error in band",
+            reply("").tokens(["Par"]).then_error(500, "overloaded"),
+        ),
+        (
+            "an error in band and [DONE]",
+            raw(200, "text/event-stream", with_done),
+        ),
+        (
+            "a reset",
+            reply("")
+                .tokens(["Par", "is"])
+                .plan(Plan::events_then(2, Step::Reset)),
+        ),
+    ];
+    let mut met = false;
+    let mut deviations = Deviations::new();
+    for (what, responder) in failures {
+        p1.answers(responder);
+        // when
+        let stream = ctx.client.streamed(ctx.prompt("solo", what)).await?;
+        // then
+        met |= reports_error(&stream);
+        let after = stream
+            .events
+            .iter()
+            .skip_while(|event| event.error().is_none())
+            .filter(|event| event.is_done())
+            .count();
+        deviations.note(holds(
+            "stream.done_after_error",
+            after == 0,
+            format!("no [DONE] after the error event of a stream that {what} broke"),
+            format_args!("{after} [DONE] events"),
+        ))?;
     }
-    broken(&late)
+    deviations.result()?;
+    if met {
+        return Ok(());
+    }
+    Err(Failure::NotRun {
+        why: "the gateway sent no error event, so that nothing could follow one".into(),
+    })
+}
+
+async fn strm_13(ctx: &Ctx) -> CaseResult {
+    // given
+    ctx.stub("p1")?.answers(reply("Paris is big."));
+    ctx.stub("p2")?.answers(reply("Paris is big."));
+    let mut aliases = vec!["solo"];
+    if ctx.declares(Capability::Ollama) {
+        aliases.push("local");
+    }
+    let mut deviations = Deviations::new();
+    for alias in aliases {
+        // when
+        let asked = with_usage(ctx.prompt(alias, "capital"));
+        let stream = ctx.client.streamed(asked).await?;
+        // then
+        equal(
+            "stream.text",
+            &format!("the text of the stream of {alias}"),
+            "Paris is big.",
+            stream.text.as_str(),
+        )?;
+        let mut ids = stream.ids();
+        ids.dedup();
+        deviations.note(holds(
+            "stream.ids",
+            matches!(ids.as_slice(), [id] if !id.is_empty()),
+            format!("one id on all chunks of the stream of {alias}"),
+            format_args!("{ids:?}"),
+        ))?;
+    }
+    deviations.result()
 }

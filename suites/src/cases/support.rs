@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
-use gauntlet_harness::client::{Exchange, Reply, Transcript};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, silent};
+use gauntlet_harness::client::{End, Exchange, Reply, StreamEvent, Transcript};
 use gauntlet_harness::gate::{converge, gap};
-use gauntlet_harness::llm::{Responder, reply};
+use gauntlet_harness::llm::{Responder, Stub, chat, reply};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event, Side};
@@ -271,32 +271,127 @@ pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
     )
 }
 
-/// The stream must not look finished to a client: it has an error event, no `[DONE]` and no
-/// finish_reason.
-pub(super) fn broken(stream: &Transcript) -> Result<(), Failure> {
+/// The stream must report to its client that it broke: by an error event, or by the status of an
+/// error. What follows an error event is judged by STRM-12 alone.
+pub(super) fn broken(stream: &Transcript) -> CaseResult {
+    if reports_error(stream) {
+        return Ok(());
+    }
     holds(
         "stream.done_count",
         stream.done_count == 0,
-        "no [DONE] after a broken stream",
-        format_args!("{} [DONE] events", stream.done_count),
+        "an error event in a stream that broke, and no [DONE] instead of it",
+        format_args!("no error event and {} [DONE] events", stream.done_count),
     )
-    .map_err(silent)?;
-    equal(
+    .map_err(silent_in(stream))?;
+    holds(
         "stream.finish_reasons",
-        "the list of finish reasons of a broken stream",
-        &Vec::<String>::new(),
-        &stream.finish_reasons,
+        stream.finish_reasons.is_empty(),
+        "an error event in a stream that broke, and no finish_reason instead of it",
+        format_args!(
+            "no error event and the finish reasons {:?}",
+            stream.finish_reasons
+        ),
     )
-    .map_err(silent)?;
+    .map_err(silent_in(stream))?;
     holds(
         "stream.error_event",
-        stream.error.is_some(),
-        "an error event",
+        false,
+        "an error event in a stream that broke",
         format_args!("no error event; the stream ended: {:?}", stream.end),
     )
 }
 
-/// The status must be that of an error; TIME-02 and the cases of ERR demand a certain one.
+/// Whether the client was given an error event, or the status of an error.
+pub(super) fn reports_error(stream: &Transcript) -> bool {
+    stream.status >= 400 || stream.error.is_some()
+}
+
+/// Makes a violation silent where the stream looks right to its client: no error is reported, the
+/// body ended in order, and every event can be read.
+pub(super) fn silent_in(stream: &Transcript) -> impl FnOnce(Failure) -> Failure + use<> {
+    let readable = |event: &StreamEvent| event.is_done() || event.json.is_some();
+    let looks_right = !reports_error(stream)
+        && stream.end == End::Orderly
+        && stream.events.iter().all(readable)
+        && !stream.finish_reasons.iter().any(|reason| reason == "error");
+    silent_if(looks_right)
+}
+
+/// Makes a violation silent where the answer looks right to its client.
+pub(super) fn silent_if(looks_right: bool) -> impl FnOnce(Failure) -> Failure {
+    move |failure| {
+        if looks_right {
+            silent(failure)
+        } else {
+            failure
+        }
+    }
+}
+
+/// The provider must have been asked for the request whose prompt holds `text`: once by a gateway
+/// whose number of attempts was configured, and at least once by any other, which may have retries
+/// built in.
+pub(super) fn asked_for(ctx: &Ctx, fact: &str, stub: &Stub, text: &str) -> CaseResult {
+    let asked = stub.calls(text).len();
+    let what = format!("requests at {} ({text})", stub.name());
+    if ctx.declares(Capability::Retry) {
+        equal(fact, &format!("the number of {what}"), 1, asked)
+    } else {
+        holds(
+            fact,
+            asked > 0,
+            format!("one of the {what}, or more"),
+            asked,
+        )
+    }
+}
+
+/// Sends requests until the alias asks this provider, which serves them. A gateway may leave a
+/// provider alone for a while after one failure; what a case then saw would not follow from what
+/// the provider does next.
+pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResult {
+    let text = format!("is {} asked", stub.name());
+    stub.mount(chat().user_says(&text), reply("ready")).await;
+    let before = stub.calls(&text).len();
+    let what = format!("a request at {} for {alias}", stub.name());
+    let asked = converge("hang.asked", &what, || async {
+        ctx.client.chat(ctx.prompt(alias, &text)).await?;
+        Ok(Some(()).filter(|()| stub.calls(&text).len() > before))
+    });
+    asked.await.map_err(|failure| match failure {
+        Failure::Violated {
+            mode: FailureMode::Hang,
+            ..
+        } => Failure::NotRun {
+            why: format!(
+                "the gateway does not ask {} for {alias}, so that its failures were never met",
+                stub.name()
+            ),
+        },
+        other => other,
+    })
+}
+
+/// Where a text stands in an answer: the name of each header that holds it, and the body.
+pub(super) fn located(
+    text: &str,
+    what: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> Vec<String> {
+    let mut found: Vec<String> = headers
+        .iter()
+        .filter(|(_, value)| value.contains(text))
+        .map(|(name, _)| format!("the header {name} of {what}"))
+        .collect();
+    if String::from_utf8_lossy(body).contains(text) {
+        found.push(format!("the body of {what}"));
+    }
+    found
+}
+
+/// The status must be that of an error; the cases of ERR demand a certain one.
 pub(super) fn refused(status: u16) -> CaseResult {
     holds(
         "answer.error_status",
@@ -355,4 +450,67 @@ pub(super) fn with_tools(mut body: Value) -> Value {
     let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
     body["tools"] = json!([tool("weather"), tool("time")]);
     body
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use gauntlet_harness::client::Client;
+    use gauntlet_harness::llm::raw;
+    use gauntlet_harness::tape::Tape;
+
+    use super::*;
+
+    /// What a client reads of a gateway that answers with this status and body.
+    async fn read(status: u16, body: &str) -> Transcript {
+        let stub = Stub::openai().await.unwrap();
+        let kind = if status == 200 {
+            "text/event-stream"
+        } else {
+            "application/json"
+        };
+        stub.answers(raw(status, kind, body.to_owned()));
+        let client = Client::new(&stub.root_url(), Vec::new(), Tape::new()).unwrap();
+        client.streamed(json!({"model": "m"})).await.unwrap()
+    }
+
+    fn violation(result: CaseResult) -> (String, FailureMode) {
+        match result.unwrap_err() {
+            Failure::Violated { fact, mode, .. } => (fact, mode),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_an_error_event_reports_that_it_broke_whatever_follows() {
+        let error = r#"{"error": {"message": "overloaded", "type": "server_error"}}"#;
+        let event = format!("data: {error}\n\n");
+        for after in [
+            "",
+            DONE,
+            &chunk("", Some("error")),
+            &chunk("", Some("stop")),
+        ] {
+            let body = [&chunk("Par", None), &event, after, DONE].concat();
+            assert_eq!(broken(&read(200, &body).await), Ok(()), "{after:?}");
+        }
+        assert_eq!(broken(&read(503, error).await), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_an_error_event_is_silent_only_where_it_looks_right() {
+        let silent = [&chunk("Par", None), &chunk("", Some("stop")), DONE].concat();
+        let without_done = [chunk("Par", None), chunk("", Some("stop"))].concat();
+        let unreadable = [&chunk("Par", None), "data: {\"choices\n\n", DONE].concat();
+        let ended = chunk("Par", None);
+        for (body, fact, mode) in [
+            (silent, "stream.done_count", FailureMode::Silent),
+            (without_done, "stream.finish_reasons", FailureMode::Silent),
+            (unreadable, "stream.done_count", FailureMode::Visible),
+            (ended, "stream.error_event", FailureMode::Visible),
+        ] {
+            let seen = violation(broken(&read(200, &body).await));
+            assert_eq!(seen, (fact.to_owned(), mode), "{body}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The LLM path: candidates one after the other, attempts at each with backoff, all under one
 //! deadline, until an answer is known to be good.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::breaker::Admitted;
+use super::decode::Item;
 use super::error::{Attempt, AttemptError, Cause, Failure};
 use super::gateway::Gateway;
 use super::protocol::{self, Completion, Usage};
@@ -32,11 +33,18 @@ pub(super) struct Call {
     /// The idempotency key, the same for every attempt (RETRY-07).
     pub idempotency_key: String,
     pub traceparent: Option<HeaderValue>,
+    /// For [`Defect::ForwardsRoleEarly`]: the chunks of a stream that failed before its first
+    /// content.
+    pub early: Arc<Mutex<Vec<Item>>>,
     /// The client's own credentials, which only [`Defect::ForwardsAuthorization`] sends on.
     pub authorization: Option<HeaderValue>,
 }
 
 impl Call {
+    pub(super) fn early(&self) -> MutexGuard<'_, Vec<Item>> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn include_usage(&self) -> bool {
         self.fields
             .get("stream_options")
@@ -548,7 +556,11 @@ fn question(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
-    let own = HeaderValue::from_str(&format!("Bearer {}", spec.api_key)).map_err(unfit)?;
+    let requested = fields.get("api_key").and_then(Value::as_str);
+    let shown = requested
+        .filter(|_| gateway.has(Defect::TakesKeyFromRequest))
+        .unwrap_or(&spec.api_key);
+    let own = HeaderValue::from_str(&format!("Bearer {shown}")).map_err(unfit)?;
     let authorization = call
         .authorization
         .clone()
@@ -580,6 +592,9 @@ fn question(
     }
     if gateway.has(Defect::LogsKey) {
         gateway.log(&format!("sending {headers:?}"));
+    }
+    if gateway.has(Defect::StampsEachAttempt) {
+        fields.insert("user".into(), fresh.into());
     }
     let body = protocol::encode(
         candidate.provider.protocol,

@@ -340,7 +340,9 @@ pub(super) fn call(
         } else {
             own_deadline(&visit.headers)?
         },
+        early: Arc::default(),
         idempotency_key: text("idempotency-key")
+            .filter(|_| !gateway.has(Defect::IgnoresIdempotencyKey))
             .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned),
         traceparent: visit.headers.get("traceparent").cloned(),
         authorization: visit.headers.get(header::AUTHORIZATION).cloned(),

@@ -36,6 +36,8 @@ use gauntlet_harness::subject::{
 pub struct Reference {
     defect: Option<Defect>,
     manifest: Manifest,
+    /// How many attempts at a candidate are built in, whatever is configured.
+    built_in: Option<u32>,
 }
 
 impl Reference {
@@ -45,6 +47,7 @@ impl Reference {
         // one name for all: they share one schema, and so one template of the case's databases
         Self {
             defect,
+            built_in: None,
             manifest: Manifest {
                 name: "reference".into(),
                 version: None,
@@ -52,6 +55,18 @@ impl Reference {
                 fixed_timeouts: None,
             },
         }
+    }
+
+    /// The correct gateway with three attempts at each candidate built in: nobody can configure
+    /// them, and so it does not declare retries.
+    pub fn with_built_in_retries() -> Self {
+        let mut reference = Self::new(None);
+        reference.built_in = Some(3);
+        reference
+            .manifest
+            .capabilities
+            .retain(|one| !matches!(one, Capability::Retry | Capability::RetryBudget));
+        reference
     }
 }
 
@@ -61,7 +76,10 @@ impl Target for Reference {
         &self.manifest
     }
 
-    async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
+    async fn start(&self, mut deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        if let Some(attempts) = self.built_in {
+            deployment.spec.retry.max_attempts = attempts;
+        }
         gateway::start(deployment, self.defect).await
     }
 }

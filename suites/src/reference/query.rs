@@ -305,6 +305,7 @@ impl Query {
         let alias = self.spec.agents.get(step).cloned().unwrap_or_default();
         let fields = json!({ "model": alias, "messages": agents::prompt(step, material) });
         let call = Call {
+            early: Arc::default(),
             fields: fields.as_object().cloned().unwrap_or_default(),
             stream: false,
             request_id: self.request_id.clone(),

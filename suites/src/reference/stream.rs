@@ -74,7 +74,14 @@ impl Committed {
         loop {
             for (position, item) in self.items.iter().enumerate() {
                 match item {
-                    Item::Chunk { content: true, .. } => return Ok(()),
+                    Item::Chunk { content: true, .. } => {
+                        let early = std::mem::take(&mut *self.call.early());
+                        early
+                            .into_iter()
+                            .rev()
+                            .for_each(|item| self.items.push_front(item));
+                        return Ok(());
+                    }
                     Item::Chunk { .. } => {}
                     Item::Done(_)
                         if self.gateway.has(Defect::IgnoresContentType)
@@ -91,7 +98,10 @@ impl Committed {
                     Item::Failed(_) if self.gateway.has(Defect::BelievesAny200) => return Ok(()),
                     Item::Failed(error) => {
                         let error = error.clone();
-                        self.items.drain(..=position);
+                        let before = self.items.drain(..=position).take(position);
+                        if self.gateway.has(Defect::ForwardsRoleEarly) {
+                            self.call.early().extend(before);
+                        }
                         return Err(error);
                     }
                 }
@@ -283,7 +293,12 @@ pub(super) fn events(
                     } else {
                         ErrorResponse::from_attempt(&error, gateway.defect)
                     };
-                    Some((format!("data: {}\n\n", error.document()).into(), None))
+                    let done = if gateway.has(Defect::SendsDoneAfterError) {
+                        "data: [DONE]\n\n"
+                    } else {
+                        ""
+                    };
+                    Some((format!("data: {}\n\n{done}", error.document()).into(), None))
                 }
             }
         }

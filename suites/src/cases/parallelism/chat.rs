@@ -2,7 +2,7 @@
 
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
-use gauntlet_harness::client::Reply;
+use gauntlet_harness::client::{Reply, Transcript};
 use gauntlet_harness::gate::{guard, settled};
 use gauntlet_harness::llm::{chat, echo, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
@@ -10,7 +10,7 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
 use crate::cases::CaseRow;
-use crate::cases::support::{answers, large_stream, statuses};
+use crate::cases::support::{answers, large_stream, reports_error, silent_if, statuses};
 
 /// A provider's concurrency limit.
 const LIMIT: usize = 4;
@@ -315,11 +315,13 @@ async fn para_09(ctx: &Ctx) -> CaseResult {
     );
     let (plain, streams) = futures::try_join!(plain, streams)?;
     // then
+    let of_plain = |reply: &Reply| (reply.content(), reply.status < 400);
+    let of_stream = |stream: &Transcript| (stream.text.clone(), !reports_error(stream));
     let texts = plain
         .iter()
-        .map(Reply::content)
-        .chain(streams.iter().map(|stream| stream.text.clone()));
-    for (n, text) in texts.enumerate() {
+        .map(of_plain)
+        .chain(streams.iter().map(of_stream));
+    for (n, (text, looks_right)) in texts.enumerate() {
         let answer = |n| format!("{} [{}]", words(n), ctx.nonce);
         let foreign = (0..2 * EACH).any(|other| other != n && text == answer(other));
         holds(
@@ -329,7 +331,8 @@ async fn para_09(ctx: &Ctx) -> CaseResult {
             format_args!("the answer to another prompt: {text:?}"),
         )
         .map_err(silent)?;
-        equal("answer.own", "the answer to the prompt", answer(n), text).map_err(silent)?;
+        equal("answer.own", "the answer to the prompt", answer(n), text)
+            .map_err(silent_if(looks_right))?;
     }
     Ok(())
 }

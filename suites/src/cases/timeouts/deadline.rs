@@ -31,8 +31,8 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         id: "TIME-06",
         why: "Three silent providers in a chain took three times the limit: 95 s where 30 s were \
               configured (failoverbench, S06).",
-        shown: "Three candidates fail once and then never answer, with four attempts each and a limit \
-                of one second. Two requests, one after the other, must end before an earlier request \
+        shown: "Three candidates never answer (where retries are declared, each fails once before, and \
+                has four attempts), with a limit of one second. Two requests, one after the other, must end before an earlier request \
                 whose limit is five seconds.",
         remedy: "Compute one deadline when the request arrives, and give each attempt what is left of \
                  it.",
@@ -83,11 +83,15 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
 
 async fn time_06(ctx: &Ctx) -> CaseResult {
     // given
+    let held = || reply("never").plan(Plan::held("late"));
     for name in ["p1", "p2", "p3"] {
-        ctx.stub(name)?.answers(sequence([
-            error(503),
-            reply("never").plan(Plan::held("late")),
-        ]));
+        // without retries a failure would be all that a provider has time for
+        let answers = if ctx.declares(Capability::Retry) {
+            sequence([error(503), held()])
+        } else {
+            held()
+        };
+        ctx.stub(name)?.answers(answers);
     }
     let clock = asked_under_the_default(ctx).await?;
     for n in 1..=2 {
@@ -104,9 +108,8 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
         // either a later candidate was asked too late, or the first one too often
         let fallbacks = ctx.stub("p2")?.requests().len() + ctx.stub("p3")?.requests().len();
         ended.map_err(|failure| multiplied_by(failure, fallbacks > 0))?;
-        ctx.stub("p1")?.seen(n).await?;
     }
-    Ok(())
+    ctx.stub("p1")?.seen(1).await.map(|_| ())
 }
 
 async fn time_07(ctx: &Ctx) -> CaseResult {
@@ -122,11 +125,9 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
         }
     }
     let clock = asked_under_the_default(ctx).await?;
-    let declared = KINDS
-        .iter()
-        .filter(|(.., needs)| ctx.manifest.capabilities.contains(needs));
+    let declared = KINDS.iter().filter(|(.., needs)| ctx.declares(*needs));
     // when
-    let asked = declared.map(|(alias, ..)| {
+    let asked = declared.map(|(alias, late, _)| {
         let clock = &clock;
         async move {
             let fact = |fact: &str| format!("{fact}.{}", alias.replace('-', "_"));
@@ -137,6 +138,11 @@ async fn time_07(ctx: &Ctx) -> CaseResult {
                 let client = ctx.client.labelled(&label);
                 let asked = given_up(&client, body);
                 before(clock, &fact("own_timeout"), alias, asked).await?;
+                // a gateway may answer at once for a provider that it leaves alone after a failure;
+                // a stub that accepts no connection cannot see whether it is asked
+                if !late.is_empty() && ctx.stub(alias)?.calls(&label).is_empty() {
+                    continue;
+                }
                 at_least(
                     &fact("lower_bound"),
                     &format!("the answer of {alias}"),
@@ -339,10 +345,5 @@ async fn given_up(client: &Client, body: Value) -> CaseResult {
     if body["stream"] != true {
         return refused(client.chat(body).await?.status);
     }
-    let stream = client.streamed(body).await?;
-    if stream.status == 200 {
-        broken(&stream)
-    } else {
-        refused(stream.status)
-    }
+    broken(&client.streamed(body).await?)
 }

@@ -8,7 +8,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use crate::cases::CaseRow;
-use crate::cases::support::{parsed, with_tools, with_usage};
+use crate::cases::support::{parsed, silent_if, silent_in, with_tools, with_usage};
 
 pub(in crate::cases) const CASES: &[CaseRow] = &[
     CaseRow {
@@ -99,14 +99,14 @@ async fn wire_12(ctx: &Ctx) -> CaseResult {
                 &expected,
                 &Meaning::of_reply(&plain),
             )
-            .map_err(silent)?;
+            .map_err(silent_if(plain.status < 400))?;
             equal(
                 "stream.meaning",
                 &format!("the streamed answer of {alias} to {prompt}"),
                 &expected,
                 &Meaning::of_stream(&streamed),
             )
-            .map_err(silent)?;
+            .map_err(silent_in(&streamed))?;
             well_formed(&plain, &streamed)?;
         }
     }

@@ -9,7 +9,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use crate::cases::CaseRow;
-use crate::cases::support::{DONE, chunk, parsed, with_tools, with_usage};
+use crate::cases::support::{DONE, chunk, parsed, silent_in, with_tools, with_usage};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
@@ -268,7 +268,7 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
             &vec![finish.to_string()],
             &stream.finish_reasons,
         )
-        .map_err(silent)?;
+        .map_err(silent_in(&stream))?;
         equal(
             "stream.done_count",
             "the number of [DONE] events",
@@ -355,7 +355,7 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         &vec![("weather".to_string(), weather), ("time".to_string(), time)],
         &calls,
     )
-    .map_err(silent)?;
+    .map_err(silent_in(&stream))?;
     let ids: Vec<&str> = stream
         .tool_calls
         .iter()
@@ -373,7 +373,7 @@ async fn wire_05(ctx: &Ctx) -> CaseResult {
         &vec!["tool_calls".to_string()],
         &stream.finish_reasons,
     )
-    .map_err(silent)
+    .map_err(silent_in(&stream))
 }
 
 async fn wire_06(ctx: &Ctx) -> CaseResult {
@@ -400,7 +400,7 @@ async fn wire_06(ctx: &Ctx) -> CaseResult {
         text,
         stream.text.as_str(),
     )
-    .map_err(silent)?;
+    .map_err(silent_in(&stream))?;
     equal(
         "stream.done_count",
         "the number of [DONE] events",
@@ -439,7 +439,7 @@ async fn wire_07(ctx: &Ctx) -> CaseResult {
         "Paris is big.",
         stream.text.as_str(),
     )
-    .map_err(silent)?;
+    .map_err(silent_in(&stream))?;
     equal(
         "stream.finish_reasons",
         "the list of finish reasons",

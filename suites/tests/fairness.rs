@@ -1,0 +1,83 @@
+//! No case accuses a gateway of what it does not have to do.
+//!
+//! Three gateways are examined: one with retries built in, which it does not declare; one that
+//! sends `[DONE]` after each error event, which STRM-12 alone may mind; and one that answers every
+//! failure with the same status, which no case of timeouts may mind.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use gauntlet_harness::case::{Case, Verdict};
+use gauntlet_harness::runner::examine;
+use gauntlet_harness::spec::DatabaseNeed;
+use gauntlet_harness::subject::{Capability, Target};
+use gauntlet_suites::cases;
+use gauntlet_suites::defect::Defect;
+use gauntlet_suites::reference::Reference;
+
+/// How many cases examine the gateway at once.
+const AT_ONCE: usize = 16;
+
+/// Examines a gateway by every such case that needs no database; returns the ids of the cases that
+/// passed, and those with another verdict.
+async fn examined(
+    reference: Reference,
+    such: impl Fn(&Case) -> bool,
+) -> (Vec<&'static str>, Vec<(&'static str, Verdict)>) {
+    let target: Arc<dyn Target> = Arc::new(reference);
+    let without_database = |case: &Case| (case.spec)().database == DatabaseNeed::None;
+    let cases = cases::all().into_iter().filter(without_database);
+    let cases = cases.filter(such);
+    let outcomes: Vec<_> = futures::stream::iter(cases)
+        .map(|case| {
+            let target = Arc::clone(&target);
+            async move { (case.id, examine(&target, &case, None).await.verdict) }
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let (passed, other): (Vec<_>, Vec<_>) = outcomes
+        .into_iter()
+        .partition(|(_, verdict)| *verdict == Verdict::Passed);
+    (passed.into_iter().map(|(id, _)| id).collect(), other)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_retries_built_in_is_accused_of_nothing() {
+    let (passed, other) = examined(Reference::with_built_in_retries(), |_| true).await;
+    let accused: Vec<_> = other
+        .iter()
+        .filter(|(_, verdict)| !matches!(verdict, Verdict::NotSupported { .. }))
+        .collect();
+    assert!(accused.is_empty(), "{accused:#?}");
+    for id in [
+        "FALL-01", "FALL-02", "FALL-03", "FALL-05", "FALL-08", "TIME-02", "BRKR-01",
+    ] {
+        assert!(passed.contains(&id), "{id} is not among {passed:?}");
+    }
+    for case in cases::all() {
+        assert!(
+            !passed.contains(&case.id) || !case.needs.contains(&Capability::Retry),
+            "{} passed although the gateway declares no retries",
+            case.id
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn done_after_an_error_event_is_strm_12_and_nothing_else() {
+    let (_, other) = examined(Reference::new(Some(Defect::SendsDoneAfterError)), |_| true).await;
+    let accused: Vec<_> = other.iter().map(|(id, _)| *id).collect();
+    assert_eq!(accused, ["STRM-12"], "{other:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_is_judged_by_the_coming_of_the_error_and_not_by_its_status() {
+    let same_status = Reference::new(Some(Defect::EveryErrorIs500));
+    let of_timeouts = |case: &Case| case.id.starts_with("TIME-");
+    let (passed, other) = examined(same_status, of_timeouts).await;
+    assert!(other.is_empty(), "{other:#?}");
+    assert!(passed.contains(&"TIME-02") && passed.contains(&"TIME-09"));
+}
