@@ -67,6 +67,19 @@ async fn a_gateway_with_retries_built_in_is_accused_of_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_leaves_a_provider_alone_after_a_failure_is_accused_of_nothing() {
+    let (passed, other) = examined(Reference::with_a_rest_after_each_failure(), |_| true).await;
+    let accused: Vec<_> = other
+        .iter()
+        .filter(|(_, verdict)| !matches!(verdict, Verdict::NotSupported { .. }))
+        .collect();
+    assert!(accused.is_empty(), "{accused:#?}");
+    for id in ["FALL-01", "FALL-02", "FALL-03", "FALL-05", "TIME-09"] {
+        assert!(passed.contains(&id), "{id} is not among {passed:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn done_after_an_error_event_is_strm_12_and_nothing_else() {
     let (_, other) = examined(Reference::new(Some(Defect::SendsDoneAfterError)), |_| true).await;
     let accused: Vec<_> = other.iter().map(|(id, _)| *id).collect();

@@ -10,7 +10,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use super::CaseRow;
-use super::support::{located, query};
+use super::support::{located, query, until_asked};
 
 const CHAT: &[Capability] = &[Capability::Chat];
 const CHAT_PATH: &str = "/v1/chat/completions";
@@ -134,9 +134,10 @@ async fn err_01(ctx: &Ctx) -> CaseResult {
         .answers(reply("too late").plan(Plan::silent()));
     let mut deviations = Deviations::new();
     for (what, responder, allowed) in failures() {
-        p1.answers(responder);
-        // when
         let row = async {
+            until_asked(ctx, "solo", p1).await?;
+            p1.answers(responder);
+            // when
             let answer = ctx.client.chat(ctx.prompt("solo", what)).await?;
             // then
             refused("status.provider_failure", what, &answer, allowed)
@@ -241,10 +242,12 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
     for status in [401, 403] {
         p1.answers(error(status));
         // when
+        until_asked(ctx, "solo", p1).await?;
         let plain = ctx
             .client
             .chat(ctx.prompt("solo", &format!("plain {status}")))
             .await?;
+        until_asked(ctx, "solo", p1).await?;
         let stream = ctx
             .client
             .streamed(ctx.prompt("solo", &format!("streamed {status}")))
@@ -617,6 +620,7 @@ async fn err_05(ctx: &Ctx) -> CaseResult {
         )?;
         ids.push(id);
     }
+    until_asked(ctx, "solo", p1).await?;
     let without = ctx.client.chat(ctx.prompt("solo", "without")).await?;
     // then
     let at_p1 = |what: &str| {

@@ -9,7 +9,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::json;
 
 use super::CaseRow;
-use super::support::{DONE, broken, chunk, reports_error, silent_in, with_usage};
+use super::support::{DONE, broken, chunk, reports_error, silent_in, until_asked, with_usage};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
@@ -235,6 +235,7 @@ async fn strm_04(ctx: &Ctx) -> CaseResult {
     p1.mount(chat().user_says("healthy"), reply("Bern")).await;
     // when
     let stream = ctx.client.streamed(ctx.prompt("solo", "malformed")).await?;
+    until_asked(ctx, "solo", p1).await?;
     let next = ctx.client.streamed(ctx.prompt("solo", "healthy")).await?;
     // then
     broken(&stream)?;
@@ -415,6 +416,7 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
         )
     };
     let early = async {
+        until_asked(ctx, "solo", p1).await?;
         let early = ctx.client.streamed(ctx.prompt("solo", "early")).await?;
         holds(
             "early.status",
@@ -425,6 +427,7 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
         blames_nobody(&early, "a stream that was cut before its text")
     };
     let late = async {
+        until_asked(ctx, "solo", p1).await?;
         let late = ctx.client.streamed(ctx.prompt("solo", "late")).await?;
         blames_nobody(&late, "a stream that was cut after its text")?;
         broken(&late)
@@ -483,6 +486,7 @@ async fn strm_12(ctx: &Ctx) -> CaseResult {
     let mut met = false;
     let mut deviations = Deviations::new();
     for (what, responder) in failures {
+        until_asked(ctx, "solo", p1).await?;
         p1.answers(responder);
         // when
         let stream = ctx.client.streamed(ctx.prompt("solo", what)).await?;

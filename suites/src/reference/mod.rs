@@ -27,6 +27,7 @@ mod upstream;
 use crate::defect::Defect;
 
 use async_trait::async_trait;
+use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::{
     Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
@@ -36,8 +37,8 @@ use gauntlet_harness::subject::{
 pub struct Reference {
     defect: Option<Defect>,
     manifest: Manifest,
-    /// How many attempts at a candidate are built in, whatever is configured.
-    built_in: Option<u32>,
+    /// Changes what is built in, whatever is configured.
+    fix: Option<fn(&mut Spec)>,
 }
 
 impl Reference {
@@ -47,7 +48,7 @@ impl Reference {
         // one name for all: they share one schema, and so one template of the case's databases
         Self {
             defect,
-            built_in: None,
+            fix: None,
             manifest: Manifest {
                 name: "reference".into(),
                 version: None,
@@ -60,12 +61,33 @@ impl Reference {
     /// The correct gateway with three attempts at each candidate built in: nobody can configure
     /// them, and so it does not declare retries.
     pub fn with_built_in_retries() -> Self {
+        Self::fixed(&[Capability::Retry, Capability::RetryBudget], |spec| {
+            spec.retry.max_attempts = 3;
+        })
+    }
+
+    /// The correct gateway that leaves a provider alone for a second after each failure: nobody can
+    /// configure that, and so it declares neither breakers nor retries.
+    pub fn with_a_rest_after_each_failure() -> Self {
+        let undeclared = [
+            Capability::Breaker,
+            Capability::Retry,
+            Capability::RetryBudget,
+        ];
+        Self::fixed(&undeclared, |spec| {
+            spec.breaker.failure_threshold = 1;
+            spec.breaker.cool_down_ms = 1_000;
+        })
+    }
+
+    /// The correct gateway without these capabilities, with a part of the specification fixed.
+    fn fixed(undeclared: &[Capability], fix: fn(&mut Spec)) -> Self {
         let mut reference = Self::new(None);
-        reference.built_in = Some(3);
+        reference.fix = Some(fix);
         reference
             .manifest
             .capabilities
-            .retain(|one| !matches!(one, Capability::Retry | Capability::RetryBudget));
+            .retain(|one| !undeclared.contains(one));
         reference
     }
 }
@@ -77,8 +99,8 @@ impl Target for Reference {
     }
 
     async fn start(&self, mut deployment: Deployment) -> Result<RunningTarget, TargetError> {
-        if let Some(attempts) = self.built_in {
-            deployment.spec.retry.max_attempts = attempts;
+        if let Some(fix) = self.fix {
+            fix(&mut deployment.spec);
         }
         gateway::start(deployment, self.defect).await
     }
