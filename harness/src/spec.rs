@@ -33,6 +33,17 @@ impl Timeouts {
         idle_ms: Some(60_000),
         total_ms: Some(60_000),
     };
+
+    /// Returns these timeouts, with those of the wider scope where they leave one out.
+    #[must_use]
+    pub fn or(self, wider: Self) -> Self {
+        Self {
+            connect_ms: self.connect_ms.or(wider.connect_ms),
+            first_token_ms: self.first_token_ms.or(wider.first_token_ms),
+            idle_ms: self.idle_ms.or(wider.idle_ms),
+            total_ms: self.total_ms.or(wider.total_ms),
+        }
+    }
 }
 
 /// One provider that the harness stubs.
@@ -74,6 +85,14 @@ pub struct ModelSpec {
     pub candidates: Vec<CandidateSpec>,
     /// Timeouts that override the provider's and the gateway's for this alias.
     pub timeouts: Timeouts,
+    /// Retries that override the gateway's for this alias; see
+    /// [`crate::subject::AliasSetting::Retry`].
+    #[serde(default)]
+    pub retry: Option<RetrySpec>,
+    /// A breaker that overrides the gateway's for this alias; see
+    /// [`crate::subject::AliasSetting::Breaker`].
+    #[serde(default)]
+    pub breaker: Option<BreakerSpec>,
 }
 
 /// How requests to providers are retried.
@@ -289,6 +308,8 @@ impl Spec {
             alias: alias.into(),
             candidates,
             timeouts: Timeouts::default(),
+            retry: None,
+            breaker: None,
         });
         self
     }

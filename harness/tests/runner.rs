@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use gauntlet_harness::case::{Case, CaseResult, Ctx, Failure, Level, Profile, Verdict, holds};
+use gauntlet_harness::case::{
+    Case, CaseResult, Ctx, Failure, FailureMode, Level, Profile, Verdict, holds,
+};
 use gauntlet_harness::client::Client;
 use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
@@ -390,7 +392,18 @@ async fn a_shared_target_serves_cases_of_equal_settings_from_one_process() {
                 .collect()
         })
         .collect();
-    assert_eq!(aliases, [vec!["a-01-solo", "a-02-solo"], vec!["a-03-solo"]]);
+    assert_eq!(
+        aliases,
+        [
+            vec![
+                "a-01-solo",
+                "a-01-again-2-solo",
+                "a-02-solo",
+                "a-02-again-2-solo"
+            ],
+            vec!["a-03-solo", "a-03-again-2-solo"],
+        ]
+    );
     assert!(deployments[0].endpoints.contains_key("a-02-p1"));
 }
 
@@ -419,24 +432,70 @@ async fn cases_on_a_shared_target_run_in_tasks_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_fails_on_a_shared_target_is_repeated_on_a_fresh_one() {
+async fn what_fails_on_a_shared_target_is_repeated_on_the_same_under_another_alias() {
+    static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    fn fails_under_its_alias(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        SEEN.lock().unwrap().push(ctx.model("solo"));
+        fails(ctx)
+    }
     let target = Arc::new(Remembering {
         shared: true,
         ..Remembering::new()
     });
     let result = run_on(
         &target,
-        vec![case("A-01", passes), case("A-02", fails)],
+        vec![case("A-01", fails_under_its_alias), case("A-02", passes)],
         |_| {},
     )
     .await;
-    assert_eq!(result.outcomes[0].attempts, 1);
-    assert_eq!(result.outcomes[1].attempts, 2);
-    let deployments = target.deployments.lock().unwrap();
-    assert_eq!(deployments.len(), 2);
+    assert_eq!(result.outcomes[0].attempts, 2);
+    assert_eq!(result.outcomes[1].attempts, 1);
     assert_eq!(
-        deployments[1].spec.models.len(),
-        1,
-        "only the failed one is repeated"
+        *SEEN.lock().unwrap(),
+        ["a-01-solo", "a-01-again-2-solo"],
+        "the second examination has other stubs and another alias"
     );
+    assert_eq!(target.deployments.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_shared_target_starts_again_for_more_repetitions_than_it_is_prepared_for() {
+    let target = Arc::new(Remembering {
+        shared: true,
+        ..Remembering::new()
+    });
+    let result = run_on(&target, vec![case("A-01", passes)], |run| run.repeat = 9).await;
+    assert_eq!(result.outcomes[0].attempts, 9);
+    assert_eq!(target.deployments.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_hang_is_not_repeated() {
+    fn hangs(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            fails(ctx).await.map_err(|failure| match failure {
+                Failure::Violated {
+                    fact,
+                    expected,
+                    observed,
+                    ..
+                } => Failure::Violated {
+                    fact,
+                    expected,
+                    observed,
+                    mode: FailureMode::Hang,
+                },
+                other => other,
+            })
+        }
+        .boxed()
+    }
+    for shared in [false, true] {
+        let target = Arc::new(Remembering {
+            shared,
+            ..Remembering::new()
+        });
+        let result = run_on(&target, vec![case("A-01", hangs)], |_| {}).await;
+        assert_eq!(result.outcomes[0].attempts, 1, "shared: {shared}");
+    }
 }

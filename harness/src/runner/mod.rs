@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::case::Case;
 use crate::database::Database;
 use crate::subject::Target;
-use crate::verdict::{Failure, Level, Verdict};
+use crate::verdict::{Failure, FailureMode, Level, Verdict};
 
 pub use examine::examine;
 pub use outcome::Outcome;
@@ -127,7 +127,8 @@ impl Run {
     }
 
     /// Returns whether a case needs another examination: it has fewer than `repeat`, or its only
-    /// one failed. A failure of the harness or of the set-up is not repeated.
+    /// one failed. A failure of the harness or of the set-up is not repeated, and neither is a hang:
+    /// the guard has proved it, and the proof takes as long as the guard.
     fn wants_another(&self, attempts: &[Outcome]) -> bool {
         if attempts.iter().any(|outcome| {
             !matches!(
@@ -141,8 +142,20 @@ impl Run {
             return false;
         }
         let repeat = usize::try_from(self.repeat.max(1)).unwrap_or(usize::MAX);
-        attempts.len() < repeat || (attempts.len() == 1 && attempts.iter().any(Outcome::failed))
+        let once_failed = attempts.len() == 1 && attempts.iter().any(Outcome::failed);
+        attempts.len() < repeat || (once_failed && !attempts.iter().any(hung))
     }
+}
+
+/// Returns whether the examination ended at the hang guard.
+fn hung(outcome: &Outcome) -> bool {
+    matches!(
+        outcome.failure(),
+        Some(Failure::Violated {
+            mode: FailureMode::Hang,
+            ..
+        })
+    )
 }
 
 /// Runs the examination in a task of its own, so that a case that polls busily does not slow down

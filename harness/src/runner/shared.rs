@@ -1,11 +1,16 @@
 //! Targets that start slowly: one gateway serves all cases whose settings are equal.
+//!
+//! A case that fails is examined once more by the same gateway, under an alias and with stubs that
+//! are prepared for that, after all other cases have begun. While one group of cases is examined, the
+//! gateway of the next one starts.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use futures::StreamExt;
-use futures::stream;
+use futures::future::join;
+use futures::stream::FuturesUnordered;
 use indexmap::IndexMap;
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::examine::{failed, of_target};
@@ -13,46 +18,51 @@ use super::fixture::CaseFixture;
 use super::{Board, Outcome, Progress, Run, in_a_task, judged};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
-use crate::subject::{Deployment, Process, RunningTarget, TargetError, merge, share};
+use crate::subject::{
+    AliasSetting, Deployment, Process, RunningTarget, TargetError, merge, settings, share,
+};
 use crate::tape::Tape;
 use crate::verdict::Failure;
 
-/// Examines the cases in groups of equal settings; the cases of a group that fail are examined once
-/// more, together, on a fresh gateway.
+/// The most examinations of a case for which one gateway is prepared.
+const ROUNDS: usize = 4;
+
+/// Examines the cases in groups of equal settings.
 pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: &Board<'_>) {
-    for group in groups(waiting) {
-        let mut attempts: IndexMap<usize, Vec<Outcome>> = group
-            .iter()
-            .map(|(index, _)| (*index, Vec::new()))
-            .collect();
-        loop {
-            let again: Vec<(usize, Case)> = group
-                .iter()
-                .filter(|(index, _)| {
-                    attempts
-                        .get(index)
-                        .is_some_and(|attempts| run.wants_another(attempts))
-                })
-                .copied()
-                .collect();
-            if again.is_empty() || board.ended.is_cancelled() {
-                break;
-            }
-            examine_group(run, &again, board, &mut attempts).await;
+    let mut attempts: IndexMap<usize, Vec<Outcome>> = waiting
+        .iter()
+        .map(|(index, _)| (*index, Vec::new()))
+        .collect();
+    let mut pending = VecDeque::from(groups(waiting, &run.target.per_alias()));
+    let mut next = started(run, pending.pop_front()).await;
+    while let Some(group) = next.take() {
+        let (left, following) = join(
+            examine_group(run, group, board, &mut attempts),
+            started(run, pending.pop_front()),
+        )
+        .await;
+        if board.ended.is_cancelled() {
+            break;
         }
+        if !left.is_empty() {
+            pending.push_back(left);
+        }
+        next = match following {
+            Some(following) => Some(following),
+            None => started(run, pending.pop_front()).await,
+        };
     }
 }
 
 /// Groups the cases by equal settings, in the order of their first case; a case that needs a
 /// database has a group of its own.
-fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
+fn groups(
+    waiting: &[(usize, Case)],
+    per_alias: &BTreeSet<AliasSetting>,
+) -> Vec<Vec<(usize, Case)>> {
     let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
     for (index, case) in waiting {
-        let settings = Spec {
-            providers: Vec::new(),
-            models: Vec::new(),
-            ..(case.spec)()
-        };
+        let settings = settings(&(case.spec)(), per_alias);
         match groups
             .iter_mut()
             .find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None)
@@ -64,92 +74,192 @@ fn groups(waiting: &[(usize, Case)]) -> Vec<Vec<(usize, Case)>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// Examines several cases on one gateway. An outcome that needs no repetition goes to the board at
-/// once.
-async fn examine_group(
-    run: &Run,
-    group: &[(usize, Case)],
-    board: &Board<'_>,
-    attempts: &mut IndexMap<usize, Vec<Outcome>>,
-) {
-    let began = Instant::now();
-    let attempts = Mutex::new(attempts);
-    let done = async |index: usize, outcome: Outcome| {
-        let mut attempts = attempts.lock().await;
-        let Some(of_case) = attempts.get_mut(&index) else {
-            return;
-        };
-        of_case.push(outcome);
-        if !run.wants_another(of_case)
-            && let Some(outcome) = judged(std::mem::take(of_case))
-        {
-            board.judge(index, outcome);
-            attempts.shift_remove(&index);
-        }
-    };
-    let mut prepared = Vec::new();
-    for (index, case) in group {
-        match CaseFixture::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref())
-            .await
-        {
-            Ok(fixture) => prepared.push((*index, *case, fixture)),
-            Err(failure) => {
-                done(
-                    *index,
-                    failed(case, failure, began, &Tape::new(), String::new()),
-                )
-                .await
-            }
+/// Cases that one gateway serves, and that gateway.
+struct Group {
+    cases: Vec<Prepared>,
+    /// The cases whose fixtures could not be made.
+    unprepared: Vec<(usize, Case, Failure)>,
+    gateway: Result<Gateway, Failure>,
+    began: Instant,
+}
+
+/// A case with a fixture for each examination, and the prefix of its aliases there.
+struct Prepared {
+    index: usize,
+    case: Case,
+    rounds: VecDeque<(String, CaseFixture)>,
+}
+
+impl Prepared {
+    async fn close(self) {
+        for (_, fixture) in self.rounds {
+            fixture.close().await;
         }
     }
-    let gateway = match start(run, &prepared).await {
+}
+
+/// Prepares the cases and starts their gateway. Dropping the future stops everything.
+async fn started(run: &Run, cases: Option<Vec<(usize, Case)>>) -> Option<Group> {
+    let began = Instant::now();
+    let (mut ready, mut unprepared) = (Vec::new(), Vec::new());
+    for (index, case) in cases? {
+        match prepared(run, index, case).await {
+            Ok(case) => ready.push(case),
+            Err(failure) => unprepared.push((index, case, failure)),
+        }
+    }
+    let gateway = start(run, &ready).await;
+    Some(Group {
+        cases: ready,
+        unprepared,
+        gateway,
+        began,
+    })
+}
+
+async fn prepared(run: &Run, index: usize, case: Case) -> Result<Prepared, Failure> {
+    // a gateway has one database, which the second examination must not find used
+    let count = match (case.spec)().database {
+        DatabaseNeed::None => usize::try_from(run.repeat)
+            .unwrap_or(ROUNDS)
+            .clamp(2, ROUNDS),
+        _ => 1,
+    };
+    let mut rounds = VecDeque::new();
+    for round in 1..=count {
+        let prefix = prefix(&case, round);
+        let fixture =
+            CaseFixture::prepare(&run.target, case.id, (case.spec)(), run.database.as_deref())
+                .await?;
+        rounds.push_back((prefix, fixture));
+    }
+    Ok(Prepared {
+        index,
+        case,
+        rounds,
+    })
+}
+
+/// Examines the cases of a group on its gateway, and returns those that need another examination
+/// for which the gateway is not prepared.
+async fn examine_group(
+    run: &Run,
+    group: Group,
+    board: &Board<'_>,
+    attempts: &mut IndexMap<usize, Vec<Outcome>>,
+) -> Vec<(usize, Case)> {
+    let mut left = Vec::new();
+    let mut queue = VecDeque::from(group.cases);
+    for (index, case, failure) in group.unprepared {
+        let outcome = failed(&case, failure, group.began, &Tape::new(), String::new());
+        keep(run, board, attempts, index, outcome);
+    }
+    let gateway = match group.gateway {
         Ok(gateway) => gateway,
         Err(failure) => {
-            for (index, case, fixture) in prepared {
-                done(
-                    index,
-                    failed(&case, failure.clone(), began, &fixture.tape, String::new()),
-                )
-                .await;
-                fixture.close().await;
+            for prepared in queue {
+                let tape = prepared
+                    .rounds
+                    .front()
+                    .map_or_else(Tape::new, |(_, fixture)| fixture.tape.clone());
+                let outcome = failed(
+                    &prepared.case,
+                    failure.clone(),
+                    group.began,
+                    &tape,
+                    String::new(),
+                );
+                keep(run, board, attempts, prepared.index, outcome);
+                prepared.close().await;
             }
-            return;
+            return left;
         }
     };
-    stream::iter(prepared)
-        .map(|(index, case, mut fixture)| {
-            let (gateway, done) = (&gateway, &done);
-            async move {
-                if board.ended.is_cancelled() {
-                    return fixture.close().await;
-                }
-                (board.observer)(Progress::Started(case.id));
-                let handle = share(
-                    &gateway.base_url,
-                    &gateway.headers,
-                    gateway.process.as_ref(),
-                    &prefix(&case),
-                );
-                let target = Arc::clone(&run.target);
-                let examination = async move {
-                    let outcome = super::examine::run(
-                        &mut fixture,
-                        &case,
-                        target.manifest(),
-                        handle,
-                        None,
-                        Instant::now(),
-                    )
-                    .await;
-                    fixture.close().await;
-                    outcome
-                };
-                done(index, in_a_task(&case, examination).await).await;
+    let mut running = FuturesUnordered::new();
+    loop {
+        while running.len() < run.parallelism.max(1)
+            && let Some(mut prepared) = queue.pop_front()
+        {
+            if board.ended.is_cancelled() {
+                prepared.close().await;
+                continue;
             }
-        })
-        .buffer_unordered(run.parallelism.max(1))
-        .collect::<()>()
-        .await;
+            match prepared.rounds.pop_front() {
+                Some((prefix, fixture)) => {
+                    (board.observer)(Progress::Started(prepared.case.id));
+                    let outcome = examine_once(run, &prepared.case, fixture, &prefix, &gateway);
+                    running.push(async move { (prepared, outcome.await) });
+                }
+                None => left.push((prepared.index, prepared.case)),
+            }
+        }
+        let Some((prepared, outcome)) = running.next().await else {
+            return left;
+        };
+        match keep(run, board, attempts, prepared.index, outcome) {
+            Next::Examine => queue.push_back(prepared),
+            Next::Close => prepared.close().await,
+        }
+    }
+}
+
+/// What happens to a case after an examination.
+enum Next {
+    /// It is examined once more.
+    Examine,
+    /// It is judged.
+    Close,
+}
+
+/// Keeps the outcome of an examination; a case that needs no other one is judged.
+fn keep(
+    run: &Run,
+    board: &Board<'_>,
+    attempts: &mut IndexMap<usize, Vec<Outcome>>,
+    index: usize,
+    outcome: Outcome,
+) -> Next {
+    let of_case = attempts.entry(index).or_default();
+    of_case.push(outcome);
+    if run.wants_another(of_case) {
+        return Next::Examine;
+    }
+    if let Some(outcome) = judged(std::mem::take(of_case)) {
+        board.judge(index, outcome);
+    }
+    Next::Close
+}
+
+fn examine_once(
+    run: &Run,
+    case: &Case,
+    mut fixture: CaseFixture,
+    prefix: &str,
+    gateway: &Gateway,
+) -> impl Future<Output = Outcome> + use<> {
+    let handle = share(
+        &gateway.base_url,
+        &gateway.headers,
+        gateway.process.as_ref(),
+        prefix,
+    );
+    let (target, case) = (Arc::clone(&run.target), *case);
+    async move {
+        let examination = async move {
+            let outcome = super::examine::run(
+                &mut fixture,
+                &case,
+                target.manifest(),
+                handle,
+                None,
+                Instant::now(),
+            )
+            .await;
+            fixture.close().await;
+            outcome
+        };
+        in_a_task(&case, examination).await
+    }
 }
 
 /// A gateway that several cases share.
@@ -160,7 +270,7 @@ struct Gateway {
     _folder: tempfile::TempDir,
 }
 
-async fn start(run: &Run, prepared: &[(usize, Case, CaseFixture)]) -> Result<Gateway, Failure> {
+async fn start(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
     let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
     let folder = folder.map_err(|error| Failure::Harness {
         what: format!(
@@ -168,24 +278,18 @@ async fn start(run: &Run, prepared: &[(usize, Case, CaseFixture)]) -> Result<Gat
             std::env::temp_dir().display()
         ),
     })?;
-    let prefixes: Vec<String> = prepared.iter().map(|(_, case, _)| prefix(case)).collect();
+    let rounds = || cases.iter().flat_map(|prepared| &prepared.rounds);
     let spec = merge(
-        prefixes
-            .iter()
-            .map(String::as_str)
-            .zip(prepared.iter().map(|(_, _, fixture)| &fixture.spec)),
+        rounds().map(|(prefix, fixture)| (prefix.as_str(), &fixture.spec)),
+        &run.target.per_alias(),
     );
-    let endpoints = prefixes
-        .iter()
-        .zip(prepared)
-        .flat_map(|(prefix, (_, _, fixture))| fixture.endpoints(prefix))
+    let endpoints = rounds()
+        .flat_map(|(prefix, fixture)| fixture.endpoints(prefix))
         .collect();
-    let database_url = prepared
-        .iter()
-        .find_map(|(_, _, fixture)| fixture.database_url.clone());
-    let id = prepared.first().map_or_else(
+    let database_url = rounds().find_map(|(_, fixture)| fixture.database_url.clone());
+    let id = rounds().next().map_or_else(
         || "shared".to_string(),
-        |(_, _, fixture)| format!("shared-{}", fixture.id),
+        |(_, fixture)| format!("shared-{}", fixture.id),
     );
     let deployment = Deployment {
         id,
@@ -213,6 +317,10 @@ async fn start(run: &Run, prepared: &[(usize, Case, CaseFixture)]) -> Result<Gat
     })
 }
 
-fn prefix(case: &Case) -> String {
-    format!("{}-", case.id.to_lowercase())
+/// Returns the prefix of the aliases of a case in that examination.
+fn prefix(case: &Case, round: usize) -> String {
+    match round {
+        1 => format!("{}-", case.id.to_lowercase()),
+        _ => format!("{}-again-{round}-", case.id.to_lowercase()),
+    }
 }

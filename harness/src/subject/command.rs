@@ -1,6 +1,7 @@
 //! A gateway that the harness starts: its configuration is rendered, its process spawned, and its
 //! readiness awaited.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -13,8 +14,8 @@ use tokio::process::Command;
 
 use super::render::Renderer;
 use super::{
-    Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget, Start, Target,
-    TargetError, TargetFile,
+    AliasSetting, Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget,
+    Start, Target, TargetError, TargetFile,
 };
 use crate::gate::{bounded, pace};
 use crate::tape::{Event, Side};
@@ -129,6 +130,10 @@ impl Target for CommandTarget {
 
     fn shared(&self) -> bool {
         self.file.shared
+    }
+
+    fn per_alias(&self) -> BTreeSet<AliasSetting> {
+        self.file.per_alias.clone()
     }
 
     fn why_not(&self, capability: Capability) -> Option<String> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::{Capability, CommandTarget, Manifest, Target, TargetError, UrlTarget};
+use super::{AliasSetting, Capability, CommandTarget, Manifest, Target, TargetError, UrlTarget};
 use crate::spec::{BreakerSpec, RetrySpec, Spec, Timeouts};
 
 /// A target file. Unknown keys are refused.
@@ -37,6 +37,10 @@ pub struct TargetFile {
     /// Whether one process serves all cases with equal settings.
     #[serde(default)]
     pub shared: bool,
+    /// The settings that the templates give to each alias by itself, so that cases which differ in
+    /// them share a process.
+    #[serde(default)]
+    pub per_alias: BTreeSet<AliasSetting>,
     /// The capabilities that the target declares.
     #[serde(default)]
     pub capabilities: BTreeSet<Capability>,
@@ -222,6 +226,7 @@ impl TargetFile {
             url: Some(url.to_string()),
             base_path: String::new(),
             shared: false,
+            per_alias: BTreeSet::new(),
             capabilities: BTreeSet::from([Capability::Chat, Capability::Stream]),
             not_supported_reason: IndexMap::new(),
             headers: IndexMap::new(),

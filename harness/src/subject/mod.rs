@@ -25,8 +25,21 @@ pub use capability::Capability;
 pub use command::CommandTarget;
 pub use file::{Ready, Start, StartFile, TargetFile};
 pub use process::ChildProcess;
-pub use shared::{merge, share};
+pub use shared::{merge, settings, share};
 pub use url::UrlTarget;
+
+/// Settings that a gateway can give to one alias alone. Cases that differ in nothing else share one
+/// process of a shared target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AliasSetting {
+    /// The timeouts: the template gives each deployment the timeouts of its alias and provider.
+    Timeouts,
+    /// The retries: the template reads `model.retry`.
+    Retry,
+    /// The breaker: the template reads `model.breaker`.
+    Breaker,
+}
 
 /// What a target declares about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,6 +106,11 @@ pub trait Target: Send + Sync {
     /// otherwise each case has a gateway of its own.
     fn shared(&self) -> bool {
         false
+    }
+
+    /// Returns the settings in which the aliases of one process may differ.
+    fn per_alias(&self) -> BTreeSet<AliasSetting> {
+        BTreeSet::new()
     }
 
     /// Returns the address at which the provider of that name has to listen; `None` means any free

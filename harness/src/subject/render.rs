@@ -59,6 +59,17 @@ impl Renderer {
                 provider["base_url"] = json!(url);
             }
         }
+        for setting in ["retry", "breaker"] {
+            let default = context.get(setting).cloned().unwrap_or_default();
+            let models = context
+                .get_mut("models")
+                .and_then(|value| value.as_array_mut());
+            for model in models.into_iter().flatten() {
+                if model[setting].is_null() {
+                    model[setting] = default.clone();
+                }
+            }
+        }
         let paths: Map<String, serde_json::Value> = files
             .iter()
             .map(|name| {

@@ -139,6 +139,8 @@ fn neighbours() -> Spec {
             alias: alias.into(),
             candidates: vec![candidate],
             timeouts: Timeouts::default(),
+            retry: None,
+            breaker: None,
         });
     }
     spec
