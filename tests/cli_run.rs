@@ -276,6 +276,82 @@ fn a_url_where_nothing_answers_ends_the_run() {
     assert!(answer.out.contains(&free.to_string()), "{}", answer.out);
 }
 
+/// A gateway that refuses every request with this status, and its address. It ends with the test.
+fn refusing(status: &'static str, error: &'static str) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while head.read_line(&mut line).is_ok_and(|read| read > 2) {
+                line.clear();
+            }
+            let body = format!("{{\"error\": {{\"message\": \"{error}\"}}}}");
+            let _ = std::io::Write::write_all(
+                &mut stream,
+                format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                )
+                .as_bytes(),
+            );
+        }
+    });
+    address
+}
+
+#[test]
+fn a_url_that_is_not_wired_to_the_stubs_is_accused_of_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let manifest = file(
+        &folder,
+        "m.toml",
+        &format!(
+            "name = \"mine\"\ncapabilities = [\"chat\", \"stream\"]\n[listen]\np1 = \"{port}\"\n\
+             [headers]\nauthorization = \"Bearer sk-of-the-client-12345\"\n"
+        ),
+    );
+    for (status, error, remedy) in [
+        (
+            "404 Not Found",
+            "no model solo for sk-of-the-client-12345",
+            "point the alias solo at the model m-p1 of http://127.0.0.1",
+        ),
+        ("401 Unauthorized", "no key", "[headers] of a target file"),
+    ] {
+        let url = format!("http://{}", refusing(status, error));
+        let answer = gauntlet(
+            folder.path(),
+            &["run", "--target", &url, "--manifest", &manifest, "STRM"],
+        );
+        assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
+        let shown = error.replace("sk-of-the-client-12345", "[secret]");
+        for words in [
+            "the preflight failed",
+            &format!("status {}", &status[..3]),
+            &shown,
+            "the provider p1 (http://127.0.0.1:",
+            "was not asked",
+            remedy,
+            "Exit code 2",
+        ] {
+            assert!(answer.out.contains(words), "{words:?}: {}", answer.out);
+        }
+        assert!(!answer.out.contains("failed  "), "{}", answer.out);
+        let junit = std::fs::read_to_string(folder.path().join("report/junit.xml")).unwrap();
+        assert!(
+            junit.contains("<error") && !junit.contains("<failure"),
+            "{junit}"
+        );
+    }
+}
+
 #[test]
 fn an_occupied_port_is_reported_with_address_and_remedy() {
     let folder = tempfile::tempdir().unwrap();

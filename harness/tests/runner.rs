@@ -27,7 +27,11 @@ struct Remembering {
     manifest: Manifest,
     shared: bool,
     starts: bool,
+    /// Does not start for this case alone.
+    starts_not_for: &'static str,
     crashes: bool,
+    /// Gives the root of the gateway's URLs: a stub that is asked directly is a healthy gateway.
+    at: fn(&Deployment) -> String,
     deployments: Mutex<Vec<Deployment>>,
 }
 
@@ -70,7 +74,9 @@ impl Remembering {
             manifest,
             shared: false,
             starts: true,
+            starts_not_for: "nobody",
             crashes: false,
+            at: |_| "http://127.0.0.1:9".into(),
             deployments: Mutex::default(),
         }
     }
@@ -91,13 +97,20 @@ impl Target for Remembering {
     }
 
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
+        let base_url = (self.at)(&deployment);
+        let starts = self.starts && !deployment.id.starts_with(self.starts_not_for);
+        if !starts {
+            std::fs::write(deployment.folder.join("t.conf"), "asleep").unwrap();
+        }
         self.deployments.lock().unwrap().push(deployment);
-        if !self.starts {
-            return Err(TargetError::NotReady("it sleeps".into()));
+        if !starts {
+            return Err(TargetError::NotReady(
+                "it sleeps; its last lines:\n  zzz".into(),
+            ));
         }
         let process = self.crashes.then(|| Box::new(Dying) as Box<dyn Process>);
         Ok(RunningTarget {
-            base_url: "http://127.0.0.1:9".into(),
+            base_url,
             model_prefix: String::new(),
             headers: Vec::new(),
             process,
@@ -141,6 +154,7 @@ async fn run_on(
         parallelism: 1,
         repeat: 1,
         fail_fast: false,
+        preflight: false,
     };
     change(&mut run);
     run.execute(&|_| {}, &CancellationToken::new()).await
@@ -245,25 +259,143 @@ async fn a_case_without_its_capability_or_database_is_never_passed() {
 
 #[tokio::test]
 async fn a_target_that_does_not_start_ends_the_run_without_a_verdict() {
+    for shared in [false, true] {
+        let target = Arc::new(Remembering {
+            starts: false,
+            shared,
+            ..Remembering::new()
+        });
+        let cases = vec![case("A-01", passes), case("A-02", passes)];
+        let result = run_on(&target, cases, |run| run.preflight = true).await;
+        let broken = result.broken.unwrap();
+        assert!(broken.contains("it sleeps"), "{broken}");
+        assert!(
+            result
+                .outcomes
+                .iter()
+                .all(|outcome| matches!(outcome.verdict, Verdict::NotRun { .. })),
+            "{:?}",
+            result.outcomes
+        );
+        assert_eq!(target.deployments.lock().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_case_whose_gateway_does_not_start_is_not_run_and_the_run_goes_on() {
     let target = Arc::new(Remembering {
-        starts: false,
+        starts_not_for: "a-01",
         ..Remembering::new()
     });
-    let result = run_on(
-        &target,
-        vec![case("A-01", passes), case("A-02", passes)],
-        |_| {},
-    )
-    .await;
-    assert!(result.broken.unwrap().contains("it sleeps"));
-    assert!(
-        result
-            .outcomes
-            .iter()
-            .all(|outcome| matches!(outcome.verdict, Verdict::NotRun { .. })),
-        "{:?}",
-        result.outcomes
+    let cases = vec![case("A-01", passes), case("A-02", passes)];
+    let result = run_on(&target, cases, |_| {}).await;
+    assert_eq!(result.broken, None);
+    let Verdict::NotRun { why } = &result.outcomes[0].verdict else {
+        panic!("{:?}", result.outcomes[0])
+    };
+    let (first, rest) = why.split_once('\n').unwrap();
+    let (_, kept) = first.split_once("is kept in ").unwrap();
+    let kept = std::path::Path::new(kept.trim_end_matches("):"));
+    assert_eq!(
+        std::fs::read_to_string(kept.join("t.conf")).unwrap(),
+        "asleep"
     );
+    std::fs::remove_dir_all(kept).unwrap();
+    assert_eq!(rest, "  zzz");
+    assert_eq!(result.outcomes[1].verdict, Verdict::Passed);
+}
+
+/// Runs one case on a gateway at this URL, after a preflight.
+async fn preflight(shared: bool, at: fn(&Deployment) -> String) -> (Arc<Remembering>, RunResult) {
+    let mut target = Remembering {
+        shared,
+        at,
+        ..Remembering::new()
+    };
+    target.manifest.capabilities.insert(Capability::Stream);
+    let target = Arc::new(target);
+    let result = run_on(&target, vec![case("A-01", fails)], |run| {
+        run.preflight = true;
+    })
+    .await;
+    (target, result)
+}
+
+/// The root of the stub that the preflight asks.
+fn stub(deployment: &Deployment) -> String {
+    let (_, url) = deployment.endpoints.last().unwrap();
+    url.trim_end_matches("/v1").to_string()
+}
+
+#[tokio::test]
+async fn a_gateway_that_passes_healthy_requests_on_is_judged() {
+    for shared in [false, true] {
+        let (_, result) = preflight(shared, stub).await;
+        assert_eq!(result.broken, None);
+        assert!(result.outcomes[0].failed(), "{:?}", result.outcomes[0]);
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_wired_to_the_stubs_is_accused_of_nothing() {
+    let astray = |deployment: &Deployment| {
+        let stub = stub(deployment);
+        format!("{}/astray", stub.split("/t/").next().unwrap())
+    };
+    for shared in [false, true] {
+        let (target, result) = preflight(shared, astray).await;
+        let broken = result.broken.unwrap();
+        for words in [
+            "to a healthy plain request for the model ",
+            "with status 599",
+            "a request that no provider answers: POST",
+            "/astray/v1/chat/completions",
+            "configure the base URL http://127.0.0.1:",
+        ] {
+            assert!(broken.contains(words), "{words:?} in {broken}");
+        }
+        let verdict = &result.outcomes[0].verdict;
+        assert!(matches!(verdict, Verdict::NotRun { .. }), "{verdict:?}");
+        assert_eq!(target.deployments.lock().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn the_preflight_asks_one_alias_of_each_kind_and_no_agent() {
+    use gauntlet_harness::spec::Protocol;
+    let local = || {
+        Spec::solo()
+            .provider("p7", Protocol::OLLAMA)
+            .model("x", &["p7"])
+    };
+    let spec = |id, spec| Case {
+        spec,
+        ..case(id, passes)
+    };
+    let cases = vec![
+        spec("A-01", Spec::pair),
+        spec("A-02", local),
+        spec("A-03", Spec::solo),
+        spec("A-04", || Spec {
+            database: DatabaseNeed::None,
+            ..Spec::query(&["review"])
+        }),
+    ];
+    let target = Arc::new(Remembering {
+        at: stub,
+        ..Remembering::new()
+    });
+    run_on(&target, cases, |run| run.preflight = true).await;
+    let deployments = target.deployments.lock().unwrap();
+    let aliases: Vec<&str> = deployments[0]
+        .spec
+        .models
+        .iter()
+        .map(|model| model.alias.as_str())
+        .collect();
+    assert_eq!(aliases, ["pair", "solo", "ollama-solo"]);
+    let providers: Vec<&String> = deployments[0].endpoints.keys().collect();
+    assert_eq!(providers, ["p1", "p2", "ollama-p1"]);
 }
 
 #[tokio::test]
@@ -316,6 +448,7 @@ async fn an_interrupted_run_keeps_its_verdicts() {
         parallelism: 1,
         repeat: 1,
         fail_fast: false,
+        preflight: false,
     };
     let started = |progress: Progress<'_>| {
         if matches!(progress, Progress::Started("A-02")) {

@@ -33,7 +33,11 @@ Exit codes:
   1  a MUST does not hold (with --strict also: a SHOULD does not hold, or a case is flaky), or a
      line of the baseline is stale
   2  the run itself failed: nothing was examined, bad input, a required database is missing, the
-     gateway does not start or dies, or Ctrl-C
+     gateway does not start or dies, a healthy request does not reach the stubs through it, or
+     Ctrl-C
+
+Before a gateway is judged, healthy requests go through it to the stubs. If one of them fails, the
+gateway is not wired as the cases assume: the run ends and accuses it of nothing.
 
 Each case has one verdict: passed; failed; flaky (it failed, and passed when it was examined again
 with everything set up afresh); not supported (the target does not declare a capability that the
@@ -283,6 +287,7 @@ impl Prepared {
             parallelism: jobs,
             repeat: args.repeat,
             fail_fast: args.fail_fast,
+            preflight: true,
         };
         let stop = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(stop.clone()));

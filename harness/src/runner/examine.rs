@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::time::Instant;
 
-use super::Outcome;
 use super::fixture::CaseFixture;
+use super::{Outcome, not_started};
 use crate::case::{Case, Ctx, Starter};
 use crate::client::Client;
 use crate::database::{Database, Kind};
@@ -21,7 +21,7 @@ use crate::tape::{Event, Tape};
 use crate::verdict::{Failure, FailureMode, Verdict};
 
 /// The longest time between the closing of a process's sockets and the news of its end.
-const DYING: Duration = Duration::from_millis(500);
+pub(super) const DYING: Duration = Duration::from_millis(500);
 
 /// Examines one case once; everything is set up for it alone, and stopped afterwards.
 ///
@@ -57,7 +57,16 @@ pub async fn examine(
             )
             .await
         }
-        Err(error) => failed(case, of_target(error), began, &fixture.tape, String::new()),
+        Err(TargetError::NotSupported(why)) => {
+            let failure = Failure::NotRun { why };
+            failed(case, failure, began, &fixture.tape, String::new())
+        }
+        Err(error) => {
+            let tape = fixture.tape.clone();
+            let folder = fixture.keep().await;
+            let what = not_started(&error.to_string(), &folder);
+            return failed(case, Failure::Target { what }, began, &tape, String::new());
+        }
     };
     fixture.close().await;
     outcome
@@ -282,16 +291,6 @@ pub(super) fn failed(
         tape: tape.entries(),
         log_tail,
         ..Outcome::without_run(case, verdict)
-    }
-}
-
-/// Returns the failure of a case whose target returned this error.
-pub(super) fn of_target(error: TargetError) -> Failure {
-    match error {
-        TargetError::NotSupported(why) => Failure::NotRun { why },
-        error => Failure::Target {
-            what: error.to_string(),
-        },
     }
 }
 

@@ -2,6 +2,7 @@
 //! starts.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -156,6 +157,15 @@ impl CaseFixture {
             // a database that cannot be dropped now is removed at the end of the run
             let _ = database.finish(End::Drop).await;
         }
+    }
+
+    /// Does what [`Self::close`] does, but keeps the folder with what was rendered for the gateway,
+    /// whose path is returned.
+    pub(super) async fn keep(mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        let path = self.folder.path().to_path_buf();
+        self.close().await;
+        path
     }
 }
 

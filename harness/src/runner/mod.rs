@@ -3,14 +3,21 @@
 //! Each case has its own stubs, tape and database, and its own gateway unless the target is shared.
 //! All of it is stopped when the case ends, however it ends. A case that fails is examined once
 //! more with everything set up afresh; if it passes then, its verdict is *flaky*.
+//!
+//! Before a gateway is judged, healthy requests go through it to the stubs (the preflight). A
+//! gateway that does not pass them on is not wired as the cases assume: the run ends without a
+//! verdict. A case whose own gateway does not start is *not run*, and the run goes on.
 
 mod examine;
 mod fixture;
 mod outcome;
+mod preflight;
 mod replay;
 mod shared;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -22,6 +29,8 @@ use crate::case::Case;
 use crate::database::Database;
 use crate::subject::Target;
 use crate::verdict::{Failure, FailureMode, Level, Verdict};
+
+use preflight::Preflight;
 
 pub use examine::examine;
 pub use outcome::Outcome;
@@ -41,6 +50,9 @@ pub struct Run {
     pub repeat: u32,
     /// Whether the run ends at the first MUST that fails.
     pub fail_fast: bool,
+    /// Whether healthy requests go through the gateway before it is judged. If one of them fails,
+    /// the run ends without a verdict.
+    pub preflight: bool,
 }
 
 /// What happens in a run.
@@ -72,6 +84,7 @@ impl Run {
             judged: Mutex::new(BTreeMap::new()),
             ended: CancellationToken::new(),
             why: Mutex::new(None),
+            wired: AtomicBool::new(false),
             observer,
             fail_fast: self.fail_fast,
         };
@@ -93,6 +106,11 @@ impl Run {
     async fn examine_all(&self, waiting: &[(usize, Case)], board: &Board<'_>) {
         if self.target.shared() {
             return shared::examine_groups(self, waiting, board).await;
+        }
+        if self.preflight
+            && let Err(why) = self.preflight(waiting).await
+        {
+            return board.end(&why, true);
         }
         let parallelism = if self.target.one_at_a_time() {
             1
@@ -116,6 +134,31 @@ impl Run {
             .buffer_unordered(parallelism)
             .collect::<()>()
             .await;
+    }
+
+    /// Starts a gateway for the preflight alone, and sends healthy requests through it.
+    ///
+    /// # Errors
+    /// Why the run cannot begin, and what to do.
+    async fn preflight(&self, waiting: &[(usize, Case)]) -> Result<(), String> {
+        let cases = waiting.iter().map(|(_, case)| case);
+        let preflight = match Preflight::prepare(&self.target, cases).await {
+            Ok(Some(preflight)) => preflight,
+            Ok(None) => return Ok(()),
+            Err(Failure::Target { what }) => return Err(what),
+            Err(failure) => return Err(failure.to_string()),
+        };
+        let running = match self.target.start(preflight.fixture().deployment()).await {
+            Ok(running) => running,
+            Err(error) => {
+                let folder = preflight.keep().await;
+                return Err(not_started(&error.to_string(), &folder));
+            }
+        };
+        let checked = preflight.check(&running, self.target.manifest(), &[]).await;
+        drop(running);
+        preflight.close().await;
+        checked
     }
 
     async fn examine_apart(&self, case: &Case) -> Outcome {
@@ -155,6 +198,28 @@ fn hung(outcome: &Outcome) -> bool {
             mode: FailureMode::Hang,
             ..
         })
+    )
+}
+
+/// Returns the message of a gateway that did not start; `folder` is kept for the user. A folder in
+/// which nothing was rendered is not named.
+fn not_started(why: &str, folder: &Path) -> String {
+    let rendered = std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some());
+    if !rendered {
+        // an empty folder is of no use to anybody
+        let _ = std::fs::remove_dir(folder);
+        return why.to_string();
+    }
+    let (first, rest) = why.split_once('\n').unwrap_or((why, ""));
+    let first = first.trim_end_matches(':');
+    let rest = if rest.is_empty() {
+        String::new()
+    } else {
+        format!(":\n{rest}")
+    };
+    format!(
+        "{first} (what was rendered for it is kept in {}){rest}",
+        folder.display()
     )
 }
 
@@ -209,6 +274,8 @@ struct Board<'a> {
     ended: CancellationToken,
     /// Why the run ended early, and whether it thereby failed.
     why: Mutex<Option<(String, bool)>>,
+    /// Whether a gateway that several cases share has started, and has passed its preflight.
+    wired: AtomicBool,
     observer: Observer<'a>,
     fail_fast: bool,
 }
@@ -219,12 +286,12 @@ impl Board<'_> {
             failure: Failure::Target { what },
         } = &outcome.verdict
         {
-            self.end(what, true);
-            if outcome.attempts == 0 {
-                // nothing was examined, so there is no verdict on the requirement
-                outcome.verdict = Verdict::NotRun {
-                    why: what.lines().next().unwrap_or_default().to_string(),
-                };
+            if outcome.attempts > 0 {
+                self.end(what, true);
+            } else {
+                // nothing was examined, so there is no verdict on the requirement; other cases may
+                // have a gateway that starts
+                outcome.verdict = Verdict::NotRun { why: what.clone() };
             }
         }
         (self.observer)(Progress::Finished(&outcome));
@@ -241,11 +308,24 @@ impl Board<'_> {
     }
 
     fn end(&self, why: &str, breaks: bool) {
+        self.keep(why, breaks);
+        self.ended.cancel();
+    }
+
+    /// Ends the run because the gateway of a group of cases did not start, or failed its preflight;
+    /// once another group's gateway has passed, the run goes on and fails at its end.
+    fn end_unless_wired(&self, why: &str) {
+        self.keep(why, true);
+        if !self.wired.load(Ordering::Relaxed) {
+            self.ended.cancel();
+        }
+    }
+
+    fn keep(&self, why: &str, breaks: bool) {
         let mut first = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
             *first = Some((why.to_string(), breaks));
         }
-        self.ended.cancel();
     }
 
     fn into_result(self, cases: &[Case]) -> RunResult {

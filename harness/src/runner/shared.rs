@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::StreamExt;
 use futures::future::join;
@@ -13,9 +14,10 @@ use futures::stream::FuturesUnordered;
 use indexmap::IndexMap;
 use tokio::time::Instant;
 
-use super::examine::{failed, of_target};
+use super::examine::failed;
 use super::fixture::CaseFixture;
-use super::{Board, Outcome, Progress, Run, in_a_task, judged};
+use super::preflight::Preflight;
+use super::{Board, Outcome, Progress, Run, in_a_task, judged, not_started};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
 use crate::subject::{
@@ -24,6 +26,8 @@ use crate::subject::{
 use crate::tape::Tape;
 use crate::verdict::Failure;
 
+/// The prefix of the aliases that the preflight asks.
+const PREFLIGHT: &str = "preflight-";
 /// The most examinations of a case for which one gateway is prepared.
 const ROUNDS: usize = 4;
 
@@ -108,7 +112,7 @@ async fn started(run: &Run, cases: Option<Vec<(usize, Case)>>) -> Option<Group> 
             Err(failure) => unprepared.push((index, case, failure)),
         }
     }
-    let gateway = start(run, &ready).await;
+    let gateway = wired(run, &ready).await;
     Some(Group {
         cases: ready,
         unprepared,
@@ -155,8 +159,14 @@ async fn examine_group(
         keep(run, board, attempts, index, outcome);
     }
     let gateway = match group.gateway {
-        Ok(gateway) => gateway,
+        Ok(gateway) => {
+            board.wired.store(true, Ordering::Relaxed);
+            gateway
+        }
         Err(failure) => {
+            if let Failure::Target { what } = &failure {
+                board.end_unless_wired(what);
+            }
             for prepared in queue {
                 let tape = prepared
                     .rounds
@@ -270,20 +280,56 @@ struct Gateway {
     _folder: tempfile::TempDir,
 }
 
-async fn start(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
+/// Starts the gateway, and sends healthy requests through it to stubs of their own.
+async fn wired(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
+    let asked = cases.iter().map(|prepared| &prepared.case);
+    let preflight = match run.preflight {
+        true => Preflight::prepare(&run.target, asked).await?,
+        false => None,
+    };
+    let gateway = start(run, cases, preflight.as_ref()).await?;
+    let Some(preflight) = preflight else {
+        return Ok(gateway);
+    };
+    let handle = share(
+        &gateway.base_url,
+        &gateway.headers,
+        gateway.process.as_ref(),
+        PREFLIGHT,
+    );
+    let first = cases.first().and_then(|prepared| prepared.rounds.front());
+    let keys = first.map(|(_, fixture)| &fixture.spec.keys);
+    let keys = keys.map(Vec::as_slice).unwrap_or_default();
+    let checked = preflight.check(&handle, run.target.manifest(), keys).await;
+    preflight.close().await;
+    checked
+        .map(|()| gateway)
+        .map_err(|what| Failure::Target { what })
+}
+
+async fn start(
+    run: &Run,
+    cases: &[Prepared],
+    preflight: Option<&Preflight>,
+) -> Result<Gateway, Failure> {
     let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
-    let folder = folder.map_err(|error| Failure::Harness {
+    let mut folder = folder.map_err(|error| Failure::Harness {
         what: format!(
             "cannot make a folder in {}: {error}",
             std::env::temp_dir().display()
         ),
     })?;
     let rounds = || cases.iter().flat_map(|prepared| &prepared.rounds);
+    let parts = || {
+        let rounds = rounds().map(|(prefix, fixture)| (prefix.as_str(), fixture));
+        // the settings are those of the first part
+        rounds.chain(preflight.map(|preflight| (PREFLIGHT, preflight.fixture())))
+    };
     let spec = merge(
-        rounds().map(|(prefix, fixture)| (prefix.as_str(), &fixture.spec)),
+        parts().map(|(prefix, fixture)| (prefix, &fixture.spec)),
         &run.target.per_alias(),
     );
-    let endpoints = rounds()
+    let endpoints = parts()
         .flat_map(|(prefix, fixture)| fixture.endpoints(prefix))
         .collect();
     let database_url = rounds().find_map(|(_, fixture)| fixture.database_url.clone());
@@ -299,22 +345,25 @@ async fn start(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
         folder: folder.path().to_path_buf(),
         tape: Tape::new(),
     };
-    let RunningTarget {
-        base_url,
-        headers,
-        process,
-        ..
-    } = run
-        .target
-        .start(deployment)
-        .await
-        .map_err(|error: TargetError| of_target(error))?;
-    Ok(Gateway {
-        base_url,
-        headers,
-        process: process.map(Arc::from),
-        _folder: folder,
-    })
+    match run.target.start(deployment).await {
+        Ok(RunningTarget {
+            base_url,
+            headers,
+            process,
+            ..
+        }) => Ok(Gateway {
+            base_url,
+            headers,
+            process: process.map(Arc::from),
+            _folder: folder,
+        }),
+        Err(TargetError::NotSupported(why)) => Err(Failure::NotRun { why }),
+        Err(error) => {
+            folder.disable_cleanup(true);
+            let what = not_started(&error.to_string(), folder.path());
+            Err(Failure::Target { what })
+        }
+    }
 }
 
 /// Returns the prefix of the aliases of a case in that examination.
