@@ -82,6 +82,43 @@ fn an_unknown_id_is_refused_with_the_nearest_known_ids() {
 }
 
 #[test]
+fn a_value_that_cannot_be_used_is_refused_with_the_option_and_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    refuses(
+        folder,
+        &["run", "CHAT"],
+        &["no area CHAT", "WIRE, TIME, ", "AUTH"],
+    );
+    refuses(folder, &["run", "--jobs", "0"], &["'0'", "from 1 to 1024"]);
+    refuses(
+        folder,
+        &["run", "--repeat", "x"],
+        &["'x'", "from 1 to 10000"],
+    );
+    refuses(
+        folder,
+        &["run", "--require", "foo", "TIME-06"],
+        &[
+            "--require (GAUNTLET_REQUIRE)",
+            "`foo`",
+            "docker",
+            "postgres",
+        ],
+    );
+    refuses(
+        folder,
+        &["stub", "--listen", "foo"],
+        &["'foo'", "127.0.0.1:11435"],
+    );
+    refuses(
+        folder,
+        &["keys", "revoke", "nope"],
+        &["'nope'", "gauntlet keys list"],
+    );
+}
+
+#[test]
 fn a_missing_target_is_refused_with_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
@@ -624,7 +661,12 @@ fn a_file_that_is_no_schedule_is_refused() {
     refuses(
         folder.path(),
         &["run", "--schedule", &schedule],
-        &["p.json", "fault schedule"],
+        &[
+            "p.json",
+            "fault schedule",
+            "line 1, column 14",
+            "a list: [ … ]",
+        ],
     );
 }
 

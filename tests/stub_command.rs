@@ -280,3 +280,41 @@ fn a_bad_script_is_refused_in_one_sentence() {
         "{message}"
     );
 }
+
+/// Sends a signal to the stub.
+fn signal(stub: &Running, name: &str) {
+    let kill = Command::new("kill")
+        .args([&format!("-{name}"), &stub.child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_stub_reads_its_scripts_again_at_sighup_and_ends_well_at_sigterm() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("s.yaml");
+    let write = |text: &str| std::fs::write(&script, text).unwrap();
+    write("rules:\n  - answers: [{ reply: before }]\n");
+    let mut stub = stub(std::slice::from_ref(&script));
+    let mut console = BufReader::new(stub.child.stderr.take().unwrap()).lines();
+    let mut next_line = || console.next().unwrap().unwrap();
+
+    write("rules:\n  - answers: [{ reply: after }]\n");
+    signal(&stub, "HUP");
+    assert!(next_line().starts_with("reloaded"));
+    let answer = stub.client.chat(says("x")).await.unwrap();
+    assert_eq!(answer.content(), "after");
+
+    write("rules:\n  - anwsers: []\n");
+    signal(&stub, "HUP");
+    let line = next_line();
+    assert!(
+        line.starts_with("not reloaded") && line.contains("anwsers"),
+        "{line}"
+    );
+    let answer = stub.client.chat(says("x")).await.unwrap();
+    assert_eq!(answer.content(), "after");
+
+    signal(&stub, "TERM");
+    assert_eq!(stub.child.wait().unwrap().code(), Some(0));
+}

@@ -16,6 +16,7 @@ pub mod client;
 pub mod gate;
 pub mod llm;
 pub mod plan;
+mod problem;
 pub mod schedule;
 pub mod spec;
 pub mod tape;

@@ -55,8 +55,8 @@ pub enum Step {
     Drain,
     /// Sends the rest of the body.
     Rest,
-    /// Sends these bytes, which are not part of the answer.
-    Garbage(Vec<u8>),
+    /// Sends these bytes, which are not part of the answer. A script may write them as a text.
+    Garbage(#[serde(deserialize_with = "text_or_bytes")] Vec<u8>),
     /// Sends nothing more and keeps the connection open until the peer closes it.
     Stall,
     /// Closes the connection in order (FIN), even if more was promised.
@@ -88,8 +88,8 @@ pub const STEPS: [(&str, &str); 16] = [
         "sends the last event again and again, its text numbered",
     ),
     (
-        "garbage: [72, 105]",
-        "sends bytes that are not part of the answer",
+        "garbage: oops",
+        "sends this text, or a list of bytes, beside the answer",
     ),
     ("hold: NAME", "waits until the gate is opened"),
     (
@@ -125,6 +125,33 @@ impl Step {
             Self::Reset => "reset",
         }
     }
+}
+
+/// Reads bytes that are written as a text or as a list of numbers.
+fn text_or_bytes<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    struct TextOrBytes;
+
+    impl<'de> serde::de::Visitor<'de> for TextOrBytes {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a text, or a list of whole numbers from 0 to 255")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Vec<u8>, E> {
+            Ok(text.as_bytes().to_vec())
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Vec<u8>, A::Error> {
+            let mut bytes = Vec::new();
+            while let Some(byte) = list.next_element()? {
+                bytes.push(byte);
+            }
+            Ok(bytes)
+        }
+    }
+
+    from.deserialize_any(TextOrBytes)
 }
 
 /// How the end of the body is announced.
@@ -208,6 +235,21 @@ impl Plan {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{STEPS, Step};
+
+    #[test]
+    fn garbage_is_a_text_or_a_list_of_bytes() {
+        for written in ["{\"garbage\":\"Hi\"}", "{\"garbage\":[72,105]}"] {
+            let step: Step = serde_json::from_str(written).unwrap();
+            assert_eq!(step, Step::Garbage(b"Hi".to_vec()));
+        }
+        let wrong = serde_json::from_str::<Step>("{\"garbage\":5}").unwrap_err();
+        assert!(
+            wrong
+                .to_string()
+                .contains("a text, or a list of whole numbers"),
+            "{wrong}"
+        );
+    }
 
     #[test]
     fn the_table_has_each_step_that_a_script_can_have() {

@@ -48,3 +48,26 @@ pub fn compared(path: &Path, ids: &[String], record: &RunRecord) -> Baseline {
     }
     baseline
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::read;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_ids_or_a_sentence_with_the_path(
+            bytes in prop::collection::vec(any::<u8>(), 0..200)
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("known.txt");
+            std::fs::write(&path, bytes).unwrap();
+            match read(&path) {
+                Ok(ids) => prop_assert!(ids.iter().all(|id| !id.contains(char::is_whitespace))),
+                Err(error) => prop_assert!(error.contains("known.txt") && error.contains("; give")),
+            }
+        }
+    }
+}

@@ -48,8 +48,15 @@ enum Action {
     /// Revoke a key; a running gateway may accept it for auth.cache_ms (milliseconds) longer
     Revoke {
         /// The id of the key, as `gauntlet keys list` shows it
+        #[arg(value_parser = id)]
         id: Uuid,
     },
+}
+
+/// Reads the id of a key.
+fn id(text: &str) -> Result<Uuid, &'static str> {
+    text.parse()
+        .map_err(|_| "it is not the id of a key; `gauntlet keys list` shows the ids")
 }
 
 /// Runs one action on the keys.

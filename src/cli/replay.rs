@@ -79,7 +79,7 @@ fn read(path: &Path) -> Result<Schedule, CommandError> {
     })?;
     Schedule::from_json(&text).map_err(|error| {
         CommandError(format!(
-            "{} is not a fault schedule: {error}; give a JSON file as a failing property writes it",
+            "{} is not a fault schedule: {error}",
             path.display()
         ))
     })

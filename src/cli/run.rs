@@ -91,11 +91,11 @@ pub struct Args {
         long,
         value_name = "N",
         default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=10_000)
+        value_parser = |text: &str| number(text, 10_000)
     )]
     repeat: u32,
     /// Run N cases at the same time [default: twice the number of cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    #[arg(long, value_name = "N", value_parser = |text: &str| number(text, 1_024))]
     jobs: Option<u32>,
     /// Run only the K-th of N equal parts of the cases
     #[arg(long, value_name = "K/N")]
@@ -122,6 +122,14 @@ pub struct Args {
     schedule: Option<PathBuf>,
     #[command(flatten)]
     selection: Selection,
+}
+
+/// Reads a number from 1 to `most`.
+fn number(text: &str, most: u32) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("write a whole number from 1 to {most}")),
+    }
 }
 
 /// Runs the cases or plays the schedule. The exit code is that of the report.
@@ -208,7 +216,9 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
     let choice: Choice = args.database.parse().map_err(|error| format!("{error}"))?;
     let require: Require = match args.require.as_deref() {
         None | Some("") => Require::Nothing,
-        Some(what) => what.parse().map_err(|error| format!("{error}"))?,
+        Some(what) => what
+            .parse()
+            .map_err(|error| format!("--require (GAUNTLET_REQUIRE): {error}"))?,
     };
     let target = target(args)?;
     let known = match &args.baseline {
@@ -243,23 +253,31 @@ fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
     let gauntlet = std::env::current_exe().map_err(|error| {
         format!("cannot find the path of this program: {error}; start it by its path")
     })?;
-    let is_url = args.target.contains("://");
-    if args.manifest.is_some() && !is_url {
+    if args.manifest.is_some() && !args.target.contains("://") {
         return Err(format!(
             "--manifest describes a gateway at a URL, and {} has a target file of its own; leave \
              --manifest out, or give the URL with --target",
             args.target
         ));
     }
-    let file = match (args.target.as_str(), &args.manifest) {
+    target_file(&args.target, args.manifest.as_deref())?
+        .into_target(gauntlet)
+        .map_err(|error| error.to_string())
+}
+
+/// Reads the target file that `--target` names; `manifest` describes the gateway at a URL.
+///
+/// # Errors
+/// A sentence with the file, the reason and the remedy.
+fn target_file(target: &str, manifest: Option<&Path>) -> Result<TargetFile, String> {
+    let file = match (target, manifest) {
         ("bundled", _) => TargetFile::parse(BUNDLED, "bundled"),
         ("litellm", _) => TargetFile::parse(LITELLM, "litellm"),
         (url, Some(manifest)) => TargetFile::load_for_url(manifest, url),
-        (url, None) if is_url => Ok(TargetFile::for_url(url)),
+        (url, None) if url.contains("://") => Ok(TargetFile::for_url(url)),
         (path, None) => TargetFile::load(Path::new(path)),
     };
-    file.and_then(|file| file.into_target(gauntlet))
-        .map_err(|error| error.to_string())
+    file.map_err(|error| error.to_string())
 }
 
 impl Prepared {

@@ -119,8 +119,19 @@ fn known(names: &[String]) -> Result<(), String> {
     }
 }
 
-/// Returns the sentence for an id that the catalogue does not have.
+/// Returns the sentence for an id or an area that the catalogue does not have.
 pub fn unknown(name: &str) -> String {
+    if name.chars().all(|c| c.is_ascii_alphabetic()) {
+        let mut areas: Vec<&str> = catalogue::all()
+            .iter()
+            .filter_map(|known| known.id.split('-').next())
+            .collect();
+        areas.dedup();
+        return format!(
+            "the catalogue has no area {name}; its areas are {}; `gauntlet list` shows all",
+            areas.join(", ")
+        );
+    }
     let mut ids: Vec<(usize, &str)> = catalogue::all()
         .iter()
         .map(|known| {
@@ -149,6 +160,17 @@ fn is_meant(id: &str, name: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn an_unknown_area_is_answered_with_the_areas_and_an_unknown_id_with_the_nearest_ids() {
+        let area = unknown("CHAT");
+        assert!(
+            area.contains("WIRE, TIME, ") && area.contains("AUTH"),
+            "{area}"
+        );
+        assert_eq!(area.matches("TIME").count(), 1, "{area}");
+        assert!(unknown("TIME-2").contains("TIME-02"));
+    }
 
     #[test]
     fn a_shard_out_of_range_is_refused() {

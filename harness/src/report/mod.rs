@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use crate::problem;
 use crate::runner::Outcome;
 use crate::verdict::{Failure, Level, Verdict};
 
@@ -364,6 +365,7 @@ impl RunRecord {
     /// # Errors
     /// A sentence with the path, the reason and the remedy.
     pub fn read(path: &Path) -> Result<Self, String> {
+        let syntax = |error: &serde_json::Error| problem::json(error, problem::RECORD);
         let not_a_report = |why: &str| {
             format!(
                 "{} is not a report of gauntlet: {why}; give the report.json that `gauntlet run` has \
@@ -378,7 +380,7 @@ impl RunRecord {
             )
         })?;
         let form: serde_json::Value =
-            serde_json::from_str(&text).map_err(|error| not_a_report(&error.to_string()))?;
+            serde_json::from_str(&text).map_err(|error| not_a_report(&syntax(&error)))?;
         match form.get("schema").and_then(serde_json::Value::as_u64) {
             Some(schema) if schema == u64::from(SCHEMA) => {}
             Some(schema) => {
@@ -392,7 +394,8 @@ impl RunRecord {
                 return Err(not_a_report("it has no schema"));
             }
         }
-        serde_json::from_value(form).map_err(|error| not_a_report(&error.to_string()))
+        // the text again, since a value has no lines
+        serde_json::from_str(&text).map_err(|error| not_a_report(&syntax(&error)))
     }
 }
 

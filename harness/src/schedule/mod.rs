@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::play::{Played, Response};
 use crate::plan::Listen;
+use crate::problem;
 use crate::spec::{BreakerSpec, Protocol, RetrySpec, Spec, Timeouts};
 
 /// The alias that every request of a schedule asks for.
@@ -185,14 +186,15 @@ impl Schedule {
     /// Reads a schedule as it is written by a failing property, or by hand.
     ///
     /// # Errors
-    /// A sentence that names the key, its value and the remedy.
+    /// A sentence that names the position, or the key with its value, and the remedy.
     pub fn from_json(text: &str) -> Result<Self, String> {
-        let schedule: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let schedule: Self =
+            serde_json::from_str(text).map_err(|error| problem::json(&error, problem::SCHEDULE))?;
         let s = &schedule.settings;
         let longest = |name: &str, inner: u64| match inner {
             0 => Err(format!("settings.{name} is 0: write at least 1")),
             inner if inner > s.total_ms => Err(format!(
-                "settings.{name} is {inner}, longer than settings.total_ms, {}",
+                "settings.{name} is {inner}, longer than settings.total_ms, {}; write at most that",
                 s.total_ms
             )),
             _ => Ok(()),
@@ -396,8 +398,16 @@ pub(crate) mod tests {
                 "\"status\": 200",
                 "status 200 is not a failure",
             ),
-            ("\"answer\"", "\"answers\"", "unknown variant `answers`"),
-            ("\"stream\"", "\"streams\"", "unknown field `streams`"),
+            (
+                "\"answer\"",
+                "\"answers\"",
+                "unknown word `answers`; write `answer`",
+            ),
+            (
+                "\"stream\"",
+                "\"streams\"",
+                "unknown key `streams`; write `stream`",
+            ),
         ] {
             let error = Schedule::from_json(&PLAN.replace(from, to)).unwrap_err();
             assert!(error.contains(message), "{error}");
