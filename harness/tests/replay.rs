@@ -12,7 +12,7 @@ use gauntlet_harness::runner::{Replay, replay};
 use gauntlet_harness::schedule::Schedule;
 use gauntlet_harness::schedule::invariants::Invariant;
 use gauntlet_harness::subject::{
-    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+    Behaviour, Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
 use serde_json::json;
 
@@ -33,6 +33,7 @@ impl Target for PassesOn {
             base_url,
             model_prefix: String::new(),
             headers: Vec::new(),
+            rendered: Arc::default(),
             process: None,
         })
     }
@@ -50,6 +51,7 @@ async fn played(action: serde_json::Value) -> Replay {
         name: "t".into(),
         version: None,
         capabilities: BTreeSet::from([Capability::Chat]),
+        behaviour: Behaviour::default(),
         fixed_timeouts: None,
     };
     let target: Arc<dyn Target> = Arc::new(PassesOn(manifest));

@@ -18,7 +18,7 @@ use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
 use gauntlet_harness::subject::{
-    Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
+    Behaviour, Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +68,7 @@ impl Remembering {
             name: "t".into(),
             version: None,
             capabilities: BTreeSet::from([Capability::Chat]),
+            behaviour: Behaviour::default(),
             fixed_timeouts: None,
         };
         Self {
@@ -113,6 +114,7 @@ impl Target for Remembering {
             base_url,
             model_prefix: String::new(),
             headers: Vec::new(),
+            rendered: Arc::default(),
             process,
         })
     }

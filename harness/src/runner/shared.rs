@@ -21,7 +21,7 @@ use super::{Board, Outcome, Progress, Run, in_a_task, judged, not_started};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
 use crate::subject::{
-    AliasSetting, Deployment, Process, RunningTarget, TargetError, merge, settings, share,
+    AliasSetting, Deployment, Process, Rendered, RunningTarget, TargetError, merge, settings, share,
 };
 use crate::tape::Tape;
 use crate::verdict::Failure;
@@ -40,9 +40,14 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
     let mut pending = VecDeque::from(groups(waiting, &run.target.per_alias()));
     let mut next = started(run, pending.pop_front()).await;
     while let Some(group) = next.take() {
+        // two gateways cannot have one fixed port
+        let ahead = match run.target.one_at_a_time() {
+            true => None,
+            false => pending.pop_front(),
+        };
         let (left, following) = join(
             examine_group(run, group, board, &mut attempts),
-            started(run, pending.pop_front()),
+            started(run, ahead),
         )
         .await;
         if board.ended.is_cancelled() {
@@ -250,6 +255,7 @@ fn examine_once(
     let handle = share(
         &gateway.base_url,
         &gateway.headers,
+        &gateway.rendered,
         gateway.process.as_ref(),
         prefix,
     );
@@ -276,6 +282,7 @@ fn examine_once(
 struct Gateway {
     base_url: String,
     headers: Vec<(String, String)>,
+    rendered: Arc<Rendered>,
     process: Option<Arc<dyn Process>>,
     _folder: tempfile::TempDir,
 }
@@ -294,6 +301,7 @@ async fn wired(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
     let handle = share(
         &gateway.base_url,
         &gateway.headers,
+        &gateway.rendered,
         gateway.process.as_ref(),
         PREFLIGHT,
     );
@@ -349,11 +357,13 @@ async fn start(
         Ok(RunningTarget {
             base_url,
             headers,
+            rendered,
             process,
             ..
         }) => Ok(Gateway {
             base_url,
             headers,
+            rendered,
             process: process.map(Arc::from),
             _folder: folder,
         }),

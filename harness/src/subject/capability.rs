@@ -36,6 +36,15 @@ macro_rules! capabilities {
                 }
             }
 
+            /// The capability that a target declares by declaring this one, if there is one.
+            #[must_use]
+            pub const fn implies(self) -> Option<Self> {
+                match self {
+                    Self::FirstTokenTimeout => Some(Self::HeadersTimeout),
+                    _ => None,
+                }
+            }
+
             /// What a target that declares the capability claims, in one sentence.
             #[must_use]
             pub const fn claim(self) -> &'static str {
@@ -70,8 +79,12 @@ capabilities! {
         "Retries are limited to a configured share of the requests made, plus a configured floor."
     ConnectTimeout "connect_timeout"
         "Establishing a connection to a provider has a configured timeout of its own."
+    HeadersTimeout "headers_timeout"
+        "The wait for the headers of a provider's response has a configured timeout of its own, \
+         whatever happens after the headers."
     FirstTokenTimeout "first_token_timeout"
-        "The wait for the first content of a stream has a configured timeout of its own."
+        "The wait for the first content of a stream has a configured timeout of its own, also \
+         after the headers; who declares it declares `headers_timeout`, too."
     IdleTimeout "idle_timeout"
         "The wait between two events of a stream has a configured timeout of its own."
     TotalDeadline "total_deadline"

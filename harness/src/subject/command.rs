@@ -5,25 +5,28 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use indexmap::IndexMap;
 use tokio::process::Command;
 
+use super::probe::{Seen, ask};
 use super::render::Renderer;
 use super::{
-    AliasSetting, Capability, ChildProcess, Deployment, Manifest, Process, Ready, RunningTarget,
-    Start, Target, TargetError, TargetFile,
+    AliasSetting, Capability, ChildProcess, Deployment, Manifest, Process, Ready, Rendered,
+    RenderedFile, RunningTarget, Start, Target, TargetError, TargetFile,
 };
-use crate::gate::{bounded, pace};
+use crate::gate::{bounded, pace, poll_until};
 use crate::tape::{Event, Side};
 
 /// The time between two checks of a target that is not ready yet.
 const POLL: Duration = Duration::from_millis(10);
 /// How often a program is started: another program may take its port before it binds.
 const ATTEMPTS: u32 = 3;
+/// The longest wait for a fixed port, which the gateway of the case before may hold while it dies.
+const RELEASE: Duration = Duration::from_secs(5);
 /// The longest wait for a version command; some gateways load all their modules first.
 const VERSION: Duration = Duration::from_secs(30);
 
@@ -61,48 +64,93 @@ impl CommandTarget {
         })
     }
 
-    fn spawn(&self, deployment: &Deployment, port: u16) -> Result<ChildProcess, TargetError> {
-        let names: Vec<String> = self
-            .start
-            .files
-            .iter()
-            .map(|file| file.name.clone())
-            .collect();
-        let renderer = Renderer::new(&self.file.name, &self.gauntlet, deployment, port, &names)?;
-        for file in &self.start.files {
-            let path = deployment.folder.join(&file.name);
-            let text =
-                renderer.render(&format!("the template of {}", file.name), &file.template)?;
-            std::fs::write(&path, text).map_err(|error| {
+    /// Renders everything that the gateway is given, and writes its files.
+    fn prepare(
+        &self,
+        deployment: &Deployment,
+        ports: &IndexMap<String, u16>,
+    ) -> Result<Prepared, TargetError> {
+        let start = &self.start;
+        let mut renderer = Renderer::new(&self.file, &self.gauntlet, deployment, ports)?;
+        let mut files = Vec::new();
+        for file in &start.files {
+            for element in renderer.elements(file.each) {
+                let name = renderer.render_for(element.as_ref(), "start.files name", &file.name)?;
+                let path = deployment.folder.join(&name);
+                if !path.starts_with(&deployment.folder) || name.contains("..") {
+                    return Err(TargetError::Definition(format!(
+                        "target file {}: the file name `{}` becomes `{name}`, which leaves the folder of \
+                         the deployment; use names without a slash at the beginning and without `..`",
+                        self.file.origin, file.name
+                    )));
+                }
+                renderer.insert_file(&name, &path);
+                files.push((name, path, &file.template, element));
+            }
+        }
+        let mut rendered = Rendered::default();
+        for (name, path, template, element) in files {
+            let what = format!("the template of {name}");
+            let text = renderer.render_for(element.as_ref(), &what, template)?;
+            let made = path
+                .parent()
+                .map_or(Ok(()), std::fs::create_dir_all)
+                .and_then(|()| std::fs::write(&path, &text));
+            made.map_err(|error| {
                 TargetError::Start(format!(
                     "cannot write {}: {error}; make room in the temporary folder, or set TMPDIR",
                     path.display()
                 ))
             })?;
+            rendered.files.push(RenderedFile { name, text });
         }
-        let words: Vec<String> = self
-            .start
+        rendered.command = start
             .command
             .iter()
             .map(|word| renderer.render("start.command", word))
             .collect::<Result<_, _>>()?;
-        let (program, arguments) = words.split_first().ok_or_else(|| {
+        for (name, value) in &start.env {
+            let value = renderer.render(&format!("start.env.{name}"), value)?;
+            rendered.env.insert(name.clone(), value);
+        }
+        let more = renderer.render("start.env_template", &start.env_template)?;
+        for line in more.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let Some((name, value)) = line.split_once('=').filter(|(name, _)| !name.is_empty())
+            else {
+                return Err(TargetError::Definition(format!(
+                    "target file {}: start.env_template yields the line `{line}`; write NAME=value in \
+                     each line",
+                    self.file.origin
+                )));
+            };
+            rendered.env.insert(name.trim().into(), value.into());
+        }
+        let mut headers = Vec::new();
+        for (name, value) in &self.file.headers {
+            let value = renderer.render(&format!("headers.{name}"), value)?;
+            // no header holds a line break, and templates that loop are easier to read with them
+            let value: String = value.lines().map(str::trim).collect();
+            headers.push((name.clone(), value));
+        }
+        Ok(Prepared { rendered, headers })
+    }
+
+    fn spawn(
+        &self,
+        rendered: &Rendered,
+        deployment: &Deployment,
+    ) -> Result<ChildProcess, TargetError> {
+        let (program, arguments) = rendered.command.split_first().ok_or_else(|| {
             TargetError::Definition(format!(
                 "target {}: start.command is empty; give the program and its arguments",
                 self.file.name
             ))
         })?;
-        let env: Vec<(String, String)> = self
-            .start
+        let env: Vec<(String, String)> = rendered
             .env
             .iter()
-            .map(|(name, value)| {
-                Ok((
-                    name.clone(),
-                    renderer.render(&format!("start.env.{name}"), value)?,
-                ))
-            })
-            .collect::<Result<_, TargetError>>()?;
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
         ChildProcess::spawn(
             program,
             arguments,
@@ -120,6 +168,37 @@ impl CommandTarget {
             TargetError::Start(format!("cannot start {program}: {error}{hint}"))
         })
     }
+
+    /// Returns the ports of one start by their names, `main` among them. A fixed port is awaited
+    /// for as long as the gateway of the case before may need to die.
+    async fn ports(&self) -> Result<IndexMap<String, u16>, TargetError> {
+        let mut wanted = self.start.ports.clone();
+        wanted.entry("main".into()).or_insert(0);
+        // all are held until each has a port, so that they differ
+        let mut held = Vec::new();
+        for (name, port) in &mut wanted {
+            if *port == 0 {
+                let (free, listener) = free_port()?;
+                *port = free;
+                held.push(listener);
+                continue;
+            }
+            let free = poll_until(|| (!occupied(*port)).then_some(()));
+            if bounded(RELEASE, free).await.is_none() {
+                return Err(TargetError::Start(format!(
+                    "another program listens on port {port}, which start.ports.{name} of the target \
+                     file fixes; end that program, or give 0 for any free port"
+                )));
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+/// What a gateway is given, before it is started.
+struct Prepared {
+    rendered: Rendered,
+    headers: Vec<(String, String)>,
 }
 
 #[async_trait]
@@ -136,6 +215,10 @@ impl Target for CommandTarget {
         self.file.per_alias.clone()
     }
 
+    fn one_at_a_time(&self) -> bool {
+        self.start.has_fixed_ports()
+    }
+
     fn why_not(&self, capability: Capability) -> Option<String> {
         self.file.not_supported_reason.get(&capability).cloned()
     }
@@ -143,16 +226,23 @@ impl Target for CommandTarget {
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
         let mut attempt = 1;
         loop {
-            let port = free_port()?;
-            let process = self.spawn(&deployment, port)?;
-            match self.until_ready(&process, port).await? {
-                Started::Ready(address) => return Ok(self.running(&address, process, &deployment)),
+            let ports = self.ports().await?;
+            let Prepared { rendered, headers } = self.prepare(&deployment, &ports)?;
+            let process = self.spawn(&rendered, &deployment)?;
+            let port = ports.get("main").copied().unwrap_or_default();
+            match self.until_ready(&process, port, &headers).await? {
+                Started::Ready(address) => {
+                    return Ok(self.running(&address, process, &deployment, rendered, headers));
+                }
                 Started::Ended(_)
                     if attempt < ATTEMPTS
-                        && (occupied(port) || process.log().to_lowercase().contains("in use")) =>
+                        && (ports.values().any(|port| occupied(*port))
+                            || process.log().to_lowercase().contains("in use")) =>
                 {
+                    let ports: Vec<String> = ports.values().map(u16::to_string).collect();
                     let what = format!(
-                        "another program took port {port}; the gateway is started again on another port"
+                        "another program took port {}; the gateway is started again",
+                        ports.join(" or ")
                     );
                     deployment.tape.record(Side::Target, Event::Target { what });
                     attempt += 1;
@@ -174,7 +264,13 @@ enum Started {
 impl CommandTarget {
     /// Waits for the readiness or for the end of the process, whichever comes first. Both futures
     /// only observe, so that dropping one loses nothing.
-    async fn until_ready(&self, process: &ChildProcess, port: u16) -> Result<Started, TargetError> {
+    async fn until_ready(
+        &self,
+        process: &ChildProcess,
+        port: u16,
+        headers: &[(String, String)],
+    ) -> Result<Started, TargetError> {
+        let mut seen = Seen::Unannounced;
         let limit = Duration::from_millis(self.file.ready.timeout_ms);
         let fallback = format!("127.0.0.1:{port}");
         tokio::select! {
@@ -185,8 +281,8 @@ impl CommandTarget {
                 self.file.name,
                 indented(&process.log_tail())
             )))),
-            address = bounded(limit, ready(process, &self.file.ready, &fallback)) => {
-                address.map(Started::Ready).ok_or_else(|| self.not_ready(process))
+            address = bounded(limit, ready(process, &self.file.ready, &fallback, headers, &mut seen)) => {
+                address.map(Started::Ready).ok_or_else(|| self.not_ready(process, &seen))
             }
         }
     }
@@ -196,6 +292,8 @@ impl CommandTarget {
         address: &str,
         process: ChildProcess,
         deployment: &Deployment,
+        rendered: Rendered,
+        headers: Vec<(String, String)>,
     ) -> RunningTarget {
         deployment.tape.record(
             Side::Target,
@@ -209,17 +307,13 @@ impl CommandTarget {
                 self.file.base_path.trim_end_matches('/')
             ),
             model_prefix: String::new(),
-            headers: self
-                .file
-                .headers
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            headers,
+            rendered: Arc::new(rendered),
             process: Some(Box::new(process)),
         }
     }
 
-    fn not_ready(&self, process: &ChildProcess) -> TargetError {
+    fn not_ready(&self, process: &ChildProcess, seen: &Seen) -> TargetError {
         let Ready {
             path,
             status,
@@ -233,8 +327,8 @@ impl CommandTarget {
             None => format!("answer GET {path} with {status}"),
         };
         TargetError::NotReady(format!(
-            "{} is not ready: it has to {wanted} within {timeout_ms} ms (ready.timeout_ms); its last \
-             lines:\n{}",
+            "{} is not ready: it has to {wanted} within {timeout_ms} ms (ready.timeout_ms), and {seen}; \
+             its last lines:\n{}",
             self.file.name,
             indented(&process.log_tail())
         ))
@@ -243,16 +337,23 @@ impl CommandTarget {
 
 /// Waits until the target has written where it listens and answers there. This may take
 /// forever: the caller bounds it. Cancel safe.
-async fn ready(process: &ChildProcess, ready: &Ready, fallback: &str) -> String {
+async fn ready(
+    process: &ChildProcess,
+    ready: &Ready,
+    fallback: &str,
+    headers: &[(String, String)],
+    seen: &mut Seen,
+) -> String {
     loop {
         let address = match &ready.announced {
             Some(words) => announced(&process.log(), words),
             None => Some(fallback.to_string()),
         };
-        if let Some(address) = address
-            && get_status(&address, &ready.path, Duration::from_secs(5)).await == Some(ready.status)
-        {
-            return address;
+        if let Some(address) = address {
+            *seen = ask(&address, &ready.path, headers, Duration::from_secs(5)).await;
+            if matches!(seen, Seen::Status(status, _) if ready.status.holds(*status)) {
+                return address;
+            }
         }
         pace(POLL).await;
     }
@@ -270,30 +371,11 @@ fn announced(log: &str, words: &str) -> Option<String> {
     )
 }
 
-/// Returns the status of `GET path` at `address`, or `None` if no status comes within the bound.
-pub(super) async fn get_status(address: &str, path: &str, bound: Duration) -> Option<u16> {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await.ok()?;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: */*\r\nconnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut head = [0_u8; 12];
-        stream.read_exact(&mut head).await.ok()?;
-        std::str::from_utf8(&head)
-            .ok()?
-            .strip_prefix("HTTP/1.1 ")?
-            .parse()
-            .ok()
-    };
-    bounded(bound, ask).await.flatten()
-}
-
-/// Returns a port that was free a moment ago.
-fn free_port() -> Result<u16, TargetError> {
-    let free =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    free.map(|address| address.port()).map_err(|error| {
+/// Returns a port that is free while the listener is held.
+fn free_port() -> Result<(u16, TcpListener), TargetError> {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+    free.map_err(|error| {
         TargetError::Start(format!(
             "there is no free port on 127.0.0.1: {error}; end programs that hold many ports"
         ))
@@ -307,7 +389,7 @@ fn occupied(port: u16) -> bool {
 }
 
 fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<String>, TargetError> {
-    let renderer = Renderer::bare(&file.name, gauntlet);
+    let renderer = Renderer::bare(file, gauntlet);
     let words: Vec<String> = file
         .version_command
         .iter()
@@ -450,6 +532,153 @@ mod tests {
             error.contains("GET /health/live")
                 && error.contains("400 ms")
                 && error.contains("starting"),
+            "{error}"
+        );
+    }
+
+    /// Starts a target with these lines of TOML after its name, and reads what it was given.
+    async fn prepared(toml: &str, spec: Spec) -> Result<(Prepared, tempfile::TempDir), String> {
+        let file = TargetFile::parse(&format!("name = \"t\"\n{toml}"), "t.toml").unwrap();
+        let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let deployment = Deployment {
+            endpoints: spec
+                .providers
+                .iter()
+                .map(|p| (p.name.clone(), format!("http://127.0.0.1:1/{}", p.name)))
+                .collect(),
+            spec,
+            ..deployment(&folder)
+        };
+        let ports = target.ports().await.map_err(|error| error.to_string())?;
+        match target.prepare(&deployment, &ports) {
+            Ok(prepared) => Ok((prepared, folder)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[tokio::test]
+    async fn environment_files_and_headers_loop_over_providers() {
+        let toml = r#"
+            [headers]
+            authorization = "Bearer {{ providers[0].api_key }}"
+            x-config = """
+              [
+              {% for p in providers %}
+                "{{ p.base_url }}"{{ "," if not loop.last }}
+              {% endfor %}]
+            """
+            [start]
+            command = ["x", "--folder", "{{ folder }}", "--config", "{{ file['p/p2.json'] }}"]
+            env = { FIXED = "{{ providers[1].name }}" }
+            env_template = """
+            {% for p in providers %}
+            KEY_{{ p.name | upper }}={{ p.api_key }}=
+            {% endfor %}
+            """
+            [[start.files]]
+            name = "p/{{ provider.name }}.json"
+            each = "provider"
+            template = "{{ provider.base_url }} {{ file['p/p1.json'] }}"
+        "#;
+        let (prepared, folder) = prepared(toml, Spec::pair()).await.unwrap();
+        let Rendered {
+            env,
+            files,
+            command,
+        } = prepared.rendered;
+        let key = |n| format!("sk-canary-provider-p{n}-7f3a91c5e2d84b60");
+        assert_eq!(env["FIXED"], "p2");
+        assert_eq!(env["KEY_P1"], format!("{}=", key(1)));
+        assert_eq!(env["KEY_P2"], format!("{}=", key(2)));
+        let first = folder.path().join("p/p1.json").display().to_string();
+        assert_eq!(files[1].name, "p/p2.json");
+        assert_eq!(files[1].text, format!("http://127.0.0.1:1/p2 {first}"));
+        assert_eq!(std::fs::read_to_string(&first).unwrap(), files[0].text);
+        assert_eq!(
+            command[4],
+            folder.path().join("p/p2.json").display().to_string()
+        );
+        assert_eq!(
+            prepared.headers,
+            [
+                ("authorization".to_string(), format!("Bearer {}", key(1))),
+                (
+                    "x-config".to_string(),
+                    r#"["http://127.0.0.1:1/p1","http://127.0.0.1:1/p2"]"#.to_string()
+                ),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_line_of_the_environment_without_a_name_is_refused() {
+        let toml = "[start]\ncommand = [\"x\"]\nenv_template = \"A=1\\nnonsuch\"\n";
+        let error = prepared(toml, Spec::solo()).await.err().unwrap();
+        assert!(
+            error.contains("`nonsuch`") && error.contains("NAME=value"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_gateway_has_several_ports_and_may_have_a_fixed_one() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let fixed = listener.local_addr().unwrap().port();
+        drop(listener);
+        let toml = format!(
+            "[start]\ncommand = [\"x\", \"{{{{ port }}}}\", \"{{{{ ports.admin }}}}\"]\n\
+             ports = {{ main = {fixed}, admin = 0 }}\n"
+        );
+        let (first, _folder) = prepared(&toml, Spec::solo()).await.unwrap();
+        let command = first.rendered.command;
+        assert_eq!(command[1], fixed.to_string());
+        assert!(command[2].parse::<u16>().unwrap() > 0 && command[2] != command[1]);
+        let file = TargetFile::parse(&format!("name = \"t\"\n{toml}"), "t.toml").unwrap();
+        assert!(
+            CommandTarget::new(file, "gauntlet".into())
+                .unwrap()
+                .one_at_a_time()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_is_not_ready_is_reported_with_the_status_that_it_gave() {
+        let program = r#"import http.server as h,sys
+class R(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.headers.get('authorization') == 'Bearer k'
+        self.send_response(403 if known else 401); self.end_headers()
+h.HTTPServer(('127.0.0.1', int(sys.argv[1])), R).serve_forever()"#;
+        let with = |status: &str, timeout_ms: u64| {
+            let file = TargetFile::parse(
+                &format!(
+                    "name = \"t\"\n[start]\ncommand = [\"python3\", \"-c\", '''{program}''', \"{{{{ port }}}}\"]\n\
+                     [headers]\nauthorization = \"Bearer k\"\n\
+                     [ready]\nstatus = {status}\ntimeout_ms = {timeout_ms}\n"
+                ),
+                "t.toml",
+            )
+            .unwrap();
+            CommandTarget::new(file, "gauntlet".into()).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        assert!(
+            with("[200, 403]", 20_000)
+                .start(deployment(&folder))
+                .await
+                .is_ok()
+        );
+        let error = with("200", 3_000).start(deployment(&folder)).await;
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("answered with 403"), "{error}");
+        let error = start("exec tail -f /dev/null")
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("has not written where it listens"),
             "{error}"
         );
     }

@@ -13,7 +13,11 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::{AliasSetting, Capability, CommandTarget, Manifest, Target, TargetError, UrlTarget};
+use super::probe::Statuses;
+use super::words::{line_of, of_toml};
+use super::{
+    AliasSetting, Behaviour, Capability, CommandTarget, Manifest, Target, TargetError, UrlTarget,
+};
 use crate::spec::{BreakerSpec, RetrySpec, Spec, Timeouts};
 
 /// A target file. Unknown keys are refused.
@@ -47,7 +51,11 @@ pub struct TargetFile {
     /// For each capability that it lacks, a sentence that says why, for the report.
     #[serde(default)]
     pub not_supported_reason: IndexMap<Capability, String>,
-    /// Headers that every request to the gateway needs.
+    /// What the gateway always does, whatever is configured.
+    #[serde(default)]
+    pub behaviour: Behaviour,
+    /// Headers that every request to the gateway needs. Each value of a gateway with `[start]` is a
+    /// template; line breaks in it are removed, with the blanks around them.
     #[serde(default)]
     pub headers: IndexMap<String, String>,
     /// The fixed addresses of the stubbed providers, for a gateway with a `url`.
@@ -62,6 +70,12 @@ pub struct TargetFile {
     /// How the harness finds out that the gateway is ready.
     #[serde(default)]
     pub ready: Ready,
+    /// The name of the file, for messages.
+    #[serde(skip)]
+    pub(super) origin: String,
+    /// The text of the file, in which messages find the lines of templates.
+    #[serde(skip)]
+    pub(super) source: String,
 }
 
 /// The settings of a gateway that the harness cannot configure. What the file leaves out has the
@@ -106,6 +120,13 @@ pub struct Start {
     /// Variables that are added to its environment.
     #[serde(default)]
     pub env: IndexMap<String, String>,
+    /// More variables: one template that yields a line `NAME=value` for each, so that it can loop.
+    #[serde(default)]
+    pub env_template: String,
+    /// Ports by their name; 0 stands for any free port. The port `main`, at which clients ask the
+    /// gateway, exists always. Cases run one after another if a port is fixed.
+    #[serde(default)]
+    pub ports: IndexMap<String, u16>,
     /// Variables that are removed from its environment.
     #[serde(default)]
     pub unset: Vec<String>,
@@ -121,10 +142,51 @@ pub struct Start {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StartFile {
-    /// The name of the file in the folder of the deployment.
+    /// The name of the file in the folder of the deployment, a template; folders in it are made.
     pub name: String,
+    /// The list for each of whose elements one file is rendered; without it there is one file.
+    #[serde(default)]
+    pub each: Option<Each>,
     /// The text of the file, a template.
     pub template: String,
+}
+
+/// The lists for whose elements files can be rendered. A template knows the element by the name of
+/// the variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Each {
+    /// One file for each stubbed provider.
+    Provider,
+    /// One file for each alias.
+    Model,
+    /// One file for each key of a client.
+    Key,
+}
+
+impl Each {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Model => "model",
+            Self::Key => "key",
+        }
+    }
+
+    pub(super) fn list(self) -> &'static str {
+        match self {
+            Self::Provider => "providers",
+            Self::Model => "models",
+            Self::Key => "keys",
+        }
+    }
+}
+
+impl Start {
+    /// Returns whether the gateway has a port that the target file fixes.
+    pub(super) fn has_fixed_ports(&self) -> bool {
+        self.ports.values().any(|port| *port != 0)
+    }
 }
 
 /// How the harness finds out that a gateway is ready.
@@ -134,10 +196,11 @@ pub struct Ready {
     /// The words after which the program writes its URL (`listening on `); without them the
     /// gateway has to listen on the port that the template was given.
     pub announced: Option<String>,
-    /// The path that is requested until it answers with `status`.
+    /// The path that is requested, with the headers of the target file, until it answers with
+    /// `status`.
     pub path: String,
-    /// The status that means that the gateway is ready.
-    pub status: u16,
+    /// The status, or a list of statuses, that means that the gateway is ready.
+    pub status: Statuses,
     /// The longest wait for readiness, in milliseconds.
     pub timeout_ms: u64,
 }
@@ -147,7 +210,7 @@ impl Default for Ready {
         Self {
             announced: None,
             path: "/health/live".into(),
-            status: 200,
+            status: Statuses::One(200),
             timeout_ms: 15_000,
         }
     }
@@ -173,28 +236,90 @@ impl TargetFile {
     /// # Errors
     /// [`TargetError::Definition`] with the origin, the line and the remedy.
     pub fn parse(text: &str, origin: &str) -> Result<Self, TargetError> {
-        let wrong = |what: String| TargetError::Definition(format!("target file {origin}: {what}"));
-        let file: Self = toml::from_str(text)
-            .map_err(|error| wrong(error.to_string().trim_end().replace('\n', "\n  ")))?;
+        let file = Self::read(text, &format!("target file {origin}"), origin)?;
         match (&file.start, &file.url) {
-            (None, None) => Err(wrong(
+            (None, None) => Err(file.wrong(
                 "it has neither [start] nor url; add [start] to have the gateway started, or url if it \
-                 runs already"
-                    .into(),
+                 runs already",
             )),
-            (Some(_), Some(_)) => Err(wrong(
-                "it has both [start] and url; remove one of them".into(),
-            )),
-            (Some(start), None) if start.command.is_empty() => Err(wrong(
-                "start.command is empty; give the program and its arguments".into(),
-            )),
-            (Some(_), None) if !file.listen.is_empty() => Err(wrong(
-                "[listen] belongs to a gateway with a url; remove it, since the templates of [start] \
-                 are given the addresses of the stubs"
-                    .into(),
-            )),
-            _ => Ok(file),
+            (Some(_), Some(_)) => Err(file.wrong("it has both [start] and url; remove one of them")),
+            _ => file.checked(),
         }
+    }
+
+    /// Reads the keys, and nothing more; `what` names the file in errors.
+    fn read(text: &str, what: &str, origin: &str) -> Result<Self, TargetError> {
+        let mut file: Self = toml::from_str(text)
+            .map_err(|error| TargetError::Definition(format!("{what}{}", of_toml(text, &error))))?;
+        file.origin = origin.to_string();
+        file.source = text.to_string();
+        Ok(file)
+    }
+
+    fn wrong(&self, what: impl std::fmt::Display) -> TargetError {
+        TargetError::Definition(format!("target file {}: {what}", self.origin))
+    }
+
+    /// Checks what the types of the keys cannot.
+    fn checked(self) -> Result<Self, TargetError> {
+        let line = |text: &str| {
+            self.offset_of(text)
+                .map(|offset| format!("line {}, ", line_of(&self.source, offset)))
+                .unwrap_or_default()
+        };
+        if self.behaviour.timeout_unit_ms == 0 {
+            return Err(self.wrong(
+                "behaviour.timeout_unit_ms is 0; give the milliseconds of which each timeout is a \
+                 multiple, or remove it",
+            ));
+        }
+        let Some(start) = &self.start else {
+            return match self
+                .headers
+                .iter()
+                .find(|(_, value)| value.contains("{{") || value.contains("{%"))
+            {
+                Some((name, value)) => Err(self.wrong(format!(
+                    "{}headers.{name} holds the template `{value}`, and only the headers of a gateway \
+                     with [start] are templates; write the value itself",
+                    line(value)
+                ))),
+                None => Ok(self),
+            };
+        };
+        if start.command.is_empty() {
+            return Err(self.wrong("start.command is empty; give the program and its arguments"));
+        }
+        if !self.listen.is_empty() {
+            return Err(self.wrong(
+                "[listen] belongs to a gateway with a url; remove it, since the templates of [start] \
+                 are given the addresses of the stubs (start.ports.main fixes the port of the gateway)",
+            ));
+        }
+        for (n, file) in start.files.iter().enumerate() {
+            let path = Path::new(&file.name);
+            if path.is_absolute() || path.components().any(|part| part.as_os_str() == "..") {
+                return Err(self.wrong(format!(
+                    "{}the file name `{}` leaves the folder of the deployment; give a relative path \
+                     without `..`",
+                    line(&file.name),
+                    file.name
+                )));
+            }
+            let known = &start.files[..n];
+            if file.each.is_none() && known.iter().any(|known| known.name == file.name) {
+                return Err(self.wrong(format!(
+                    "two files are named `{}`; give each a name of its own",
+                    file.name
+                )));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Returns where this text stands in the file, if it stands there without escapes.
+    pub(super) fn offset_of(&self, text: &str) -> Option<usize> {
+        self.source.find(text).filter(|_| !text.is_empty())
     }
 
     /// Reads a file that describes the gateway at `url`; this URL replaces the one in the file.
@@ -208,11 +333,15 @@ impl TargetFile {
                 "cannot read the manifest {origin}: {error}; give a target file without [start]"
             ))
         })?;
-        let mut table: toml::Table = text
-            .parse()
-            .map_err(|error| TargetError::Definition(format!("manifest {origin}: {error}")))?;
-        table.insert("url".into(), url.into());
-        Self::parse(&table.to_string(), &origin)
+        let mut file = Self::read(&text, &format!("manifest {origin}"), &origin)?;
+        if file.start.is_some() {
+            return Err(TargetError::Definition(format!(
+                "manifest {origin}: it has [start], and the gateway at {url} runs already; remove \
+                 [start], or give the file to --target"
+            )));
+        }
+        file.url = Some(url.to_string());
+        file.checked()
     }
 
     /// Describes a gateway at `url` that declares chat and streaming alone; the providers `p1`,
@@ -229,6 +358,7 @@ impl TargetFile {
             per_alias: BTreeSet::new(),
             capabilities: BTreeSet::from([Capability::Chat, Capability::Stream]),
             not_supported_reason: IndexMap::new(),
+            behaviour: Behaviour::default(),
             headers: IndexMap::new(),
             listen: IndexMap::from([
                 ("p1".to_string(), loopback(9101)),
@@ -241,6 +371,8 @@ impl TargetFile {
                 path: "/v1/models".into(),
                 ..Ready::default()
             },
+            origin: url.to_string(),
+            source: String::new(),
         }
     }
 
@@ -262,10 +394,12 @@ impl TargetFile {
         } else {
             None
         };
+        let implied = self.capabilities.iter().filter_map(|one| one.implies());
         Manifest {
             name: self.name.clone(),
             version: self.version.clone(),
-            capabilities: self.capabilities.clone(),
+            capabilities: self.capabilities.iter().copied().chain(implied).collect(),
+            behaviour: self.behaviour,
             fixed_timeouts,
         }
     }
@@ -307,5 +441,68 @@ mod tests {
             error.contains("fly") && error.contains("first_token_timeout"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_misspelt_key_is_one_sentence_with_its_line_and_the_nearest_key() {
+        let error = TargetFile::parse("name = \"x\"\ncapabilites = []\n", "x.toml");
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "target file x.toml, line 2: the key `capabilites` is unknown; the nearest known key is \
+             `capabilities`"
+        );
+        let error = TargetFile::parse("name = 3\n", "x.toml");
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "target file x.toml, line 1: it holds integer `3`; write a text in quotes instead"
+        );
+    }
+
+    #[test]
+    fn a_template_in_the_headers_of_a_gateway_with_a_url_is_refused() {
+        let text = "name = \"x\"\nurl = \"http://h\"\n[headers]\na = \"1\"\nb = \"{{ port }}\"\n";
+        let error = TargetFile::parse(text, "x.toml").unwrap_err().to_string();
+        for words in [
+            "line 5",
+            "headers.b",
+            "{{ port }}",
+            "write the value itself",
+        ] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        let started = "name = \"x\"\n[start]\ncommand = [\"x\"]\n[headers]\nb = \"{{ port }}\"\n";
+        assert!(TargetFile::parse(started, "x.toml").is_ok());
+    }
+
+    #[test]
+    fn a_file_outside_of_the_folder_and_a_second_file_of_one_name_are_refused() {
+        let with = |names: [&str; 2]| {
+            let files =
+                names.map(|name| format!("[[start.files]]\nname = \"{name}\"\ntemplate = \"\"\n"));
+            let text = format!(
+                "name = \"x\"\n[start]\ncommand = [\"x\"]\n{}",
+                files.concat()
+            );
+            TargetFile::parse(&text, "x.toml").map(|_| ())
+        };
+        for name in ["/etc/passwd", "../x", "a/../../x"] {
+            let error = with(["a", name]).unwrap_err().to_string();
+            assert!(
+                error.contains(name) && error.contains("relative"),
+                "{error}"
+            );
+        }
+        let error = with(["a", "a"]).unwrap_err().to_string();
+        assert!(error.contains("two files are named `a`"), "{error}");
+        assert!(with(["a", "b/c.toml"]).is_ok());
+    }
+
+    #[test]
+    fn who_declares_a_first_token_timeout_declares_a_timeout_for_the_headers() {
+        let text = "name = \"x\"\nurl = \"http://h\"\ncapabilities = [\"first_token_timeout\"]\n\
+                    [behaviour]\nretries_built_in = 2\n";
+        let manifest = TargetFile::parse(text, "x.toml").unwrap().manifest();
+        assert!(manifest.capabilities.contains(&Capability::HeadersTimeout));
+        assert_eq!(manifest.behaviour.retries_built_in, 2);
     }
 }

@@ -1,18 +1,22 @@
 //! The gateway under test: how it is described, configured, started, found ready, signalled and
 //! stopped.
 
+mod behaviour;
 mod capability;
 mod command;
 mod file;
+mod probe;
 mod process;
 mod reaped;
 mod render;
 mod shared;
 mod url;
+mod words;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use indexmap::IndexMap;
@@ -21,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{Spec, Timeouts};
 use crate::tape::Tape;
 
+pub use behaviour::Behaviour;
 pub use capability::Capability;
 pub use command::CommandTarget;
-pub use file::{Ready, Start, StartFile, TargetFile};
+pub use file::{Each, Ready, Start, StartFile, TargetFile};
 pub use process::ChildProcess;
 pub use shared::{merge, settings, share};
 pub use url::UrlTarget;
@@ -51,6 +56,9 @@ pub struct Manifest {
     pub version: Option<String>,
     /// The capabilities that it declares.
     pub capabilities: BTreeSet<Capability>,
+    /// What the gateway always does, whatever is configured.
+    #[serde(default)]
+    pub behaviour: Behaviour,
     /// The timeouts of a gateway that the harness does not configure (a plain URL), if its file
     /// states them.
     #[serde(default)]
@@ -176,6 +184,26 @@ pub trait Process: Send + Sync {
     fn id(&self) -> Option<u32>;
 }
 
+/// What the harness gave to a gateway that it started: the evidence of how it was configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rendered {
+    /// The program and its arguments; empty for a gateway that somebody else started.
+    pub command: Vec<String>,
+    /// The variables that the target file adds to the environment of the program.
+    pub env: IndexMap<String, String>,
+    /// The configuration files, in the order of the target file.
+    pub files: Vec<RenderedFile>,
+}
+
+/// A configuration file as the gateway reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenderedFile {
+    /// The name of the file in the folder of the deployment.
+    pub name: String,
+    /// The text of the file, in clear text: whoever shows it has to mask the secrets in it.
+    pub text: String,
+}
+
 /// A gateway that is ready.
 pub struct RunningTarget {
     /// The root URL without a trailing slash; `/v1/chat/completions` and `/health/live` are below
@@ -185,6 +213,8 @@ pub struct RunningTarget {
     pub model_prefix: String,
     /// Headers that every request needs, for example a master key.
     pub headers: Vec<(String, String)>,
+    /// What the gateway was started with. Cases that share the gateway share it, too.
+    pub rendered: Arc<Rendered>,
     /// The process of the gateway; `None` for a gateway that somebody else started.
     pub process: Option<Box<dyn Process>>,
 }

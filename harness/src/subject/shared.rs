@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{AliasSetting, Process, RunningTarget, TargetError};
+use super::{AliasSetting, Process, Rendered, RunningTarget, TargetError};
 use crate::spec::Spec;
 
 /// Returns the settings of a case without those that each alias has by itself: cases for which they
@@ -80,6 +80,7 @@ pub fn merge<'a>(
 pub fn share(
     base_url: &str,
     headers: &[(String, String)],
+    rendered: &Arc<Rendered>,
     process: Option<&Arc<dyn Process>>,
     prefix: &str,
 ) -> RunningTarget {
@@ -87,6 +88,7 @@ pub fn share(
         base_url: base_url.to_string(),
         model_prefix: prefix.to_string(),
         headers: headers.to_vec(),
+        rendered: Arc::clone(rendered),
         process: process.map(|process| Box::new(Shared(Arc::clone(process))) as Box<dyn Process>),
     }
 }

@@ -7,11 +7,12 @@
 //! providers or other settings is *not supported*, and the reason names them.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::command::get_status;
+use super::probe::{Seen, ask};
 use super::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError, TargetFile};
 use crate::spec::{DatabaseNeed, Spec};
 use crate::tape::{Event, Side};
@@ -124,11 +125,21 @@ impl Target for UrlTarget {
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {
         let bound = Duration::from_millis(self.file.ready.timeout_ms.min(10_000));
         let path = format!("{}{}", self.path, self.file.ready.path);
-        if get_status(&self.address, &path, bound).await.is_none() {
-            return Err(TargetError::NotReady(format!(
-                "nothing answers at http://{}{path}; start the gateway before the run, or correct the URL",
-                self.address
-            )));
+        let headers: Vec<(String, String)> = self
+            .file
+            .headers
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        match ask(&self.address, &path, &headers, bound).await {
+            Seen::Status(..) => {}
+            seen => {
+                return Err(TargetError::NotReady(format!(
+                    "nothing answers at http://{}{path} ({seen}); start the gateway before the run, or \
+                     correct the URL",
+                    self.address
+                )));
+            }
         }
         deployment.tape.record(
             Side::Target,
@@ -139,12 +150,8 @@ impl Target for UrlTarget {
         Ok(RunningTarget {
             base_url: format!("http://{}{}", self.address, self.path),
             model_prefix: String::new(),
-            headers: self
-                .file
-                .headers
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            headers,
+            rendered: Arc::default(),
             process: None,
         })
     }

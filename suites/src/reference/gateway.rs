@@ -209,6 +209,7 @@ pub(super) async fn start(
         base_url: format!("http://{address}"),
         model_prefix: String::new(),
         headers: Vec::new(),
+        rendered: Arc::default(),
         process: Some(Box::new(process)),
     })
 }

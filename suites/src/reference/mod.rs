@@ -29,7 +29,7 @@ use crate::defect::Defect;
 use async_trait::async_trait;
 use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::{
-    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+    Behaviour, Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
 
 /// A correct gateway in this process, or the same gateway with one bug.
@@ -53,6 +53,7 @@ impl Reference {
                 name: "reference".into(),
                 version: None,
                 capabilities,
+                behaviour: Behaviour::default(),
                 fixed_timeouts: None,
             },
         }
@@ -116,6 +117,7 @@ const CAPABILITIES: &[Capability] = &[
     Capability::Retry,
     Capability::RetryBudget,
     Capability::ConnectTimeout,
+    Capability::HeadersTimeout,
     Capability::FirstTokenTimeout,
     Capability::IdleTimeout,
     Capability::TotalDeadline,

@@ -72,7 +72,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         needs: &[
             Capability::Chat,
             Capability::Stream,
-            Capability::FirstTokenTimeout,
+            Capability::HeadersTimeout,
         ],
         spec: || {
             Spec::solo().model_timeouts(
