@@ -20,6 +20,7 @@ use gauntlet_harness::spec::{DatabaseNeed, Spec};
 use gauntlet_harness::subject::{
     Behaviour, Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
 };
+use gauntlet_harness::tape::{Event, Side};
 use tokio_util::sync::CancellationToken;
 
 /// A target that starts nothing and keeps the deployments that it was given.
@@ -604,33 +605,65 @@ async fn a_shared_target_starts_again_for_more_repetitions_than_it_is_prepared_f
     assert_eq!(target.deployments.lock().unwrap().len(), 3);
 }
 
+/// Fails as a case does that ended at the hang guard.
+fn hangs(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+    async {
+        fails(ctx).await.map_err(|failure| match failure {
+            Failure::Violated {
+                fact,
+                expected,
+                observed,
+                ..
+            } => Failure::Violated {
+                fact,
+                expected,
+                observed,
+                mode: FailureMode::Hang,
+            },
+            other => other,
+        })
+    }
+    .boxed()
+}
+
 #[tokio::test]
-async fn a_hang_is_not_repeated() {
-    fn hangs(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+async fn a_hang_in_which_nothing_happened_is_not_repeated_and_a_slow_gateway_is() {
+    const GUARD: Duration = Duration::from_secs(2);
+    fn waits(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
         async {
-            fails(ctx).await.map_err(|failure| match failure {
-                Failure::Violated {
-                    fact,
-                    expected,
-                    observed,
-                    ..
-                } => Failure::Violated {
-                    fact,
-                    expected,
-                    observed,
-                    mode: FailureMode::Hang,
-                },
-                other => other,
-            })
+            gate::pace(GUARD).await;
+            note(ctx);
+            hangs(ctx).await
         }
         .boxed()
     }
-    for shared in [false, true] {
+    fn proceeds(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            for _ in 0..10 {
+                gate::pace(GUARD / 10).await;
+                note(ctx);
+            }
+            hangs(ctx).await
+        }
+        .boxed()
+    }
+    fn note(ctx: &Ctx) {
+        let what = "a log line".to_string();
+        ctx.tape.record(Side::Target, Event::Target { what });
+    }
+    let examined = [false, true].map(|shared| async move {
         let target = Arc::new(Remembering {
             shared,
             ..Remembering::new()
         });
-        let result = run_on(&target, vec![case("A-01", hangs)], |_| {}).await;
-        assert_eq!(result.outcomes[0].attempts, 1, "shared: {shared}");
-    }
+        let cases = vec![case("A-01", waits), case("A-02", proceeds)];
+        let result = run_on(&target, cases, |run| run.parallelism = 2).await;
+        result
+            .outcomes
+            .iter()
+            .map(|outcome| outcome.attempts)
+            .collect::<Vec<_>>()
+    });
+    let examined = gate::with_hang_guard(GUARD, futures::future::join_all(examined)).await;
+    assert_eq!(examined, [[1, 2], [1, 2]]);
 }

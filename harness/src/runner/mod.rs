@@ -27,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::case::Case;
 use crate::database::Database;
+use crate::gate::hang_guard;
 use crate::subject::Target;
 use crate::verdict::{Failure, FailureMode, Level, Verdict};
 
@@ -170,8 +171,8 @@ impl Run {
     }
 
     /// Returns whether a case needs another examination: it has fewer than `repeat`, or its only
-    /// one failed. A failure of the harness or of the set-up is not repeated, and neither is a hang:
-    /// the guard has proved it, and the proof takes as long as the guard.
+    /// one failed. A failure of the harness or of the set-up is not repeated, and neither is a hang
+    /// in which nothing happened: the guard has proved it, and takes its time for each proof.
     fn wants_another(&self, attempts: &[Outcome]) -> bool {
         if attempts.iter().any(|outcome| {
             !matches!(
@@ -190,15 +191,27 @@ impl Run {
     }
 }
 
-/// Returns whether the examination ended at the hang guard.
+/// Returns whether the examination proves a hang: it ended at the hang guard, and nothing at all
+/// happened for half of it. A gateway that was merely slow is examined once more.
 fn hung(outcome: &Outcome) -> bool {
-    matches!(
-        outcome.failure(),
-        Some(Failure::Violated {
-            mode: FailureMode::Hang,
-            ..
-        })
-    )
+    let Some(Failure::Violated {
+        mode: FailureMode::Hang,
+        ..
+    }) = outcome.failure()
+    else {
+        return false;
+    };
+    let times = outcome.tape.iter().map(|entry| entry.at_us);
+    let end = times.clone().max().unwrap_or_default();
+    // the tape is older than the examination, and the stubs write on it when they are closed
+    let began = end.saturating_sub(outcome.duration_ms * 1_000);
+    let mut last = began;
+    let mut longest = 0;
+    for at in times.filter(|at| *at >= began) {
+        longest = longest.max(at.saturating_sub(last));
+        last = at;
+    }
+    u128::from(longest) >= hang_guard().as_micros() / 2
 }
 
 /// Returns the message of a gateway that did not start; `folder` is kept for the user. A folder in
