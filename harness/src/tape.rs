@@ -5,6 +5,8 @@
 //! request is in flight at a provider from [`Event::RequestRead`] to just before its last byte is
 //! written.
 
+mod data;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
+
+pub use self::data::{Budget, Data, MOST_KEPT};
+use crate::plan::Listen;
 
 static SEQUENCE: AtomicU64 = AtomicU64::new(1);
 
@@ -48,18 +53,42 @@ pub enum Close {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
-    /// Client: the request has been written.
-    ClientSent { method: String, path: String },
+    /// Client: the request is about to be written. `path` is without the path of the gateway's base
+    /// URL, and `headers` are all that are written. `dribbled` is present if the bytes of the whole
+    /// request go out in pieces with pauses.
+    ClientSent {
+        method: String,
+        path: String,
+        headers: Vec<(String, String)>,
+        body: Data,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dribbled: Option<Dribble>,
+    },
     /// Client: status and headers have come.
-    ClientStatus { status: u16 },
-    /// Client: the n-th event of a stream (from 1) has come; `text` is its content delta.
-    ClientChunk { n: usize, text: String },
-    /// Client: the answer is complete (body read to its end).
-    ClientAnswered { status: u16 },
-    /// Client: the exchange failed in transport.
-    ClientFailed { error: String },
+    ClientStatus {
+        status: u16,
+        headers: Vec<(String, String)>,
+    },
+    /// Client: the n-th event of a stream (from 1) has come; `name` is its name (`event:`), `data`
+    /// its data with the lines joined, and `text` the content delta in the data.
+    ClientChunk {
+        n: usize,
+        text: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        data: Data,
+    },
+    /// Client: the answer is complete (body read to its end). `body` is the body; of a stream it
+    /// has only what came after the last event.
+    ClientAnswered { status: u16, body: Data },
+    /// Client: the exchange failed in transport. `body` is the part of the body that had come; of
+    /// a stream it has only what came after the last event.
+    ClientFailed { error: String, body: Data },
     /// Client: the client itself closed the connection.
     ClientLeft,
+    /// Provider: from now on the port does this with new connections. A tape without this entry is
+    /// that of a provider that serves.
+    Listening { how: Listen },
     /// Provider: a connection was accepted.
     Accepted { connection: u64 },
     /// Provider: a request was read whole.
@@ -71,6 +100,9 @@ pub enum Event {
         headers: Vec<(String, String)>,
         body: String,
     },
+    /// Provider: an answer has been chosen, and `actions` is everything that will be done to send
+    /// it, to the byte. The entries that follow show how far the sending came.
+    Planned { request: u64, actions: Vec<Action> },
     /// Provider: the answer waits at a gate or a rendezvous.
     Held { request: u64, gate: String },
     /// Provider: status and headers were written.
@@ -100,6 +132,62 @@ pub enum Event {
     Target { what: String },
     /// The case itself makes a remark for the reader of the report.
     Note { text: String },
+}
+
+/// One action of sending an answer: a plan together with the bytes of the answer, so that a
+/// program which knows neither plans nor protocols can send the same.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Writes these bytes. They are the head of the answer if it is the first such action; `event`
+    /// is the number of the event (from 1) that they end, if they end one.
+    Send {
+        bytes: Data,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        event: Option<usize>,
+    },
+    /// Writes these pieces in order, with a pause of `every_ms` milliseconds between them.
+    Drip { pieces: Vec<Data>, every_ms: u64 },
+    /// Writes an event after each pause of `every_ms` milliseconds until the peer leaves: `before`,
+    /// then the number of the event and `after` if there is an `after`. The numbers go up from
+    /// `from`. Where `chunked` is true, each event is a chunk of its own.
+    Repeat {
+        before: Data,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Data>,
+        from: usize,
+        every_ms: u64,
+        chunked: bool,
+    },
+    /// Waits until the case opens the gate of that name.
+    Hold { gate: String },
+    /// Waits until `count` answers, of any provider, wait at the rendezvous of that name.
+    Meet { rendezvous: String, count: usize },
+    /// Waits until the case has acknowledged the n-th event of this answer at the interlock.
+    Acknowledged { interlock: String, event: usize },
+    /// Waits `ms` milliseconds.
+    Pause { ms: u64 },
+    /// Waits until the peer has read everything that was written.
+    Drain,
+    /// Writes nothing more and keeps the connection open until the peer closes it.
+    Stall,
+    /// Closes the connection in order (FIN), although the answer is not complete.
+    Cut,
+    /// Resets the connection (RST) after the peer has read everything that was written.
+    Reset,
+    /// Closes the connection in order (FIN), as the head of the complete answer announces it. An
+    /// answer without this, a cut, a reset or a stall keeps the connection for the next request.
+    Close,
+}
+
+/// How a client dribbles: pieces of `piece` bytes, one each `every_ms` milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dribble {
+    /// The size of a piece, in bytes.
+    pub piece: usize,
+    /// The pause after each piece, in milliseconds.
+    pub every_ms: u64,
 }
 
 /// One line of the tape.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use gauntlet_harness::client::{Client, Transport};
 use gauntlet_harness::gate::{self, guard};
 use gauntlet_harness::llm::{Protocol, Stub, echo, raw};
-use gauntlet_harness::tape::{Event, Tape};
+use gauntlet_harness::plan::{Plan, Step};
+use gauntlet_harness::tape::{Event, Side, Tape};
 use serde_json::json;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -126,4 +127,106 @@ async fn a_small_receive_buffer_is_the_systems_and_loses_nothing() {
     assert!(buffer(&slow).await <= 16 << 10);
     assert!(buffer(&client).await > 16 << 10);
     assert_eq!(slow.chat(json!({})).await.unwrap().body.len(), LENGTH);
+}
+
+#[tokio::test]
+async fn the_tape_has_what_the_client_sent_and_got() {
+    let (stub, client, tape) = stub().await;
+    let client = client.with_header("X-Tag", "7");
+    stub.answers(raw(
+        429,
+        "application/json",
+        "{\"error\":{\"message\":\"slow down\"}}",
+    ));
+    let body = json!({"model": "m", "messages": []});
+    client.chat(body.clone()).await.unwrap();
+    let events = client_events(&tape, "a");
+    let [sent, status, answered] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let Event::ClientSent {
+        method,
+        path,
+        headers,
+        body: sent_body,
+        dribbled: None,
+    } = sent
+    else {
+        panic!("{sent:?}");
+    };
+    assert_eq!((&method[..], &path[..]), ("POST", "/v1/chat/completions"));
+    assert_eq!(sent_body.text(), body.to_string());
+    let has = |name: &str, value: &str| headers.contains(&(name.into(), value.into()));
+    assert!(
+        has("X-Tag", "7") && has("content-length", &body.to_string().len().to_string()),
+        "{headers:?}"
+    );
+    assert!(
+        matches!(status, Event::ClientStatus { status: 429, headers }
+        if headers.contains(&("content-type".into(), "application/json".into())))
+    );
+    assert!(
+        matches!(answered, Event::ClientAnswered { status: 429, body } if body.text().contains("slow down"))
+    );
+
+    // an in-band error is on the tape although it has no text
+    stub.answers(raw(
+        200,
+        "text/event-stream",
+        "data: {\"choices\":[]}\n\nevent: error\ndata: {\"error\":1}\n\ndata: [DO",
+    ));
+    client.streamed(body).await.unwrap();
+    let events = client_events(&tape, "b");
+    let [_, _, first, second, end] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert!(
+        matches!(first, Event::ClientChunk { n: 1, name: None, data, .. } if data.text() == "{\"choices\":[]}")
+    );
+    assert!(
+        matches!(second, Event::ClientChunk { n: 2, name: Some(name), data, text }
+        if name == "error" && data.text() == "{\"error\":1}" && text.is_empty())
+    );
+    assert!(
+        matches!(end, Event::ClientAnswered { status: 200, body } if body.text() == "data: [DO")
+    );
+
+    let bytes = client.request_bytes("POST", "/v1/models?x=1", &[], b"{}");
+    client
+        .dribble(&bytes, 500, Duration::from_millis(1))
+        .await
+        .unwrap()
+        .unwrap();
+    let events = client_events(&tape, "c");
+    assert!(
+        matches!(&events[0], Event::ClientSent { path, body, dribbled: Some(dribbled), .. }
+        if path == "/v1/models?x=1" && body.text() == "{}" && dribbled.piece == 500 && dribbled.every_ms == 1)
+    );
+}
+
+#[tokio::test]
+async fn the_tape_has_the_part_of_a_body_that_came_before_the_cut() {
+    let (stub, client, tape) = stub().await;
+    let half = Plan::of([Step::Head, Step::Bytes(4), Step::Cut]);
+    stub.answers(raw(200, "application/json", "{\"a\":1}").plan(half));
+    client
+        .send_chat(json!({}))
+        .await
+        .unwrap()
+        .try_reply()
+        .await
+        .unwrap()
+        .unwrap_err();
+    let events = client_events(&tape, "a");
+    assert!(
+        matches!(events.last(), Some(Event::ClientFailed { body, .. }) if body.text() == "{\"a\""),
+        "{events:?}"
+    );
+}
+
+fn client_events(tape: &Tape, label: &str) -> Vec<Event> {
+    tape.select(|entry| entry.side == Side::Client(label.into()))
+        .into_iter()
+        .map(|entry| entry.event)
+        .collect()
 }

@@ -141,7 +141,7 @@ async fn the_tape_and_the_requests_are_shown_and_control_is_no_call() {
         .filter_map(|entry| entry["event"].as_str())
         .collect();
     assert!(
-        events.starts_with(&["accepted", "request_read", "head_sent"]),
+        events.starts_with(&["accepted", "request_read", "planned", "head_sent"]),
         "{events:?}"
     );
     let requests = bench

@@ -130,7 +130,7 @@ fn client(scene: &Scene, event: Event, text: &mut Text) {
                     .replace(CLIENT_COOKIE, "[cookie of the client]"),
             );
         }
-        Event::ClientStatus { status } => {
+        Event::ClientStatus { status, .. } => {
             text.to(GETS, &format!("{status}\n{}", headers(&scene.seen.headers)))
         }
         Event::ClientChunk { n, .. } => {
@@ -150,7 +150,7 @@ fn client(scene: &Scene, event: Event, text: &mut Text) {
             )
             .trim_start(),
         ),
-        Event::ClientFailed { error } => text.to(GETS, &format!("({error})")),
+        Event::ClientFailed { error, .. } => text.to(GETS, &format!("({error})")),
         Event::ClientLeft => text.to(ASKS, "(closes the connection)"),
         other => panic!("this event is not the client's: {other:?}"),
     }
@@ -213,7 +213,11 @@ fn of_provider(
             panic!("the scenario has no answer for this request: {reason}")
         }
         // The pool decides when connections are opened, kept and closed, so that the order varies.
-        Event::Accepted { .. } | Event::Held { .. } | Event::PeerClosed { request: None, .. } => {}
+        Event::Planned { .. }
+        | Event::Listening { .. }
+        | Event::Accepted { .. }
+        | Event::Held { .. }
+        | Event::PeerClosed { request: None, .. } => {}
         other => panic!("this event is not a provider's: {other:?}"),
     }
 }

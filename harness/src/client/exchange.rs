@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Reply, StreamReply, Transport};
 use crate::gate;
-use crate::tape::{Event, Side, Tape};
+use crate::tape::{Data, Event, Side, Tape};
 use crate::verdict::Failure;
 use crate::wire::http::message::{self, Body, ResponseHead};
 
@@ -148,14 +148,16 @@ impl Exchange {
                 }
             }
         }
+        let whole = whole.freeze();
         self.finish(Event::ClientAnswered {
             status: head.status,
+            body: Data::new(whole.clone()),
         });
         Ok(Reply {
             label: self.label.clone(),
             status: head.status,
             headers: head.headers,
-            body: whole.freeze(),
+            body: whole,
         })
     }
 
@@ -168,6 +170,7 @@ impl Exchange {
                     .map_err(|error| Transport::Malformed(error.to_string()))?;
                 self.record(Event::ClientStatus {
                     status: head.status,
+                    headers: head.headers.clone(),
                 });
                 return Ok((head, body));
             }
@@ -226,8 +229,13 @@ impl Exchange {
     }
 
     fn fail(&mut self, error: &Transport) {
+        let body = match error {
+            Transport::Cut { body, .. } => body.clone(),
+            _ => Bytes::new(),
+        };
         self.finish(Event::ClientFailed {
             error: error.to_string(),
+            body: body.into(),
         });
     }
 

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -40,8 +41,9 @@ pub use stream::{End, StreamEvent, StreamReply, ToolCall, Transcript};
 use crate::gate;
 #[cfg(feature = "runner")]
 use crate::subject::RunningTarget;
-use crate::tape::{Event, Side, Tape};
+use crate::tape::{Data, Dribble, Event, Side, Tape};
 use crate::verdict::Failure;
+use crate::wire::http::message;
 
 /// A client of the gateway under test. Clones share the labels.
 #[derive(Clone, Debug)]
@@ -321,10 +323,7 @@ impl Client {
     ) -> Result<Result<Reply, Transport>, Failure> {
         let stream = self.raw().await?;
         let mut exchange = self.exchange(stream, "POST");
-        exchange.record(Event::ClientSent {
-            method: "POST".into(),
-            path: "(dribbled)".into(),
-        });
+        exchange.record(self.dribbled(bytes, piece, every));
         gate::guard(
             "hang.dribble",
             "an answer to a client that dribbles, or the end of its connection",
@@ -343,27 +342,69 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Vec<u8> {
-        let mut head = format!(
-            "{method} {}{path} HTTP/1.1\r\nhost: {}\r\n",
-            self.prefix, self.authority
-        );
-        let own = self
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
-        let mut sized = false;
-        for (name, value) in own.chain(headers.iter().copied()) {
-            sized |= name.eq_ignore_ascii_case("content-length")
-                || name.eq_ignore_ascii_case("transfer-encoding");
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
+        self.written(method, path, &self.all_headers(method, headers, body), body)
+    }
+
+    /// All headers of a request: the client's own, these, and those that HTTP needs.
+    fn all_headers(
+        &self,
+        method: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<(String, String)> {
+        let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+        let mut all = vec![("host".to_string(), self.authority.clone())];
+        all.extend(self.headers.iter().cloned());
+        all.extend(headers.iter().map(owned));
+        let sized = all.iter().any(|(name, _)| {
+            name.eq_ignore_ascii_case("content-length")
+                || name.eq_ignore_ascii_case("transfer-encoding")
+        });
         if !sized && (!body.is_empty() || method != "GET") {
-            head.push_str(&format!("content-length: {}\r\n", body.len()));
+            all.push(("content-length".into(), body.len().to_string()));
+        }
+        all
+    }
+
+    fn written(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+    ) -> Vec<u8> {
+        let mut head = format!("{method} {}{path} HTTP/1.1\r\n", self.prefix);
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(body);
         bytes
+    }
+
+    /// What the tape has of a request that goes out in pieces. Bytes that are no whole head are
+    /// all in the body.
+    fn dribbled(&self, bytes: &[u8], piece: usize, every: Duration) -> Event {
+        let mut rest = bytes.into();
+        let (method, path, headers) = match message::take_request(&mut rest) {
+            Ok(Some(head)) => {
+                let path = head.target.strip_prefix(&self.prefix);
+                let path = path.unwrap_or(&head.target).to_string();
+                (head.method, path, head.headers)
+            }
+            _ => ("POST".into(), "(a part of a request)".into(), Vec::new()),
+        };
+        Event::ClientSent {
+            method,
+            path,
+            headers,
+            body: rest.freeze().into(),
+            dribbled: Some(Dribble {
+                piece,
+                every_ms: u64::try_from(every.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
     }
 
     async fn open_and_write(
@@ -373,7 +414,8 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Result<Exchange, Transport>, Failure> {
-        let bytes = self.request_bytes(method, path, headers, body);
+        let headers = self.all_headers(method, headers, body);
+        let bytes = self.written(method, path, &headers, body);
         let opening = async {
             let stream = self
                 .connect()
@@ -384,6 +426,9 @@ impl Client {
             exchange.record(Event::ClientSent {
                 method: method.into(),
                 path: path.into(),
+                headers,
+                body: Data::new(Bytes::copy_from_slice(body)),
+                dribbled: None,
             });
             exchange.write(&bytes).await;
             Ok(exchange)
@@ -395,6 +440,7 @@ impl Client {
                 Side::Client(self.next_label()),
                 Event::ClientFailed {
                     error: error.to_string(),
+                    body: Data::default(),
                 },
             );
         }
@@ -532,7 +578,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(streamed.contains(too_large), "{streamed}");
-        let failed = |entry: &crate::tape::Entry| matches!(&entry.event, Event::ClientFailed { error } if error.contains(too_large));
+        let failed = |entry: &crate::tape::Entry| matches!(&entry.event, Event::ClientFailed { error, .. } if error.contains(too_large));
         assert_eq!(tape.select(failed).len(), 2);
     }
 }

@@ -62,8 +62,13 @@ impl Reader {
     }
 
     /// What came after the last whole event.
+    pub fn after_events<'a>(&self, body: &'a [u8]) -> &'a [u8] {
+        &body[self.event_end..]
+    }
+
+    /// What came after the last whole event, as text.
     pub fn rest(&self, body: &[u8]) -> String {
-        String::from_utf8_lossy(&body[self.event_end..]).into_owned()
+        String::from_utf8_lossy(self.after_events(body)).into_owned()
     }
 }
 

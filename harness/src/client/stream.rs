@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::sse::{Reader, Sse};
 use super::{Exchange, Transport};
 use crate::gate;
-use crate::tape::Event;
+use crate::tape::{Budget, Event};
 use crate::verdict::Failure;
 use crate::wire::http::message::{self, Body, ResponseHead};
 
@@ -71,6 +71,7 @@ pub struct StreamReply {
     reader: Reader,
     events: usize,
     end: Option<End>,
+    kept: Budget,
 }
 
 impl StreamReply {
@@ -84,6 +85,7 @@ impl StreamReply {
             reader: Reader::default(),
             events: 0,
             end: None,
+            kept: Budget::default(),
         }
     }
 
@@ -237,9 +239,12 @@ impl StreamReply {
             .as_ref()
             .and_then(|json| json["choices"][0]["delta"]["content"].as_str());
         let delta_text = delta.unwrap_or_default().to_string();
+        let kept = self.kept.keep(data.clone());
         self.exchange.record(Event::ClientChunk {
             n: self.events,
             text: delta_text.clone(),
+            name: name.clone(),
+            data: kept,
         });
         StreamEvent {
             n: self.events,
@@ -260,12 +265,17 @@ impl StreamReply {
     }
 
     fn ended(&mut self, end: End) {
+        let body = self
+            .kept
+            .keep(Bytes::copy_from_slice(self.reader.after_events(&self.raw)));
         match &end {
             End::Orderly => self.exchange.finish(Event::ClientAnswered {
                 status: self.status,
+                body,
             }),
             End::Cut(how) => self.exchange.finish(Event::ClientFailed {
                 error: format!("the stream was cut: {how}"),
+                body,
             }),
         }
         self.end = Some(end);

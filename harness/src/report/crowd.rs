@@ -64,7 +64,13 @@ mod tests {
         let tape = Tape::new();
         for n in 0..entries {
             let status = if failing(n) { 503 } else { 200 };
-            tape.record(Side::Client("a".into()), Event::ClientStatus { status });
+            tape.record(
+                Side::Client("a".into()),
+                Event::ClientStatus {
+                    status,
+                    headers: Vec::new(),
+                },
+            );
         }
         tape.entries()
     }

@@ -416,6 +416,9 @@ pub(crate) mod tests {
             Event::ClientSent {
                 method: "POST".into(),
                 path: "/v1/chat/completions".into(),
+                headers: Vec::new(),
+                body: "{}".into(),
+                dribbled: None,
             },
         );
         tape.record(p1(), Event::Accepted { connection: 1 });
@@ -445,8 +448,20 @@ pub(crate) mod tests {
                 how: Close::Fin,
             },
         );
-        tape.record(client(), Event::ClientStatus { status: 504 });
-        tape.record(client(), Event::ClientAnswered { status: 504 });
+        tape.record(
+            client(),
+            Event::ClientStatus {
+                status: 504,
+                headers: Vec::new(),
+            },
+        );
+        tape.record(
+            client(),
+            Event::ClientAnswered {
+                status: 504,
+                body: "{\"error\":\"<timeout>\"}".into(),
+            },
+        );
         tape.record(Side::Gate("held".into()), Event::Opened);
         Outcome {
             id: id.into(),

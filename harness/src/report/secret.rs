@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::RunRecord;
 use crate::runner::Outcome;
-use crate::tape::{Entry, Event};
+use crate::tape::{Action, Data, Entry, Event};
 
 /// The headers whose values are credentials.
 const HEADERS: [&str; 8] = [
@@ -61,13 +61,24 @@ fn without_secrets(outcome: &Outcome) -> Result<Outcome, serde_json::Error> {
     let secrets = Secrets::of(&outcome.tape);
     let mut outcome = outcome.clone();
     for entry in &mut outcome.tape {
-        if let Event::RequestRead { headers, .. } = &mut entry.event {
+        if let Event::RequestRead { headers, .. }
+        | Event::ClientSent { headers, .. }
+        | Event::ClientStatus { headers, .. } = &mut entry.event
+        {
             for (_, value) in headers
                 .iter_mut()
                 .filter(|(name, value)| is_open(name, value))
             {
                 *value = secrets.masked(value);
             }
+        }
+        match &mut entry.event {
+            Event::ClientSent { body: data, .. }
+            | Event::ClientChunk { data, .. }
+            | Event::ClientAnswered { body: data, .. }
+            | Event::ClientFailed { body: data, .. } => secrets.hide(data),
+            Event::Planned { actions, .. } => secrets.hide_in_answer(actions),
+            _ => {}
         }
     }
     // as JSON, so that every text is redacted, also one that is added to an event later
@@ -81,23 +92,92 @@ struct Secrets(Vec<String>);
 
 impl Secrets {
     fn of(tape: &[Entry]) -> Self {
-        let mut secrets = Vec::new();
+        let mut secrets: Vec<String> = Vec::new();
+        let mut add = |name: &str, value: &str| {
+            if !is_open(name, value) {
+                return;
+            }
+            for (_, secret) in words(value).filter(|(_, secret)| is_key(secret)) {
+                if !secrets.iter().any(|known| known == secret) {
+                    secrets.push(secret.to_owned());
+                }
+            }
+        };
         for entry in tape {
-            let Event::RequestRead { headers, .. } = &entry.event else {
-                continue;
-            };
-            for (_, value) in headers.iter().filter(|(name, value)| is_open(name, value)) {
-                for secret in words(value)
-                    .map(|(_, secret)| secret)
-                    .filter(|secret| is_key(secret))
-                {
-                    if !secrets.iter().any(|known| known == secret) {
-                        secrets.push(secret.to_owned());
+            match &entry.event {
+                Event::RequestRead { headers, .. }
+                | Event::ClientSent { headers, .. }
+                | Event::ClientStatus { headers, .. } => {
+                    headers.iter().for_each(|(name, value)| add(name, value));
+                }
+                Event::Planned { actions, .. } => {
+                    let answer = joined(actions);
+                    for (from, to, name) in fields(&answer) {
+                        add(&name, &String::from_utf8_lossy(&answer[from..to]));
                     }
                 }
+                _ => {}
             }
         }
         Self(secrets)
+    }
+
+    /// Masks these words in bytes that the tape has kept, and the beginning of one at which they
+    /// were cut.
+    fn hide(&self, data: &mut Data) {
+        let text = data.bytes();
+        let cut = (!data.is_whole()).then(|| {
+            let begun = |secret: &String| {
+                (4..secret.len())
+                    .rev()
+                    .find(|length| text.ends_with(&secret.as_bytes()[..*length]))
+            };
+            self.0.iter().filter_map(begun).max().unwrap_or_default()
+        });
+        let mut bytes = text[..text.len() - cut.unwrap_or_default()].to_vec();
+        for (n, secret) in self.longest_first() {
+            bytes = replaced(
+                &bytes,
+                secret.as_bytes(),
+                format!("[secret {n}]").as_bytes(),
+            );
+        }
+        if bytes != text {
+            *data = std::mem::take(data).with_bytes(bytes);
+        }
+    }
+
+    /// Masks these words in the bytes of an answer, however they are split, and the values of its
+    /// secret headers. No length changes, so that the framing stays right.
+    fn hide_in_answer(&self, actions: &mut [Action]) {
+        let mut answer = joined(actions);
+        let before = answer.clone();
+        for (from, to, name) in fields(&before) {
+            if is_open(&name, &String::from_utf8_lossy(&before[from..to])) {
+                let mask = self.masked(&String::from_utf8_lossy(&before[from..to]));
+                answer[from..to].copy_from_slice(&of_length(&mask, to - from));
+            }
+        }
+        for (n, secret) in self.longest_first() {
+            let mask = of_length(&format!("[secret {n}]"), secret.len());
+            answer = replaced(&answer, secret.as_bytes(), &mask);
+        }
+        if answer == before {
+            return;
+        }
+        let mut at = 0;
+        for data in actions.iter_mut().flat_map(texts_mut) {
+            let to = at + data.bytes().len();
+            *data = std::mem::take(data).with_bytes(answer[at..to].to_vec());
+            at = to;
+        }
+    }
+
+    /// The words with their numbers, so that none is masked as a part of another.
+    fn longest_first(&self) -> Vec<(usize, &String)> {
+        let mut secrets: Vec<_> = (1..).zip(&self.0).collect();
+        secrets.sort_by_key(|(_, secret)| std::cmp::Reverse(secret.len()));
+        secrets
     }
 
     /// Returns the value of a secret header without its credentials.
@@ -114,17 +194,87 @@ impl Secrets {
 
     /// Returns a text without these words.
     fn hidden(&self, text: &str) -> String {
-        let mut longest_first: Vec<(usize, &String)> = self.0.iter().enumerate().collect();
-        longest_first.sort_by_key(|(_, secret)| std::cmp::Reverse(secret.len()));
-        longest_first
+        self.longest_first()
             .into_iter()
             .fold(text.to_owned(), |text, (n, secret)| {
                 match text.contains(secret.as_str()) {
-                    true => text.replace(secret.as_str(), &format!("[secret {}]", n + 1)),
+                    true => text.replace(secret.as_str(), &format!("[secret {n}]")),
                     false => text,
                 }
             })
     }
+}
+
+/// The texts of an action, in the order in which they are written.
+fn texts_mut(action: &mut Action) -> Vec<&mut Data> {
+    match action {
+        Action::Send { bytes, .. } => vec![bytes],
+        Action::Drip { pieces, .. } => pieces.iter_mut().collect(),
+        Action::Repeat { before, after, .. } => std::iter::once(before).chain(after).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The bytes of an answer that the tape has kept.
+fn joined(actions: &[Action]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for action in actions {
+        match action {
+            Action::Send { bytes: sent, .. } => bytes.extend_from_slice(sent.bytes()),
+            Action::Drip { pieces, .. } => pieces
+                .iter()
+                .for_each(|piece| bytes.extend_from_slice(piece.bytes())),
+            Action::Repeat { before, after, .. } => {
+                bytes.extend_from_slice(before.bytes());
+                bytes.extend_from_slice(after.as_ref().map_or(&[][..], Data::bytes));
+            }
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// The fields of an answer's head: where each value begins and ends, and the name.
+fn fields(answer: &[u8]) -> Vec<(usize, usize, String)> {
+    let mut fields = Vec::new();
+    let mut at = 0;
+    if !answer.starts_with(b"HTTP/1.") {
+        return fields;
+    }
+    for line in answer.split_inclusive(|byte| *byte == b'\n') {
+        let end = at + line.len();
+        let value_end = end - (line.len() - line.trim_ascii_end().len());
+        if value_end <= at {
+            break;
+        }
+        if let Some(colon) = line.iter().position(|byte| *byte == b':') {
+            let name = String::from_utf8_lossy(&line[..colon]).into_owned();
+            let begin = line[colon + 1..].trim_ascii_start();
+            let from = end - begin.len();
+            fields.push((from.min(value_end), value_end, name));
+        }
+        at = end;
+    }
+    fields
+}
+
+/// A mask of exactly this many bytes.
+fn of_length(mask: &str, length: usize) -> Vec<u8> {
+    let mut mask = mask.as_bytes().to_vec();
+    mask.resize(length, b'.');
+    mask
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut safe = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
+        safe.extend_from_slice(&rest[..at]);
+        safe.extend_from_slice(to);
+        rest = &rest[at + from.len()..];
+    }
+    safe.extend_from_slice(rest);
+    safe
 }
 
 /// Returns the words of a header's value, each with the name of its cookie: `session=` and `abc`.
@@ -184,7 +334,7 @@ fn rewrite(form: &mut Value, change: &dyn Fn(&str) -> String) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::super::tests::{outcome, record, violated};
     use super::*;
     use crate::verdict::{Failure, FailureMode, Level, Verdict};
@@ -242,6 +392,81 @@ mod tests {
         assert!(again.outcomes[0].tape.iter().any(|entry| matches!(&entry.event, Event::RequestRead { headers, .. }
             if headers[0] == ("AUTHORIZATION".into(), "Bearer [secret 1]".into()) && headers[6].1 == "a=[secret] session=[secret 7]")));
         assert_eq!(redacted(&again).unwrap().outcomes, again.outcomes);
+    }
+
+    #[test]
+    fn keys_are_masked_in_all_that_was_sent_and_no_answer_changes_its_length() {
+        let key = "canary-key-0123456789";
+        let mut failed = outcome("AUTH-02", Level::Must, violated());
+        let tape = crate::tape::Tape::new();
+        let client = || crate::tape::Side::Client("a".into());
+        tape.record(
+            client(),
+            Event::ClientSent {
+                method: "POST".into(),
+                path: "/x".into(),
+                headers: vec![("Authorization".into(), format!("Bearer {key}"))],
+                body: format!("{{\"k\":\"{key}\"}}").into(),
+                dribbled: None,
+            },
+        );
+        let answer = format!(
+            "HTTP/1.1 401 Unauthorized\r\nset-cookie: s=canary-cookie-9\r\nx-api-key: canary\r\n\r\n{key}"
+        );
+        let (first, second) = answer.split_at(answer.len() - 10);
+        let send = |text: &str| Action::Send {
+            bytes: text.to_string().into(),
+            event: None,
+        };
+        let actions = vec![send(first), Action::Drain, send(second)];
+        tape.record(
+            crate::tape::Side::Provider("p1".into()),
+            Event::Planned {
+                request: 1,
+                actions,
+            },
+        );
+        tape.record(
+            client(),
+            Event::ClientStatus {
+                status: 401,
+                headers: vec![("set-cookie".into(), "t=canary-of-the-gateway".into())],
+            },
+        );
+        let cut = format!("{}{key}", "x".repeat(crate::tape::MOST_KEPT - 15));
+        for body in [
+            Data::new(cut),
+            Data::new([key.as_bytes(), &[0xff]].concat()),
+        ] {
+            tape.record(client(), Event::ClientAnswered { status: 401, body });
+        }
+        failed.tape = tape.entries();
+        let safe = without_secrets(&failed).unwrap();
+        let text = serde_json::to_string(&safe.tape).unwrap();
+        assert!(!text.contains("canary"), "{text}");
+        assert!(text.contains("Bearer [secret 1]"), "{text}");
+        let Event::Planned { actions, .. } = &safe.tape[1].event else {
+            panic!("{text}");
+        };
+        let [
+            Action::Send { bytes: head, .. },
+            Action::Drain,
+            Action::Send { bytes: rest, .. },
+        ] = &actions[..]
+        else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(
+            (head.bytes().len(), rest.bytes().len()),
+            (first.len(), second.len())
+        );
+        assert!(
+            rest.is_whole()
+                && head
+                    .text()
+                    .starts_with("HTTP/1.1 401 Unauthorized\r\nset-cookie: s=[secret 2]")
+        );
+        assert_eq!(without_secrets(&safe).unwrap(), safe);
     }
 
     #[test]

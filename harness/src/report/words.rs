@@ -1,12 +1,13 @@
 //! Words for people: the entries of a tape, times and counts, in a form that is safe to show.
 
 use super::secret::is_secret;
+use crate::plan::Listen;
 use crate::tape::{Close, Entry, Event, Side};
 
 /// Returns whether an entry may be the cause of a failure, so that it is drawn in red.
 pub(super) fn is_trouble(event: &Event) -> bool {
     match event {
-        Event::ClientStatus { status } | Event::HeadSent { status, .. } => *status >= 400,
+        Event::ClientStatus { status, .. } | Event::HeadSent { status, .. } => *status >= 400,
         Event::ClientFailed { .. } | Event::Fault { .. } | Event::Unmatched { .. } => true,
         Event::PeerClosed { request, .. } => request.is_some(),
         _ => false,
@@ -27,14 +28,20 @@ pub(super) fn words(entry: &Entry) -> String {
         Side::Target => "gateway".to_string(),
     };
     let what = match &entry.event {
-        Event::ClientSent { method, path } => format!("sends {method} {path}"),
-        Event::ClientStatus { status } => format!("receives status {status}"),
-        Event::ClientChunk { n, text } => format!("receives chunk {n}: {text:?}"),
-        Event::ClientAnswered { status } => {
+        Event::ClientSent { method, path, .. } => format!("sends {method} {path}"),
+        Event::ClientStatus { status, .. } => format!("receives status {status}"),
+        Event::ClientChunk { n, text, .. } => format!("receives chunk {n}: {text:?}"),
+        Event::ClientAnswered { status, .. } => {
             format!("has received the whole answer, status {status}")
         }
-        Event::ClientFailed { error } => format!("fails: {error}"),
+        Event::ClientFailed { error, .. } => format!("fails: {error}"),
         Event::ClientLeft => "closes its connection".into(),
+        Event::Listening { how } => match how {
+            Listen::Serve => "accepts connections and serves them from now on".into(),
+            Listen::Refuse => "refuses connections from now on".into(),
+            Listen::NeverAccept => "establishes no connection from now on".into(),
+            Listen::Silence => "accepts connections and stays silent from now on".into(),
+        },
         Event::Accepted { connection } => format!("accepts connection {connection}"),
         Event::RequestRead {
             request,
@@ -45,6 +52,7 @@ pub(super) fn words(entry: &Entry) -> String {
             "receives request {request}: {method} {}",
             without_namespace(path)
         ),
+        Event::Planned { request, .. } => format!("has an answer for request {request}"),
         Event::Held { request, gate } => {
             format!("holds the answer to request {request} at gate {gate}")
         }

@@ -6,3 +6,4 @@ mod endings;
 mod flow;
 mod messages;
 mod ports;
+mod tape;

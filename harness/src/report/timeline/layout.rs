@@ -48,7 +48,8 @@ pub(super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
                 connections.number(connection);
                 requests.number(request);
             }
-            Event::Held { request, .. }
+            Event::Planned { request, .. }
+            | Event::Held { request, .. }
             | Event::HeadSent { request, .. }
             | Event::EventSent { request, .. }
             | Event::AnswerSent { request }
@@ -245,7 +246,7 @@ pub(super) fn bars(entries: &[Entry], rows: &[f64], columns: &Columns, foot: f64
         let column = columns.index(&entry.side);
         let key = |exchange: &dyn std::fmt::Display| (column, exchange.to_string());
         match (&entry.side, &entry.event) {
-            (Side::Client(label), Event::ClientSent { method, path }) => {
+            (Side::Client(label), Event::ClientSent { method, path, .. }) => {
                 let bar = begin(
                     &bars,
                     &open,
@@ -304,7 +305,7 @@ pub(super) fn bars(entries: &[Entry], rows: &[f64], columns: &Columns, foot: f64
                     fault,
                 },
             ) if ends_the_exchange(fault) => end(&mut bars, &mut open, &key(request), y, "broken"),
-            (Side::Client(label), Event::ClientAnswered { status }) => {
+            (Side::Client(label), Event::ClientAnswered { status, .. }) => {
                 end(
                     &mut bars,
                     &mut open,

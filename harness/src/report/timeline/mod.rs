@@ -22,6 +22,13 @@ pub fn timeline(entries: &[Entry]) -> String {
     if entries.is_empty() {
         return String::new();
     }
+    // how an answer is planned is in report.json; the rows show what came of it
+    let drawn: Vec<Entry> = entries
+        .iter()
+        .filter(|entry| !matches!(entry.event, Event::Planned { .. }))
+        .cloned()
+        .collect();
+    let entries = drawn.as_slice();
     let shown = &numbered(&entries[..entries.len().min(MOST_ROWS)]);
     let columns = Columns::of(shown);
     let rows = rows(shown);
@@ -179,12 +186,12 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, columns: &Columns) {
     match &entry.event {
         Event::ClientSent { .. } => arrow(own, gateway, "ask"),
         Event::RequestRead { .. } => arrow(gateway, own, "ask"),
-        Event::ClientStatus { status } => arrow(
+        Event::ClientStatus { status, .. } => arrow(
             gateway,
             own,
             if *status < 400 { "answer" } else { "trouble" },
         ),
-        Event::ClientAnswered { status } if *status >= 400 => arrow(gateway, own, "trouble"),
+        Event::ClientAnswered { status, .. } if *status >= 400 => arrow(gateway, own, "trouble"),
         Event::ClientChunk { .. } | Event::ClientAnswered { .. } => arrow(gateway, own, "answer"),
         Event::HeadSent { status, .. } => arrow(
             own,
@@ -215,7 +222,7 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, columns: &Columns) {
                 "<circle class=\"held\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"3\"/>"
             );
         }
-        Event::Accepted { .. } => {
+        Event::Listening { .. } | Event::Planned { .. } | Event::Accepted { .. } => {
             let _ = write!(
                 svg,
                 "<circle class=\"dot faint\" cx=\"{own:.1}\" cy=\"{y:.1}\" r=\"2\"/>"

@@ -18,7 +18,7 @@ use super::{Answer, Request, Source};
 use crate::gate::Gates;
 use crate::tape::{Event, Tape};
 
-const PREFIX: &str = "/_gauntlet/";
+pub(super) const PREFIX: &str = "/_gauntlet/";
 
 /// Every control route: its method, its path below the root, and what it does.
 pub const CONTROL_ROUTES: [(&str, &str, &str); 5] = [

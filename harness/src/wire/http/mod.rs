@@ -16,6 +16,7 @@ pub(super) mod control;
 mod listener;
 pub(crate) mod message;
 mod play;
+mod script;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -198,6 +199,11 @@ impl Wire {
         let shared = Shared::new(name, tape, gates, source);
         let port = Port::reserve(addr)?;
         let addr = port.addr();
+        if listen != Listen::Serve {
+            shared.record(Event::Listening {
+                how: listen.clone(),
+            });
+        }
         let state = port.open(listen).await?;
         let (switches, commands) = mpsc::channel(1);
         let listener = tokio::spawn(listener::run(Arc::clone(&shared), port, state, commands));

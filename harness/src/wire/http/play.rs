@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::net::tcp::WriteHalf;
 
 use super::answer::{Answer, Layout, event_ends, head_text};
 use super::connection::{InFlight, still_there};
+use super::script::script;
 use super::{Request, Shared};
 use crate::gate;
 use crate::plan::{Framing, Step};
@@ -35,7 +37,7 @@ pub(super) enum Ended {
 const MOST_GATHERED: usize = 64 * 1024;
 
 /// The largest part of an event, in bytes, that goes out as one chunk.
-const MOST_AT_ONCE: usize = 1 << 20;
+pub(super) const MOST_AT_ONCE: usize = 1 << 20;
 
 struct Player<'a, 'w, 'f> {
     shared: &'a Shared,
@@ -83,6 +85,12 @@ pub(super) async fn play(
         write,
         flight,
     };
+    if !shared.tape.is_off() && !request.path.starts_with(super::control::PREFIX) {
+        shared.record(Event::Planned {
+            request: request.id,
+            actions: script(request, answer, layout, &player.ends),
+        });
+    }
     match player.run().await {
         Ok(ended) => ended,
         Err(error) => Ended::Broken(error),
@@ -99,7 +107,7 @@ impl Player<'_, '_, '_> {
         }
         let answer = self.answer;
         for (index, step) in answer.plan.steps.iter().enumerate() {
-            let most = self.most(index);
+            let most = most(answer, self.layout, index);
             match step {
                 Step::Hold(name) => self.hold(name).await?,
                 Step::Meet { name, count } => self.meet(name, *count).await?,
@@ -153,33 +161,17 @@ impl Player<'_, '_, '_> {
         self.end().await
     }
 
-    /// Up to which offset of the body the step at this index may send. A cut, reset or stall that
-    /// comes before `rest` must not come after a complete answer, where it would hit the next
-    /// request of the connection: the last byte of a body with a length is kept back. A chunked
-    /// body is incomplete until its last chunk, which only `rest` and the end of the plan send.
-    fn most(&self, index: usize) -> usize {
-        let whole = self.answer.body.len();
-        let later = self.answer.plan.steps.iter().skip(index + 1);
-        let mut ends = later
-            .skip_while(|step| !matches!(step, Step::Rest | Step::Stall | Step::Cut | Step::Reset));
-        match ends.next() {
-            Some(Step::Stall | Step::Cut | Step::Reset) if self.layout == Layout::Length => {
-                whole.saturating_sub(1)
-            }
-            _ => whole,
-        }
-    }
-
     /// Ends after the last step: a complete answer keeps the connection, an incomplete one is cut.
     async fn end(mut self) -> io::Result<Ended> {
-        if self.head_sent && self.at == self.answer.body.len() {
+        let whole = self.head_sent && self.at == self.answer.body.len();
+        if whole {
             self.finish();
         } else {
             self.fault("cut");
         }
         self.flush().await?;
         self.flight.end();
-        let keep = self.complete
+        let keep = whole
             && matches!(
                 self.layout,
                 Layout::Chunked | Layout::Length | Layout::Bodyless
@@ -290,11 +282,7 @@ impl Player<'_, '_, '_> {
     }
 
     async fn repeat(&mut self, every_ms: u64) -> io::Result<()> {
-        let last = match self.events {
-            0 => 0..self.at,
-            1 => 0..self.ends[0],
-            n => self.ends[n - 2]..self.ends[n - 1],
-        };
+        let last = repeated(&self.ends, self.events, self.at);
         self.fault("repeat forever");
         let mut n = self.events;
         loop {
@@ -405,32 +393,64 @@ impl Player<'_, '_, '_> {
     }
 
     fn end_of_event(&self, n: usize) -> usize {
-        match n {
-            0 => 0,
-            n => self
-                .ends
-                .get(n - 1)
-                .copied()
-                .unwrap_or(self.answer.body.len()),
+        end_of_event(&self.ends, self.answer, n)
+    }
+}
+
+/// Up to which offset of the body the step at this index may send. A cut, reset or stall that comes
+/// before `rest` must not come after a complete answer, where it would hit the next request of the
+/// connection: the last byte of a body with a length is kept back. A chunked body is incomplete
+/// until its last chunk, which only `rest` and the end of the plan send.
+pub(super) fn most(answer: &Answer, layout: Layout, index: usize) -> usize {
+    let whole = answer.body.len();
+    let later = answer.plan.steps.iter().skip(index + 1);
+    let mut ends = later
+        .skip_while(|step| !matches!(step, Step::Rest | Step::Stall | Step::Cut | Step::Reset));
+    match ends.next() {
+        Some(Step::Stall | Step::Cut | Step::Reset) if layout == Layout::Length => {
+            whole.saturating_sub(1)
         }
+        _ => whole,
+    }
+}
+
+/// The offset at which the n-th event of the body ends, counted from 1.
+pub(super) fn end_of_event(ends: &[usize], answer: &Answer, n: usize) -> usize {
+    match n {
+        0 => 0,
+        n => ends.get(n - 1).copied().unwrap_or(answer.body.len()),
+    }
+}
+
+/// The body's part that a repetition sends again: the last event that was sent whole, or else what
+/// was sent of the first.
+pub(super) fn repeated(ends: &[usize], events: usize, at: usize) -> Range<usize> {
+    match events {
+        0 => 0..at,
+        1 => 0..ends[0],
+        n => ends[n - 2]..ends[n - 1],
     }
 }
 
 /// The event with the number before its text, as the protocols of the stubs write a text that is
 /// not empty; any other event as it is.
 fn numbered(event: &[u8], n: usize) -> Cow<'_, [u8]> {
+    match begin_of_text(event) {
+        Some(at) => Cow::Owned([&event[..at], format!("{n} ").as_bytes(), &event[at..]].concat()),
+        None => Cow::Borrowed(event),
+    }
+}
+
+/// The offset at which the text of an event begins, if it has one that is not empty.
+pub(super) fn begin_of_text(event: &[u8]) -> Option<usize> {
     const TEXTS: [&[u8]; 2] = [b"\"content\":\"", b"\"response\":\""];
-    let begins = TEXTS.into_iter().find_map(|text| {
+    TEXTS.into_iter().find_map(|text| {
         let at = event
             .windows(text.len())
             .position(|window| window == text)?
             + text.len();
         (event.get(at) != Some(&b'"')).then_some(at)
-    });
-    match begins {
-        Some(at) => Cow::Owned([&event[..at], format!("{n} ").as_bytes(), &event[at..]].concat()),
-        None => Cow::Borrowed(event),
-    }
+    })
 }
 
 #[cfg(test)]
