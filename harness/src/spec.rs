@@ -34,6 +34,16 @@ impl Timeouts {
         total_ms: Some(60_000),
     };
 
+    /// Returns the four timeouts with their names.
+    pub(crate) fn named(&self) -> [(&'static str, Option<u64>); 4] {
+        [
+            ("connect_ms", self.connect_ms),
+            ("first_token_ms", self.first_token_ms),
+            ("idle_ms", self.idle_ms),
+            ("total_ms", self.total_ms),
+        ]
+    }
+
     /// Returns these timeouts, with those of the wider scope where they leave one out.
     #[must_use]
     pub fn or(self, wider: Self) -> Self {

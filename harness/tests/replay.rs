@@ -12,7 +12,7 @@ use gauntlet_harness::runner::{Replay, replay};
 use gauntlet_harness::schedule::Schedule;
 use gauntlet_harness::schedule::invariants::Invariant;
 use gauntlet_harness::subject::{
-    Behaviour, Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
 use serde_json::json;
 
@@ -51,8 +51,7 @@ async fn played(action: serde_json::Value) -> Replay {
         name: "t".into(),
         version: None,
         capabilities: BTreeSet::from([Capability::Chat]),
-        behaviour: Behaviour::default(),
-        fixed_timeouts: None,
+        ..Manifest::default()
     };
     let target: Arc<dyn Target> = Arc::new(PassesOn(manifest));
     let schedule = Schedule::from_json(&schedule.to_string()).unwrap();

@@ -18,7 +18,7 @@ use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
 use gauntlet_harness::subject::{
-    Behaviour, Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
+    Capability, Deployment, Manifest, Process, RunningTarget, Target, TargetError,
 };
 use gauntlet_harness::tape::{Event, Side};
 use tokio_util::sync::CancellationToken;
@@ -69,8 +69,7 @@ impl Remembering {
             name: "t".into(),
             version: None,
             capabilities: BTreeSet::from([Capability::Chat]),
-            behaviour: Behaviour::default(),
-            fixed_timeouts: None,
+            ..Manifest::default()
         };
         Self {
             manifest,

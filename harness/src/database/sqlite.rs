@@ -68,7 +68,8 @@ impl Sqlite {
             // the write-ahead log may hold transactions that the file does not have yet
             for suffix in ["", "-wal"] {
                 let (from, to) = (beside(&source, suffix), beside(&path, suffix));
-                if suffix.is_empty() || from.exists() {
+                // a gateway that never opened the database has left no file, which SQLite makes
+                if from.exists() {
                     tokio::fs::copy(&from, &to)
                         .await
                         .map_err(|error| system("copy the template database", &error))?;
@@ -144,4 +145,24 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn system(what: &str, error: &std::io::Error) -> DatabaseError {
     DatabaseError::System(format!("cannot {what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_gateway_that_never_opens_its_database_leaves_an_empty_template() {
+        let sqlite = Sqlite::new().unwrap();
+        let name = sqlite
+            .template("unused", |_| async { Ok(()) }.boxed())
+            .await
+            .unwrap();
+        let path = sqlite.create("DEGR-11", Some(&name)).await.unwrap();
+        assert!(!path.exists());
+        sqlite.stop().await;
+    }
 }

@@ -37,9 +37,10 @@ impl CaseFixture {
     pub(super) async fn prepare(
         target: &Arc<dyn Target>,
         name: &str,
-        mut spec: Spec,
+        spec: Spec,
         database: Option<&Database>,
     ) -> Result<Self, Failure> {
+        let mut spec = target.adapted(spec);
         if !target
             .manifest()
             .capabilities
@@ -181,8 +182,8 @@ fn occupied(at: SocketAddr, failure: Failure) -> Failure {
     }
 }
 
-/// Clones the database that the target has migrated once in this run; a target that is not a
-/// process gets an empty database.
+/// Clones the database that the target has migrated once in this run; a target that keeps nothing
+/// in it, or that is not a process, gets an empty database.
 async fn clone_of_template(
     target: &Arc<dyn Target>,
     spec: &Spec,
@@ -190,7 +191,11 @@ async fn clone_of_template(
     id: &str,
 ) -> Result<CaseDatabase, Failure> {
     let manifest = target.manifest();
-    if !manifest.capabilities.contains(&Capability::Process) {
+    let migrates = [Capability::Process, Capability::Store];
+    if !migrates
+        .iter()
+        .all(|need| manifest.capabilities.contains(need))
+    {
         return Ok(database.case_database(id, None).await?);
     }
     let label = format!(

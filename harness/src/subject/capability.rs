@@ -36,12 +36,13 @@ macro_rules! capabilities {
                 }
             }
 
-            /// The capability that a target declares by declaring this one, if there is one.
+            /// The capabilities that a target declares by declaring this one.
             #[must_use]
-            pub const fn implies(self) -> Option<Self> {
+            pub const fn implies(self) -> &'static [Self] {
                 match self {
-                    Self::FirstTokenTimeout => Some(Self::HeadersTimeout),
-                    _ => None,
+                    Self::FirstTokenTimeout => &[Self::HeadersTimeout],
+                    Self::Health => &[Self::Liveness, Self::Readiness],
+                    _ => &[],
                 }
             }
 
@@ -126,12 +127,17 @@ capabilities! {
          provider and its cause."
     Query "query"
         "It answers queries over stored documents at `/api/v1/queries` and `/api/v1/documents`."
+    Liveness "liveness"
+        "`GET` of the path `[paths] live` answers with 200 for as long as the process runs."
+    Readiness "readiness"
+        "`GET` of the path `[paths] ready` answers with 200 while the gateway takes requests, and \
+         with 503 while it does not."
     Health "health"
-        "`GET /health/live`, `GET /health/ready` and `GET /health` answer in the form of the \
-         bundled gateway."
+        "`GET` of the path `[paths] health` answers in the form of the bundled gateway; who \
+         declares it declares `liveness` and `readiness`, too."
     Metrics "metrics"
-        "`GET /metrics` serves Prometheus text with the metric names and labels of the bundled \
-         gateway (`gauntlet_requests_total` and so on)."
+        "`GET` of the path `[paths] metrics` serves Prometheus text with the metrics that \
+         `[metrics]` names."
     Drain "drain"
         "After SIGTERM it reports itself as not ready, finishes requests in flight within a \
          configured time, and exits with code 0."

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tokio::process::Command;
 
+use super::prepare;
 use super::probe::{Seen, ask};
 use super::render::Renderer;
 use super::{
@@ -19,6 +20,7 @@ use super::{
     RenderedFile, RunningTarget, Start, Target, TargetError, TargetFile,
 };
 use crate::gate::{bounded, pace, poll_until};
+use crate::spec::{Spec, Timeouts};
 use crate::tape::{Event, Side};
 
 /// The time between two checks of a target that is not ready yet.
@@ -69,7 +71,7 @@ impl CommandTarget {
         &self,
         deployment: &Deployment,
         ports: &IndexMap<String, u16>,
-    ) -> Result<Prepared, TargetError> {
+    ) -> Result<Prepared<'_>, TargetError> {
         let start = &self.start;
         let mut renderer = Renderer::new(&self.file, &self.gauntlet, deployment, ports)?;
         let mut files = Vec::new();
@@ -125,14 +127,27 @@ impl CommandTarget {
             };
             rendered.env.insert(name.trim().into(), value.into());
         }
-        let mut headers = Vec::new();
-        for (name, value) in &self.file.headers {
+        let headers = self.headers(&renderer, |template| !template.contains("captured"))?;
+        Ok(Prepared {
+            rendered,
+            headers,
+            renderer,
+        })
+    }
+
+    /// Renders such headers of the target file.
+    fn headers(
+        &self,
+        renderer: &Renderer<'_>,
+        such: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(String, String)>, TargetError> {
+        let such = self.file.headers.iter().filter(|(_, value)| such(value));
+        such.map(|(name, value)| {
             let value = renderer.render(&format!("headers.{name}"), value)?;
             // no header holds a line break, and templates that loop are easier to read with them
-            let value: String = value.lines().map(str::trim).collect();
-            headers.push((name.clone(), value));
-        }
-        Ok(Prepared { rendered, headers })
+            Ok((name.clone(), value.lines().map(str::trim).collect()))
+        })
+        .collect()
     }
 
     fn spawn(
@@ -196,9 +211,11 @@ impl CommandTarget {
 }
 
 /// What a gateway is given, before it is started.
-struct Prepared {
+struct Prepared<'a> {
     rendered: Rendered,
+    /// The headers that need nothing of `[[prepare]]`.
     headers: Vec<(String, String)>,
+    renderer: Renderer<'a>,
 }
 
 #[async_trait]
@@ -219,6 +236,62 @@ impl Target for CommandTarget {
         self.start.has_fixed_ports()
     }
 
+    fn accepts(&self, spec: &Spec) -> Result<(), String> {
+        let unit = self.file.behaviour.timeout_unit_ms;
+        let of_models = spec.models.iter().flat_map(|model| {
+            model.candidates.iter().map(move |candidate| {
+                let provider = spec
+                    .providers
+                    .iter()
+                    .find(|provider| provider.name == candidate.provider);
+                let provider = provider
+                    .map(|provider| provider.timeouts)
+                    .unwrap_or_default();
+                let whose = format!(" for the alias {}", model.alias);
+                (model.timeouts.or(provider).or(spec.timeouts), whose)
+            })
+        });
+        for (timeouts, whose) in of_models.chain([(spec.timeouts, String::new())]) {
+            let named = timeouts.named();
+            for (first, a) in named {
+                for (second, b) in named {
+                    if let (Some(a), Some(b)) = (a, b)
+                        && a < b
+                        && a.next_multiple_of(unit) == b.next_multiple_of(unit)
+                    {
+                        return Err(format!(
+                            "the case needs {first} = {a} and {second} = {b}{whose}, which are equal in \
+                             multiples of {unit} ms (behaviour.timeout_unit_ms of the target file)"
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adapted(&self, mut spec: Spec) -> Spec {
+        let unit = self.file.behaviour.timeout_unit_ms;
+        let whole = |timeouts: &mut Timeouts| {
+            for value in [
+                &mut timeouts.connect_ms,
+                &mut timeouts.first_token_ms,
+                &mut timeouts.idle_ms,
+                &mut timeouts.total_ms,
+            ] {
+                *value = value.map(|value| value.next_multiple_of(unit));
+            }
+        };
+        whole(&mut spec.timeouts);
+        spec.providers
+            .iter_mut()
+            .for_each(|provider| whole(&mut provider.timeouts));
+        spec.models
+            .iter_mut()
+            .for_each(|model| whole(&mut model.timeouts));
+        spec
+    }
+
     fn why_not(&self, capability: Capability) -> Option<String> {
         self.file.not_supported_reason.get(&capability).cloned()
     }
@@ -227,11 +300,17 @@ impl Target for CommandTarget {
         let mut attempt = 1;
         loop {
             let ports = self.ports().await?;
-            let Prepared { rendered, headers } = self.prepare(&deployment, &ports)?;
+            let Prepared {
+                rendered,
+                headers,
+                mut renderer,
+            } = self.prepare(&deployment, &ports)?;
             let process = self.spawn(&rendered, &deployment)?;
             let port = ports.get("main").copied().unwrap_or_default();
             match self.until_ready(&process, port, &headers).await? {
                 Started::Ready(address) => {
+                    prepare::all(&self.file, &mut renderer, &ports, &address).await?;
+                    let headers = self.headers(&renderer, |_| true)?;
                     return Ok(self.running(&address, process, &deployment, rendered, headers));
                 }
                 Started::Ended(_)
@@ -537,7 +616,10 @@ mod tests {
     }
 
     /// Starts a target with these lines of TOML after its name, and reads what it was given.
-    async fn prepared(toml: &str, spec: Spec) -> Result<(Prepared, tempfile::TempDir), String> {
+    async fn prepared(
+        toml: &str,
+        spec: Spec,
+    ) -> Result<(Rendered, Vec<(String, String)>, tempfile::TempDir), String> {
         let file = TargetFile::parse(&format!("name = \"t\"\n{toml}"), "t.toml").unwrap();
         let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -552,7 +634,7 @@ mod tests {
         };
         let ports = target.ports().await.map_err(|error| error.to_string())?;
         match target.prepare(&deployment, &ports) {
-            Ok(prepared) => Ok((prepared, folder)),
+            Ok(prepared) => Ok((prepared.rendered, prepared.headers, folder)),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -581,12 +663,12 @@ mod tests {
             each = "provider"
             template = "{{ provider.base_url }} {{ file['p/p1.json'] }}"
         "#;
-        let (prepared, folder) = prepared(toml, Spec::pair()).await.unwrap();
+        let (rendered, headers, folder) = prepared(toml, Spec::pair()).await.unwrap();
         let Rendered {
             env,
             files,
             command,
-        } = prepared.rendered;
+        } = rendered;
         let key = |n| format!("sk-canary-provider-p{n}-7f3a91c5e2d84b60");
         assert_eq!(env["FIXED"], "p2");
         assert_eq!(env["KEY_P1"], format!("{}=", key(1)));
@@ -600,7 +682,7 @@ mod tests {
             folder.path().join("p/p2.json").display().to_string()
         );
         assert_eq!(
-            prepared.headers,
+            headers,
             [
                 ("authorization".to_string(), format!("Bearer {}", key(1))),
                 (
@@ -630,8 +712,8 @@ mod tests {
             "[start]\ncommand = [\"x\", \"{{{{ port }}}}\", \"{{{{ ports.admin }}}}\"]\n\
              ports = {{ main = {fixed}, admin = 0 }}\n"
         );
-        let (first, _folder) = prepared(&toml, Spec::solo()).await.unwrap();
-        let command = first.rendered.command;
+        let (first, _, _folder) = prepared(&toml, Spec::solo()).await.unwrap();
+        let command = first.command;
         assert_eq!(command[1], fixed.to_string());
         assert!(command[2].parse::<u16>().unwrap() > 0 && command[2] != command[1]);
         let file = TargetFile::parse(&format!("name = \"t\"\n{toml}"), "t.toml").unwrap();
@@ -680,6 +762,100 @@ h.HTTPServer(('127.0.0.1', int(sys.argv[1])), R).serve_forever()"#;
         assert!(
             error.contains("has not written where it listens"),
             "{error}"
+        );
+    }
+
+    /// A gateway that mints keys at its admin port, and wants one of them at its own.
+    const MINT: &str = r#"import http.server as h,json,sys,threading
+class Admin(h.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers['content-length'])))
+        known = self.headers['authorization'] == 'Bearer master'
+        answer = json.dumps({'keys': [{'value': 'minted-for-' + body['name']}]}).encode()
+        self.send_response(201 if known else 401); self.send_header('content-length', str(len(answer)))
+        self.end_headers(); self.wfile.write(answer)
+class Main(h.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+serve = lambda port, what: h.HTTPServer(('127.0.0.1', int(port)), what).serve_forever()
+threading.Thread(target=serve, args=(sys.argv[2], Admin), daemon=True).start()
+serve(sys.argv[1], Main)"#;
+
+    async fn minted(step: &str) -> Result<Vec<(String, String)>, String> {
+        let text = format!(
+            "name = \"t\"\n[headers]\nx-fixed = \"1\"\nauthorization = \"Bearer {{{{ captured.key }}}}\"\n\
+             [start]\ncommand = [\"python3\", \"-c\", '''{MINT}''', \"{{{{ port }}}}\", \
+             \"{{{{ ports.admin }}}}\"]\nports = {{ admin = 0 }}\n[ready]\ntimeout_ms = 20000\n\
+             [[prepare]]\nport = \"admin\"\npath = \"/keys\"\n\
+             body = '''{{{{ {{\"name\": models[0].alias}} | tojson }}}}'''\n{step}"
+        );
+        let file = TargetFile::parse(&text, "t.toml").unwrap();
+        let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let running = target.start(deployment(&folder)).await;
+        running
+            .map(|running| running.headers)
+            .map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_step_of_preparation_mints_the_key_of_the_clients() {
+        let master = "headers = { authorization = \"Bearer master\" }\n";
+        let headers = minted(&format!("{master}capture = {{ key = \"/keys/0/value\" }}")).await;
+        let expected = [
+            ("x-fixed", "1"),
+            ("authorization", "Bearer minted-for-solo"),
+        ];
+        assert_eq!(
+            headers.unwrap(),
+            expected.map(|(name, value)| (name.to_string(), value.to_string()))
+        );
+        let error = minted("capture = { key = \"/keys/0/value\" }")
+            .await
+            .unwrap_err();
+        for words in [
+            "POST http://127.0.0.1:",
+            "/keys",
+            "answered with 401",
+            "t.toml",
+        ] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        let error = minted(&format!("{master}capture = {{ key = \"/key\" }}"))
+            .await
+            .unwrap_err();
+        assert!(
+            error.contains("nothing at the JSON pointer `/key`"),
+            "{error}"
+        );
+        let error = minted(master).await.unwrap_err();
+        assert!(error.contains("`captured.key` is undefined"), "{error}");
+    }
+
+    #[test]
+    fn timeouts_are_rounded_up_to_whole_units_unless_two_become_equal() {
+        let file =
+            "name = \"t\"\n[start]\ncommand = [\"x\"]\n[behaviour]\ntimeout_unit_ms = 1000\n";
+        let file = TargetFile::parse(file, "t.toml").unwrap();
+        let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
+        let own = |first_token_ms, total_ms| {
+            let own = Timeouts {
+                first_token_ms: Some(first_token_ms),
+                total_ms: Some(total_ms),
+                ..Timeouts::default()
+            };
+            Spec::solo().model_timeouts("solo", own)
+        };
+        let fits = own(1_500, 4_000);
+        assert_eq!(target.accepts(&fits), Ok(()));
+        let adapted = target.adapted(fits).models[0].timeouts;
+        assert_eq!(
+            (adapted.first_token_ms, adapted.total_ms),
+            (Some(2_000), Some(4_000))
+        );
+        assert_eq!(
+            target.accepts(&own(3_500, 3_800)).unwrap_err(),
+            "the case needs first_token_ms = 3500 and total_ms = 3800 for the alias solo, which are \
+             equal in multiples of 1000 ms (behaviour.timeout_unit_ms of the target file)"
         );
     }
 

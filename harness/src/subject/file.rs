@@ -13,10 +13,12 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+use super::prepare::Prepare;
 use super::probe::Statuses;
 use super::words::{line_of, of_toml};
 use super::{
-    AliasSetting, Behaviour, Capability, CommandTarget, Manifest, Target, TargetError, UrlTarget,
+    AliasSetting, Behaviour, Capability, CommandTarget, Manifest, MetricNames, Paths, Target,
+    TargetError, UrlTarget,
 };
 use crate::spec::{BreakerSpec, RetrySpec, Spec, Timeouts};
 
@@ -70,6 +72,15 @@ pub struct TargetFile {
     /// How the harness finds out that the gateway is ready.
     #[serde(default)]
     pub ready: Ready,
+    /// What a started gateway is asked once it is ready, in this order.
+    #[serde(default)]
+    pub prepare: Vec<Prepare>,
+    /// Where the gateway answers about itself.
+    #[serde(default)]
+    pub paths: Paths,
+    /// The names of its metrics.
+    #[serde(default)]
+    pub metrics: MetricNames,
     /// The name of the file, for messages.
     #[serde(skip)]
     pub(super) origin: String,
@@ -99,7 +110,7 @@ impl FixedSettings {
     pub(super) fn as_spec(&self) -> Spec {
         let mut spec = Spec::default();
         if let Some(timeouts) = self.timeouts {
-            spec.timeouts = timeouts;
+            spec.timeouts = timeouts.or(spec.timeouts);
         }
         if let Some(retry) = self.retry {
             spec.retry = retry;
@@ -273,6 +284,26 @@ impl TargetFile {
                  multiple, or remove it",
             ));
         }
+        if let (Some(step), None) = (self.prepare.first(), &self.start) {
+            return Err(self.wrong(format!(
+                "{}[[prepare]] belongs to a gateway with [start]; remove it, and prepare the gateway \
+                 before the run",
+                line(&step.path)
+            )));
+        }
+        let paths = [
+            ("ready.path", &self.ready.path),
+            ("paths.live", &self.paths.live),
+            ("paths.ready", &self.paths.ready),
+            ("paths.health", &self.paths.health),
+            ("paths.metrics", &self.paths.metrics),
+        ];
+        if let Some((key, path)) = paths.iter().find(|(_, path)| !path.starts_with('/')) {
+            return Err(self.wrong(format!(
+                "{}{key} is `{path}`; write a path that begins with a slash",
+                line(path)
+            )));
+        }
         let Some(start) = &self.start else {
             return match self
                 .headers
@@ -371,6 +402,9 @@ impl TargetFile {
                 path: "/v1/models".into(),
                 ..Ready::default()
             },
+            prepare: Vec::new(),
+            paths: Paths::default(),
+            metrics: MetricNames::default(),
             origin: url.to_string(),
             source: String::new(),
         }
@@ -389,17 +423,19 @@ impl TargetFile {
     }
 
     pub(super) fn manifest(&self) -> Manifest {
-        let fixed_timeouts = if self.url.is_some() {
-            self.settings.timeouts
-        } else {
-            None
-        };
-        let implied = self.capabilities.iter().filter_map(|one| one.implies());
+        let fixed_timeouts = self
+            .settings
+            .timeouts
+            .filter(|_| self.url.is_some())
+            .map(|_| self.settings.as_spec().timeouts);
+        let implied = self.capabilities.iter().flat_map(|one| one.implies());
         Manifest {
             name: self.name.clone(),
             version: self.version.clone(),
-            capabilities: self.capabilities.iter().copied().chain(implied).collect(),
+            capabilities: self.capabilities.iter().chain(implied).copied().collect(),
             behaviour: self.behaviour,
+            paths: self.paths.clone(),
+            metrics: self.metrics.clone(),
             fixed_timeouts,
         }
     }

@@ -5,11 +5,13 @@ mod behaviour;
 mod capability;
 mod command;
 mod file;
+mod prepare;
 mod probe;
 mod process;
 mod reaped;
 mod render;
 mod shared;
+mod surface;
 mod url;
 mod words;
 
@@ -28,9 +30,12 @@ use crate::tape::Tape;
 pub use behaviour::Behaviour;
 pub use capability::Capability;
 pub use command::CommandTarget;
-pub use file::{Each, Ready, Start, StartFile, TargetFile};
+pub use file::{Each, FixedSettings, Ready, Start, StartFile, TargetFile};
+pub use prepare::Prepare;
+pub use probe::Statuses;
 pub use process::ChildProcess;
 pub use shared::{merge, settings, share};
+pub use surface::{MetricNames, Paths};
 pub use url::UrlTarget;
 
 /// Settings that a gateway can give to one alias alone. Cases that differ in nothing else share one
@@ -47,7 +52,7 @@ pub enum AliasSetting {
 }
 
 /// What a target declares about itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Manifest {
     /// The name that reports use: `bundled`, `litellm`, …
     pub name: String,
@@ -59,8 +64,14 @@ pub struct Manifest {
     /// What the gateway always does, whatever is configured.
     #[serde(default)]
     pub behaviour: Behaviour,
+    /// Where it answers about itself.
+    #[serde(default)]
+    pub paths: Paths,
+    /// The names of its metrics.
+    #[serde(default)]
+    pub metrics: MetricNames,
     /// The timeouts of a gateway that the harness does not configure (a plain URL), if its file
-    /// states them.
+    /// states any; those that the file leaves out have the suite's value.
     #[serde(default)]
     pub fixed_timeouts: Option<Timeouts>,
 }
@@ -139,6 +150,13 @@ pub trait Target: Send + Sync {
     /// supported*.
     fn accepts(&self, _spec: &Spec) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Returns the specification of a case as this gateway can have it: a gateway that the harness
+    /// does not configure keeps its own timeouts, and a gateway that counts in whole seconds has
+    /// them rounded up. [`Target::accepts`] refuses what a case cannot live with.
+    fn adapted(&self, spec: Spec) -> Spec {
+        spec
     }
 
     /// Returns the reason that the target file gives for not declaring a capability, if any.

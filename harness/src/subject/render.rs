@@ -3,8 +3,8 @@
 //! A template knows the fields of the specification (`providers` with `base_url`, `models` whose
 //! candidates have `base_url`, `api_key`, `protocol`, `max_in_flight` and `timeouts`, `timeouts`,
 //! `retry`, `breaker`, `limits`, `keys`, `query`), `database_url`, `port`, `ports["name"]`, `host`,
-//! `folder`, `gauntlet`, `file["name"]`, the function `env(name, default)`, and the filters
-//! `sha256`, `seconds`, `ceil_seconds` and `tojson`.
+//! `folder`, `gauntlet`, `file["name"]`, `captured["name"]`, the function `env(name, default)`, and
+//! the filters `sha256`, `seconds`, `ceil_seconds` and `tojson`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -51,6 +51,7 @@ impl<'a> Renderer<'a> {
         let mut context = specification(file, deployment)
             .map_err(|error| TargetError::Definition(format!("target {}: {error}", file.name)))?;
         context.insert("file".into(), json!({}));
+        context.insert("captured".into(), json!({}));
         context.insert("database_url".into(), json!(deployment.database_url));
         context.insert("id".into(), json!(deployment.id));
         context.insert("folder".into(), json!(deployment.folder.to_string_lossy()));
@@ -67,12 +68,18 @@ impl<'a> Renderer<'a> {
 
     /// Adds `file[name]`, the path of a rendered file.
     pub(super) fn insert_file(&mut self, name: &str, path: &Path) {
-        if let Some(files) = self
-            .context
-            .get_mut("file")
-            .and_then(serde_json::Value::as_object_mut)
-        {
-            files.insert(name.into(), json!(path.to_string_lossy()));
+        self.insert("file", name, json!(path.to_string_lossy()));
+    }
+
+    /// Adds `captured[name]`, a value that the gateway gave in `[[prepare]]`.
+    pub(super) fn capture(&mut self, name: &str, value: serde_json::Value) {
+        self.insert("captured", name, value);
+    }
+
+    fn insert(&mut self, map: &str, name: &str, value: serde_json::Value) {
+        let map = self.context.get_mut(map);
+        if let Some(map) = map.and_then(serde_json::Value::as_object_mut) {
+            map.insert(name.into(), value);
         }
     }
 

@@ -3,8 +3,9 @@
 //!
 //! The user configures the gateway once: the alias `solo` is served by provider `p1`, the alias
 //! `pair` by `p1` and then `p2`; the model at provider `p` is called `m-p`. The timeouts are those
-//! of [`Spec::default`], unless `[settings]` in the file gives others. A case that needs other
-//! providers or other settings is *not supported*, and the reason names them.
+//! of [`Spec::default`], unless `[settings]` in the file gives others; these replace the timeouts
+//! of a case that needs none of its own. A case that needs other providers or other settings is
+//! *not supported*, and the reason names them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,8 +15,12 @@ use async_trait::async_trait;
 
 use super::probe::{Seen, ask};
 use super::{Capability, Deployment, Manifest, RunningTarget, Target, TargetError, TargetFile};
-use crate::spec::{DatabaseNeed, Spec};
+use crate::gate::hang_guard;
+use crate::spec::{DatabaseNeed, ModelSpec, Protocol, Spec, Timeouts};
 use crate::tape::{Event, Side};
+
+/// The shortest timeout with which a healthy exchange fits on a busy machine, in milliseconds.
+const SHORTEST: u64 = 500;
 
 /// A target whose file has `url`.
 #[derive(Debug)]
@@ -62,6 +67,71 @@ impl UrlTarget {
     }
 }
 
+impl UrlTarget {
+    /// Checks that the case can live with the timeouts of the gateway.
+    ///
+    /// A case without timeouts of its own waits for none: theirs may be any that a healthy exchange
+    /// fits into. A case with timeouts of its own needs exactly these, except that those beyond the
+    /// hang guard may be any others beyond it, and that those which it leaves at their default must
+    /// not be shorter.
+    fn has_timeouts_for(&self, spec: &Spec, has: &Timeouts) -> Result<(), String> {
+        let usual = Spec::default().timeouts;
+        let guard = u64::try_from(hang_guard().as_millis()).unwrap_or(u64::MAX);
+        let mut differs: Vec<(String, u64, u64)> = Vec::new();
+        let has_own = spec.timeouts != usual
+            || (spec.models.iter().map(|model| model.timeouts))
+                .chain(spec.providers.iter().map(|provider| provider.timeouts))
+                .any(|timeouts| timeouts != Timeouts::default());
+        for model in &spec.models {
+            for candidate in &model.candidates {
+                let provider = spec
+                    .providers
+                    .iter()
+                    .find(|provider| provider.name == candidate.provider);
+                let provider = provider
+                    .map(|provider| provider.timeouts)
+                    .unwrap_or_default();
+                let own = model.timeouts.or(provider).named();
+                let needs = model.timeouts.or(provider).or(spec.timeouts).named();
+                for (n, (name, needed)) in needs.into_iter().enumerate() {
+                    let (Some(needed), Some(has), Some(usual)) =
+                        (needed, has.named()[n].1, usual.named()[n].1)
+                    else {
+                        continue;
+                    };
+                    let is_own = own[n].1.is_some() || needed != usual;
+                    let fits = match (has_own, is_own) {
+                        // whatever a case needs, it reaches its stubs at once
+                        (_, false) if name == "connect_ms" => true,
+                        (false, _) => has >= SHORTEST,
+                        (true, true) => has == needed || (needed > guard && has > guard),
+                        (true, false) => has >= needed,
+                    };
+                    if !fits {
+                        let needed = if has_own { needed } else { SHORTEST };
+                        let entry = (format!("{} needs {name}", model.alias), needed, has);
+                        if !differs.contains(&entry) {
+                            differs.push(entry);
+                        }
+                    }
+                }
+            }
+        }
+        if differs.is_empty() {
+            return Ok(());
+        }
+        let source = match self.manifest.fixed_timeouts {
+            Some(_) => "[settings.timeouts]",
+            None => "the gateway, without [settings.timeouts],",
+        };
+        let differs: Vec<String> = differs
+            .iter()
+            .map(|(what, needed, has)| format!("{what} = {needed}, and {source} has {has}"))
+            .collect();
+        Err(differs.join("; "))
+    }
+}
+
 #[async_trait]
 impl Target for UrlTarget {
     fn manifest(&self) -> &Manifest {
@@ -78,32 +148,48 @@ impl Target for UrlTarget {
 
     fn accepts(&self, spec: &Spec) -> Result<(), String> {
         let fixed = self.file.settings.as_spec();
-        if let Some(provider) = spec
-            .providers
-            .iter()
-            .find(|provider| !self.file.listen.contains_key(&provider.name))
-        {
-            return Err(format!(
-                "the case needs a provider {}, and [listen] of the target file gives it no address",
-                provider.name
-            ));
+        for provider in &spec.providers {
+            let name = &provider.name;
+            let other = if !self.file.listen.contains_key(name) {
+                ", and [listen] of the target file gives it no address".to_string()
+            } else if provider.protocol != Protocol::OPENAI {
+                let protocol = provider.protocol;
+                format!(
+                    " that speaks {protocol}, and a gateway with a url has providers of OpenAI's protocol"
+                )
+            } else if let Some(limit) = provider.max_in_flight {
+                format!(" with max_in_flight = {limit}, and a gateway with a url has no such limit")
+            } else {
+                continue;
+            };
+            return Err(format!("the case needs a provider {name}{other}"));
         }
         let known = [Spec::solo(), Spec::pair()];
-        if let Some(model) = spec
-            .models
-            .iter()
-            .find(|model| !known.iter().any(|known| known.models.contains(model)))
-        {
+        let is_known = |model: &ModelSpec| {
+            known
+                .iter()
+                .flat_map(|spec| &spec.models)
+                .any(|known| known.alias == model.alias && known.candidates == model.candidates)
+        };
+        if let Some(model) = spec.models.iter().find(|model| !is_known(model)) {
             return Err(format!(
-                "the case needs an alias {} that is configured for it alone; a gateway with a url has \
-                 the aliases solo and pair as fixtures/targets/README.md describes them",
+                "the case needs an alias {} with candidates of its own; a gateway with a url has the \
+                 aliases solo and pair as fixtures/targets/README.md describes them",
                 model.alias
             ));
         }
+        self.has_timeouts_for(spec, &fixed.timeouts)?;
+        let retry = |model: &ModelSpec| model.retry.is_none_or(|retry| retry == fixed.retry);
+        let breaker = |model: &ModelSpec| model.breaker.is_none_or(|own| own == fixed.breaker);
         let settings = [
-            ("timeouts", spec.timeouts == fixed.timeouts),
-            ("retries", spec.retry == fixed.retry),
-            ("circuit breakers", spec.breaker == fixed.breaker),
+            (
+                "retries",
+                spec.retry == fixed.retry && spec.models.iter().all(retry),
+            ),
+            (
+                "circuit breakers",
+                spec.breaker == fixed.breaker && spec.models.iter().all(breaker),
+            ),
             ("limits", spec.limits == fixed.limits),
             ("keys", spec.keys.is_empty()),
             ("a database", spec.database == DatabaseNeed::None),
@@ -116,6 +202,20 @@ impl Target for UrlTarget {
             )),
             None => Ok(()),
         }
+    }
+
+    fn adapted(&self, mut spec: Spec) -> Spec {
+        let own = self.file.settings.as_spec().timeouts;
+        spec.timeouts = own;
+        for timeouts in spec
+            .providers
+            .iter_mut()
+            .map(|provider| &mut provider.timeouts)
+            .chain(spec.models.iter_mut().map(|model| &mut model.timeouts))
+        {
+            *timeouts = Timeouts::default();
+        }
+        spec
     }
 
     fn why_not(&self, capability: Capability) -> Option<String> {
@@ -169,6 +269,98 @@ mod tests {
         let mut spec = Spec::solo();
         spec.retry.max_attempts = 3;
         assert!(target.accepts(&spec).unwrap_err().contains("retries"));
+        let limited = |change: fn(&mut Spec)| {
+            let mut spec = Spec::solo();
+            change(&mut spec);
+            target.accepts(&spec).unwrap_err()
+        };
+        assert_eq!(
+            limited(|spec| spec.providers[0].max_in_flight = Some(3)),
+            "the case needs a provider p1 with max_in_flight = 3, and a gateway with a url has no such \
+             limit"
+        );
+        let other = limited(|spec| spec.providers[0].protocol = Protocol::OLLAMA);
+        assert!(other.contains("speaks ollama"), "{other}");
+    }
+
+    /// A target with these lines in `[settings.timeouts]`.
+    fn with_timeouts(stated: &str) -> UrlTarget {
+        let text = format!(
+            "name = \"mine\"\nurl = \"http://127.0.0.1:7140\"\ncapabilities = [\"chat\"]\n\
+             [listen]\np1 = \"127.0.0.1:7141\"\np2 = \"127.0.0.1:7142\"\n\
+             [settings.timeouts]\n{stated}"
+        );
+        UrlTarget::new(TargetFile::parse(&text, "mine.toml").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_timeouts_of_the_file_replace_those_of_a_case_that_has_none_of_its_own() {
+        let usual = Spec::default().timeouts;
+        let stated = Timeouts {
+            connect_ms: Some(500),
+            first_token_ms: Some(1_000),
+            idle_ms: Some(1_100),
+            total_ms: Some(4_000),
+        };
+        for (text, expected) in [
+            ("", usual),
+            ("total_ms = 8000\nfirst_token_ms = 3000", usual),
+            (
+                "connect_ms = 500\nfirst_token_ms = 1000\nidle_ms = 1100\ntotal_ms = 4000",
+                stated,
+            ),
+            (
+                "total_ms = 90000",
+                Timeouts {
+                    total_ms: Some(90_000),
+                    ..usual
+                },
+            ),
+        ] {
+            let target = with_timeouts(text);
+            for spec in [Spec::solo(), Spec::pair()] {
+                assert_eq!(target.accepts(&spec), Ok(()), "{text}");
+                assert_eq!(target.adapted(spec).timeouts, expected, "{text}");
+            }
+        }
+        assert_eq!(
+            with_timeouts("idle_ms = 40")
+                .accepts(&Spec::solo())
+                .unwrap_err(),
+            "solo needs idle_ms = 500, and [settings.timeouts] has 40"
+        );
+    }
+
+    #[test]
+    fn a_case_with_timeouts_of_its_own_names_those_that_differ() {
+        let own = |first_token_ms, total_ms| {
+            let own = Timeouts {
+                first_token_ms,
+                total_ms,
+                ..Timeouts::default()
+            };
+            Spec::solo().model_timeouts("solo", own)
+        };
+        let target = with_timeouts("first_token_ms = 1500\ntotal_ms = 60000");
+        assert_eq!(target.accepts(&own(Some(1_500), None)), Ok(()));
+        assert_eq!(target.accepts(&own(Some(1_500), Some(90_000))), Ok(()));
+        assert_eq!(
+            target.accepts(&own(Some(900), Some(2_000))).unwrap_err(),
+            "solo needs first_token_ms = 900, and [settings.timeouts] has 1500; solo needs total_ms = \
+             2000, and [settings.timeouts] has 60000"
+        );
+        // the first token would end what the case wants the deadline to end
+        let short = with_timeouts("first_token_ms = 1000\ntotal_ms = 2000");
+        assert_eq!(
+            short.accepts(&own(None, Some(2_000))).unwrap_err(),
+            "solo needs first_token_ms = 3000, and [settings.timeouts] has 1000"
+        );
+        let plain = UrlTarget::new(TargetFile::for_url("http://127.0.0.1:4000")).unwrap();
+        let why = plain.accepts(&own(Some(900), None)).unwrap_err();
+        assert!(
+            why.contains("without [settings.timeouts], has 3000"),
+            "{why}"
+        );
     }
 
     #[test]

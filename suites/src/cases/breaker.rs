@@ -372,7 +372,12 @@ async fn brkr_06(ctx: &Ctx) -> CaseResult {
 /// The state of the one breaker: its name in health, and its number in metrics (0 closed, 1
 /// half-open, 2 open).
 async fn reported(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
-    let (health, metrics) = join(ctx.client.get("/health"), ctx.client.get("/metrics")).await;
+    let (paths, names) = (&ctx.manifest.paths, &ctx.manifest.metrics);
+    let (health, metrics) = join(
+        ctx.client.get(&paths.health),
+        ctx.client.get(&paths.metrics),
+    )
+    .await;
     let health = health?.json()["breakers"][0]["state"]
         .as_str()
         .unwrap_or("not reported")
@@ -380,7 +385,7 @@ async fn reported(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
     let metrics = metrics?.text();
     let line = metrics
         .lines()
-        .find(|line| line.starts_with("gauntlet_breaker_state{") && line.contains("p1"));
+        .find(|line| line.split('{').next() == Some(&names.breaker_state) && line.contains("p1"));
     Ok((
         health,
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()),

@@ -339,7 +339,7 @@ async fn degr_08(ctx: &Ctx) -> CaseResult {
         steps,
     )
     .map_err(silent)?;
-    until_status(ctx, "hang.unready", "/health/ready", 503).await?;
+    until_status(ctx, "hang.unready", &ctx.manifest.paths.ready, 503).await?;
     Ok(())
 }
 

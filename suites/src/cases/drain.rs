@@ -25,7 +25,7 @@ pub(super) const CASES: &[CaseRow] = &[
         needs: &[
             Capability::Chat,
             Capability::Stream,
-            Capability::Health,
+            Capability::Readiness,
             Capability::Drain,
         ],
         spec: || drained_after(30_000, Spec::solo()),
@@ -77,7 +77,7 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
     p1.held(2).await?;
     // when
     terminate(ctx).await?;
-    until_status(ctx, "hang.unready", "/health/ready", 503).await?;
+    until_status(ctx, "hang.unready", &ctx.manifest.paths.ready, 503).await?;
     ctx.gates.gate("end").open();
     // then
     let (streamed, plain) = futures::try_join!(streamed.collect(), plain.reply())?;

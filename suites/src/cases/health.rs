@@ -22,7 +22,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The case asks for liveness while the provider refuses connections, while the database \
                 stalls, and while it is gone.",
         remedy: "Let liveness show that the process answers, and nothing else.",
-        needs: STORED,
+        needs: &[Capability::Liveness, Capability::Store],
         spec: || Spec {
             database: DatabaseNeed::Postgres,
             ..Spec::solo()
@@ -36,7 +36,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The case asks for readiness before the database goes, until the status is 503, and \
                 after its return, until the status is 200.",
         remedy: "Ask the store in the readiness probe, within a timeout.",
-        needs: STORED,
+        needs: &[Capability::Readiness, Capability::Store],
         spec: || Spec {
             database: DatabaseNeed::Postgres,
             ..Spec::solo()
@@ -76,12 +76,12 @@ async fn hlth_01(ctx: &Ctx) -> CaseResult {
     ctx.stub("p1")?.listen(Listen::Refuse).await?;
     let wire = ctx.database_wire()?;
     // when
-    let without_provider = ctx.client.get("/health/live").await?;
+    let without_provider = ctx.client.get(&ctx.manifest.paths.live).await?;
     wire.stall();
-    let stalled = ctx.client.get("/health/live").await?;
+    let stalled = ctx.client.get(&ctx.manifest.paths.live).await?;
     wire.resume().await?;
     wire.gone().await?;
-    let gone = ctx.client.get("/health/live").await?;
+    let gone = ctx.client.get(&ctx.manifest.paths.live).await?;
     // then
     for (what, answer) in [
         ("without the provider", without_provider),
@@ -100,15 +100,15 @@ async fn hlth_01(ctx: &Ctx) -> CaseResult {
 
 async fn hlth_02(ctx: &Ctx) -> CaseResult {
     // given
-    until_status(ctx, "hang.ready", "/health/ready", 200).await?;
+    until_status(ctx, "hang.ready", &ctx.manifest.paths.ready, 200).await?;
     // when
     ctx.database_wire()?.gone().await?;
     // then
-    until_status(ctx, "hang.unready", "/health/ready", 503).await?;
+    until_status(ctx, "hang.unready", &ctx.manifest.paths.ready, 503).await?;
     // when
     ctx.database_wire()?.resume().await?;
     // then
-    until_status(ctx, "hang.ready", "/health/ready", 200).await?;
+    until_status(ctx, "hang.ready", &ctx.manifest.paths.ready, 200).await?;
     Ok(())
 }
 
@@ -127,7 +127,7 @@ async fn hlth_03(ctx: &Ctx) -> CaseResult {
         "hang.states",
         "a health document that shows p1, p2 and the store as up and p3 as down",
         || async {
-            let health = ctx.client.get("/health").await?.json();
+            let health = ctx.client.get(&ctx.manifest.paths.health).await?.json();
             let up = ["store", "p1", "p2", "p3"].map(|name| state(&health, name));
             Ok(Some(health).filter(|_| up == [Some(true), Some(true), Some(true), Some(false)]))
         },
@@ -147,7 +147,8 @@ async fn hlth_04(ctx: &Ctx) -> CaseResult {
     // given
     const STORM: usize = 64;
     // when
-    let answers = try_join_all((0..STORM).map(|_| ctx.client.get("/health"))).await?;
+    let answers =
+        try_join_all((0..STORM).map(|_| ctx.client.get(&ctx.manifest.paths.health))).await?;
     // then
     equal(
         "health.statuses",

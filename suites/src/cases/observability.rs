@@ -94,34 +94,59 @@ async fn obs_01(ctx: &Ctx) -> CaseResult {
         (2 * REQUESTS, REQUESTS),
         (first, second),
     )?;
+    let names = &ctx.manifest.metrics;
     counted(
         ctx,
-        "gauntlet_requests_total",
+        ("requests", &names.requests),
         &["route=\"/v1/chat/completions\"", "status=\"200\""],
         REQUESTS,
     )
     .await?;
-    counted(ctx, "gauntlet_attempts_total", &["provider=\"p1\""], first).await?;
-    counted(ctx, "gauntlet_attempts_total", &["provider=\"p2\""], second).await?;
     counted(
         ctx,
-        "gauntlet_retries_total",
+        ("attempts", &names.attempts),
+        &["provider=\"p1\""],
+        first,
+    )
+    .await?;
+    counted(
+        ctx,
+        ("attempts", &names.attempts),
+        &["provider=\"p2\""],
+        second,
+    )
+    .await?;
+    counted(
+        ctx,
+        ("retries", &names.retries),
         &["provider=\"p1\""],
         first - REQUESTS,
     )
     .await?;
     counted(
         ctx,
-        "gauntlet_fallbacks_total",
+        ("fallbacks", &names.fallbacks),
         &["model=\"pair\""],
         REQUESTS,
     )
     .await?;
-    counted(ctx, "gauntlet_timeouts_total", &[], 1).await?;
-    counted(ctx, "gauntlet_timeouts_total", &["provider=\"p3\""], 1).await?;
+    counted(ctx, ("timeouts", &names.timeouts), &[], 1).await?;
+    counted(ctx, ("timeouts", &names.timeouts), &["provider=\"p3\""], 1).await?;
     // 2 is open, 0 is closed
-    counted(ctx, "gauntlet_breaker_state", &["provider=\"p1\""], 2).await?;
-    counted(ctx, "gauntlet_breaker_state", &["provider=\"p2\""], 0).await
+    counted(
+        ctx,
+        ("breaker_state", &names.breaker_state),
+        &["provider=\"p1\""],
+        2,
+    )
+    .await?;
+    counted(
+        ctx,
+        ("breaker_state", &names.breaker_state),
+        &["provider=\"p2\""],
+        0,
+    )
+    .await
 }
 
 async fn obs_02(ctx: &Ctx) -> CaseResult {
@@ -195,14 +220,14 @@ async fn obs_03(ctx: &Ctx) -> CaseResult {
     let calls = agents as usize + 1;
     counted(
         ctx,
-        "gauntlet_tokens_total",
+        ("tokens", &ctx.manifest.metrics.tokens),
         &["kind=\"prompt\""],
         calls * 1_013,
     )
     .await?;
     counted(
         ctx,
-        "gauntlet_tokens_total",
+        ("tokens", &ctx.manifest.metrics.tokens),
         &["kind=\"completion\""],
         calls * 107,
     )
@@ -218,13 +243,20 @@ fn usage(document: &Value) -> (Option<u64>, Option<u64>) {
 
 /// The sum of the counter's series with these labels must become this number; the end of an answer
 /// is counted a moment later than it is read.
-async fn counted(ctx: &Ctx, name: &str, labels: &[&str], expected: usize) -> CaseResult {
-    let now =
-        || async { Ok::<_, Failure>(sum(&ctx.client.get("/metrics").await?.text(), name, labels)) };
-    let metric = name
-        .trim_start_matches("gauntlet_")
-        .trim_end_matches("_total");
-    let fact = &format!("metric.{metric}");
+async fn counted(
+    ctx: &Ctx,
+    (fact, name): (&str, &str),
+    labels: &[&str],
+    expected: usize,
+) -> CaseResult {
+    let now = || async {
+        Ok::<_, Failure>(sum(
+            &ctx.client.get(&ctx.manifest.paths.metrics).await?.text(),
+            name,
+            labels,
+        ))
+    };
+    let fact = &format!("metric.{fact}");
     let what = format!("the metric {name} to become {expected}");
     let counted = converge("hang.metric", &what, || async {
         Ok(Some(now().await?)

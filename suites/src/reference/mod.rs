@@ -29,7 +29,7 @@ use crate::defect::Defect;
 use async_trait::async_trait;
 use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::{
-    Behaviour, Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
 
 /// A correct gateway in this process, or the same gateway with one bug.
@@ -53,8 +53,7 @@ impl Reference {
                 name: "reference".into(),
                 version: None,
                 capabilities,
-                behaviour: Behaviour::default(),
-                fixed_timeouts: None,
+                ..Manifest::default()
             },
         }
     }
@@ -136,6 +135,8 @@ const CAPABILITIES: &[Capability] = &[
     Capability::ServedBy,
     Capability::AttemptList,
     Capability::Query,
+    Capability::Liveness,
+    Capability::Readiness,
     Capability::Health,
     Capability::Metrics,
     Capability::Drain,

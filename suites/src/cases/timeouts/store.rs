@@ -53,6 +53,6 @@ async fn time_10(ctx: &Ctx) -> CaseResult {
         )?;
     }
     ctx.database_wire()?.resume().await?;
-    until_status(ctx, "hang.ready", "/health/ready", 200).await?;
+    until_status(ctx, "hang.ready", &ctx.manifest.paths.ready, 200).await?;
     Ok(())
 }
