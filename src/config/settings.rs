@@ -179,14 +179,29 @@ settings! {
     }
 
     /// The circuit breakers, one for each model of each provider.
-    #[derive(Copy, PartialEq, Eq)]
+    #[derive(Copy, PartialEq)]
     pub struct Breaker {
-        /// The breaker opens after this many failures without a success between them.
+        /// The breaker opens if at least this share of the attempts of a window failed, and they
+        /// are enough: minimum_attempts of them, or failure_threshold failures in a row. With 0
+        /// the failures in a row alone decide, whatever else succeeds.
+        "failure_rate" => failure_rate: f64, Ratio(0.0, 1.0), Fraction(0.6);
+        /// The length of the window. An attempt counts where it began, however long it takes.
+        "window_ms" => window: Duration, Millis(1_000, DAY, Free), Is(10_000);
+        /// A window with this many attempts is enough to open the breaker by the rate alone.
+        "minimum_attempts" => minimum_attempts: u32, count(1, 1_000_000), Is(20);
+        /// This many failures without a success between them are enough as well.
         "failure_threshold" => failure_threshold: u32, count(1, 1_000_000), Is(5);
-        /// The breaker stays open for this time, then it is half-open.
-        "cool_down_ms" => cool_down: Duration, TIME, Is(30_000);
-        /// A half-open breaker lets this many requests through at a time.
-        "half_open_probes" => half_open_probes: u32, count(1, 1_000), Is(1);
+        /// The breaker stays open for this time, then it is half-open. Each time that all its
+        /// probes have failed, it stays open twice as long as before.
+        "cool_down_ms" => cool_down: Duration, TIME, Is(1_000);
+        /// The longest time for which the breaker stays open, unless the provider asks for more.
+        "cool_down_max_ms" => cool_down_max: Duration, time(AtLeast("cool_down_ms")), Is(30_000);
+        /// A half-open breaker lets this many requests through. The first that succeeds closes it;
+        /// it opens again when all of them have failed.
+        "half_open_probes" => half_open_probes: u32, count(1, 1_000), Is(3);
+        /// This share of the requests that have no other candidate passes a breaker that is open,
+        /// so that a provider that fails in part is never cut off as a whole. 0 lets none pass.
+        "open_share" => open_share: f64, Ratio(0.0, 1.0), Fraction(0.1);
     }
 
     /// Queries: their deadline, and what their steps may use.

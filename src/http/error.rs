@@ -566,6 +566,7 @@ fn cause(
         Cause::InBand => theirs(named(502, UPSTREAM, "in_band_error"), detail),
         Cause::BreakerOpen => named(503, UNAVAILABLE, "breaker_open").wait(SOON),
         Cause::BulkheadFull => named(503, UNAVAILABLE, "provider_busy").wait(SOON),
+        Cause::Shortage => named(503, UNAVAILABLE, "gateway_shortage").wait(SOON),
         Cause::Unsupported => theirs(named(400, INVALID, "unsupported"), detail),
     }
 }

@@ -72,6 +72,8 @@ causes! {
     BreakerOpen = "breaker_open",
     /// The provider's bulkhead and its queue are full, so nothing was sent.
     BulkheadFull = "bulkhead_full",
+    /// The gateway had no file descriptor or port left for a connection, so nothing was sent.
+    Shortage = "shortage",
     /// The provider's protocol cannot express the request, so nothing was sent.
     Unsupported = "unsupported",
 }
@@ -110,7 +112,7 @@ impl Cause {
     /// | quota exhausted, provider's auth, bad response, oversized | no | yes | yes | asking again does not help |
     /// | not found | no | yes | no | the operator's URL or model name is wrong, or the client names a missing file |
     /// | rejected | no | no | no | the request is wrong at every provider |
-    /// | breaker open, bulkhead full, unsupported | no | yes | no | nothing was sent |
+    /// | breaker open, bulkhead full, shortage, unsupported | no | yes | no | nothing was sent |
     pub const fn policy(self) -> Policy {
         match self {
             Self::Refused
@@ -145,7 +147,11 @@ impl Cause {
                 fall_back: false,
                 blame: Blame::Nobody,
             },
-            Self::NotFound | Self::BreakerOpen | Self::BulkheadFull | Self::Unsupported => Policy {
+            Self::NotFound
+            | Self::BreakerOpen
+            | Self::BulkheadFull
+            | Self::Shortage
+            | Self::Unsupported => Policy {
                 retry: false,
                 fall_back: true,
                 blame: Blame::Nobody,
@@ -157,7 +163,7 @@ impl Cause {
     pub const fn was_sent(self) -> bool {
         !matches!(
             self,
-            Self::BreakerOpen | Self::BulkheadFull | Self::Unsupported
+            Self::BreakerOpen | Self::BulkheadFull | Self::Shortage | Self::Unsupported
         )
     }
 

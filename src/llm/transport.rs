@@ -1,7 +1,7 @@
 //! The transport to a provider: it sends one HTTP request and returns the head of the answer with
 //! the body still to come.
 //!
-//! Production uses reqwest, and properties under the paused clock use scripted providers. Timeouts
+//! Production uses hyper, and properties under the paused clock use scripted providers. Timeouts
 //! live in `resilience`, except for the connect timeout, because only a transport can distinguish
 //! connecting from the wait for an answer.
 
@@ -45,6 +45,9 @@ pub enum TransportError {
     /// Nothing listens at the address, or the name does not resolve.
     #[error("connection refused: {0}")]
     Refused(String),
+    /// This machine had no file descriptor or port left for the connection.
+    #[error("no connection could be made: {0}")]
+    Shortage(String),
     /// The connection was not established within the connect timeout.
     #[error("no connection within the connect timeout of {0:?}")]
     ConnectTimeout(Duration),

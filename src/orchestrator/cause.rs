@@ -63,6 +63,7 @@ impl From<Cause> for StepCause {
             | Cause::Oversized
             | Cause::InBand
             | Cause::BulkheadFull
+            | Cause::Shortage
             | Cause::Unsupported => Self::Error,
         }
     }

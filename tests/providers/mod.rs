@@ -357,10 +357,16 @@ pub fn config(settings: &Settings, candidates: usize) -> Config {
             budget_ratio: f64::from(settings.budget_percent) / 100.0,
             budget_floor: settings.budget_floor,
         },
+        // A schedule counts failures in a row, and expects nothing to pass an open breaker.
         breaker: Breaker {
+            failure_rate: 0.0,
+            window: ms(10_000),
+            minimum_attempts: 1_000_000,
             failure_threshold: settings.failure_threshold,
             cool_down: ms(settings.cool_down_ms),
+            cool_down_max: ms(settings.cool_down_ms),
             half_open_probes: settings.half_open_probes,
+            open_share: 0.0,
         },
         ..Config::from_toml("").unwrap()
     }

@@ -18,7 +18,7 @@ use crate::llm::cause::{Blame, Cause};
 use crate::llm::chat::{Answer, AttemptError, Completion, Mode, Usage};
 use crate::llm::content::Joined;
 use crate::llm::transport::{TransportError, UpstreamBody, UpstreamRequest, UpstreamResponse};
-use crate::resilience::breaker::{Pass, Refused};
+use crate::resilience::breaker::{Breaker, Pass, Refused};
 use crate::resilience::bulkhead::{BulkheadError, Permit};
 use crate::resilience::deadline::{self, Elapsed, SetBy};
 
@@ -28,6 +28,9 @@ const MAX_BODY: usize = 32 << 20;
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// The Retry-After of a full bulkhead, because nobody knows when a permit becomes free.
 const BULKHEAD_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The Retry-After of a gateway that can make no connection, because other connections end soon.
+const SHORTAGE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Asks the candidate once. A plain answer is complete, and a stream is at its commit point.
 ///
@@ -238,21 +241,33 @@ pub(super) struct Admitted {
 
 impl Admitted {
     /// Asks the breaker, waits for a permit of the bulkhead, and asks the breaker again, because it
-    /// may have opened meanwhile.
+    /// may have opened meanwhile. A share of the requests that no later candidate can serve passes
+    /// an open breaker.
     async fn enter(
         candidate: &Arc<CandidateState>,
         set_by: SetBy,
         ends: Instant,
         kind: AttemptKind,
     ) -> Result<Self, AttemptError> {
-        candidate.breaker.check().map_err(breaker_open)?;
+        let share = match candidate.breaker.check() {
+            Ok(()) => None,
+            Err(refused) => Some(
+                Some(&candidate.breaker)
+                    .filter(|_| candidate.later == 0 && kind == AttemptKind::Initial)
+                    .and_then(Breaker::try_share)
+                    .ok_or_else(|| breaker_open(refused))?,
+            ),
+        };
         let permit = candidate
             .provider
             .bulkhead
             .enter(ends)
             .await
             .map_err(bulkhead_full)?;
-        let pass = candidate.breaker.try_pass().map_err(breaker_open)?;
+        let pass = match share {
+            Some(pass) => pass,
+            None => candidate.breaker.try_pass().map_err(breaker_open)?,
+        };
         let started = Instant::now();
         // The permit became free when the time was over, so nothing is sent.
         if started >= ends {
@@ -362,6 +377,14 @@ pub(super) fn transport_error(error: TransportError) -> AttemptError {
         TransportError::Refused(_) => {
             AttemptError::new(Cause::Refused, "The provider refused the connection.")
         }
+        TransportError::Shortage(_) => AttemptError {
+            retry_after: Some(SHORTAGE_RETRY_AFTER),
+            ..AttemptError::new(
+                Cause::Shortage,
+                "The gateway has no file descriptor or port left for a connection to the provider; \
+                 try again later, and raise the limit of open files (ulimit -n) if this lasts.",
+            )
+        },
         TransportError::ConnectTimeout(timeout) => AttemptError::new(
             Cause::ConnectTimeout,
             format!(

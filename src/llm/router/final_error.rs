@@ -23,8 +23,8 @@ pub(super) fn failure(attempts: Vec<Attempt>) -> LlmFailure {
 /// Decides the cause by the first rule that applies:
 /// 1. No attempt was made: the deadline had passed at the start.
 /// 2. A provider rejected the request: the request itself is wrong.
-/// 3. Nothing was sent: breaker open if any attempt failed so, else bulkhead full, else
-///    unsupported.
+/// 3. Nothing was sent: shortage if any attempt failed so, else breaker open, else bulkhead full,
+///    else unsupported.
 /// 4. Every attempt that was sent hit a rate limit or a quota: rate limited if any attempt failed
 ///    so, else quota exhausted.
 /// 5. Otherwise the cause of the last attempt that was sent decides.
@@ -42,6 +42,7 @@ fn deciding_cause(attempts: &[Attempt]) -> Cause {
         .collect();
     match sent.last() {
         _ if any(Cause::Rejected) => Cause::Rejected,
+        None if any(Cause::Shortage) => Cause::Shortage,
         None if any(Cause::BreakerOpen) => Cause::BreakerOpen,
         None if any(Cause::BulkheadFull) => Cause::BulkheadFull,
         None if any(Cause::Unsupported) => Cause::Unsupported,
@@ -114,6 +115,7 @@ mod tests {
     #[case::rate_then_broken(&[RateLimited, ServerError], ServerError)]
     #[case::all_open(&[BreakerOpen, BreakerOpen], BreakerOpen)]
     #[case::open_and_full(&[BreakerOpen, BulkheadFull], BreakerOpen)]
+    #[case::short_and_open(&[BreakerOpen, Shortage], Shortage)]
     #[case::all_full(&[BulkheadFull, BulkheadFull], BulkheadFull)]
     #[case::full_and_unsupported(&[Unsupported, BulkheadFull], BulkheadFull)]
     #[case::unsupported(&[Unsupported], Unsupported)]

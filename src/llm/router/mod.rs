@@ -258,9 +258,14 @@ impl Guard {
         metrics.register_not_sent(Cause::BreakerOpen.name());
         let candidate = candidate.clone();
         let settings = BreakerSettings {
+            failure_rate: config.breaker.failure_rate,
+            window: config.breaker.window,
+            minimum_attempts: config.breaker.minimum_attempts,
             failure_threshold: config.breaker.failure_threshold,
             cool_down: config.breaker.cool_down,
+            cool_down_max: config.breaker.cool_down_max,
             half_open_probes: config.breaker.half_open_probes,
+            open_share: config.breaker.open_share,
         };
         let breaker = Breaker::new(
             settings,

@@ -1,27 +1,41 @@
-//! The transport over reqwest: each provider has one client, and thereby one pool of connections.
+//! The transport over hyper: each provider has one client, and thereby one pool of connections.
 //!
 //! * It speaks HTTP/1.1 only: a connection carries one call, so that a break concerns that call
 //!   alone, and no provider's limit on streams of one connection makes calls wait for each other.
 //! * It follows no redirects (a provider cannot send the key elsewhere), uses no proxy from the
-//!   environment, retries nothing (retries live in `resilience`), decompresses nothing, and has no
-//!   timeout but the connect timeout.
-//! * Each call has its own connect timeout, which covers name, TCP and TLS: a layer around
-//!   reqwest's connector reads it from the task of the call. A pooled connection needs none.
-//! * A pooled connection that has died is noticed when it is taken. If it dies before a byte of the
-//!   request was written, hyper takes another one by itself; after that the call fails with
+//!   environment, retries nothing but a call on a dead pooled connection (retries live in
+//!   `resilience`), decompresses nothing, and has no timeout but the connect timeout.
+//! * Each call has its own connect timeout, which covers name, TCP and TLS: the connector reads it
+//!   from the task of the call. A pooled connection needs none.
+//! * A provider may close a connection at any time while nothing runs on it, also in the moment in
+//!   which the next request is on its way (RFC 9112 section 9.3.1). That says nothing about the
+//!   provider. A call on a connection that had served before, and that ended without one byte of
+//!   the answer, is therefore sent once more at once, on a connection that is made for it; nobody
+//!   outside this module notices. If a new connection ends like that the call fails with
 //!   [`TransportError::Reset`], and the policy of that cause decides.
 
 use std::error::Error;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::{
+    CaptureConnection, Connected, Connection, HttpConnector, capture_connection,
+};
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
-use tower::{Layer, Service};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tower::Service;
 
 use crate::config::ProviderConfig;
 use crate::llm::transport::{Transport, TransportError, UpstreamRequest, UpstreamResponse};
@@ -39,24 +53,27 @@ tokio::task_local! {
 /// Creates the transport to this provider. It is created once at start; connections are made when
 /// they are needed.
 pub fn http_transport(provider: &ProviderConfig) -> Arc<dyn Transport> {
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls_for(&provider.base_url))
-        .http1_only()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .no_proxy()
-        .tcp_nodelay(true)
-        .tcp_keepalive(TCP_KEEPALIVE)
-        .pool_idle_timeout(POOL_IDLE)
-        .connector_layer(ConnectTimeoutLayer)
-        .build();
-    // Building fails only if reqwest has to load certificates or a resolver, and it loads neither.
-    #[allow(clippy::expect_used)]
-    let client = client.expect("a client with preconfigured TLS");
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(TCP_KEEPALIVE));
+    let connector = Connector(
+        HttpsConnectorBuilder::new()
+            .with_tls_config(tls_for(&provider.base_url))
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp),
+    );
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE);
+    let pooled = builder.build(connector.clone());
+    let fresh = builder.pool_max_idle_per_host(0).build(connector);
     Arc::new(HttpTransport {
         provider: provider.name.clone(),
-        client,
+        pooled,
+        fresh,
     })
 }
 
@@ -85,7 +102,7 @@ static SYSTEM_ROOTS: LazyLock<ClientConfig> = LazyLock::new(|| {
     tls_config(roots)
 });
 
-/// The TLS configuration for `http` providers: reqwest requires one, and it trusts nothing.
+/// The TLS configuration for `http` providers: a client requires one, and it trusts nothing.
 static NO_ROOTS: LazyLock<ClientConfig> = LazyLock::new(|| tls_config(RootCertStore::empty()));
 
 fn tls_config(roots: RootCertStore) -> ClientConfig {
@@ -98,23 +115,37 @@ fn tls_config(roots: RootCertStore) -> ClientConfig {
         .with_no_client_auth()
 }
 
+type HttpClient = Client<Connector, Full<Bytes>>;
+
 struct HttpTransport {
     provider: String,
-    client: reqwest::Client,
+    pooled: HttpClient,
+    /// Makes a new connection for each call.
+    fresh: HttpClient,
 }
 
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError> {
-        let mut head = http::Request::new(request.body);
-        *head.method_mut() = http::Method::POST;
-        *head.uri_mut() = request.url;
-        *head.headers_mut() = request.headers;
-        let outgoing = reqwest::Request::try_from(head)
-            .map_err(|error| TransportError::Protocol(reason(&error)))?;
-        let answer = CONNECT_TIMEOUT
-            .scope(request.connect_timeout, self.client.execute(outgoing))
+        let (outgoing, connection) = outgoing(&request);
+        let mut answer = CONNECT_TIMEOUT
+            .scope(request.connect_timeout, self.pooled.request(outgoing))
             .await;
+        match &answer {
+            Ok(_) => used(&connection, Use::served),
+            Err(error) if !error.is_connect() && used(&connection, Use::died_unused) => {
+                tracing::debug!(
+                    provider = self.provider,
+                    "a pooled connection was closed, so the request is sent on a new one"
+                );
+                let outgoing = self.fresh.request(self::outgoing(&request).0);
+                answer = CONNECT_TIMEOUT
+                    .scope(request.connect_timeout, outgoing)
+                    .await;
+                false
+            }
+            Err(_) => false,
+        };
         let answer = answer.map_err(|error| {
             let error = before_the_answer(&error, request.connect_timeout);
             // The client's message leaves the reason out: a name that does not resolve, a
@@ -122,27 +153,67 @@ impl Transport for HttpTransport {
             tracing::info!(provider = self.provider, %error, "the provider gave no answer");
             error
         })?;
-        let status = answer.status();
-        let answer: http::Response<reqwest::Body> = answer.into();
         let (parts, body) = answer.into_parts();
-        let body = http_body_util::BodyDataStream::new(body)
+        let body = http_body_util::BodyDataStream::<Incoming>::new(body)
             .map(|read| read.map_err(|error| inside_the_answer(&error)));
         Ok(UpstreamResponse {
-            status,
+            status: parts.status,
             headers: parts.headers,
             body: Box::pin(body),
         })
     }
 }
 
+/// The request as hyper sends it, and a view of the connection on which it is sent.
+fn outgoing(request: &UpstreamRequest) -> (http::Request<Full<Bytes>>, CaptureConnection) {
+    let mut outgoing = http::Request::new(Full::new(request.body.clone()));
+    *outgoing.method_mut() = http::Method::POST;
+    *outgoing.uri_mut() = request.url.clone();
+    *outgoing.headers_mut() = request.headers.clone();
+    let connection = capture_connection(&mut outgoing);
+    (outgoing, connection)
+}
+
+/// Asks, or notes, something about the connection of a call; false if there was no connection.
+fn used(connection: &CaptureConnection, of: impl Fn(&Use) -> bool) -> bool {
+    let mut extras = http::Extensions::new();
+    if let Some(connected) = connection.connection_metadata().as_ref() {
+        connected.get_extras(&mut extras);
+    }
+    extras.get::<Arc<Use>>().is_some_and(|found| of(found))
+}
+
+/// What has happened on one connection.
+#[derive(Debug, Default)]
+struct Use {
+    /// Whether it has served a call.
+    served: AtomicBool,
+    /// Whether a byte was read after the last attempt to write.
+    answered: AtomicBool,
+}
+
+impl Use {
+    fn served(&self) -> bool {
+        self.served.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a connection that had served before ended without a byte of the answer.
+    fn died_unused(&self) -> bool {
+        self.served.load(Ordering::Relaxed) && !self.answered.load(Ordering::Relaxed)
+    }
+}
+
 /// The error of a call that failed before a status line arrived.
-fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> TransportError {
+fn before_the_answer(error: &legacy::Error, connect_timeout: Duration) -> TransportError {
     if chain(error).any(|source| source.is::<ConnectTimedOut>()) {
         return TransportError::ConnectTimeout(connect_timeout);
     }
-    let io = io_kind(error);
+    let io = io_error(error);
     if error.is_connect() {
-        return match io {
+        if io.is_some_and(is_shortage) {
+            return TransportError::Shortage(reason(error));
+        }
+        return match io.map(io::Error::kind) {
             // The peer accepted the connection and closed it during the TLS handshake.
             Some(
                 io::ErrorKind::ConnectionReset
@@ -170,12 +241,12 @@ fn before_the_answer(error: &reqwest::Error, connect_timeout: Duration) -> Trans
 
 /// The error of a call that failed after the head had arrived: the answer is incomplete. A broken
 /// chunk size is not valid HTTP.
-fn inside_the_answer(error: &reqwest::Error) -> TransportError {
+fn inside_the_answer(error: &hyper::Error) -> TransportError {
     let parse = chain(error)
         .find_map(|source| source.downcast_ref::<hyper::Error>())
         .is_some_and(hyper::Error::is_parse);
     let invalid = matches!(
-        io_kind(error),
+        io_error(error).map(io::Error::kind),
         Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
     );
     if parse || invalid {
@@ -195,8 +266,8 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// The kind of the innermost I/O error.
-fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
+/// The innermost I/O error.
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     let mut io = chain(error)
         .filter_map(|source| source.downcast_ref::<io::Error>())
         .last()?;
@@ -208,15 +279,29 @@ fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
     {
         io = inner;
     }
-    Some(io.kind())
+    Some(io)
+}
+
+/// Whether this machine, not the provider, kept the connection from being made: the process has no
+/// file descriptor left (EMFILE, ENFILE), or the machine no port (EADDRNOTAVAIL).
+fn is_shortage(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| {
+        [
+            rustix::io::Errno::MFILE,
+            rustix::io::Errno::NFILE,
+            rustix::io::Errno::ADDRNOTAVAIL,
+        ]
+        .iter()
+        .any(|errno| errno.raw_os_error() == code)
+    })
 }
 
 /// The text of the innermost source: the outer ones repeat the URL or only state that something
 /// failed.
-fn reason(error: &reqwest::Error) -> String {
+fn reason(error: &(dyn Error + 'static)) -> String {
     chain(error)
         .last()
-        .filter(|source| !source.is::<reqwest::Error>())
+        .filter(|source| !source.is::<legacy::Error>())
         .map_or_else(
             || "the request could not be sent".to_owned(),
             ToString::to_string,
@@ -228,52 +313,98 @@ fn reason(error: &reqwest::Error) -> String {
 #[error("no connection in time")]
 struct ConnectTimedOut;
 
-/// Bounds each attempt to connect by [`CONNECT_TIMEOUT`].
+/// Makes connections: each attempt is bounded by [`CONNECT_TIMEOUT`].
 #[derive(Clone)]
-struct ConnectTimeoutLayer;
-
-impl<S> Layer<S> for ConnectTimeoutLayer {
-    type Service = ConnectTimeout<S>;
-
-    fn layer(&self, inner: S) -> ConnectTimeout<S> {
-        ConnectTimeout { inner }
-    }
-}
-
-#[derive(Clone)]
-struct ConnectTimeout<S> {
-    inner: S,
-}
+struct Connector(HttpsConnector<HttpConnector>);
 
 type BoxError = Box<dyn Error + Send + Sync>;
+type Io = <HttpsConnector<HttpConnector> as Service<http::Uri>>::Response;
 
-impl<S, R> Service<R> for ConnectTimeout<S>
-where
-    S: Service<R, Error = BoxError>,
-    S::Future: Send + 'static,
-    S::Response: 'static,
-{
-    type Response = S::Response;
+impl Service<http::Uri> for Connector {
+    type Response = TokioIo<Watched>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx)
+        self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, target: R) -> Self::Future {
-        let connecting = self.inner.call(target);
+    fn call(&mut self, target: http::Uri) -> Self::Future {
+        let connecting = self.0.call(target);
         // The timeout is read on the task of the call: hyper may finish the connection on another
         // task, for the pool.
-        match CONNECT_TIMEOUT.try_with(|timeout| *timeout) {
-            Ok(timeout) => Box::pin(async move {
-                match tokio::time::timeout(timeout, connecting).await {
-                    Ok(connected) => connected,
-                    Err(_) => Err(ConnectTimedOut.into()),
-                }
-            }),
-            Err(_) => Box::pin(connecting),
+        let timeout = CONNECT_TIMEOUT.try_with(|timeout| *timeout).ok();
+        Box::pin(async move {
+            let io = match timeout {
+                Some(timeout) => tokio::time::timeout(timeout, connecting)
+                    .await
+                    .map_err(|_| ConnectTimedOut)??,
+                None => connecting.await?,
+            };
+            Ok(TokioIo::new(Watched {
+                io: TokioIo::new(io),
+                seen: Arc::default(),
+            }))
+        })
+    }
+}
+
+/// A connection that notes what happens on it.
+struct Watched {
+    io: TokioIo<Io>,
+    seen: Arc<Use>,
+}
+
+impl Connection for Watched {
+    fn connected(&self) -> Connected {
+        self.io.connected().extra(Arc::clone(&self.seen))
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.seen.answered.store(true, Ordering::Relaxed);
         }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.seen.answered.store(false, Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.seen.answered.store(false, Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -236,6 +237,133 @@ async fn a_connection_is_kept_and_a_dead_one_is_replaced() {
         assert_eq!(ask().await, (b"ok".to_vec(), Ok(())));
     };
     tokio::join!(client, provider);
+}
+
+/// How a provider ends a connection that it has served once, after it has read a second request.
+#[derive(Clone, Copy)]
+enum End {
+    Closes,
+    Resets,
+    /// It closes after a part of the head.
+    InsideTheHead,
+}
+
+/// A provider that answers the first request of each connection, and ends the connection at the
+/// second. Counts connections and requests.
+async fn ends_each_reuse(
+    listener: &TcpListener,
+    end: End,
+    (connections, requests): (&Count, &Count),
+) {
+    loop {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        connections.fetch_add(1, Ordering::SeqCst);
+        read_request(&mut connection).await;
+        requests.fetch_add(1, Ordering::SeqCst);
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        connection.write_all(answer).await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n{}") {
+            if connection.read_buf(&mut read).await.unwrap() == 0 {
+                break;
+            }
+        }
+        requests.fetch_add(usize::from(!read.is_empty()), Ordering::SeqCst);
+        match end {
+            End::Closes => {}
+            End::Resets => connection.set_zero_linger().unwrap(),
+            End::InsideTheHead => connection.write_all(b"HTTP/1.1 200 O").await.unwrap(),
+        }
+    }
+}
+
+type Count = std::sync::atomic::AtomicUsize;
+
+#[rstest]
+#[case::closes(End::Closes)]
+#[case::resets(End::Resets)]
+#[tokio::test]
+async fn a_call_on_a_dead_pooled_connection_is_sent_once_more_on_a_new_one(#[case] end: End) {
+    let (listener, address) = listener().await;
+    let transport = transport("http", address);
+    let (connections, requests) = (Count::new(0), Count::new(0));
+    let client = async {
+        for n in 0..40 {
+            let answer = transport.send(request("http", address, LONG)).await;
+            let answer = answer.unwrap_or_else(|error| panic!("request {n}: {error:?}"));
+            assert_eq!(read(answer.body).await, (b"ok".to_vec(), Ok(())));
+        }
+    };
+    tokio::select! {
+        () = client => {}
+        () = ends_each_reuse(&listener, end, (&connections, &requests)) => {}
+    }
+    assert_eq!(
+        (connections.into_inner(), requests.into_inner()),
+        (40, 60),
+        "each second request is sent twice, and nobody notices"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_was_answered_in_part_is_not_sent_again() {
+    let (listener, address) = listener().await;
+    let transport = transport("http", address);
+    let (connections, requests) = (Count::new(0), Count::new(0));
+    let client = async {
+        let answer = transport
+            .send(request("http", address, LONG))
+            .await
+            .unwrap();
+        read(answer.body).await.1.unwrap();
+        let error = transport.send(request("http", address, LONG)).await.err();
+        assert!(matches!(error, Some(TransportError::Reset(_))), "{error:?}");
+    };
+    let provider = ends_each_reuse(&listener, End::InsideTheHead, (&connections, &requests));
+    tokio::select! {
+        () = client => {}
+        () = provider => {}
+    }
+    assert_eq!((connections.into_inner(), requests.into_inner()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_new_connection_that_dies_as_well_is_a_failure_of_the_provider() {
+    let (listener, address) = listener().await;
+    let transport = transport("http", address);
+    let provider = async {
+        let mut connection = take(&listener).await;
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        connection.write_all(answer).await.unwrap();
+        read_request(&mut connection).await;
+        drop(connection);
+        drop(take(&listener).await);
+        listener.accept().await.map(drop)
+    };
+    let client = async {
+        let answer = transport
+            .send(request("http", address, LONG))
+            .await
+            .unwrap();
+        read(answer.body).await.1.unwrap();
+        transport.send(request("http", address, LONG)).await.err()
+    };
+    tokio::select! {
+        error = client => assert!(matches!(error, Some(TransportError::Reset(_))), "{error:?}"),
+        _ = provider => panic!("a third connection was made"),
+    }
+}
+
+#[rstest]
+#[case::descriptors(rustix::io::Errno::MFILE, true)]
+#[case::descriptors_of_the_machine(rustix::io::Errno::NFILE, true)]
+#[case::ports(rustix::io::Errno::ADDRNOTAVAIL, true)]
+#[case::refused(rustix::io::Errno::CONNREFUSED, false)]
+fn a_shortage_of_this_machine_is_known(#[case] errno: rustix::io::Errno, #[case] shortage: bool) {
+    assert_eq!(
+        is_shortage(&io::Error::from_raw_os_error(errno.raw_os_error())),
+        shortage
+    );
 }
 
 #[tokio::test]

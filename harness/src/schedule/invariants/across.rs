@@ -16,10 +16,12 @@ fn is_clear_failure(action: Action) -> bool {
 }
 
 /// Checks that a candidate is not asked before the cool-down is over, after as many clear failures
-/// in a row as open a breaker.
+/// in a row as open a breaker. A half-open breaker with several probes may wait for the failure of
+/// all of them before it opens again; such a breaker is judged until it may have opened once.
 pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
+    let several_probes = schedule.settings.half_open_probes > 1;
     for candidate in 0..schedule.candidates.len() {
-        let (mut in_a_row, mut rests_until) = (0, 0);
+        let (mut in_a_row, mut rests_until, mut certain) = (0, 0, true);
         let calls = seen
             .exchanges
             .iter()
@@ -33,14 +35,19 @@ pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(
                     call.at_ms
                 ));
             }
-            in_a_row = match is_clear_failure(schedule.action(candidate, call.call)) {
+            let action = schedule.action(candidate, call.call);
+            in_a_row = match is_clear_failure(action) {
                 // the client may have left before the gateway had read the answer
                 true if exchange.ends.is_empty() => in_a_row,
                 true => in_a_row + 1,
-                false => 0,
+                false => {
+                    certain &= !several_probes || action == Action::Answer;
+                    0
+                }
             };
-            if in_a_row >= schedule.settings.failure_threshold {
+            if certain && in_a_row >= schedule.settings.failure_threshold {
                 rests_until = call.at_ms + schedule.settings.cool_down_ms;
+                certain = !several_probes;
             }
         }
     }
