@@ -167,6 +167,37 @@ fn the_manifest_of_the_readme_examines_a_gateway_with_other_timeouts() {
 }
 
 #[test]
+fn the_example_of_the_readme_is_examined_as_it_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report").display().to_string();
+    let file = "fixtures/targets/example/gateway.toml";
+    let cases = [
+        "WIRE-01", "WIRE-03", "TIME-09", "STRM-01", "AUTH-03", "BRKR-01",
+    ];
+    let start = ["run", "--target", file, "--report", &report];
+    let (code, text, _) = run(root, &[&start[..], &cases].concat());
+    assert_eq!(code, Some(1), "{text}");
+    let record = std::fs::read_to_string(folder.path().join("report/report.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let verdict = |id: &str| {
+        let outcomes = record["outcomes"].as_array().into_iter().flatten();
+        let mut of_case = outcomes.filter(|outcome| outcome["id"] == id);
+        of_case.next().unwrap()["verdict"].clone()
+    };
+    let verdicts = cases.map(verdict);
+    let expected = [
+        "passed",
+        "passed",
+        "passed",
+        "failed",
+        "failed",
+        "not_supported",
+    ];
+    assert_eq!(verdicts, expected, "{text}");
+}
+
+#[test]
 fn a_part_of_the_timeouts_and_a_target_file_with_a_url_do_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let stubs = two_addresses();

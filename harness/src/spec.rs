@@ -44,15 +44,24 @@ impl Timeouts {
         ]
     }
 
+    /// Returns these timeouts, each made from its value here and there.
+    pub(crate) fn zipped(
+        self,
+        other: Self,
+        made: impl Fn(Option<u64>, Option<u64>) -> Option<u64>,
+    ) -> Self {
+        Self {
+            connect_ms: made(self.connect_ms, other.connect_ms),
+            first_token_ms: made(self.first_token_ms, other.first_token_ms),
+            idle_ms: made(self.idle_ms, other.idle_ms),
+            total_ms: made(self.total_ms, other.total_ms),
+        }
+    }
+
     /// Returns these timeouts, with those of the wider scope where they leave one out.
     #[must_use]
     pub fn or(self, wider: Self) -> Self {
-        Self {
-            connect_ms: self.connect_ms.or(wider.connect_ms),
-            first_token_ms: self.first_token_ms.or(wider.first_token_ms),
-            idle_ms: self.idle_ms.or(wider.idle_ms),
-            total_ms: self.total_ms.or(wider.total_ms),
-        }
+        self.zipped(wider, Option::or)
     }
 }
 
@@ -248,6 +257,26 @@ impl Default for Spec {
 }
 
 impl Spec {
+    /// Returns the timeouts in force for each candidate of each alias: a model overrides its
+    /// provider, and a provider the default.
+    pub(crate) fn timeouts_in_force(&self) -> impl Iterator<Item = (&ModelSpec, Timeouts)> {
+        self.models.iter().flat_map(move |model| {
+            model.candidates.iter().map(move |candidate| {
+                let provider = self.provider_of(candidate);
+                let provider = provider.map(|provider| provider.timeouts);
+                let timeouts = model.timeouts.or(provider.unwrap_or_default());
+                (model, timeouts.or(self.timeouts))
+            })
+        })
+    }
+
+    /// Returns the provider of a candidate.
+    pub(crate) fn provider_of(&self, candidate: &CandidateSpec) -> Option<&ProviderSpec> {
+        self.providers
+            .iter()
+            .find(|provider| provider.name == candidate.provider)
+    }
+
     /// One provider `p1` that speaks OpenAI's protocol, behind the alias `solo`.
     pub fn solo() -> Self {
         Self::default()

@@ -4,7 +4,7 @@
 //! are prepared for that, after all other cases have begun. While one group of cases is examined, the
 //! gateway of the next one starts.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,7 +21,7 @@ use super::{Board, Outcome, Progress, Run, in_a_task, judged, not_started};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
 use crate::subject::{
-    AliasSetting, Deployment, Process, Rendered, RunningTarget, TargetError, merge, settings, share,
+    Deployment, Process, Rendered, RunningTarget, Target, TargetError, merge, settings, share,
 };
 use crate::tape::Tape;
 use crate::verdict::Failure;
@@ -37,7 +37,7 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
         .iter()
         .map(|(index, _)| (*index, Vec::new()))
         .collect();
-    let mut pending = VecDeque::from(groups(waiting, &run.target.per_alias()));
+    let mut pending = VecDeque::from(groups(waiting, run.target.as_ref()));
     let mut next = started(run, pending.pop_front()).await;
     while let Some(group) = next.take() {
         // two gateways cannot have one fixed port
@@ -65,13 +65,11 @@ pub(super) async fn examine_groups(run: &Run, waiting: &[(usize, Case)], board: 
 
 /// Groups the cases by equal settings, in the order of their first case; a case that needs a
 /// database has a group of its own.
-fn groups(
-    waiting: &[(usize, Case)],
-    per_alias: &BTreeSet<AliasSetting>,
-) -> Vec<Vec<(usize, Case)>> {
+fn groups(waiting: &[(usize, Case)], target: &dyn Target) -> Vec<Vec<(usize, Case)>> {
+    let per_alias = &target.per_alias();
     let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
     for (index, case) in waiting {
-        let settings = settings(&(case.spec)(), per_alias);
+        let settings = settings(&target.adapted((case.spec)()), per_alias);
         match groups
             .iter_mut()
             .find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None)

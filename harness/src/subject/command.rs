@@ -19,7 +19,7 @@ use super::{
     AliasSetting, Capability, ChildProcess, Deployment, Manifest, Process, Ready, Rendered,
     RenderedFile, RunningTarget, Start, Target, TargetError, TargetFile,
 };
-use crate::gate::{bounded, pace, poll_until};
+use crate::gate::{bounded, hang_guard, pace, poll_until};
 use crate::spec::{Spec, Timeouts};
 use crate::tape::{Event, Side};
 
@@ -184,6 +184,44 @@ impl CommandTarget {
         })
     }
 
+    fn has_timeouts_per_model(&self) -> bool {
+        let declared = &self.manifest.capabilities;
+        declared.contains(&Capability::TimeoutPerModel)
+    }
+
+    /// Checks that one set of timeouts for all aliases serves the case, if the target has only one:
+    /// no timeout is both one that the case waits for and one beyond the hang guard.
+    fn has_one_set_of_timeouts(&self, spec: &Spec) -> Result<(), String> {
+        if self.has_timeouts_per_model() {
+            return Ok(());
+        }
+        let guard = u64::try_from(hang_guard().as_millis()).unwrap_or(u64::MAX);
+        let all: Vec<(&str, Timeouts)> = spec
+            .timeouts_in_force()
+            .map(|(model, timeouts)| (model.alias.as_str(), timeouts))
+            .collect();
+        for (n, (name, _)) in Timeouts::default().named().into_iter().enumerate() {
+            let of = |such: &dyn Fn(u64) -> bool| {
+                all.iter().find_map(|(alias, timeouts)| {
+                    timeouts.named()[n]
+                        .1
+                        .filter(|value| such(*value))
+                        .map(|value| (*alias, value))
+                })
+            };
+            if let (Some((short, a)), Some((long, b))) =
+                (of(&|value| value <= guard), of(&|value| value > guard))
+            {
+                return Err(format!(
+                    "the case needs {name} = {a} for the alias {short} and {name} = {b} for the alias \
+                     {long}, and the target does not declare `{}`",
+                    Capability::TimeoutPerModel
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the ports of one start by their names, `main` among them. A fixed port is awaited
     /// for as long as the gateway of the case before may need to die.
     async fn ports(&self) -> Result<IndexMap<String, u16>, TargetError> {
@@ -237,20 +275,11 @@ impl Target for CommandTarget {
     }
 
     fn accepts(&self, spec: &Spec) -> Result<(), String> {
+        self.has_one_set_of_timeouts(spec)?;
         let unit = self.file.behaviour.timeout_unit_ms;
-        let of_models = spec.models.iter().flat_map(|model| {
-            model.candidates.iter().map(move |candidate| {
-                let provider = spec
-                    .providers
-                    .iter()
-                    .find(|provider| provider.name == candidate.provider);
-                let provider = provider
-                    .map(|provider| provider.timeouts)
-                    .unwrap_or_default();
-                let whose = format!(" for the alias {}", model.alias);
-                (model.timeouts.or(provider).or(spec.timeouts), whose)
-            })
-        });
+        let of_models = spec
+            .timeouts_in_force()
+            .map(|(model, timeouts)| (timeouts, format!(" for the alias {}", model.alias)));
         for (timeouts, whose) in of_models.chain([(spec.timeouts, String::new())]) {
             let named = timeouts.named();
             for (first, a) in named {
@@ -282,6 +311,14 @@ impl Target for CommandTarget {
                 *value = value.map(|value| value.next_multiple_of(unit));
             }
         };
+        if !self.has_timeouts_per_model() {
+            // the longest, so that nothing ends what the case wants to last
+            let longest = spec
+                .timeouts_in_force()
+                .map(|(_, timeouts)| timeouts)
+                .reduce(|a, b| a.zipped(b, Option::max));
+            spec.timeouts = longest.unwrap_or(spec.timeouts);
+        }
         whole(&mut spec.timeouts);
         spec.providers
             .iter_mut()
@@ -802,8 +839,8 @@ serve(sys.argv[1], Main)"#;
         let master = "headers = { authorization = \"Bearer master\" }\n";
         let headers = minted(&format!("{master}capture = {{ key = \"/keys/0/value\" }}")).await;
         let expected = [
-            ("x-fixed", "1"),
             ("authorization", "Bearer minted-for-solo"),
+            ("x-fixed", "1"),
         ];
         assert_eq!(
             headers.unwrap(),
@@ -829,6 +866,44 @@ serve(sys.argv[1], Main)"#;
         );
         let error = minted(master).await.unwrap_err();
         assert!(error.contains("`captured.key` is undefined"), "{error}");
+    }
+
+    #[test]
+    fn a_gateway_without_timeouts_per_model_has_those_of_the_case_for_all_aliases() {
+        let with = |capabilities: &str| {
+            let file = format!(
+                "name = \"t\"\ncapabilities = [{capabilities}]\n[start]\ncommand = [\"x\"]\n"
+            );
+            let file = TargetFile::parse(&file, "t.toml").unwrap();
+            CommandTarget::new(file, "gauntlet".into()).unwrap()
+        };
+        let (per_model, alone) = (with("\"timeout_per_model\""), with(""));
+        // whoever leaves must be noticed before any timeout closes the connection
+        let patient = Spec::solo().model_timeouts("solo", Timeouts::PATIENT);
+        assert_eq!(alone.accepts(&patient), Ok(()));
+        assert_eq!(
+            alone.adapted(patient.clone()).timeouts.total_ms,
+            Some(60_000)
+        );
+        assert_eq!(per_model.adapted(patient.clone()), patient);
+        let short = |total_ms| Timeouts {
+            total_ms: Some(total_ms),
+            ..Timeouts::default()
+        };
+        let pair = Spec::pair()
+            .provider_timeouts("p1", short(900))
+            .provider_timeouts("p2", short(2_000));
+        assert_eq!(alone.accepts(&pair), Ok(()));
+        assert_eq!(alone.adapted(pair).timeouts.total_ms, Some(2_000));
+        let mixed = Spec::pair()
+            .provider_timeouts("p1", short(900))
+            .provider_timeouts("p2", short(60_000));
+        assert_eq!(
+            alone.accepts(&mixed).unwrap_err(),
+            "the case needs total_ms = 900 for the alias pair and total_ms = 60000 for the alias pair, \
+             and the target does not declare `timeout_per_model`"
+        );
+        assert_eq!(per_model.accepts(&mixed), Ok(()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::file::Each;
 use super::words::{line_of, nearest};
 use super::{Capability, Deployment, TargetError, TargetFile};
-use crate::spec::{ModelSpec, ProviderSpec, Spec, Timeouts};
+use crate::spec::Timeouts;
 
 /// Renders the templates of one target file for one deployment.
 pub(super) struct Renderer<'a> {
@@ -214,19 +214,18 @@ fn specification(
     for (value, provider) in providers.iter_mut().zip(&spec.providers) {
         value["base_url"] = base_url(&provider.name);
     }
+    let mut in_force = spec.timeouts_in_force();
     let mut models = list(&mut context, "models");
     for (value, model) in models.iter_mut().zip(&spec.models) {
         let candidates = value["candidates"].as_array_mut();
         for (value, candidate) in candidates.into_iter().flatten().zip(&model.candidates) {
-            let provider = spec
-                .providers
-                .iter()
-                .find(|provider| provider.name == candidate.provider);
+            let provider = spec.provider_of(candidate);
+            let own = in_force.next().map_or(spec.timeouts, |(_, own)| own);
             value["base_url"] = base_url(&candidate.provider);
             value["protocol"] = json!(provider.map(|provider| provider.protocol));
             value["api_key"] = json!(provider.map(|provider| &provider.api_key));
             value["max_in_flight"] = json!(provider.and_then(|provider| provider.max_in_flight));
-            value["timeouts"] = timeouts(file, &in_force(spec, model, provider));
+            value["timeouts"] = timeouts(file, &own);
         }
         if value["retry"].is_null() {
             value["retry"] = json!(spec.retry);
@@ -239,14 +238,6 @@ fn specification(
     context.insert("models".into(), json!(models));
     context.insert("timeouts".into(), timeouts(file, &spec.timeouts));
     Ok(context)
-}
-
-/// Returns the timeouts of one candidate: a model overrides its provider, a provider the default.
-fn in_force(spec: &Spec, model: &ModelSpec, provider: Option<&ProviderSpec>) -> Timeouts {
-    let provider = provider
-        .map(|provider| provider.timeouts)
-        .unwrap_or_default();
-    model.timeouts.or(provider).or(spec.timeouts)
 }
 
 /// Returns the timeouts with `one_ms`: the one of a gateway that has a single timeout, which is the

@@ -82,37 +82,25 @@ impl UrlTarget {
             || (spec.models.iter().map(|model| model.timeouts))
                 .chain(spec.providers.iter().map(|provider| provider.timeouts))
                 .any(|timeouts| timeouts != Timeouts::default());
-        for model in &spec.models {
-            for candidate in &model.candidates {
-                let provider = spec
-                    .providers
-                    .iter()
-                    .find(|provider| provider.name == candidate.provider);
-                let provider = provider
-                    .map(|provider| provider.timeouts)
-                    .unwrap_or_default();
-                let own = model.timeouts.or(provider).named();
-                let needs = model.timeouts.or(provider).or(spec.timeouts).named();
-                for (n, (name, needed)) in needs.into_iter().enumerate() {
-                    let (Some(needed), Some(has), Some(usual)) =
-                        (needed, has.named()[n].1, usual.named()[n].1)
-                    else {
-                        continue;
-                    };
-                    let is_own = own[n].1.is_some() || needed != usual;
-                    let fits = match (has_own, is_own) {
-                        // whatever a case needs, it reaches its stubs at once
-                        (_, false) if name == "connect_ms" => true,
-                        (false, _) => has >= SHORTEST,
-                        (true, true) => has == needed || (needed > guard && has > guard),
-                        (true, false) => has >= needed,
-                    };
-                    if !fits {
-                        let needed = if has_own { needed } else { SHORTEST };
-                        let entry = (format!("{} needs {name}", model.alias), needed, has);
-                        if !differs.contains(&entry) {
-                            differs.push(entry);
-                        }
+        for (model, needs) in spec.timeouts_in_force() {
+            for (n, (name, needed)) in needs.named().into_iter().enumerate() {
+                let (Some(needed), Some(has), Some(usual)) =
+                    (needed, has.named()[n].1, usual.named()[n].1)
+                else {
+                    continue;
+                };
+                let fits = match (has_own, needed != usual) {
+                    // whatever a case needs, it reaches its stubs at once
+                    (_, false) if name == "connect_ms" => true,
+                    (false, _) => has >= SHORTEST,
+                    (true, true) => has == needed || (needed > guard && has > guard),
+                    (true, false) => has >= needed,
+                };
+                if !fits {
+                    let needed = if has_own { needed } else { SHORTEST };
+                    let entry = (format!("{} needs {name}", model.alias), needed, has);
+                    if !differs.contains(&entry) {
+                        differs.push(entry);
                     }
                 }
             }
