@@ -1,6 +1,6 @@
 # Each target is a command that a person could type. `make` or `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test review lint fmt clippy clippy-gateway docs deny unused openapi
+.PHONY: help run test review lint fmt clippy clippy-gateway docs deny unused openapi field field-install field-run
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  \1  /' | expand -t 20
@@ -41,3 +41,24 @@ unused:         ## dependencies that nothing uses
 
 openapi:        ## validity of the OpenAPI document (needs Python 3)
 	.ci/openapi
+
+FIELD := $(CURDIR)/target/field
+FIELD_REPORTS := $(FIELD)/reports
+FIELD_RUN := cargo run --release -- run --database sqlite
+field: field-install field-run ## install other gateways into target/field, examine them, write docs/field.md (needs Python 3.11, Node 20)
+	cargo run --release --example field -- docs/field-notes.toml $(foreach g,litellm portkey lm-proxy modelswitch crabllm,$(FIELD_REPORTS)/$(g))
+
+field-install: # modelswitch 0.4.4 does not start with a newer FastAPI, nor Portkey with a newer server of Hono
+	python3 -m venv $(FIELD)/litellm && $(FIELD)/litellm/bin/pip install -q 'litellm[proxy]' opentelemetry-sdk opentelemetry-exporter-otlp
+	python3 -m venv $(FIELD)/lm-proxy && $(FIELD)/lm-proxy/bin/pip install -q lm-proxy
+	python3 -m venv $(FIELD)/modelswitch && $(FIELD)/modelswitch/bin/pip install -q modelswitch 'fastapi<0.116'
+	mkdir -p $(FIELD)/portkey && echo '{"private":true,"dependencies":{"@portkey-ai/gateway":"*"},"overrides":{"@hono/node-server":"1.13.8"}}' > $(FIELD)/portkey/package.json
+	npm install --prefix $(FIELD)/portkey --no-audit --no-fund
+	cargo install crabllm --locked --root $(FIELD)/crabllm
+
+field-run: # the exit code of a run is 1 where a gateway fails a case
+	-GAUNTLET_LITELLM=$(FIELD)/litellm/bin/litellm $(FIELD_RUN) --target litellm --report $(FIELD_REPORTS)/litellm
+	-GAUNTLET_PORTKEY=$(FIELD)/portkey/node_modules/@portkey-ai/gateway $(FIELD_RUN) --target portkey --report $(FIELD_REPORTS)/portkey
+	-GAUNTLET_LM_PROXY=$(FIELD)/lm-proxy/bin/python $(FIELD_RUN) --target lm-proxy --report $(FIELD_REPORTS)/lm-proxy
+	-GAUNTLET_MODELSWITCH=$(FIELD)/modelswitch/bin/modelswitch $(FIELD_RUN) --target modelswitch --report $(FIELD_REPORTS)/modelswitch
+	-GAUNTLET_CRABLLM=$(FIELD)/crabllm/bin/crabllm $(FIELD_RUN) --target crabllm --report $(FIELD_REPORTS)/crabllm

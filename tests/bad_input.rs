@@ -18,9 +18,10 @@ const SCRIPTS: [&str; 2] = [
     include_str!("../fixtures/conversations/capitals.yaml"),
     include_str!("../fixtures/conversations/faults.yaml"),
 ];
-const TARGETS: [&str; 2] = [
+const TARGETS: [&str; 3] = [
     include_str!("../fixtures/targets/bundled.toml"),
     include_str!("../fixtures/targets/litellm.toml"),
+    include_str!("../fixtures/targets/portkey.toml"),
 ];
 const MANIFEST: &str = "\
 name = \"mine\"

@@ -275,18 +275,31 @@ fn a_target_that_dies_in_the_middle_ends_the_run() {
 #[test]
 fn a_program_that_is_not_installed_is_reported_with_the_hint() {
     let folder = tempfile::tempdir().unwrap();
-    let mut run = command(folder.path(), &["run", "--target", "litellm", "TIME-02"]);
-    let answer = answer(
-        run.env("GAUNTLET_LITELLM", "/nowhere/litellm")
-            .output()
-            .unwrap(),
-    );
-    assert_eq!(answer.code, Some(2), "{}{}", answer.out, answer.err);
-    assert!(
-        answer.out.contains("/nowhere/litellm") && answer.out.contains("pip install"),
-        "{}",
-        answer.out
-    );
+    for (target, variable, remedy) in [
+        ("litellm", "GAUNTLET_LITELLM", "pip install"),
+        ("lm-proxy", "GAUNTLET_LM_PROXY", "pip install lm-proxy"),
+        (
+            "modelswitch",
+            "GAUNTLET_MODELSWITCH",
+            "pip install modelswitch",
+        ),
+        ("crabllm", "GAUNTLET_CRABLLM", "cargo install crabllm"),
+    ] {
+        let mut run = command(folder.path(), &["run", "--target", target, "TIME-02"]);
+        let answer = answer(run.env(variable, "/nowhere/program").output().unwrap());
+        assert_eq!(
+            answer.code,
+            Some(2),
+            "{target}: {}{}",
+            answer.out,
+            answer.err
+        );
+        assert!(
+            answer.out.contains("/nowhere/program") && answer.out.contains(remedy),
+            "{target}: {}",
+            answer.out
+        );
+    }
 }
 
 #[test]

@@ -20,7 +20,29 @@ use super::select::{Selection, Shard};
 use super::table::Table;
 
 const BUNDLED: &str = include_str!("../../fixtures/targets/bundled.toml");
-const LITELLM: &str = include_str!("../../fixtures/targets/litellm.toml");
+/// The gateways of others whose target files are built in.
+const OTHERS: [(&str, &str); 5] = [
+    (
+        "litellm",
+        include_str!("../../fixtures/targets/litellm.toml"),
+    ),
+    (
+        "portkey",
+        include_str!("../../fixtures/targets/portkey.toml"),
+    ),
+    (
+        "lm-proxy",
+        include_str!("../../fixtures/targets/lm-proxy.toml"),
+    ),
+    (
+        "modelswitch",
+        include_str!("../../fixtures/targets/modelswitch.toml"),
+    ),
+    (
+        "crabllm",
+        include_str!("../../fixtures/targets/crabllm.toml"),
+    ),
+];
 
 /// The end of the help. The timeouts are those that the cases assume.
 fn after_help() -> String {
@@ -59,7 +81,8 @@ then at model `m-p2` of http://127.0.0.1:9102/v1. Configure no retries, and thes
 #[derive(Debug, clap::Args)]
 #[command(after_help = after_help())]
 pub struct Args {
-    /// Examine this gateway: bundled, litellm, a target file, or the URL of one that runs already
+    /// Examine this gateway: bundled, litellm, portkey, lm-proxy, modelswitch, crabllm, a target
+    /// file, or the URL of one that runs already
     #[arg(long, value_name = "TARGET", default_value = "bundled")]
     target: String,
     /// Describe the gateway at the URL by this target file, which has no [start]
@@ -265,6 +288,13 @@ fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Returns the target file of a gateway that is built in by that name.
+fn other(name: &str) -> Option<&'static str> {
+    OTHERS
+        .iter()
+        .find_map(|(known, file)| (*known == name).then_some(*file))
+}
+
 /// Reads the target file that `--target` names; `manifest` describes the gateway at a URL.
 ///
 /// # Errors
@@ -272,7 +302,9 @@ fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
 fn target_file(target: &str, manifest: Option<&Path>) -> Result<TargetFile, String> {
     let file = match (target, manifest) {
         ("bundled", _) => TargetFile::parse(BUNDLED, "bundled"),
-        ("litellm", _) => TargetFile::parse(LITELLM, "litellm"),
+        (name, _) if other(name).is_some() => {
+            TargetFile::parse(other(name).unwrap_or_default(), name)
+        }
         (url, Some(manifest)) => TargetFile::load_for_url(manifest, url),
         (url, None) if url.contains("://") => Ok(TargetFile::for_url(url)),
         (path, None) => TargetFile::load(Path::new(path)),

@@ -235,7 +235,8 @@ impl TargetFile {
     pub fn load(path: &Path) -> Result<Self, TargetError> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             TargetError::Definition(format!(
-                "cannot read the target file {}: {error}; give bundled, litellm, a TOML file or a URL",
+                "cannot read the target file {}: {error}; give bundled, litellm, \
+                 portkey, lm-proxy, modelswitch, crabllm, a TOML file or a URL",
                 path.display()
             ))
         })?;

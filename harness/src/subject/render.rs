@@ -537,4 +537,83 @@ mod tests {
             "{alone}"
         );
     }
+
+    /// A specification with everything that the cases of chat differ in.
+    fn varied() -> Spec {
+        let own = Timeouts {
+            total_ms: Some(700),
+            ..Timeouts::default()
+        };
+        let mut spec = Spec::pair()
+            .model("solo", &["p1"])
+            .model_timeouts("solo", own)
+            .key("curie", "sk-hers")
+            .key("bohr", "sk-his");
+        spec.providers[1].max_in_flight = Some(3);
+        spec.retry.max_attempts = 4;
+        spec
+    }
+
+    #[test]
+    fn portkey_is_given_a_header_of_json_that_chooses_by_the_model() {
+        let text = include_str!("../../../fixtures/targets/portkey.toml");
+        let file = TargetFile::parse(text, "portkey").unwrap();
+        let header = of_file(&file, varied(), &file.headers["x-portkey-config"]).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&header).unwrap();
+        assert_eq!(
+            config["strategy"]["conditions"][1]["query"]["params.model"]["$eq"], "solo",
+            "{header}"
+        );
+        assert_eq!(
+            config["targets"][0]["strategy"]["mode"], "fallback",
+            "{header}"
+        );
+        assert_eq!(
+            config["targets"][0]["targets"][1]["custom_host"],
+            "http://127.0.0.1:1/p2"
+        );
+        assert_eq!(config["targets"][1]["request_timeout"], 700, "{header}");
+        assert_eq!(config["targets"][1]["retry"]["attempts"], 3, "{header}");
+    }
+
+    #[test]
+    fn lm_proxy_is_given_toml_with_a_connection_for_each_alias() {
+        let text = include_str!("../../../fixtures/targets/lm-proxy.toml");
+        let table: toml::Table = rendered(text, "lm-proxy", varied()).parse().unwrap();
+        assert_eq!(table["routing"]["solo"].as_str(), Some("solo.m-p1"));
+        let timeout = &table["connections"]["solo"]["init_params"]["timeout"];
+        assert_eq!(timeout.as_float(), Some(0.7));
+        assert_eq!(
+            table["groups"]["bohr"]["api_keys"][0].as_str(),
+            Some("sk-his")
+        );
+        assert!(!table.contains_key("api_key_check"), "clients have keys");
+    }
+
+    #[test]
+    fn modelswitch_is_given_yaml_with_priorities_and_whole_seconds() {
+        let text = include_str!("../../../fixtures/targets/modelswitch.toml");
+        let config: serde_json::Value =
+            yaml_serde::from_str(&rendered(text, "modelswitch", varied())).unwrap();
+        assert_eq!(config["models"]["pair"]["adapters"][1]["priority"], 2);
+        assert_eq!(config["models"]["solo"]["adapters"][0]["timeout"], 1);
+        assert_eq!(config["providers"][1]["max_concurrent"], 3);
+    }
+
+    #[test]
+    fn crabllm_is_given_toml_with_all_the_weight_on_the_first_candidate() {
+        let text = include_str!("../../../fixtures/targets/crabllm.toml");
+        let table: toml::Table = rendered(text, "crabllm", varied()).parse().unwrap();
+        let weight = |name: &str| table["providers"][name]["weight"].as_integer();
+        assert_eq!((weight("pair-1"), weight("pair-2")), (Some(1), Some(0)));
+        assert_eq!(
+            table["providers"]["solo-1"]["timeout"].as_integer(),
+            Some(1)
+        );
+        assert_eq!(
+            table["providers"]["solo-1"]["max_retries"].as_integer(),
+            Some(3)
+        );
+        assert_eq!(table["keys"].as_array().unwrap().len(), 2);
+    }
 }
