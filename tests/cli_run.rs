@@ -693,6 +693,26 @@ fn a_report_is_written_again_from_its_record() {
     );
     let answer = gauntlet(folder.path(), &["run", "WIRE-01"]);
     assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    refuses(
+        folder.path(),
+        &["reproduce", "report", "WIRE-01"],
+        &["WIRE-01 is passed", "no case of this report failed"],
+    );
+    refuses(
+        folder.path(),
+        &["reproduce", "report", "WIRE-02"],
+        &["report/report.json has no case WIRE-02"],
+    );
+    refuses(
+        folder.path(),
+        &["reproduce", "missing", "WIRE-02"],
+        &["missing", "gauntlet run"],
+    );
+    refuses(
+        folder.path(),
+        &["reproduce", "report", "WIRE-02", "--port", "80"],
+        &["'80'", "from 1024 to 65000"],
+    );
     let page = std::fs::read_to_string(folder.path().join("report/index.html")).unwrap();
     std::fs::remove_file(folder.path().join("report/index.html")).unwrap();
     assert_eq!(gauntlet(folder.path(), &["report"]).code, Some(0));

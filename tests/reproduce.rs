@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -38,10 +38,10 @@ const GUARD: Duration = Duration::from_secs(6);
 /// How many reproductions are played at once.
 const AT_ONCE: usize = 4;
 
-/// The cases that run by default: a hang, a buffered stream, an attempt too many, an answer that is
+/// The cases that run by default: a hang, a buffered stream, a candidate too many, an answer that is
 /// changed, a stream that is cut, and a client that leaves.
 const BY_DEFAULT: [&str; 6] = [
-    "TIME-02", "WIRE-02", "WIRE-03", "RETRY-04", "STRM-01", "CANC-01",
+    "TIME-02", "WIRE-02", "WIRE-03", "FALL-06", "STRM-01", "CANC-01",
 ];
 
 fn main() -> ExitCode {
@@ -54,7 +54,14 @@ fn main() -> ExitCode {
             Trial::test(case.id, move || trial(&case))
                 .with_ignored_flag(!BY_DEFAULT.contains(&case.id))
         });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let mut trials: Vec<Trial> = trials.collect();
+    trials.push(Trial::test("the_bundled_gateway_is_started", || {
+        Runtime::new()
+            .unwrap()
+            .block_on(bundled())
+            .map_err(Failed::from)
+    }));
+    let conclusion = libtest_mimic::run(&arguments, trials);
     let results = results().lock().unwrap();
     if results.len() > BY_DEFAULT.len() {
         let shown = results.values().filter(|why| why.is_empty()).count();
@@ -86,21 +93,11 @@ fn trial(case: &Case) -> Result<(), Failed> {
 async fn reproduced(case: &Case) -> Result<(), String> {
     let defect = Defect::of(case.id)[0];
     let outcome = examined(case, defect).await?;
-    let folder = tempfile::tempdir().unwrap();
-    record(outcome).write(folder.path()).unwrap();
-    let port = free_ports();
-    let made = Command::new(env!("CARGO_BIN_EXE_gauntlet"))
-        .arg("reproduce")
-        .arg(folder.path())
-        .args([case.id, "--out"])
-        .arg(folder.path().join("r"))
-        .args(["--port", &port.to_string()])
-        .output()
-        .unwrap();
-    if !made.status.success() {
-        return Err(String::from_utf8_lossy(&made.stderr).into_owned());
-    }
-    let folder = folder.path().join("r");
+    // it stays for whoever looks into a failure
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("reproduce")
+        .join(case.id);
+    let (folder, port) = written(&folder, case.id, record(outcome, "reference"))?;
     let (code, text) = played(case, Some(defect), &folder, port).await?;
     if code != Some(1) {
         return Err(format!("{defect:?} is not reproduced ({code:?}):\n{text}"));
@@ -112,6 +109,63 @@ async fn reproduced(case: &Case) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// The failure of another gateway, reproduced with the bundled one, which run.sh starts with the
+/// configuration of the case: it is not there.
+async fn bundled() -> Result<(), String> {
+    let case = cases::all()
+        .into_iter()
+        .find(|case| case.id == "STRM-01")
+        .ok_or("no STRM-01")?;
+    let outcome = examined(&case, Defect::of(case.id)[0]).await?;
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, port) = written(folder.path(), case.id, record(outcome, "bundled"))?;
+    let configuration = std::fs::read_to_string(folder.join("gateway/gateway.toml")).unwrap();
+    for part in [
+        format!("listen = \"127.0.0.1:{port}\""),
+        format!("http://127.0.0.1:{}/v1", port + 2),
+    ] {
+        if !configuration.contains(&part) {
+            return Err(format!("{part} is not in {configuration}"));
+        }
+    }
+    let program = Path::new(env!("CARGO_BIN_EXE_gauntlet")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let run = Command::new("sh")
+        .arg("run.sh")
+        .current_dir(&folder)
+        .env("PATH", format!("{}:{path}", program.display()))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&run.stdout).into_owned();
+    let is_better = text.contains("NOT REPRODUCED") && text.contains("error events: 1");
+    match run.status.code() {
+        Some(0) if is_better => Ok(()),
+        code => Err(format!(
+            "{code:?}: {text}{}",
+            String::from_utf8_lossy(&run.stderr)
+        )),
+    }
+}
+
+/// Writes the record and the reproduction of a case, and returns the folder of the latter and its
+/// first port.
+fn written(folder: &Path, id: &str, record: RunRecord) -> Result<(PathBuf, u16), String> {
+    record.write(folder)?;
+    let port = free_ports();
+    let made = Command::new(env!("CARGO_BIN_EXE_gauntlet"))
+        .arg("reproduce")
+        .arg(folder)
+        .args([id, "--out"])
+        .arg(folder.join("r"))
+        .args(["--port", &port.to_string()])
+        .output()
+        .unwrap();
+    if !made.status.success() {
+        return Err(String::from_utf8_lossy(&made.stderr).into_owned());
+    }
+    Ok((folder.join("r"), port))
 }
 
 async fn examined(case: &Case, defect: Defect) -> Result<Outcome, String> {
@@ -137,21 +191,21 @@ async fn examined(case: &Case, defect: Defect) -> Result<Outcome, String> {
     }
 }
 
-fn record(outcome: Outcome) -> RunRecord {
+fn record(outcome: Outcome, target: &str) -> RunRecord {
     RunRecord {
         schema: SCHEMA,
         gauntlet: env!("CARGO_PKG_VERSION").into(),
         started_at: jiff::Timestamp::now(),
         duration_ms: outcome.duration_ms,
         target: TargetRecord {
-            name: "reference".into(),
+            name: target.into(),
             version: None,
         },
         database: DatabaseRecord {
             kind: "none".into(),
             why: "a test".into(),
         },
-        command: "gauntlet run --target reference".into(),
+        command: format!("gauntlet run --target {target}"),
         selection: String::new(),
         strict: false,
         broken: None,

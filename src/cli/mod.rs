@@ -30,6 +30,8 @@ mod replay;
 #[cfg(feature = "examiner")]
 mod report;
 #[cfg(feature = "examiner")]
+mod reproduce;
+#[cfg(feature = "examiner")]
 mod run;
 #[cfg(feature = "examiner")]
 mod select;
@@ -87,6 +89,9 @@ subcommands! {
     /// Compare the reports of two runs: which verdicts and reasons changed
     #[cfg(feature = "examiner")]
     Diff(diff),
+    /// Make files of a failed case with which anybody sees the failure, without Rust
+    #[cfg(feature = "examiner")]
+    Reproduce(reproduce),
     /// Answer instead of LLM providers on one port, as scripts say
     #[cfg(feature = "examiner")]
     Stub(stub),

@@ -299,7 +299,7 @@ fn other(name: &str) -> Option<&'static str> {
 ///
 /// # Errors
 /// A sentence with the file, the reason and the remedy.
-fn target_file(target: &str, manifest: Option<&Path>) -> Result<TargetFile, String> {
+pub(super) fn target_file(target: &str, manifest: Option<&Path>) -> Result<TargetFile, String> {
     let file = match (target, manifest) {
         ("bundled", _) => TargetFile::parse(BUNDLED, "bundled"),
         (name, _) if other(name).is_some() => {

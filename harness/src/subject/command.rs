@@ -66,6 +66,24 @@ impl CommandTarget {
         })
     }
 
+    /// Renders everything that the gateway would be given on these ports, `main` among them, and
+    /// writes its files into the folder of the deployment. Nothing is started. The headers are
+    /// those that every request needs, without any that needs an answer of the running gateway.
+    ///
+    /// # Errors
+    /// [`TargetError::Definition`] for a wrong template; [`TargetError::Start`] if a file cannot be
+    /// written.
+    pub fn render(
+        &self,
+        deployment: &Deployment,
+        ports: &IndexMap<String, u16>,
+    ) -> Result<(Rendered, Vec<(String, String)>), TargetError> {
+        let Prepared {
+            rendered, headers, ..
+        } = self.prepare(deployment, ports)?;
+        Ok((rendered, headers))
+    }
+
     /// Renders everything that the gateway is given, and writes its files.
     fn prepare(
         &self,

@@ -1,0 +1,492 @@
+//! `gauntlet reproduce`: makes files of a failed case of a report, with which a stranger sees the
+//! failure: the gateway's configuration, upstreams and a client in Python, and what to expect.
+//!
+//! The tape of the case holds every byte that client and upstreams sent. The programs are the same
+//! for all cases; `case.json` has the tape.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use gauntlet_harness::case::Case;
+use gauntlet_harness::report::RunRecord;
+use gauntlet_harness::runner::Outcome;
+use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::verdict::{Failure, FailureMode};
+use indexmap::IndexMap;
+use serde_json::{Value, json};
+
+use self::gateway::Gateway;
+use super::CommandError;
+
+mod gateway;
+mod readme;
+
+const UPSTREAM: &str = include_str!("reproduce/upstream.py");
+const CLIENT: &str = include_str!("reproduce/client.py");
+
+const AFTER_HELP: &str = "\
+The folder holds README.md (what to do and what one sees), upstream.py (the providers, byte for
+byte), client.py (the requests, and the comparison with the report), case.json (the recorded bytes)
+and, where gauntlet starts the gateway, gateway/ (its configuration and start.sh). It needs Python
+3.8 or later; neither Rust nor gauntlet is needed to see the failure. `sh run.sh` does everything at
+once; its exit code is 1 if the failure is reproduced, and 0 if it is not.";
+
+/// Arguments of `gauntlet reproduce`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// The report.json of a run, or the folder that holds it
+    #[arg(value_name = "REPORT")]
+    report: PathBuf,
+    /// The id of a case that failed, such as TIME-02
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Write into this folder [default: reproduce-ID]
+    #[arg(long, short, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Let the gateway listen on this port, and the upstreams on those that follow
+    #[arg(long, value_name = "PORT", default_value = "18080", value_parser = port)]
+    port: u16,
+    /// Take the gateway's configuration from this target file instead of the one of the run
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+}
+
+/// Reads the first port; some ports follow it.
+fn port(text: &str) -> Result<u16, &'static str> {
+    match text.parse() {
+        Ok(port) if (1_024..=65_000).contains(&port) => Ok(port),
+        _ => Err("write a port from 1024 to 65000"),
+    }
+}
+
+/// The ports of a reproduction.
+#[derive(Clone, Copy)]
+struct Ports {
+    gateway: u16,
+}
+
+impl Ports {
+    /// The port at which gates are opened and the journal is read.
+    fn control(self) -> u16 {
+        self.gateway + 1
+    }
+
+    /// The port of the n-th provider, from 0.
+    fn provider(self, n: usize) -> u16 {
+        self.gateway
+            .saturating_add(2)
+            .saturating_add(u16::try_from(n).unwrap_or(u16::MAX))
+    }
+}
+
+/// A failed case, as it is written into the folder.
+struct Reproduction<'a> {
+    record: &'a RunRecord,
+    outcome: &'a Outcome,
+    /// What the case needs of a gateway, if this version of the suites has the case.
+    spec: Option<Spec>,
+    ports: Ports,
+    providers: Vec<ProviderPort>,
+    tape: Vec<Value>,
+    /// What the programs cannot play, in sentences.
+    missing: Vec<String>,
+}
+
+/// A provider and where it listens.
+struct ProviderPort {
+    name: String,
+    protocol: Protocol,
+    port: u16,
+    /// What the port does with connections at first.
+    listen: String,
+}
+
+impl ProviderPort {
+    fn base_url(&self) -> String {
+        format!(
+            "http://127.0.0.1:{}{}",
+            self.port,
+            self.protocol.base_path()
+        )
+    }
+}
+
+/// Writes the folder, and prints what to do next.
+pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let path = super::diff::record_path(&args.report);
+    let record = RunRecord::read(&path).map_err(CommandError)?;
+    let outcome = failed(&record, &args.id, &path).map_err(CommandError)?;
+    let folder = match &args.out {
+        Some(folder) => folder.clone(),
+        None => PathBuf::from(format!("reproduce-{}", outcome.id)),
+    };
+    let reproduction =
+        Reproduction::of(&record, outcome, Ports { gateway: args.port }).map_err(CommandError)?;
+    let made = std::fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
+    let folder = made.map_err(|error| {
+        CommandError(format!(
+            "cannot make the folder {}: {error}; give another one with --out",
+            folder.display()
+        ))
+    })?;
+    let gateway =
+        Gateway::render(&reproduction, args.target.as_deref(), &folder).map_err(CommandError)?;
+    reproduction
+        .write(&folder, &gateway)
+        .map_err(CommandError)?;
+    say!("{}", folder.join("README.md").display());
+    for missing in &reproduction.missing {
+        say!("note: {missing}");
+    }
+    match gateway.is_started {
+        true => say!("next: sh {}", folder.join("run.sh").display()),
+        false => say!("next: configure the gateway as README.md says, and follow it from there"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the outcome of that id.
+///
+/// # Errors
+/// A sentence, if the report has no such case, or if the case has not failed.
+fn failed<'a>(record: &'a RunRecord, id: &str, path: &Path) -> Result<&'a Outcome, String> {
+    let failures = || {
+        let ids: Vec<&str> = record
+            .outcomes
+            .iter()
+            .filter(|outcome| outcome.failure().is_some())
+            .map(|outcome| outcome.id.as_str())
+            .collect();
+        match ids.as_slice() {
+            [] => "no case of this report failed".to_string(),
+            ids => format!("the cases that failed are {}", ids.join(", ")),
+        }
+    };
+    let outcome = record
+        .outcomes
+        .iter()
+        .find(|outcome| outcome.id.eq_ignore_ascii_case(id))
+        .ok_or_else(|| {
+            format!(
+                "the report {} has no case {id}; {}",
+                path.display(),
+                failures()
+            )
+        })?;
+    match outcome.failure() {
+        Some(Failure::Violated { .. }) if !outcome.tape.is_empty() => Ok(outcome),
+        Some(Failure::Violated { .. }) => Err(format!(
+            "the report {} holds no tape of {}; run the case again with this version of gauntlet",
+            path.display(),
+            outcome.id
+        )),
+        Some(failure) => Err(format!(
+            "{} was not examined to its end ({failure}), so that there is no failure of the \
+             gateway to reproduce; run the case again",
+            outcome.id
+        )),
+        None => Err(format!(
+            "{} is {} in this report, so that there is nothing to reproduce; {}",
+            outcome.id,
+            outcome.word().replace('-', " "),
+            failures()
+        )),
+    }
+}
+
+impl<'a> Reproduction<'a> {
+    fn of(record: &'a RunRecord, outcome: &'a Outcome, ports: Ports) -> Result<Self, String> {
+        let case: Option<Case> = gauntlet_suites::cases::all()
+            .into_iter()
+            .find(|case| case.id == outcome.id);
+        let spec = case.map(|case| (case.spec)());
+        let value = serde_json::to_value(&outcome.tape)
+            .map_err(|error| format!("cannot write the tape of {}: {error}", outcome.id))?;
+        let mut tape = match value {
+            Value::Array(entries) => entries,
+            _ => Vec::new(),
+        };
+        let prefix = format!("{}-", outcome.id.to_lowercase());
+        tape.iter_mut().for_each(|entry| alone(entry, &prefix));
+        let listen = initial(&mut tape);
+        let mut providers: Vec<(String, Protocol)> = spec
+            .iter()
+            .flat_map(|spec| &spec.providers)
+            .map(|provider| (provider.name.clone(), provider.protocol))
+            .collect();
+        for name in tape.iter().filter_map(provider_of) {
+            if !providers.iter().any(|(known, _)| known == name) {
+                providers.push((name.to_string(), Protocol::OPENAI));
+            }
+        }
+        let providers: Vec<ProviderPort> = providers
+            .into_iter()
+            .enumerate()
+            .map(|(n, (name, protocol))| ProviderPort {
+                listen: listen
+                    .iter()
+                    .rev()
+                    .find(|(of, _)| *of == name)
+                    .map_or_else(|| "serve".to_string(), |(_, how)| how.clone()),
+                port: ports.provider(n),
+                protocol,
+                name,
+            })
+            .collect();
+        let missing = missing(&tape);
+        Ok(Self {
+            record,
+            outcome,
+            spec,
+            ports,
+            providers,
+            tape,
+            missing,
+        })
+    }
+
+    /// The fact, what was expected, what was observed, and whether something never ended.
+    fn violated(&self) -> (&str, &str, &str, bool) {
+        match self.outcome.failure() {
+            Some(Failure::Violated {
+                fact,
+                expected,
+                observed,
+                mode,
+            }) => (fact, expected, observed, *mode == FailureMode::Hang),
+            _ => ("", "", "", false),
+        }
+    }
+
+    /// The keys of clients that the report masks: a masked key that the gateway accepted is the
+    /// next one of the case's own, and any other is unknown to the gateway.
+    fn keys(&self) -> IndexMap<String, String> {
+        let mut own = self
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.keys)
+            .map(|key| key.token.clone());
+        let mut keys = IndexMap::new();
+        for (n, entry) in self.tape.iter().enumerate() {
+            if entry["event"] != "client_sent" {
+                continue;
+            }
+            let rest = self.tape.get(n + 1..).unwrap_or_default();
+            let status = rest
+                .iter()
+                .find(|later| later["event"] == "client_status" && later["side"] == entry["side"])
+                .and_then(|status| status["status"].as_u64());
+            let values = entry["headers"].as_array().into_iter().flatten();
+            for mask in values.filter_map(|header| mask(header[1].as_str()?)) {
+                if !keys.contains_key(mask) {
+                    let unknown = || format!("sk-unknown-{}", keys.len() + 1);
+                    let key = match status {
+                        Some(401 | 403) => unknown(),
+                        _ => own.next().unwrap_or_else(unknown),
+                    };
+                    keys.insert(mask.to_string(), key);
+                }
+            }
+        }
+        keys
+    }
+
+    fn write(&self, folder: &Path, gateway: &Gateway) -> Result<(), String> {
+        let (fact, expected, observed, hangs) = self.violated();
+        let providers: Vec<Value> = self
+            .providers
+            .iter()
+            .map(|one| json!({"name": one.name, "port": one.port, "listen": one.listen}))
+            .collect();
+        let case = json!({
+            "id": self.outcome.id,
+            "requirement": self.outcome.requirement,
+            "fact": fact,
+            "expected": expected,
+            "observed": observed,
+            // what never came is waited for longer than any timeout of the cases
+            "settle_ms": if hangs && !has_waited(&self.tape) { 10_000 } else { 1_500 },
+            "control_port": self.ports.control(),
+            "gateway": gateway.as_json(),
+            "keys": self.keys(),
+            "providers": providers,
+            "tape": self.tape,
+        });
+        let case = serde_json::to_string_pretty(&case)
+            .map_err(|error| format!("cannot write the case {}: {error}", self.outcome.id))?;
+        let mut files = vec![
+            ("case.json", case),
+            ("upstream.py", UPSTREAM.to_string()),
+            ("client.py", CLIENT.to_string()),
+            ("README.md", readme::readme(self, gateway)),
+        ];
+        if gateway.is_started {
+            files.push(("run.sh", RUN.to_string()));
+        }
+        for (name, text) in files {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(|error| {
+                format!(
+                    "cannot write {}: {error}; give another folder with --out",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The mask of a key in the value of a header: `[secret 1]`.
+fn mask(value: &str) -> Option<&str> {
+    let from = value.find("[secret")?;
+    let length = value.get(from..)?.find(']')? + 1;
+    value.get(from..from + length)
+}
+
+/// Whether the last client left after it had waited in vain: then nothing else has to be awaited.
+fn has_waited(tape: &[Value]) -> bool {
+    let at = |entry: &Value| entry["at_us"].as_u64().unwrap_or_default();
+    match tape {
+        [.., before, last] => last["event"] == "client_left" && at(last) > at(before) + 3_000_000,
+        _ => false,
+    }
+}
+
+/// Starts upstreams and gateway, plays the case, and ends both.
+const RUN: &str = "\
+#!/bin/sh
+# Starts the upstreams and the gateway, plays the case, and ends both. Exit code 1: the failure is
+# reproduced; 0: it is not; 2: the case could not be played.
+cd \"$(dirname \"$0\")\" || exit 2
+python3 upstream.py > upstream.log 2>&1 &
+upstream=$!
+sh gateway/start.sh > gateway.log 2>&1 &
+gateway=$!
+trap 'kill $upstream $gateway 2> /dev/null' EXIT
+trap 'exit 2' INT TERM
+python3 client.py \"$@\"
+code=$?
+echo \"what the upstreams saw is in upstream.log, what the gateway wrote in gateway.log\"
+exit $code
+";
+
+/// Writes an entry as it would be if the case had the gateway for itself: aliases have no prefix,
+/// and upstreams no namespace.
+fn alone(entry: &mut Value, prefix: &str) {
+    if entry["event"] == "request_read"
+        && let Some(path) = entry["path"].as_str()
+        && let Some(rest) = path.strip_prefix("/t/")
+    {
+        let path = rest.split_once('/').map_or("", |(_, path)| path);
+        entry["path"] = format!("/{path}").into();
+    }
+    without(entry, &format!("\"{prefix}"));
+}
+
+/// Takes the prefix of the case off each name in quotes, in every text.
+fn without(value: &mut Value, prefix: &str) {
+    match value {
+        Value::String(text) if text.contains(prefix) => *text = text.replace(prefix, "\""),
+        Value::Array(items) => items.iter_mut().for_each(|item| without(item, prefix)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| without(field, prefix)),
+        _ => {}
+    }
+}
+
+/// Returns what each port does before the first request, and marks every later change.
+fn initial(tape: &mut [Value]) -> Vec<(String, String)> {
+    let mut initial = Vec::new();
+    let mut began = false;
+    for entry in tape {
+        began |= entry["event"] == "client_sent";
+        if entry["event"] != "listening" {
+            continue;
+        }
+        if began {
+            entry["later"] = true.into();
+        } else if let (Some(name), Some(how)) = (provider_of(entry), entry["how"].as_str()) {
+            initial.push((name.to_string(), how.to_string()));
+        }
+    }
+    initial
+}
+
+fn provider_of(entry: &Value) -> Option<&str> {
+    match entry["side"]["who"].as_str() {
+        Some("provider") => entry["side"]["name"].as_str(),
+        _ => None,
+    }
+}
+
+/// Returns a sentence for each thing in the tape that the programs cannot play.
+fn missing(tape: &[Value]) -> Vec<String> {
+    let mut missing: Vec<String> = Vec::new();
+    let mut add = |text: &str| {
+        if !missing.iter().any(|known| known == text) {
+            missing.push(text.to_string());
+        }
+    };
+    for entry in tape {
+        match entry["event"].as_str() {
+            Some("note")
+                if entry["text"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("left out")) =>
+            {
+                add(
+                    "The report keeps only the beginning and the end of this case's many requests; \
+                     those between them are not sent.",
+                );
+            }
+            Some("client_sent") if is_cut(&entry["body"]) => add(
+                "The report keeps only the beginning of a large request, which is sent as it is \
+                 there; its content-length promises more.",
+            ),
+            Some("planned")
+                if entry["actions"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(cut_in)) =>
+            {
+                add("The report keeps only the beginning of a large answer of an upstream.");
+            }
+            Some("database") => add(
+                "The case also looked into the gateway's database, or disturbed it; the programs \
+                 do neither.",
+            ),
+            Some("target") => match entry["what"].as_str() {
+                Some("SIGTERM" | "SIGKILL") => add(
+                    "The case sent a signal to the gateway; client.py sends it to the process of \
+                     gateway/start.sh.",
+                ),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    if !tape.iter().any(|entry| entry["event"] == "client_sent") {
+        add("The report has no request of this case, so that there is nothing to send.");
+    }
+    missing
+}
+
+/// Whether bytes of the tape are not whole.
+fn is_cut(data: &Value) -> bool {
+    let Some(length) = data["length"].as_u64() else {
+        return false;
+    };
+    let kept = match (data["text"].as_str(), data["latin1"].as_str()) {
+        (Some(text), _) => text.len(),
+        (None, Some(latin1)) => latin1.chars().count(),
+        (None, None) => 0,
+    };
+    u64::try_from(kept).unwrap_or(u64::MAX) < length
+}
+
+fn cut_in(action: &Value) -> bool {
+    match action {
+        Value::Object(fields) => fields.values().any(|value| is_cut(value) || cut_in(value)),
+        Value::Array(items) => items.iter().any(|value| is_cut(value) || cut_in(value)),
+        _ => false,
+    }
+}
