@@ -22,6 +22,9 @@ use super::{
 };
 use crate::spec::{BreakerSpec, RetrySpec, Spec, Timeouts};
 
+/// The largest unit of timeouts, in milliseconds.
+const MOST_UNIT: u64 = 60_000;
+
 /// A target file. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -279,11 +282,30 @@ impl TargetFile {
                 .map(|offset| format!("line {}, ", line_of(&self.source, offset)))
                 .unwrap_or_default()
         };
-        if self.behaviour.timeout_unit_ms == 0 {
-            return Err(self.wrong(
-                "behaviour.timeout_unit_ms is 0; give the milliseconds of which each timeout is a \
-                 multiple, or remove it",
-            ));
+        let unit = self.behaviour.timeout_unit_ms;
+        if unit == 0 || unit > MOST_UNIT {
+            return Err(self.wrong(format!(
+                "behaviour.timeout_unit_ms is {unit}; give the milliseconds of which each timeout is a \
+                 multiple, from 1 to {MOST_UNIT}, or remove it"
+            )));
+        }
+        let of_steps = self.prepare.iter().flat_map(|step| step.headers.keys());
+        for name in self.headers.keys().chain(of_steps) {
+            if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                return Err(self.wrong(format!(
+                    "{}a header cannot be named `{name}`; write letters, digits and hyphens",
+                    line(name)
+                )));
+            }
+        }
+        for step in &self.prepare {
+            let method = step.method.as_str();
+            if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
+                return Err(self.wrong(format!(
+                    "{}prepare.method is `{method}`; write a method such as POST",
+                    line(method)
+                )));
+            }
         }
         if let (Some(step), None) = (self.prepare.first(), &self.start) {
             return Err(self.wrong(format!(
@@ -491,7 +513,7 @@ mod tests {
         let error = TargetFile::parse("name = 3\n", "x.toml");
         assert_eq!(
             error.unwrap_err().to_string(),
-            "target file x.toml, line 1: it holds integer `3`; write a text in quotes instead"
+            "target file x.toml, line 1: it holds the number 3; write a text in quotes instead"
         );
     }
 
@@ -532,6 +554,47 @@ mod tests {
         let error = with(["a", "a"]).unwrap_err().to_string();
         assert!(error.contains("two files are named `a`"), "{error}");
         assert!(with(["a", "b/c.toml"]).is_ok());
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_refused_with_the_value_and_the_remedy() {
+        for (lines, words) in [
+            ("[behaviour]\ntimeout_unit_ms = 0", "timeout_unit_ms is 0"),
+            (
+                "[behaviour]\ntimeout_unit_ms = 9000000000000000000",
+                "from 1 to 60000",
+            ),
+            (
+                "[headers]\n\"a b\" = \"1\"",
+                "line 5, a header cannot be named `a b`",
+            ),
+            (
+                "[ready]\nstatus = \"ok\"",
+                "neither a status such as 200 nor a list",
+            ),
+            ("[paths]\nlive = \"healthz\"", "paths.live is `healthz`"),
+            (
+                "[[prepare]]\npath = \"/\"\nmethod = \"post\"",
+                "prepare.method is `post`",
+            ),
+            (
+                "[[start.files]]\nname = \"a\"\ntemplate = \"\"\neach = \"providers\"",
+                "the value `providers` is unknown; the nearest known value is `provider`",
+            ),
+        ] {
+            let text = format!("name = \"x\"\n[start]\ncommand = [\"x\"]\n{lines}\n");
+            let error = TargetFile::parse(&text, "x.toml").unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+            assert!(
+                error.starts_with("target file x.toml") && !error.contains('\n'),
+                "{error}"
+            );
+        }
+        let prepared = "name = \"x\"\nurl = \"http://h\"\n[[prepare]]\npath = \"/key\"\n";
+        let error = TargetFile::parse(prepared, "x.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("line 4, [[prepare]] belongs"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,10 @@ use crate::gate::bounded;
 
 /// The statuses that mean that a gateway is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "it is neither a status such as 200 nor a list of statuses such as [200, 204]"
+)]
 pub enum Statuses {
     /// One status.
     One(u16),

@@ -72,6 +72,19 @@ fn wrong_type(problem: &str) -> Option<String> {
         wanted if wanted.starts_with("struct ") => "a table",
         wanted => wanted,
     };
+    let found = match found.split_once(' ') {
+        None if found == "map" => "a table".to_string(),
+        None if found == "sequence" => "a list".to_string(),
+        Some(("integer" | "floating", rest)) => {
+            format!(
+                "the number {}",
+                rest.trim_start_matches("point ").trim_matches('`')
+            )
+        }
+        Some(("boolean", rest)) => rest.trim_matches('`').to_string(),
+        Some(("string", rest)) => format!("the text {rest}"),
+        _ => found.to_string(),
+    };
     Some(format!("it holds {found}; write {wanted} instead"))
 }
 
