@@ -431,3 +431,53 @@ async fn an_unknown_alias() {
     );
     assert_eq!(router.aliases(), [gauntlet_harness::schedule::ALIAS]);
 }
+
+/// A provider that answers `x-should-retry: false` is not asked again; the next candidate is.
+#[rstest]
+#[case::no("false", &[1, 2])]
+#[case::in_capitals("False", &[1, 2])]
+#[case::yes("true", &[1, 1, 1, 2])]
+#[tokio::test(start_paused = true)]
+async fn a_provider_may_ask_not_to_be_retried(
+    #[case] value: &'static str,
+    #[case] order: &[usize],
+) {
+    let sim = RouterSim::new(move |candidate, _, stream| {
+        if candidate == 1 {
+            return doing(&[&[]]).play(0, 0, stream);
+        }
+        Played::at_once(Response {
+            status: 500,
+            headers: vec![("x-should-retry".into(), value.into())],
+            ..Response::ok("application/json", "{}")
+        })
+    });
+    let router = sim.router(&config_of(&doing(&[&[], &[]])));
+    assert!(router.chat(request(false), context(None)).await.is_ok());
+    assert_eq!(sim.order(), order);
+}
+
+/// Without any timeout but the total, a candidate that is silent leaves the reserve of those after
+/// it, also to a plain request, and the next one answers while the first is still silent.
+#[rstest]
+#[case::two(2)]
+#[case::three(3)]
+#[tokio::test(start_paused = true)]
+async fn a_silent_candidate_leaves_time_to_the_others(#[case] candidates: usize) {
+    let silent: Vec<&[Action]> = vec![&[Action::Silent]; candidates - 1];
+    let mut schedule = doing(&[silent, vec![&[]]].concat());
+    let total = schedule.settings.total_ms;
+    (
+        schedule.settings.first_token_ms,
+        schedule.settings.idle_ms,
+        schedule.settings.connect_ms,
+    ) = (total, total, total);
+    let sim = sim(&schedule);
+    let served = sim
+        .router(&config_of(&schedule))
+        .chat(request(false), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("the last candidate serves"));
+    assert_eq!(&*served.by.provider, format!("p{candidates}"));
+    assert!(sim.now() < Duration::from_millis(total));
+}

@@ -228,3 +228,144 @@ async fn a_large_first_event_is_taken() {
         .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(read(served).await.text, text);
 }
+
+const TEXT: &str = r#"{"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}"#;
+const STOP: &str = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+
+/// A router over one provider that streams these events by this plan.
+fn streaming(
+    events: &[&str],
+    plan: Plan,
+) -> (std::sync::Arc<RouterSim>, gauntlet::llm::router::Router) {
+    let body: String = events
+        .iter()
+        .map(|event| format!("data: {event}\n\n"))
+        .collect();
+    let sim = RouterSim::new(move |_, _, _| {
+        Played::flowing(
+            Response::ok("text/event-stream", body.clone()),
+            plan.clone(),
+        )
+    });
+    let router = sim.router(&config_of(&doing(&[&[]])));
+    (sim, router)
+}
+
+/// A plan that sends two events, then each of these heartbeats half a second after the other.
+fn heartbeats(beat: &str, times: usize) -> Plan {
+    let beats = (0..times).flat_map(|_| {
+        [
+            Step::Pause { ms: 500 },
+            Step::Garbage(beat.as_bytes().to_vec()),
+        ]
+    });
+    Plan::of([Step::Head, Step::Events(2)].into_iter().chain(beats))
+}
+
+/// An answer whose choices are all finished ends a short time later, although the provider sends
+/// nothing more, or only heartbeats, and keeps its connection open.
+#[rstest]
+#[case::silence(heartbeats("", 0))]
+#[case::comments(heartbeats(": ping\n\n", 40))]
+#[case::empty_data(heartbeats("data:\n\n", 40))]
+#[tokio::test(start_paused = true)]
+async fn a_complete_answer_ends_although_its_provider_does_not(#[case] plan: Plan) {
+    let Plan { steps, .. } = plan;
+    let plan = Plan::of(steps.into_iter().chain([Step::Stall]));
+    let (sim, router) = streaming(&[TEXT, STOP], plan);
+    let served = router
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
+    let start = Instant::now();
+    let received = read(served).await;
+    assert_eq!(
+        (received.text.as_str(), received.done, received.failed.len()),
+        ("Hel", 1, 0)
+    );
+    assert_eq!(ms(start.elapsed()), 2_000);
+    tokio::time::advance(2 * SECOND).await;
+    tokio::task::yield_now().await;
+    assert_eq!(sim.open(), 0, "the provider's connection is closed");
+}
+
+/// With one of two choices unfinished the answer is not complete.
+#[tokio::test(start_paused = true)]
+async fn an_unfinished_choice_is_no_end() {
+    let (_sim, router) = streaming(
+        &[TEXT, STOP],
+        Plan::of([Step::Head, Step::Events(2), Step::Stall]),
+    );
+    let two = serde_json::json!({
+        "model": gauntlet_harness::schedule::ALIAS, "n": 2, "stream": true,
+        "messages": [{"role": "user", "content": "hello"}]
+    });
+    let two = gauntlet::llm::chat::ChatRequest::parse(two.to_string().as_bytes()).unwrap();
+    let served = router
+        .chat(two, context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
+    let received = read(served).await;
+    assert_eq!((received.done, received.failed.len()), (0, 1));
+    assert_eq!(received.failed[0].cause, Cause::IdleTimeout);
+}
+
+/// Heartbeats carry nothing: they do not extend the idle timeout.
+#[rstest]
+#[case::comments(": ping\n\n")]
+#[case::a_comment_without_its_end(": ping\n")]
+#[case::empty_data("data:\n\n")]
+#[case::empty_data_with_a_blank("data: \n\n")]
+#[case::names("event: ping\n\n")]
+#[case::ids("id: 7\n\n")]
+#[case::blank_lines("\n")]
+#[tokio::test(start_paused = true)]
+async fn heartbeats_do_not_extend_the_idle_timeout(#[case] beat: &str) {
+    let (sim, router) = streaming(&[TEXT, TEXT, STOP], heartbeats(beat, 18));
+    let served = router
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
+    let start = Instant::now();
+    let received = read(served).await;
+    assert_eq!((received.done, received.failed.len()), (0, 1));
+    assert_eq!(received.failed[0].cause, Cause::IdleTimeout);
+    assert_eq!(ms(start.elapsed()), 2_000);
+    assert_eq!(sim.open(), 0);
+}
+
+/// A provider that is slow and alive is waited for, with heartbeats between its events, and so is a
+/// long event that arrives in small parts.
+#[tokio::test(start_paused = true)]
+async fn what_follows_heartbeats_arrives() {
+    let pings = |plan: Vec<Step>| {
+        let ping = || Step::Garbage(b": ping\n\ndata:\n\n".to_vec());
+        plan.into_iter().flat_map(move |step| {
+            [
+                Step::Pause { ms: 900 },
+                ping(),
+                Step::Pause { ms: 900 },
+                step,
+            ]
+        })
+    };
+    let events = pings(vec![Step::Events(1), Step::Events(1), Step::Events(1)]);
+    let drip = Step::Drip {
+        bytes: 4,
+        every_ms: 100,
+    };
+    let steps = [Step::Head, Step::Events(1)]
+        .into_iter()
+        .chain(events)
+        .chain([drip]);
+    let (_sim, router) = streaming(&[TEXT, TEXT, TEXT, TEXT, STOP], Plan::of(steps));
+    let served = router
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"));
+    let received = read(served).await;
+    assert_eq!(
+        (received.text.as_str(), received.done, received.failed.len()),
+        ("HelHelHelHel", 1, 0)
+    );
+}

@@ -137,6 +137,8 @@ pub struct AttemptError {
     pub status: Option<u16>,
     /// The time for which the provider, or the breaker, asks callers to wait.
     pub retry_after: Option<Duration>,
+    /// Whether the provider asks not to be asked again (`x-should-retry: false`).
+    pub no_retry: bool,
     /// The provider's own type, code and param, as far as it sent them.
     pub detail: ErrorDetail,
 }
@@ -149,6 +151,7 @@ impl AttemptError {
             message: message.into(),
             status: None,
             retry_after: None,
+            no_retry: false,
             detail: ErrorDetail::default(),
         }
     }

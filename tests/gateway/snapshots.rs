@@ -42,6 +42,7 @@ fn failure(
         message: "what happened".into(),
         status,
         retry_after,
+        no_retry: false,
         detail,
     };
     ApiError::Llm(LlmFailure {
@@ -104,6 +105,7 @@ fn is_in_the_table(error: &ApiError) {
         E::Body(error) => match error {
             BodyError::TooLarge { .. } | BodyError::Timeout { .. } | BodyError::Broken => {}
             BodyError::MediaType { .. } | BodyError::Shape { .. } => {}
+            BodyError::Coding { .. } | BodyError::TooManyBytes { .. } => {}
         },
     }
 }
@@ -199,6 +201,14 @@ fn err_01_the_whole_table() {
             }),
         ),
         (
+            "BodyCoding",
+            ApiError::Body(BodyError::Coding { got: "gzip".into() }),
+        ),
+        (
+            "BodyTooManyBytes",
+            ApiError::Body(BodyError::TooManyBytes { limit: 1_000 }),
+        ),
+        (
             "BodyShape",
             ApiError::Body(BodyError::Shape {
                 reason: "missing field `text` at line 1 column 2".into(),
@@ -258,6 +268,7 @@ fn err_01_the_event_of_a_stream_that_broke() {
                 message: "what happened".into(),
                 status: None,
                 retry_after: None,
+                no_retry: false,
                 detail,
             });
             format!(

@@ -64,6 +64,11 @@ impl NdjsonDecoder {
         None
     }
 
+    /// Whether a part of a record has arrived, and its end has not.
+    pub fn is_inside_a_record(&self) -> bool {
+        !self.open.trim_ascii().is_empty()
+    }
+
     /// The last record, if the body ended without a newline behind it. Call it once, when the body
     /// has ended in order.
     ///

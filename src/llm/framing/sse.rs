@@ -84,6 +84,19 @@ impl SseDecoder {
         None
     }
 
+    /// Whether a line of data has begun of an event whose end has not arrived.
+    pub fn is_inside_data(&self) -> bool {
+        // A field that stands before the data is short. What is behind the first bytes of a long
+        // event is not searched again with each read.
+        let start = &self.open[..self.open.len().min(1_024)];
+        start
+            .split(|byte| matches!(byte, b'\n' | b'\r'))
+            .any(|line| {
+                line.strip_prefix(b"data:")
+                    .is_some_and(|data| !data.trim_ascii().is_empty())
+            })
+    }
+
     fn fail(&mut self, error: FrameError) -> FrameError {
         self.failed = true;
         self.input = Bytes::new();

@@ -237,7 +237,17 @@ pub trait ChunkDecoder: Send {
     /// appends nothing.
     fn push(&mut self, bytes: Bytes, out: &mut VecDeque<Decoded>);
 
-    /// Takes the orderly end of the body. Appends `Done` or `Failed`, unless one has been appended.
+    /// Whether the answer is complete, so that only its token counts and its end marker may follow.
+    fn is_complete(&self) -> bool {
+        false
+    }
+
+    /// Whether a part of an event that carries data has arrived, and its end has not. Comments and
+    /// blank lines carry nothing.
+    fn is_inside_an_event(&self) -> bool;
+
+    /// Takes the orderly end of the body, or gives up waiting for it. Appends `Done` or `Failed`,
+    /// unless one has been appended.
     fn finish(&mut self, out: &mut VecDeque<Decoded>);
 }
 

@@ -140,7 +140,9 @@ impl CandidateState {
                 Err(error) if kind == AttemptKind::Retry && !error.cause.was_sent() => break,
                 Err(error) => error,
             };
-            let may_retry = error.cause.policy().retry && tried + 1 < self.retry.max_attempts;
+            let may_retry = error.cause.policy().retry
+                && !error.no_retry
+                && tried + 1 < self.retry.max_attempts;
             let retry_after = error.retry_after;
             next = span.in_scope(|| self.record_failure(error, attempts));
             // Another candidate answers sooner than one that asks for a longer wait than the

@@ -93,6 +93,7 @@ mod tests {
                 message: String::new(),
                 status: None,
                 retry_after: retry_after.map(Duration::from_secs),
+                no_retry: false,
                 detail: ErrorDetail::default(),
             }),
         }

@@ -5,6 +5,9 @@
 //! to a retry, to the next candidate, or to a real status. From the commit point on, [`Committed`]
 //! yields chunks as they arrive, and a failure is its last item.
 //!
+//! A stream ends with its end marker, with its body, or a short time after the answer is complete
+//! ([`GRACE`]): some providers then send nothing more and keep the connection open.
+//!
 //! The stream is pulled: it has no task and no channel. It reads from the provider only when its
 //! client asks for more, so a slow client slows the provider down. Dropping it closes the
 //! connection. What a body carries behind the end of its stream is left to `body_drainer`.
@@ -27,6 +30,7 @@ use crate::llm::chat::{AttemptError, ChatStream, StreamItem, Usage};
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::provider::{ChunkDecoder, Decoded};
 use crate::llm::transport::UpstreamBody;
+use crate::resilience::deadline;
 
 /// The maximum number of chunks that are held back before the first content.
 const MAX_HELD_CHUNKS: usize = 1_024;
@@ -35,6 +39,10 @@ const MAX_HELD_BYTES: usize = 256 << 10;
 /// The maximum number of bytes that are read before the first content, which may be one event of
 /// the largest size in many reads.
 const MAX_READ_BYTES: usize = DEFAULT_EVENT_LIMIT + MAX_HELD_BYTES;
+
+/// The maximum amount of time for which a stream waits after its answer is complete, for token
+/// counts and an end marker. Some providers send neither and keep the connection open.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A stream at its commit point: it is known to be good so far, and nothing of it has been handed
 /// out.
@@ -123,6 +131,7 @@ impl Opened {
             span: Span::current(),
             deadline,
             silence: None,
+            complete_since: None,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
         })))
     }
@@ -141,8 +150,11 @@ struct Streaming {
     span: Span,
     deadline: Instant,
     /// The limit of the present wait for the provider. It exists only while the client asks for
-    /// more and the provider has sent nothing.
+    /// more and the provider has sent nothing but heartbeats: comments, blank lines, events without
+    /// data.
     silence: Option<Limit>,
+    /// When the answer was first seen to be complete.
+    complete_since: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -194,7 +206,19 @@ impl Streaming {
                 Some(Decoded::Failed(error)) => return Poll::Ready(Err(End::Failed(error))),
                 None => {}
             }
-            if Instant::now() >= self.deadline {
+            let now = Instant::now();
+            let complete_until = if self.decoder.is_complete() {
+                let since = *self.complete_since.get_or_insert(now);
+                Some(deadline::saturating_add(since, GRACE).min(self.deadline))
+            } else {
+                self.complete_since = None;
+                None
+            };
+            if complete_until.is_some_and(|until| now >= until) {
+                self.decoder.finish(&mut self.queue);
+                continue;
+            }
+            if now >= self.deadline {
                 if self.silence.is_none() {
                     self.admitted.client_was_slow();
                 }
@@ -202,8 +226,12 @@ impl Streaming {
             }
             match self.body.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
-                    self.silence = None;
                     self.decoder.push(bytes, &mut self.queue);
+                    if !self.queue.is_empty() || self.decoder.is_inside_an_event() {
+                        self.silence = None;
+                    } else if now >= self.silence_since(now).at() {
+                        return Poll::Ready(Err(End::Failed(self.silence_since(now).error())));
+                    }
                 }
                 Poll::Ready(Some(Err(error))) => {
                     return Poll::Ready(Err(End::Failed(transport_error(error))));
@@ -215,24 +243,27 @@ impl Streaming {
                     }
                 }
                 Poll::Pending => {
-                    let limit = match self.silence {
-                        Some(limit) => limit,
-                        None => {
-                            let limit = Limit::earlier(
-                                Instant::now(),
-                                self.idle,
-                                Cause::IdleTimeout,
-                                self.deadline,
-                            );
-                            self.timer.as_mut().reset(limit.at());
-                            *self.silence.insert(limit)
-                        }
-                    };
+                    let limit = self.silence_since(now);
+                    let at = complete_until.map_or(limit.at(), |until| until.min(limit.at()));
+                    if self.timer.deadline() != at {
+                        self.timer.as_mut().reset(at);
+                    }
                     ready!(self.timer.as_mut().poll(cx));
-                    return Poll::Ready(Err(End::Failed(limit.error())));
+                    if complete_until.is_none() {
+                        return Poll::Ready(Err(End::Failed(limit.error())));
+                    }
+                    // The answer is complete: it ends with what has arrived.
+                    self.decoder.finish(&mut self.queue);
                 }
             }
         }
+    }
+
+    /// The limit of the wait that is under way, or of one that begins now.
+    fn silence_since(&mut self, now: Instant) -> Limit {
+        *self.silence.get_or_insert_with(|| {
+            Limit::earlier(now, self.idle, Cause::IdleTimeout, self.deadline)
+        })
     }
 }
 

@@ -53,6 +53,9 @@ pub(super) fn from_answer(
         message,
         status: Some(status.as_u16()),
         retry_after: retry_after(headers, SystemTime::now()),
+        no_retry: headers
+            .get("x-should-retry")
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"false")),
         detail: reported.detail,
     }
 }
@@ -233,8 +236,8 @@ struct ProviderError {
 }
 
 impl ProviderError {
-    /// Reads a body: OpenAI's envelope, the same object without the envelope, `{"error": "text"}`,
-    /// or plain text.
+    /// Reads a body: OpenAI's envelope, the same object without the envelope, an array of either,
+    /// `{"error": "text"}`, FastAPI's `{"detail": [{"msg": …}]}`, or plain text.
     fn read(body: &[u8], key: Option<&SecretString>) -> Self {
         Self::read_text(std::str::from_utf8(body).unwrap_or_default(), key)
     }
@@ -252,6 +255,11 @@ impl ProviderError {
                 }
                 error
             }
+            Ok(Value::Array(items)) => items
+                .iter()
+                .map(|item| Self::of(item.get("error").unwrap_or(item), key))
+                .find(|error| error.message.is_some())
+                .unwrap_or_default(),
             Ok(value) => Self::of(&value, key),
             Err(_) => {
                 let text = text.trim();
@@ -272,14 +280,9 @@ impl ProviderError {
                 detail: ErrorDetail::default(),
             },
             Value::Object(object) => {
-                let message = ["message", "detail", "error"]
-                    .iter()
-                    .find_map(|name| object.get(*name).and_then(Value::as_str));
                 let field = |name: &str| object.get(name).and_then(|value| word(value, key));
                 Self {
-                    message: message
-                        .filter(|text| !text.trim().is_empty())
-                        .map(|text| clean(text, key)),
+                    message: words(error, 0).map(|text| clean(&text, key)),
                     detail: ErrorDetail {
                         kind: field("type"),
                         code: field("code").or_else(|| field("http_status_code")),
@@ -289,6 +292,30 @@ impl ProviderError {
             }
             _ => Self::default(),
         }
+    }
+}
+
+/// The words of an error, wherever they stand: a text; the first member of an object that names
+/// one; the items of an array, joined.
+fn words(error: &Value, depth: usize) -> Option<String> {
+    const MEMBERS: [&str; 6] = ["message", "detail", "msg", "error", "errors", "reason"];
+    const DEPTH: usize = 6;
+    const ITEMS: usize = 5;
+    match error {
+        _ if depth > DEPTH => None,
+        Value::String(text) if !text.trim().is_empty() => Some(text.trim().to_owned()),
+        Value::Object(object) => MEMBERS
+            .iter()
+            .find_map(|name| words(object.get(*name)?, depth + 1)),
+        Value::Array(items) => {
+            let found: Vec<String> = items
+                .iter()
+                .filter_map(|item| words(item, depth + 1))
+                .take(ITEMS)
+                .collect();
+            (!found.is_empty()).then(|| found.join("; "))
+        }
+        _ => None,
     }
 }
 

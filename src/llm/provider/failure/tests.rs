@@ -277,3 +277,44 @@ fn a_key_at_the_limit_leaves_no_part_behind() {
     let text = format!("{}canary-5f3a9b", "x ".repeat(MESSAGE_LIMIT / 2 - 3));
     assert!(!clean(&text, Some(&key())).contains("canary"));
 }
+
+/// The provider's words survive each shape of an error's body.
+#[rstest]
+#[case::envelope(r#"{"error":{"message":"sentinel"}}"#)]
+#[case::array(r#"[{"error":{"code":400,"message":"sentinel","status":"INVALID"}}]"#)]
+#[case::array_of_texts(r#"["sentinel"]"#)]
+#[case::fastapi(r#"{"detail":[{"loc":["body","n"],"msg":"sentinel","type":"missing"}]}"#)]
+#[case::detail(r#"{"detail":"sentinel"}"#)]
+#[case::detail_object(r#"{"detail":{"error":"sentinel"}}"#)]
+#[case::text(r#"{"error":"sentinel"}"#)]
+#[case::message(r#"{"message":"sentinel","code":7}"#)]
+#[case::errors(r#"{"errors":[{"message":"sentinel"}]}"#)]
+#[case::nested(r#"{"error":{"error":{"message":"sentinel"}}}"#)]
+#[case::number_as_message(r#"{"error":{"message":5,"reason":"sentinel"}}"#)]
+#[case::plain("sentinel\n")]
+fn the_words_of_each_shape_survive(#[case] body: &str, #[values(400, 429, 500)] status: u16) {
+    let error = from_answer(
+        StatusCode::from_u16(status).unwrap(),
+        &HeaderMap::new(),
+        body.as_bytes(),
+        None,
+    );
+    assert!(error.message.contains("sentinel"), "{}", error.message);
+    assert!(!error.message.contains(['{', '[']), "{}", error.message);
+}
+
+#[test]
+fn an_error_without_end_is_read_to_a_bound() {
+    let body = format!(
+        "{}\"sentinel\"{}",
+        r#"{"error":"#.repeat(100),
+        "}".repeat(100)
+    );
+    let error = from_answer(
+        StatusCode::BAD_REQUEST,
+        &HeaderMap::new(),
+        body.as_bytes(),
+        None,
+    );
+    assert!(!error.message.contains("sentinel"));
+}

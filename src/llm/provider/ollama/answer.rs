@@ -210,6 +210,10 @@ impl ChunkDecoder for RecordDecoder {
         }
     }
 
+    fn is_inside_an_event(&self) -> bool {
+        self.records.is_inside_a_record()
+    }
+
     fn finish(&mut self, out: &mut VecDeque<Decoded>) {
         if self.ended {
             return;

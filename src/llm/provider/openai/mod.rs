@@ -2,11 +2,15 @@
 //!
 //! The client's fields are sent byte for byte, except that `model` is replaced. The provider's
 //! documents and events are passed on byte for byte, and read only for errors, content and the end.
+//! Three things are mended in an event, because clients fail over them: a second finish_reason of a
+//! choice, a finish_reason that is an empty string, and a surrogate pair that is cut between two
+//! events.
 //!
 //! The usage of a stream is requested only if the client requests it: `stream_options` is never
 //! added, because some servers refuse it. A usage event that the client has not requested is read
 //! and not passed on, because clients read `choices[0]` of every event.
 
+mod splitter;
 mod view;
 
 use std::collections::VecDeque;
@@ -18,7 +22,8 @@ use secrecy::SecretString;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use self::view::{Answered, Deltas, Document};
+use self::splitter::{Edits, Splitter};
+use self::view::{Answered, Deltas, Document, Finish};
 use super::endpoint::Endpoint;
 use super::failure::{self, bad_response};
 use super::{ChunkDecoder, Codec, Decoded, Discovery, Protocol};
@@ -122,12 +127,14 @@ impl Codec for OpenAiCodec {
         if let Some(error) = document.error() {
             return Err(failure::in_band(error, self.endpoint.key.as_ref()));
         }
-        if document
-            .choices
-            .as_ref()
-            .is_none_or(|Answered(choices)| *choices == 0)
-        {
-            return Err(bad_response("The provider's answer has no choices."));
+        match &document.choices {
+            None | Some(Answered { count: 0, .. }) => {
+                return Err(bad_response("The provider's answer has no choices."));
+            }
+            Some(Answered {
+                error: Some(error), ..
+            }) => return Err(failure::in_band(error, self.endpoint.key.as_ref())),
+            Some(_) => {}
         }
         let usage = document.usage();
         Ok(Completion { body, usage })
@@ -195,6 +202,10 @@ struct EventDecoder {
     wanted: usize,
     /// The index of each choice that has begun, and whether its finish_reason has arrived.
     choices: Vec<(u64, bool)>,
+    /// Whether content came after the finish_reason of its choice, so that no finish_reason of this
+    /// provider shows that the answer is complete.
+    goes_on: bool,
+    splitter: Splitter,
     usage: Option<Usage>,
     ended: bool,
 }
@@ -207,6 +218,8 @@ impl EventDecoder {
             include_usage,
             wanted,
             choices: Vec::new(),
+            goes_on: false,
+            splitter: Splitter::default(),
             usage: None,
             ended: false,
         }
@@ -273,12 +286,36 @@ impl EventDecoder {
                 out,
             );
         };
+        let failed = deltas
+            .iter()
+            .find(|delta| delta.error.is_some() || delta.finish == Finish::Error);
+        if let Some(delta) = failed {
+            let error = delta.error.map_or("null", RawValue::get);
+            let error = failure::in_band(error, self.key.as_ref());
+            return self.end(Decoded::Failed(error), out);
+        }
         let only_usage = deltas.is_empty() && usage.is_some();
-        let content = deltas.content;
-        for (index, finished) in deltas.seen() {
-            match self.choices.iter().position(|(known, _)| *known == index) {
+        let (mut content, mut again) = (false, false);
+        let mut edits = Edits::default();
+        for delta in deltas.iter() {
+            let finished = delta.finish == Finish::Given;
+            let known = self
+                .choices
+                .iter()
+                .position(|(known, _)| *known == delta.index);
+            let finished_before = known.is_some_and(|known| self.choices[known].1);
+            if delta.finish == Finish::Empty || (finished && finished_before) {
+                edits.replace(text, delta.finish_reason, "null");
+            }
+            self.goes_on |= finished_before && delta.content;
+            again |= finished && finished_before && !delta.content;
+            content |= delta.content || (finished && !finished_before);
+            self.splitter.join(text, delta, &mut edits);
+            match known {
                 Some(known) => self.choices[known].1 |= finished,
-                None if self.choices.len() < MAX_CHOICES => self.choices.push((index, finished)),
+                None if self.choices.len() < MAX_CHOICES => {
+                    self.choices.push((delta.index, finished));
+                }
                 None => {
                     return self.end(
                         Decoded::Failed(bad_response(format!(
@@ -289,10 +326,14 @@ impl EventDecoder {
                 }
             }
         }
+        let carries_usage = usage.is_some() && self.include_usage;
         self.usage = usage.or(self.usage);
-        if !only_usage || self.include_usage {
+        // A second finish_reason of a choice, with nothing beside it, would end the answer twice.
+        let nothing = only_usage || (again && !content);
+        if !nothing || carries_usage {
+            let data = edits.apply(text).unwrap_or(event.data);
             out.push_back(Decoded::Chunk {
-                data: one_line(event.data),
+                data: one_line(data),
                 content,
             });
         }
@@ -312,6 +353,14 @@ impl ChunkDecoder for EventDecoder {
                 None => return,
             }
         }
+    }
+
+    fn is_complete(&self) -> bool {
+        !self.ended && !self.goes_on && self.all_finished() && self.choices.len() >= self.wanted
+    }
+
+    fn is_inside_an_event(&self) -> bool {
+        self.events.is_inside_data()
     }
 
     /// Without `[DONE]` the end of the body is orderly if every requested choice is finished.
@@ -367,6 +416,10 @@ impl DocumentDecoder {
 }
 
 impl ChunkDecoder for DocumentDecoder {
+    fn is_inside_an_event(&self) -> bool {
+        true
+    }
+
     fn push(&mut self, bytes: Bytes, out: &mut VecDeque<Decoded>) {
         if self.ended {
             return;

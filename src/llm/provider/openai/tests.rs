@@ -177,6 +177,18 @@ fn a_completion_is_passed_on_byte_for_byte() {
 #[case::array_choice(r#"{"choices":[[{}]]}"#, Cause::BadResponse)]
 #[case::error(r#"{"error":{"message":"no","type":"t"}}"#, Cause::InBand)]
 #[case::error_text(r#"{"error":"no","choices":[{"message":{}}]}"#, Cause::InBand)]
+#[case::error_in_a_choice(
+    r#"{"choices":[{"message":{"content":"Pa"},"finish_reason":"error","error":{"code":502,"message":"no"}}]}"#,
+    Cause::InBand
+)]
+#[case::error_in_a_later_choice(
+    r#"{"choices":[{"message":{}},{"error":{"code":429,"message":"slow"}}]}"#,
+    Cause::RateLimited
+)]
+#[case::error_by_its_reason(
+    r#"{"choices":[{"message":{"content":""},"finish_reason":"error"}]}"#,
+    Cause::InBand
+)]
 fn an_invalid_answer_is_not_a_completion(#[case] body: &'static str, #[case] cause: Cause) {
     assert_eq!(
         codec()
@@ -285,6 +297,12 @@ const DONE: &str = "data: [DONE]";
 #[case::in_band(&[TEXT, r#"data: {"error":{"message":"late","type":"server_error","code":"x"}}"#, DONE], "+ InBand")]
 #[case::in_band_text(&[r#"data: {"error":"late","error_type":"generation"}"#], " InBand")]
 #[case::in_band_with_choices(&[r#"data: {"error":{"code":502,"message":"late"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}"#], " InBand")]
+#[case::in_a_choice(&[TEXT, r#"data: {"choices":[{"index":0,"delta":{"content":""},"error":{"code":429,"message":"slow"}}]}"#, DONE], "+ RateLimited")]
+#[case::by_its_reason(&[r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"error"}]}"#, DONE], " InBand")]
+#[case::no_error_in_a_choice(&[r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"error":null,"finish_reason":"stop"}]}"#, DONE], "+ done")]
+#[case::two_reasons(&[TEXT, STOP, STOP, DONE], "++ done")]
+#[case::text_after_the_reason(&[TEXT, STOP, TEXT, DONE], "+++ done")]
+#[case::half_a_pair(&[r#"data: {"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}"#, STOP, DONE], "++ done")]
 #[case::error_event(&["event: error\ndata: {\"message\":\"late\"}"], " InBand")]
 #[case::no_error(&[r#"data: {"error":null,"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}"#, DONE], "+ done")]
 #[case::other_event_names(&["event: message\ndata: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}", DONE], "+ done")]
@@ -297,6 +315,67 @@ fn streams(#[case] events: &[&str], #[case] expected: &str) {
 fn events_are_passed_on_byte_for_byte() {
     let (_, chunks, ..) = read("", &format!("{TEXT}\n\n{STOP}\n\n{DONE}\n\n"));
     assert_eq!(chunks, [&TEXT[6..], &STOP[6..]]);
+}
+
+/// A second finish_reason becomes null where its event carries text, and an empty one always does.
+#[test]
+fn a_client_sees_one_finish_reason() {
+    let both = |text: &str, reason: &str| {
+        format!(
+            r#"{{"id":1.50,"choices":[{{"index":0,"delta":{{"content":"{text}"}},"finish_reason":{reason}}}]}}"#
+        )
+    };
+    let sent = [
+        both("a", r#""""#),
+        both("b", r#""stop""#),
+        both("c", r#""stop""#),
+        both("d", "null"),
+    ];
+    let events: String = sent
+        .iter()
+        .map(|event| format!("data: {event}\n\n"))
+        .collect();
+    let (summary, chunks, ..) = read("", &format!("{events}{DONE}\n\n"));
+    assert_eq!(summary, "++++ done");
+    let expected = [
+        both("a", "null"),
+        both("b", r#""stop""#),
+        both("c", "null"),
+        both("d", "null"),
+    ];
+    assert_eq!(chunks, expected);
+}
+
+/// What a provider cuts between two events arrives whole in the second.
+#[test]
+fn a_surrogate_pair_that_is_cut_between_two_events_is_joined() {
+    let event = |choice: u8, field: &str, text: &str| {
+        format!(r#"{{"choices":[{{"index":{choice},"delta":{{"{field}":"{text}"}}}}]}}"#)
+    };
+    let sent = [
+        event(0, "content", r"a\ud83d"),
+        event(1, "content", r"\uD83D"),
+        event(0, "reasoning", "hm"),
+        event(0, "content", r"\ude00b"),
+        event(1, "content", r"\uDE80\ud83d\ude00"),
+        event(0, "content", r"c\\ud83d"),
+    ];
+    let end = r#"data: {"choices":[{"index":0,"finish_reason":"stop"},{"index":1,"finish_reason":"stop"}]}"#;
+    let events: String = sent
+        .iter()
+        .map(|event| format!("data: {event}\n\n"))
+        .collect();
+    let (summary, chunks, ..) = read("", &format!("{events}{end}\n\n{DONE}\n\n"));
+    assert_eq!(summary, "+++++++ done");
+    let expected = [
+        event(0, "content", "a"),
+        event(1, "content", ""),
+        event(0, "reasoning", "hm"),
+        event(0, "content", r"\ud83d\ude00b"),
+        event(1, "content", r"\uD83D\uDE80\ud83d\ude00"),
+        event(0, "content", r"c\\ud83d"),
+    ];
+    assert_eq!(chunks[..6], expected);
 }
 
 #[test]

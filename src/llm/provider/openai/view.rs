@@ -30,8 +30,8 @@ impl<C> Document<'_, C> {
     /// The error, unless it is empty: `null`, `false`, `""`.
     pub(super) fn error(&self) -> Option<&str> {
         self.error
+            .filter(|error| is_error(error))
             .map(RawValue::get)
-            .filter(|error| !matches!(*error, "null" | "false" | "\"\""))
     }
 
     pub(super) fn usage(&self) -> Option<Usage> {
@@ -43,18 +43,47 @@ impl<C> Document<'_, C> {
     }
 }
 
-/// The number of choices of a completion. Each is an object with a `message` object.
-pub(super) struct Answered(pub(super) usize);
+/// Whether an error is written there: it is neither `null`, `false` nor `""`.
+fn is_error(error: &RawValue) -> bool {
+    !matches!(error.get(), "null" | "false" | "\"\"")
+}
+
+/// What is read of the choices of a completion. Each is an object with a `message` object, or with
+/// an `error`.
+pub(super) struct Answered {
+    /// The number of choices.
+    pub(super) count: usize,
+    /// The error of the first choice that reports one; the text `null` if it reports an error only
+    /// by its finish_reason.
+    pub(super) error: Option<String>,
+}
 
 impl<'de> Deserialize<'de> for Answered {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(serde::Deserialize)]
-        struct Choice {
-            #[serde(rename = "message")]
-            _message: Object<IgnoredAny>,
+        struct Choice<'a> {
+            message: Option<Object<IgnoredAny>>,
+            #[serde(borrow)]
+            error: Option<&'a RawValue>,
+            #[serde(borrow)]
+            finish_reason: Option<&'a RawValue>,
         }
-        let choices: Vec<Object<Choice>> = Deserialize::deserialize(deserializer)?;
-        Ok(Self(choices.len()))
+        let choices: Vec<Object<Choice<'de>>> = Deserialize::deserialize(deserializer)?;
+        let mut answered = Self {
+            count: choices.len(),
+            error: None,
+        };
+        for Object(choice) in choices {
+            let error = choice.error.filter(|error| is_error(error));
+            if let Some(error) = error {
+                answered.error.get_or_insert_with(|| error.get().to_owned());
+            } else if Finish::of(choice.finish_reason) == Finish::Error {
+                answered.error.get_or_insert_with(|| "null".to_owned());
+            } else if choice.message.is_none() {
+                return Err(serde::de::Error::missing_field("message"));
+            }
+        }
+        Ok(answered)
     }
 }
 
@@ -81,153 +110,163 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A summary of the choices of a chunk. A chunk of one choice allocates nothing.
-#[derive(Default)]
-pub(super) struct Deltas {
-    /// Whether any of them carries content, or a finish_reason.
-    pub(super) content: bool,
-    first: Option<(u64, bool)>,
-    others: Vec<(u64, bool)>,
+/// What a finish_reason says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// It is absent or null: the choice continues.
+    #[default]
+    None,
+    /// It is an empty string, which some servers write instead of null.
+    Empty,
+    /// It is `error`: the provider reports a failure.
+    Error,
+    /// The choice is finished.
+    Given,
 }
 
-impl Deltas {
+impl Finish {
+    fn of(reason: Option<&RawValue>) -> Self {
+        match reason.map(RawValue::get) {
+            None | Some("null") => Self::None,
+            Some("\"\"") => Self::Empty,
+            Some("\"error\"") => Self::Error,
+            Some(_) => Self::Given,
+        }
+    }
+}
+
+/// What is read of one choice of a chunk.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Delta<'a> {
+    pub(super) index: u64,
+    pub(super) finish: Finish,
+    /// The finish_reason as it is written.
+    pub(super) finish_reason: Option<&'a RawValue>,
+    /// Whether it carries text, a tool call, a refusal, reasoning or audio.
+    pub(super) content: bool,
+    /// The error, if the choice reports one.
+    pub(super) error: Option<&'a RawValue>,
+    /// The texts that a client joins over all deltas, as they are written.
+    pub(super) texts: [Option<&'a RawValue>; TEXTS],
+}
+
+/// The number of texts in a delta that a client joins.
+pub(super) const TEXTS: usize = 4;
+
+/// The choices of a chunk. A chunk of one choice allocates nothing.
+#[derive(Default)]
+pub(super) struct Deltas<'a> {
+    first: Option<Delta<'a>>,
+    others: Vec<Delta<'a>>,
+}
+
+impl<'a> Deltas<'a> {
     pub(super) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    pub(super) fn seen(self) -> impl Iterator<Item = (u64, bool)> {
-        self.first.into_iter().chain(self.others)
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Delta<'a>> {
+        self.first.iter().chain(&self.others)
     }
 }
 
-impl<'de> Deserialize<'de> for Deltas {
+impl<'de: 'a, 'a> Deserialize<'de> for Deltas<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        pub(super) struct DeltasVisitor;
+        struct DeltasVisitor<'a>(PhantomData<&'a ()>);
 
-        impl<'de> Visitor<'de> for DeltasVisitor {
-            type Value = Deltas;
+        impl<'de: 'a, 'a> Visitor<'de> for DeltasVisitor<'a> {
+            type Value = Deltas<'a>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an array of choices")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Deltas, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Deltas<'a>, A::Error> {
                 let mut deltas = Deltas::default();
-                while let Some(Object(choice)) = seq.next_element::<Object<ChoiceView>>()? {
-                    let finished = choice.finish_reason.0;
-                    deltas.content |= finished
-                        || choice
-                            .delta
-                            .is_some_and(|Object(delta)| delta.has_content());
-                    let seen = (choice.index.unwrap_or(0), finished);
+                while let Some(Object(choice)) = seq.next_element::<Object<ChoiceView<'a>>>()? {
+                    let parts = choice.delta.map(|Object(delta)| delta).unwrap_or_default();
+                    let delta = Delta {
+                        index: choice.index.unwrap_or(0),
+                        finish: Finish::of(choice.finish_reason),
+                        finish_reason: choice.finish_reason,
+                        content: parts.has_content(),
+                        error: choice.error.filter(|error| is_error(error)),
+                        texts: parts.texts(),
+                    };
                     if deltas.first.is_none() {
-                        deltas.first = Some(seen);
+                        deltas.first = Some(delta);
                     } else {
-                        deltas.others.push(seen);
+                        deltas.others.push(delta);
                     }
                 }
                 Ok(deltas)
             }
         }
 
-        deserializer.deserialize_seq(DeltasVisitor)
+        deserializer.deserialize_seq(DeltasVisitor(PhantomData))
     }
 }
 
 #[derive(serde::Deserialize)]
-struct ChoiceView {
+struct ChoiceView<'a> {
     index: Option<u64>,
-    delta: Option<Object<DeltaView>>,
-    #[serde(default)]
-    finish_reason: NonEmpty,
+    #[serde(borrow)]
+    delta: Option<Object<DeltaView<'a>>>,
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
-/// The parts of a delta that reach a reader. DeepSeek, vLLM and OpenRouter add `reasoning` or
+/// The parts of a delta that reach a reader, as they are written: a text may end in the middle of a
+/// surrogate pair, which no string can hold. DeepSeek, vLLM and OpenRouter add `reasoning` or
 /// `reasoning_content`.
 #[derive(Default, serde::Deserialize)]
 #[serde(default)]
-struct DeltaView {
-    content: NonEmpty,
-    tool_calls: NonEmpty,
-    function_call: NonEmpty,
-    refusal: NonEmpty,
-    reasoning: NonEmpty,
-    reasoning_content: NonEmpty,
-    audio: NonEmpty,
+struct DeltaView<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    audio: Option<&'a RawValue>,
 }
 
-impl DeltaView {
+impl<'a> DeltaView<'a> {
     fn has_content(&self) -> bool {
+        [self.tool_calls, self.function_call, self.audio]
+            .into_iter()
+            .chain(self.texts())
+            .flatten()
+            .any(has_content)
+    }
+
+    fn texts(&self) -> [Option<&'a RawValue>; TEXTS] {
         [
-            &self.content,
-            &self.tool_calls,
-            &self.function_call,
-            &self.refusal,
-            &self.reasoning,
-            &self.reasoning_content,
-            &self.audio,
+            self.content,
+            self.refusal,
+            self.reasoning,
+            self.reasoning_content,
         ]
-        .iter()
-        .any(|part| part.0)
     }
 }
 
 /// Whether a value has content: it is neither null nor an empty string, array or object.
-#[derive(Default)]
-struct NonEmpty(bool);
-
-impl<'de> Deserialize<'de> for NonEmpty {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NonEmptyVisitor;
-
-        impl<'de> Visitor<'de> for NonEmptyVisitor {
-            type Value = NonEmpty;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any value")
-            }
-
-            fn visit_unit<E>(self) -> Result<NonEmpty, E> {
-                Ok(NonEmpty(false))
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<NonEmpty, E> {
-                Ok(NonEmpty(true))
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<NonEmpty, E> {
-                Ok(NonEmpty(true))
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<NonEmpty, E> {
-                Ok(NonEmpty(true))
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<NonEmpty, E> {
-                Ok(NonEmpty(true))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<NonEmpty, E> {
-                Ok(NonEmpty(!text.is_empty()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<NonEmpty, A::Error> {
-                let mut any = false;
-                while seq.next_element::<IgnoredAny>()?.is_some() {
-                    any = true;
-                }
-                Ok(NonEmpty(any))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NonEmpty, A::Error> {
-                let mut any = false;
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
-                    any = true;
-                }
-                Ok(NonEmpty(any))
-            }
-        }
-
-        deserializer.deserialize_any(NonEmptyVisitor)
+fn has_content(value: &RawValue) -> bool {
+    let written = value.get();
+    let inside = written
+        .strip_prefix(['[', '{'])
+        .and_then(|rest| rest.strip_suffix([']', '}']));
+    match inside {
+        Some(inside) => !inside.trim_ascii().is_empty(),
+        None => !matches!(written, "null" | "\"\""),
     }
 }
