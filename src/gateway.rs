@@ -17,7 +17,7 @@ use crate::http::{App, AppState, routes};
 use crate::llm::router::Router;
 use crate::llm::transport_http::http_transport;
 use crate::server::listener::{self, ConnectionTimeouts};
-use crate::server::{Keys, Shutdown, authentication};
+use crate::server::{Keys, Shutdown, authentication, descriptors};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -41,15 +41,14 @@ pub enum StartError {
         remedy: &'static str,
     },
     /// The store cannot be opened.
-    #[error(
-        "store.url = {url} cannot be opened: {reason}; start that database, or configure the URL of \
-         one that runs"
-    )]
+    #[error("store.url = {url} cannot be opened: {reason}; {remedy}")]
     Store {
         /// The configured URL without credentials.
         url: String,
         /// The store's reason.
         reason: StoreError,
+        /// What to do.
+        remedy: &'static str,
     },
 }
 
@@ -117,6 +116,7 @@ impl Gateway {
             );
         }
         let keys = Keys::new(&config.auth, required, store.clone());
+        descriptors::raise_limit(config.server.max_in_flight);
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let router = Router::new(&config, http_transport, &metrics);
@@ -194,9 +194,17 @@ impl Drop for RunningGateway {
 }
 
 fn not_opened(config: &Config, reason: StoreError) -> StartError {
+    let url = config.store.url.expose_secret();
+    let remedy = if url.starts_with("sqlite:") {
+        "check that the file is an intact SQLite database that this user may write, or configure \
+         another file"
+    } else {
+        "start that database, or configure the URL of one that runs"
+    };
     StartError::Store {
-        url: redact_url(config.store.url.expose_secret()),
+        url: redact_url(url),
         reason,
+        remedy,
     }
 }
 

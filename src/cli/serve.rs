@@ -1,5 +1,6 @@
 //! `gauntlet serve`: the gateway as a process. It writes one line to stdout when it listens, and
-//! logs to stderr. SIGTERM or SIGINT drains it; a second signal ends it at once.
+//! logs to stderr. SIGTERM or SIGINT drains it; a second signal ends it at once. SIGHUP drains it
+//! where it runs in a terminal, which is then gone, and changes nothing elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -111,10 +112,13 @@ async fn drain(running: RunningGateway, mut signals: Signals) {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT and SIGHUP.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+    /// Whether the process began in a terminal, which it can lose.
+    in_terminal: bool,
 }
 
 impl Signals {
@@ -126,13 +130,29 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+            in_terminal: io::stderr().is_terminal(),
         })
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    // The kernel sends it when a terminal is lost. A service manager sends it to
+                    // have the configuration read again.
+                    if !self.in_terminal {
+                        tracing::warn!(
+                            "SIGHUP changes nothing: restart the gateway to read its configuration \
+                             again"
+                        );
+                        continue;
+                    }
+                    return;
+                }
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::llm::cause::Cause;
 use crate::llm::chat::{Attempt, AttemptError, ErrorDetail, InvalidRequest, LlmFailure};
 use crate::llm::content::clip;
 use crate::llm::router::RouterError;
-use crate::server::{BodyError, InvalidTimeout, Refusal};
+use crate::server::{BodyError, InvalidHead, Refusal};
 use crate::store::StoreError;
 
 /// Every way in which a request can fail.
@@ -211,7 +211,8 @@ impl ApiError {
                 INVALID,
                 "route_not_found",
                 format!(
-                    "The route {method} {} does not exist: GET /docs lists those that do.",
+                    "The route {} {} does not exist: GET /docs lists those that do.",
+                    clip(method.as_str(), SHOWN),
                     clip(path, SHOWN)
                 ),
             ),
@@ -220,8 +221,9 @@ impl ApiError {
                 INVALID,
                 "method_not_allowed",
                 format!(
-                    "The route {} does not take {method}: use a method that the header Allow lists.",
-                    clip(path, SHOWN)
+                    "The route {} does not take {}: use a method that the header Allow lists.",
+                    clip(path, SHOWN),
+                    clip(method.as_str(), SHOWN)
                 ),
             ),
             Self::Missing { what, id } => Problem::new(
@@ -319,6 +321,34 @@ fn body(error: &BodyError) -> Problem {
                 quoted(got)
             ),
         ),
+        BodyError::Coding { got } => {
+            let mut problem = Problem::new(
+                415,
+                INVALID,
+                "unsupported_content_coding",
+                format!(
+                    "The content coding {} of the request body is not supported: send the body as it \
+                     is, without Content-Encoding.",
+                    quoted(got)
+                ),
+            );
+            problem.header = Some((
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            ));
+            problem
+        }
+        BodyError::TooManyBytes { limit } => Problem::new(
+            503,
+            UNAVAILABLE,
+            "too_many_bytes",
+            format!(
+                "The gateway is reading request bodies of {limit} bytes, which is its limit: try \
+                 again soon."
+            ),
+        )
+        .wait(SOON)
+        .closing(),
         BodyError::Shape { reason } => Problem::new(
             400,
             INVALID,
@@ -352,15 +382,34 @@ impl IntoResponse for BodyError {
     }
 }
 
-impl IntoResponse for InvalidTimeout {
+impl IntoResponse for InvalidHead {
     fn into_response(self) -> Response {
-        let message = format!(
-            "Invalid value for 'x-request-timeout-ms': expected whole milliseconds, 1 or more, \
-             got {:?}.",
-            self.value
-        );
-        let param = Some("x-request-timeout-ms".to_owned());
-        ApiError::Invalid(InvalidRequest { message, param }).into_response()
+        match self {
+            Self::Timeout { value } => {
+                let value = String::from_utf8_lossy(value.as_bytes());
+                let message = format!(
+                    "Invalid value for 'x-request-timeout-ms': expected whole milliseconds, 1 or \
+                     more, got {}.",
+                    quoted(&value)
+                );
+                let param = Some("x-request-timeout-ms".to_owned());
+                ApiError::Invalid(InvalidRequest { message, param }).into_response()
+            }
+            Self::Host { count } => Problem::new(
+                400,
+                INVALID,
+                "invalid_host",
+                match count {
+                    0 => "The request has no header Host: send one.".to_owned(),
+                    1 => "The header Host names no host: send a host, with a port if there is one."
+                        .to_owned(),
+                    _ => format!("The request has {count} headers Host: send exactly one."),
+                },
+            )
+            .of(Some("host"))
+            .closing()
+            .into_response(),
+        }
     }
 }
 

@@ -130,6 +130,7 @@ fn in_openapi(mut document: OpenApiDocument) -> OpenApiDocument {
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use axum::body::{Body, to_bytes};
     use axum::routing::get;
@@ -138,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::server::{Admission, Keys, Shutdown};
+    use crate::server::{Admission, Bodies, BodyBounds, Keys, Shutdown};
     use crate::telemetry::Metrics;
 
     async fn ingress() -> Ingress {
@@ -147,6 +148,10 @@ mod tests {
         let store = crate::store::open(&config.store).await.unwrap();
         Ingress {
             keys: Arc::new(Keys::new(&config.auth, false, store)),
+            bodies: Bodies::new(BodyBounds {
+                bytes: 1_000,
+                time: Duration::from_secs(60),
+            }),
             admission: Admission::new(1),
             shutdown: Shutdown::default(),
             metrics: Arc::new(Metrics::default()),
@@ -161,7 +166,11 @@ mod tests {
     async fn a_panic_is_a_500_in_the_envelope_without_its_text() {
         let ingress = ingress().await;
         let router = surround(Router::new().route("/", get(panics)), ingress.clone());
-        let request = Request::builder().uri("/").body(Body::empty()).unwrap();
+        let request = Request::builder()
+            .uri("/")
+            .header("host", "a")
+            .body(Body::empty())
+            .unwrap();
         let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let id = response.headers().get("x-request-id").unwrap();

@@ -8,7 +8,7 @@ use super::health::Health;
 use crate::config::Config;
 use crate::llm::router::Router;
 use crate::orchestrator::{Orchestrator, Settings};
-use crate::server::{Admission, BodyBounds, Ingress, Keys, Shutdown};
+use crate::server::{Admission, Bodies, BodyBounds, Ingress, Keys, Shutdown};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -45,6 +45,7 @@ impl App {
     ) -> AppState {
         let ingress = Ingress {
             keys: Arc::new(keys),
+            bodies: Bodies::new(bounds(&config)),
             admission: Admission::new(config.server.max_in_flight),
             shutdown: Shutdown::default(),
             metrics: metrics.clone(),
@@ -71,10 +72,14 @@ impl App {
 
 impl FromRef<AppState> for BodyBounds {
     fn from_ref(app: &AppState) -> Self {
-        Self {
-            bytes: app.config.server.body_limit_bytes,
-            time: app.config.server.body_timeout,
-        }
+        bounds(&app.config)
+    }
+}
+
+fn bounds(config: &Config) -> BodyBounds {
+    BodyBounds {
+        bytes: config.server.body_limit_bytes,
+        time: config.server.body_timeout,
     }
 }
 

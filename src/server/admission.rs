@@ -56,6 +56,17 @@ impl Admission {
         }
     }
 
+    /// Refuses at once where no permit is free, without taking one.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] where all permits are held.
+    pub fn check(&self) -> Result<(), Refusal> {
+        match self.permits.available_permits() {
+            0 => Err(Refusal::Busy { limit: self.limit }),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes a permit, or refuses at once.
     ///
     /// # Errors

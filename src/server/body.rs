@@ -5,13 +5,18 @@
 //! same type, but it answers an announced length over the limit with a plain text of its own; this
 //! gateway owes its clients the error document, so that one comparison stays here.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRef, FromRequest, Request};
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
@@ -50,6 +55,16 @@ pub enum BodyError {
         /// The media type that it names.
         got: String,
     },
+    /// The body is in a content coding, such as gzip.
+    Coding {
+        /// The coding that `Content-Encoding` names.
+        got: String,
+    },
+    /// The bodies of all requests that are being read are larger than their common bound.
+    TooManyBytes {
+        /// The bound in bytes.
+        limit: u64,
+    },
     /// The body is not JSON, or lacks the members that the endpoint asks for.
     Shape {
         /// What serde_json says about it.
@@ -66,21 +81,138 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, BodyError> {
         let bounds = BodyBounds::from_ref(state);
-        media_type(request.headers())?;
-        let too_large = BodyError::TooLarge {
+        check(&request, bounds)?;
+        collect(request.into_body(), bounds).await.map(Self)
+    }
+}
+
+/// Checks what the head announces.
+fn check(request: &Request, bounds: BodyBounds) -> Result<(), BodyError> {
+    media_type(request.headers())?;
+    coding(request.headers())?;
+    if request.body().size_hint().lower() > bounds.bytes {
+        return Err(BodyError::TooLarge {
             limit: bounds.bytes,
+        });
+    }
+    Ok(())
+}
+
+/// Reads a body to its end within its bounds.
+async fn collect<B>(body: B, bounds: BodyBounds) -> Result<Bytes, BodyError>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let limit = usize::try_from(bounds.bytes).unwrap_or(usize::MAX);
+    let reading = Limited::new(body, limit).collect();
+    match timeout(bounds.time, reading).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge {
+            limit: bounds.bytes,
+        }),
+        Ok(Err(error)) => Err(match error.downcast_ref::<TooManyBytes>() {
+            Some(TooManyBytes { limit }) => BodyError::TooManyBytes { limit: *limit },
+            None => BodyError::Broken,
+        }),
+        Err(_) => Err(BodyError::Timeout { after: bounds.time }),
+    }
+}
+
+/// Reads the bodies of requests before they are admitted. A client that sends its body slowly
+/// thereby takes no permit from others, and all bodies that are being read share a bound of bytes.
+/// Clones share it.
+#[derive(Clone, Debug)]
+pub struct Bodies {
+    bounds: BodyBounds,
+    limit: u64,
+    read: Arc<AtomicU64>,
+}
+
+impl Bodies {
+    /// Creates the reader. Four bodies of the largest size, or 256 MiB if that is more, may be
+    /// read at the same time.
+    #[must_use]
+    pub fn new(bounds: BodyBounds) -> Self {
+        Self {
+            bounds,
+            limit: bounds.bytes.saturating_mul(4).max(256 << 20),
+            read: Arc::default(),
+        }
+    }
+
+    /// Reads the body of a POST to its end, and returns the request with the whole body.
+    ///
+    /// Cancel safe in the sense that a dropped call gives back what it has taken of the bound.
+    ///
+    /// # Errors
+    /// [`BodyError`] where the body is refused.
+    pub async fn read(&self, request: Request) -> Result<Request, BodyError> {
+        if request.method() != Method::POST {
+            return Ok(request);
+        }
+        check(&request, self.bounds)?;
+        let (head, body) = request.into_parts();
+        let counted = Counted {
+            body,
+            bodies: self,
+            taken: 0,
         };
-        if request.body().size_hint().lower() > bounds.bytes {
-            return Err(too_large);
-        }
-        let limit = usize::try_from(bounds.bytes).unwrap_or(usize::MAX);
-        let reading = Limited::new(request.into_body(), limit).collect();
-        match timeout(bounds.time, reading).await {
-            Ok(Ok(collected)) => Ok(Self(collected.to_bytes())),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large),
-            Ok(Err(_)) => Err(BodyError::Broken),
-            Err(_) => Err(BodyError::Timeout { after: bounds.time }),
-        }
+        let whole = collect(counted, self.bounds).await?;
+        Ok(Request::from_parts(head, Body::from(whole)))
+    }
+}
+
+/// All bodies that are being read are larger than their common bound.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {limit} bytes of bodies are being read")]
+struct TooManyBytes {
+    limit: u64,
+}
+
+/// A body whose bytes count towards the common bound until it has been read.
+struct Counted<'a> {
+    body: Body,
+    bodies: &'a Bodies,
+    taken: u64,
+}
+
+impl HttpBody for Counted<'_> {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => return Poll::Ready(None),
+        };
+        let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+        self.taken += bytes;
+        let all = self.bodies.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let limit = self.bodies.limit;
+        Poll::Ready(Some(if all > limit {
+            Err(TooManyBytes { limit }.into())
+        } else {
+            Ok(frame)
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.bodies.read.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }
 
@@ -115,5 +247,17 @@ fn media_type(headers: &HeaderMap) -> Result<(), BodyError> {
         Ok(())
     } else {
         Err(BodyError::MediaType { got: essence })
+    }
+}
+
+/// Accepts no content coding: a body is read as it is.
+fn coding(headers: &HeaderMap) -> Result<(), BodyError> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(coding) if !coding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+            Err(BodyError::Coding {
+                got: String::from_utf8_lossy(coding.as_bytes()).into_owned(),
+            })
+        }
+        _ => Ok(()),
     }
 }

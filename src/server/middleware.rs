@@ -64,7 +64,7 @@ pub async fn request_id(mut request: Request) -> Request {
 /// connections while the gateway drains.
 pub async fn observe(State(ingress): State<Ingress>, mut request: Request, next: Next) -> Response {
     let mut record = Record::new(ingress.metrics.clone(), &request);
-    let response = match RequestContext::read(request.headers()) {
+    let response = match RequestContext::read(request.version(), request.headers()) {
         Ok(context) => {
             request.extensions_mut().insert(context);
             next.run(request).await
@@ -99,19 +99,29 @@ pub async fn authenticate(
 }
 
 /// Guards a route that does work: it needs a key, and a permit that is held until the response has
-/// ended. At the drain deadline the handler is dropped with everything that it does.
+/// ended. The body is read before the permit is taken, so that clients that send slowly hold none.
+/// At the drain deadline the handler is dropped with everything that it does.
 ///
 /// # Errors
 /// Every [`Refusal`].
 pub async fn admit(
     State(ingress): State<Ingress>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
     let tenant = ingress.keys.tenant(request.headers()).await?;
     if ingress.shutdown.is_draining() {
         return Err(Refusal::Draining);
     }
+    ingress.admission.check()?;
+    let read = tokio::select! {
+        read = ingress.bodies.read(request) => read,
+        () = ingress.shutdown.draining() => return Err(Refusal::Draining),
+    };
+    let mut request = match read {
+        Ok(request) => request,
+        Err(refused) => return Ok(refused.into_response()),
+    };
     let in_flight = ingress.admission.enter()?;
     request.extensions_mut().insert(tenant);
     let cut = ingress.shutdown.cut_token();

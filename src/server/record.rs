@@ -66,13 +66,20 @@ impl Drop for Record {
         let elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::info!(
             request_id,
-            method = self.method.as_str(),
+            method = shown(&self.method),
             route,
             status,
             elapsed_us,
             "request"
         );
     }
+}
+
+/// The start of a method, which a client may make as long as a head can be.
+fn shown(method: &Method) -> &str {
+    const SHOWN: usize = 32;
+    let method = method.as_str();
+    method.get(..SHOWN).unwrap_or(method)
 }
 
 /// A response body that completes its record when it has ended.

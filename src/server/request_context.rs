@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -34,21 +35,34 @@ pub struct RequestContext {
     pub idempotency_key: Arc<str>,
 }
 
-/// The header `x-request-timeout-ms` is not a whole number of milliseconds, 1 or more.
+/// Why a request is refused for its headers.
 #[derive(Debug)]
-pub struct InvalidTimeout {
-    /// The header's value.
-    pub value: HeaderValue,
+pub enum InvalidHead {
+    /// The header `x-request-timeout-ms` is not a whole number of milliseconds, 1 or more.
+    Timeout {
+        /// The header's value.
+        value: HeaderValue,
+    },
+    /// The header `Host` is missing, occurs more than once, or names no host. Every request of
+    /// HTTP/1.1 has one (RFC 9112 section 3.2).
+    Host {
+        /// How many headers of that name the request has.
+        count: usize,
+    },
 }
 
 impl RequestContext {
     /// Reads the context from the headers; the request id has been set by then.
     ///
     /// # Errors
-    /// [`InvalidTimeout`] where the client's deadline is no number. Other headers that break a rule
-    /// are replaced or left out, because no request should fail for them.
-    pub fn read(headers: &HeaderMap) -> Result<Self, InvalidTimeout> {
+    /// [`InvalidHead`] where the client's deadline is no number, and where a request of HTTP/1.1
+    /// does not name one host. Other headers that break a rule are replaced or left out, because no
+    /// request should fail for them.
+    pub fn read(version: Version, headers: &HeaderMap) -> Result<Self, InvalidHead> {
         let arrived = Instant::now();
+        if version == Version::HTTP_11 {
+            one_host(headers)?;
+        }
         let request_id = headers.get(REQUEST_ID);
         let request_id = request_id.and_then(|id| id.to_str().ok());
         let traceparent = headers
@@ -76,7 +90,25 @@ pub(super) fn acceptable<'a>(
     (!value.is_empty() && value.len() <= longest && visible).then_some(value)
 }
 
-fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, InvalidTimeout> {
+/// Checks that the request has one `Host`, which names a host and perhaps a port, or nothing.
+fn one_host(headers: &HeaderMap) -> Result<(), InvalidHead> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let valid = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            let host = host.as_bytes();
+            host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
+        }
+        _ => false,
+    };
+    let count = headers.get_all(header::HOST).iter().count();
+    if valid {
+        Ok(())
+    } else {
+        Err(InvalidHead::Host { count })
+    }
+}
+
+fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, InvalidHead> {
     let Some(value) = headers.get(REQUEST_TIMEOUT) else {
         return Ok(None);
     };
@@ -85,7 +117,7 @@ fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, In
         .ok()
         .and_then(|text| text.trim().parse::<u64>().ok())
         .filter(|millis| *millis > 0)
-        .ok_or_else(|| InvalidTimeout {
+        .ok_or_else(|| InvalidHead::Timeout {
             value: value.clone(),
         })?;
     // a deadline that lies beyond what the clock can express never passes: it counts as none

@@ -4,6 +4,9 @@
 //! the pool only after a call that ended well; otherwise it is closed at once, and the server rolls
 //! back. A connection that died is replaced within the call where the call may be repeated.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::{
@@ -37,6 +40,43 @@ pub(super) struct Connector<C: Connection> {
     pub options: C::Options,
     /// Names the database to people, without credentials.
     pub target: String,
+    /// The file of the database, where it is one.
+    pub file: Option<DatabaseFile>,
+}
+
+/// The file of a database. A connection to a file that was removed or replaced goes on with a file
+/// that nobody else can open: what it writes is lost.
+#[derive(Debug)]
+pub(super) struct DatabaseFile {
+    path: PathBuf,
+    /// Device and inode of the file to which connections are made.
+    known: Mutex<Option<(u64, u64)>>,
+}
+
+impl DatabaseFile {
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            known: Mutex::new(identity(&path)),
+            path,
+        }
+    }
+
+    /// Notes which file new connections are made to.
+    fn note(&self) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = identity(&self.path);
+    }
+
+    /// Whether the file is still the one to which connections are made.
+    fn is_unchanged(&self) -> bool {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.is_some() && known == identity(&self.path)
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path)
+        .ok()
+        .map(|found| (found.dev(), found.ino()))
 }
 
 impl<C: Connection> Connector<C> {
@@ -72,11 +112,17 @@ impl<C: Connection + 'static> Manager for Connector<C> {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<C, sqlx::Error> {
-        self.options.connect().await
+        let connection = self.options.connect().await?;
+        self.file.iter().for_each(DatabaseFile::note);
+        Ok(connection)
     }
 
     async fn recycle(&self, _: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        if metrics.last_used() < MAX_IDLE {
+        if self.file.as_ref().is_some_and(|file| !file.is_unchanged()) {
+            Err(RecycleError::message(
+                "the file of the database was removed or replaced",
+            ))
+        } else if metrics.last_used() < MAX_IDLE {
             Ok(())
         } else {
             Err(RecycleError::message(

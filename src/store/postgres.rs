@@ -46,7 +46,11 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<PostgresDialec
         statement: config.statement_timeout,
     };
 
-    let connector = Connector { options, target };
+    let connector = Connector {
+        options,
+        target,
+        file: None,
+    };
     let mut connection = connector
         .connect(Instant::now() + bounds.acquire, bounds)
         .await?;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::StoreError;
 use super::dialect::{self, Answer, Call, Dialect};
 use super::migrate;
-use super::pool::{Bounds, Connector, Pool};
+use super::pool::{Bounds, Connector, DatabaseFile, Pool};
 use super::sql::SqlStore;
 use crate::config::StoreConfig;
 
@@ -47,7 +47,11 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
         statement: config.statement_timeout,
     };
 
-    let connector = Connector { options, target };
+    let mut connector = Connector {
+        options,
+        target,
+        file: None,
+    };
     let mut connection = connector
         .connect(Instant::now() + bounds.acquire, bounds)
         .await?;
@@ -62,6 +66,10 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
         Some(connection)
     } else {
         let _ = timeout(bounds.statement, connection.close()).await;
+        // A file that is removed later is an error: an empty database has no tables.
+        connector.options = connector.options.create_if_missing(false);
+        let path = connector.options.get_filename().to_owned();
+        connector.file = Some(DatabaseFile::new(path));
         None
     };
     Ok(SqlStore {
@@ -217,6 +225,27 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(mode, "wal");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_removed_is_not_replaced_by_an_empty_database() {
+        use crate::store::StoreHealth;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.db");
+        let text = format!("[store]\nurl = \"sqlite://{}\"\n", path.display());
+        let config = crate::config::Config::from_toml(&text).unwrap().store;
+        let store = open(&config).await.unwrap();
+        store.ping().await.unwrap();
+
+        std::fs::remove_file(&path).unwrap();
+        let error = store.ping().await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+        assert!(!path.exists());
+
+        let other = open(&config).await.unwrap();
+        store.ping().await.unwrap();
+        other.ping().await.unwrap();
     }
 
     #[test]

@@ -215,3 +215,97 @@ async fn the_time_that_a_body_takes_is_part_of_the_deadline() {
         "{answer}"
     );
 }
+
+/// A request of HTTP/1.1 names one host (RFC 9112 section 3.2); no provider is asked for another.
+#[tokio::test]
+async fn a_host_that_is_missing_doubled_or_invalid_is_refused() {
+    let gateway = TestGateway::start("").await;
+    gateway.stub.answers(completion());
+    let body = question().to_string();
+    let ask = async |hosts: &str, version: &str| {
+        let head = format!(
+            "POST {CHAT} {version}\r\n{hosts}content-type: application/json\r\ncontent-length: {}\r\n\
+             connection: close\r\n\r\n{body}",
+            body.len()
+        );
+        until_closed(&gateway.client, head.as_bytes()).await
+    };
+    for hosts in [
+        "",
+        "host: a\r\nhost: a\r\n",
+        "host: a b/\r\n",
+        "host: u@a\r\n",
+    ] {
+        let answer = ask(hosts, "HTTP/1.1").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("invalid_host"),
+            "{hosts:?}: {answer}"
+        );
+    }
+    assert_eq!(gateway.stub.requests().len(), 0);
+    for (hosts, version) in [
+        ("host: a:80\r\n", "HTTP/1.1"),
+        ("host: [::1]:80\r\n", "HTTP/1.1"),
+        ("host:\r\n", "HTTP/1.1"),
+        ("", "HTTP/1.0"),
+    ] {
+        let answer = ask(hosts, version).await;
+        assert!(answer.contains(" 200 OK"), "{hosts:?}: {answer}");
+    }
+}
+
+/// A coded body is refused with the codings that are accepted, and never forwarded.
+#[tokio::test]
+async fn a_coded_body_is_refused_with_what_is_accepted() {
+    let gateway = TestGateway::start("").await;
+    gateway.stub.answers(completion());
+    for coding in ["gzip", "zstd"] {
+        let reply = gateway.chat_with(&[("content-encoding", coding)]).await;
+        assert_eq!(
+            (
+                reply.status,
+                code(&reply).as_str(),
+                reply.header("accept-encoding")
+            ),
+            (415, "unsupported_content_coding", Some("identity"))
+        );
+    }
+    assert_eq!(gateway.stub.requests().len(), 0);
+    let plain = gateway.chat_with(&[("content-encoding", "identity")]).await;
+    assert_eq!(plain.status, 200);
+}
+
+/// Clients that send their bodies slowly hold no permit: with as many of them as there are permits,
+/// a whole request is still served.
+#[tokio::test]
+async fn slow_bodies_hold_no_permit() {
+    let gateway = TestGateway::start("[server]\nmax_in_flight = 2\n").await;
+    gateway.stub.answers(completion());
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = gateway.client.raw().await.unwrap();
+        let bytes = chat_bytes(&gateway.client, &[("content-length", "100")], b"{");
+        stream.write_all(&bytes).await.unwrap();
+        slow.push(stream);
+    }
+    // a later exchange on each connection's own listener: all of them have been accepted
+    for _ in 0..8 {
+        assert_eq!(gateway.get("/health/live").await.status, 200);
+    }
+    assert_eq!(gateway.chat().await.status, 200);
+}
+
+/// What a client sends is shown at its start alone.
+#[tokio::test]
+async fn a_long_method_or_timeout_is_not_echoed_whole() {
+    let gateway = TestGateway::start("").await;
+    let long = "X".repeat(20_000);
+    for path in ["/v1/nothing", CHAT] {
+        let head = format!("{long} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        let answer = until_closed(&gateway.client, head.as_bytes()).await;
+        assert!(answer.contains(" 40") && answer.len() < 1_500, "{answer}");
+    }
+    let reply = gateway.chat_with(&[("x-request-timeout-ms", &long)]).await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().len() < 600, "{}", reply.text());
+}

@@ -58,7 +58,11 @@ fn serve(command: &mut Command, folder: &Path) -> (Child, String) {
 }
 
 fn terminate(serving: &Child) {
-    let kill = format!("kill -TERM {}", serving.id());
+    send("TERM", serving);
+}
+
+fn send(signal: &str, serving: &Child) {
+    let kill = format!("kill -{signal} {}", serving.id());
     let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
     assert!(sent.success());
 }
@@ -167,6 +171,37 @@ async fn a_second_signal_ends_it_at_once() {
     );
     terminate(&serving);
     assert_eq!(serving.wait().unwrap().code(), Some(130));
+}
+
+/// SIGHUP, which a service manager sends to have a configuration read again, cuts nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_cuts_nothing_that_is_in_flight() {
+    let tape = Tape::new();
+    let gates = Gates::new(tape.clone());
+    let provider = stub("p1", &tape, &gates).await;
+    provider.answers(completion().plan(Plan::held("answer")));
+    let base_url = provider.base_url();
+    let provider_of_p1 = Provider {
+        name: "p1",
+        protocol: "openai",
+        base_url: &base_url,
+        api_key: None,
+    };
+    let (folder, path) = file(&toml(&[provider_of_p1], ""));
+    let mut command = gauntlet(&["serve", "--config", &path]);
+    let (mut serving, url) = serve(&mut command, folder.path());
+    let client = Client::new(&url, Vec::new(), tape).unwrap();
+
+    let in_flight = client.send_chat(question()).await.unwrap();
+    provider.held(1).await.unwrap();
+    send("HUP", &serving);
+    let mut log = BufReader::new(serving.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("SIGHUP changes nothing")));
+    gates.gate("answer").open();
+    assert_eq!(in_flight.reply().await.unwrap().status, 200);
+    assert_eq!(client.get("/health/ready").await.unwrap().status, 200);
+    terminate(&serving);
+    assert_eq!(serving.wait().unwrap().code(), Some(0));
 }
 
 #[test]
