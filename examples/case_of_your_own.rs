@@ -26,6 +26,7 @@ const OVERTAKES: Case = Case {
     shown: "The provider holds its first answer at a gate until a second client has been answered.",
     remedy: "Forward each request as a task of its own.",
     needs: &[Capability::Chat],
+    reaches: &[],
     spec: Spec::solo,
     run: &overtakes,
 };

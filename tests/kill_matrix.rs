@@ -204,6 +204,8 @@ impl KillMatrix {
             Verdict::NotSupported { capability } => {
                 TrialResult::Broken(format!("the reference does not declare {capability}"))
             }
+            // a fault that the case planted must be met by every gateway that it judges
+            Verdict::NotExercised { why } => TrialResult::Broken(format!("not exercised: {why}")),
             Verdict::Flaky { failure } => TrialResult::Broken(format!("flaky: {failure}")),
         }
     }

@@ -20,6 +20,8 @@ fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
         attempts: 1,
         tape: Vec::new(),
         log_tail: String::new(),
+        faults: Vec::new(),
+        states: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 use crate::database::CaseDatabase;
+use crate::exercise::Reached;
 use crate::gate::Gates;
 use crate::llm::Stub;
 use crate::spec::Spec;
@@ -16,6 +17,7 @@ use crate::subject::{Capability, Deployment, Manifest, Process, RunningTarget, T
 use crate::tape::Tape;
 use crate::wire::postgres::DatabaseWire;
 
+pub use crate::exercise::State;
 pub use crate::verdict::{
     CaseResult, Deviations, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
 };
@@ -85,6 +87,8 @@ pub struct Ctx {
     pub database_wire: Option<DatabaseWire>,
     /// Starts further gateways like the one under test, if the case has a gateway of its own.
     pub(crate) starter: Option<Starter>,
+    /// The states that the case has reached by its own account; see [`Ctx::reached`].
+    pub(crate) states: Reached,
     /// A text that is unique to this examination; prompts hold it, so that each request can be
     /// recognised.
     pub nonce: String,
@@ -182,6 +186,13 @@ impl Ctx {
         self.manifest.capabilities.contains(&capability)
     }
 
+    /// Notes that the gateway, or what is around it, is in this state. A case that has shown it
+    /// (the open breaker's provider was not asked) calls this; states that the tape shows need no
+    /// call. See [`Case::reaches`].
+    pub fn reached(&self, state: State) {
+        self.states.note(state);
+    }
+
     /// Returns the stub of the provider of that name.
     ///
     /// # Errors
@@ -228,6 +239,8 @@ pub struct Case {
     pub remedy: &'static str,
     /// The capabilities that the target has to declare; otherwise the case is *not supported*.
     pub needs: &'static [Capability],
+    /// The states that an examination must reach; one that passes without is *not exercised*.
+    pub reaches: &'static [State],
     /// What the gateway has to be configured with.
     pub spec: fn() -> Spec,
     /// The function that examines the gateway.

@@ -13,6 +13,7 @@
 //! | `report` | the record of a run as HTML, Markdown, JUnit and JSON |
 
 pub mod client;
+pub mod exercise;
 pub mod gate;
 pub mod llm;
 pub mod plan;

@@ -104,6 +104,25 @@ pub const STEPS: [(&str, &str); 16] = [
 ];
 
 impl Step {
+    /// What the step does to an answer beyond sending the next part of it, in the words of a report;
+    /// `None` for a step that only sends.
+    pub(crate) fn fault(&self) -> Option<&'static str> {
+        match self {
+            Self::Hold(_) => Some("an answer held at a gate"),
+            Self::Meet { .. } => Some("answers held until all have come"),
+            Self::DripHead { .. } => Some("headers byte by byte"),
+            Self::Interlock(_) => Some("each event after the one before was read"),
+            Self::Drip { .. } => Some("a body in small pieces"),
+            Self::RepeatForever { .. } => Some("an event repeated forever"),
+            Self::Drain => Some("a body split between two reads"),
+            Self::Garbage(_) => Some("foreign bytes"),
+            Self::Stall => Some("a stall"),
+            Self::Cut => Some("a cut"),
+            Self::Reset => Some("a reset"),
+            Self::Pause { .. } | Self::Head | Self::Events(_) | Self::Bytes(_) | Self::Rest => None,
+        }
+    }
+
     /// The name of the step in a script.
     pub fn name(&self) -> &'static str {
         match self {
@@ -223,6 +242,30 @@ impl Plan {
     /// Sends the head and n events, and then does `then`.
     pub fn events_then(n: usize, then: Step) -> Self {
         Self::of([Step::Head, Step::Events(n), then])
+    }
+
+    /// The index of the last step that does more than send; reaching it is meeting the fault.
+    pub(crate) fn last_fault(&self) -> Option<usize> {
+        self.steps.iter().rposition(|step| step.fault().is_some())
+    }
+
+    /// What the plan does to an answer, in the words of a report; `None` if it only sends it whole.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let mut words: Vec<&str> = Vec::new();
+        for fault in self.steps.iter().filter_map(Step::fault) {
+            if !words.contains(&fault) {
+                words.push(fault);
+            }
+        }
+        match self.framing {
+            Framing::Natural => {}
+            Framing::WrongLength(_) => words.push("a wrong length"),
+            Framing::UntilClose => words.push("no length"),
+        }
+        if words.is_empty() && !self.steps.contains(&Step::Rest) {
+            words.push("an answer that is not whole");
+        }
+        (!words.is_empty()).then(|| words.join(", then "))
     }
 
     /// Whether only the wire can obey it: the bytes do not flow all at once.

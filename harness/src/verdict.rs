@@ -49,6 +49,9 @@ pub enum Failure {
     /// Something that the case needs is missing on this machine, such as a database: the case is
     /// *not run*.
     NotRun { why: String },
+    /// The gateway was never brought into the state that the case is about: the case is *not
+    /// exercised*.
+    NotExercised { why: String },
 }
 
 impl fmt::Display for Failure {
@@ -60,6 +63,7 @@ impl fmt::Display for Failure {
             Self::Target { what } => write!(f, "the gateway: {what}"),
             Self::Harness { what } => write!(f, "the harness: {what}"),
             Self::NotRun { why } => write!(f, "not run: {why}"),
+            Self::NotExercised { why } => write!(f, "not exercised: {why}"),
         }
     }
 }
@@ -70,8 +74,6 @@ impl std::error::Error for Failure {}
 pub type CaseResult = Result<(), Failure>;
 
 /// The judged outcome of a case in a run.
-//
-// A fault that was never met, or a state that was never reached, will be a verdict of its own.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "verdict")]
@@ -86,6 +88,12 @@ pub enum Verdict {
     NotRun {
         // beside the case's own `why` in a record
         #[serde(rename = "not_run_because")]
+        why: String,
+    },
+    /// Nothing was wrong, but a planted fault was never met, or a state that the case is about was
+    /// never reached: nothing is shown.
+    NotExercised {
+        #[serde(rename = "not_exercised_because")]
         why: String,
     },
     /// The case failed, and passed when it was repeated.

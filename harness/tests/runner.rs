@@ -130,6 +130,7 @@ fn case(id: &'static str, run: for<'a> fn(&'a Ctx) -> BoxFuture<'a, CaseResult>)
         shown: "s",
         remedy: "d",
         needs: &[Capability::Chat],
+        reaches: &[],
         spec: Spec::solo,
         run: Box::leak(Box::new(run)),
     }

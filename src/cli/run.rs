@@ -62,9 +62,11 @@ Before a gateway is judged, healthy requests go through it to the stubs. If one 
 gateway is not wired as the cases assume: the run ends and accuses it of nothing.
 
 Each case has one verdict: passed; failed; flaky (it failed, and passed when it was examined again
-with everything set up afresh); not supported (the target does not declare a capability that the
-case needs); not run (something is missing on this machine). A flaky case is reported and fails the
-run only with --strict.
+with everything set up afresh); not exercised (nothing was wrong, but a planted fault was never met,
+or a state that the case is about was never reached, so that nothing is shown); not supported (the
+target does not declare a capability that the case needs); not run (something is missing on this
+machine). A flaky case is reported and fails the run only with --strict. A case that was not
+exercised, not supported or not run never fails the run, and is never counted as passed.
 
 To examine a gateway of your own, describe it in a target file (see fixtures/targets/README.md), or
 start it yourself and give its URL. Before a run with a URL, point the gateway at the stubs: the

@@ -113,6 +113,7 @@ impl Table {
             (summary.harness, "harness", "failed in the harness"),
             (summary.warned, "warned", "warnings (SHOULD)"),
             (summary.flaky, "flaky", "flaky"),
+            (summary.not_exercised, "not-exercised", "not exercised"),
             (summary.not_supported, "not-supported", "not supported"),
             (summary.not_run, "not-run", "not run"),
         ];
@@ -131,7 +132,9 @@ impl Table {
         self.group(record, "Warnings", &["warned"]);
         self.group(record, "Flaky", &["flaky"]);
         self.group(record, KNOWN, &["failed", "warned", "flaky"]);
+        self.group(record, "Not exercised", &["not-exercised"]);
         self.group(record, "Not run", &["not-run"]);
+        reached(record);
         for line in &record.baseline.stale {
             say!("\n{} {line}", style("Stale line of the baseline:").red());
         }
@@ -217,6 +220,23 @@ impl Table {
         } else {
             say!("{text}");
         }
+    }
+}
+
+/// Prints the states that the run reached, each with the number of cases, and those that it did not.
+fn reached(record: &RunRecord) {
+    let states = record.states();
+    let (seen, never): (Vec<_>, Vec<_>) = states.iter().partition(|(_, cases)| *cases > 0);
+    if seen.is_empty() {
+        return;
+    }
+    let dim = Style::new().dim();
+    let seen = seen.iter().map(|(state, cases)| format!("{state} {cases}"));
+    let line = seen.collect::<Vec<_>>().join(", ");
+    say!("\n{} {line}", dim.apply_to("States reached (cases):"));
+    let never: Vec<String> = never.iter().map(|(state, _)| state.to_string()).collect();
+    if !never.is_empty() {
+        say!("{} {}", dim.apply_to("States never reached:"), never.join(", "));
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -11,7 +12,9 @@ use wiremock::{Respond, ResponseTemplate};
 use super::protocol::Protocol;
 use super::request::StubRequest;
 use super::sequence::{Count, Sequence};
+use crate::exercise::Planted;
 use crate::plan::Plan;
+use crate::wire::http::FAULT_HEADER;
 use crate::wire::{Answer, HARNESS_STATUS, PLAN_HEADER, UNMATCHED_HEADER};
 
 /// Decides what is answered to a matched request. It works with stubs and on any wiremock server; a
@@ -21,7 +24,14 @@ pub struct Responder {
     kind: Kind,
     plan: Option<Plan>,
     headers: Vec<(String, String)>,
+    /// The number of the responder, which its clones share: its fault has it.
+    id: u64,
+    /// Whether a case holds although the fault is never met.
+    optional: bool,
 }
+
+/// The number of the next responder.
+static RESPONDERS: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Clone)]
 enum Kind {
@@ -146,6 +156,54 @@ impl Responder {
             kind,
             plan: None,
             headers: Vec::new(),
+            id: RESPONDERS.fetch_add(1, Ordering::Relaxed),
+            optional: false,
+        }
+    }
+
+    /// Allows that the fault of this answer, or of any answer in it, is never met: a case that
+    /// passes without it is exercised all the same.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    /// What is wrong with the answer, in the words of a report; `None` for a healthy one, and where
+    /// the answer depends on the request.
+    fn fault(&self) -> Option<String> {
+        let kind = match &self.kind {
+            Kind::Error(error) => Some(format!("status {}", error.status)),
+            Kind::Raw { status, .. } if *status >= 300 => Some(format!("status {status}")),
+            Kind::Raw { content_type, .. } => Some(format!("bytes of the case's own as {content_type}")),
+            Kind::Reply(reply) => match &reply.ending {
+                Ending::Proper => None,
+                Ending::WithoutDone => Some("a stream without [DONE]".into()),
+                Ending::WithoutFinish => Some("a stream without finish_reason and [DONE]".into()),
+                Ending::Error(error) => Some(format!("an error {} in band", error.status)),
+            },
+            Kind::Embeddings | Kind::Sequence(_) | Kind::With(_) | Kind::Misused(_) => None,
+        };
+        let plan = self.plan.as_ref().and_then(Plan::fault);
+        match (kind, plan) {
+            (Some(kind), Some(plan)) => Some(format!("{plan} ({kind})")),
+            (kind, plan) => plan.or(kind),
+        }
+    }
+
+    /// Adds the faults of this answer, and of the answers in it, to those of a stub.
+    pub(super) fn plant(&self, planted: &Planted) {
+        self.plant_unless(self.optional, planted);
+    }
+
+    fn plant_unless(&self, optional: bool, planted: &Planted) {
+        let optional = optional || self.optional;
+        if let Some(fault) = self.fault() {
+            planted.plant(self.id, fault, u64::from(!optional));
+        } else if let Kind::Sequence(sequence) = &self.kind {
+            for answer in sequence.answers() {
+                answer.plant_unless(optional, planted);
+            }
         }
     }
 
@@ -295,6 +353,9 @@ impl Responder {
         if let Some(plan) = &self.plan {
             answer.plan = plan.clone();
         }
+        if self.fault().is_some() {
+            answer.fault = Some(self.id);
+        }
         answer
     }
 }
@@ -340,6 +401,9 @@ pub(super) fn template(answer: Answer, by_the_wire: bool) -> ResponseTemplate {
     if by_the_wire && answer.plan.needs_the_wire() {
         let plan = serde_json::to_string(&answer.plan).unwrap_or_default();
         template = template.insert_header(PLAN_HEADER, plan.as_str());
+    }
+    if let Some(fault) = answer.fault.filter(|_| by_the_wire) {
+        template = template.insert_header(FAULT_HEADER, fault.to_string().as_str());
     }
     if let Some(reason) = &answer.unmatched {
         let reason: String = reason

@@ -16,6 +16,7 @@ use super::protocol::Protocol;
 use super::request::StubRequest;
 use super::responder::{ErrorReply, Responder, template};
 use crate::plan::Plan;
+use crate::wire::http::FAULT_HEADER;
 use crate::wire::{Answer, PLAN_HEADER, Request, Source, UNMATCHED_HEADER, WIRE_MARK};
 
 /// Headers that belong to a connection and not to a message (RFC 9110 section 7.6.1), and those
@@ -191,6 +192,7 @@ impl WiremockSource {
             body,
             plan: Plan::default(),
             unmatched: None,
+            fault: None,
         };
         for (name, value) in &head.headers {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -200,6 +202,7 @@ impl WiremockSource {
                         .map_err(|error| format!("the plan {value} cannot be read: {error}"))?
                 }
                 UNMATCHED_HEADER => answer.unmatched = Some(value),
+                FAULT_HEADER => answer.fault = value.parse().ok(),
                 per_hop if PER_HOP.contains(&per_hop) => {}
                 name => answer.headers.push((name.to_string(), value)),
             }

@@ -12,6 +12,7 @@ use super::protocol::{self, Protocol};
 use super::request;
 use super::responder::Responder;
 use super::source::{ScriptSource, WiremockSource};
+use crate::exercise::{Planted, PlantedFault};
 use crate::gate::{self, Gates};
 use crate::plan::Listen;
 use crate::tape::{Entry, Event, Side, Tape};
@@ -38,6 +39,7 @@ struct Inner {
     tape: Tape,
     gates: Gates,
     answers: AnswerSource,
+    planted: Planted,
     wire: Wire,
 }
 
@@ -128,9 +130,11 @@ impl StubBuilder {
             Some(namespace) => format!("/t/{namespace}/"),
             None => "/".into(),
         };
+        let planted = Planted::default();
         let source: Arc<dyn Source> = Arc::new(Namespaced {
             prefix,
             answers: answers.clone(),
+            planted: planted.clone(),
         });
         let gates = self.gates.unwrap_or_else(|| Gates::new(self.tape.clone()));
         let bind = || {
@@ -155,6 +159,7 @@ impl StubBuilder {
                 tape: self.tape,
                 gates,
                 answers,
+                planted,
                 wire,
             }),
         })
@@ -260,6 +265,7 @@ impl Stub {
     /// Sets what is answered to every chat request that no mounted rule matches; replaces the
     /// answer before.
     pub fn answers(&self, responder: Responder) {
+        responder.plant(&self.inner.planted);
         match &self.inner.answers {
             AnswerSource::Wiremock(source) => source.fallback().answers(responder),
             AnswerSource::Script(source) => source.answers(responder),
@@ -269,10 +275,17 @@ impl Stub {
     /// Sets what is answered to requests that match. The rule that was mounted first wins, and any
     /// rule wins over [`Stub::answers`].
     pub async fn mount(&self, matcher: Matcher, responder: Responder) {
+        responder.plant(&self.inner.planted);
         match &self.inner.answers {
             AnswerSource::Wiremock(source) => source.mount(matcher, responder).await,
             AnswerSource::Script(source) => source.rule(matcher, responder),
         }
+    }
+
+    /// The faulty answers that it was given so far, and how often each was met: the gateway was sent
+    /// the bytes of the answer up to its fault.
+    pub fn faults(&self) -> Vec<PlantedFault> {
+        self.inner.planted.faults(&self.inner.name)
     }
 
     /// Changes what happens at its port from now on; see [`Wire::listen`].
@@ -435,6 +448,7 @@ fn requests_at(name: &str, tape: &Tape) -> Vec<ReceivedRequest> {
 struct Namespaced {
     prefix: String,
     answers: AnswerSource,
+    planted: Planted,
 }
 
 impl Namespaced {
@@ -460,6 +474,10 @@ impl Source for Namespaced {
 
     fn counts(&self, request: &Request) -> bool {
         self.source().counts(request)
+    }
+
+    fn met(&self, fault: u64) {
+        self.planted.met(fault);
     }
 }
 

@@ -24,8 +24,9 @@ pub(super) fn render(record: &RunRecord) -> String {
     let _ = write!(
         text,
         "# Gauntlet: {} ({version})\n\n**{}**\n\n\
-         | passed | failed | warnings | flaky | not supported | not run |\n|---|---|---|---|---|---|\n\
-         | {} | {} | {} | {} | {} | {} |\n\n\
+         | passed | failed | warnings | flaky | not exercised | not supported | not run |\n\
+         |---|---|---|---|---|---|---|\n\
+         | {} | {} | {} | {} | {} | {} | {} |\n\n\
          Database: {}, {}. The run took {} for {}. Run it again with {}\n",
         inline(&record.target.name),
         inline(&record.headline()),
@@ -33,6 +34,7 @@ pub(super) fn render(record: &RunRecord) -> String {
         summary.failed + summary.harness,
         summary.warned,
         summary.flaky,
+        summary.not_exercised,
         summary.not_supported,
         summary.not_run,
         inline(&record.database.kind),
@@ -53,10 +55,36 @@ pub(super) fn render(record: &RunRecord) -> String {
     section(&mut text, record, "Warnings (SHOULD)", &["warned"]);
     section(&mut text, record, "Flaky", &["flaky"]);
     section(&mut text, record, KNOWN, &["failed", "warned", "flaky"]);
+    section(&mut text, record, "Not exercised", &["not-exercised"]);
     section(&mut text, record, "Not supported", &["not-supported"]);
     section(&mut text, record, "Not run", &["not-run"]);
     section(&mut text, record, "Passed", &["passed"]);
+    reached(&mut text, record);
     text
+}
+
+/// Lists the states that the run reached, and the faults that it met.
+fn reached(text: &mut String, record: &RunRecord) {
+    if record.outcomes.iter().all(|outcome| outcome.attempts == 0) {
+        return;
+    }
+    text.push_str("\n## States reached\n\n| state | cases | how it is seen |\n|---|---|---|\n");
+    for (state, cases) in record.states() {
+        let _ = writeln!(
+            text,
+            "| {} | {cases} | {} |",
+            cell(state.name()),
+            cell(state.meaning())
+        );
+    }
+    let faults = record.faults();
+    if faults.is_empty() {
+        return;
+    }
+    text.push_str("\n## Faults met\n\n| fault | planted | met |\n|---|---|---|\n");
+    for (fault, planted, met) in faults {
+        let _ = writeln!(text, "| {} | {planted} | {met} |", cell(&fault));
+    }
 }
 
 fn section(text: &mut String, record: &RunRecord, title: &str, words: &[&str]) {

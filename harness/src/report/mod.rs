@@ -11,12 +11,14 @@ mod secret;
 mod timeline;
 mod words;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::problem;
+use crate::exercise::State;
 use crate::runner::Outcome;
 use crate::verdict::{Failure, Level, Verdict};
 
@@ -110,6 +112,8 @@ pub struct Summary {
     pub not_supported: usize,
     /// Cases for which something was missing on this machine.
     pub not_run: usize,
+    /// Cases whose fault was never met, or whose state was never reached.
+    pub not_exercised: usize,
     /// Cases in which the harness itself failed, so that nothing is known about the gateway.
     pub harness: usize,
 }
@@ -123,7 +127,7 @@ impl Summary {
 
 impl Outcome {
     /// Returns one word for the verdict: `passed`, `failed`, `warned`, `flaky`, `not-supported`,
-    /// `not-run` or `harness`.
+    /// `not-run`, `not-exercised` or `harness`.
     pub fn word(&self) -> &'static str {
         match &self.verdict {
             Verdict::Passed => "passed",
@@ -135,6 +139,7 @@ impl Outcome {
             Verdict::Flaky { .. } => "flaky",
             Verdict::NotSupported { .. } => "not-supported",
             Verdict::NotRun { .. } => "not-run",
+            Verdict::NotExercised { .. } => "not-exercised",
         }
     }
 
@@ -147,7 +152,7 @@ impl Outcome {
                 format!("it passed when it was repeated; the first time: {failure}")
             }
             Verdict::NotSupported { capability } => capability.clone(),
-            Verdict::NotRun { why } => why.clone(),
+            Verdict::NotRun { why } | Verdict::NotExercised { why } => why.clone(),
         }
     }
 }
@@ -199,6 +204,7 @@ impl RunRecord {
                 "flaky" => &mut summary.flaky,
                 "not-supported" => &mut summary.not_supported,
                 "not-run" => &mut summary.not_run,
+                "not-exercised" => &mut summary.not_exercised,
                 _ => &mut summary.harness,
             } += 1;
         }
@@ -251,13 +257,41 @@ impl RunRecord {
         } else {
             "provide what is missing, or select other cases"
         };
+        let exercised = match summary.not_exercised {
+            0 => String::new(),
+            n => format!(", and {} not exercised", counted(n, "is", "are")),
+        };
         Some(format!(
-            "Nothing was examined: of {}, {} not supported and {} not run. The most frequent reason: \
-             {reason}; {remedy}",
+            "Nothing was examined: of {}, {} not supported and {} not run{exercised}. The most \
+             frequent reason: {reason}; {remedy}",
             cases(summary.total),
             counted(summary.not_supported, "is", "are"),
             counted(summary.not_run, "is", "are"),
         ))
+    }
+
+    /// Returns each state with the number of cases that reached it, in the order of the table of
+    /// states; a state that no case reached has 0.
+    pub fn states(&self) -> Vec<(State, usize)> {
+        let cases = |state: State| {
+            let reached = |outcome: &&Outcome| outcome.states.contains(&state);
+            self.outcomes.iter().filter(reached).count()
+        };
+        let states = State::ALL.iter();
+        states.map(|state| (*state, cases(*state))).collect()
+    }
+
+    /// Returns each kind of fault that cases planted, in alphabetical order, with how often it was
+    /// planted and how often it was met.
+    pub fn faults(&self) -> Vec<(String, u64, u64)> {
+        let mut faults: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        for fault in self.outcomes.iter().flat_map(|outcome| &outcome.faults) {
+            let counts = faults.entry(fault.fault.clone()).or_default();
+            counts.0 += fault.planted;
+            counts.1 += fault.met;
+        }
+        let row = |(fault, (planted, met))| (fault, planted, met);
+        faults.into_iter().map(row).collect()
     }
 
     /// Returns whether this is a failure that the file of known failures lists.
@@ -476,6 +510,8 @@ pub(crate) mod tests {
             attempts: 1,
             tape: tape.entries(),
             log_tail: "INFO <started>".into(),
+            faults: Vec::new(),
+            states: Vec::new(),
         }
     }
 
@@ -609,6 +645,9 @@ pub(crate) mod tests {
             },
             Verdict::NotRun {
                 why: "no database".into(),
+            },
+            Verdict::NotExercised {
+                why: "status 503 at p1 was never met".into(),
             },
         ];
         let before = record(

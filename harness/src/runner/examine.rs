@@ -14,6 +14,7 @@ use super::{Outcome, not_started};
 use crate::case::{Case, Ctx, Starter};
 use crate::client::Client;
 use crate::database::{Database, Kind};
+use crate::exercise::{PlantedFault, Reached, lacking};
 use crate::gate::{bounded, hang_guard};
 use crate::spec::DatabaseNeed;
 use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError};
@@ -135,6 +136,7 @@ pub(super) async fn run(
         database: fixture.database.take(),
         database_wire: fixture.wire.take(),
         starter,
+        states: Reached::default(),
         nonce: fixture.nonce.clone(),
     };
     // every wait in a case has the hang guard; this bound is for a case that forgot it
@@ -147,6 +149,7 @@ pub(super) async fn run(
     let mut verdict = match result {
         Some(Ok(Ok(()))) => Verdict::Passed,
         Some(Ok(Err(Failure::NotRun { why }))) => Verdict::NotRun { why },
+        Some(Ok(Err(Failure::NotExercised { why }))) => Verdict::NotExercised { why },
         Some(Ok(Err(failure))) => Verdict::Failed { failure },
         Some(Err(panic)) => Verdict::Failed {
             failure: Failure::Harness {
@@ -163,6 +166,19 @@ pub(super) async fn run(
         },
     };
     verdict = with_unmatched(verdict, &tape);
+    let wire = ctx.database_wire.as_ref();
+    let faults: Vec<PlantedFault> = ctx
+        .stubs
+        .values()
+        .flat_map(|stub| stub.faults())
+        .chain(wire.map(|wire| wire.faults()).unwrap_or_default())
+        .collect();
+    let states = ctx.states.with_tape(&tape.entries());
+    if verdict == Verdict::Passed
+        && let Some(why) = lacking(&faults, case.reaches, &states)
+    {
+        verdict = Verdict::NotExercised { why };
+    }
     let ended = died(&target, case, &tape, &verdict).await;
     let log_tail = target
         .process
@@ -195,6 +211,8 @@ pub(super) async fn run(
         attempts: 1,
         tape: seen,
         log_tail,
+        faults,
+        states: states.into_iter().collect(),
         ..outcome
     }
 }
@@ -286,6 +304,7 @@ pub(super) fn failed(
 ) -> Outcome {
     let verdict = match failure {
         Failure::NotRun { why } => Verdict::NotRun { why },
+        Failure::NotExercised { why } => Verdict::NotExercised { why },
         failure => Verdict::Failed { failure },
     };
     Outcome {

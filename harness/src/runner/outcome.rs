@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, Profile};
+use crate::exercise::{PlantedFault, State};
 use crate::tape::Entry;
 use crate::verdict::{Failure, Level, Verdict};
 
@@ -36,6 +37,12 @@ pub struct Outcome {
     pub tape: Vec<Entry>,
     /// The last lines of the gateway's output.
     pub log_tail: String,
+    /// The faults that the case planted, and how often each was met.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<PlantedFault>,
+    /// The states that the examination reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<State>,
 }
 
 impl Outcome {
@@ -54,6 +61,8 @@ impl Outcome {
             attempts: 0,
             tape: Vec::new(),
             log_tail: String::new(),
+            faults: Vec::new(),
+            states: Vec::new(),
         }
     }
 

@@ -348,6 +348,8 @@ fn outcome(
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         attempts: 1,
         tape: fixture.tape.entries(),
+        faults: Vec::new(),
+        states: Vec::new(),
         log_tail,
     }
 }

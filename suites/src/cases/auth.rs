@@ -240,7 +240,7 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
             format_args!("the key in {}", leaks.join(", in ")),
         )?;
         if p1.calls(&format!("{what} [")).is_empty() {
-            return Err(Failure::NotRun {
+            return Err(Failure::NotExercised {
                 why: "the gateway does not ask its provider for a request with other credentials, \
                       so that nobody could see whether they are sent on"
                     .into(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::future::{Either, join, select, try_join_all};
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, State, equal, holds};
 use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{at_least, converge, gap, guard};
 use gauntlet_harness::llm::{ReceivedRequest, Stub, chat, error, reply};
@@ -107,7 +107,7 @@ pub(super) const CASES: &[CaseRow] = &[
         id: "BRKR-07",
         why: "One closed browser tab could open the breakers of a whole chain of providers (release \
               notes of https://github.com/vitobotta/llm-proxy, v2.6.4).",
-        shown: "Probes meet a 400, a cut, and a client that leaves. Each time another probe must come, \
+        shown: "Probes meet a 400, a reset, and a client that leaves. Each time another probe must come, \
                 until one succeeds. Then as many clients leave as would open the breaker; the first \
                 provider must serve the next request.",
         remedy: "Give the permit of a probe back however the probe ends, and count only failures of the \
@@ -174,7 +174,9 @@ async fn brkr_01(ctx: &Ctx) -> CaseResult {
         "the provider whose breaker opens after three failures",
         3,
         &p1.requests(),
-    )
+    )?;
+    ctx.reached(State::BreakerOpen);
+    Ok(())
 }
 
 async fn brkr_02(ctx: &Ctx) -> CaseResult {
@@ -197,7 +199,14 @@ async fn brkr_02(ctx: &Ctx) -> CaseResult {
         p1.held(1).await?;
         match select(pin!(p1.held(2)), pin!(burst())).await {
             Either::Left((second, _)) => second.map(drop),
-            Either::Right((answers, _)) => answers.map(drop),
+            Either::Right((answers, _)) => {
+                let answers = answers?;
+                let waiters = answers.iter().any(|answer| answer.content() == "Bern");
+                if waiters && p1.in_flight() == 1 {
+                    ctx.reached(State::HalfOpenWithWaiters);
+                }
+                Ok(())
+            }
         }
     };
     // the examination is polled first, since bursts are always ready to go on
@@ -395,12 +404,13 @@ async fn reported(ctx: &Ctx) -> Result<(String, Option<u32>), Failure> {
 async fn brkr_07(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
-    let cut = reply("lost").plan(Plan::of([Step::Head, Step::Bytes(20), Step::Cut]));
+    // before its head: whether an answer that was cut is one, is judged by STRM-09
+    let reset = reply("lost").plan(Plan::of([Step::Reset]));
     let left = reply("for nobody").plan(Plan::held("nobody opens this"));
     for (text, answer) in [
         ("failure", error(500)),
         ("meets a 400", error(400)),
-        ("meets a cut", cut),
+        ("meets a reset", reset),
         ("leaving", left),
     ] {
         p1.mount(chat().user_says(text), answer).await;
@@ -419,8 +429,8 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
     asked_until(
         ctx,
         "hang.probe_after_400",
-        "a probe after that, which meets a cut",
-        |_| !p1.calls("meets a cut").is_empty(),
+        "a probe after that, which meets a reset",
+        |_| !p1.calls("meets a reset").is_empty(),
     )
     .await?;
     asked_and_left(ctx, p1, 1).await?;
@@ -484,10 +494,11 @@ async fn asked_and_left(ctx: &Ctx, stub: &Stub, n: usize) -> CaseResult {
     stub.peer_closed(n).await.map(drop)
 }
 
-/// Sends requests to the alias, one after the other, until its provider has failed so many of them.
-/// A gateway may leave a provider alone for a while after each failure, and one with retries built
-/// in may count each of its attempts: such a breaker is open when the provider, after so many
-/// attempts, is not asked for the next request.
+/// Sends requests to the alias, one after the other, until its provider has failed so many of them
+/// and is not asked for the next one: the breaker is open. A gateway may leave a provider alone for
+/// a while after each failure, and one with retries built in may count each of its attempts.
+///
+/// A gateway whose breaker does not open is judged by BRKR-01; no other case is exercised by it.
 async fn fail(ctx: &Ctx, alias: &str, stub: &Stub, times: usize) -> CaseResult {
     let sent = AtomicUsize::new(0);
     let what = format!("{times} failures at {}", stub.name());
@@ -496,17 +507,19 @@ async fn fail(ctx: &Ctx, alias: &str, stub: &Stub, times: usize) -> CaseResult {
         ctx.client.chat(ctx.prompt(alias, &text)).await?;
         let failures = stub.calls("failure <");
         let open = stub.calls(&text).is_empty() && failures.len() >= times;
-        Ok(Some(()).filter(|()| open || distinct(&failures) >= times))
+        Ok(Some(()).filter(|()| open))
     });
-    failed.await.map_err(|failure| match failure {
+    let open = failed.await.map(|()| ctx.reached(State::BreakerOpen));
+    open.map_err(|failure| match failure {
         Failure::Violated {
             mode: FailureMode::Hang,
             ..
-        } => Failure::NotRun {
+        } => Failure::NotExercised {
             why: format!(
-                "the gateway does not ask {} for {alias} until it has failed {times} times, so \
-                 that its breaker was never open",
-                stub.name()
+                "the breaker of {alias} was never open: its threshold is {times} failures, and {} \
+                 was asked {} times; BRKR-01 judges that",
+                stub.name(),
+                stub.calls("failure <").len()
             ),
         },
         other => other,

@@ -1,7 +1,7 @@
 //! DEGR: a failure costs the answer something, never the answer itself, and the answer reports it.
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, State, equal, holds, silent};
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::plan::{Listen, Plan};
 use gauntlet_harness::spec::Timeouts;
@@ -148,7 +148,9 @@ async fn degr_01(ctx: &Ctx) -> CaseResult {
         "the number of calls of the provider whose breaker is open",
         asked,
         entities.requests().len(),
-    )
+    )?;
+    ctx.reached(State::BreakerOpen);
+    Ok(())
 }
 
 async fn degr_03(ctx: &Ctx) -> CaseResult {
@@ -259,7 +261,8 @@ async fn degr_06(ctx: &Ctx) -> CaseResult {
 async fn degr_07(ctx: &Ctx) -> CaseResult {
     // given
     for stub in ctx.stubs.values() {
-        stub.answers(error(500));
+        // what comes after a step that failed need not be asked
+        stub.answers(error(500).optional());
     }
     // when
     let answer = ask(ctx).await?;
@@ -349,8 +352,13 @@ async fn degr_11(ctx: &Ctx) -> CaseResult {
     if queries {
         known(ctx).await?;
     }
-    for stub in ctx.stubs.values() {
-        stub.answers(error(503));
+    for (name, stub) in &ctx.stubs {
+        // an agent need not be asked: the facts show that query and chat met the fault
+        let fault = error(503);
+        stub.answers(match name.as_str() {
+            "review" => fault,
+            _ => fault.optional(),
+        });
     }
     if queries {
         let faulted = ask(ctx).await?;

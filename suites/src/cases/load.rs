@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, State, equal, holds};
 use gauntlet_harness::client::{Exchange, Reply, Transport};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{raw, reply};
@@ -125,6 +125,7 @@ async fn load_01(ctx: &Ctx) -> CaseResult {
         LIMIT,
         p1.in_flight(),
     )?;
+    ctx.reached(State::AdmissionFull);
     for answer in &refused {
         holds(
             "refused.status",
@@ -166,6 +167,7 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
         "errors beyond the limit",
         format_args!("{:?}", statuses(&refused)),
     )?;
+    ctx.reached(State::AdmissionFull);
     ctx.gates.gate("full").open();
     equal(
         "served.statuses",

@@ -16,6 +16,7 @@ mod health;
 mod load;
 mod observability;
 mod parallelism;
+mod reaches;
 mod retry;
 mod streaming;
 mod support;
@@ -27,6 +28,7 @@ use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::Capability;
 
 use crate::catalogue;
+use reaches::reaches;
 
 /// A case as its area states it.
 struct CaseRow {
@@ -88,6 +90,7 @@ pub fn all() -> Vec<Case> {
             shown: row.shown,
             remedy: row.remedy,
             needs: row.needs,
+            reaches: reaches(row.id),
             spec: row.spec,
             run: row.run,
         })

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Deviations, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Deviations, State, equal, holds, silent};
 use gauntlet_harness::gate::{at_least, gap};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply, sequence, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -169,8 +169,10 @@ async fn retry_01(ctx: &Ctx) -> CaseResult {
     )
     .await;
     p1.mount(chat().user_says("always"), error(503)).await;
-    p1.mount(chat().user_says("streamed"), twice(error(503)))
-        .await;
+    if ctx.declares(Capability::Stream) {
+        p1.mount(chat().user_says("streamed"), twice(error(503)))
+            .await;
+    }
     // when
     let prompts = [
         "status 429",
@@ -483,7 +485,11 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
         seen <= MOST,
         format!("at most {MOST} attempts for {REQUESTS} requests"),
         format_args!("{seen} attempts"),
-    )
+    )?;
+    if seen > REQUESTS {
+        ctx.reached(State::RetryBudgetSpent);
+    }
+    Ok(())
 }
 
 async fn retry_07(ctx: &Ctx) -> CaseResult {

@@ -363,7 +363,7 @@ pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResu
         Failure::Violated {
             mode: FailureMode::Hang,
             ..
-        } => Failure::NotRun {
+        } => Failure::NotExercised {
             why: format!(
                 "the gateway does not ask {} for {alias}, so that its failures were never met",
                 stub.name()

@@ -18,6 +18,9 @@ pub struct Answer {
     pub plan: Plan,
     /// Why this answer is the harness's own: nothing matched the request.
     pub unmatched: Option<String>,
+    /// The number of the planted fault that the answer is, if it is one; see
+    /// [`Source::met`](super::Source::met).
+    pub fault: Option<u64>,
 }
 
 impl Answer {
@@ -30,6 +33,7 @@ impl Answer {
             body: body.into(),
             plan: Plan::default(),
             unmatched: None,
+            fault: None,
         }
     }
 

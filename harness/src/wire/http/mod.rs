@@ -40,6 +40,9 @@ use crate::wire::port::Port;
 pub const WIRE_MARK: &str = "x-gauntlet-wire";
 /// The header that carries a plan from a responder to the wire, as JSON; the wire removes it.
 pub const PLAN_HEADER: &str = "x-gauntlet-plan";
+/// The header that carries the number of a planted fault from a responder to the wire; the wire
+/// removes it.
+pub(crate) const FAULT_HEADER: &str = "x-gauntlet-fault";
 /// The header that states that nothing matched, and why; the wire removes it.
 pub const UNMATCHED_HEADER: &str = "x-gauntlet-unmatched";
 /// The status of the harness's own answers, which no provider gives: to a request that nothing
@@ -87,6 +90,12 @@ pub trait Source: Send + Sync {
     fn counts(&self, request: &Request) -> bool {
         let _ = request;
         true
+    }
+
+    /// Called when the bytes of an answer have come to its fault; `fault` is
+    /// [`Answer::fault`].
+    fn met(&self, fault: u64) {
+        let _ = fault;
     }
 }
 

@@ -106,8 +106,12 @@ impl Player<'_, '_, '_> {
             });
         }
         let answer = self.answer;
+        let fault = answer.plan.last_fault();
         for (index, step) in answer.plan.steps.iter().enumerate() {
             let most = most(answer, self.layout, index);
+            if fault == Some(index) {
+                self.met();
+            }
             match step {
                 Step::Hold(name) => self.hold(name).await?,
                 Step::Meet { name, count } => self.meet(name, *count).await?,
@@ -163,6 +167,9 @@ impl Player<'_, '_, '_> {
 
     /// Ends after the last step: a complete answer keeps the connection, an incomplete one is cut.
     async fn end(mut self) -> io::Result<Ended> {
+        if self.answer.plan.last_fault().is_none() && !self.is_large() {
+            self.met();
+        }
         let whole = self.head_sent && self.at == self.answer.body.len();
         if whole {
             self.finish();
@@ -215,8 +222,23 @@ impl Player<'_, '_, '_> {
         let text = head_text(self.request, self.answer, self.layout);
         self.pending.extend_from_slice(text.as_bytes());
         self.head_sent = true;
+        if self.answer.plan.last_fault().is_none() && self.is_large() {
+            self.met();
+        }
         if self.layout == Layout::Bodyless {
             self.finish();
+        }
+    }
+
+    /// Whether the body does not go out at once, so that a gateway may never take all of it.
+    fn is_large(&self) -> bool {
+        self.answer.body.len() > MOST_GATHERED
+    }
+
+    /// Counts the fault that the answer is as met.
+    fn met(&self) {
+        if let Some(fault) = self.answer.fault {
+            self.shared.source.met(fault);
         }
     }
 

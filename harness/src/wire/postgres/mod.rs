@@ -10,6 +10,7 @@ mod relay;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::port::{ListenerState, Port, accept};
+use crate::exercise::{Planted, PlantedFault};
 use crate::gate::{self, Gates};
 use crate::plan::Listen;
 use crate::tape::{Entry, Event, Side, Tape};
@@ -40,6 +42,19 @@ pub enum AtStatement {
     LoseReply,
 }
 
+impl AtStatement {
+    /// The fault in words, as reports name it.
+    fn words(&self) -> &'static str {
+        match self {
+            Self::Hold(_) => "a hold",
+            Self::Stall => "a stall",
+            Self::Cut => "a cut",
+            Self::Reset => "a reset",
+            Self::LoseReply => "a lost reply",
+        }
+    }
+}
+
 /// A proxy in front of one Postgres. Dropping it closes the port and all its connections.
 pub struct DatabaseWire {
     shared: Arc<Shared>,
@@ -55,7 +70,10 @@ struct Shared {
     stalled: watch::Sender<bool>,
     /// Increases when every connection has to be reset.
     resets: watch::Sender<u64>,
-    armed: Mutex<Vec<(String, AtStatement)>>,
+    armed: Mutex<Vec<(String, AtStatement, u64)>>,
+    /// The faults that were armed, by their number.
+    planted: Planted,
+    faults: AtomicU64,
     /// How many bytes may still go to the client before its connection is cut; `None` when none is
     /// to be cut.
     allowance: Mutex<Option<usize>>,
@@ -74,8 +92,10 @@ impl Shared {
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
         let at = armed
             .iter()
-            .position(|(text, _)| statement.contains(text))?;
-        Some(armed.remove(at).1)
+            .position(|(text, ..)| statement.contains(text))?;
+        let (_, fault, id) = armed.remove(at);
+        self.planted.met(id);
+        Some(fault)
     }
 
     async fn flowing(&self) {
@@ -112,6 +132,8 @@ impl DatabaseWire {
             stalled: watch::Sender::new(false),
             resets: watch::Sender::new(0),
             armed: Mutex::default(),
+            planted: Planted::default(),
+            faults: AtomicU64::new(0),
             allowance: Mutex::default(),
             open: watch::Sender::new(0),
         });
@@ -230,11 +252,19 @@ impl DatabaseWire {
     /// Arms a fault for the next statement whose text contains `text`, upper and lower case alike.
     /// The fault happens once.
     pub fn at_statement(&self, text: &str, fault: AtStatement) {
+        let id = self.shared.faults.fetch_add(1, Ordering::Relaxed);
+        let what = format!("{} at a statement with {text:?}", fault.words());
+        self.shared.planted.plant(id, what, 1);
         self.shared
             .armed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((text.to_lowercase(), fault));
+            .push((text.to_lowercase(), fault, id));
+    }
+
+    /// Returns the faults that were armed for statements, and whether each was met.
+    pub fn faults(&self) -> Vec<PlantedFault> {
+        self.shared.planted.faults("the database")
     }
 
     /// Waits until `count` statements whose text contains `text` have arrived, and returns their

@@ -1,7 +1,7 @@
 //! PARA, of chats: requests run together, and one delays no other.
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, State, equal, holds, silent};
 use gauntlet_harness::client::{Reply, Transcript};
 use gauntlet_harness::gate::{guard, settled};
 use gauntlet_harness::llm::{chat, echo, raw, reply};
@@ -228,6 +228,7 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
         LIMIT,
         held,
     )?;
+    ctx.reached(State::BulkheadFull);
     ctx.gates.gate("full").open();
     let seen = statuses(&answers(asked).await?);
     // a request beyond the limit may wait or be refused

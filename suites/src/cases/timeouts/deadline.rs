@@ -91,7 +91,11 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
         } else {
             held()
         };
-        ctx.stub(name)?.answers(answers);
+        // the deadline may pass before a later candidate is asked
+        ctx.stub(name)?.answers(match name {
+            "p1" => answers,
+            _ => answers.optional(),
+        });
     }
     let clock = asked_under_the_default(ctx).await?;
     for n in 1..=2 {
@@ -114,7 +118,10 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
 
 async fn time_07(ctx: &Ctx) -> CaseResult {
     // given
-    for (name, late, ..) in KINDS {
+    for (name, late, needs) in KINDS {
+        if !ctx.declares(needs) {
+            continue;
+        }
         match late {
             [] => ctx.stub(name)?.listen(Listen::NeverAccept).await?,
             steps => ctx.stub(name)?.answers(
