@@ -249,7 +249,7 @@ pub fn lacking(
         return None;
     }
     Some(format!(
-        "the gateway did nothing wrong, but it was not shown to be right either: {}",
+        "nothing was wrong, but the requirement is not shown either: {}",
         unmet.join("; ")
     ))
 }
@@ -270,8 +270,8 @@ mod tests {
         let faults = planted.faults("p1");
         assert_eq!(
             lacking(&faults, &[], &BTreeSet::new()).unwrap(),
-            "the gateway did nothing wrong, but it was not shown to be right either: status 503 at \
-             p1 was met 1 of 2 times"
+            "nothing was wrong, but the requirement is not shown either: status 503 at p1 was met 1 \
+             of 2 times"
         );
         planted.met(7);
         assert_eq!(lacking(&planted.faults("p1"), &[], &BTreeSet::new()), None);

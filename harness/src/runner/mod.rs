@@ -214,7 +214,7 @@ fn hung(outcome: &Outcome) -> bool {
     u128::from(longest) >= hang_guard().as_micros() / 2
 }
 
-/// Returns the message of a gateway that did not start; `folder` is kept for the user. A folder in
+/// Returns the message of a gateway that does not start; `folder` is kept for the user. A folder in
 /// which nothing was rendered is not named.
 fn not_started(why: &str, folder: &Path) -> String {
     let rendered = std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some());
@@ -325,7 +325,7 @@ impl Board<'_> {
         self.ended.cancel();
     }
 
-    /// Ends the run because the gateway of a group of cases did not start, or failed its preflight;
+    /// Ends the run because the gateway of a group of cases does not start, or fails its preflight;
     /// once another group's gateway has passed, the run goes on and fails at its end.
     fn end_unless_wired(&self, why: &str) {
         self.keep(why, true);

@@ -1,6 +1,6 @@
 //! The preflight: before a gateway is judged, healthy requests go through it to the stubs. If one
-//! fails, the gateway is not wired to the stubs as the cases assume, and a verdict on it would be
-//! an accusation of its author for what its user did.
+//! fails, the gateway is not wired to the stubs as the cases assume, and a verdict on it would accuse
+//! its author of a mistake of its user.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +168,7 @@ impl Preflight {
         )
     }
 
-    /// Returns what the user can do where the gateway did not ask its provider.
+    /// Returns what the user can do where the gateway has not asked its provider.
     fn wiring(&self, alias: &str, provider: &str, url: &str, status: Option<u16>) -> String {
         match (status, self.by_hand) {
             (Some(401 | 403), true) => "give the key that the gateway wants of its clients in \
@@ -275,7 +275,7 @@ impl Request<'_> {
     }
 }
 
-/// How the process of the gateway ended, if it did; its sockets close a moment before.
+/// How the process of the gateway ended, if it has; its sockets close a moment before.
 async fn ended(running: &RunningTarget) -> Option<String> {
     let process = running.process.as_ref()?;
     match bounded(DYING, process.wait()).await? {
