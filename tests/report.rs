@@ -98,6 +98,13 @@ fn run() -> RunRecord {
                     why: "the case needs Postgres, and this run has SQLite".into(),
                 },
             ),
+            outcome(
+                "DATA-02",
+                Level::Must,
+                Verdict::NotExercised {
+                    why: "a cut at the database was never met".into(),
+                },
+            ),
         ],
     }
 }

@@ -214,9 +214,18 @@ fn seen_on(tape: &[Entry]) -> BTreeSet<State> {
             } => Some(State::CallClosed),
             Event::Target { what } if what == "SIGTERM" => Some(State::DrainBegun),
             Event::Database { what } => {
-                let faults = ["stalled", "every connection", "new connections", "the harness makes"];
-                let faults = faults.iter().chain(&["the administrator", "the statement is held"]);
-                let more = faults.chain(&["the table"]).any(|fault| what.starts_with(fault));
+                let faults = [
+                    "stalled",
+                    "every connection",
+                    "new connections",
+                    "the harness makes",
+                ];
+                let faults = faults
+                    .iter()
+                    .chain(&["the administrator", "the statement is held"]);
+                let more = faults
+                    .chain(&["the table"])
+                    .any(|fault| what.starts_with(fault));
                 let broken = what.ends_with(" is cut") || what.ends_with(" is reset");
                 (more || broken).then_some(State::DatabaseFault)
             }

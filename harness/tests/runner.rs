@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use gauntlet_harness::case::{
-    Case, CaseResult, Ctx, Failure, FailureMode, Level, Profile, Verdict, holds,
+    Case, CaseResult, Ctx, Failure, FailureMode, Level, Profile, State, Verdict, holds,
 };
 use gauntlet_harness::client::Client;
 use gauntlet_harness::gate;
@@ -233,6 +233,114 @@ async fn a_request_that_no_stub_answers_fails_a_case_that_passed() {
     assert!(
         matches!(&outcome.verdict, Verdict::Failed { failure: Failure::Violated { observed, .. } } if observed.contains("/nobody/asked")),
         "{outcome:?}"
+    );
+}
+
+/// Asks the stub itself, as a gateway would.
+async fn ask_provider(ctx: &Ctx, times: usize) -> CaseResult {
+    let root = ctx.stub("p1")?.root_url();
+    let provider = Client::new(&root, Vec::new(), ctx.tape.clone())?;
+    for _ in 0..times {
+        provider.chat(ctx.prompt("solo", "hello")).await?;
+    }
+    Ok(())
+}
+
+/// Plants three faults, the last of which need not be met; the provider is asked so many times.
+async fn plants_and_asks(ctx: &Ctx, times: usize) -> CaseResult {
+    use gauntlet_harness::llm::{error, reply, sequence};
+    use gauntlet_harness::plan::{Plan, Step};
+    let lost = reply("lost").plan(Plan::of([Step::Head, Step::Bytes(5), Step::Stall]));
+    let p1 = ctx.stub("p1")?;
+    p1.answers(sequence([
+        error(503),
+        reply("held").plan(Plan::met("alone", 1)),
+        reply("Paris"),
+    ]));
+    let never = gauntlet_harness::llm::chat().user_says("never");
+    p1.mount(never, lost.optional()).await;
+    ask_provider(ctx, times).await
+}
+
+#[tokio::test]
+async fn a_case_whose_fault_is_never_met_is_not_exercised() {
+    let all_met = one(case("A-01", |ctx| plants_and_asks(ctx, 2).boxed())).await;
+    assert_eq!(all_met.verdict, Verdict::Passed, "{all_met:?}");
+    let counts: Vec<(&str, u64, u64)> = all_met
+        .faults
+        .iter()
+        .map(|fault| (fault.fault.as_str(), fault.planted, fault.met))
+        .collect();
+    assert_eq!(
+        counts,
+        [
+            ("status 503", 1, 1),
+            ("answers held until all have come", 1, 1),
+            ("a stall", 0, 0)
+        ]
+    );
+    let outcome = one(case("A-01", |ctx| plants_and_asks(ctx, 1).boxed())).await;
+    assert_eq!(
+        outcome.verdict,
+        Verdict::NotExercised {
+            why: "nothing was wrong, but the requirement is not shown either: answers held until \
+                  all have come at p1 was never met"
+                .into()
+        }
+    );
+    // it is not repeated: another examination would plant the same
+    assert_eq!(outcome.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_fault_counts_as_met_when_the_bytes_come_to_it() {
+    fn left_before(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        use gauntlet_harness::llm::reply;
+        use gauntlet_harness::plan::{Plan, Step};
+        async {
+            let p1 = ctx.stub("p1")?;
+            let held = Step::Hold("first".into());
+            p1.answers(reply("lost").plan(Plan::of([Step::Head, held, Step::Reset])));
+            let provider = Client::new(&p1.root_url(), Vec::new(), ctx.tape.clone())?;
+            let asked = provider.send_chat(ctx.prompt("solo", "hello")).await?;
+            p1.held(1).await?;
+            asked.leave();
+            p1.peer_closed(1).await.map(|_| ())
+        }
+        .boxed()
+    }
+    let outcome = one(case("A-01", left_before)).await;
+    assert!(
+        matches!(&outcome.verdict, Verdict::NotExercised { why } if why.ends_with("an answer held at a gate, then a reset at p1 was never met")),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_case_that_never_reaches_its_state_is_not_exercised() {
+    fn reaches_one(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            ctx.stub("p1")?
+                .answers(gauntlet_harness::llm::reply("Paris"));
+            ask_provider(ctx, 1).await?;
+            ctx.reached(State::BulkheadFull);
+            Ok(())
+        }
+        .boxed()
+    }
+    let needing = |reaches: &'static [State]| Case {
+        reaches,
+        ..case("A-01", reaches_one)
+    };
+    let full = one(needing(&[State::BulkheadFull])).await;
+    assert_eq!(
+        (full.verdict, full.states),
+        (Verdict::Passed, vec![State::BulkheadFull])
+    );
+    let open = one(needing(&[State::BulkheadFull, State::BreakerOpen])).await;
+    assert!(
+        matches!(&open.verdict, Verdict::NotExercised { why } if why.ends_with("the state \"breaker open\" was never reached")),
+        "{open:?}"
     );
 }
 

@@ -236,7 +236,11 @@ fn reached(record: &RunRecord) {
     say!("\n{} {line}", dim.apply_to("States reached (cases):"));
     let never: Vec<String> = never.iter().map(|(state, _)| state.to_string()).collect();
     if !never.is_empty() {
-        say!("{} {}", dim.apply_to("States never reached:"), never.join(", "));
+        say!(
+            "{} {}",
+            dim.apply_to("States never reached:"),
+            never.join(", ")
+        );
     }
 }
 

@@ -61,7 +61,10 @@ async fn the_correct_gateway_exercises_every_case() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_with_retries_built_in_is_accused_of_nothing() {
     let (passed, other) = examined(Reference::with_built_in_retries(), |_| true).await;
-    let accused: Vec<_> = other.iter().filter(|(_, verdict)| accuses(verdict)).collect();
+    let accused: Vec<_> = other
+        .iter()
+        .filter(|(_, verdict)| accuses(verdict))
+        .collect();
     assert!(accused.is_empty(), "{accused:#?}");
     for id in [
         "FALL-01", "FALL-02", "FALL-03", "FALL-05", "FALL-08", "TIME-02", "BRKR-01",
@@ -80,7 +83,10 @@ async fn a_gateway_with_retries_built_in_is_accused_of_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_leaves_a_provider_alone_after_a_failure_is_accused_of_nothing() {
     let (passed, other) = examined(Reference::with_a_rest_after_each_failure(), |_| true).await;
-    let accused: Vec<_> = other.iter().filter(|(_, verdict)| accuses(verdict)).collect();
+    let accused: Vec<_> = other
+        .iter()
+        .filter(|(_, verdict)| accuses(verdict))
+        .collect();
     assert!(accused.is_empty(), "{accused:#?}");
     for id in ["FALL-01", "FALL-02", "FALL-03", "FALL-05", "TIME-09"] {
         assert!(passed.contains(&id), "{id} is not among {passed:?}");

@@ -175,7 +175,9 @@ impl Responder {
         let kind = match &self.kind {
             Kind::Error(error) => Some(format!("status {}", error.status)),
             Kind::Raw { status, .. } if *status >= 300 => Some(format!("status {status}")),
-            Kind::Raw { content_type, .. } => Some(format!("bytes of the case's own as {content_type}")),
+            Kind::Raw { content_type, .. } => {
+                Some(format!("bytes of the case's own as {content_type}"))
+            }
             Kind::Reply(reply) => match &reply.ending {
                 Ending::Proper => None,
                 Ending::WithoutDone => Some("a stream without [DONE]".into()),

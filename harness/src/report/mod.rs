@@ -608,6 +608,52 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_was_not_exercised_is_neither_passed_nor_failed() {
+        let why = "status 503 at p1 was never met".to_string();
+        let mut idle = outcome("A-02", Level::Must, Verdict::NotExercised { why });
+        idle.states = vec![State::Held];
+        let fault = |met| crate::exercise::PlantedFault {
+            at: "p1".into(),
+            fault: "status 503".into(),
+            planted: 1,
+            met,
+        };
+        idle.faults = vec![fault(0), fault(3)];
+        let passed = outcome("A-01", Level::Must, Verdict::Passed);
+        let mut run = record(vec![passed, idle.clone()]);
+        run.strict = true;
+        let summary = run.summary();
+        assert_eq!((summary.not_exercised, summary.examined()), (1, 1));
+        assert_eq!(run.exit_code(), 0);
+        assert_eq!(
+            run.headline(),
+            "Every MUST that was examined holds: 1 of 1 case passed"
+        );
+        assert_eq!(run.faults(), [("status 503".to_string(), 2, 3)]);
+        let states = run.states();
+        assert!(states.contains(&(State::Held, 1)) && states.contains(&(State::BreakerOpen, 0)));
+        let page = markdown::render(&run);
+        for line in [
+            "| A-02 | ",
+            "| answer held | 1 | ",
+            "| breaker open | 0 | ",
+            "| status 503 | 2 | 3 |",
+        ] {
+            assert!(page.contains(line), "{line:?} in {page}");
+        }
+        let run = record(vec![idle]);
+        assert_eq!(
+            (run.exit_code(), run.meaning()),
+            (2, "nothing was examined")
+        );
+        let headline = run.headline();
+        assert!(
+            headline.contains("0 are not run, and 1 is not exercised"),
+            "{headline}"
+        );
+    }
+
+    #[test]
     fn a_known_failure_counts_nothing_and_a_stale_line_fails_the_run() {
         let mut run = record(vec![outcome("A-01", Level::Must, violated())]);
         run.baseline.known.push("A-01".into());

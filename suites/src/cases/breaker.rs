@@ -422,7 +422,7 @@ async fn brkr_07(ctx: &Ctx) -> CaseResult {
     asked_until(
         ctx,
         "hang.probe_after_failures",
-        "a probe after the failures, which meets a 400",
+        "a first probe, which meets a 400",
         |_| !p1.calls("meets a 400").is_empty(),
     )
     .await?;

@@ -434,7 +434,8 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
     let seen = exchanges(ctx).await?;
     if ctx.stub("p1")?.calls("status ").is_empty() {
         return Err(Failure::NotExercised {
-            why: "the gateway does not ask its provider, so that no error with a key in it came".into(),
+            why: "the gateway does not ask its provider, so that no error with a key in it came"
+                .into(),
         });
     }
     let log = ctx.target.process.as_ref().map(|process| process.log());

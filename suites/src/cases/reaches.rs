@@ -65,7 +65,10 @@ mod tests {
     fn every_row_belongs_to_one_case() {
         for (n, (id, _)) in REACHES.iter().enumerate() {
             assert!(super::super::ids().any(|case| case == *id), "{id}");
-            assert!(REACHES[..n].iter().all(|(earlier, _)| earlier != id), "{id}");
+            assert!(
+                REACHES[..n].iter().all(|(earlier, _)| earlier != id),
+                "{id}"
+            );
         }
     }
 }

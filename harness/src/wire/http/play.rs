@@ -106,7 +106,7 @@ impl Player<'_, '_, '_> {
             });
         }
         let answer = self.answer;
-        let fault = answer.plan.last_fault();
+        let fault = self.fault_at();
         for (index, step) in answer.plan.steps.iter().enumerate() {
             let most = most(answer, self.layout, index);
             if fault == Some(index) {
@@ -167,7 +167,7 @@ impl Player<'_, '_, '_> {
 
     /// Ends after the last step: a complete answer keeps the connection, an incomplete one is cut.
     async fn end(mut self) -> io::Result<Ended> {
-        if self.answer.plan.last_fault().is_none() && !self.is_large() {
+        if self.fault_at().is_none() {
             self.met();
         }
         let whole = self.head_sent && self.at == self.answer.body.len();
@@ -222,17 +222,21 @@ impl Player<'_, '_, '_> {
         let text = head_text(self.request, self.answer, self.layout);
         self.pending.extend_from_slice(text.as_bytes());
         self.head_sent = true;
-        if self.answer.plan.last_fault().is_none() && self.is_large() {
-            self.met();
-        }
         if self.layout == Layout::Bodyless {
             self.finish();
         }
     }
 
-    /// Whether the body does not go out at once, so that a gateway may never take all of it.
-    fn is_large(&self) -> bool {
-        self.answer.body.len() > MOST_GATHERED
+    /// The index of the step at which the fault of the answer is met: the last one that does more
+    /// than send, and of a body that a gateway need not take whole the head. Without such a step it
+    /// is met with the end of the answer.
+    fn fault_at(&self) -> Option<usize> {
+        let steps = &self.answer.plan.steps;
+        let head = steps.iter().position(|step| *step == Step::Head);
+        match self.answer.body.len() > MOST_GATHERED {
+            true if head.is_some() => head,
+            _ => self.answer.plan.last_fault(),
+        }
     }
 
     /// Counts the fault that the answer is as met.
