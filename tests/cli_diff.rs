@@ -61,6 +61,7 @@ fn report(folder: &Path, name: &str, outcomes: Vec<Outcome>) -> RunRecord {
         strict: false,
         broken: None,
         baseline: Baseline::default(),
+        levels: None,
         outcomes,
     };
     record.write(&folder.join(name)).unwrap();

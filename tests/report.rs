@@ -55,6 +55,7 @@ fn run() -> RunRecord {
         strict: false,
         broken: None,
         baseline: Baseline::default(),
+        levels: None,
         outcomes: vec![
             outcome("WIRE-01", Level::Must, Verdict::Passed),
             outcome(

@@ -30,6 +30,8 @@ pub use wiremock;
 pub mod case;
 #[cfg(feature = "postgres")]
 pub mod database;
+#[cfg(feature = "runner")]
+pub mod levels;
 #[cfg(feature = "postgres")]
 mod reaper;
 #[cfg(feature = "report")]

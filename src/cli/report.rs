@@ -124,6 +124,7 @@ fn merged(shards: Vec<(&Path, RunRecord)>) -> Result<RunRecord, String> {
     let position = |id: &str| known.iter().position(|known| known.id == id);
     run.outcomes
         .sort_by_cached_key(|outcome| position(&outcome.id).unwrap_or(usize::MAX));
+    run.levels = Some(gauntlet_suites::requirements::levels(&run.outcomes)?);
     selections.dedup();
     run.selection = match selections.as_slice() {
         [same] => same.clone(),

@@ -11,6 +11,7 @@ use gauntlet_harness::report::{self, Baseline, DatabaseRecord, RunRecord, SCHEMA
 use gauntlet_harness::runner::Run;
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
 use gauntlet_harness::subject::{Target, TargetFile};
+use gauntlet_suites::requirements;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -207,6 +208,7 @@ async fn play(args: &Args, schedule: &Path) -> Result<ExitCode, CommandError> {
         strict: args.strict,
         broken: None,
         baseline: Baseline::default(),
+        levels: None,
         outcomes: vec![replay.outcome],
     };
     let page = record.write(&args.report).map_err(CommandError)?;
@@ -361,6 +363,7 @@ impl Prepared {
             strict: args.strict,
             broken: result.broken,
             baseline: Baseline::default(),
+            levels: Some(requirements::levels(&result.outcomes).map_err(CommandError)?),
             outcomes: result.outcomes,
         };
         if let Some(file) = &args.baseline {

@@ -135,6 +135,7 @@ impl Table {
         self.group(record, "Not exercised", &["not-exercised"]);
         self.group(record, "Not run", &["not-run"]);
         reached(record);
+        levels(record);
         for line in &record.baseline.stale {
             say!("\n{} {line}", style("Stale line of the baseline:").red());
         }
@@ -220,6 +221,28 @@ impl Table {
         } else {
             say!("{text}");
         }
+    }
+}
+
+/// Prints the levels that the gateway carries, and what it lacks of the others; a run that left cases
+/// out says nothing about them.
+fn levels(record: &RunRecord) {
+    let Some(levels) = record.levels.as_ref().filter(|levels| !levels.is_partial()) else {
+        return;
+    };
+    say!("\n{} {}", style("Levels").bold(), levels.set);
+    for level in &levels.levels {
+        let verdict = match level.carried {
+            true => style("carried".to_string()).green(),
+            false => style(format!(
+                "not carried, {} of {} MUSTs passed; {}",
+                level.passed,
+                level.musts,
+                level.missing_in_words()
+            ))
+            .dim(),
+        };
+        say!("  {:<9} {verdict}", level.name);
     }
 }
 

@@ -11,3 +11,4 @@ pub mod defect;
 #[cfg(feature = "properties")]
 pub mod properties;
 pub mod reference;
+pub mod requirements;

@@ -94,6 +94,7 @@ fn record_without_tapes(record: &RunRecord) -> RunRecord {
         selection: String::new(),
         broken: record.broken.clone(),
         baseline: record.baseline.clone(),
+        levels: record.levels.clone(),
         gauntlet: record.gauntlet.clone(),
         ..*record
     }

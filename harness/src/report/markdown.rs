@@ -51,6 +51,7 @@ pub(super) fn render(record: &RunRecord) -> String {
     for line in &record.baseline.stale {
         let _ = write!(text, "\nStale line of the baseline: {}\n", inline(line));
     }
+    levels(&mut text, record);
     section(&mut text, record, "Failed", &["failed", "harness"]);
     section(&mut text, record, "Warnings (SHOULD)", &["warned"]);
     section(&mut text, record, "Flaky", &["flaky"]);
@@ -61,6 +62,32 @@ pub(super) fn render(record: &RunRecord) -> String {
     section(&mut text, record, "Passed", &["passed"]);
     reached(&mut text, record);
     text
+}
+
+/// Lists the levels that the gateway carries; a run that left cases out says nothing about them.
+fn levels(text: &mut String, record: &RunRecord) {
+    let Some(levels) = record.levels.as_ref().filter(|levels| !levels.is_partial()) else {
+        return;
+    };
+    let _ = write!(
+        text,
+        "\n## Levels\n\nBy the requirements {}, frozen on {}: a gateway carries a level if each MUST \
+         of it was examined and passed.\n\n| level | carried | MUSTs passed | missing |\n\
+         |---|---|---|---|\n",
+        inline(&levels.set),
+        inline(&levels.frozen)
+    );
+    for level in &levels.levels {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} of {} | {} |",
+            inline(&level.name),
+            if level.carried { "yes" } else { "no" },
+            level.passed,
+            level.musts,
+            cell(&level.missing_in_words())
+        );
+    }
 }
 
 /// Lists the states that the run reached, and the faults that it met.

@@ -3,6 +3,7 @@
 //! The JSON is the record itself. The other forms are made from it, so that `gauntlet report` can
 //! make them again.
 
+mod badge;
 mod crowd;
 mod html;
 mod junit;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem;
 use crate::exercise::State;
+use crate::levels::Levels;
 use crate::runner::Outcome;
 use crate::verdict::{Failure, Level, Verdict};
 
@@ -57,6 +59,9 @@ pub struct RunRecord {
     /// How the run compares with the file of known failures.
     #[serde(default, skip_serializing_if = "Baseline::is_empty")]
     pub baseline: Baseline,
+    /// Which levels the gateway carries, by which requirement set; `None` for a run of no cases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub levels: Option<Levels>,
     /// The outcomes of the cases, in the order of the catalogue.
     pub outcomes: Vec<Outcome>,
 }
@@ -355,7 +360,8 @@ impl RunRecord {
         }
     }
 
-    /// Writes `index.html`, `junit.xml`, `report.md` and `report.json` into `folder`, which is made
+    /// Writes `index.html`, `junit.xml`, `report.md`, `report.json` and, for a verdict on all cases,
+    /// `badge.svg` and `badge.json` into `folder`, which is made
     /// if it does not exist, and returns the path of the page. None of the files holds a
     /// credential, because reports are uploaded and forwarded. A tape of more than 800 entries is
     /// cut to its beginning, its end and its failures, and counts what is left out.
@@ -378,12 +384,22 @@ impl RunRecord {
         let record = &record;
         let json = serde_json::to_string(record).map_err(unwritable)?;
         let page = folder.join("index.html");
-        for (path, text) in [
+        let mut files = vec![
             (folder.join("report.json"), json),
             (folder.join("junit.xml"), junit::render(record)?),
             (folder.join("report.md"), markdown::render(record)),
             (page.clone(), html::render(record)?),
-        ] {
+        ];
+        let badges = ["badge.svg", "badge.json"].map(|name| folder.join(name));
+        match badge::render(record) {
+            Some((svg, json)) => {
+                let [image, endpoint] = badges;
+                files.extend([(image, svg), (endpoint, json)]);
+            }
+            // an old badge would speak for this run; it need not exist
+            None => badges.iter().for_each(|old| drop(std::fs::remove_file(old))),
+        }
+        for (path, text) in files {
             std::fs::write(&path, text).map_err(|error| {
                 format!(
                     "cannot write {}: {error}; give another folder with --report",
@@ -534,6 +550,7 @@ pub(crate) mod tests {
             strict: false,
             broken: None,
             baseline: Baseline::default(),
+            levels: None,
             outcomes,
         }
     }
