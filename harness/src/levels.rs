@@ -152,8 +152,8 @@ impl Levels {
 }
 
 impl LevelResult {
-    /// Returns the missing MUSTs in words, those with the same reason together: `TIME-02 and TIME-04
-    /// failed; BRKR-01 not supported`.
+    /// Returns the missing MUSTs in words, those with the same reason together: `failed: TIME-02
+    /// TIME-04; not supported: BRKR-01`.
     pub fn missing_in_words(&self) -> String {
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
         for missing in &self.missing {

@@ -104,8 +104,8 @@ pub const STEPS: [(&str, &str); 16] = [
 ];
 
 impl Step {
-    /// What the step does to an answer beyond sending the next part of it, in the words of a report;
-    /// `None` for a step that only sends.
+    /// What the step does to an answer beyond sending the next part of it, in the words of a
+    /// report; `None` for a step that only sends.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         match self {
             Self::Hold(_) => Some("an answer held at a gate"),

@@ -224,8 +224,8 @@ impl Table {
     }
 }
 
-/// Prints the levels that the gateway carries, and what it lacks of the others; a run that left cases
-/// out says nothing about them.
+/// Prints the levels that the gateway carries, and what it lacks of the others; a run that left
+/// cases out says nothing about them.
 fn levels(record: &RunRecord) {
     let Some(levels) = record.levels.as_ref().filter(|levels| !levels.is_partial()) else {
         return;
@@ -246,7 +246,7 @@ fn levels(record: &RunRecord) {
     }
 }
 
-/// Prints the states that the run reached, each with the number of cases, and those that it did not.
+/// Prints the states that the run reached, each with the number of cases, and the other ones.
 fn reached(record: &RunRecord) {
     let states = record.states();
     let (seen, never): (Vec<_>, Vec<_>) = states.iter().partition(|(_, cases)| *cases > 0);

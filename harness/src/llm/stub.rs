@@ -282,8 +282,8 @@ impl Stub {
         }
     }
 
-    /// The faulty answers that it was given so far, and how often each was met: the gateway was sent
-    /// the bytes of the answer up to its fault.
+    /// The faulty answers that it was given so far, and how often each was met: the gateway was
+    /// sent the bytes of the answer up to its fault.
     pub fn faults(&self) -> Vec<PlantedFault> {
         self.inner.planted.faults(&self.inner.name)
     }

@@ -1,6 +1,6 @@
 //! The preflight: before a gateway is judged, healthy requests go through it to the stubs. If one
-//! fails, the gateway is not wired to the stubs as the cases assume, and a verdict on it would accuse
-//! its author of a mistake of its user.
+//! fails, the gateway is not wired to the stubs as the cases assume, and a verdict on it would
+//! accuse its author of a mistake of its user.
 
 use std::sync::Arc;
 use std::time::Duration;

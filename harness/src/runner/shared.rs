@@ -1,8 +1,8 @@
 //! Targets that start slowly: one gateway serves all cases whose settings are equal.
 //!
 //! A case that fails is examined once more by the same gateway, under an alias and with stubs that
-//! are prepared for that, after all other cases have begun. While one group of cases is examined, the
-//! gateway of the next one starts.
+//! are prepared for that, after all other cases have begun. While one group of cases is examined,
+//! the gateway of the next one starts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
