@@ -16,12 +16,7 @@ const LEVELS: [(&str, &[Profile]); 3] = [
     ("operable", &[Profile::Llm, Profile::Ops]),
     (
         "complete",
-        &[
-            Profile::Llm,
-            Profile::Ops,
-            Profile::Query,
-            Profile::Store,
-        ],
+        &[Profile::Llm, Profile::Ops, Profile::Query, Profile::Store],
     ),
 ];
 
@@ -263,6 +258,9 @@ mod tests {
     #[test]
     fn a_text_that_is_no_set_is_refused_with_its_name() {
         let error = RequirementSet::parse("name = 7", "x.toml").unwrap_err();
-        assert!(error.starts_with("x.toml is no requirement set: "), "{error}");
+        assert!(
+            error.starts_with("x.toml is no requirement set: "),
+            "{error}"
+        );
     }
 }

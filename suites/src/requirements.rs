@@ -39,7 +39,11 @@ mod tests {
             id: requirement.id.to_string(),
             level: requirement.level(),
             profiles: requirement.profiles.to_vec(),
-            wording: hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
+            wording: hash
+                .iter()
+                .take(8)
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
         }
     }
 
@@ -78,6 +82,9 @@ mod tests {
     fn every_level_of_the_set_has_requirements_of_its_own() {
         let levels = levels(&[]).unwrap();
         let musts: Vec<usize> = levels.levels.iter().map(|level| level.musts).collect();
-        assert!(0 < musts[0] && musts[0] < musts[1] && musts[1] < musts[2], "{musts:?}");
+        assert!(
+            0 < musts[0] && musts[0] < musts[1] && musts[1] < musts[2],
+            "{musts:?}"
+        );
     }
 }

@@ -50,7 +50,11 @@ fn badge(record: &RunRecord) -> Option<Badge> {
         Some(level) => (level, "yellowgreen"),
         None => ("no level", "lightgrey"),
     };
-    let version = record.target.version.as_deref().unwrap_or("unknown version");
+    let version = record
+        .target
+        .version
+        .as_deref()
+        .unwrap_or("unknown version");
     let target = format!("{} {version}", record.target.name);
     Some(Badge {
         label: format!("gauntlet {}", levels.set),

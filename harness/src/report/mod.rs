@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::problem;
 use crate::exercise::State;
 use crate::levels::Levels;
+use crate::problem;
 use crate::runner::Outcome;
 use crate::verdict::{Failure, Level, Verdict};
 
@@ -397,7 +397,9 @@ impl RunRecord {
                 files.extend([(image, svg), (endpoint, json)]);
             }
             // an old badge would speak for this run; it need not exist
-            None => badges.iter().for_each(|old| drop(std::fs::remove_file(old))),
+            None => badges
+                .iter()
+                .for_each(|old| drop(std::fs::remove_file(old))),
         }
         for (path, text) in files {
             std::fs::write(&path, text).map_err(|error| {

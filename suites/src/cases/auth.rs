@@ -28,8 +28,8 @@ pub(super) const CASES: &[CaseRow] = &[
         why: "A proxy that passes headers on hands its users' keys and cookies to third parties, and \
               theirs to its users.",
         shown: "The client sends its key, cookies and other credentials; the provider must get its own \
-                key alone. The provider sends its key back in headers; nothing that the client \
-                receives may hold it.",
+                key alone. The provider sets a cookie and repeats its key in an error; nothing that the \
+                client receives may hold them.",
         remedy: "Build the provider's request with the headers that are meant for it, and pass on only \
                  known headers of its answer.",
         needs: &[
@@ -73,6 +73,9 @@ const KEY: &str = "sk-canary-client-b-51d7c2e80a964fb3";
 
 /// The key that a request's `api_key` names.
 const CHOSEN_KEY: &str = "sk-chosen-by-the-client-2f6b8d";
+
+/// The session that the provider gives to the gateway in a cookie.
+const SESSION: &str = "canary-session-8e2d6a40";
 
 /// Other credentials that the client sends.
 const OTHERS: [(&str, &str); 4] = [
@@ -200,16 +203,14 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     // given
     let p1 = ctx.stub("p1")?;
     let key = ctx.spec.providers[0].api_key.clone();
-    let with_key = |responder: Responder| {
-        responder
-            .header("x-api-key", &key)
-            .header("set-cookie", &format!("key={key}"))
+    let with_cookie = |responder: Responder| {
+        responder.header("set-cookie", &format!("session={SESSION}; HttpOnly"))
     };
-    p1.mount(chat().user_says("served"), with_key(reply("Paris")))
+    p1.mount(chat().user_says("served"), with_cookie(reply("Paris")))
         .await;
     p1.mount(
         chat().user_says("fails"),
-        with_key(error(400).message(&format!("wrong key {key}"))),
+        with_cookie(error(400).message(&format!("wrong key {key}"))),
     )
     .await;
     let keyed = ctx.declares(Capability::Keys);
@@ -218,27 +219,35 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     } else {
         ctx.client.clone()
     };
-    let client = OTHERS.iter().fold(client, |client, (name, value)| {
+    let mut client = OTHERS.iter().fold(client, |client, (name, value)| {
         client.with_header(name, value)
     });
+    client.chat(ctx.prompt("solo", "served")).await?;
+    if p1.requests().is_empty() {
+        // some gateways take these headers for the mark of another protocol
+        client = client.without_header("x-api-key").without_header("api-key");
+    }
     // when
     for what in ["served", "fails"] {
         let plain = client.chat(ctx.prompt("solo", what)).await?;
         let stream = client.streamed(ctx.prompt("solo", what)).await?;
         // then
-        let mut leaks = located(&key, "the plain answer", &plain.headers, &plain.body);
-        leaks.extend(located(
-            &key,
-            "the streamed answer",
-            &stream.headers,
-            &stream.body,
-        ));
-        holds(
-            "provider_key.at_client",
-            leaks.is_empty(),
-            format!("an answer without the provider's key ({what})"),
-            format_args!("the key in {}", leaks.join(", in ")),
-        )?;
+        for (name, secret) in [("key", key.as_str()), ("cookie", SESSION)] {
+            let mut leaks = located(secret, "the plain answer", &plain.headers, &plain.body);
+            leaks.extend(located(
+                secret,
+                "the streamed answer",
+                &stream.headers,
+                &stream.body,
+            ));
+            holds(
+                &format!("provider_{name}.at_client"),
+                leaks.is_empty(),
+                format!("an answer without the provider's {name} ({what})"),
+                format_args!("the {name} in {}", leaks.join(", in ")),
+            )
+            .map_err(silent)?;
+        }
         if p1.calls(&format!("{what} [")).is_empty() {
             return Err(Failure::NotExercised {
                 why: "the gateway does not ask its provider for a request with other credentials, \
@@ -265,7 +274,8 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
             leaked.is_none(),
             "a provider's request without the client's credentials",
             leaked.unwrap_or_default(),
-        )?;
+        )
+        .map_err(silent)?;
     }
     Ok(())
 }

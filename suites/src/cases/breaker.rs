@@ -16,6 +16,7 @@ use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event};
 
 use super::CaseRow;
+use super::support::{most_attempts, past_the_bench};
 
 const PAIR: &[Capability] = &[Capability::Chat, Capability::Fallback, Capability::Breaker];
 
@@ -509,7 +510,8 @@ async fn fail(ctx: &Ctx, alias: &str, stub: &Stub, times: usize) -> CaseResult {
         let open = stub.calls(&text).is_empty() && failures.len() >= times;
         Ok(Some(()).filter(|()| open))
     });
-    let open = failed.await.map(|()| ctx.reached(State::BreakerOpen));
+    let open = past_the_bench(ctx, failed).await;
+    let open = open.map(|()| ctx.reached(State::BreakerOpen));
     open.map_err(|failure| match failure {
         Failure::Violated {
             mode: FailureMode::Hang,
@@ -533,7 +535,8 @@ fn distinct(attempts: &[ReceivedRequest]) -> usize {
 }
 
 /// The provider must have seen so many requests: exactly, where the number of attempts was
-/// configured; else no more different ones, whatever the number of attempts that are built in.
+/// configured; else no more different ones, whatever the number of attempts that are built in, and
+/// whether the gateway leaves a provider alone after its first failure.
 fn seen_at_most(
     ctx: &Ctx,
     fact: &str,
@@ -541,7 +544,8 @@ fn seen_at_most(
     most: usize,
     attempts: &[ReceivedRequest],
 ) -> CaseResult {
-    if ctx.declares(Capability::Retry) {
+    let exact = most_attempts(ctx, 1) == Some(1);
+    if exact && !ctx.manifest.behaviour.benches_after_one_failure {
         let what = format!("the number of requests at {whom}");
         return equal(fact, &what, most, attempts.len());
     }

@@ -477,7 +477,8 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
             leaks.is_empty(),
             "no secret in errors, headers and log",
             format_args!("{name} in {}", few(&leaks)),
-        ))?;
+        )
+        .map_err(silent))?;
     }
     deviations.result()
 }

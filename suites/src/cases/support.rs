@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, silent};
 use gauntlet_harness::client::{End, Exchange, Reply, StreamEvent, Transcript};
-use gauntlet_harness::gate::{converge, gap};
+use gauntlet_harness::gate::{converge, gap, hang_guard, with_hang_guard};
 use gauntlet_harness::llm::{Responder, Stub, chat, reply};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
@@ -329,14 +329,30 @@ pub(super) fn silent_if(looks_right: bool) -> impl FnOnce(Failure) -> Failure {
     }
 }
 
+/// The most attempts that a gateway makes at a candidate where `configured` ones are configured:
+/// those, and the ones that it declares as built in. `None` where nothing states their number.
+pub(super) fn most_attempts(ctx: &Ctx, configured: usize) -> Option<usize> {
+    let built_in = ctx.manifest.behaviour.retries_built_in as usize;
+    let known = ctx.declares(Capability::Retry) || built_in > 0;
+    known.then_some(configured + built_in)
+}
+
 /// The provider must have been asked for the request whose prompt holds `text`: once by a gateway
-/// whose number of attempts was configured, and at least once by any other, which may have retries
-/// built in.
+/// whose number of attempts was configured, no more often than it declares by one with retries built
+/// in, and at least once by any other.
 pub(super) fn asked_for(ctx: &Ctx, fact: &str, stub: &Stub, text: &str) -> CaseResult {
     let asked = stub.calls(text).len();
     let what = format!("requests at {} ({text})", stub.name());
-    if ctx.declares(Capability::Retry) {
-        equal(fact, &format!("the number of {what}"), 1, asked)
+    if let Some(most) = most_attempts(ctx, 1) {
+        if most == 1 {
+            return equal(fact, &format!("the number of {what}"), 1, asked);
+        }
+        holds(
+            fact,
+            (1..=most).contains(&asked),
+            format!("from 1 to {most} {what}"),
+            asked,
+        )
     } else {
         holds(
             fact,
@@ -345,6 +361,30 @@ pub(super) fn asked_for(ctx: &Ctx, fact: &str, stub: &Stub, text: &str) -> CaseR
             asked,
         )
     }
+}
+
+/// Waits as usual, and as long as the gateway declares that it leaves a provider alone after one
+/// failure.
+pub(super) async fn past_the_bench<T>(ctx: &Ctx, waiting: impl Future<Output = T>) -> T {
+    let behaviour = ctx.manifest.behaviour;
+    if !behaviour.benches_after_one_failure {
+        return waiting.await;
+    }
+    let bound = hang_guard() + Duration::from_millis(behaviour.bench_ms);
+    with_hang_guard(bound, waiting).await
+}
+
+/// A gateway that declares that it leaves a provider alone after one failure never makes another
+/// attempt there at once: what a case plants for that attempt is not met.
+pub(super) fn repeats_at_once(ctx: &Ctx) -> CaseResult {
+    if ctx.manifest.behaviour.benches_after_one_failure {
+        return Err(Failure::NotExercised {
+            why: "the target declares that the gateway leaves a provider alone after one failure \
+                  (benches_after_one_failure), so that no second attempt at it comes"
+                .into(),
+        });
+    }
+    Ok(())
 }
 
 /// Sends requests until the alias asks this provider, which serves them. A gateway may leave a
@@ -359,7 +399,7 @@ pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResu
         ctx.client.chat(ctx.prompt(alias, &text)).await?;
         Ok(Some(()).filter(|()| stub.calls(&text).len() > before))
     });
-    asked.await.map_err(|failure| match failure {
+    past_the_bench(ctx, asked).await.map_err(|failure| match failure {
         Failure::Violated {
             mode: FailureMode::Hang,
             ..
