@@ -10,8 +10,9 @@ use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
 use super::support::{
-    ANSWER, PASSAGE, QUERIES, STORED, ask, asked_for, complete, degraded, does_its_part, healthy, known, lost,
-    number, on_postgres, past_the_bench, query, soon_without_store, statuses, text, until_status, with_spare,
+    ANSWER, PASSAGE, QUERIES, STORED, ask, asked_for, complete, degraded, does_its_part, healthy,
+    known, lost, number, on_postgres, past_the_bench, query, soon_without_store, statuses, text,
+    until_status, with_spare,
 };
 use crate::agents;
 

@@ -472,13 +472,15 @@ async fn err_04(ctx: &Ctx) -> CaseResult {
                 .filter(|log| log.contains(secret))
                 .map(|_| "the log".to_owned()),
         );
-        deviations.note(holds(
-            fact,
-            leaks.is_empty(),
-            "no secret in errors, headers and log",
-            format_args!("{name} in {}", few(&leaks)),
-        )
-        .map_err(silent))?;
+        deviations.note(
+            holds(
+                fact,
+                leaks.is_empty(),
+                "no secret in errors, headers and log",
+                format_args!("{name} in {}", few(&leaks)),
+            )
+            .map_err(silent),
+        )?;
     }
     deviations.result()
 }

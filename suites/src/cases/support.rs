@@ -399,18 +399,20 @@ pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResu
         ctx.client.chat(ctx.prompt(alias, &text)).await?;
         Ok(Some(()).filter(|()| stub.calls(&text).len() > before))
     });
-    past_the_bench(ctx, asked).await.map_err(|failure| match failure {
-        Failure::Violated {
-            mode: FailureMode::Hang,
-            ..
-        } => Failure::NotExercised {
-            why: format!(
-                "the gateway does not ask {} for {alias}, so that its failures were never met",
-                stub.name()
-            ),
-        },
-        other => other,
-    })
+    past_the_bench(ctx, asked)
+        .await
+        .map_err(|failure| match failure {
+            Failure::Violated {
+                mode: FailureMode::Hang,
+                ..
+            } => Failure::NotExercised {
+                why: format!(
+                    "the gateway does not ask {} for {alias}, so that its failures were never met",
+                    stub.name()
+                ),
+            },
+            other => other,
+        })
 }
 
 /// Where a text stands in an answer: the name of each header that holds it, and the body.
