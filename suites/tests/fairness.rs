@@ -7,9 +7,12 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use gauntlet_harness::case::{Case, Verdict};
+use gauntlet_harness::database::{Database, Require};
+use gauntlet_harness::gate::with_hang_guard;
 use gauntlet_harness::runner::examine;
 use gauntlet_harness::spec::DatabaseNeed;
 use gauntlet_harness::subject::{Capability, Target};
@@ -91,6 +94,75 @@ async fn a_gateway_that_leaves_a_provider_alone_after_a_failure_is_accused_of_no
     for id in ["FALL-01", "FALL-02", "FALL-03", "FALL-05", "TIME-09"] {
         assert!(passed.contains(&id), "{id} is not among {passed:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn built_in_retries_that_are_declared_are_counted() {
+    let of_attempts = |case: &Case| ["FALL-01", "FALL-02", "TIME-02"].contains(&case.id);
+    let declared = |most: u32| {
+        Reference::with_built_in_retries().declaring(|always| always.retries_built_in = most)
+    };
+    let (passed, other) = examined(declared(2), of_attempts).await;
+    assert!(other.is_empty() && passed.len() == 3, "{other:#?}");
+    let (_, other) = examined(declared(1), of_attempts).await;
+    let accused: Vec<_> = other.iter().map(|(id, _)| *id).collect();
+    assert!(accused.contains(&"FALL-01"), "{other:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_declares_a_rest_after_each_failure_is_held_to_no_second_attempt() {
+    let declared = [Capability::Retry, Capability::Breaker];
+    let rests = Reference::with_a_rest_after_each_failure()
+        .with(&declared)
+        .declaring(|always| always.benches_after_one_failure = true);
+    let such = |case: &Case| {
+        ["RETRY-01", "RETRY-04", "BRKR-01", "BRKR-04", "BRKR-05", "FALL-01"].contains(&case.id)
+    };
+    let (mut passed, other) = examined(rests, such).await;
+    passed.sort_unstable();
+    assert_eq!(passed, ["BRKR-01", "BRKR-04", "BRKR-05", "FALL-01"], "{other:#?}");
+    assert!(
+        other.iter().all(|(id, verdict)| id.starts_with("RETRY") && !accuses(verdict)),
+        "{other:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_is_left_alone_for_a_while_is_not_forgotten() {
+    let choice = "sqlite".parse().unwrap();
+    let resolved = Database::resolve(&choice, Require::Nothing).await.unwrap();
+    let rests = Reference::with_a_rest_after_each_failure();
+    let rests = rests.without(&[Capability::Query, Capability::Store]);
+    let target: Arc<dyn Target> = Arc::new(rests);
+    let case = cases::all().into_iter().find(|case| case.id == "DEGR-11");
+    let outcome = examine(&target, &case.unwrap(), Some(&resolved.database)).await;
+    resolved.database.stop().await;
+    assert!(!accuses(&outcome.verdict), "{:#?}", outcome.verdict);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_breaker_that_never_opens_is_charged_once() {
+    let target: Arc<dyn Target> = Arc::new(Reference::new(Some(Defect::BreakerNeverOpens)));
+    let of_breakers = cases::all().into_iter().filter(|case| case.id.starts_with("BRKR-"));
+    let outcomes: Vec<_> = futures::stream::iter(of_breakers)
+        .map(|case| {
+            let target = Arc::clone(&target);
+            // the breaker is awaited for as long as a hang takes
+            with_hang_guard(Duration::from_secs(4), async move {
+                (case.id, examine(&target, &case, None).await.verdict)
+            })
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let accused: Vec<_> = outcomes
+        .iter()
+        .filter(|(_, verdict)| *verdict != Verdict::Passed && accuses(verdict))
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(accused, ["BRKR-01"], "{outcomes:#?}");
+    let exercised = |verdict: &Verdict| matches!(verdict, Verdict::NotExercised { .. });
+    assert_eq!(outcomes.iter().filter(|(_, verdict)| exercised(verdict)).count(), 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,9 +60,12 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
             }),
         }
     }
+    let levels = record.levels.as_ref();
+    let levels = levels.filter(|levels| !levels.is_partial());
     let context = Value::from_pairs([
         ("run", Value::from(Serde(record_without_tapes(record)))),
         ("summary", Value::from(Serde(record.summary()))),
+        ("levels", Value::from(Serde(levels))),
         ("headline", Value::from(record.headline())),
         ("meaning", Value::from(record.meaning())),
         ("total", Value::from(cases(record.outcomes.len()))),

@@ -80,14 +80,32 @@ impl Reference {
         })
     }
 
+    /// The same gateway, whose target declares that it always does this.
+    #[must_use]
+    pub fn declaring(mut self, change: impl FnOnce(&mut Behaviour)) -> Self {
+        change(&mut self.manifest.behaviour);
+        self
+    }
+
+    /// The same gateway, whose target declares these capabilities, too.
+    #[must_use]
+    pub fn with(mut self, declared: &[Capability]) -> Self {
+        self.manifest.capabilities.extend(declared);
+        self
+    }
+
+    /// The same gateway, whose target does not declare these capabilities.
+    #[must_use]
+    pub fn without(mut self, undeclared: &[Capability]) -> Self {
+        let capabilities = &mut self.manifest.capabilities;
+        capabilities.retain(|one| !undeclared.contains(one));
+        self
+    }
+
     /// The correct gateway without these capabilities, with a part of the specification fixed.
     fn fixed(undeclared: &[Capability], fix: fn(&mut Spec)) -> Self {
-        let mut reference = Self::new(None);
+        let mut reference = Self::new(None).without(undeclared);
         reference.fix = Some(fix);
-        reference
-            .manifest
-            .capabilities
-            .retain(|one| !undeclared.contains(one));
         reference
     }
 }
