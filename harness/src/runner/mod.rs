@@ -172,8 +172,19 @@ impl Run {
 
     /// Returns whether a case needs another examination: it has fewer than `repeat`, or its only
     /// one failed. A failure of the harness or of the set-up is not repeated, and neither is a hang
-    /// in which nothing happened: the guard has proved it, and takes its time for each proof.
+    /// in which nothing happened: the guard has proved it, and takes its time for each proof. One
+    /// that was not exercised is examined once more, unless it took long: a busy machine may have
+    /// kept its fault from being met.
     fn wants_another(&self, attempts: &[Outcome]) -> bool {
+        let (idle, attempts): (Vec<&Outcome>, Vec<&Outcome>) =
+            attempts.iter().partition(|outcome| is_idle(outcome));
+        match (idle.as_slice(), attempts.is_empty()) {
+            ([], _) | ([_], false) => {}
+            ([only], true) => {
+                return u128::from(only.duration_ms) < hang_guard().as_millis() / 2;
+            }
+            _ => return false,
+        }
         if attempts.iter().any(|outcome| {
             !matches!(
                 outcome.verdict,
@@ -186,9 +197,14 @@ impl Run {
             return false;
         }
         let repeat = usize::try_from(self.repeat.max(1)).unwrap_or(usize::MAX);
-        let once_failed = attempts.len() == 1 && attempts.iter().any(Outcome::failed);
-        attempts.len() < repeat || (once_failed && !attempts.iter().any(hung))
+        let once_failed = attempts.len() == 1 && attempts.iter().any(|outcome| outcome.failed());
+        attempts.len() < repeat || (once_failed && !attempts.iter().any(|outcome| hung(outcome)))
     }
+}
+
+/// Returns whether the examination was not exercised, and so shows nothing.
+fn is_idle(outcome: &Outcome) -> bool {
+    matches!(outcome.verdict, Verdict::NotExercised { .. })
 }
 
 /// Returns whether the examination proves a hang: it ended at the hang guard, and nothing at all
@@ -258,6 +274,9 @@ async fn in_a_task(
 fn judged(mut attempts: Vec<Outcome>) -> Option<Outcome> {
     // an examination whose gateway never started counts as none
     let count = attempts.iter().map(|outcome| outcome.attempts).sum();
+    if !attempts.iter().all(is_idle) {
+        attempts.retain(|outcome| !is_idle(outcome));
+    }
     let passed = attempts
         .iter()
         .any(|outcome| outcome.verdict == Verdict::Passed);
