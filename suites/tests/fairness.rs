@@ -43,8 +43,8 @@ async fn examined(
         .await;
     let mut judged = Vec::new();
     for (case, verdict) in outcomes {
-        // as in a run, what does not pass is examined once more, with nothing else beside it here: a
-        // busy machine makes every answer later
+        // as in a run, what does not pass is examined once more, with nothing else beside it here:
+        // a busy machine makes every answer later
         let verdict = match verdict {
             Verdict::Passed | Verdict::NotSupported { .. } => verdict,
             _ => examine(&target, &case, None).await.verdict,
@@ -127,13 +127,22 @@ async fn a_gateway_that_declares_a_rest_after_each_failure_is_held_to_no_second_
         .with(&declared)
         .declaring(|always| always.benches_after_one_failure = true);
     let such = |case: &Case| {
-        ["RETRY-01", "RETRY-04", "BRKR-01", "BRKR-04", "BRKR-05", "FALL-01"].contains(&case.id)
+        [
+            "RETRY-01", "RETRY-04", "BRKR-01", "BRKR-04", "BRKR-05", "FALL-01",
+        ]
+        .contains(&case.id)
     };
     let (mut passed, other) = examined(rests, such).await;
     passed.sort_unstable();
-    assert_eq!(passed, ["BRKR-01", "BRKR-04", "BRKR-05", "FALL-01"], "{other:#?}");
+    assert_eq!(
+        passed,
+        ["BRKR-01", "BRKR-04", "BRKR-05", "FALL-01"],
+        "{other:#?}"
+    );
     assert!(
-        other.iter().all(|(id, verdict)| id.starts_with("RETRY") && !accuses(verdict)),
+        other
+            .iter()
+            .all(|(id, verdict)| id.starts_with("RETRY") && !accuses(verdict)),
         "{other:#?}"
     );
 }
@@ -148,13 +157,15 @@ async fn a_provider_that_is_left_alone_for_a_while_is_not_forgotten() {
     let case = cases::all().into_iter().find(|case| case.id == "DEGR-11");
     let outcome = examine(&target, &case.unwrap(), Some(&resolved.database)).await;
     resolved.database.stop().await;
-    assert!(!accuses(&outcome.verdict), "{:#?}", outcome.verdict);
+    assert_eq!(outcome.verdict, Verdict::Passed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_breaker_that_never_opens_is_charged_once() {
     let target: Arc<dyn Target> = Arc::new(Reference::new(Some(Defect::BreakerNeverOpens)));
-    let of_breakers = cases::all().into_iter().filter(|case| case.id.starts_with("BRKR-"));
+    let of_breakers = cases::all()
+        .into_iter()
+        .filter(|case| case.id.starts_with("BRKR-"));
     let outcomes: Vec<_> = futures::stream::iter(of_breakers)
         .map(|case| {
             let target = Arc::clone(&target);
@@ -173,7 +184,13 @@ async fn a_breaker_that_never_opens_is_charged_once() {
         .collect();
     assert_eq!(accused, ["BRKR-01"], "{outcomes:#?}");
     let exercised = |verdict: &Verdict| matches!(verdict, Verdict::NotExercised { .. });
-    assert_eq!(outcomes.iter().filter(|(_, verdict)| exercised(verdict)).count(), 6);
+    assert_eq!(
+        outcomes
+            .iter()
+            .filter(|(_, verdict)| exercised(verdict))
+            .count(),
+        6
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

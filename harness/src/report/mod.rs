@@ -360,11 +360,11 @@ impl RunRecord {
         }
     }
 
-    /// Writes `index.html`, `junit.xml`, `report.md`, `report.json` and, for a verdict on all cases,
-    /// `badge.svg` and `badge.json` into `folder`, which is made
-    /// if it does not exist, and returns the path of the page. None of the files holds a
-    /// credential, because reports are uploaded and forwarded. A tape of more than 800 entries is
-    /// cut to its beginning, its end and its failures, and counts what is left out.
+    /// Writes `index.html`, `junit.xml`, `report.md`, `report.json` and, for a verdict on all
+    /// cases, `badge.svg` and `badge.json` into `folder`, which is made if it does not exist, and
+    /// returns the path of the page. None of the files holds a credential, because reports are
+    /// uploaded and forwarded. A tape of more than 800 entries is cut to its beginning, its end and
+    /// its failures, and counts what is left out.
     ///
     /// # Errors
     /// A sentence with the path, the reason and the remedy.

@@ -338,8 +338,8 @@ pub(super) fn most_attempts(ctx: &Ctx, configured: usize) -> Option<usize> {
 }
 
 /// The provider must have been asked for the request whose prompt holds `text`: once by a gateway
-/// whose number of attempts was configured, no more often than it declares by one with retries built
-/// in, and at least once by any other.
+/// whose number of attempts was configured, no more often than it declares by one with retries
+/// built in, and at least once by any other.
 pub(super) fn asked_for(ctx: &Ctx, fact: &str, stub: &Stub, text: &str) -> CaseResult {
     let asked = stub.calls(text).len();
     let what = format!("requests at {} ({text})", stub.name());

@@ -81,7 +81,9 @@ impl Hold {
             admitted.succeeded();
         }
         self.gateway.attempted(&self.candidate, Ok("success"));
-        self.candidate.provider.keeps_a_connection();
+        if self.gateway.has(Defect::TrustsPooledConnections) {
+            self.candidate.provider.keeps_a_connection();
+        }
         self.gateway.metrics.tokens(&self.candidate, usage);
     }
 }
@@ -408,9 +410,6 @@ async fn exchange(
         }
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
-            if error.cause == Cause::Refused {
-                candidate.provider.kept_connections_die();
-            }
             if gateway.has(Defect::ShowsUrl) && error.cause == Cause::Refused {
                 error.message = format!("{} at {}", error.message, candidate.provider.base_url);
             }

@@ -1,8 +1,10 @@
 //! The aliases of the gateway: for each, its candidates in order, with everything that guards
 //! them.
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gauntlet_harness::spec::{ProviderSpec, Spec, Timeouts};
@@ -21,27 +23,35 @@ pub(super) struct Provider {
     pub budget: Budget,
     /// For [`Defect::NeverForgives`].
     pub gone: AtomicBool,
-    /// For [`Defect::TrustsPooledConnections`]: how many connections are pooled, and how many of
-    /// those are dead.
-    pub kept: Mutex<(usize, usize)>,
+    /// For [`Defect::TrustsPooledConnections`]: the connections that are kept.
+    pub kept: Mutex<Vec<TcpStream>>,
 }
 
 /// [`Defect::TrustsPooledConnections`]; all others make a connection for each attempt.
 impl Provider {
+    /// Keeps one more connection, beside those of the attempts.
     pub(super) fn keeps_a_connection(&self) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        let address = self.base_url.split('/').nth(2).unwrap_or_default();
+        let kept = TcpStream::connect(address).and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        });
+        self.kept().extend(kept);
     }
 
-    pub(super) fn kept_connections_die(&self) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        *kept = (0, kept.1 + kept.0);
-    }
-
+    /// Takes a kept connection, if there is one, and returns whether its peer has closed it.
     pub(super) fn uses_a_dead_connection(&self) -> bool {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let dead = kept.1 > 0;
-        kept.1 = kept.1.saturating_sub(1);
-        dead
+        let Some(kept) = self.kept().pop() else {
+            return false;
+        };
+        match kept.peek(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
