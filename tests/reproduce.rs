@@ -210,6 +210,7 @@ fn record(outcome: Outcome, target: &str) -> RunRecord {
         strict: false,
         broken: None,
         baseline: Baseline::default(),
+        levels: None,
         outcomes: vec![outcome],
     }
 }

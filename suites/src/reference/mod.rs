@@ -29,7 +29,7 @@ use crate::defect::Defect;
 use async_trait::async_trait;
 use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::{
-    Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+    Behaviour, Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
 };
 
 /// A correct gateway in this process, or the same gateway with one bug.
