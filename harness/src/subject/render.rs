@@ -146,18 +146,26 @@ impl<'a> Renderer<'a> {
             .map_or_else(|| error.kind().to_string(), str::to_string);
         let remedy = undefined(&detail)
             .and_then(|name| {
+                let files = context.get("file").and_then(serde_json::Value::as_object);
+                if let (true, Some(files)) = (name.starts_with("file["), files) {
+                    let files: Vec<String> = files.keys().map(|name| format!("`{name}`")).collect();
+                    let files = if files.is_empty() {
+                        "no file".to_string()
+                    } else {
+                        files.join(", ")
+                    };
+                    return Some(format!("; [[start.files]] names {files}"));
+                }
                 let last = name.rsplit(['.', '[']).next().unwrap_or(name);
                 let last = last.trim_matches(['\'', '"', ']']);
                 let mut known = BTreeSet::new();
                 names(context, &mut known);
-                nearest(
-                    last,
-                    known
-                        .iter()
-                        .map(String::as_str)
-                        .filter(|known| *known != last),
-                )
-                .map(|nearest| format!("; the nearest known name is `{nearest}`"))
+                let others = known
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|known| *known != last);
+                nearest(last, others)
+                    .map(|nearest| format!("; the nearest known name is `{nearest}`"))
             })
             .unwrap_or_else(|| {
                 "; fixtures/targets/README.md lists the names and filters that templates know"
@@ -438,6 +446,11 @@ mod tests {
         for (template, name, nearest) in [
             ("ok\n{{ timeots.total_ms }}", "`timeots` is", "`timeouts`"),
             ("ok\n{{ prot }}", "`prot` is", "`port`"),
+            (
+                "ok\n{{ file['b.toml'] }}",
+                "`file['b.toml']` is",
+                "names `a.toml`",
+            ),
             (
                 "ok\n{% for p in providers %}{{ p.base_ulr }}{% endfor %}",
                 "`p.base_ulr` is",

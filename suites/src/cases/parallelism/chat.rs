@@ -79,7 +79,8 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         id: "PARA-08",
         why: "A health check that waits behind requests makes the orchestrator kill the process with \
               all of them.",
-        shown: "The provider holds 200 requests. Liveness and readiness must answer while it does.",
+        shown: "Of 200 requests the provider holds at least 64. Liveness and, where it is declared, \
+                readiness must answer while it does.",
         remedy: "Answer health before any limit, pool or queue that requests pass through.",
         needs: &[Capability::Chat, Capability::Liveness],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
@@ -255,12 +256,14 @@ async fn para_07(ctx: &Ctx) -> CaseResult {
 async fn para_08(ctx: &Ctx) -> CaseResult {
     // given
     const STALLED: usize = 200;
+    // what PARA-01 asks for; a gateway may let the others wait for a connection
+    const HELD: usize = 64;
     let p1 = ctx.stub("p1")?;
     p1.answers(reply("late").plan(Plan::held("stall")));
     let stalled =
         try_join_all((0..STALLED).map(|_| ctx.client.send_chat(ctx.prompt("solo", "hello"))))
             .await?;
-    p1.in_flight_is(STALLED).await?;
+    p1.held(HELD).await?;
     // when
     let paths = &ctx.manifest.paths;
     let live = ctx.client.get(&paths.live).await?;
@@ -283,10 +286,10 @@ async fn para_08(ctx: &Ctx) -> CaseResult {
             ready.status,
         )?;
     }
-    equal(
+    holds(
         "provider.in_flight",
-        "the number of requests that the provider still holds",
-        STALLED,
+        p1.in_flight() >= HELD,
+        format!("at least {HELD} requests that the provider still holds"),
         p1.in_flight(),
     )?;
     ctx.gates.gate("stall").open();
