@@ -189,12 +189,31 @@ impl Deviations {
     /// Keeps the violation of a row, if it is one.
     ///
     /// # Errors
-    /// A failure that is no violation, such as one of the harness: the case ends with it.
+    /// A failure that is no violation, such as one of the harness: the case ends with it. A row
+    /// that was not exercised ends the case with the violations of the rows before it, if there are
+    /// any: they were seen.
     pub fn note(&mut self, row: CaseResult) -> CaseResult {
         match row {
             Err(violated @ Failure::Violated { .. }) => {
                 self.0.push(violated);
                 Ok(())
+            }
+            Err(Failure::NotExercised { why }) if !self.0.is_empty() => {
+                let seen = std::mem::take(self).result();
+                seen.map_err(|failure| match failure {
+                    Failure::Violated {
+                        fact,
+                        expected,
+                        observed,
+                        mode,
+                    } => Failure::Violated {
+                        fact,
+                        expected,
+                        observed: format!("{observed}; the rest was not exercised: {why}"),
+                        mode,
+                    },
+                    other => other,
+                })
             }
             other => other,
         }
@@ -262,6 +281,26 @@ mod tests {
             })
         );
         assert_eq!(Deviations::new().result(), Ok(()));
+    }
+
+    #[test]
+    fn a_row_that_was_not_exercised_hides_no_deviation_before_it() {
+        let idle = || {
+            Err(Failure::NotExercised {
+                why: "p1 was not asked".into(),
+            })
+        };
+        let mut deviations = Deviations::new();
+        assert_eq!(deviations.note(idle()), idle());
+        assert_eq!(deviations.note(equal("a", "the number", 2, 1)), Ok(()));
+        let Err(Failure::Violated { fact, observed, .. }) = deviations.note(idle()) else {
+            unreachable!("a violation was noted")
+        };
+        assert_eq!(
+            (fact.as_str(), observed.as_str()),
+            ("a", "1; the rest was not exercised: p1 was not asked")
+        );
+        assert_eq!(deviations.result(), Ok(()));
     }
 
     #[test]
