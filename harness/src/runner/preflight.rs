@@ -70,8 +70,8 @@ impl Preflight {
         keys: &[KeySpec],
     ) -> Result<(), String> {
         let client = Client::of(running, Tape::new()).map_err(|failure| failure.to_string())?;
-        let client = match keys.first() {
-            Some(key) => client.with_bearer(&key.token),
+        let client = match token(manifest, keys) {
+            Some(token) => client.with_bearer(token),
             None => client,
         };
         let text = format!("healthy-{}", self.fixture.nonce);
@@ -203,6 +203,15 @@ impl Preflight {
             text.replace(&secret, "[secret]")
         })
     }
+}
+
+/// The key that a client presents: one of the specification where the target declares keys. Any
+/// other gateway is asked with the headers of its target file alone.
+fn token<'k>(manifest: &Manifest, keys: &'k [KeySpec]) -> Option<&'k str> {
+    let declared = manifest.capabilities.contains(&Capability::Keys);
+    keys.first()
+        .filter(|_| declared)
+        .map(|key| key.token.as_str())
 }
 
 /// A healthy request.
@@ -351,4 +360,25 @@ fn spec<'a>(manifest: &Manifest, cases: impl Iterator<Item = &'a Case>) -> Spec 
         spec = spec.model(&alias, &names);
     }
     spec
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_key_of_the_case_is_presented_only_where_the_target_has_keys() {
+        let keys = Spec::solo().key("a", "sk-of-a-client").keys;
+        let declaring = |capabilities| Manifest {
+            capabilities,
+            ..Manifest::default()
+        };
+        let keyed = declaring(BTreeSet::from([Capability::Keys]));
+        assert_eq!(token(&keyed, &keys), Some("sk-of-a-client"));
+        assert_eq!(token(&keyed, &[]), None);
+        // its master key in [headers] must stay
+        assert_eq!(token(&declaring(BTreeSet::new()), &keys), None);
+    }
 }
