@@ -381,13 +381,30 @@ fn alone(entry: &mut Value, prefix: &str) {
         let path = rest.split_once('/').map_or("", |(_, path)| path);
         entry["path"] = format!("/{path}").into();
     }
-    without(entry, &format!("\"{prefix}"));
+    // the bytes of an answer have a length, and no alias
+    if entry["event"] == "planned" {
+        return;
+    }
+    let length = |entry: &Value| entry["body"].as_str().map(|body| body.len().to_string());
+    let before = length(entry);
+    without(entry, prefix);
+    let (Some(before), Some(after)) = (before, length(entry)) else {
+        return;
+    };
+    for header in entry["headers"].as_array_mut().into_iter().flatten() {
+        let is_length = header[0]
+            .as_str()
+            .is_some_and(|name| name.eq_ignore_ascii_case("content-length"));
+        if is_length && header[1] == before.as_str() {
+            header[1] = after.as_str().into();
+        }
+    }
 }
 
-/// Takes the prefix of the case off each name in quotes, in every text.
+/// Takes the prefix of the case off each name, in every text.
 fn without(value: &mut Value, prefix: &str) {
     match value {
-        Value::String(text) if text.contains(prefix) => *text = text.replace(prefix, "\""),
+        Value::String(text) if text.contains(prefix) => *text = text.replace(prefix, ""),
         Value::Array(items) => items.iter_mut().for_each(|item| without(item, prefix)),
         Value::Object(fields) => fields.values_mut().for_each(|field| without(field, prefix)),
         _ => {}
@@ -488,5 +505,41 @@ fn cut_in(action: &Value) -> bool {
         Value::Object(fields) => fields.values().any(|value| is_cut(value) || cut_in(value)),
         Value::Array(items) => items.iter().any(|value| is_cut(value) || cut_in(value)),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{alone, is_cut, mask};
+
+    #[test]
+    fn an_entry_of_a_shared_gateway_becomes_one_of_a_gateway_of_its_own() {
+        let mut sent = json!({
+            "event": "client_sent",
+            "headers": [["content-length", "24"], ["x-other", "24"]],
+            "body": "{\"model\":\"time-02-solo\"}",
+        });
+        let body = sent["body"].as_str().unwrap_or_default();
+        assert_eq!(body.len(), 24);
+        alone(&mut sent, "time-02-");
+        assert_eq!(sent["body"], "{\"model\":\"solo\"}");
+        assert_eq!(
+            sent["headers"],
+            json!([["content-length", "16"], ["x-other", "24"]])
+        );
+
+        let mut read = json!({"event": "request_read", "path": "/t/time-02-abc/v1/models"});
+        alone(&mut read, "time-02-");
+        assert_eq!(read["path"], "/v1/models");
+    }
+
+    #[test]
+    fn bytes_that_are_cut_and_masks_are_found() {
+        assert!(is_cut(&json!({"text": "ab", "length": 9})));
+        assert!(!is_cut(&json!("ab")) && !is_cut(&json!({"latin1": "\u{ff}", "length": 1})));
+        assert_eq!(mask("Bearer [secret 12]."), Some("[secret 12]"));
+        assert_eq!(mask("Bearer x"), None);
     }
 }
