@@ -503,8 +503,12 @@ def masked(text):
 
 
 def normal(value):
-    """A JSON value without what differs from run to run."""
+    """A JSON value without what differs from run to run. Of the words of an error only a key counts
+    that they show."""
     if isinstance(value, dict):
+        if isinstance(value.get("message"), str) and ("code" in value or "type" in value):
+            shows = "#secret#" if "#secret#" in masked(value["message"]) else "(in words)"
+            value = dict(value, message=shows)
         return {key: normal(item) for key, item in sorted(value.items())
                 if key not in ("id", "created", "created_at", "system_fingerprint", "request_id")
                 and not key.endswith(("_ms", "_at", "_id"))}
@@ -648,8 +652,13 @@ def providers(tape, fact, rows, crowd):
             continue
         one = seen.setdefault(entry["side"]["name"], {
             "requests": 0, "closed": 0, "open": set(), "most": 0, "bodies": [], "headers": {},
-            "gaps": []})
-        if entry["event"] == "request_read":
+            "gaps": [], "probes": set()})
+        if entry.get("request") in one["probes"]:
+            continue
+        if entry["event"] == "request_read" and entry["method"] == "GET" and "probe" not in fact:
+            # a gateway asks for models whenever it likes
+            one["probes"].add(entry["request"])
+        elif entry["event"] == "request_read":
             one["requests"] += 1
             one["open"].add(entry["request"])
             one["most"] = max(one["most"], len(one["open"]))
