@@ -16,7 +16,7 @@ use crate::config::{Config, redact_url};
 use crate::http::{App, AppState, routes};
 use crate::llm::router::Router;
 use crate::llm::transport_http::http_transport;
-use crate::server::listener::{self, ConnectionTimeouts};
+use crate::server::listener::{self, ConnectionTimeouts, Connections};
 use crate::server::{Keys, Shutdown, authentication, descriptors};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -116,7 +116,8 @@ impl Gateway {
             );
         }
         let keys = Keys::new(&config.auth, required, store.clone());
-        descriptors::raise_limit(config.server.max_in_flight);
+        let connections = descriptors::raise_limit(config.server.max_in_flight)
+            .min(config.server.max_connections);
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let router = Router::new(&config, http_transport, &metrics);
@@ -134,6 +135,7 @@ impl Gateway {
             listener,
             routes::routes(app.clone()),
             timeouts,
+            Connections::new(connections),
             stop.clone(),
             finish.clone(),
             tasks.clone(),

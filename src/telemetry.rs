@@ -31,6 +31,7 @@ pub struct Metrics {
     timeouts: Family<CandidateWith, Counter>,
     breakers: Family<CandidateLabels, Gauge>,
     tokens: Family<CandidateWith, Counter>,
+    empty_answers: Family<CandidateLabels, Counter>,
     degraded: Family<StepCause, Counter>,
     queries: Family<QueryStatus, Counter>,
 }
@@ -48,6 +49,7 @@ impl Default for Metrics {
             timeouts: Family::default(),
             breakers: Family::default(),
             tokens: Family::default(),
+            empty_answers: Family::default(),
             degraded: Family::default(),
             queries: Family::default(),
             registry: Mutex::default(),
@@ -105,6 +107,11 @@ impl Default for Metrics {
             metrics.tokens.clone(),
         );
         registry.register(
+            "empty_answers",
+            "This many answers were complete and had no text, tool call, refusal or other content",
+            metrics.empty_answers.clone(),
+        );
+        registry.register(
             "degraded_steps",
             "This many steps of queries were degraded, by step and cause",
             metrics.degraded.clone(),
@@ -155,6 +162,7 @@ impl Metrics {
                 .get_or_create_owned(&labels.with("outcome", "success")),
             prompt_tokens: tokens("prompt"),
             completion_tokens: tokens("completion"),
+            empty_answers: self.empty_answers.get_or_create_owned(&labels),
             retries: self.retries.get_or_create_owned(&labels),
             breaker: self.breakers.get_or_create_owned(&labels),
             attempts: self.attempts.clone(),
@@ -207,6 +215,7 @@ pub struct CandidateMetrics {
     succeeded: Counter,
     prompt_tokens: Counter,
     completion_tokens: Counter,
+    empty_answers: Counter,
     retries: Counter,
     breaker: Gauge,
     attempts: Family<CandidateWith, Counter>,
@@ -234,6 +243,11 @@ impl CandidateMetrics {
     /// Counts an attempt that succeeded.
     pub fn succeeded(&self) {
         self.succeeded.inc();
+    }
+
+    /// Counts an answer that was complete and had no content.
+    pub fn was_empty(&self) {
+        self.empty_answers.inc();
     }
 
     /// Counts an attempt that was sent and failed with this cause.

@@ -455,6 +455,8 @@ async fn a_store_opens_on_a_read_only_database(db: TestStore) {
     db.case.read_only().await.unwrap();
     let reader = stores::open(&config(db.case.url())).await.unwrap();
     assert_eq!(reader.search("a", "heron", 5).await.unwrap(), []);
+    let ping = reader.ping().await;
+    assert!(matches!(ping, Err(StoreError::NotWritable(_))), "{ping:?}");
     reader.close().await;
     db.end().await;
 }

@@ -19,6 +19,8 @@ use crate::server::{Payload, RequestContext};
 const PROVIDER: HeaderName = HeaderName::from_static("x-gauntlet-provider");
 const MODEL: HeaderName = HeaderName::from_static("x-gauntlet-model");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-gauntlet-attempts");
+/// Marks a plain answer without any content, with the value `true`.
+const EMPTY_ANSWER: HeaderName = HeaderName::from_static("x-gauntlet-empty-answer");
 const FALLBACKS: HeaderName = HeaderName::from_static("x-gauntlet-fallbacks");
 
 /// A chat request in the shape of OpenAI's API. Further members are forwarded to the provider as
@@ -29,6 +31,7 @@ pub(super) struct ChatCompletionRequest {
     /// The name of a configured model, as `GET /v1/models` lists them.
     model: String,
     /// The conversation so far, oldest message first.
+    #[schema(min_items = 1)]
     messages: Vec<serde_json::Value>,
     /// Whether the answer is sent as server-sent events.
     #[serde(default)]
@@ -55,6 +58,7 @@ pub(super) struct ChatCompletionRequest {
         (
             "x-request-timeout-ms" = Option<u64>,
             Header,
+            minimum = 1,
             description = "Your deadline in milliseconds from the arrival of the request. It can \
                            only shorten the configured one."
         ),
@@ -123,11 +127,15 @@ async fn answer(
             unknown @ RouterError::UnknownModel(_) => Failure::Api(unknown.into()),
         })?;
     let mut response = match served.answer {
-        Answer::Plain(completion) => (
-            [(header::CONTENT_TYPE, "application/json")],
-            completion.body,
-        )
-            .into_response(),
+        Answer::Plain(completion) => {
+            let empty = completion
+                .is_empty
+                .then(|| (EMPTY_ANSWER, HeaderValue::from_static("true")));
+            let kind = [(header::CONTENT_TYPE, "application/json")];
+            let mut response = (kind, completion.body).into_response();
+            response.headers_mut().extend(empty);
+            response
+        }
         Answer::Stream(stream) => {
             let headers = [
                 (header::CONTENT_TYPE, "text/event-stream"),

@@ -28,6 +28,7 @@ pub(super) struct Submission {
     #[schema(max_length = 1000)]
     title: String,
     /// Plain text that contains at least one word.
+    #[schema(min_length = 1)]
     text: String,
 }
 

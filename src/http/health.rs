@@ -21,7 +21,7 @@ use crate::llm::provider::probe::ProviderProbe;
 use crate::llm::router::Router;
 use crate::resilience::breaker::BreakerState;
 use crate::server::Ingress;
-use crate::store::StoreHealth;
+use crate::store::{StoreError, StoreHealth};
 
 /// The probes of every dependency, and what else the health documents show. Clones share the
 /// probes.
@@ -47,6 +47,9 @@ pub(super) struct Finding {
     /// Why the dependency is not up.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// What the dependency does not do although it is up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 /// The breaker of one candidate.
@@ -84,7 +87,7 @@ pub(super) struct Report {
 pub(super) struct Brief {
     /// `live`, `ready` or `not_ready`.
     status: &'static str,
-    /// Why the gateway is not ready.
+    /// Why the gateway is not ready, or what it cannot do although it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -122,15 +125,19 @@ pub(super) async fn live() -> Response {
     )
 )]
 pub(super) async fn ready(State(health): State<Health>) -> Response {
-    let reason = if health.ingress.shutdown.is_draining() {
-        Some("shutting down".to_owned())
+    let (is_ready, reason) = if health.ingress.shutdown.is_draining() {
+        (false, Some("shutting down".to_owned()))
     } else {
+        // A store that takes no writes serves chats, searches and queries, which say that they are
+        // not recorded.
         let store = health.store.look().await;
-        store.error.map(|error| format!("store: {error}"))
+        let reason = store.error.or(store.warning);
+        (store.up, reason.map(|reason| format!("store: {reason}")))
     };
-    let (code, status) = match reason {
-        None => (StatusCode::OK, "ready"),
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+    let (code, status) = if is_ready {
+        (StatusCode::OK, "ready")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not_ready")
     };
     (code, Json(Brief { status, reason })).into_response()
 }
@@ -165,7 +172,9 @@ pub(super) async fn all(State(health): State<Health>) -> Response {
         .collect();
     let draining = health.ingress.shutdown.is_draining();
     let store_up = dependencies.first().is_some_and(|store| store.up);
-    let all_up = dependencies.iter().all(|dependency| dependency.up);
+    let all_up = dependencies
+        .iter()
+        .all(|dependency| dependency.up && dependency.warning.is_none());
     let all_closed = breakers
         .iter()
         .all(|entry| entry.state == BreakerState::Closed);
@@ -197,7 +206,14 @@ impl Health {
         let kind = store.kind();
         let ping = move || {
             let store = store.clone();
-            async move { store.ping().await.map_err(|error| store_reason(&error)) }.boxed()
+            async move {
+                match store.ping().await {
+                    Ok(()) => Ok(None),
+                    Err(error @ StoreError::NotWritable(_)) => Ok(Some(store_reason(&error))),
+                    Err(error) => Err(store_reason(&error)),
+                }
+            }
+            .boxed()
         };
         let providers = config
             .providers
@@ -221,6 +237,9 @@ impl Health {
     }
 }
 
+/// Asks a dependency. What it does not do although it answers is a warning.
+type Ask = Box<dyn Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync>;
+
 /// Probes one dependency. At most one probe is under way at a time, and its result is reused while
 /// it is fresh.
 struct Probe {
@@ -228,7 +247,7 @@ struct Probe {
     kind: &'static str,
     bound: Duration,
     fresh: Duration,
-    ask: Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
+    ask: Ask,
     last: Mutex<Option<(Instant, Shared<BoxFuture<'static, Finding>>)>>,
 }
 
@@ -238,7 +257,7 @@ impl Probe {
         kind: &'static str,
         bound: Duration,
         fresh: Duration,
-        ask: impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
+        ask: impl Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync + 'static,
     ) -> Self {
         Self {
             name,
@@ -286,13 +305,17 @@ impl Probe {
             up: false,
             latency_ms: 0,
             error: Some("the probe failed: this is a bug".into()),
+            warning: None,
         };
         let probing = tokio::spawn(async move {
             let started = Instant::now();
-            let error = match timeout(bound, asked).await {
-                Ok(Ok(())) => None,
-                Ok(Err(reason)) => Some(reason),
-                Err(_) => Some(format!("no answer within {} ms", bound.as_millis())),
+            let (error, warning) = match timeout(bound, asked).await {
+                Ok(Ok(warning)) => (None, warning),
+                Ok(Err(reason)) => (Some(reason), None),
+                Err(_) => (
+                    Some(format!("no answer within {} ms", bound.as_millis())),
+                    None,
+                ),
             };
             let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             Finding {
@@ -301,6 +324,7 @@ impl Probe {
                 up: error.is_none(),
                 latency_ms,
                 error,
+                warning,
             }
         });
         async move { probing.await.unwrap_or(failed) }
@@ -312,16 +336,16 @@ impl Probe {
 /// The probe of a provider, as its protocol prescribes.
 fn provider_probe(
     provider: &ProviderConfig,
-) -> impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static {
+) -> impl Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync + 'static {
     let probe = ProviderProbe::new(provider);
     move || {
         let probe = probe.clone();
-        async move { probe?.check().await }.boxed()
+        async move { probe?.check().await.map(|()| None) }.boxed()
     }
 }
 
 /// Why the store is not up, in words of ours: the database's own are for the log.
-fn store_reason(error: &crate::store::StoreError) -> String {
+fn store_reason(error: &StoreError) -> String {
     use crate::store::StoreError as E;
     match error {
         E::Unavailable(_) => "it cannot be reached",

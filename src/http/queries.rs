@@ -84,6 +84,7 @@ pub(super) struct QueryPage {
         (
             "x-request-timeout-ms" = Option<u64>,
             Header,
+            minimum = 1,
             description = "Your deadline in milliseconds from the arrival of the request. It can \
                            only shorten the configured one."
         ),
@@ -184,6 +185,7 @@ pub(super) async fn one(
         (
             "before" = Option<String>,
             Query,
+            format = "uuid",
             description = "Lists only queries that are older than the query of this id, so that \
                            none is listed twice while others are recorded."
         ),

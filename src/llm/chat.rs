@@ -88,6 +88,9 @@ pub struct Completion {
     pub body: Bytes,
     /// The token counts, if the provider reported them.
     pub usage: Option<Usage>,
+    /// Whether no choice has a text, a tool call, a refusal or another content, and none was ended
+    /// by a content filter.
+    pub is_empty: bool,
 }
 
 impl Completion {
@@ -233,6 +236,7 @@ mod tests {
             Completion {
                 body: Bytes::from_static(body),
                 usage: None,
+                is_empty: false,
             }
             .text()
         };

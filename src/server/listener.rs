@@ -2,10 +2,12 @@
 //! slow to send its headers is disconnected, and a refused body does not cost the client its
 //! answer. Every connection is a task that the gateway waits for.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,6 +18,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,12 +45,82 @@ pub struct ConnectionTimeouts {
     pub writes: Duration,
 }
 
+/// The connections of clients, which are bounded: each takes a file descriptor.
+pub struct Connections {
+    permits: Arc<Semaphore>,
+    /// What ends each connection that is open, the oldest first.
+    open: Open,
+    number: u64,
+}
+
+type Open = Arc<Mutex<BTreeMap<u64, CancellationToken>>>;
+
+/// The claim of one connection. Dropping it makes room for another.
+struct Held {
+    number: u64,
+    open: Open,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connections {
+    /// Creates the bound.
+    #[must_use]
+    pub fn new(limit: u32) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(limit as usize)),
+            open: Open::default(),
+            number: 0,
+        }
+    }
+
+    /// Waits until there is room for one more connection, and returns its claim and what ends it.
+    /// Where there is none, the oldest connections are asked to end, one after the other: one
+    /// without a request ends at once, any other after its response.
+    ///
+    /// Cancel safe.
+    async fn enter(&mut self, finish: &CancellationToken) -> Option<(Held, CancellationToken)> {
+        let permit = loop {
+            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+                break permit;
+            }
+            let oldest = lock(&self.open).pop_first();
+            if let Some((_, end)) = oldest {
+                end.cancel();
+            }
+            let freed = timeout(ACCEPT_AGAIN, self.permits.clone().acquire_owned());
+            if let Ok(permit) = freed.await {
+                break permit.ok()?;
+            }
+        };
+        self.number += 1;
+        let end = finish.child_token();
+        lock(&self.open).insert(self.number, end.clone());
+        let held = Held {
+            number: self.number,
+            open: self.open.clone(),
+            _permit: permit,
+        };
+        Some((held, end))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        lock(&self.open).remove(&self.number);
+    }
+}
+
+fn lock(open: &Open) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Accepts connections until `stop` is cancelled, each as a task of `tasks`. When `finish` is
 /// cancelled, each connection ends after the response that it is sending.
 pub async fn accept(
     listener: TcpListener,
     service: Router,
     timeouts: ConnectionTimeouts,
+    mut connections: Connections,
     stop: CancellationToken,
     finish: CancellationToken,
     tasks: TaskTracker,
@@ -59,13 +132,18 @@ pub async fn accept(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) => drop(tasks.spawn(serve(
-                stream,
-                peer,
-                service.clone(),
-                timeouts,
-                finish.clone(),
-            ))),
+            Ok((stream, peer)) => {
+                let entered = tokio::select! {
+                    entered = connections.enter(&finish) => entered,
+                    () = stop.cancelled() => return,
+                };
+                let Some((held, end)) = entered else { return };
+                let serving = serve(stream, peer, service.clone(), timeouts, end);
+                drop(tasks.spawn(async move {
+                    serving.await;
+                    drop(held);
+                }));
+            }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "the listener cannot accept a connection: trying again");

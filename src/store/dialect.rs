@@ -17,6 +17,8 @@ pub(super) trait Dialect: Send + Sync + 'static {
     const KIND: &'static str;
     /// Whether the database takes one writer at a time: then writes of this process queue here.
     const ONE_WRITER: bool;
+    /// Asks for an answer, and fails where the database takes no writes, as far as that shows.
+    const PING: &'static str;
     /// Stores a document (`$1` id, `$2` tenant, `$3` title, `$4` text, `$5` time of creation) and
     /// its passages (`$6`: a JSON array of pairs of text and terms). Several statements are run in
     /// one transaction.

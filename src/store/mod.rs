@@ -40,7 +40,8 @@ pub trait StoreHealth: Send + Sync {
     /// Makes one cheap round trip to the database. Cancel safe.
     ///
     /// # Errors
-    /// The reason why the database gave no answer within the acquire and the statement timeouts.
+    /// The reason why the database gave no answer within the acquire and the statement timeouts, or
+    /// [`StoreError::NotWritable`] where it answers and takes no writes.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 

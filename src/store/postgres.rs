@@ -74,6 +74,8 @@ pub(super) struct PostgresDialect;
 impl Dialect for PostgresDialect {
     const KIND: &'static str = "postgres";
     const ONE_WRITER: bool = false;
+    // Postgres refuses to lock rows where it takes no writes, and there is none to lock.
+    const PING: &'static str = "SELECT 1 FROM schema_migrations WHERE false FOR SHARE";
     const ADD_DOCUMENT: &'static [&'static str] = &["
         WITH document AS (
             INSERT INTO documents (id, tenant, title, text, created_at)

@@ -30,8 +30,6 @@ pub(super) struct SqlStore<D: Dialect> {
     pub close_within: Duration,
 }
 
-const PING: &str = "SELECT 1";
-
 const DOCUMENT: &str = "
     SELECT id::text, title, text, created_at FROM documents
     WHERE tenant = $1 AND id = $2::text::uuid";
@@ -266,7 +264,9 @@ impl<D: Dialect> StoreHealth for SqlStore<D> {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.rows(Call::new(Effect::Read, &[PING])).await.map(drop)
+        self.rows(Call::new(Effect::Read, &[D::PING]))
+            .await
+            .map(drop)
     }
 }
 

@@ -121,6 +121,7 @@ pub(super) struct SqliteDialect;
 impl Dialect for SqliteDialect {
     const KIND: &'static str = "sqlite";
     const ONE_WRITER: bool = true;
+    const PING: &'static str = "SELECT 1";
     const ADD_DOCUMENT: &'static [&'static str] = &[
         "INSERT INTO documents (id, tenant, title, text, created_at) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (id) DO NOTHING",

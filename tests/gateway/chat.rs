@@ -187,3 +187,50 @@ async fn consecutive_streams_use_one_connection_to_the_provider() {
     let connections = gateway.stub.requests();
     assert_eq!(connections[0].connection, connections[1].connection);
 }
+
+/// An answer without any content is passed on, with a mark and a counter.
+#[tokio::test]
+async fn an_empty_answer_is_marked_and_counted() {
+    let gateway = TestGateway::start("").await;
+    let answer = |message: &str, reason: &str| {
+        let body = format!(
+            r#"{{"choices":[{{"index":0,"message":{message},"finish_reason":"{reason}"}}]}}"#
+        );
+        gauntlet_harness::llm::raw(200, "application/json", body)
+    };
+    for (message, reason, mark) in [
+        (r#"{"content":""}"#, "stop", Some("true")),
+        (
+            r#"{"content":null,"tool_calls":[]}"#,
+            "length",
+            Some("true"),
+        ),
+        (r#"{"content":""}"#, "content_filter", None),
+        (
+            r#"{"content":null,"tool_calls":[{"id":"c"}]}"#,
+            "tool_calls",
+            None,
+        ),
+        (r#"{"content":"","refusal":"no"}"#, "stop", None),
+        (r#"{"content":"a"}"#, "stop", None),
+    ] {
+        gateway.stub.answers(answer(message, reason));
+        let reply = gateway.chat().await;
+        assert_eq!(
+            (reply.status, reply.header("x-gauntlet-empty-answer")),
+            (200, mark),
+            "{message} {reason}"
+        );
+    }
+    let stop = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    let events = format!("{stop}\n\ndata: [DONE]\n\n");
+    let stream = gauntlet_harness::llm::raw(200, "text/event-stream", events);
+    gateway.stub.answers(stream);
+    gateway.client.streamed(question()).await.unwrap();
+    let metrics = gateway.get("/metrics").await.text();
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("gauntlet_empty_answers_total{"))
+        .unwrap();
+    assert!(line.ends_with(" 3"), "{line}");
+}

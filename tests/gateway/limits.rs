@@ -309,3 +309,26 @@ async fn a_long_method_or_timeout_is_not_echoed_whole() {
     assert_eq!(reply.status, 400);
     assert!(reply.text().len() < 600, "{}", reply.text());
 }
+
+/// Idle connections take nothing from others: for a further connection the oldest idle one ends.
+#[tokio::test]
+async fn an_idle_connection_ends_for_a_further_one() {
+    let gateway = TestGateway::start("[server]\nmax_connections = 8\n").await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(gateway.client.raw().await.unwrap());
+    }
+    for _ in 0..4 {
+        assert_eq!(gateway.get("/health/live").await.status, 200);
+    }
+    let mut text = Vec::new();
+    let reading = idle[0].read_to_end(&mut text);
+    let _ = guard(
+        "hang.connection",
+        "the end of the oldest connection",
+        reading,
+    )
+    .await
+    .unwrap();
+    assert_eq!(text, b"");
+}

@@ -242,6 +242,12 @@ pub trait ChunkDecoder: Send {
         false
     }
 
+    /// Whether the answer so far has no text, tool call, refusal or other content, and was not
+    /// ended by a content filter.
+    fn is_empty(&self) -> bool {
+        false
+    }
+
     /// Whether a part of an event that carries data has arrived, and its end has not. Comments and
     /// blank lines carry nothing.
     fn is_inside_an_event(&self) -> bool;

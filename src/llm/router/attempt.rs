@@ -45,7 +45,7 @@ pub(super) async fn attempt(
     let admitted = Admitted::enter(candidate, call.set_by, ends, kind).await?;
     match exchange(candidate, call, upstream, ends, admitted.started).await {
         Ok(Exchanged::Plain(completion)) => {
-            admitted.succeeded(completion.usage);
+            admitted.succeeded(completion.usage, completion.is_empty);
             Ok(Answer::Plain(completion))
         }
         Ok(Exchanged::Stream(opened)) => {
@@ -297,15 +297,28 @@ impl Admitted {
     }
 
     /// Records that the stream ended in order, and drains the rest of its body.
-    pub(super) fn stream_succeeded(self, usage: Option<Usage>, body: Fuse<UpstreamBody>) {
+    pub(super) fn stream_succeeded(
+        self,
+        usage: Option<Usage>,
+        is_empty: bool,
+        body: Fuse<UpstreamBody>,
+    ) {
         self.candidate.provider.body_drainer.drain(body);
-        self.succeeded(usage);
+        self.succeeded(usage, is_empty);
     }
 
-    /// Records that the attempt succeeded.
-    fn succeeded(mut self, usage: Option<Usage>) {
+    /// Records that the attempt succeeded, and whether its answer is empty.
+    fn succeeded(mut self, usage: Option<Usage>, is_empty: bool) {
         let metrics = &self.candidate.metrics;
         metrics.succeeded();
+        if is_empty {
+            tracing::warn!(
+                provider = &*self.candidate.id.provider,
+                model = &*self.candidate.id.model,
+                "the provider's answer is complete and has no content"
+            );
+            metrics.was_empty();
+        }
         if let Some(usage) = usage {
             metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
         }

@@ -177,6 +177,7 @@ impl Stream for Committed {
         };
         let Some(Streaming {
             body,
+            decoder,
             admitted,
             span,
             ..
@@ -186,7 +187,7 @@ impl Stream for Committed {
         };
         Poll::Ready(Some(match end {
             End::Done(usage) => {
-                admitted.stream_succeeded(usage, body);
+                admitted.stream_succeeded(usage, decoder.is_empty(), body);
                 StreamItem::Done(usage)
             }
             End::Failed(error) => {

@@ -42,6 +42,7 @@ pub(super) fn completion(
     let finish_reason = finish_reason(&record, !calls.is_empty())?;
     let content = message.content.as_ref().map_or("", |text| &text.0);
     let usage = record.usage();
+    let is_empty = calls.is_empty() && content.is_empty() && message.thinking().is_none();
     let document = Document {
         id: completion_id(),
         object: "chat.completion",
@@ -63,6 +64,7 @@ pub(super) fn completion(
     Ok(Completion {
         body: to_json_bytes(&document),
         usage: Some(usage),
+        is_empty,
     })
 }
 
@@ -75,6 +77,8 @@ pub(super) struct RecordDecoder {
     /// The time of the first record, which every chunk repeats; `None` before the first record.
     created: Option<u64>,
     calls: ToolCalls,
+    /// Whether no record has had content.
+    is_empty: bool,
     ended: bool,
 }
 
@@ -87,6 +91,7 @@ impl RecordDecoder {
             id: completion_id(),
             created: None,
             calls: ToolCalls::default(),
+            is_empty: true,
             ended: false,
         }
     }
@@ -168,6 +173,7 @@ impl RecordDecoder {
             tool_calls: calls,
         };
         if delta.has_content() {
+            self.is_empty = false;
             out.push_back(Decoded::Chunk {
                 data: to_json_bytes(&chunk(delta, None)),
                 content: true,
@@ -208,6 +214,10 @@ impl ChunkDecoder for RecordDecoder {
                 None => return,
             }
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_empty
     }
 
     fn is_inside_an_event(&self) -> bool {

@@ -136,8 +136,16 @@ impl Codec for OpenAiCodec {
             }) => return Err(failure::in_band(error, self.endpoint.key.as_ref())),
             Some(_) => {}
         }
+        let is_empty = document
+            .choices
+            .as_ref()
+            .is_some_and(|answered| answered.is_empty);
         let usage = document.usage();
-        Ok(Completion { body, usage })
+        Ok(Completion {
+            body,
+            usage,
+            is_empty,
+        })
     }
 
     fn error(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> AttemptError {
@@ -205,6 +213,8 @@ struct EventDecoder {
     /// Whether content came after the finish_reason of its choice, so that no finish_reason of this
     /// provider shows that the answer is complete.
     goes_on: bool,
+    /// Whether nothing has come that has content or was ended by a content filter.
+    is_empty: bool,
     splitter: Splitter,
     usage: Option<Usage>,
     ended: bool,
@@ -219,6 +229,7 @@ impl EventDecoder {
             wanted,
             choices: Vec::new(),
             goes_on: false,
+            is_empty: true,
             splitter: Splitter::default(),
             usage: None,
             ended: false,
@@ -308,6 +319,7 @@ impl EventDecoder {
                 edits.replace(text, delta.finish_reason, "null");
             }
             self.goes_on |= finished_before && delta.content;
+            self.is_empty &= !delta.content && !delta.is_filtered;
             again |= finished && finished_before && !delta.content;
             content |= delta.content || (finished && !finished_before);
             self.splitter.join(text, delta, &mut edits);
@@ -361,6 +373,10 @@ impl ChunkDecoder for EventDecoder {
 
     fn is_inside_an_event(&self) -> bool {
         self.events.is_inside_data()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_empty
     }
 
     /// Without `[DONE]` the end of the body is orderly if every requested choice is finished.

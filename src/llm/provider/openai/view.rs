@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::llm::chat::Usage;
@@ -56,13 +56,16 @@ pub(super) struct Answered {
     /// The error of the first choice that reports one; the text `null` if it reports an error only
     /// by its finish_reason.
     pub(super) error: Option<String>,
+    /// Whether no choice has content, or was ended by a content filter.
+    pub(super) is_empty: bool,
 }
 
 impl<'de> Deserialize<'de> for Answered {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(serde::Deserialize)]
         struct Choice<'a> {
-            message: Option<Object<IgnoredAny>>,
+            #[serde(borrow)]
+            message: Option<Object<DeltaView<'a>>>,
             #[serde(borrow)]
             error: Option<&'a RawValue>,
             #[serde(borrow)]
@@ -72,8 +75,12 @@ impl<'de> Deserialize<'de> for Answered {
         let mut answered = Self {
             count: choices.len(),
             error: None,
+            is_empty: true,
         };
         for Object(choice) in choices {
+            let message = choice.message.as_ref();
+            answered.is_empty &= !message.is_some_and(|Object(message)| message.has_content())
+                && !is_filtered(choice.finish_reason);
             let error = choice.error.filter(|error| is_error(error));
             if let Some(error) = error {
                 answered.error.get_or_insert_with(|| error.get().to_owned());
@@ -110,6 +117,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// Whether a content filter ended the choice, which may leave it empty.
+fn is_filtered(reason: Option<&RawValue>) -> bool {
+    reason.is_some_and(|reason| reason.get() == "\"content_filter\"")
+}
+
 /// What a finish_reason says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Finish {
@@ -144,6 +156,8 @@ pub(super) struct Delta<'a> {
     pub(super) finish_reason: Option<&'a RawValue>,
     /// Whether it carries text, a tool call, a refusal, reasoning or audio.
     pub(super) content: bool,
+    /// Whether a content filter ended it.
+    pub(super) is_filtered: bool,
     /// The error, if the choice reports one.
     pub(super) error: Option<&'a RawValue>,
     /// The texts that a client joins over all deltas, as they are written.
@@ -190,6 +204,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Deltas<'a> {
                         finish: Finish::of(choice.finish_reason),
                         finish_reason: choice.finish_reason,
                         content: parts.has_content(),
+                        is_filtered: is_filtered(choice.finish_reason),
                         error: choice.error.filter(|error| is_error(error)),
                         texts: parts.texts(),
                     };
