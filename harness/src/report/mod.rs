@@ -8,12 +8,15 @@ mod crowd;
 mod html;
 mod junit;
 mod markdown;
+mod messages;
 mod secret;
+mod setup;
 mod timeline;
 mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -21,7 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::exercise::State;
 use crate::levels::Levels;
 use crate::problem;
-use crate::runner::Outcome;
+use crate::runner::{Outcome, Setup};
+use crate::subject::Rendered;
 use crate::verdict::{Failure, Level, Verdict};
 
 pub use timeline::timeline;
@@ -80,6 +84,22 @@ impl Baseline {
     pub fn is_empty(&self) -> bool {
         self.known.is_empty() && self.stale.is_empty()
     }
+}
+
+/// A record as it is written: beside it, what the gateways were started with, each once.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    record: &'a RunRecord,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gateways: Vec<&'a Rendered>,
+}
+
+/// The part of a written record that [`RunRecord`] has in its outcomes.
+#[derive(Deserialize)]
+struct Gateways {
+    #[serde(default)]
+    gateways: Vec<Arc<Rendered>>,
 }
 
 /// The gateway under test, in a record.
@@ -363,8 +383,10 @@ impl RunRecord {
     /// Writes `index.html`, `junit.xml`, `report.md`, `report.json` and, for a verdict on all
     /// cases, `badge.svg` and `badge.json` into `folder`, which is made if it does not exist, and
     /// returns the path of the page. None of the files holds a credential, because reports are
-    /// uploaded and forwarded. A tape of more than 800 entries is cut to its beginning, its end and
-    /// its failures, and counts what is left out.
+    /// uploaded and forwarded. A long tape is cut to its beginning,
+    /// its end and its failures, and counts what is left out. A case that passed is recorded more
+    /// briefly: with the beginnings of texts, and without its set-up and without what the stubs
+    /// planned to send.
     ///
     /// # Errors
     /// A sentence with the path, the reason and the remedy.
@@ -378,11 +400,14 @@ impl RunRecord {
         let unwritable =
             |error: serde_json::Error| format!("cannot write the record as JSON: {error}");
         let mut record = secret::redacted(self).map_err(unwritable)?;
-        for outcome in &mut record.outcomes {
-            outcome.tape = crowd::bounded(std::mem::take(&mut outcome.tape));
-        }
+        crowd::bound(&mut record.outcomes);
+        record.number_gateways();
         let record = &record;
-        let json = serde_json::to_string(record).map_err(unwritable)?;
+        let json = serde_json::to_string(&Written {
+            record,
+            gateways: record.gateways(),
+        })
+        .map_err(unwritable)?;
         let page = folder.join("index.html");
         let mut files = vec![
             (folder.join("report.json"), json),
@@ -447,7 +472,47 @@ impl RunRecord {
             }
         }
         // the text again, since a value has no lines
-        serde_json::from_str(&text).map_err(|error| not_a_report(&syntax(&error)))
+        let mut record: Self =
+            serde_json::from_str(&text).map_err(|error| not_a_report(&syntax(&error)))?;
+        let Gateways { gateways } =
+            serde_json::from_str(&text).map_err(|error| not_a_report(&syntax(&error)))?;
+        for setup in record.setups_mut() {
+            if let Some(rendered) = gateways.get(setup.gateway) {
+                setup.rendered = Arc::clone(rendered);
+            }
+        }
+        Ok(record)
+    }
+
+    fn setups_mut(&mut self) -> impl Iterator<Item = &mut Setup> {
+        self.outcomes
+            .iter_mut()
+            .filter_map(|outcome| outcome.setup.as_mut())
+    }
+
+    /// Gives each outcome the index of what its gateway was started with.
+    fn number_gateways(&mut self) {
+        let mut known: Vec<Arc<Rendered>> = Vec::new();
+        for setup in self.setups_mut() {
+            let index = known.iter().position(|known| *known == setup.rendered);
+            setup.gateway = index.unwrap_or_else(|| {
+                known.push(Arc::clone(&setup.rendered));
+                known.len() - 1
+            });
+        }
+    }
+
+    /// What the gateways were started with, by the indices of the outcomes.
+    fn gateways(&self) -> Vec<&Rendered> {
+        let setups = || {
+            self.outcomes
+                .iter()
+                .filter_map(|outcome| outcome.setup.as_ref())
+        };
+        (0..)
+            .map_while(|index| setups().find(|setup| setup.gateway == index))
+            .map(|setup| setup.rendered.as_ref())
+            .collect()
     }
 }
 
@@ -530,6 +595,7 @@ pub(crate) mod tests {
             log_tail: "INFO <started>".into(),
             faults: Vec::new(),
             states: Vec::new(),
+            setup: None,
         }
     }
 

@@ -1,13 +1,18 @@
 //! The redaction of reports: credentials in headers, their values wherever else they occur, and
 //! passwords in URLs.
 //!
-//! A value becomes `[secret 1]`, `[secret 2]`, … in its case, so that a reader still sees which of
-//! two keys was sent.
+//! A value becomes `[secret 1]`, `[secret 2]`, … so that a reader still sees which of two keys was
+//! sent. The numbers are those of the gateway: its configuration and all cases that it served have
+//! the same ones.
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::RunRecord;
-use crate::runner::Outcome;
+use super::words::texts_mut;
+use crate::runner::{Outcome, Setup};
+use crate::subject::Rendered;
 use crate::tape::{Action, Data, Entry, Event};
 
 /// The headers whose values are credentials.
@@ -25,7 +30,7 @@ const HEADERS: [&str; 8] = [
 const SHORTEST: usize = 8;
 
 /// Returns whether the value of this header is a credential. Nothing else decides this.
-pub(super) fn is_secret(header: &str) -> bool {
+fn is_secret(header: &str) -> bool {
     HEADERS
         .iter()
         .any(|secret| header.eq_ignore_ascii_case(secret))
@@ -36,11 +41,43 @@ pub(super) fn is_secret(header: &str) -> bool {
 /// # Errors
 /// An error of JSON, if the record cannot be written as JSON.
 pub(super) fn redacted(record: &RunRecord) -> Result<RunRecord, serde_json::Error> {
-    let outcomes = record
-        .outcomes
-        .iter()
-        .map(without_secrets)
-        .collect::<Result<_, _>>()?;
+    let mut groups: Vec<(Arc<Rendered>, Secrets)> = Vec::new();
+    for outcome in &record.outcomes {
+        if let Some(setup) = &outcome.setup {
+            match groups
+                .iter_mut()
+                .find(|(known, _)| *known == setup.rendered)
+            {
+                Some((_, secrets)) => secrets.add_outcome(outcome),
+                None => groups.push((Arc::clone(&setup.rendered), Secrets::of(outcome))),
+            }
+        }
+    }
+    for (rendered, secrets) in &mut groups {
+        secrets.add_rendered(rendered);
+    }
+    let mut masked: Vec<Arc<Rendered>> = Vec::with_capacity(groups.len());
+    for (rendered, secrets) in &groups {
+        let mut form = serde_json::to_value(rendered.as_ref())?;
+        rewrite(&mut form, &|text| without_passwords(&secrets.hidden(text)));
+        masked.push(Arc::new(serde_json::from_value(form)?));
+    }
+    let mut outcomes = Vec::with_capacity(record.outcomes.len());
+    for outcome in &record.outcomes {
+        let group = outcome.setup.as_ref().and_then(|setup| {
+            groups
+                .iter()
+                .position(|(known, _)| *known == setup.rendered)
+        });
+        let mut safe = match group {
+            Some(group) => without_secrets(outcome, &groups[group].1)?,
+            None => without_secrets(outcome, &Secrets::of(outcome))?,
+        };
+        if let (Some(setup), Some(group)) = (&mut safe.setup, group) {
+            setup.rendered = Arc::clone(&masked[group]);
+        }
+        outcomes.push(safe);
+    }
     let mut head = serde_json::to_value(RunRecord {
         outcomes: Vec::new(),
         ..record.clone()
@@ -57,8 +94,7 @@ fn is_open(name: &str, value: &str) -> bool {
     is_secret(name) && !value.contains("[secret")
 }
 
-fn without_secrets(outcome: &Outcome) -> Result<Outcome, serde_json::Error> {
-    let secrets = Secrets::of(&outcome.tape);
+fn without_secrets(outcome: &Outcome, secrets: &Secrets) -> Result<Outcome, serde_json::Error> {
     let mut outcome = outcome.clone();
     for entry in &mut outcome.tape {
         if let Event::RequestRead { headers, .. }
@@ -87,20 +123,74 @@ fn without_secrets(outcome: &Outcome) -> Result<Outcome, serde_json::Error> {
     serde_json::from_value(form)
 }
 
-/// The credentials of one tape, word by word, in the order of their appearance.
+/// The credentials of the cases of one gateway, word by word, in the order of their appearance.
+#[derive(Default)]
 struct Secrets(Vec<String>);
 
 impl Secrets {
-    fn of(tape: &[Entry]) -> Self {
-        let mut secrets: Vec<String> = Vec::new();
-        let mut add = |name: &str, value: &str| {
-            if !is_open(name, value) {
-                return;
+    fn of(outcome: &Outcome) -> Self {
+        let mut secrets = Self::default();
+        secrets.add_outcome(outcome);
+        secrets
+    }
+
+    fn add_outcome(&mut self, outcome: &Outcome) {
+        self.add_tape(&outcome.tape);
+        if let Some(setup) = &outcome.setup {
+            self.add_setup(setup);
+        }
+    }
+
+    fn add_setup(&mut self, setup: &Setup) {
+        for provider in &setup.spec.providers {
+            self.add(&provider.api_key);
+            let login = provider.userinfo.as_deref().unwrap_or_default();
+            let password = login.split_once(':').map_or("", |(_, password)| password);
+            self.add(password);
+        }
+        setup.spec.keys.iter().for_each(|key| self.add(&key.token));
+    }
+
+    /// Adds the values in a gateway's environment and files whose names are those of credentials.
+    fn add_rendered(&mut self, rendered: &Rendered) {
+        for (name, value) in &rendered.env {
+            if names_a_credential(name) {
+                self.add_setting(value);
             }
-            for (_, secret) in words(value).filter(|(_, secret)| is_key(secret)) {
-                if !secrets.iter().any(|known| known == secret) {
-                    secrets.push(secret.to_owned());
-                }
+        }
+        for line in rendered.files.iter().flat_map(|file| file.text.lines()) {
+            let Some((name, value)) = line.split_once([':', '=']) else {
+                continue;
+            };
+            if names_a_credential(name) {
+                self.add_setting(value);
+            }
+        }
+    }
+
+    /// Adds a value of a configuration, unless it is a number, a URL, or names something else that
+    /// holds the value.
+    fn add_setting(&mut self, value: &str) {
+        let value = value.trim().trim_end_matches(',').trim_matches(['"', '\'']);
+        let is_one_word = !value.contains(|c: char| c.is_whitespace() || "[]{}\"'$/".contains(c));
+        if is_one_word && !value.bytes().all(|byte| byte.is_ascii_digit()) {
+            self.add(value);
+        }
+    }
+
+    fn add(&mut self, secret: &str) {
+        if is_key(secret)
+            && !secret.contains("[secret")
+            && !self.0.iter().any(|known| known == secret)
+        {
+            self.0.push(secret.to_owned());
+        }
+    }
+
+    fn add_tape(&mut self, tape: &[Entry]) {
+        let mut add = |name: &str, value: &str| {
+            if is_open(name, value) {
+                words(value).for_each(|(_, secret)| self.add(secret));
             }
         };
         for entry in tape {
@@ -119,7 +209,6 @@ impl Secrets {
                 _ => {}
             }
         }
-        Self(secrets)
     }
 
     /// Masks these words in bytes that the tape has kept, and the beginning of one at which they
@@ -205,16 +294,6 @@ impl Secrets {
     }
 }
 
-/// The texts of an action, in the order in which they are written.
-fn texts_mut(action: &mut Action) -> Vec<&mut Data> {
-    match action {
-        Action::Send { bytes, .. } => vec![bytes],
-        Action::Drip { pieces, .. } => pieces.iter_mut().collect(),
-        Action::Repeat { before, after, .. } => std::iter::once(before).chain(after).collect(),
-        _ => Vec::new(),
-    }
-}
-
 /// The bytes of an answer that the tape has kept.
 fn joined(actions: &[Action]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -289,6 +368,19 @@ fn words(value: &str) -> impl Iterator<Item = (&str, &str)> {
             }
             _ => ("", word),
         })
+}
+
+/// Whether a setting of this name holds a credential.
+fn names_a_credential(name: &str) -> bool {
+    let name = name
+        .trim()
+        .trim_matches(['"', '\'', '-', ' '])
+        .to_lowercase();
+    [
+        "api_key", "api-key", "apikey", "_key", "token", "secret", "password",
+    ]
+    .iter()
+    .any(|word| name.ends_with(word))
 }
 
 fn is_key(word: &str) -> bool {
@@ -441,7 +533,7 @@ mod tests {
             tape.record(client(), Event::ClientAnswered { status: 401, body });
         }
         failed.tape = tape.entries();
-        let safe = without_secrets(&failed).unwrap();
+        let safe = without_secrets(&failed, &Secrets::of(&failed)).unwrap();
         let text = serde_json::to_string(&safe.tape).unwrap();
         assert!(!text.contains("canary"), "{text}");
         assert!(text.contains("Bearer [secret 1]"), "{text}");
@@ -466,7 +558,69 @@ mod tests {
                     .text()
                     .starts_with("HTTP/1.1 401 Unauthorized\r\nset-cookie: s=[secret 2]")
         );
-        assert_eq!(without_secrets(&safe).unwrap(), safe);
+        assert_eq!(without_secrets(&safe, &Secrets::of(&safe)).unwrap(), safe);
+    }
+
+    #[test]
+    fn the_configuration_of_a_gateway_shows_no_credential_and_the_numbers_of_its_cases() {
+        let rendered = Arc::new(Rendered {
+            command: vec!["gw".into(), "--key=canary-client-0001".into()],
+            env: [
+                ("GW_MASTER_KEY".to_string(), "canary-master-1".to_string()),
+                ("PATH_OF_KEY".to_string(), "/etc/key".to_string()),
+            ]
+            .into_iter()
+            .collect(),
+            files: vec![crate::subject::RenderedFile {
+                name: "gw.yaml".into(),
+                text: "max_tokens: 123456789\n  - api_key: \"canary-unused-1\"\n\
+                    key_of_client: canary-client-0001\nurl: postgres://u:canary-password@h/d\n"
+                    .into(),
+            }],
+        });
+        let with = |id: &str, key: &str| {
+            let mut failed = outcome(id, Level::Must, violated());
+            for entry in &mut failed.tape {
+                if let Event::ClientSent { headers, .. } = &mut entry.event {
+                    *headers = vec![("x-api-key".into(), key.into())];
+                }
+            }
+            failed.setup = Some(Setup {
+                spec: crate::spec::Spec::solo(),
+                base_url: "http://127.0.0.1:1".into(),
+                model_prefix: String::new(),
+                upstreams: Default::default(),
+                rendered: Arc::clone(&rendered),
+                gateway: 0,
+            });
+            failed
+        };
+        let run = record(vec![
+            with("AUTH-01", "canary-client-0001"),
+            with("AUTH-02", "canary-client-0002"),
+        ]);
+        let folder = tempfile::tempdir().unwrap();
+        run.write(folder.path()).unwrap();
+        for file in ["report.json", "index.html"] {
+            let text = std::fs::read_to_string(folder.path().join(file)).unwrap();
+            assert!(!text.contains("canary"), "{file}: {text}");
+            assert_eq!(text.matches("max_tokens: 123456789").count(), 1, "{file}");
+        }
+        let again = RunRecord::read(&folder.path().join("report.json")).unwrap();
+        let setup = |n: usize| again.outcomes[n].setup.clone().unwrap();
+        assert_eq!(setup(0).rendered.command[1], "--key=[secret 1]");
+        assert!(
+            setup(0).rendered.files[0]
+                .text
+                .contains("max_tokens: 123456789")
+        );
+        assert_eq!(setup(0).rendered.env["PATH_OF_KEY"], "/etc/key");
+        assert_eq!(setup(0).rendered, setup(1).rendered);
+        assert_eq!(again.gateways().len(), 1);
+        let sent = |n: usize| serde_json::to_string(&again.outcomes[n].tape).unwrap();
+        assert!(sent(0).contains("[secret 1]") && !sent(0).contains("[secret 2]"));
+        assert!(!sent(1).contains("[secret 1]"), "{}", sent(1));
+        assert_eq!(redacted(&again).unwrap().outcomes, again.outcomes);
     }
 
     #[test]

@@ -10,14 +10,14 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::fixture::CaseFixture;
-use super::{Outcome, not_started};
+use super::{Outcome, Setup, not_started};
 use crate::case::{Case, Ctx, Starter};
 use crate::client::Client;
 use crate::database::{Database, Kind};
 use crate::exercise::{PlantedFault, Reached, lacking};
 use crate::gate::{bounded, hang_guard};
 use crate::spec::DatabaseNeed;
-use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError};
+use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError, without_colours};
 use crate::tape::{Event, Tape};
 use crate::verdict::{Failure, FailureMode, Verdict};
 
@@ -124,6 +124,15 @@ pub(super) async fn run(
         Ok(client) => client,
         Err(failure) => return failed(case, failure, began, &tape, String::new()),
     };
+    let setup = Setup {
+        spec: fixture.spec.clone(),
+        base_url: running.base_url.clone(),
+        model_prefix: running.model_prefix.clone(),
+        upstreams: fixture.endpoints(""),
+        rendered: Arc::clone(&running.rendered),
+        gateway: 0,
+    };
+    let log = Log::from_now(&running, fixture);
     let target = Arc::new(running);
     let ctx = Ctx {
         client,
@@ -180,11 +189,7 @@ pub(super) async fn run(
         verdict = Verdict::NotExercised { why };
     }
     let ended = died(&target, case, &tape, &verdict).await;
-    let log_tail = target
-        .process
-        .as_ref()
-        .map(|process| process.log_tail())
-        .unwrap_or_default();
+    let log_tail = log.of_case(&target);
     if let Some(what) = ended {
         verdict = Verdict::Failed {
             failure: Failure::Target {
@@ -213,8 +218,67 @@ pub(super) async fn run(
         log_tail,
         faults,
         states: states.into_iter().collect(),
+        setup: Some(setup),
         ..outcome
     }
+}
+
+/// The part of a gateway's output that belongs to a case.
+struct Log {
+    /// How many bytes a gateway that several cases share had written before the case.
+    before: usize,
+    /// Texts that occur in no other case.
+    marks: Vec<String>,
+}
+
+impl Log {
+    /// The most lines of the case that are shown, and the most of them that have its marks.
+    const MOST: usize = 60;
+
+    fn from_now(target: &RunningTarget, fixture: &CaseFixture) -> Self {
+        let is_shared = !target.model_prefix.is_empty();
+        let written = target.process.as_ref().filter(|_| is_shared);
+        Self {
+            before: written.map_or(0, |process| process.log().len()),
+            marks: match is_shared {
+                true => vec![
+                    target.model_prefix.clone(),
+                    fixture.id.clone(),
+                    fixture.nonce.clone(),
+                ],
+                false => Vec::new(),
+            },
+        }
+    }
+
+    fn of_case(&self, target: &RunningTarget) -> String {
+        let Some(process) = &target.process else {
+            return String::new();
+        };
+        if self.marks.is_empty() {
+            return process.log_tail();
+        }
+        let log = process.log();
+        lines_of_case(log.get(self.before..).unwrap_or_default(), &self.marks)
+    }
+}
+
+/// Returns the last lines, and those with a mark before them; a marked line begins with `» `.
+fn lines_of_case(log: &str, marks: &[String]) -> String {
+    let log = without_colours(log);
+    let lines: Vec<&str> = log.lines().collect();
+    let is_marked = |line: &str| marks.iter().any(|mark| line.contains(mark.as_str()));
+    let mut room = Log::MOST;
+    let mut kept = Vec::new();
+    for (from_end, line) in lines.iter().rev().enumerate() {
+        let marked = is_marked(line);
+        if room > 0 && (marked || from_end < Log::MOST / 2) {
+            room -= 1;
+            kept.push(format!("{}{line}", if marked { "» " } else { "" }));
+        }
+    }
+    kept.reverse();
+    kept.join("\n")
 }
 
 /// Adds requests that no stub answers to the verdict: they are an error of the gateway or of the
@@ -325,4 +389,27 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 fn milliseconds(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lines_of_case;
+
+    #[test]
+    fn the_log_of_a_shared_gateway_shows_the_lines_of_the_case() {
+        let marks = ["time-02-".to_string()];
+        let log: String = (0..100)
+            .map(|n| match n {
+                3 => "\u{1b}[31mtime-02-solo failed\u{1b}[0m\n".to_string(),
+                _ => format!("line {n}\n"),
+            })
+            .collect();
+        let shown = lines_of_case(&log, &marks);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[0], "» time-02-solo failed");
+        assert_eq!((lines[1], lines[30]), ("line 70", "line 99"));
+        assert_eq!(lines.len(), 31);
+        let crowd = lines_of_case(&"time-02-solo\n".repeat(500), &marks);
+        assert_eq!(crowd.lines().count(), 60);
+    }
 }

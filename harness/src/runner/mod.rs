@@ -34,7 +34,7 @@ use crate::verdict::{Failure, FailureMode, Level, Verdict};
 use preflight::Preflight;
 
 pub use examine::examine;
-pub use outcome::Outcome;
+pub use outcome::{Outcome, Setup};
 pub use replay::{Replay, replay};
 
 /// A run: the cases, the target, and how they are examined.

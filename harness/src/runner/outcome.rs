@@ -1,9 +1,14 @@
 //! The outcome of one case of a run, with its evidence.
 
+use std::sync::Arc;
+
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, Profile};
 use crate::exercise::{PlantedFault, State};
+use crate::spec::Spec;
+use crate::subject::Rendered;
 use crate::tape::Entry;
 use crate::verdict::{Failure, Level, Verdict};
 
@@ -35,7 +40,8 @@ pub struct Outcome {
     /// What was seen, in order. If the verdicts of two examinations differ, this is the tape of the
     /// failed one.
     pub tape: Vec<Entry>,
-    /// The last lines of the gateway's output.
+    /// The last lines of the gateway's output. Of a gateway that several cases share, these are
+    /// lines that it wrote during the case; those with a mark of the case begin with `» `.
     pub log_tail: String,
     /// The faults that the case planted, and how often each was met.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -43,6 +49,29 @@ pub struct Outcome {
     /// The states that the examination reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<State>,
+    /// How the gateway was set up; `None` if it never started, and in a record of a case that
+    /// passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<Setup>,
+}
+
+/// How a gateway was set up for a case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setup {
+    /// What the case asks of a gateway: providers, model names, timeouts and all other settings.
+    pub spec: Spec,
+    /// The root URL of the gateway.
+    pub base_url: String,
+    /// The prefix of the case's model names and providers at a gateway that several cases share.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub model_prefix: String,
+    /// The base URL of each provider, which a stub of the case serves.
+    pub upstreams: IndexMap<String, String>,
+    /// What the gateway was started with.
+    #[serde(skip)]
+    pub rendered: Arc<Rendered>,
+    /// The index of [`Self::rendered`] among the gateways of a record.
+    pub gateway: usize,
 }
 
 impl Outcome {
@@ -63,6 +92,7 @@ impl Outcome {
             log_tail: String::new(),
             faults: Vec::new(),
             states: Vec::new(),
+            setup: None,
         }
     }
 

@@ -351,6 +351,7 @@ fn outcome(
         faults: Vec::new(),
         states: Vec::new(),
         log_tail,
+        setup: None,
     }
 }
 

@@ -34,6 +34,7 @@ pub use file::{Each, FixedSettings, Ready, Start, StartFile, TargetFile};
 pub use prepare::Prepare;
 pub use probe::Statuses;
 pub use process::ChildProcess;
+pub(crate) use process::without_colours;
 pub use shared::{merge, settings, share};
 pub use surface::{MetricNames, Paths};
 pub use url::UrlTarget;

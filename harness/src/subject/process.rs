@@ -198,7 +198,7 @@ async fn supervise(
 }
 
 /// Removes the escape sequences of terminals (ECMA-48 CSI), which a report cannot show.
-fn without_colours(text: &str) -> String {
+pub(crate) fn without_colours(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
     while let Some(c) = rest.next() {

@@ -11,7 +11,7 @@ pub(super) const ROW: f64 = 17.0;
 /// The height of a row that repeats earlier ones, in a crowd of requests of one kind.
 const REPEATED_ROW: f64 = 4.0;
 /// The width of the column of times.
-pub(super) const TIME_COLUMN: f64 = 64.0;
+pub(super) const TIME_COLUMN: f64 = 72.0;
 /// The least width of a column, and the least width if there are many columns.
 const COLUMN: f64 = 104.0;
 const NARROW_COLUMN: f64 = 80.0;
@@ -22,12 +22,14 @@ const BARS: f64 = 140.0;
 /// The height of the names of the columns.
 pub(super) const HEAD: f64 = 34.0;
 
-/// Returns the entries with requests and connections numbered from 1 in this tape; their own
-/// numbers count all requests of the process.
-pub(super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
+/// Returns the entries with requests and connections numbered from 1 in this tape, and with times
+/// from its first entry on; their own numbers count all requests of the process.
+pub(in super::super) fn numbered(entries: &[Entry]) -> Vec<Entry> {
     let (mut requests, mut connections) = (Numbers::default(), Numbers::default());
     let mut entries = entries.to_vec();
+    let begin = entries.first().map_or(0, |entry| entry.at_us);
     for entry in &mut entries {
+        entry.at_us = entry.at_us.saturating_sub(begin);
         match &mut entry.event {
             Event::Accepted { connection }
             | Event::PeerClosed {

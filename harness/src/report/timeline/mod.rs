@@ -1,35 +1,32 @@
 //! The tape as a picture. Client, gateway, each provider, database and gates have a column; each
 //! entry of the tape has a row, in the order of the tape, so that time runs downward but not to
-//! scale. Bars are exchanges in flight: they show parallelism, retries and cancellation.
+//! scale, which the picture states. Bars are exchanges in flight: they show parallelism, retries
+//! and cancellation.
 
 mod layout;
 
 use std::fmt::Write;
 
-use super::words::{clip, counted, detail, escape, is_trouble, milliseconds, words};
-use crate::tape::{Entry, Event};
-use layout::{
-    Bar, Column, Columns, HEAD, ROW, TIME_COLUMN, bars, count, kind, numbered, repeats, rows,
-};
+use super::words::{Sent, clip, counted, escape, is_trouble, milliseconds, party, words};
+use crate::tape::{Entry, Event, Side};
+pub(super) use layout::numbered;
+use layout::{Bar, Column, Columns, HEAD, ROW, TIME_COLUMN, bars, count, kind, repeats, rows};
 
 /// The largest number of entries that are drawn; it exceeds what a report holds of one tape.
 const MOST_ROWS: usize = 900;
 /// The width of the column of words.
-const WORDS_COLUMN: f64 = 430.0;
+const WORDS_COLUMN: f64 = 600.0;
+/// The largest number of characters in it.
+const MOST_WORDS: usize = 105;
 
 /// Draws the tape as an inline SVG; an empty tape gives an empty text. Every text in it is escaped.
 pub fn timeline(entries: &[Entry]) -> String {
     if entries.is_empty() {
         return String::new();
     }
-    // how an answer is planned is in report.json; the rows show what came of it
-    let drawn: Vec<Entry> = entries
-        .iter()
-        .filter(|entry| !matches!(entry.event, Event::Planned { .. }))
-        .cloned()
-        .collect();
-    let entries = drawn.as_slice();
-    let shown = &numbered(&entries[..entries.len().min(MOST_ROWS)]);
+    let (entries, sent) = story(entries);
+    let entries = entries.as_slice();
+    let shown = &entries[..entries.len().min(MOST_ROWS)];
     let columns = Columns::of(shown);
     let rows = rows(shown);
     let foot = rows.last().copied().unwrap_or(HEAD) + ROW;
@@ -48,9 +45,10 @@ pub fn timeline(entries: &[Entry]) -> String {
         svg,
         "<svg class=\"tape\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" role=\"img\" aria-label=\"the tape as a sequence diagram\">"
     );
+    svg.push_str("<text class=\"dim\" x=\"0\" y=\"18\">not to scale</text>");
     draw_columns(&mut svg, &columns, foot);
     draw_bars(&mut svg, &columns, &bars);
-    draw_rows(&mut svg, shown, &rows, &columns);
+    draw_rows(&mut svg, shown, &sent, &rows, &columns);
     if entries.len() > shown.len() {
         let _ = write!(
             svg,
@@ -64,19 +62,28 @@ pub fn timeline(entries: &[Entry]) -> String {
     svg
 }
 
+/// Returns the entries that make rows, with their own numbers, and what the stubs planned to send.
+pub(super) fn story(entries: &[Entry]) -> (Vec<Entry>, Sent) {
+    let entries = numbered(entries);
+    let sent = Sent::of(&entries);
+    // the rows show what came of a plan
+    let drawn = |entry: &Entry| !matches!(entry.event, Event::Planned { .. });
+    (entries.into_iter().filter(drawn).collect(), sent)
+}
+
 fn draw_columns(svg: &mut String, columns: &Columns, foot: f64) {
     for (column, &x) in columns.columns.iter().zip(&columns.middles) {
         let (name, class) = match column {
-            Column::Client => ("client", "client"),
-            Column::Gateway => ("gateway", "gateway"),
-            Column::Provider(_, name) => (name.as_str(), "provider"),
-            Column::Database => ("database", "database"),
-            Column::Gates => ("gates", "gates"),
+            Column::Client => ("client".to_string(), "client"),
+            Column::Gateway => ("gateway".to_string(), "gateway"),
+            Column::Provider(_, name) => (party(&Side::Provider(name.clone())), "provider"),
+            Column::Database => ("database".to_string(), "database"),
+            Column::Gates => ("gates".to_string(), "gates"),
         };
         let _ = write!(
             svg,
             "<text class=\"column {class}\" x=\"{x:.1}\" y=\"18\" text-anchor=\"middle\">{}</text><line class=\"life\" x1=\"{x:.1}\" y1=\"26\" x2=\"{x:.1}\" y2=\"{foot:.1}\"/>",
-            escape(name)
+            escape(&name)
         );
     }
 }
@@ -125,13 +132,13 @@ fn draw_bars(svg: &mut String, columns: &Columns, bars: &[Bar]) {
     }
 }
 
-fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], columns: &Columns) {
+fn draw_rows(svg: &mut String, entries: &[Entry], sent: &Sent, rows: &[f64], columns: &Columns) {
     let (mut last_label, mut last_time) = (0.0, 0.0);
     let mut i = 0;
     while i < entries.len() {
         let (entry, y) = (&entries[i], rows[i]);
         draw_mark(svg, entry, y, columns);
-        let text = words(entry);
+        let text = words(entry, sent);
         let crowd = (i + 1..entries.len())
             .take_while(|&j| repeats(entries, j))
             .filter(|&j| kind(&entries[j]) == kind(entry))
@@ -149,11 +156,10 @@ fn draw_rows(svg: &mut String, entries: &[Entry], rows: &[f64], columns: &Column
             };
             let _ = write!(
                 svg,
-                "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\"><title>{}</title>{}</text>",
+                "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
                 columns.width,
                 y + 4.0,
-                escape(&detail(entry)),
-                escape(&clip(&format!("{text}{more}"), 78))
+                escape(&clip(&format!("{text}{more}"), MOST_WORDS))
             );
             last_label = y;
         }
@@ -192,6 +198,7 @@ fn draw_mark(svg: &mut String, entry: &Entry, y: f64, columns: &Columns) {
             if *status < 400 { "answer" } else { "trouble" },
         ),
         Event::ClientAnswered { status, .. } if *status >= 400 => arrow(gateway, own, "trouble"),
+        event @ Event::ClientChunk { .. } if is_trouble(event) => arrow(gateway, own, "trouble"),
         Event::ClientChunk { .. } | Event::ClientAnswered { .. } => arrow(gateway, own, "answer"),
         Event::HeadSent { status, .. } => arrow(
             own,
