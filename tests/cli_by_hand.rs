@@ -6,6 +6,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use gauntlet_harness::subject::{Capability, TargetFile};
+use gauntlet_suites::cases;
 use tempfile::TempDir;
 
 /// The hash of the key in the manifest of the README.
@@ -224,4 +226,30 @@ fn a_part_of_the_timeouts_and_a_target_file_with_a_url_do_as_well() {
             "{verdicts:?} {text}"
         );
     }
+}
+
+#[test]
+fn a_gateway_with_one_set_of_timeouts_or_whole_seconds_is_examined_by_all_other_cases() {
+    let all: Vec<String> = Capability::ALL
+        .iter()
+        .filter(|capability| **capability != Capability::TimeoutPerModel)
+        .map(|capability| format!("\"{capability}\""))
+        .collect();
+    let refused = |unit: u64| -> Vec<&str> {
+        let file = format!(
+            "name = \"t\"\ncapabilities = [{}]\n[start]\ncommand = [\"x\"]\n[behaviour]\n\
+             timeout_unit_ms = {unit}\n",
+            all.join(", ")
+        );
+        let file = TargetFile::parse(&file, "t.toml").unwrap();
+        let target = file.into_target("gauntlet".into()).unwrap();
+        cases::all()
+            .iter()
+            .filter(|case| !case.needs.contains(&Capability::TimeoutPerModel))
+            .filter(|case| target.accepts(&(case.spec)()).is_err())
+            .map(|case| case.id)
+            .collect()
+    };
+    assert_eq!(refused(1), Vec::<&str>::new());
+    assert_eq!(refused(1_000), Vec::<&str>::new());
 }

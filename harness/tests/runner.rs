@@ -14,6 +14,7 @@ use gauntlet_harness::case::{
     Case, CaseResult, Ctx, Failure, FailureMode, Level, Profile, State, Verdict, holds,
 };
 use gauntlet_harness::client::Client;
+use gauntlet_harness::database::{Choice, Database, Require};
 use gauntlet_harness::gate;
 use gauntlet_harness::runner::{Outcome, Progress, Run, RunResult};
 use gauntlet_harness::spec::{DatabaseNeed, Spec};
@@ -376,6 +377,35 @@ async fn a_case_without_its_capability_or_database_is_never_passed() {
     })
     .await;
     assert!(matches!(without_database.verdict, Verdict::NotRun { .. }));
+}
+
+#[tokio::test]
+async fn a_target_that_keeps_nothing_in_its_database_is_not_started_for_a_template() {
+    let database = Database::resolve(&Choice::Sqlite, Require::Nothing).await;
+    let database = database.unwrap().database;
+    let mut target = Remembering::new();
+    target.manifest.capabilities.insert(Capability::Process);
+    let target = Arc::new(target);
+    let with_database = Case {
+        spec: || Spec {
+            database: DatabaseNeed::Any,
+            ..Spec::solo()
+        },
+        ..case("A-01", passes)
+    };
+    let result = run_on(&target, vec![with_database], |run| {
+        run.database = Some(Arc::clone(&database));
+    })
+    .await;
+    database.stop().await;
+    assert_eq!(result.outcomes[0].verdict, Verdict::Passed);
+    let deployments = target.deployments.lock().unwrap();
+    let ids: Vec<&str> = deployments.iter().map(|one| one.id.as_str()).collect();
+    assert!(
+        matches!(ids.as_slice(), [id] if id.starts_with("a-01-")),
+        "{ids:?}"
+    );
+    assert!(deployments[0].database_url.is_some());
 }
 
 #[tokio::test]

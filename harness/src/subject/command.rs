@@ -208,7 +208,8 @@ impl CommandTarget {
     }
 
     /// Checks that one set of timeouts for all aliases serves the case, if the target has only one:
-    /// no timeout is both one that the case waits for and one beyond the hang guard.
+    /// no timeout is both one that the case waits for and one beyond the hang guard. The case waits
+    /// for no timeout that it leaves at its default.
     fn has_one_set_of_timeouts(&self, spec: &Spec) -> Result<(), String> {
         if self.has_timeouts_per_model() {
             return Ok(());
@@ -218,7 +219,7 @@ impl CommandTarget {
             .timeouts_in_force()
             .map(|(model, timeouts)| (model.alias.as_str(), timeouts))
             .collect();
-        for (n, (name, _)) in Timeouts::default().named().into_iter().enumerate() {
+        for (n, (name, usual)) in Spec::default().timeouts.named().into_iter().enumerate() {
             let of = |such: &dyn Fn(u64) -> bool| {
                 all.iter().find_map(|(alias, timeouts)| {
                     timeouts.named()[n]
@@ -227,9 +228,10 @@ impl CommandTarget {
                         .map(|value| (*alias, value))
                 })
             };
-            if let (Some((short, a)), Some((long, b))) =
-                (of(&|value| value <= guard), of(&|value| value > guard))
-            {
+            if let (Some((short, a)), Some((long, b))) = (
+                of(&|value| value <= guard && Some(value) != usual),
+                of(&|value| value > guard),
+            ) {
                 return Err(format!(
                     "the case needs {name} = {a} for the alias {short} and {name} = {b} for the alias \
                      {long}, and the target does not declare `{}`",
@@ -299,7 +301,14 @@ impl Target for CommandTarget {
             .timeouts_in_force()
             .map(|(model, timeouts)| (timeouts, format!(" for the alias {}", model.alias)));
         for (timeouts, whose) in of_models.chain([(spec.timeouts, String::new())]) {
-            let named = timeouts.named();
+            // a stub takes connections at once, unless the case examines the connect timeout
+            let usual = Spec::default().timeouts.connect_ms;
+            let connect_ms = timeouts.connect_ms.filter(|_| timeouts.connect_ms != usual);
+            let named = Timeouts {
+                connect_ms,
+                ..timeouts
+            }
+            .named();
             for (first, a) in named {
                 for (second, b) in named {
                     if let (Some(a), Some(b)) = (a, b)
@@ -913,6 +922,19 @@ serve(sys.argv[1], Main)"#;
             .provider_timeouts("p2", short(2_000));
         assert_eq!(alone.accepts(&pair), Ok(()));
         assert_eq!(alone.adapted(pair).timeouts.total_ms, Some(2_000));
+        let patient_first = Spec::pair().provider_timeouts(
+            "p1",
+            Timeouts {
+                first_token_ms: Some(900),
+                ..Timeouts::PATIENT
+            },
+        );
+        assert_eq!(alone.accepts(&patient_first), Ok(()));
+        let adapted = alone.adapted(patient_first).timeouts;
+        assert_eq!(
+            (adapted.first_token_ms, adapted.idle_ms),
+            (Some(3_000), Some(60_000))
+        );
         let mixed = Spec::pair()
             .provider_timeouts("p1", short(900))
             .provider_timeouts("p2", short(60_000));
