@@ -12,7 +12,7 @@ use gauntlet_harness::spec::{LimitSpec, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
 use super::CaseRow;
-use super::support::{answers, large_stream, statuses};
+use super::support::{answers, large_stream, statuses, taken};
 
 /// The limit of requests in flight.
 const LIMIT: usize = 4;
@@ -291,7 +291,7 @@ async fn load_07(ctx: &Ctx) -> CaseResult {
         .await?;
     // when
     stream.next().await?;
-    let taken = p1.sent_settles().await?;
+    let taken = taken(p1).await?;
     // then
     let expected = format!(
         "at most {AHEAD} of {length} bytes taken ahead, and {IN_BUFFERS} more in the system's buffers"

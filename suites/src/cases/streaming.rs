@@ -9,7 +9,9 @@ use gauntlet_harness::subject::Capability;
 use serde_json::json;
 
 use super::CaseRow;
-use super::support::{DONE, broken, chunk, reports_error, silent_in, until_asked, with_usage};
+use super::support::{
+    DONE, broken, chunk, reports_error, silent_in, taken, until_asked, with_usage,
+};
 
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream];
 
@@ -377,7 +379,7 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
     // then
-    bounded(p1.sent_settles().await?)?;
+    bounded(taken(p1).await?)?;
     let stream = stream.collect().await?;
     bounded(p1.sent_settles().await?)?;
     broken(&stream)?;

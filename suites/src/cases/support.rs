@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, silent};
 use gauntlet_harness::client::{End, Exchange, Reply, StreamEvent, Transcript};
-use gauntlet_harness::gate::{converge, gap, hang_guard, with_hang_guard};
+use gauntlet_harness::gate::{converge, gap, guard, hang_guard, poll_until, with_hang_guard};
 use gauntlet_harness::llm::{Responder, Stub, chat, reply};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
@@ -455,6 +455,19 @@ pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
         .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
     sent.zip(answered)
         .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
+}
+
+/// Waits until the stub has sent a part of its answer, and then until the gateway takes no more of
+/// it; returns the number of bytes that it took. A gateway may give its client a first event before
+/// its provider has sent anything.
+pub(super) async fn taken(stub: &Stub) -> Result<u64, Failure> {
+    let sent = poll_until(|| Some(()).filter(|()| stub.wire().sent_bytes() > 0));
+    let what = format!("the beginning of the answer of {}", stub.name());
+    let begun = guard("hang.answer_begun", &what, sent).await;
+    begun.map_err(|_| Failure::NotExercised {
+        why: format!("{} was never asked for its large answer", stub.name()),
+    })?;
+    stub.sent_settles().await
 }
 
 /// A stream of 48 MiB in events of 64 KiB that never finishes, and its length in bytes.

@@ -10,7 +10,7 @@ use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 
 use crate::cases::CaseRow;
-use crate::cases::support::{answers, large_stream, reports_error, silent_if, statuses};
+use crate::cases::support::{answers, large_stream, reports_error, silent_if, statuses, taken};
 
 /// A provider's concurrency limit.
 const LIMIT: usize = 4;
@@ -170,7 +170,7 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     let mut slow = reader.stream(ctx.prompt("solo", "large")).await?;
     slow.next().await?;
     // when
-    let taken = p1.sent_settles().await?;
+    let taken = taken(p1).await?;
     let small = (0..OTHERS).map(|_| ctx.client.streamed(ctx.prompt("solo", "small")));
     let others = try_join_all(small).await?;
     // then
