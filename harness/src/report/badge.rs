@@ -61,8 +61,8 @@ fn badge(record: &RunRecord) -> Option<Badge> {
         message: format!("{level}, {target}, until {ends}"),
         colour,
         title: format!(
-            "{target} carries {level} by the requirements {} (frozen on {}); examined by gauntlet \
-             {} on {begins}, valid until {ends}",
+            "{target} carries {level} by the requirements {}, which count from {}; examined by \
+             gauntlet {} on {begins}, valid until {ends}",
             levels.set, levels.frozen, record.gauntlet
         ),
     })

@@ -71,8 +71,8 @@ fn levels(text: &mut String, record: &RunRecord) {
     };
     let _ = write!(
         text,
-        "\n## Levels\n\nBy the requirements {}, frozen on {}: a gateway carries a level if each MUST \
-         of it was examined and passed.\n\n| level | carried | MUSTs passed | missing |\n\
+        "\n## Levels\n\nBy the requirements {}, which count from {}: a gateway carries a level if each \
+         MUST of it was examined and passed.\n\n| level | carried | MUSTs passed | missing |\n\
          |---|---|---|---|\n",
         inline(&levels.set),
         inline(&levels.frozen)
