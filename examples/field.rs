@@ -1,9 +1,9 @@
-//! Writes docs/field.md from the reports of gateways, and from what docs/field-notes.toml says about
-//! their failures: `cargo run --example field -- docs/field-notes.toml target/field/reports/*`.
+//! Writes docs/field.md from the reports of gateways, and from the notes of docs/field-notes.toml
+//! about their failures: `cargo run --example field -- docs/field-notes.toml target/field/reports/*`.
 //!
-//! The verdicts are those of the reports. A note belongs to one version of a gateway and to one case,
-//! and says what kind of requirement it is and what was seen by hand, with other tools. A failure
-//! without a note is shown as not yet checked by hand.
+//! The verdicts are those of the reports. A note belongs to one version of a gateway and to one
+//! case, and says what kind of requirement it is and what was seen by hand, with other tools. A
+//! failure without a note is shown as not yet checked by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -100,8 +100,8 @@ const INTRODUCTION: &str = "\
 
 `make field` writes this page: it installs these gateways, examines each with the target file of its
 name in [fixtures/targets](../fixtures/targets), and takes verdicts, versions and dates from the
-reports. What is said about a failure besides comes from [field-notes.toml](field-notes.toml): each
-failure with a note was also seen by hand, with an upstream and a client on raw sockets that share
+reports. The words about a failure come from [field-notes.toml](field-notes.toml): each failure with
+a note was also seen by hand, with an upstream and a client on raw sockets that share
 nothing with Gauntlet. A failure without a note is marked as not yet checked by hand.
 
 A verdict is about one version, configured as its target file says, under the timeouts of the cases.

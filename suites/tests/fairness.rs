@@ -208,3 +208,25 @@ async fn a_timeout_is_judged_by_the_coming_of_the_error_and_not_by_its_status() 
     assert!(other.is_empty(), "{other:#?}");
     assert!(passed.contains(&"TIME-02") && passed.contains(&"TIME-09"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_never_retries_is_charged_once() {
+    let retry = |case: &Case| case.id.starts_with("RETRY-");
+    let (_, other) = examined(Reference::new(Some(Defect::NeverRetries)), retry).await;
+    let accused: Vec<_> = other
+        .iter()
+        .filter(|(_, verdict)| accuses(verdict))
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(accused, ["RETRY-01"], "{other:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_without_fallback_is_not_accused_of_what_it_answers_after_all_candidates() {
+    let all_failed = |case: &Case| case.id == "FALL-05";
+    let (_, other) = examined(Reference::new(Some(Defect::NoFallback)), all_failed).await;
+    assert!(
+        matches!(other.as_slice(), [(_, Verdict::NotExercised { .. })]),
+        "{other:#?}"
+    );
+}

@@ -327,6 +327,10 @@ impl Target for CommandTarget {
     }
 
     fn adapted(&self, mut spec: Spec) -> Spec {
+        if !self.manifest().capabilities.contains(&Capability::Keys) {
+            // its clients present what [headers] says
+            spec.keys.clear();
+        }
         let unit = self.file.behaviour.timeout_unit_ms;
         let whole = |timeouts: &mut Timeouts| {
             for value in [
@@ -966,6 +970,12 @@ serve(sys.argv[1], Main)"#;
         assert_eq!(
             (adapted.first_token_ms, adapted.total_ms),
             (Some(2_000), Some(4_000))
+        );
+        let as_long_as_a_connection = own(3_000, 300);
+        assert_eq!(
+            target.accepts(&as_long_as_a_connection),
+            Ok(()),
+            "the target declares no timeout of the connection"
         );
         assert_eq!(
             target.accepts(&own(3_500, 3_800)).unwrap_err(),

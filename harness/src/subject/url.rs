@@ -193,6 +193,10 @@ impl Target for UrlTarget {
     }
 
     fn adapted(&self, mut spec: Spec) -> Spec {
+        if !self.manifest().capabilities.contains(&Capability::Keys) {
+            // its clients present what [headers] says
+            spec.keys.clear();
+        }
         let own = self.file.settings.as_spec().timeouts;
         spec.timeouts = own;
         for timeouts in spec

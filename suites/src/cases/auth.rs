@@ -28,8 +28,8 @@ pub(super) const CASES: &[CaseRow] = &[
         why: "A proxy that passes headers on hands its users' keys and cookies to third parties, and \
               theirs to its users.",
         shown: "The client sends its key, cookies and other credentials; the provider must get its own \
-                key alone. The provider sets a cookie and repeats its key in an error; nothing that the \
-                client receives may hold them.",
+                key alone. The provider sets a cookie with an answer and with an error, which nothing that the \
+                client receives may hold (ERR-04 has errors that repeat a key).",
         remedy: "Build the provider's request with the headers that are meant for it, and pass on only \
                  known headers of its answer.",
         needs: &[
@@ -208,11 +208,8 @@ async fn auth_03(ctx: &Ctx) -> CaseResult {
     };
     p1.mount(chat().user_says("served"), with_cookie(reply("Paris")))
         .await;
-    p1.mount(
-        chat().user_says("fails"),
-        with_cookie(error(400).message(&format!("wrong key {key}"))),
-    )
-    .await;
+    p1.mount(chat().user_says("fails"), with_cookie(error(400)))
+        .await;
     let keyed = ctx.declares(Capability::Keys);
     let client = if keyed {
         ctx.client.with_bearer(KEY)

@@ -406,7 +406,14 @@ async fn fall_05(ctx: &Ctx) -> CaseResult {
     let plain = ctx.client.chat(ctx.prompt("pair", "plain")).await?;
     // then
     for what in ["streamed", "plain"] {
-        asked_for(ctx, "second.requests", p2, what)?;
+        if p2.calls(what).is_empty() {
+            return Err(Failure::NotExercised {
+                why: format!(
+                    "the second candidate was not asked ({what}), so that not all candidates failed; \
+                     FALL-01 and FALL-03 judge that"
+                ),
+            });
+        }
     }
     holds(
         "stream.status",
