@@ -42,8 +42,8 @@ settings! {
         "body_limit_bytes" => body_limit_bytes: u64, bytes(64, 1 << 30), Is(16 << 20);
         /// The gateway serves this many requests at a time and answers each further one with 503.
         "max_in_flight" => max_in_flight: u32, count(1, 1_000_000), Is(1_024);
-        /// The gateway holds this many connections of clients, and no more than half of the limit of
-        /// open files. For a further one it ends the oldest connection without a request.
+        /// The gateway holds this many connections of clients, and no more than half of the limit
+        /// of open files. For a further one it ends the oldest connection without a request.
         "max_connections" => max_connections: u32, count(8, 1_000_000), Is(16_384);
         /// A client that does not send the headers of its next request within this time is
         /// disconnected.

@@ -90,6 +90,9 @@ pub async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
+    if let Err(invalid) = RequestContext::checked(request.extensions()) {
+        return Ok(invalid.into_response());
+    }
     let reading = ingress.admission.read();
     let tenant = ingress.keys.tenant(request.headers()).await?;
     request.extensions_mut().insert(tenant);
@@ -109,6 +112,9 @@ pub async fn admit(
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
+    if let Err(invalid) = RequestContext::checked(request.extensions()) {
+        return Ok(invalid.into_response());
+    }
     let tenant = ingress.keys.tenant(request.headers()).await?;
     if ingress.shutdown.is_draining() {
         return Err(Refusal::Draining);

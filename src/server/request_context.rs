@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Version, header};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -31,6 +31,8 @@ pub struct RequestContext {
     pub arrived: Instant,
     /// The client's deadline, where it gave one.
     pub deadline: Option<Instant>,
+    /// The value of the header for it, where that is no number of milliseconds.
+    invalid_timeout: Option<HeaderValue>,
     /// The client's idempotency key where it was acceptable, else one of ours.
     pub idempotency_key: Arc<str>,
 }
@@ -55,9 +57,9 @@ impl RequestContext {
     /// Reads the context from the headers; the request id has been set by then.
     ///
     /// # Errors
-    /// [`InvalidHead`] where the client's deadline is no number, and where a request of HTTP/1.1
-    /// does not name one host. Other headers that break a rule are replaced or left out, because no
-    /// request should fail for them.
+    /// [`InvalidHead::Host`] where a request of HTTP/1.1 does not name one host. Other headers that
+    /// break a rule are replaced or left out, because no request should fail for them; a deadline
+    /// that is no number is refused by the routes that have one ([`RequestContext::checked`]).
     pub fn read(version: Version, headers: &HeaderMap) -> Result<Self, InvalidHead> {
         let arrived = Instant::now();
         if version == Version::HTTP_11 {
@@ -68,14 +70,31 @@ impl RequestContext {
         let traceparent = headers
             .get(TRACEPARENT)
             .filter(|value| is_traceparent(value.as_bytes()));
+        let (deadline, invalid_timeout) = match deadline(headers, arrived) {
+            Ok(deadline) => (deadline, None),
+            Err(value) => (None, Some(value)),
+        };
         Ok(Self {
             request_id: request_id.unwrap_or_default().into(),
             traceparent: traceparent.cloned(),
             arrived,
-            deadline: deadline(headers, arrived)?,
+            deadline,
+            invalid_timeout,
             idempotency_key: acceptable(headers, &IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_LENGTH)
                 .map_or_else(|| Uuid::new_v4().simple().to_string().into(), Into::into),
         })
+    }
+
+    /// Checks the client's deadline. A request that no route takes is refused for that first.
+    ///
+    /// # Errors
+    /// [`InvalidHead::Timeout`] where it is no number of milliseconds.
+    pub(super) fn checked(extensions: &Extensions) -> Result<(), InvalidHead> {
+        let context = extensions.get::<Self>();
+        match context.and_then(|context| context.invalid_timeout.clone()) {
+            Some(value) => Err(InvalidHead::Timeout { value }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -108,7 +127,7 @@ fn one_host(headers: &HeaderMap) -> Result<(), InvalidHead> {
     }
 }
 
-fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, InvalidHead> {
+fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, HeaderValue> {
     let Some(value) = headers.get(REQUEST_TIMEOUT) else {
         return Ok(None);
     };
@@ -117,9 +136,7 @@ fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, In
         .ok()
         .and_then(|text| text.trim().parse::<u64>().ok())
         .filter(|millis| *millis > 0)
-        .ok_or_else(|| InvalidHead::Timeout {
-            value: value.clone(),
-        })?;
+        .ok_or_else(|| value.clone())?;
     // a deadline that lies beyond what the clock can express never passes: it counts as none
     Ok(arrived.checked_add(Duration::from_millis(millis)))
 }

@@ -332,3 +332,17 @@ async fn an_idle_connection_ends_for_a_further_one() {
     .unwrap();
     assert_eq!(text, b"");
 }
+
+/// A request that its route does not take is refused for that, whatever its deadline is.
+#[tokio::test]
+async fn a_wrong_method_comes_before_a_wrong_deadline() {
+    let gateway = TestGateway::start("").await;
+    for (method, status) in [("POST", 400), ("PUT", 405)] {
+        let headers = [JSON, ("x-request-timeout-ms", "soon")];
+        let body = question().to_string();
+        let reply = gateway
+            .client
+            .request(method, CHAT, &headers, body.as_bytes());
+        assert_eq!(reply.await.unwrap().status, status, "{method}");
+    }
+}
