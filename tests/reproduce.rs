@@ -38,8 +38,8 @@ const GUARD: Duration = Duration::from_secs(6);
 /// How many reproductions are played at once.
 const AT_ONCE: usize = 4;
 
-/// The cases that run by default: a hang, a buffered stream, a candidate too many, an answer that is
-/// changed, a stream that is cut, and a client that leaves.
+/// The cases that run by default: a hang, a buffered stream, a candidate too many, an answer that
+/// is changed, a stream that is cut, and a client that leaves.
 const BY_DEFAULT: [&str; 6] = [
     "TIME-02", "WIRE-02", "WIRE-03", "FALL-06", "STRM-01", "CANC-01",
 ];
@@ -99,6 +99,10 @@ async fn reproduced(case: &Case) -> Result<(), String> {
         .join(case.id);
     let (folder, port) = written(&folder, case.id, record(outcome, "reference"))?;
     let (code, text) = played(case, Some(defect), &folder, port).await?;
+    if code == Some(2) {
+        let line = text.lines().find(|line| line.starts_with("UNDECIDED"));
+        return Err(line.unwrap_or(&text).to_string());
+    }
     if code != Some(1) {
         return Err(format!("{defect:?} is not reproduced ({code:?}):\n{text}"));
     }
@@ -275,7 +279,10 @@ async fn played(
         .unwrap();
     let text = [client.stdout, client.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    let judgement = text.find("REPRODUCED").map_or(0, |at| at.saturating_sub(4));
+    let judgement = ["NOT REPRODUCED", "UNDECIDED", "REPRODUCED"]
+        .iter()
+        .find_map(|word| text.find(word))
+        .unwrap_or_default();
     Ok((client.status.code(), text[judgement..].to_string()))
 }
 

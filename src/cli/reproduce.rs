@@ -89,8 +89,10 @@ struct Reproduction<'a> {
     ports: Ports,
     providers: Vec<ProviderPort>,
     tape: Vec<Value>,
-    /// What the programs cannot play, in sentences.
+    /// What the programs cannot play, in sentences; with it they decide nothing.
     missing: Vec<String>,
+    /// What differs from the examination and changes nothing that is compared.
+    notes: Vec<String>,
 }
 
 /// A provider and where it listens.
@@ -136,7 +138,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         .write(&folder, &gateway)
         .map_err(CommandError)?;
     say!("{}", folder.join("README.md").display());
-    for missing in &reproduction.missing {
+    for missing in reproduction.missing.iter().chain(&reproduction.notes) {
         say!("note: {missing}");
     }
     match gateway.is_started {
@@ -234,7 +236,7 @@ impl<'a> Reproduction<'a> {
                 name,
             })
             .collect();
-        let missing = missing(&tape);
+        let (missing, notes) = missing(&tape, outcome.failure());
         Ok(Self {
             record,
             outcome,
@@ -243,6 +245,7 @@ impl<'a> Reproduction<'a> {
             providers,
             tape,
             missing,
+            notes,
         })
     }
 
@@ -310,6 +313,7 @@ impl<'a> Reproduction<'a> {
             "control_port": self.ports.control(),
             "gateway": gateway.as_json(),
             "keys": self.keys(),
+            "missing": self.missing,
             "providers": providers,
             "tape": self.tape,
         });
@@ -357,7 +361,7 @@ fn has_waited(tape: &[Value]) -> bool {
 const RUN: &str = "\
 #!/bin/sh
 # Starts the upstreams and the gateway, plays the case, and ends both. Exit code 1: the failure is
-# reproduced; 0: it is not; 2: the case could not be played.
+# reproduced; 0: it is not; 2: the case could not be played whole.
 cd \"$(dirname \"$0\")\" || exit 2
 python3 upstream.py > upstream.log 2>&1 &
 upstream=$!
@@ -436,9 +440,13 @@ fn provider_of(entry: &Value) -> Option<&str> {
     }
 }
 
-/// Returns a sentence for each thing in the tape that the programs cannot play.
-fn missing(tape: &[Value]) -> Vec<String> {
+/// Returns a sentence for each thing in the tape that the programs cannot play, and one for each
+/// that does not matter.
+fn missing(tape: &[Value], failure: Option<&Failure>) -> (Vec<String>, Vec<String>) {
     let mut missing: Vec<String> = Vec::new();
+    let mut notes = Vec::new();
+    let of_database = matches!(failure, Some(Failure::Violated { fact, .. })
+        if ["record", "row", "session", "database"].iter().any(|word| fact.contains(word)));
     let mut add = |text: &str| {
         if !missing.iter().any(|known| known == text) {
             missing.push(text.to_string());
@@ -467,24 +475,23 @@ fn missing(tape: &[Value]) -> Vec<String> {
             {
                 add("The report keeps only the beginning of a large answer of an upstream.");
             }
-            Some("database") => add(
+            Some("database") if of_database => {
+                add(
+                    "What failed was seen in the gateway's database, which the programs do not read.",
+                );
+            }
+            Some("database") if notes.is_empty() => notes.push(
                 "The case also looked into the gateway's database, or disturbed it; the programs \
-                 do neither.",
+                 do neither."
+                    .to_string(),
             ),
-            Some("target") => match entry["what"].as_str() {
-                Some("SIGTERM" | "SIGKILL") => add(
-                    "The case sent a signal to the gateway; client.py sends it to the process of \
-                     gateway/start.sh.",
-                ),
-                _ => {}
-            },
             _ => {}
         }
     }
     if !tape.iter().any(|entry| entry["event"] == "client_sent") {
         add("The report has no request of this case, so that there is nothing to send.");
     }
-    missing
+    (missing, notes)
 }
 
 /// Whether bytes of the tape are not whole.

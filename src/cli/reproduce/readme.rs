@@ -60,10 +60,15 @@ pub(super) fn readme(reproduction: &Reproduction<'_>, gateway: &Gateway) -> Stri
         ));
     }
     text.push_str("```\n");
-    if !reproduction.missing.is_empty() {
+    let differing: Vec<&String> = reproduction
+        .missing
+        .iter()
+        .chain(&reproduction.notes)
+        .collect();
+    if !differing.is_empty() {
         text.push_str("\n## What differs from the examination\n\n");
-        for missing in &reproduction.missing {
-            text.push_str(&format!("* {missing}\n"));
+        for sentence in differing {
+            text.push_str(&format!("* {sentence}\n"));
         }
         text.push_str(&format!(
             "\nWith gauntlet itself the whole case runs again: `{} {}`\n",
@@ -102,8 +107,13 @@ fn verdict(reproduction: &Reproduction<'_>) -> String {
     format!(
         "`python3 client.py` sends the recorded {} in their order, shows what comes back with times, \
          and compares it with the report. The last lines are `REPRODUCED` (exit code 1: the gateway \
-         does what the report recorded) or `NOT REPRODUCED` with what differs (exit code 0).",
-        gauntlet_harness::report::counted(clients, "request", "requests")
+         does what the report recorded) or `NOT REPRODUCED` with what differs (exit code 0){}.",
+        gauntlet_harness::report::counted(clients, "request", "requests"),
+        match reproduction.missing.is_empty() {
+            true => "",
+            false =>
+                "; here they will be `UNDECIDED` (exit code 2), since a part of the case is missing",
+        }
     )
 }
 

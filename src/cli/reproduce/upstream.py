@@ -58,6 +58,13 @@ def prompt_of(method, path, body):
     return (method, path, str(parsed.get("model")), parsed.get("stream") is True, last)
 
 
+def unmasked(data, key):
+    """Where the report masks a key of the length of the gateway's own, the answer showed that key."""
+    mask = rb"\[secret \d+\]\.*"
+    return re.sub(mask, lambda found: key.encode("latin-1")
+                  if len(found[0]) == len(key) else found[0], data)
+
+
 class Journal:
     """What was seen, in order, in the form of the tape."""
 
@@ -259,7 +266,8 @@ class Provider:
                                  request=request, method=method, path=path, headers=headers,
                                  body=text)
                 actions = self.choose(method, path, text)
-                keeps = self.play(connection, request, actions, buffer)
+                key = dict(headers).get("authorization", "").split(" ")[-1]
+                keeps = self.play(connection, request, actions, buffer, key)
                 if not keeps:
                     return
         except (Gone, OSError):
@@ -329,17 +337,18 @@ class Provider:
                 return answer[1]
         return healthy(self.name, key)
 
-    def play(self, connection, request, actions, buffer):
+    def play(self, connection, request, actions, buffer, key):
         """Sends an answer. Returns whether the connection serves another request."""
         event = lambda kind, **fields: self.journal.add(
             "provider", self.name, kind, request=request, **fields)
         gone = lambda: has_left(connection, buffer)
-        head_sent = ended = False
+        head_sent = False
 
         def write(data):
             nonlocal head_sent
             if gone():
                 raise Gone()
+            data = unmasked(data, key)
             if not head_sent and data.startswith(b"HTTP/1.1 "):
                 head_sent = True
                 event("head_sent", status=int(data[9:12]))
