@@ -58,19 +58,22 @@ pub(super) fn sentences(setup: &Setup) -> Vec<String> {
             ));
         }
     }
-    sentences.push(format!("The timeouts are {}.", timeouts(spec.timeouts)));
+    sentences.push(format!(
+        "The case asks for these timeouts: {}.",
+        timeouts(spec.timeouts)
+    ));
     let attempts = usize::try_from(spec.retry.max_attempts).unwrap_or(usize::MAX);
     sentences.push(match attempts {
-        0 | 1 => "Each upstream is asked once; nothing is retried.".into(),
+        0 | 1 => "It asks for one attempt at each upstream.".into(),
         _ => format!(
-            "Each upstream is asked at most {}, the first retry after {}.",
-            counted(attempts, "time", "times"),
+            "It asks for at most {} at each upstream, and for the first retry after {}.",
+            counted(attempts, "attempt", "attempts"),
             duration(spec.retry.base_ms)
         ),
     });
     if spec.breaker.failure_threshold < 1_000 {
         sentences.push(format!(
-            "The circuit breaker opens after {} in a row, for {}.",
+            "It asks for a circuit breaker that opens after {} in a row, for {}.",
             counted(
                 usize::try_from(spec.breaker.failure_threshold).unwrap_or(usize::MAX),
                 "failure",
@@ -130,9 +133,9 @@ mod tests {
                 "Model time-02-pair is served by upstream p1 (OpenAI protocol, model m-p1 there), \
                  then by upstream p2 (OpenAI protocol, model m-p2 there), with timeouts of its own: \
                  500 ms between two events.",
-                "The timeouts are 1.0 s to connect, 3.0 s to the first content, 3.0 s between two \
-                 events, 8.0 s for the whole request.",
-                "Each upstream is asked at most 3 times, the first retry after 20 ms.",
+                "The case asks for these timeouts: 1.0 s to connect, 3.0 s to the first content, \
+                 3.0 s between two events, 8.0 s for the whole request.",
+                "It asks for at most 3 attempts at each upstream, and for the first retry after 20 ms.",
             ]
         );
     }
