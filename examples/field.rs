@@ -1,5 +1,5 @@
 //! Writes docs/field.md from the reports of gateways, and from the notes of docs/field-notes.toml
-//! about their failures: `cargo run --example field -- docs/field-notes.toml target/field/reports/*`.
+//! about their failures: `cargo run --example field -- docs/field-notes.toml REPORT…`.
 //!
 //! The verdicts are those of the reports. A note belongs to one version of a gateway and to one
 //! case, and says what kind of requirement it is and what was seen by hand, with other tools. A
@@ -107,6 +107,7 @@ nothing with Gauntlet. A failure without a note is marked as not yet checked by 
 A verdict is about one version, configured as its target file says, under the timeouts of the cases.
 Each failure says what it is measured by: a standard or the form of OpenAI's API; what the gateway
 itself documents; or the judgement of our catalogue, with which a maintainer may disagree.
+The time that a run took is that of a machine with two cores and other work at the same time.
 If a verdict is unfair to your gateway, please open an issue: the case or the target file is wrong
 then.
 
