@@ -797,18 +797,18 @@ def providers(tape, fact, rows, crowd):
 
 
 def orders(tape, fact):
-    """Whether the upstream that the fact is about was asked before which other one had answered."""
-    first, last = {}, {}
+    """How often the upstream that the fact is about was asked before another one had answered."""
+    asked, last = {}, {}
     for entry in tape:
         if entry["side"]["who"] == "provider":
             name = entry["side"]["name"]
             if entry["event"] == "request_read":
-                first.setdefault(name, entry["at_us"])
-            elif entry["event"] in ("answer_sent", "peer_closed"):
-                last.setdefault(name, entry["at_us"])
-    return {"upstream %s was asked before %s had answered" % (one, other):
-            str(first[one] < last.get(other, float("inf")))
-            for one in first if one in fact for other in first if one != other}
+                asked.setdefault(name, []).append(entry["at_us"])
+            elif entry["event"] == "answer_sent":
+                last[name] = entry["at_us"]
+    return {"upstream %s was asked before the last answer of %s" % (one, other):
+            "%d times" % sum(1 for at in asked[one] if at < last.get(other, float("inf")))
+            for one in asked if one in fact for other in asked if one != other}
 
 
 def gates(tape, rows):
