@@ -246,12 +246,22 @@ fn version(run: &RunRecord) -> &str {
     run.target.version.as_deref().unwrap_or("unknown")
 }
 
-/// A text of at most 400 characters.
+/// The first deviation, in at most 300 characters, and how many more there are.
 fn shortened(text: &str) -> String {
-    match text.char_indices().nth(400) {
-        Some((end, _)) => format!("{} …", &text[..end]),
-        None => text.to_string(),
+    let (first, more) = match text.split_once("; deviation 2: ") {
+        Some((first, rest)) => (first, 1 + rest.matches("; deviation ").count()),
+        None => (text, 0),
+    };
+    let mut short = match first.char_indices().nth(300) {
+        Some((end, _)) => format!("{} …", &first[..end]),
+        None => first.to_string(),
+    };
+    match more {
+        0 => {}
+        1 => short.push_str(" (and 1 deviation more)"),
+        more => short.push_str(&format!(" (and {more} deviations more)")),
     }
+    short
 }
 
 /// A text for a cell of a table, which it cannot leave.

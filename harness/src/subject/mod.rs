@@ -155,7 +155,8 @@ pub trait Target: Send + Sync {
 
     /// Returns the specification of a case as this gateway can have it: a gateway that the harness
     /// does not configure keeps its own timeouts, a gateway that counts in whole seconds has them
-    /// rounded up, and one that declares no keys of clients is given none. [`Target::accepts`] refuses what a case cannot live with.
+    /// rounded up, and one that declares no keys of clients is given none. [`Target::accepts`]
+    /// refuses what a case cannot live with.
     fn adapted(&self, spec: Spec) -> Spec {
         spec
     }
