@@ -193,7 +193,7 @@ fn the_example_of_the_readme_is_examined_as_it_says() {
         "passed",
         "passed",
         "failed",
-        "failed",
+        "passed",
         "not_supported",
     ];
     assert_eq!(verdicts, expected, "{text}");

@@ -296,14 +296,17 @@ impl Admitted {
         self.set_by = SetBy::Caller;
     }
 
-    /// Records that the stream ended in order, and drains the rest of its body.
+    /// Records that the stream ended in order, and drains the rest of its body. Without a rest the
+    /// connection has been closed.
     pub(super) fn stream_succeeded(
         self,
         usage: Option<Usage>,
         is_empty: bool,
-        body: Fuse<UpstreamBody>,
+        rest: Option<Fuse<UpstreamBody>>,
     ) {
-        self.candidate.provider.body_drainer.drain(body);
+        if let Some(rest) = rest {
+            self.candidate.provider.body_drainer.drain(rest);
+        }
         self.succeeded(usage, is_empty);
     }
 

@@ -132,6 +132,7 @@ impl Opened {
             deadline,
             silence: None,
             complete_since: None,
+            gave_up: false,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
         })))
     }
@@ -155,6 +156,8 @@ struct Streaming {
     silence: Option<Limit>,
     /// When the answer was first seen to be complete.
     complete_since: Option<Instant>,
+    /// Whether the answer was complete and the wait for the end of the stream was given up.
+    gave_up: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -180,6 +183,7 @@ impl Stream for Committed {
             decoder,
             admitted,
             span,
+            gave_up,
             ..
         }) = self.0.take()
         else {
@@ -187,7 +191,9 @@ impl Stream for Committed {
         };
         Poll::Ready(Some(match end {
             End::Done(usage) => {
-                admitted.stream_succeeded(usage, decoder.is_empty(), body);
+                // a provider that has not ended its stream by now may never end it
+                let rest = (!gave_up).then_some(body);
+                admitted.stream_succeeded(usage, decoder.is_empty(), rest);
                 StreamItem::Done(usage)
             }
             End::Failed(error) => {
@@ -216,7 +222,7 @@ impl Streaming {
                 None
             };
             if complete_until.is_some_and(|until| now >= until) {
-                self.decoder.finish(&mut self.queue);
+                self.give_up();
                 continue;
             }
             if now >= self.deadline {
@@ -253,11 +259,16 @@ impl Streaming {
                     if complete_until.is_none() {
                         return Poll::Ready(Err(End::Failed(limit.error())));
                     }
-                    // The answer is complete: it ends with what has arrived.
-                    self.decoder.finish(&mut self.queue);
+                    self.give_up();
                 }
             }
         }
+    }
+
+    /// Ends a complete answer with what has arrived; the connection is then closed.
+    fn give_up(&mut self) {
+        self.gave_up = true;
+        self.decoder.finish(&mut self.queue);
     }
 
     /// The limit of the wait that is under way, or of one that begins now.
