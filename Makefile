@@ -57,7 +57,7 @@ field-install: # modelswitch 0.4.4 does not start with a newer FastAPI, nor Port
 	cargo install crabllm --locked --root $(FIELD)/crabllm
 
 field-run: # the exit code of a run is 1 where a gateway fails a case
-	-GAUNTLET_LITELLM=$(FIELD)/litellm/bin/litellm $(FIELD_RUN) --target litellm --jobs 8 --report $(FIELD_REPORTS)/litellm
+	-GAUNTLET_LITELLM=$(FIELD)/litellm/bin/litellm $(FIELD_RUN) --target litellm --report $(FIELD_REPORTS)/litellm
 	-GAUNTLET_PORTKEY=$(FIELD)/portkey/node_modules/@portkey-ai/gateway $(FIELD_RUN) --target portkey --report $(FIELD_REPORTS)/portkey
 	-GAUNTLET_LM_PROXY=$(FIELD)/lm-proxy/bin/python $(FIELD_RUN) --target lm-proxy --report $(FIELD_REPORTS)/lm-proxy
 	-GAUNTLET_MODELSWITCH=$(FIELD)/modelswitch/bin/modelswitch $(FIELD_RUN) --target modelswitch --report $(FIELD_REPORTS)/modelswitch

@@ -120,7 +120,7 @@ pub struct Args {
         value_parser = |text: &str| number(text, 10_000)
     )]
     repeat: u32,
-    /// Run N cases at the same time [default: twice the number of cores]
+    /// Run N cases at the same time [default: twice the number of cores; four times for a target that is shared]
     #[arg(long, value_name = "N", value_parser = |text: &str| number(text, 1_024))]
     jobs: Option<u32>,
     /// Run only the K-th of N equal parts of the cases
@@ -323,7 +323,7 @@ impl Prepared {
         let jobs = args
             .jobs
             .and_then(|jobs| usize::try_from(jobs).ok())
-            .unwrap_or_else(default_jobs);
+            .unwrap_or_else(|| default_jobs(self.target.shared()));
         let target = TargetRecord {
             name: self.target.manifest().name.clone(),
             version: self.target.manifest().version.clone(),
@@ -398,8 +398,10 @@ async fn interrupted() {
     }
 }
 
-fn default_jobs() -> usize {
-    2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+/// The cases of a shared gateway wait more than they compute: nothing is started for each.
+fn default_jobs(shared: bool) -> usize {
+    let each = if shared { 4 } else { 2 };
+    each * std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
 }
 
 fn described(database: Option<&Resolved>) -> DatabaseRecord {

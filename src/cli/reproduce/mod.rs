@@ -21,8 +21,8 @@ use super::CommandError;
 mod gateway;
 mod readme;
 
-const UPSTREAM: &str = include_str!("reproduce/upstream.py");
-const CLIENT: &str = include_str!("reproduce/client.py");
+const UPSTREAM: &str = include_str!("upstream.py");
+const CLIENT: &str = include_str!("client.py");
 
 const AFTER_HELP: &str = "\
 The folder holds README.md (what to do and what one sees), upstream.py (the providers, byte for
