@@ -120,7 +120,7 @@ pub struct Args {
         value_parser = |text: &str| number(text, 10_000)
     )]
     repeat: u32,
-    /// Run N cases at the same time [default: twice the number of cores; four times for a target that is shared]
+    /// Run N cases at the same time [default: 2 for each core, 4 with a shared target]
     #[arg(long, value_name = "N", value_parser = |text: &str| number(text, 1_024))]
     jobs: Option<u32>,
     /// Run only the K-th of N equal parts of the cases
