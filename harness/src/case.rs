@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::future::BoxFuture;
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 use crate::database::CaseDatabase;
 use crate::exercise::Reached;
 use crate::gate::Gates;
 use crate::llm::Stub;
+use crate::rows::kinds;
 use crate::spec::Spec;
 use crate::subject::{Capability, Deployment, Manifest, Process, RunningTarget, Target};
 use crate::tape::Tape;
@@ -22,43 +22,12 @@ pub use crate::verdict::{
     CaseResult, Deviations, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
 };
 
-macro_rules! profiles {
-    ($($variant:ident $name:literal $surface:literal)*) => {
-        /// The surface of a gateway that a requirement is about.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        pub enum Profile {
-            $(
-                #[doc = $surface]
-                #[serde(rename = $name)]
-                $variant,
-            )*
-        }
-
-        impl Profile {
-            /// Every profile.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name of the profile, in records and on the command line.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// The surface that the profile covers, in a few words.
-            #[must_use]
-            pub const fn surface(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $surface,)*
-                }
-            }
-        }
-    };
-}
-
 #[rustfmt::skip] // a row is a name and a text
-profiles! {
+kinds! {
+    /// The surface of a gateway that a requirement is about.
+    Profile;
+    /// The surface that the profile covers, in a few words.
+    surface;
     Llm "llm" "The OpenAI-compatible API, which every gateway has."
     Query "query" "The API of a query orchestrator."
     Store "store" "What the gateway keeps in a database."

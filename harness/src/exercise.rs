@@ -11,47 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::rows::kinds;
 use crate::tape::{Entry, Event};
 
-macro_rules! states {
-    ($($variant:ident $name:literal $meaning:literal)*) => {
-        /// A state of the gateway, or of what is around it, that cases are about.
-        #[derive(
-            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-        )]
-        pub enum State {
-            $(
-                #[doc = $meaning]
-                #[serde(rename = $name)]
-                $variant,
-            )*
-        }
-
-        impl State {
-            /// Every state, in the order of the rows.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name of the state in reports.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// How the state is seen from outside, in one sentence.
-            #[must_use]
-            pub const fn meaning(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $meaning,)*
-                }
-            }
-        }
-    };
-}
-
 #[rustfmt::skip] // a row is a name and a sentence
-states! {
+kinds! {
+    /// A state of the gateway, or of what is around it, that cases are about.
+    State;
+    /// How the state is seen from outside, in one sentence.
+    meaning;
     PooledConnection "pooled connection reused"
         "A provider read a second request from one connection."
     Together "requests together"
@@ -78,12 +46,6 @@ states! {
         "The process was sent SIGTERM while requests were in flight."
     DatabaseFault "database taken away"
         "The harness took the database, or a part of it, away: stalled, gone, locked, read-only."
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// A fault that a case planted, and how often it was met.

@@ -18,6 +18,7 @@ pub mod gate;
 pub mod llm;
 pub mod plan;
 mod problem;
+mod rows;
 pub mod schedule;
 pub mod spec;
 pub mod tape;

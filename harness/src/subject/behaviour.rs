@@ -5,36 +5,13 @@
 //! keys of `[behaviour]` in target files and the table of `fixtures/targets/README.md` come from
 //! these rows.
 
-use serde::{Deserialize, Serialize};
-
-macro_rules! behaviour {
-    ($($key:ident: $type:ty = $default:literal $claim:literal)*) => {
-        /// What a gateway always does, whatever is configured.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub struct Behaviour {
-            $(
-                #[doc = $claim]
-                pub $key: $type,
-            )*
-        }
-
-        impl Default for Behaviour {
-            fn default() -> Self {
-                Self { $($key: $default,)* }
-            }
-        }
-
-        impl Behaviour {
-            /// Every key with its default, as TOML, and what it states.
-            pub const ROWS: &'static [(&'static str, &'static str, &'static str)] =
-                &[$((stringify!($key), stringify!($default), $claim)),*];
-        }
-    };
-}
+use super::stated::stated;
 
 #[rustfmt::skip] // a row is a key with its default, and a sentence
-behaviour! {
+stated! {
+    /// What a gateway always does, whatever is configured.
+    #[derive(Copy)]
+    Behaviour;
     retries_built_in: u32 = 0
         "The number of attempts that the gateway always makes at a candidate after a failed one, \
          without a setting for it."
@@ -53,27 +30,13 @@ behaviour! {
 #[cfg(test)]
 mod tests {
     use super::Behaviour;
+    use crate::subject::stated::assert_table_of_the_readme;
 
     #[test]
     fn the_readme_of_the_target_files_lists_exactly_these_rows() {
-        let readme = include_str!("../../../fixtures/targets/README.md");
-        let listed: Vec<&str> = readme
-            .lines()
-            .skip_while(|line| !line.starts_with("| `[behaviour]` | default |"))
-            .skip(2)
-            .take_while(|line| line.starts_with('|'))
-            .collect();
-        let rows: Vec<String> = Behaviour::ROWS
-            .iter()
-            .map(|(key, default, claim)| {
-                format!("| `{key}` | `{}` | {claim} |", default.replace('_', ""))
-            })
-            .collect();
-        assert_eq!(
-            listed,
-            rows,
-            "the table of fixtures/targets/README.md has to be:\n{}",
-            rows.join("\n")
-        );
+        let rows = Behaviour::ROWS.iter().map(|(key, default, claim)| {
+            format!("| `{key}` | `{}` | {claim} |", default.replace('_', ""))
+        });
+        assert_table_of_the_readme("| `[behaviour]` | default |", rows);
     }
 }

@@ -6,59 +6,14 @@
 //! come from these rows; adding a capability is adding a row (and its line in that table, which a
 //! test compares).
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
-macro_rules! capabilities {
-    ($($variant:ident $name:literal $claim:literal)*) => {
-        /// Something that a gateway may be able to do, as a target file declares it.
-        #[derive(
-            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-        )]
-        pub enum Capability {
-            $(
-                #[doc = $claim]
-                #[serde(rename = $name)]
-                $variant,
-            )*
-        }
-
-        impl Capability {
-            /// Every capability, in the order of the rows.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name of the capability in target files.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// The capabilities that a target declares by declaring this one.
-            #[must_use]
-            pub const fn implies(self) -> &'static [Self] {
-                match self {
-                    Self::FirstTokenTimeout => &[Self::HeadersTimeout],
-                    Self::Health => &[Self::Liveness, Self::Readiness],
-                    _ => &[],
-                }
-            }
-
-            /// What a target that declares the capability claims, in one sentence.
-            #[must_use]
-            pub const fn claim(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $claim,)*
-                }
-            }
-        }
-    };
-}
+use crate::rows::kinds;
 
 #[rustfmt::skip] // a row is a name and a sentence
-capabilities! {
+kinds! {
+    /// Something that a gateway may be able to do, as a target file declares it.
+    Capability;
+    /// What a target that declares the capability claims, in one sentence.
+    claim;
     Chat "chat"
         "It answers `POST /v1/chat/completions` in OpenAI's form."
     Stream "stream"
@@ -148,34 +103,28 @@ capabilities! {
          restart."
 }
 
-impl fmt::Display for Capability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+impl Capability {
+    /// The capabilities that a target declares by declaring this one.
+    #[must_use]
+    pub const fn implies(self) -> &'static [Self] {
+        match self {
+            Self::FirstTokenTimeout => &[Self::HeadersTimeout],
+            Self::Health => &[Self::Liveness, Self::Readiness],
+            _ => &[],
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Capability;
+    use crate::subject::stated::assert_table_of_the_readme;
 
     #[test]
     fn the_readme_of_the_target_files_lists_exactly_these_rows() {
-        let readme = include_str!("../../../fixtures/targets/README.md");
-        let listed: Vec<&str> = readme
-            .lines()
-            .skip_while(|line| !line.starts_with("| capability |"))
-            .skip(2)
-            .take_while(|line| line.starts_with('|'))
-            .collect();
-        let rows: Vec<String> = Capability::ALL
+        let rows = Capability::ALL
             .iter()
-            .map(|row| format!("| `{}` | {} |", row.name(), row.claim()))
-            .collect();
-        assert_eq!(
-            listed,
-            rows,
-            "the table of fixtures/targets/README.md has to be:\n{}",
-            rows.join("\n")
-        );
+            .map(|row| format!("| `{}` | {} |", row.name(), row.claim()));
+        assert_table_of_the_readme("| capability |", rows);
     }
 }

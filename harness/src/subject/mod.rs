@@ -11,6 +11,7 @@ mod process;
 mod reaped;
 mod render;
 mod shared;
+mod stated;
 mod surface;
 mod url;
 mod words;
