@@ -19,7 +19,8 @@ use crate::wire::postgres::DatabaseWire;
 
 pub use crate::exercise::State;
 pub use crate::verdict::{
-    CaseResult, Deviations, Failure, FailureMode, Level, Verdict, equal, holds, in_order, silent,
+    CaseResult, Deviations, Failure, FailureMode, Level, Verdict, equal, holds, in_order, json,
+    silent,
 };
 
 #[rustfmt::skip] // a row is a name and a text

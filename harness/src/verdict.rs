@@ -124,22 +124,27 @@ pub fn holds(
     })
 }
 
-/// Two values that must be equal. `what` names the value ("the number of \[DONE\] events").
+/// Two values that must be equal. `what` names the value ("the number of \[DONE\] events"). The
+/// failure shows both as JSON.
 ///
 /// # Errors
 /// As [`holds`].
-pub fn equal<T: PartialEq + fmt::Debug>(
+pub fn equal<T: PartialEq + Serialize>(
     fact: &str,
     what: &str,
     expected: T,
     observed: T,
 ) -> CaseResult {
-    holds(
-        fact,
-        expected == observed,
-        format!("{what} to be {expected:?}"),
-        format_args!("{observed:?}"),
-    )
+    if expected == observed {
+        return Ok(());
+    }
+    let expected = format!("{what} to be {}", json(&expected));
+    holds(fact, false, expected, json(&observed))
+}
+
+/// Formats a value for the reader of a verdict, who may not know how Rust shows it.
+pub fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!("a value without JSON ({error})"))
 }
 
 /// Two positions on the tape, each with the name of its event: the first must come before the

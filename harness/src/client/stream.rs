@@ -1,9 +1,11 @@
 //! A streamed answer, read event by event or as a whole transcript.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_openai::types::chat::CreateChatCompletionStreamResponse;
 use bytes::{Bytes, BytesMut};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::sse::{Reader, Sse};
@@ -23,6 +25,21 @@ pub enum End {
     Orderly,
     /// The connection ended before the end of the body, or was reset; the text says how.
     Cut(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Orderly => f.write_str("in order, as if it were complete"),
+            Self::Cut(how) => write!(f, "before the end of its body ({how})"),
+        }
+    }
+}
+
+impl Serialize for End {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// One event of a stream.

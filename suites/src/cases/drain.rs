@@ -1,6 +1,6 @@
 //! DRAIN: the end of a process causes no error for its clients.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, json, silent};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{chat, reply};
 use gauntlet_harness::plan::{Plan, Step};
@@ -85,7 +85,7 @@ async fn drain_01(ctx: &Ctx) -> CaseResult {
         "stream.complete",
         streamed.looks_complete(),
         "a stream that ends as if nothing had happened",
-        format_args!("{:?}", streamed.end),
+        format_args!("the stream ended {}", streamed.end),
     )?;
     equal(
         "stream.text",
@@ -140,7 +140,7 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
         streamed.error.is_some(),
         "an error event in the stream that was cut",
         format_args!(
-            "no error event and {} [DONE] events; the stream ended: {:?}",
+            "no error event and {} [DONE] events; the stream ended {}",
             streamed.done_count, streamed.end
         ),
     )
@@ -172,7 +172,7 @@ async fn drain_02(ctx: &Ctx) -> CaseResult {
         "records.statuses",
         matches!(statuses.as_slice(), ["cancelled" | "failed"]),
         "one record, cancelled or failed",
-        format_args!("{statuses:?}"),
+        json(&statuses),
     )
     .map_err(silent)
 }

@@ -1,6 +1,6 @@
 //! FALL: when one candidate fails the next one serves, and the client learns when none could.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, json, silent};
 use gauntlet_harness::client::{End, Reply, Transcript};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, openai, raw, reply, tool_call, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -300,7 +300,7 @@ fn clean(ctx: &Ctx, stream: &Transcript, what: &str) -> CaseResult {
         "stream.error_event",
         stream.error.is_none(),
         format!("no error event ({what})"),
-        format_args!("{:?}", stream.error),
+        json(&stream.error),
     )?;
     equal(
         "stream.text",
@@ -367,7 +367,7 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
             reported,
             "an error event where the stream broke",
             format_args!(
-                "no error event and {} [DONE] events; the stream ended: {:?}",
+                "no error event and {} [DONE] events; the stream ended {}",
                 stream.done_count, stream.end
             ),
         )
@@ -376,7 +376,7 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
             "stream.continued_end",
             stream.looks_complete() || reported,
             "a continued stream that ends properly",
-            format_args!("{:?}", stream.end),
+            format_args!("the stream ended {}", stream.end),
         )
         .map_err(silent_in(&stream)),
         text => holds(
@@ -463,7 +463,7 @@ async fn fall_06(ctx: &Ctx) -> CaseResult {
         "answer.statuses",
         statuses.iter().all(|status| (400..500).contains(status)),
         "the client's own error (4xx) each time",
-        format_args!("{statuses:?}"),
+        json(&statuses),
     )?;
     equal(
         "next.text",
@@ -618,7 +618,7 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
         "attempts.causes",
         causes.len() == 2 && causes[0] != causes[1],
         "two causes that differ",
-        format_args!("{causes:?}"),
+        json(&causes),
     )?;
     let leaked = keys.iter().any(|key| answer.text().contains(key.as_str()));
     holds(

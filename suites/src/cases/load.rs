@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, State, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, State, equal, holds, json};
 use gauntlet_harness::client::{Exchange, Reply, Transport};
 use gauntlet_harness::gate::guard;
 use gauntlet_harness::llm::{raw, reply};
@@ -165,7 +165,7 @@ async fn load_02(ctx: &Ctx) -> CaseResult {
         "refused.statuses",
         refused.iter().all(|answer| answer.status >= 400),
         "errors beyond the limit",
-        format_args!("{:?}", statuses(&refused)),
+        json(&statuses(&refused)),
     )?;
     ctx.reached(State::AdmissionFull);
     ctx.gates.gate("full").open();

@@ -1,6 +1,6 @@
 //! OBS: what the gateway reports about itself is what happened.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, equal, holds, json, silent};
 use gauntlet_harness::gate::converge;
 use gauntlet_harness::llm::{error, reply};
 use gauntlet_harness::plan::Plan;
@@ -175,7 +175,7 @@ async fn obs_02(ctx: &Ctx) -> CaseResult {
         "provider.traceparent",
         continued,
         format!("a traceparent of the trace {TRACE}"),
-        format_args!("{sent:?}"),
+        json(&sent),
     )
 }
 

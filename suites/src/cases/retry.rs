@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, State, equal, holds, silent};
+use gauntlet_harness::case::{
+    CaseResult, Ctx, Deviations, Failure, State, equal, holds, json, silent,
+};
 use gauntlet_harness::gate::{at_least, gap, hang_guard, with_hang_guard};
 use gauntlet_harness::llm::{Responder, Stub, chat, error, reply, sequence, with};
 use gauntlet_harness::plan::{Listen, Plan, Step};
@@ -288,7 +290,7 @@ async fn retry_02(ctx: &Ctx) -> CaseResult {
         "refused.statuses",
         statuses.iter().all(|status| *status >= 400),
         "an error for each refusal",
-        format!("{statuses:?}"),
+        json(&statuses),
     )
     .map_err(silent)?;
     equal(
@@ -495,7 +497,7 @@ async fn retry_06(ctx: &Ctx) -> CaseResult {
         "answers.statuses",
         answers.iter().all(|answer| answer.status >= 500),
         "an error of 500 or more for each request to a provider that only fails",
-        format_args!("{:?}", statuses(&answers)),
+        json(&statuses(&answers)),
     )
     .map_err(silent_if(answers.iter().any(|answer| answer.status < 400)))?;
     let seen = p1.requests().len();
@@ -615,7 +617,7 @@ async fn retry_11(ctx: &Ctx) -> CaseResult {
         "provider.idempotency_key",
         keys.iter().all(|sent| *sent == Some(key.as_str())),
         format!("the client's Idempotency-Key {key:?} on every attempt"),
-        format_args!("{keys:?}"),
+        json(&keys),
     )
 }
 

@@ -1,6 +1,6 @@
 //! STRM: a stream that breaks reports it, and never looks finished.
 
-use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, json};
 use gauntlet_harness::client::Transcript;
 use gauntlet_harness::llm::{Responder, chat, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
@@ -552,7 +552,7 @@ async fn strm_13(ctx: &Ctx) -> CaseResult {
             "stream.ids",
             matches!(ids.as_slice(), [id] if !id.is_empty()),
             format!("one id on all chunks of the stream of {alias}"),
-            format_args!("{ids:?}"),
+            json(&ids),
         ))?;
     }
     deviations.result()

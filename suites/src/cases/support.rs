@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, json, silent};
 use gauntlet_harness::client::{End, Exchange, Reply, StreamEvent, Transcript};
 use gauntlet_harness::gate::{converge, gap, guard, hang_guard, poll_until, with_hang_guard};
 use gauntlet_harness::llm::{Responder, Stub, chat, reply};
@@ -265,8 +265,9 @@ pub(super) fn whole(stream: &Transcript, text: &str) -> CaseResult {
         stream.looks_complete(),
         "a complete stream",
         format_args!(
-            "{} [DONE] events, error {:?}",
-            stream.done_count, stream.error
+            "{} [DONE] events, error {}",
+            stream.done_count,
+            json(&stream.error)
         ),
     )
 }
@@ -298,7 +299,7 @@ pub(super) fn broken(stream: &Transcript) -> CaseResult {
         "stream.error_event",
         false,
         "an error event in a stream that broke",
-        format_args!("no error event; the stream ended: {:?}", stream.end),
+        format_args!("no error event; the stream ended {}", stream.end),
     )
 }
 

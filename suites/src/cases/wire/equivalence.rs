@@ -1,6 +1,6 @@
 //! WIRE, of meanings: the client understands the same from every protocol, streamed and plain.
 
-use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, silent};
+use gauntlet_harness::case::{CaseResult, Ctx, equal, holds, json, silent};
 use gauntlet_harness::client::{Reply, Transcript};
 use gauntlet_harness::llm::{chat, reply, tool_call};
 use gauntlet_harness::spec::{Protocol, Spec};
@@ -147,7 +147,11 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
             "stream.complete",
             streamed.looks_complete(),
             "a complete stream",
-            format_args!("status {}, error {:?}", streamed.status, streamed.error),
+            format_args!(
+                "status {}, error {}",
+                streamed.status,
+                json(&streamed.error)
+            ),
         )?;
         equal(
             "stream.meaning",
@@ -161,7 +165,7 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
 }
 
 /// What a client understands of an answer, streamed or plain.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, serde::Serialize)]
 struct Meaning {
     text: String,
     tools: Vec<(String, Value)>,
@@ -251,7 +255,7 @@ fn well_formed(plain: &Reply, streamed: &Transcript) -> CaseResult {
         "stream.complete",
         streamed.looks_complete(),
         "a complete stream",
-        format_args!("error {:?}, end {:?}", streamed.error, streamed.end),
+        format_args!("error {}, end {}", json(&streamed.error), streamed.end),
     )?;
     let message = &plain.json()["choices"][0]["message"];
     let mut ids = message["tool_calls"]
