@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use gauntlet_harness::case::{Case, Verdict};
+use gauntlet_harness::case::{Case, Failure, Verdict};
 use gauntlet_harness::database::{Database, Require};
 use gauntlet_harness::gate::with_hang_guard;
 use gauntlet_harness::runner::examine;
@@ -229,4 +229,34 @@ async fn a_gateway_without_fallback_is_not_accused_of_what_it_answers_after_all_
         matches!(other.as_slice(), [(_, Verdict::NotExercised { .. })]),
         "{other:#?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_violation_is_reported_although_the_next_row_is_not_exercised() {
+    for (defect, id, expected) in [
+        (Defect::PassesProviderAuth, "ERR-02", "plain.status"),
+        (
+            Defect::SendsDoneAfterError,
+            "STRM-12",
+            "stream.done_after_error",
+        ),
+    ] {
+        let rests = Reference::with_a_rest_after_each_failure().with_defect(defect);
+        let target: Arc<dyn Target> = Arc::new(rests);
+        let case = cases::all().into_iter().find(|case| case.id == id).unwrap();
+        // shorter than the rest
+        let guard = Duration::from_millis(800);
+        let outcome = with_hang_guard(guard, examine(&target, &case, None)).await;
+        let Verdict::Failed {
+            failure: Failure::Violated { fact, observed, .. },
+        } = outcome.verdict
+        else {
+            panic!("{id}: {:?}", outcome.verdict)
+        };
+        assert_eq!(fact, expected);
+        assert!(
+            observed.contains("the rest was not exercised"),
+            "{observed}"
+        );
+    }
 }

@@ -241,30 +241,34 @@ async fn err_02(ctx: &Ctx) -> CaseResult {
     let mut deviations = Deviations::new();
     for status in [401, 403] {
         p1.answers(error(status));
-        // when
-        until_asked(ctx, "solo", p1).await?;
-        let plain = ctx
-            .client
-            .chat(ctx.prompt("solo", &format!("plain {status}")))
-            .await?;
-        until_asked(ctx, "solo", p1).await?;
-        let stream = ctx
-            .client
-            .streamed(ctx.prompt("solo", &format!("streamed {status}")))
-            .await?;
-        // then
-        deviations.note(equal(
-            "plain.status",
-            &format!("the status of a plain request for a provider's {status}"),
-            502,
-            plain.status,
-        ))?;
-        deviations.note(equal(
-            "stream.status",
-            &format!("the status of a stream for a provider's {status}"),
-            502,
-            stream.status,
-        ))?;
+        let plain = async {
+            until_asked(ctx, "solo", p1).await?;
+            // when
+            let body = ctx.prompt("solo", &format!("plain {status}"));
+            let plain = ctx.client.chat(body).await?;
+            // then
+            equal(
+                "plain.status",
+                &format!("the status of a plain request for a provider's {status}"),
+                502,
+                plain.status,
+            )
+        };
+        deviations.note(plain.await)?;
+        let stream = async {
+            until_asked(ctx, "solo", p1).await?;
+            // when
+            let body = ctx.prompt("solo", &format!("streamed {status}"));
+            let stream = ctx.client.streamed(body).await?;
+            // then
+            equal(
+                "stream.status",
+                &format!("the status of a stream for a provider's {status}"),
+                502,
+                stream.status,
+            )
+        };
+        deviations.note(stream.await)?;
     }
     deviations.result()
 }

@@ -498,24 +498,27 @@ async fn strm_12(ctx: &Ctx) -> CaseResult {
     let mut met = false;
     let mut deviations = Deviations::new();
     for (what, responder) in failures {
-        until_asked(ctx, "solo", p1).await?;
-        p1.answers(responder);
-        // when
-        let stream = ctx.client.streamed(ctx.prompt("solo", what)).await?;
-        // then
-        met |= reports_error(&stream);
-        let after = stream
-            .events
-            .iter()
-            .skip_while(|event| event.error().is_none())
-            .filter(|event| event.is_done())
-            .count();
-        deviations.note(holds(
-            "stream.done_after_error",
-            after == 0,
-            format!("no [DONE] after the error event of a stream that {what} broke"),
-            format_args!("{after} [DONE] events"),
-        ))?;
+        let row = async {
+            until_asked(ctx, "solo", p1).await?;
+            p1.answers(responder);
+            // when
+            let stream = ctx.client.streamed(ctx.prompt("solo", what)).await?;
+            // then
+            met |= reports_error(&stream);
+            let after = stream
+                .events
+                .iter()
+                .skip_while(|event| event.error().is_none())
+                .filter(|event| event.is_done())
+                .count();
+            holds(
+                "stream.done_after_error",
+                after == 0,
+                format!("no [DONE] after the error event of a stream that {what} broke"),
+                format_args!("{after} [DONE] events"),
+            )
+        };
+        deviations.note(row.await)?;
     }
     deviations.result()?;
     if met {
@@ -536,24 +539,27 @@ async fn strm_13(ctx: &Ctx) -> CaseResult {
     }
     let mut deviations = Deviations::new();
     for alias in aliases {
-        // when
-        let asked = with_usage(ctx.prompt(alias, "capital"));
-        let stream = ctx.client.streamed(asked).await?;
-        // then
-        equal(
-            "stream.text",
-            &format!("the text of the stream of {alias}"),
-            "Paris is big.",
-            stream.text.as_str(),
-        )?;
-        let mut ids = stream.ids();
-        ids.dedup();
-        deviations.note(holds(
-            "stream.ids",
-            matches!(ids.as_slice(), [id] if !id.is_empty()),
-            format!("one id on all chunks of the stream of {alias}"),
-            json(&ids),
-        ))?;
+        let row = async {
+            // when
+            let asked = with_usage(ctx.prompt(alias, "capital"));
+            let stream = ctx.client.streamed(asked).await?;
+            // then
+            equal(
+                "stream.text",
+                &format!("the text of the stream of {alias}"),
+                "Paris is big.",
+                stream.text.as_str(),
+            )?;
+            let mut ids = stream.ids();
+            ids.dedup();
+            holds(
+                "stream.ids",
+                matches!(ids.as_slice(), [id] if !id.is_empty()),
+                format!("one id on all chunks of the stream of {alias}"),
+                json(&ids),
+            )
+        };
+        deviations.note(row.await)?;
     }
     deviations.result()
 }

@@ -80,6 +80,13 @@ impl Reference {
         })
     }
 
+    /// The same gateway with this bug.
+    #[must_use]
+    pub fn with_defect(mut self, defect: Defect) -> Self {
+        self.defect = Some(defect);
+        self
+    }
+
     /// The same gateway, whose target declares that it always does this.
     #[must_use]
     pub fn declaring(mut self, change: impl FnOnce(&mut Behaviour)) -> Self {
