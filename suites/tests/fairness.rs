@@ -260,3 +260,17 @@ async fn a_violation_is_reported_although_the_next_row_is_not_exercised() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_that_passes_once_for_each_attempt_built_in_is_no_default() {
+    let repeats = Reference::with_built_in_retries()
+        .with_defect(Defect::DeadlinePerRetry)
+        .without(&[Capability::TotalDeadline])
+        .declaring(|always| always.retries_built_in = 2);
+    let target: Arc<dyn Target> = Arc::new(repeats);
+    let case = cases::all().into_iter().find(|case| case.id == "TIME-07");
+    // one request ends within it, and two do not
+    let guard = Duration::from_millis(2_500);
+    let outcome = with_hang_guard(guard, examine(&target, &case.unwrap(), None)).await;
+    assert_eq!(outcome.verdict, Verdict::Passed);
+}

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Either, Shared, select, try_join_all};
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, holds};
 use gauntlet_harness::client::{Client, Reply};
-use gauntlet_harness::gate::at_least;
+use gauntlet_harness::gate::{at_least, hang_guard, with_hang_guard};
 use gauntlet_harness::llm::{error, reply, sequence};
 use gauntlet_harness::plan::{Listen, Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
@@ -18,7 +18,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::Value;
 
 use crate::cases::CaseRow;
-use crate::cases::support::{broken, refused, took};
+use crate::cases::support::{broken, most_attempts, refused, took};
 
 /// The default of every timeout in milliseconds: less than the short hang guard of defects.
 const DEFAULT: Option<u64> = Some(5_000);
@@ -117,6 +117,13 @@ async fn time_06(ctx: &Ctx) -> CaseResult {
 }
 
 async fn time_07(ctx: &Ctx) -> CaseResult {
+    // each timeout passes once for every attempt that is built in, that of the clock as well; a
+    // whole case is bounded by four guards
+    let attempts = most_attempts(ctx, 1).unwrap_or(1).min(3) as u32;
+    with_hang_guard(attempts * hang_guard(), own_timeouts(ctx)).await
+}
+
+async fn own_timeouts(ctx: &Ctx) -> CaseResult {
     // given
     for (name, late, needs) in KINDS {
         if !ctx.declares(needs) {
