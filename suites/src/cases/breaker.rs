@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::future::{Either, join, select, try_join_all};
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, State, equal, holds};
+use gauntlet_harness::case::{CaseResult, Ctx, Failure, State, equal, holds};
 use gauntlet_harness::client::Reply;
 use gauntlet_harness::gate::{at_least, converge, gap, guard};
 use gauntlet_harness::llm::{ReceivedRequest, Stub, chat, error, reply};
@@ -16,7 +16,7 @@ use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event};
 
 use super::CaseRow;
-use super::support::{most_attempts, past_the_bench};
+use super::support::{most_attempts, past_the_bench, unexercised_if_hung};
 
 const PAIR: &[Capability] = &[Capability::Chat, Capability::Fallback, Capability::Breaker];
 
@@ -511,21 +511,16 @@ async fn fail(ctx: &Ctx, alias: &str, stub: &Stub, times: usize) -> CaseResult {
         Ok(Some(()).filter(|()| open))
     });
     let open = past_the_bench(ctx, failed).await;
-    let open = open.map(|()| ctx.reached(State::BreakerOpen));
-    open.map_err(|failure| match failure {
-        Failure::Violated {
-            mode: FailureMode::Hang,
-            ..
-        } => Failure::NotExercised {
-            why: format!(
-                "the breaker of {alias} was never open: its threshold is {times} failures, and {} \
-                 was asked {} times; BRKR-01 judges that",
-                stub.name(),
-                stub.calls("failure <").len()
-            ),
-        },
-        other => other,
-    })
+    open.map_err(unexercised_if_hung(|| {
+        format!(
+            "the breaker of {alias} was never open: its threshold is {times} failures, and {} was \
+             asked {} times; BRKR-01 judges that",
+            stub.name(),
+            stub.calls("failure <").len()
+        )
+    }))?;
+    ctx.reached(State::BreakerOpen);
+    Ok(())
 }
 
 /// How many different requests there are among these attempts.

@@ -400,20 +400,25 @@ pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResu
         ctx.client.chat(ctx.prompt(alias, &text)).await?;
         Ok(Some(()).filter(|()| stub.calls(&text).len() > before))
     });
-    past_the_bench(ctx, asked)
-        .await
-        .map_err(|failure| match failure {
-            Failure::Violated {
-                mode: FailureMode::Hang,
-                ..
-            } => Failure::NotExercised {
-                why: format!(
-                    "the gateway does not ask {} for {alias}, so that its failures were never met",
-                    stub.name()
-                ),
-            },
-            other => other,
-        })
+    let asked = past_the_bench(ctx, asked).await;
+    asked.map_err(unexercised_if_hung(|| {
+        format!(
+            "the gateway does not ask {} for {alias}, so that its failures were never met",
+            stub.name()
+        )
+    }))
+}
+
+/// Makes a hang a case that was not exercised, where a wait only brings the gateway into the state
+/// that the case is about.
+pub(super) fn unexercised_if_hung(why: impl FnOnce() -> String) -> impl FnOnce(Failure) -> Failure {
+    move |failure| match failure {
+        Failure::Violated {
+            mode: FailureMode::Hang,
+            ..
+        } => Failure::NotExercised { why: why() },
+        other => other,
+    }
 }
 
 /// Where a text stands in an answer: the name of each header that holds it, and the body.
@@ -465,9 +470,9 @@ pub(super) async fn taken(stub: &Stub) -> Result<u64, Failure> {
     let sent = poll_until(|| Some(()).filter(|()| stub.wire().sent_bytes() > 0));
     let what = format!("the beginning of the answer of {}", stub.name());
     let begun = guard("hang.answer_begun", &what, sent).await;
-    begun.map_err(|_| Failure::NotExercised {
-        why: format!("{} was never asked for its large answer", stub.name()),
-    })?;
+    begun.map_err(unexercised_if_hung(|| {
+        format!("{} was never asked for its large answer", stub.name())
+    }))?;
     stub.sent_settles().await
 }
 
