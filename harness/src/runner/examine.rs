@@ -38,7 +38,7 @@ pub async fn examine(
     let began = Instant::now();
     let mut fixture = match CaseFixture::prepare(target, case.id, (case.spec)(), database).await {
         Ok(fixture) => fixture,
-        Err(failure) => return failed(case, failure, began, &Tape::new(), String::new()),
+        Err(failure) => return failed(case, failure, began, &Tape::new()),
     };
     let deployment = fixture.deployment();
     let outcome = match target.start(deployment.clone()).await {
@@ -60,13 +60,13 @@ pub async fn examine(
         }
         Err(TargetError::NotSupported(why)) => {
             let failure = Failure::NotRun { why };
-            failed(case, failure, began, &fixture.tape, String::new())
+            failed(case, failure, began, &fixture.tape)
         }
         Err(error) => {
             let tape = fixture.tape.clone();
             let folder = fixture.keep().await;
             let what = not_started(&error.to_string(), &folder);
-            return failed(case, Failure::Target { what }, began, &tape, String::new());
+            return failed(case, Failure::Target { what }, began, &tape);
         }
     };
     fixture.close().await;
@@ -122,7 +122,7 @@ pub(super) async fn run(
     let tape = fixture.tape.clone();
     let client = match Client::of(&running, tape.clone()) {
         Ok(client) => client,
-        Err(failure) => return failed(case, failure, began, &tape, String::new()),
+        Err(failure) => return failed(case, failure, began, &tape),
     };
     let setup = Setup {
         spec: fixture.spec.clone(),
@@ -157,9 +157,7 @@ pub(super) async fn run(
     .await;
     let mut verdict = match result {
         Some(Ok(Ok(()))) => Verdict::Passed,
-        Some(Ok(Err(Failure::NotRun { why }))) => Verdict::NotRun { why },
-        Some(Ok(Err(Failure::NotExercised { why }))) => Verdict::NotExercised { why },
-        Some(Ok(Err(failure))) => Verdict::Failed { failure },
+        Some(Ok(Err(failure))) => verdict_of(failure),
         Some(Err(panic)) => Verdict::Failed {
             failure: Failure::Harness {
                 what: format!("the case panicked: {}", message(panic.as_ref())),
@@ -359,23 +357,20 @@ async fn died(
 }
 
 /// Makes the outcome of a case that could not be examined.
-pub(super) fn failed(
-    case: &Case,
-    failure: Failure,
-    began: Instant,
-    tape: &Tape,
-    log_tail: String,
-) -> Outcome {
-    let verdict = match failure {
-        Failure::NotRun { why } => Verdict::NotRun { why },
-        Failure::NotExercised { why } => Verdict::NotExercised { why },
-        failure => Verdict::Failed { failure },
-    };
+pub(super) fn failed(case: &Case, failure: Failure, began: Instant, tape: &Tape) -> Outcome {
     Outcome {
         duration_ms: milliseconds(began),
         tape: tape.entries(),
-        log_tail,
-        ..Outcome::without_run(case, verdict)
+        ..Outcome::without_run(case, verdict_of(failure))
+    }
+}
+
+/// Returns the verdict on a case that ended with this failure.
+fn verdict_of(failure: Failure) -> Verdict {
+    match failure {
+        Failure::NotRun { why } => Verdict::NotRun { why },
+        Failure::NotExercised { why } => Verdict::NotExercised { why },
+        failure => Verdict::Failed { failure },
     }
 }
 

@@ -158,7 +158,7 @@ async fn examine_group(
     let mut left = Vec::new();
     let mut queue = VecDeque::from(group.cases);
     for (index, case, failure) in group.unprepared {
-        let outcome = failed(&case, failure, group.began, &Tape::new(), String::new());
+        let outcome = failed(&case, failure, group.began, &Tape::new());
         keep(run, board, attempts, index, outcome);
     }
     let gateway = match group.gateway {
@@ -175,13 +175,7 @@ async fn examine_group(
                     .rounds
                     .front()
                     .map_or_else(Tape::new, |(_, fixture)| fixture.tape.clone());
-                let outcome = failed(
-                    &prepared.case,
-                    failure.clone(),
-                    group.began,
-                    &tape,
-                    String::new(),
-                );
+                let outcome = failed(&prepared.case, failure.clone(), group.began, &tape);
                 keep(run, board, attempts, prepared.index, outcome);
                 prepared.close().await;
             }
@@ -250,13 +244,7 @@ fn examine_once(
     prefix: &str,
     gateway: &Gateway,
 ) -> impl Future<Output = Outcome> + use<> {
-    let handle = share(
-        &gateway.base_url,
-        &gateway.headers,
-        &gateway.rendered,
-        gateway.process.as_ref(),
-        prefix,
-    );
+    let handle = gateway.handle(prefix);
     let (target, case) = (Arc::clone(&run.target), *case);
     async move {
         let examination = async move {
@@ -285,6 +273,19 @@ struct Gateway {
     _folder: tempfile::TempDir,
 }
 
+impl Gateway {
+    /// Returns the gateway as a case with this prefix has it.
+    fn handle(&self, prefix: &str) -> RunningTarget {
+        share(
+            &self.base_url,
+            &self.headers,
+            &self.rendered,
+            self.process.as_ref(),
+            prefix,
+        )
+    }
+}
+
 /// Starts the gateway, and sends healthy requests through it to stubs of their own.
 async fn wired(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
     let asked = cases.iter().map(|prepared| &prepared.case);
@@ -296,13 +297,7 @@ async fn wired(run: &Run, cases: &[Prepared]) -> Result<Gateway, Failure> {
     let Some(preflight) = preflight else {
         return Ok(gateway);
     };
-    let handle = share(
-        &gateway.base_url,
-        &gateway.headers,
-        &gateway.rendered,
-        gateway.process.as_ref(),
-        PREFLIGHT,
-    );
+    let handle = gateway.handle(PREFLIGHT);
     let first = cases.first().and_then(|prepared| prepared.rounds.front());
     let keys = first.map(|(_, fixture)| &fixture.spec.keys);
     let keys = keys.map(Vec::as_slice).unwrap_or_default();
