@@ -282,14 +282,7 @@ fn lines_of_case(log: &str, marks: &[String]) -> String {
 /// Adds requests that no stub answers to the verdict: they are an error of the gateway or of the
 /// case, and a case with one cannot pass.
 fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
-    let unmatched = tape
-        .entries()
-        .into_iter()
-        .find_map(|entry| match entry.event {
-            Event::Unmatched { reason, .. } => Some(reason),
-            _ => None,
-        });
-    match (verdict, unmatched) {
+    match (verdict, unmatched(tape)) {
         (Verdict::Passed, Some(reason)) => Verdict::Failed {
             failure: Failure::Violated {
                 fact: "provider.unmatched".into(),
@@ -320,6 +313,15 @@ fn with_unmatched(verdict: Verdict, tape: &Tape) -> Verdict {
             },
         },
         (verdict, _) => verdict,
+    }
+}
+
+/// Returns why the first request that no stub answers is not answered, if there is one.
+pub(super) fn unmatched(tape: &Tape) -> Option<String> {
+    let first = tape.first(|entry| matches!(entry.event, Event::Unmatched { .. }));
+    match first?.event {
+        Event::Unmatched { reason, .. } => Some(reason),
+        _ => None,
     }
 }
 

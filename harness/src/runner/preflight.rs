@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::examine::DYING;
+use super::examine::{DYING, unmatched};
 use super::fixture::CaseFixture;
 use crate::case::Case;
 use crate::client::{Client, Transcript};
@@ -13,7 +13,7 @@ use crate::gate::{bounded, pace};
 use crate::llm::{Protocol, reply};
 use crate::spec::{KeySpec, Spec};
 use crate::subject::{Capability, Manifest, RunningTarget, Target};
-use crate::tape::{Event, Tape};
+use crate::tape::Tape;
 use crate::verdict::{Failure, FailureMode};
 
 /// How often a healthy request is sent before it counts as failed: a gateway may become ready a
@@ -131,16 +131,7 @@ impl Preflight {
         let stub = self.fixture.stubs.get(provider);
         let url = stub.map(|stub| stub.base_url()).unwrap_or_default();
         let asked = stub.is_some_and(|stub| !stub.requests().is_empty());
-        let unmatched =
-            self.fixture
-                .tape
-                .entries()
-                .into_iter()
-                .find_map(|entry| match entry.event {
-                    Event::Unmatched { reason, .. } => Some(reason),
-                    _ => None,
-                });
-        let (at_provider, remedy) = match (unmatched, asked) {
+        let (at_provider, remedy) = match (unmatched(&self.fixture.tape), asked) {
             (Some(reason), _) => (
                 format!("the stub was sent a request that no provider answers: {reason}"),
                 format!("configure the base URL {url} for the provider {provider}"),
@@ -327,10 +318,8 @@ fn spec<'a>(manifest: &Manifest, cases: impl Iterator<Item = &'a Case>) -> Spec 
             continue;
         }
         for model in &spec.models {
-            let first = model.candidates.first().and_then(|candidate| {
-                let named = |name: &str| name == candidate.provider;
-                spec.providers.iter().find(|provider| named(&provider.name))
-            });
+            let first = model.candidates.first();
+            let first = first.and_then(|candidate| spec.provider_of(candidate));
             let kind = first.map(|first| (first.protocol, model.candidates.len() > 1));
             if let Some(kind) = kind.filter(|kind| !kinds.contains(kind)) {
                 kinds.push(kind);
