@@ -76,28 +76,41 @@ fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-fn unknown(problem: &str) -> Option<String> {
-    let (what, rest) = [("unknown field ", "key"), ("unknown variant ", "word")]
+/// Returns the name in `known` that is most like `name`, if one is close.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (name.chars().count() / 3).max(2);
+    known
+        .map(|known| (strsim::damerau_levenshtein(name, known), known))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+/// Returns what an unknown name stands for, the name, and the known ones; a value that is one of a
+/// few is called `value`.
+pub(crate) fn unknown_name<'a>(
+    problem: &'a str,
+    value: &'static str,
+) -> Option<(&'static str, &'a str, Vec<&'a str>)> {
+    let (what, rest) = [("unknown field ", "key"), ("unknown variant ", value)]
         .into_iter()
         .find_map(|(begin, what)| Some((what, problem.strip_prefix(begin)?)))?;
     let (name, known) = rest.split_once(", ").unwrap_or((rest, ""));
-    let name = name.trim_matches('`');
-    let known = quoted(known);
-    let limit = (name.chars().count() / 3).max(2);
-    let nearest = known
-        .iter()
-        .map(|known| (strsim::damerau_levenshtein(name, known), known))
-        .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance);
-    let remedy = match nearest {
-        Some((_, nearest)) => format!("write `{nearest}`, the nearest known {what}"),
+    Some((what, name.trim_matches('`'), quoted(known)))
+}
+
+fn unknown(problem: &str) -> Option<String> {
+    let (what, name, known) = unknown_name(problem, "word")?;
+    let remedy = match nearest(name, known.iter().copied()) {
+        Some(nearest) => format!("write `{nearest}`, the nearest known {what}"),
         None if known.is_empty() => "remove it".into(),
         None => format!("write one of {}", known.join(", ")),
     };
     Some(format!("unknown {what} `{name}`; {remedy}"))
 }
 
-fn missing(problem: &str) -> Option<String> {
+/// Returns the sentence about a key that is missing, or there twice.
+pub(crate) fn missing(problem: &str) -> Option<String> {
     if let Some(name) = problem.strip_prefix("missing field ") {
         let name = name.trim_matches('`');
         return Some(format!("the key `{name}` is missing; add it"));
@@ -173,7 +186,7 @@ fn expected_in_words(expected: &str, form: Form) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{SCHEDULE, SCRIPT, json, plain};
+    use super::{SCHEDULE, SCRIPT, json, nearest, plain};
 
     #[test]
     fn types_of_the_code_become_words_of_the_file() {
@@ -219,5 +232,13 @@ mod tests {
             cut.starts_with("line 2, column 0: the file ends inside a value; write it as"),
             "{cut}"
         );
+    }
+
+    #[test]
+    fn the_nearest_name_is_close_or_none() {
+        let known = ["timeouts", "retry", "port"];
+        assert_eq!(nearest("timeots", known.into_iter()), Some("timeouts"));
+        assert_eq!(nearest("prot", known.into_iter()), Some("port"));
+        assert_eq!(nearest("whatever", known.into_iter()), None);
     }
 }

@@ -17,8 +17,9 @@ use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 
 use super::file::Each;
-use super::words::{line_of, nearest};
+use super::words::line_of;
 use super::{Capability, Deployment, TargetError, TargetFile};
+use crate::problem::nearest;
 use crate::spec::Timeouts;
 
 /// Renders the templates of one target file for one deployment.

@@ -1,15 +1,7 @@
 //! Messages about target files in the words of their author: one sentence with the line and the
 //! nearest known name.
 
-/// Returns the name in `known` that is most like `name`, if one is close.
-pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (name.chars().count() / 3).max(2);
-    known
-        .map(|known| (strsim::damerau_levenshtein(name, known), known))
-        .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, known)| known)
-}
+use crate::problem::{missing, nearest, unknown_name};
 
 /// Returns the line of the byte at `offset`, counted from 1.
 pub(super) fn line_of(text: &str, offset: usize) -> usize {
@@ -33,29 +25,14 @@ pub(super) fn of_toml(text: &str, error: &toml::de::Error) -> String {
     format!("{line}: {problem}")
 }
 
-/// The texts between backquotes.
-fn quoted(text: &str) -> Vec<&str> {
-    text.split('`').skip(1).step_by(2).collect()
-}
-
 fn unknown(problem: &str) -> Option<String> {
-    let (what, rest) = [("unknown field ", "key"), ("unknown variant ", "value")]
-        .into_iter()
-        .find_map(|(begin, what)| Some((what, problem.strip_prefix(begin)?)))?;
-    let (name, known) = rest.split_once(", ").unwrap_or((rest, ""));
-    let name = name.trim_matches('`');
-    let known = quoted(known);
+    let (what, name, known) = unknown_name(problem, "value")?;
     let remedy = match nearest(name, known.iter().copied()) {
         Some(nearest) => format!("the nearest known {what} is `{nearest}`"),
         None if known.is_empty() => "remove it".into(),
         None => format!("write one of {}", known.join(", ")),
     };
     Some(format!("the {what} `{name}` is unknown; {remedy}"))
-}
-
-fn missing(problem: &str) -> Option<String> {
-    let name = problem.strip_prefix("missing field ")?.trim_matches('`');
-    Some(format!("the key `{name}` is missing; add it"))
 }
 
 fn wrong_type(problem: &str) -> Option<String> {
@@ -98,13 +75,5 @@ mod tests {
         assert_eq!(line_of("a\nb\nc", 0), 1);
         assert_eq!(line_of("a\nb\nc", 4), 3);
         assert_eq!(line_of("a\nb", 99), 2);
-    }
-
-    #[test]
-    fn the_nearest_name_is_close_or_none() {
-        let known = ["timeouts", "retry", "port"];
-        assert_eq!(nearest("timeots", known.into_iter()), Some("timeouts"));
-        assert_eq!(nearest("prot", known.into_iter()), Some("port"));
-        assert_eq!(nearest("whatever", known.into_iter()), None);
     }
 }
