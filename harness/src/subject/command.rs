@@ -161,9 +161,8 @@ impl CommandTarget {
     ) -> Result<Vec<(String, String)>, TargetError> {
         let such = self.file.headers.iter().filter(|(_, value)| such(value));
         such.map(|(name, value)| {
-            let value = renderer.render(&format!("headers.{name}"), value)?;
-            // no header holds a line break, and templates that loop are easier to read with them
-            Ok((name.clone(), value.lines().map(str::trim).collect()))
+            let value = renderer.header(None, &format!("headers.{name}"), value)?;
+            Ok((name.clone(), value))
         })
         .collect()
     }

@@ -85,11 +85,8 @@ pub(super) async fn all(
             let body = render("body", &step.body)?;
             let mut headers = Vec::new();
             for (name, template) in &step.headers {
-                let value = render(&format!("headers.{name}"), template)?;
-                headers.push((
-                    name.clone(),
-                    value.lines().map(str::trim).collect::<String>(),
-                ));
+                let what = format!("prepare.headers.{name}");
+                headers.push((name.clone(), renderer.header(element, &what, template)?));
             }
             let has_type = |(name, _): &(String, String)| name.eq_ignore_ascii_case("content-type");
             if !body.is_empty() && !headers.iter().any(has_type) {

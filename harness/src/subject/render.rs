@@ -125,6 +125,18 @@ impl<'a> Renderer<'a> {
             .map_err(|error| self.wrong(what, template, &error, context))
     }
 
+    /// Renders the value of a header. Line breaks are removed, with the blanks around them: no
+    /// header holds one, and templates that loop are easier to read with them.
+    pub(super) fn header(
+        &self,
+        element: Option<&(Each, serde_json::Value)>,
+        what: &str,
+        template: &str,
+    ) -> Result<String, TargetError> {
+        let value = self.render_for(element, what, template)?;
+        Ok(value.lines().map(str::trim).collect())
+    }
+
     /// Says where the template is wrong, and what name was meant.
     fn wrong(
         &self,
