@@ -4,17 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use indexmap::IndexMap;
-use tokio::process::Command;
 
 use super::prepare;
 use super::probe::{Seen, ask};
 use super::render::Renderer;
+use super::version::version;
 use super::{
     AliasSetting, Capability, ChildProcess, Deployment, Manifest, Process, Ready, Rendered,
     RenderedFile, RunningTarget, Start, Target, TargetError, TargetFile,
@@ -29,8 +28,6 @@ const POLL: Duration = Duration::from_millis(10);
 const ATTEMPTS: u32 = 3;
 /// The longest wait for a fixed port, which the gateway of the case before may hold while it dies.
 const RELEASE: Duration = Duration::from_secs(5);
-/// The longest wait for a version command; some gateways load all their modules first.
-const VERSION: Duration = Duration::from_secs(30);
 
 /// A target whose file has `[start]`.
 #[derive(Debug)]
@@ -534,57 +531,6 @@ fn occupied(port: u16) -> bool {
         .is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 
-fn version(file: &TargetFile, gauntlet: &std::path::Path) -> Result<Option<String>, TargetError> {
-    let renderer = Renderer::bare(file, gauntlet);
-    let words: Vec<String> = file
-        .version_command
-        .iter()
-        .map(|word| renderer.render("version_command", word))
-        .collect::<Result<_, _>>()?;
-    let Some((program, arguments)) = words.split_first() else {
-        return Ok(None);
-    };
-    Ok(output_of(program, arguments, VERSION).and_then(|output| version_in(&output)))
-}
-
-/// Returns what a program writes to stdout, if it ends with success within the bound; otherwise it
-/// is killed.
-fn output_of(program: &str, arguments: &[String], bound: Duration) -> Option<String> {
-    let ask = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .ok()?;
-        runtime.block_on(async {
-            let output = Command::new(program)
-                .args(arguments)
-                .stdin(Stdio::null())
-                .kill_on_drop(true)
-                .output();
-            let output = bounded(bound, output).await?.ok()?;
-            output
-                .status
-                .success()
-                .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-        })
-    };
-    // the caller may be a task, and its thread cannot run a second runtime
-    std::thread::scope(|scope| scope.spawn(ask).join())
-        .ok()
-        .flatten()
-}
-
-/// Finds the version in the output of a program: the first word of its first line that begins
-/// with a digit, or else the whole line.
-fn version_in(text: &str) -> Option<String> {
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
-    let number = line.split_whitespace().find(|word| {
-        word.trim_start_matches('v')
-            .starts_with(|c: char| c.is_ascii_digit())
-    });
-    Some(number.unwrap_or(line).to_string())
-}
-
 fn indented(text: &str) -> String {
     if text.is_empty() {
         "  (it wrote nothing)".to_string()
@@ -1002,35 +948,6 @@ serve(sys.argv[1], Main)"#;
             error.contains("no-such-gateway") && error.contains("pip install it"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn a_version_is_found_in_the_output_of_a_program() {
-        assert_eq!(version_in("gauntlet 0.1.0\n").as_deref(), Some("0.1.0"));
-        assert_eq!(
-            version_in("\nLiteLLM: Current Version = 1.106.2\n").as_deref(),
-            Some("1.106.2")
-        );
-        assert_eq!(version_in("nightly\n").as_deref(), Some("nightly"));
-        assert_eq!(version_in(""), None);
-    }
-
-    #[tokio::test]
-    async fn a_version_command_that_does_not_end_is_killed() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("pid");
-        let script = "echo $$ >\"$0\"; echo 1.0; exec tail -f /dev/null";
-        let arguments = ["-c".into(), script.into(), file.display().to_string()];
-        assert_eq!(
-            output_of("sh", &arguments, Duration::from_millis(500)),
-            None
-        );
-        assert_eq!(
-            output_of("echo", &["gauntlet 0.1.0".into()], Duration::from_secs(20)).as_deref(),
-            Some("gauntlet 0.1.0\n")
-        );
-        let pid = std::fs::read_to_string(file).unwrap_or_default();
-        super::super::process::tests::until_gone(&pid).await;
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod shared;
 mod stated;
 mod surface;
 mod url;
+mod version;
 mod words;
 
 use std::collections::BTreeSet;
