@@ -13,13 +13,14 @@ use indexmap::IndexMap;
 use super::prepare;
 use super::probe::{Seen, ask};
 use super::render::Renderer;
+use super::timeouts::Granularity;
 use super::version::version;
 use super::{
     AliasSetting, Capability, ChildProcess, Deployment, Manifest, Process, Ready, Rendered,
     RenderedFile, RunningTarget, Start, Target, TargetError, TargetFile,
 };
-use crate::gate::{bounded, hang_guard, pace, poll_until};
-use crate::spec::{Spec, Timeouts};
+use crate::gate::{bounded, pace, poll_until};
+use crate::spec::Spec;
 use crate::tape::{Event, Side};
 
 /// The time between two checks of a target that is not ready yet.
@@ -198,44 +199,12 @@ impl CommandTarget {
         })
     }
 
-    fn has_timeouts_per_model(&self) -> bool {
+    fn granularity(&self) -> Granularity {
         let declared = &self.manifest.capabilities;
-        declared.contains(&Capability::TimeoutPerModel)
-    }
-
-    /// Checks that one set of timeouts for all aliases serves the case, if the target has only one:
-    /// no timeout is both one that the case waits for and one beyond the hang guard. The case waits
-    /// for no timeout that it leaves at its default.
-    fn has_one_set_of_timeouts(&self, spec: &Spec) -> Result<(), String> {
-        if self.has_timeouts_per_model() {
-            return Ok(());
+        Granularity {
+            per_model: declared.contains(&Capability::TimeoutPerModel),
+            unit_ms: self.file.behaviour.timeout_unit_ms,
         }
-        let guard = u64::try_from(hang_guard().as_millis()).unwrap_or(u64::MAX);
-        let all: Vec<(&str, Timeouts)> = spec
-            .timeouts_in_force()
-            .map(|(model, timeouts)| (model.alias.as_str(), timeouts))
-            .collect();
-        for (n, (name, usual)) in Spec::default().timeouts.named().into_iter().enumerate() {
-            let of = |such: &dyn Fn(u64) -> bool| {
-                all.iter().find_map(|(alias, timeouts)| {
-                    timeouts.named()[n]
-                        .1
-                        .filter(|value| such(*value))
-                        .map(|value| (*alias, value))
-                })
-            };
-            if let (Some((short, a)), Some((long, b))) = (
-                of(&|value| value <= guard && Some(value) != usual),
-                of(&|value| value > guard),
-            ) {
-                return Err(format!(
-                    "the case needs {name} = {a} for the alias {short} and {name} = {b} for the alias \
-                     {long}, and the target does not declare `{}`",
-                    Capability::TimeoutPerModel
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// Returns the ports of one start by their names, `main` among them. A fixed port is awaited
@@ -291,35 +260,7 @@ impl Target for CommandTarget {
     }
 
     fn accepts(&self, spec: &Spec) -> Result<(), String> {
-        self.has_one_set_of_timeouts(spec)?;
-        let unit = self.file.behaviour.timeout_unit_ms;
-        let of_models = spec
-            .timeouts_in_force()
-            .map(|(model, timeouts)| (timeouts, format!(" for the alias {}", model.alias)));
-        for (timeouts, whose) in of_models.chain([(spec.timeouts, String::new())]) {
-            // a stub takes connections at once, unless the case examines the connect timeout
-            let usual = Spec::default().timeouts.connect_ms;
-            let connect_ms = timeouts.connect_ms.filter(|_| timeouts.connect_ms != usual);
-            let named = Timeouts {
-                connect_ms,
-                ..timeouts
-            }
-            .named();
-            for (first, a) in named {
-                for (second, b) in named {
-                    if let (Some(a), Some(b)) = (a, b)
-                        && a < b
-                        && a.next_multiple_of(unit) == b.next_multiple_of(unit)
-                    {
-                        return Err(format!(
-                            "the case needs {first} = {a} and {second} = {b}{whose}, which are equal in \
-                             multiples of {unit} ms (behaviour.timeout_unit_ms of the target file)"
-                        ));
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.granularity().accepts(spec)
     }
 
     fn adapted(&self, mut spec: Spec) -> Spec {
@@ -327,32 +268,7 @@ impl Target for CommandTarget {
             // its clients present what [headers] says
             spec.keys.clear();
         }
-        let unit = self.file.behaviour.timeout_unit_ms;
-        let whole = |timeouts: &mut Timeouts| {
-            for value in [
-                &mut timeouts.connect_ms,
-                &mut timeouts.first_token_ms,
-                &mut timeouts.idle_ms,
-                &mut timeouts.total_ms,
-            ] {
-                *value = value.map(|value| value.next_multiple_of(unit));
-            }
-        };
-        if !self.has_timeouts_per_model() {
-            // the longest, so that nothing ends what the case wants to last
-            let longest = spec
-                .timeouts_in_force()
-                .map(|(_, timeouts)| timeouts)
-                .reduce(|a, b| a.zipped(b, Option::max));
-            spec.timeouts = longest.unwrap_or(spec.timeouts);
-        }
-        whole(&mut spec.timeouts);
-        spec.providers
-            .iter_mut()
-            .for_each(|provider| whole(&mut provider.timeouts));
-        spec.models
-            .iter_mut()
-            .for_each(|model| whole(&mut model.timeouts));
+        self.granularity().adapt(&mut spec);
         spec
     }
 
@@ -842,91 +758,6 @@ serve(sys.argv[1], Main)"#;
         );
         let error = minted(master).await.unwrap_err();
         assert!(error.contains("`captured.key` is undefined"), "{error}");
-    }
-
-    #[test]
-    fn a_gateway_without_timeouts_per_model_has_those_of_the_case_for_all_aliases() {
-        let with = |capabilities: &str| {
-            let file = format!(
-                "name = \"t\"\ncapabilities = [{capabilities}]\n[start]\ncommand = [\"x\"]\n"
-            );
-            let file = TargetFile::parse(&file, "t.toml").unwrap();
-            CommandTarget::new(file, "gauntlet".into()).unwrap()
-        };
-        let (per_model, alone) = (with("\"timeout_per_model\""), with(""));
-        // whoever leaves must be noticed before any timeout closes the connection
-        let patient = Spec::solo().model_timeouts("solo", Timeouts::PATIENT);
-        assert_eq!(alone.accepts(&patient), Ok(()));
-        assert_eq!(
-            alone.adapted(patient.clone()).timeouts.total_ms,
-            Some(60_000)
-        );
-        assert_eq!(per_model.adapted(patient.clone()), patient);
-        let short = |total_ms| Timeouts {
-            total_ms: Some(total_ms),
-            ..Timeouts::default()
-        };
-        let pair = Spec::pair()
-            .provider_timeouts("p1", short(900))
-            .provider_timeouts("p2", short(2_000));
-        assert_eq!(alone.accepts(&pair), Ok(()));
-        assert_eq!(alone.adapted(pair).timeouts.total_ms, Some(2_000));
-        let patient_first = Spec::pair().provider_timeouts(
-            "p1",
-            Timeouts {
-                first_token_ms: Some(900),
-                ..Timeouts::PATIENT
-            },
-        );
-        assert_eq!(alone.accepts(&patient_first), Ok(()));
-        let adapted = alone.adapted(patient_first).timeouts;
-        assert_eq!(
-            (adapted.first_token_ms, adapted.idle_ms),
-            (Some(3_000), Some(60_000))
-        );
-        let mixed = Spec::pair()
-            .provider_timeouts("p1", short(900))
-            .provider_timeouts("p2", short(60_000));
-        assert_eq!(
-            alone.accepts(&mixed).unwrap_err(),
-            "the case needs total_ms = 900 for the alias pair and total_ms = 60000 for the alias pair, \
-             and the target does not declare `timeout_per_model`"
-        );
-        assert_eq!(per_model.accepts(&mixed), Ok(()));
-    }
-
-    #[test]
-    fn timeouts_are_rounded_up_to_whole_units_unless_two_become_equal() {
-        let file =
-            "name = \"t\"\n[start]\ncommand = [\"x\"]\n[behaviour]\ntimeout_unit_ms = 1000\n";
-        let file = TargetFile::parse(file, "t.toml").unwrap();
-        let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
-        let own = |first_token_ms, total_ms| {
-            let own = Timeouts {
-                first_token_ms: Some(first_token_ms),
-                total_ms: Some(total_ms),
-                ..Timeouts::default()
-            };
-            Spec::solo().model_timeouts("solo", own)
-        };
-        let fits = own(1_500, 4_000);
-        assert_eq!(target.accepts(&fits), Ok(()));
-        let adapted = target.adapted(fits).models[0].timeouts;
-        assert_eq!(
-            (adapted.first_token_ms, adapted.total_ms),
-            (Some(2_000), Some(4_000))
-        );
-        let as_long_as_a_connection = own(3_000, 300);
-        assert_eq!(
-            target.accepts(&as_long_as_a_connection),
-            Ok(()),
-            "the target declares no timeout of the connection"
-        );
-        assert_eq!(
-            target.accepts(&own(3_500, 3_800)).unwrap_err(),
-            "the case needs first_token_ms = 3500 and total_ms = 3800 for the alias solo, which are \
-             equal in multiples of 1000 ms (behaviour.timeout_unit_ms of the target file)"
-        );
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ mod render;
 mod shared;
 mod stated;
 mod surface;
+mod timeouts;
 mod url;
 mod version;
 mod words;
