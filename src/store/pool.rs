@@ -5,8 +5,7 @@
 //! back. A connection that died is replaced within the call where the call may be repeated.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use deadpool::managed::{
@@ -41,52 +40,45 @@ pub(super) struct Connector<C: Connection> {
     /// Names the database to people, without credentials.
     pub target: String,
     /// The file of the database, where it is one.
-    pub file: Option<DatabaseFile>,
+    pub file: Option<PathBuf>,
 }
 
-/// The file of a database. A connection to a file that was removed or replaced goes on with a file
-/// that nobody else can open: what it writes is lost.
-#[derive(Debug)]
-pub(super) struct DatabaseFile {
-    path: PathBuf,
-    /// Device and inode of the file to which connections are made.
-    known: Mutex<Option<(u64, u64)>>,
+/// A connection, and the file to which it was made, where the database is one.
+pub(super) struct Connected<C> {
+    pub connection: C,
+    file: Option<FileId>,
 }
 
-impl DatabaseFile {
-    pub fn new(path: PathBuf) -> Self {
-        Self {
-            known: Mutex::new(identity(&path)),
-            path,
-        }
-    }
-
-    /// Notes which file new connections are made to.
-    fn note(&self) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = identity(&self.path);
-    }
-
-    /// Whether the file is still the one to which connections are made.
-    fn is_unchanged(&self) -> bool {
-        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.is_some() && known == identity(&self.path)
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path)
-        .ok()
-        .map(|found| (found.dev(), found.ino()))
-}
+/// Device and inode of a file.
+type FileId = (u64, u64);
 
 impl<C: Connection> Connector<C> {
     /// Makes a connection. Cancel safe.
-    pub async fn connect(&self, by: Instant, bounds: Bounds) -> Result<C, StoreError> {
-        match timeout_at(by, self.options.connect()).await {
-            Ok(Ok(connection)) => Ok(connection),
+    pub async fn connect(&self, by: Instant, bounds: Bounds) -> Result<Connected<C>, StoreError> {
+        match timeout_at(by, self.try_connect()).await {
+            Ok(Ok(connected)) => Ok(connected),
             Ok(Err(error)) => Err(self.not_connected(&error, bounds)),
             Err(_) => Err(self.no_connection_within(bounds)),
         }
+    }
+
+    async fn try_connect(&self) -> Result<Connected<C>, sqlx::Error> {
+        // A file that is replaced meanwhile is thereby not taken for the one of the connection.
+        let file = self.file_id();
+        let connection = self.options.connect().await?;
+        Ok(Connected { connection, file })
+    }
+
+    /// Whether the file of the connection is still the one of the database. A connection to a file
+    /// that was removed or replaced goes on with a file that nobody else can open: what it writes
+    /// is lost.
+    fn is_current(&self, connected: &Connected<C>) -> bool {
+        self.file.is_none() || (connected.file.is_some() && connected.file == self.file_id())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        let found = std::fs::metadata(self.file.as_ref()?).ok()?;
+        Some((found.dev(), found.ino()))
     }
 
     fn not_connected(&self, error: &sqlx::Error, bounds: Bounds) -> StoreError {
@@ -108,17 +100,19 @@ impl<C: Connection> Connector<C> {
 }
 
 impl<C: Connection + 'static> Manager for Connector<C> {
-    type Type = C;
+    type Type = Connected<C>;
     type Error = sqlx::Error;
 
-    async fn create(&self) -> Result<C, sqlx::Error> {
-        let connection = self.options.connect().await?;
-        self.file.iter().for_each(DatabaseFile::note);
-        Ok(connection)
+    async fn create(&self) -> Result<Connected<C>, sqlx::Error> {
+        self.try_connect().await
     }
 
-    async fn recycle(&self, _: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        if self.file.as_ref().is_some_and(|file| !file.is_unchanged()) {
+    async fn recycle(
+        &self,
+        connected: &mut Connected<C>,
+        metrics: &Metrics,
+    ) -> RecycleResult<sqlx::Error> {
+        if !self.is_current(connected) {
             Err(RecycleError::message(
                 "the file of the database was removed or replaced",
             ))
@@ -182,7 +176,7 @@ impl<D: Dialect> Pool<D> {
         let mut is_reused = Pooled::<D>::metrics(&lease).recycle_count > 0;
         let answer_by = Instant::now() + self.bounds.statement;
         if call.effect == Effect::Write && is_reused {
-            let alive = timeout_at(answer_by, lease.ping()).await;
+            let alive = timeout_at(answer_by, lease.connection.ping()).await;
             if !matches!(alive, Ok(Ok(()))) {
                 self.reconnect(&mut lease, acquire_by.max(answer_by))
                     .await?;
@@ -190,7 +184,8 @@ impl<D: Dialect> Pool<D> {
         }
         let mut repeated = false;
         loop {
-            let Ok(result) = timeout_at(answer_by, D::run(&mut lease, call)).await else {
+            let Ok(result) = timeout_at(answer_by, D::run(&mut lease.connection, call)).await
+            else {
                 return Err(StoreError::Timeout(self.bounds.statement));
             };
             let error = match result {
@@ -221,7 +216,7 @@ impl<D: Dialect> Pool<D> {
     pub async fn close(&self) {
         let idle = self.connections.retain(|_, _| false).removed;
         self.connections.close();
-        for connection in idle {
+        for Connected { connection, .. } in idle {
             // the goodbye is a courtesy: a server that is gone is no error here
             let _ = tokio::time::timeout(self.bounds.statement, connection.close()).await;
         }
@@ -269,4 +264,67 @@ impl<D: Dialect> Pool<D> {
 
 fn closed() -> StoreError {
     StoreError::Unavailable("the store is closed".into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use sqlx::ConnectOptions;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    use super::*;
+    use crate::store::sqlite::SqliteDialect;
+
+    /// A connection that is in use while the file is replaced is not used again, although others
+    /// have been made to the new file meanwhile.
+    #[tokio::test]
+    async fn a_connection_to_a_replaced_file_is_not_used_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = async |name: &str, version: u32| {
+            let path = folder.path().join(name);
+            let options = SqliteConnectOptions::new().filename(&path);
+            let options = options.create_if_missing(true);
+            let mut connection = options.connect().await.unwrap();
+            let version = format!("PRAGMA user_version = {version}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(version))
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            connection.close().await.unwrap();
+            (path, options)
+        };
+        let (path, options) = database("old.db", 1).await;
+        let connector = Connector {
+            options,
+            target: "SQLite".into(),
+            file: Some(path.clone()),
+        };
+        let bounds = Bounds {
+            connections: 2,
+            acquire: Duration::from_secs(60),
+            statement: Duration::from_secs(60),
+        };
+        let pool = Pool::<SqliteDialect>::new(connector, bounds).unwrap();
+        let version = async |lease: &mut Lease<SqliteDialect>| {
+            sqlx::query_scalar::<_, u32>("PRAGMA user_version")
+                .fetch_one(&mut lease.connection)
+                .await
+                .unwrap()
+        };
+        let by = Instant::now() + bounds.acquire;
+        let mut in_use = pool.lease(by).await.unwrap();
+        assert_eq!(version(&mut in_use).await, 1);
+
+        let (new, _) = database("new.db", 2).await;
+        std::fs::rename(new, &path).unwrap();
+        let mut made = pool.lease(by).await.unwrap();
+        assert_eq!(version(&mut made).await, 2);
+        give_back::<SqliteDialect>(made);
+        give_back::<SqliteDialect>(in_use);
+        for _ in 0..2 {
+            let mut lease = pool.lease(by).await.unwrap();
+            assert_eq!(version(&mut lease).await, 2);
+            give_back::<SqliteDialect>(lease);
+        }
+    }
 }

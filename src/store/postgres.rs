@@ -53,7 +53,8 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<PostgresDialec
     };
     let mut connection = connector
         .connect(Instant::now() + bounds.acquire, bounds)
-        .await?;
+        .await?
+        .connection;
     // a silent server is given up soon; a migration, here or in another replica, may take longer
     let current = migrate::postgres_is_current(&mut connection);
     if !migrate::within(bounds.statement, current).await? {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::StoreError;
 use super::dialect::{self, Answer, Call, Dialect};
 use super::migrate;
-use super::pool::{Bounds, Connector, DatabaseFile, Pool};
+use super::pool::{Bounds, Connector, Pool};
 use super::sql::SqlStore;
 use crate::config::StoreConfig;
 
@@ -54,7 +54,8 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
     };
     let mut connection = connector
         .connect(Instant::now() + bounds.acquire, bounds)
-        .await?;
+        .await?
+        .connection;
     if !in_memory {
         write_ahead(&mut connection)
             .await
@@ -68,8 +69,7 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
         let _ = timeout(bounds.statement, connection.close()).await;
         // A file that is removed later is an error: an empty database has no tables.
         connector.options = connector.options.create_if_missing(false);
-        let path = connector.options.get_filename().to_owned();
-        connector.file = Some(DatabaseFile::new(path));
+        connector.file = Some(connector.options.get_filename().to_owned());
         None
     };
     Ok(SqlStore {
