@@ -45,7 +45,10 @@ impl App {
     ) -> AppState {
         let ingress = Ingress {
             keys: Arc::new(keys),
-            bodies: Bodies::new(bounds(&config)),
+            bodies: Bodies::new(BodyBounds {
+                bytes: config.server.body_limit_bytes,
+                time: config.server.body_timeout,
+            }),
             admission: Admission::new(config.server.max_in_flight),
             shutdown: Shutdown::default(),
             metrics: metrics.clone(),
@@ -67,19 +70,6 @@ impl App {
             ingress,
             health,
         })
-    }
-}
-
-impl FromRef<AppState> for BodyBounds {
-    fn from_ref(app: &AppState) -> Self {
-        bounds(&app.config)
-    }
-}
-
-fn bounds(config: &Config) -> BodyBounds {
-    BodyBounds {
-        bytes: config.server.body_limit_bytes,
-        time: config.server.body_timeout,
     }
 }
 

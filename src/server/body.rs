@@ -1,5 +1,6 @@
-//! Request bodies as extractors. The media type is checked first, then the size, before and while
-//! the body is read, and the whole body has to come within a time.
+//! Request bodies: [`Bodies`] reads them, and extractors hand them to the routes. The media type is
+//! checked first, then the size, before and while the body is read, and the whole body has to come
+//! within a time.
 //!
 //! `http_body_util::Limited` counts the bytes. tower-http's `RequestBodyLimitLayer` is built on the
 //! same type, but it answers an announced length over the limit with a plain text of its own; this
@@ -12,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{FromRef, FromRequest, Request};
+use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
 use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -30,6 +31,7 @@ pub struct BodyBounds {
 }
 
 /// The bytes of a JSON body, not yet parsed.
+#[derive(Clone)]
 pub struct Payload(pub Bytes);
 
 /// A JSON body, parsed into a `T`.
@@ -72,17 +74,12 @@ pub enum BodyError {
     },
 }
 
-impl<S> FromRequest<S> for Payload
-where
-    S: Send + Sync,
-    BodyBounds: FromRef<S>,
-{
+impl<S: Send + Sync> FromRequest<S> for Payload {
     type Rejection = BodyError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, BodyError> {
-        let bounds = BodyBounds::from_ref(state);
-        check(&request, bounds)?;
-        collect(request.into_body(), bounds).await.map(Self)
+    async fn from_request(mut request: Request, _: &S) -> Result<Self, BodyError> {
+        // Every route that takes a body is one whose requests `Bodies` reads.
+        request.extensions_mut().remove().ok_or(BodyError::Broken)
     }
 }
 
@@ -99,11 +96,7 @@ fn check(request: &Request, bounds: BodyBounds) -> Result<(), BodyError> {
 }
 
 /// Reads a body to its end within its bounds.
-async fn collect<B>(body: B, bounds: BodyBounds) -> Result<Bytes, BodyError>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+async fn collect(body: Counted<'_>, bounds: BodyBounds) -> Result<Bytes, BodyError> {
     let limit = usize::try_from(bounds.bytes).unwrap_or(usize::MAX);
     let reading = Limited::new(body, limit).collect();
     match timeout(bounds.time, reading).await {
@@ -141,7 +134,7 @@ impl Bodies {
         }
     }
 
-    /// Reads the body of a POST to its end, and returns the request with the whole body.
+    /// Reads the body of a POST to its end, and returns the request with its [`Payload`].
     ///
     /// Cancel safe in the sense that a dropped call gives back what it has taken of the bound.
     ///
@@ -152,14 +145,15 @@ impl Bodies {
             return Ok(request);
         }
         check(&request, self.bounds)?;
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let counted = Counted {
             body,
             bodies: self,
             taken: 0,
         };
         let whole = collect(counted, self.bounds).await?;
-        Ok(Request::from_parts(head, Body::from(whole)))
+        head.extensions.insert(Payload(whole));
+        Ok(Request::from_parts(head, Body::empty()))
     }
 }
 
@@ -220,7 +214,6 @@ impl<S, T> FromRequest<S> for Json<T>
 where
     S: Send + Sync,
     T: DeserializeOwned,
-    BodyBounds: FromRef<S>,
 {
     type Rejection = BodyError;
 
