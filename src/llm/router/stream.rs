@@ -123,7 +123,7 @@ impl Opened {
     pub(super) fn committed(self, mut admitted: Admitted, deadline: Instant) -> ChatStream {
         admitted.committed();
         Box::pin(Committed(Some(Streaming {
-            body: self.body,
+            body: Some(self.body),
             decoder: self.decoder,
             admitted,
             queue: self.held,
@@ -131,8 +131,7 @@ impl Opened {
             span: Span::current(),
             deadline,
             silence: None,
-            complete_since: None,
-            gave_up: false,
+            complete_until: None,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
         })))
     }
@@ -142,7 +141,9 @@ impl Opened {
 struct Committed(Option<Streaming>);
 
 struct Streaming {
-    body: Fuse<UpstreamBody>,
+    /// `None` once a complete answer was not followed by the end of its stream in time: the
+    /// connection is then closed, because such a provider may never end it.
+    body: Option<Fuse<UpstreamBody>>,
     decoder: Box<dyn ChunkDecoder>,
     admitted: Admitted,
     queue: VecDeque<Decoded>,
@@ -154,10 +155,8 @@ struct Streaming {
     /// more and the provider has sent nothing but heartbeats: comments, blank lines, events without
     /// data.
     silence: Option<Limit>,
-    /// When the answer was first seen to be complete.
-    complete_since: Option<Instant>,
-    /// Whether the answer was complete and the wait for the end of the stream was given up.
-    gave_up: bool,
+    /// When a complete answer ends without the end of its stream.
+    complete_until: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -183,7 +182,6 @@ impl Stream for Committed {
             decoder,
             admitted,
             span,
-            gave_up,
             ..
         }) = self.0.take()
         else {
@@ -191,9 +189,7 @@ impl Stream for Committed {
         };
         Poll::Ready(Some(match end {
             End::Done(usage) => {
-                // a provider that has not ended its stream by now may never end it
-                let rest = (!gave_up).then_some(body);
-                admitted.stream_succeeded(usage, decoder.is_empty(), rest);
+                admitted.stream_succeeded(usage, decoder.is_empty(), body);
                 StreamItem::Done(usage)
             }
             End::Failed(error) => {
@@ -214,30 +210,32 @@ impl Streaming {
                 None => {}
             }
             let now = Instant::now();
-            let complete_until = if self.decoder.is_complete() {
-                let since = *self.complete_since.get_or_insert(now);
-                Some(deadline::saturating_add(since, GRACE).min(self.deadline))
-            } else {
-                self.complete_since = None;
-                None
-            };
-            if complete_until.is_some_and(|until| now >= until) {
-                self.give_up();
-                continue;
-            }
-            if now >= self.deadline {
+            self.complete_until = self.decoder.is_complete().then(|| {
+                let until = deadline::saturating_add(now, GRACE).min(self.deadline);
+                self.complete_until.unwrap_or(until)
+            });
+            if self.complete_until.is_some_and(|until| now >= until) {
+                self.body = None;
+            } else if now >= self.deadline {
                 if self.silence.is_none() {
                     self.admitted.client_was_slow();
                 }
                 return Poll::Ready(Err(End::Failed(Limit::deadline(self.deadline).error())));
             }
-            match self.body.poll_next_unpin(cx) {
+            let read = match &mut self.body {
+                Some(body) => body.poll_next_unpin(cx),
+                None => Poll::Ready(None),
+            };
+            match read {
                 Poll::Ready(Some(Ok(bytes))) => {
                     self.decoder.push(bytes, &mut self.queue);
                     if !self.queue.is_empty() || self.decoder.is_inside_an_event() {
                         self.silence = None;
-                    } else if now >= self.silence_since(now).at() {
-                        return Poll::Ready(Err(End::Failed(self.silence_since(now).error())));
+                    } else {
+                        let limit = self.silence_since(now);
+                        if now >= limit.at() {
+                            return Poll::Ready(Err(End::Failed(limit.error())));
+                        }
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -251,24 +249,20 @@ impl Streaming {
                 }
                 Poll::Pending => {
                     let limit = self.silence_since(now);
-                    let at = complete_until.map_or(limit.at(), |until| until.min(limit.at()));
+                    let at = self
+                        .complete_until
+                        .map_or(limit.at(), |until| until.min(limit.at()));
                     if self.timer.deadline() != at {
                         self.timer.as_mut().reset(at);
                     }
                     ready!(self.timer.as_mut().poll(cx));
-                    if complete_until.is_none() {
+                    if self.complete_until.is_none() {
                         return Poll::Ready(Err(End::Failed(limit.error())));
                     }
-                    self.give_up();
+                    self.body = None;
                 }
             }
         }
-    }
-
-    /// Ends a complete answer with what has arrived; the connection is then closed.
-    fn give_up(&mut self) {
-        self.gave_up = true;
-        self.decoder.finish(&mut self.queue);
     }
 
     /// The limit of the wait that is under way, or of one that begins now.
