@@ -33,6 +33,7 @@ use hyper_util::client::legacy::connect::{
 };
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower::Service;
@@ -127,25 +128,26 @@ struct HttpTransport {
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, TransportError> {
-        let (outgoing, connection) = outgoing(&request);
+        let (first, connection) = outgoing(&request);
         let mut answer = CONNECT_TIMEOUT
-            .scope(request.connect_timeout, self.pooled.request(outgoing))
+            .scope(request.connect_timeout, self.pooled.request(first))
             .await;
-        match &answer {
-            Ok(_) => used(&connection, Use::served),
-            Err(error) if !error.is_connect() && used(&connection, Use::died_unused) => {
-                tracing::debug!(
-                    provider = self.provider,
-                    "a pooled connection was closed, so the request is sent on a new one"
-                );
-                let outgoing = self.fresh.request(self::outgoing(&request).0);
-                answer = CONNECT_TIMEOUT
-                    .scope(request.connect_timeout, outgoing)
-                    .await;
-                false
+        if let Some(connection) = use_of(&connection) {
+            match &answer {
+                Ok(_) => connection.served.store(true, Ordering::Relaxed),
+                Err(error) if !error.is_connect() && connection.died_unused() => {
+                    tracing::debug!(
+                        provider = self.provider,
+                        "a pooled connection was closed, so the request is sent on a new one"
+                    );
+                    let (outgoing, _) = outgoing(&request);
+                    answer = CONNECT_TIMEOUT
+                        .scope(request.connect_timeout, self.fresh.request(outgoing))
+                        .await;
+                }
+                Err(_) => {}
             }
-            Err(_) => false,
-        };
+        }
         let answer = answer.map_err(|error| {
             let error = before_the_answer(&error, request.connect_timeout);
             // The client's message leaves the reason out: a name that does not resolve, a
@@ -174,13 +176,14 @@ fn outgoing(request: &UpstreamRequest) -> (http::Request<Full<Bytes>>, CaptureCo
     (outgoing, connection)
 }
 
-/// Asks, or notes, something about the connection of a call; false if there was no connection.
-fn used(connection: &CaptureConnection, of: impl Fn(&Use) -> bool) -> bool {
+/// What has happened on the connection of a call; `None` if there was no connection.
+fn use_of(connection: &CaptureConnection) -> Option<Arc<Use>> {
     let mut extras = http::Extensions::new();
-    if let Some(connected) = connection.connection_metadata().as_ref() {
-        connected.get_extras(&mut extras);
-    }
-    extras.get::<Arc<Use>>().is_some_and(|found| of(found))
+    connection
+        .connection_metadata()
+        .as_ref()?
+        .get_extras(&mut extras);
+    extras.remove()
 }
 
 /// What has happened on one connection.
@@ -193,10 +196,6 @@ struct Use {
 }
 
 impl Use {
-    fn served(&self) -> bool {
-        self.served.swap(true, Ordering::Relaxed)
-    }
-
     /// Whether a connection that had served before ended without a byte of the answer.
     fn died_unused(&self) -> bool {
         self.served.load(Ordering::Relaxed) && !self.answered.load(Ordering::Relaxed)
@@ -285,15 +284,10 @@ fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
 /// Whether this machine, not the provider, kept the connection from being made: the process has no
 /// file descriptor left (EMFILE, ENFILE), or the machine no port (EADDRNOTAVAIL).
 fn is_shortage(error: &io::Error) -> bool {
-    error.raw_os_error().is_some_and(|code| {
-        [
-            rustix::io::Errno::MFILE,
-            rustix::io::Errno::NFILE,
-            rustix::io::Errno::ADDRNOTAVAIL,
-        ]
-        .iter()
-        .any(|errno| errno.raw_os_error() == code)
-    })
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL)
+    )
 }
 
 /// The text of the innermost source: the outer ones repeat the URL or only state that something
