@@ -127,19 +127,15 @@ impl Codec for OpenAiCodec {
         if let Some(error) = document.error() {
             return Err(failure::in_band(error, self.endpoint.key.as_ref()));
         }
-        match &document.choices {
+        let is_empty = match &document.choices {
             None | Some(Answered { count: 0, .. }) => {
                 return Err(bad_response("The provider's answer has no choices."));
             }
             Some(Answered {
                 error: Some(error), ..
             }) => return Err(failure::in_band(error, self.endpoint.key.as_ref())),
-            Some(_) => {}
-        }
-        let is_empty = document
-            .choices
-            .as_ref()
-            .is_some_and(|answered| answered.is_empty);
+            Some(answered) => answered.is_empty,
+        };
         let usage = document.usage();
         Ok(Completion {
             body,
