@@ -377,22 +377,20 @@ impl Breaker {
     fn failed(&self, pass: &Pass, retry_after: Option<Duration>) {
         let mut inner = self.lock();
         let requested = retry_after.map(|wait| Instant::now() + wait.min(MAX_RETRY_AFTER));
-        if let State::Open { until } = &mut inner.state {
-            *until = requested.map_or(*until, |requested| requested.max(*until));
-            return;
-        }
-        if inner.generation != pass.generation {
-            return;
-        }
+        let is_late = inner.generation != pass.generation;
         let probes_allowed = self.probes();
         let opens = match &mut inner.state {
+            State::Open { until } => {
+                *until = requested.map_or(*until, |requested| requested.max(*until));
+                false
+            }
+            _ if is_late => false,
             State::Closed => inner.attempts.fail(pass.slot, &self.settings),
             State::HalfOpen { .. } if pass.kind == Kind::Share => false,
             State::HalfOpen { probes, failed } => {
                 (*probes, *failed) = (probes.saturating_sub(1), *failed + 1);
                 *failed >= probes_allowed
             }
-            State::Open { .. } => false,
         };
         if opens {
             let until = super::deadline::saturating_add(Instant::now(), self.cool_down(&inner));
