@@ -111,19 +111,13 @@ pub(super) fn acceptable<'a>(
 
 /// Checks that the request has one `Host`, which names a host and perhaps a port, or nothing.
 fn one_host(headers: &HeaderMap) -> Result<(), InvalidHead> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let valid = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => {
-            let host = host.as_bytes();
-            host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
-        }
-        _ => false,
+    let hosts = headers.get_all(header::HOST);
+    let is_valid = |host: &[u8]| {
+        host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
     };
-    let count = headers.get_all(header::HOST).iter().count();
-    if valid {
-        Ok(())
-    } else {
-        Err(InvalidHead::Host { count })
+    match hosts.iter().count() {
+        1 if hosts.iter().all(|host| is_valid(host.as_bytes())) => Ok(()),
+        count => Err(InvalidHead::Host { count }),
     }
 }
 
