@@ -237,8 +237,8 @@ impl Health {
     }
 }
 
-/// Asks a dependency. What it does not do although it answers is a warning.
-type Ask = Box<dyn Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync>;
+/// The answer of a dependency. What it does not do although it answers is a warning.
+type Asked = BoxFuture<'static, Result<Option<String>, String>>;
 
 /// Probes one dependency. At most one probe is under way at a time, and its result is reused while
 /// it is fresh.
@@ -247,7 +247,7 @@ struct Probe {
     kind: &'static str,
     bound: Duration,
     fresh: Duration,
-    ask: Ask,
+    ask: Box<dyn Fn() -> Asked + Send + Sync>,
     last: Mutex<Option<(Instant, Shared<BoxFuture<'static, Finding>>)>>,
 }
 
@@ -257,7 +257,7 @@ impl Probe {
         kind: &'static str,
         bound: Duration,
         fresh: Duration,
-        ask: impl Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync + 'static,
+        ask: impl Fn() -> Asked + Send + Sync + 'static,
     ) -> Self {
         Self {
             name,
@@ -334,9 +334,7 @@ impl Probe {
 }
 
 /// The probe of a provider, as its protocol prescribes.
-fn provider_probe(
-    provider: &ProviderConfig,
-) -> impl Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync + 'static {
+fn provider_probe(provider: &ProviderConfig) -> impl Fn() -> Asked + Send + Sync + 'static {
     let probe = ProviderProbe::new(provider);
     move || {
         let probe = probe.clone();
