@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use gauntlet::llm::cause::Cause;
-use gauntlet::llm::chat::{Answer, StreamItem};
+use gauntlet::llm::chat::{Answer, Served, StreamItem};
+use gauntlet::llm::router::Router;
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::schedule::{Action, Played, Response, Schedule, full_text, word};
 use rstest::rstest;
@@ -160,10 +161,7 @@ async fn the_rest_of_a_body_is_read_for_a_while(#[case] pause_ms: u64, #[case] o
     });
     let router = sim.router(&config_of(&schedule));
     let start = Instant::now();
-    let served = router
-        .chat(request(true), context(None))
-        .await
-        .unwrap_or_else(|_| panic!("committed"));
+    let served = committed(&router).await;
     let received = read(served).await;
     assert_eq!((received.done, ms(start.elapsed())), (1, 0));
     tokio::time::sleep(Duration::from_millis(open_ms - 1)).await;
@@ -233,10 +231,7 @@ const TEXT: &str = r#"{"choices":[{"index":0,"delta":{"content":"Hel"},"finish_r
 const STOP: &str = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
 
 /// A router over one provider that streams these events by this plan.
-fn streaming(
-    events: &[&str],
-    plan: Plan,
-) -> (std::sync::Arc<RouterSim>, gauntlet::llm::router::Router) {
+fn streaming(events: &[&str], plan: Plan) -> (std::sync::Arc<RouterSim>, Router) {
     let body: String = events
         .iter()
         .map(|event| format!("data: {event}\n\n"))
@@ -249,6 +244,14 @@ fn streaming(
     });
     let router = sim.router(&config_of(&doing(&[&[]])));
     (sim, router)
+}
+
+/// A stream of this router past its commit point.
+async fn committed(router: &Router) -> Served {
+    router
+        .chat(request(true), context(None))
+        .await
+        .unwrap_or_else(|_| panic!("committed"))
 }
 
 /// A plan that sends two events, then each of these heartbeats half a second after the other.
@@ -273,10 +276,7 @@ async fn a_complete_answer_ends_although_its_provider_does_not(#[case] plan: Pla
     let Plan { steps, .. } = plan;
     let plan = Plan::of(steps.into_iter().chain([Step::Stall]));
     let (sim, router) = streaming(&[TEXT, STOP], plan);
-    let served = router
-        .chat(request(true), context(None))
-        .await
-        .unwrap_or_else(|_| panic!("committed"));
+    let served = committed(&router).await;
     let start = Instant::now();
     let received = read(served).await;
     assert_eq!(
@@ -322,10 +322,7 @@ async fn an_unfinished_choice_is_no_end() {
 #[tokio::test(start_paused = true)]
 async fn heartbeats_do_not_extend_the_idle_timeout(#[case] beat: &str) {
     let (sim, router) = streaming(&[TEXT, TEXT, STOP], heartbeats(beat, 18));
-    let served = router
-        .chat(request(true), context(None))
-        .await
-        .unwrap_or_else(|_| panic!("committed"));
+    let served = committed(&router).await;
     let start = Instant::now();
     let received = read(served).await;
     assert_eq!((received.done, received.failed.len()), (0, 1));
@@ -359,10 +356,7 @@ async fn what_follows_heartbeats_arrives() {
         .chain(events)
         .chain([drip]);
     let (_sim, router) = streaming(&[TEXT, TEXT, TEXT, TEXT, STOP], Plan::of(steps));
-    let served = router
-        .chat(request(true), context(None))
-        .await
-        .unwrap_or_else(|_| panic!("committed"));
+    let served = committed(&router).await;
     let received = read(served).await;
     assert_eq!(
         (received.text.as_str(), received.done, received.failed.len()),

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use gauntlet_harness::client::Client;
 use gauntlet_harness::gate::Gates;
+use gauntlet_harness::llm::{Responder, Stub};
 use gauntlet_harness::plan::Plan;
 use gauntlet_harness::tape::Tape;
 
@@ -55,6 +56,35 @@ fn serve(command: &mut Command, folder: &Path) -> (Child, String) {
         .unwrap_or_else(|| panic!("{line:?}"));
     let url = url.to_owned();
     (serving, url)
+}
+
+/// `gauntlet serve` over one provider that answers like this, and a client of it.
+struct Serving {
+    process: Child,
+    provider: Stub,
+    client: Client,
+    _folder: tempfile::TempDir,
+}
+
+async fn serve_over(answer: Responder, tape: Tape, gates: &Gates) -> Serving {
+    let provider = stub("p1", &tape, gates).await;
+    provider.answers(answer);
+    let base_url = provider.base_url();
+    let provider_of_p1 = Provider {
+        name: "p1",
+        protocol: "openai",
+        base_url: &base_url,
+        api_key: None,
+    };
+    let (folder, path) = file(&toml(&[provider_of_p1], ""));
+    let mut command = gauntlet(&["serve", "--config", &path]);
+    let (process, url) = serve(&mut command, folder.path());
+    Serving {
+        process,
+        provider,
+        client: Client::new(&url, Vec::new(), tape).unwrap(),
+        _folder: folder,
+    }
 }
 
 fn terminate(serving: &Child) {
@@ -147,30 +177,19 @@ fn sigterm_ends_it_with_0_and_keys_made_meanwhile_are_listed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_it_at_once() {
     let tape = Tape::new();
-    let provider = stub("p1", &tape, &Gates::new(tape.clone())).await;
-    provider.answers(completion().plan(Plan::silent()));
-    let base_url = provider.base_url();
-    let provider_of_p1 = Provider {
-        name: "p1",
-        protocol: "openai",
-        base_url: &base_url,
-        api_key: None,
-    };
-    let (folder, path) = file(&toml(&[provider_of_p1], ""));
-    let mut command = gauntlet(&["serve", "--config", &path]);
-    let (mut serving, url) = serve(&mut command, folder.path());
-    let client = Client::new(&url, Vec::new(), tape).unwrap();
+    let gates = Gates::new(tape.clone());
+    let mut serving = serve_over(completion().plan(Plan::silent()), tape, &gates).await;
 
-    let _in_flight = client.send_chat(question()).await.unwrap();
-    provider.seen(1).await.unwrap();
-    terminate(&serving);
-    while client.get("/health/ready").await.unwrap().status == 200 {}
+    let _in_flight = serving.client.send_chat(question()).await.unwrap();
+    serving.provider.seen(1).await.unwrap();
+    terminate(&serving.process);
+    while serving.client.get("/health/ready").await.unwrap().status == 200 {}
     assert!(
-        serving.try_wait().unwrap().is_none(),
+        serving.process.try_wait().unwrap().is_none(),
         "it ended although a request is in flight"
     );
-    terminate(&serving);
-    assert_eq!(serving.wait().unwrap().code(), Some(130));
+    terminate(&serving.process);
+    assert_eq!(serving.process.wait().unwrap().code(), Some(130));
 }
 
 /// SIGHUP, which a service manager sends to have a configuration read again, cuts nothing.
@@ -178,30 +197,19 @@ async fn a_second_signal_ends_it_at_once() {
 async fn sighup_cuts_nothing_that_is_in_flight() {
     let tape = Tape::new();
     let gates = Gates::new(tape.clone());
-    let provider = stub("p1", &tape, &gates).await;
-    provider.answers(completion().plan(Plan::held("answer")));
-    let base_url = provider.base_url();
-    let provider_of_p1 = Provider {
-        name: "p1",
-        protocol: "openai",
-        base_url: &base_url,
-        api_key: None,
-    };
-    let (folder, path) = file(&toml(&[provider_of_p1], ""));
-    let mut command = gauntlet(&["serve", "--config", &path]);
-    let (mut serving, url) = serve(&mut command, folder.path());
-    let client = Client::new(&url, Vec::new(), tape).unwrap();
+    let mut serving = serve_over(completion().plan(Plan::held("answer")), tape, &gates).await;
 
-    let in_flight = client.send_chat(question()).await.unwrap();
-    provider.held(1).await.unwrap();
-    send("HUP", &serving);
-    let mut log = BufReader::new(serving.stderr.take().unwrap()).lines();
+    let in_flight = serving.client.send_chat(question()).await.unwrap();
+    serving.provider.held(1).await.unwrap();
+    send("HUP", &serving.process);
+    let mut log = BufReader::new(serving.process.stderr.take().unwrap()).lines();
     assert!(log.any(|line| line.unwrap().contains("SIGHUP changes nothing")));
     gates.gate("answer").open();
     assert_eq!(in_flight.reply().await.unwrap().status, 200);
-    assert_eq!(client.get("/health/ready").await.unwrap().status, 200);
-    terminate(&serving);
-    assert_eq!(serving.wait().unwrap().code(), Some(0));
+    let ready = serving.client.get("/health/ready").await.unwrap();
+    assert_eq!(ready.status, 200);
+    terminate(&serving.process);
+    assert_eq!(serving.process.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -51,6 +51,18 @@ async fn send(address: SocketAddr) -> Result<UpstreamResponse, TransportError> {
         .await
 }
 
+/// A whole answer, which leaves its connection open.
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// Sends a request, which is answered, and reads the answer's body.
+async fn ask(
+    transport: &Arc<dyn Transport>,
+    address: SocketAddr,
+) -> (Vec<u8>, Result<(), TransportError>) {
+    let answer = transport.send(request("http", address, LONG)).await;
+    read(answer.unwrap().body).await
+}
+
 /// Accepts a connection and reads the whole request.
 async fn take(listener: &TcpListener) -> TcpStream {
     let (mut connection, _) = listener.accept().await.unwrap();
@@ -207,28 +219,18 @@ async fn a_reset_inside_the_answer_comes_after_all_that_was_read() {
 async fn a_connection_is_kept_and_a_dead_one_is_replaced() {
     let (listener, address) = listener().await;
     let transport = transport("http", address);
-    let ask = async || {
-        read(
-            transport
-                .send(request("http", address, LONG))
-                .await
-                .unwrap()
-                .body,
-        )
-        .await
-    };
-    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let ask = async || ask(&transport, address).await;
     let (closed, is_closed) = oneshot::channel();
     let provider = async {
         let mut connection = take(&listener).await;
-        connection.write_all(answer).await.unwrap();
+        connection.write_all(ANSWER).await.unwrap();
         read_request(&mut connection).await;
-        connection.write_all(answer).await.unwrap();
+        connection.write_all(ANSWER).await.unwrap();
         connection.shutdown().await.unwrap();
         // The client has noticed the close and closed its end as well.
         assert_eq!(connection.read(&mut [0; 1]).await.unwrap(), 0);
         closed.send(()).unwrap();
-        take(&listener).await.write_all(answer).await.unwrap();
+        take(&listener).await.write_all(ANSWER).await.unwrap();
     };
     let client = async {
         assert_eq!(ask().await, (b"ok".to_vec(), Ok(())));
@@ -260,8 +262,7 @@ async fn ends_each_reuse(
         connections.fetch_add(1, Ordering::SeqCst);
         read_request(&mut connection).await;
         requests.fetch_add(1, Ordering::SeqCst);
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-        connection.write_all(answer).await.unwrap();
+        connection.write_all(ANSWER).await.unwrap();
         let mut read = Vec::new();
         while !read.ends_with(b"\r\n\r\n{}") {
             if connection.read_buf(&mut read).await.unwrap() == 0 {
@@ -311,11 +312,7 @@ async fn a_call_that_was_answered_in_part_is_not_sent_again() {
     let transport = transport("http", address);
     let (connections, requests) = (Count::new(0), Count::new(0));
     let client = async {
-        let answer = transport
-            .send(request("http", address, LONG))
-            .await
-            .unwrap();
-        read(answer.body).await.1.unwrap();
+        ask(&transport, address).await.1.unwrap();
         let error = transport.send(request("http", address, LONG)).await.err();
         assert!(matches!(error, Some(TransportError::Reset(_))), "{error:?}");
     };
@@ -333,19 +330,14 @@ async fn a_new_connection_that_dies_as_well_is_a_failure_of_the_provider() {
     let transport = transport("http", address);
     let provider = async {
         let mut connection = take(&listener).await;
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-        connection.write_all(answer).await.unwrap();
+        connection.write_all(ANSWER).await.unwrap();
         read_request(&mut connection).await;
         drop(connection);
         drop(take(&listener).await);
         listener.accept().await.map(drop)
     };
     let client = async {
-        let answer = transport
-            .send(request("http", address, LONG))
-            .await
-            .unwrap();
-        read(answer.body).await.1.unwrap();
+        ask(&transport, address).await.1.unwrap();
         transport.send(request("http", address, LONG)).await.err()
     };
     tokio::select! {
