@@ -121,7 +121,6 @@ async fn a_provider_that_fails_in_part_is_not_cut_off(
 ) {
     let router = provider(status(500), 2, fails).router(&defaults());
     let succeeded = open_loop(&router, REQUESTS, EVERY, stream).await;
-    eprintln!("{succeeded:.1} % succeed through the router, {directly} % directly");
     assert!(
         succeeded >= directly,
         "{succeeded:.1} % succeed through the router, {directly} % directly"
@@ -135,7 +134,6 @@ async fn failures_in_a_row_alone_would_cut_it_off() {
     config.breaker = in_a_row(config.breaker);
     let router = provider(status(500), 2, |call| dice(call) < 30).router(&config);
     let succeeded = open_loop(&router, REQUESTS, EVERY, false).await;
-    eprintln!("{succeeded:.1} % succeed with failures in a row");
     assert!(succeeded < 30.0, "{succeeded:.1} %");
 }
 
