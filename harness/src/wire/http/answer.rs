@@ -78,6 +78,11 @@ impl Layout {
             Framing::UntilClose => Self::UntilClose,
         }
     }
+
+    /// Whether the connection may serve another request after the whole answer.
+    pub(super) fn keeps_connection(self) -> bool {
+        matches!(self, Self::Chunked | Self::Length | Self::Bodyless)
+    }
 }
 
 /// Status line and headers, the empty line included.

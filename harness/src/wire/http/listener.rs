@@ -36,9 +36,8 @@ pub(super) async fn run(
                 // two listeners at one port would share the connections: the old one goes first
                 drop(std::mem::replace(&mut state, ListenerState::Refusing));
                 retire_idle(&shared);
-                shared.record(Event::Listening {
-                how: listen.clone(),
-            });
+                let how = listen.clone();
+                shared.record(Event::Listening { how });
                 let opened = port.open(listen).await.map(|opened| state = opened);
                 let _ = done.send(opened);
             }

@@ -16,6 +16,7 @@ pub(super) mod control;
 mod listener;
 pub(crate) mod message;
 mod play;
+mod progress;
 mod script;
 
 use std::net::SocketAddr;

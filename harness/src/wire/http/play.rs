@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::net::tcp::WriteHalf;
 
 use super::answer::{Answer, Layout, event_ends, head_text};
 use super::connection::{InFlight, still_there};
+use super::progress::Progress;
 use super::script::script;
 use super::{Request, Shared};
 use crate::gate;
@@ -36,22 +36,12 @@ pub(super) enum Ended {
 /// Gathered bytes are written at the latest when there are this many.
 const MOST_GATHERED: usize = 64 * 1024;
 
-/// The largest part of an event, in bytes, that goes out as one chunk.
-pub(super) const MOST_AT_ONCE: usize = 1 << 20;
-
 struct Player<'a, 'w, 'f> {
     shared: &'a Shared,
     request: &'a Request,
     answer: &'a Answer,
-    layout: Layout,
-    /// The offset at which each event of the body ends.
-    ends: Vec<usize>,
-    /// How many bytes of the body have been gathered.
-    at: usize,
-    /// How many events of the body have been gathered whole.
-    events: usize,
-    head_sent: bool,
-    complete: bool,
+    /// What has been gathered.
+    progress: Progress<'a>,
     pending: Vec<u8>,
     write: &'a mut WriteHalf<'w>,
     flight: &'a mut InFlight<'f>,
@@ -65,32 +55,23 @@ pub(super) async fn play(
     write: &mut WriteHalf<'_>,
     flight: &mut InFlight<'_>,
 ) -> Ended {
-    let layout = Layout::of(request, answer);
+    let ends = event_ends(answer);
+    let progress = Progress::new(answer, Layout::of(request, answer), &ends);
+    if !shared.tape.is_off() && !request.path.starts_with(super::control::PREFIX) {
+        shared.record(Event::Planned {
+            request: request.id,
+            actions: script(request, progress),
+        });
+    }
     let player = Player {
         shared,
         request,
         answer,
-        layout,
-        ends: event_ends(answer),
-        // an answer without a body has no byte left to send, whatever its head promises
-        at: if layout == Layout::Bodyless {
-            answer.body.len()
-        } else {
-            0
-        },
-        events: 0,
-        head_sent: false,
-        complete: false,
+        progress,
         pending: Vec::with_capacity(answer.body.len().min(MOST_GATHERED) + 512),
         write,
         flight,
     };
-    if !shared.tape.is_off() && !request.path.starts_with(super::control::PREFIX) {
-        shared.record(Event::Planned {
-            request: request.id,
-            actions: script(request, answer, layout, &player.ends),
-        });
-    }
     match player.run().await {
         Ok(ended) => ended,
         Err(error) => Ended::Broken(error),
@@ -108,7 +89,7 @@ impl Player<'_, '_, '_> {
         let answer = self.answer;
         let fault = self.fault_at();
         for (index, step) in answer.plan.steps.iter().enumerate() {
-            let most = most(answer, self.layout, index);
+            let most = self.progress.most(index);
             if fault == Some(index) {
                 self.met();
             }
@@ -122,13 +103,11 @@ impl Player<'_, '_, '_> {
                 Step::Head => self.head(),
                 Step::DripHead { every_ms, finish } => self.drip_head(*every_ms, *finish).await?,
                 Step::Events(n) => {
-                    let to = self.end_of_event(self.events.saturating_add(*n)).min(most);
-                    self.advance(to).await?;
+                    self.advance(self.progress.after_events(*n, most)).await?;
                 }
                 Step::Interlock(name) => self.interlock(name, most).await?,
                 Step::Bytes(n) => {
-                    let to = self.at.saturating_add(*n).min(most);
-                    self.advance(to).await?;
+                    self.advance(self.progress.after_bytes(*n, most)).await?;
                 }
                 Step::Drip { bytes, every_ms } => self.drip(*bytes, *every_ms, most).await?,
                 Step::RepeatForever { every_ms } => self.repeat(*every_ms).await?,
@@ -137,7 +116,7 @@ impl Player<'_, '_, '_> {
                     drain(self.write.as_ref()).await;
                 }
                 Step::Rest => {
-                    self.advance(answer.body.len()).await?;
+                    self.advance(self.progress.whole()).await?;
                     self.finish();
                 }
                 Step::Garbage(bytes) => {
@@ -170,7 +149,7 @@ impl Player<'_, '_, '_> {
         if self.fault_at().is_none() {
             self.met();
         }
-        let whole = self.head_sent && self.at == self.answer.body.len();
+        let whole = self.progress.is_whole();
         if whole {
             self.finish();
         } else {
@@ -178,12 +157,11 @@ impl Player<'_, '_, '_> {
         }
         self.flush().await?;
         self.flight.end();
-        let keep = whole
-            && matches!(
-                self.layout,
-                Layout::Chunked | Layout::Length | Layout::Bodyless
-            );
-        Ok(if keep { Ended::Complete } else { Ended::Cut })
+        Ok(if whole && self.progress.layout.keeps_connection() {
+            Ended::Complete
+        } else {
+            Ended::Cut
+        })
     }
 
     async fn hold(&mut self, name: &str) -> io::Result<()> {
@@ -219,10 +197,10 @@ impl Player<'_, '_, '_> {
             request: self.request.id,
             status: self.answer.status,
         });
-        let text = head_text(self.request, self.answer, self.layout);
+        let text = head_text(self.request, self.answer, self.progress.layout);
         self.pending.extend_from_slice(text.as_bytes());
-        self.head_sent = true;
-        if self.layout == Layout::Bodyless {
+        self.progress.head_sent = true;
+        if self.progress.layout == Layout::Bodyless {
             self.finish();
         }
     }
@@ -248,7 +226,7 @@ impl Player<'_, '_, '_> {
 
     async fn drip_head(&mut self, every_ms: u64, finish: bool) -> io::Result<()> {
         let every = Duration::from_millis(every_ms);
-        let text = head_text(self.request, self.answer, self.layout);
+        let text = head_text(self.request, self.answer, self.progress.layout);
         self.fault("drip head");
         let whole = if finish {
             text.as_str()
@@ -270,7 +248,7 @@ impl Player<'_, '_, '_> {
                 request: self.request.id,
                 status: self.answer.status,
             });
-            self.head_sent = true;
+            self.progress.head_sent = true;
             return self.flush().await;
         }
         // one header without end
@@ -284,23 +262,22 @@ impl Player<'_, '_, '_> {
 
     async fn interlock(&mut self, name: &str, most: usize) -> io::Result<()> {
         let interlock = self.shared.gates.interlock(name);
-        while self.at < most {
-            if self.events > 0 {
+        while self.progress.is_before(most) {
+            if self.progress.events > 0 {
                 self.flush().await?;
-                interlock.acknowledged(self.events).await;
+                interlock.acknowledged(self.progress.events).await;
             }
-            let to = self.end_of_event(self.events + 1).min(most);
-            self.advance(to).await?;
+            self.advance(self.progress.after_events(1, most)).await?;
         }
         Ok(())
     }
 
     async fn drip(&mut self, bytes: usize, every_ms: u64, most: usize) -> io::Result<()> {
-        while self.at < most {
-            let to = self.at.saturating_add(bytes.max(1)).min(most);
-            self.advance(to).await?;
+        while self.progress.is_before(most) {
+            self.advance(self.progress.after_bytes(bytes.max(1), most))
+                .await?;
             self.flush().await?;
-            if self.at < most {
+            if self.progress.is_before(most) {
                 gate::pace(Duration::from_millis(every_ms)).await;
             }
         }
@@ -308,9 +285,9 @@ impl Player<'_, '_, '_> {
     }
 
     async fn repeat(&mut self, every_ms: u64) -> io::Result<()> {
-        let last = repeated(&self.ends, self.events, self.at);
+        let last = self.progress.repeated();
         self.fault("repeat forever");
-        let mut n = self.events;
+        let mut n = self.progress.events;
         loop {
             self.flush().await?;
             gate::pace(Duration::from_millis(every_ms)).await;
@@ -326,32 +303,19 @@ impl Player<'_, '_, '_> {
 
     /// Gathers the body up to the offset `to`, one chunk an event.
     async fn advance(&mut self, to: usize) -> io::Result<()> {
-        while self.at < to {
-            // an event is one chunk, unless it is so large that gathering it whole would only cost
-            // memory
-            let end = self
-                .ends
-                .get(self.events)
-                .copied()
-                .unwrap_or(self.answer.body.len())
-                .min(to)
-                .min(self.at + MOST_AT_ONCE);
-            let piece = self.at..end;
-            self.at = end;
-            if self.ends.get(self.events) == Some(&end) {
-                self.events += 1;
+        while let Some(piece) = self.progress.take(to) {
+            if let Some(n) = piece.event {
                 self.shared.record(Event::EventSent {
                     request: self.request.id,
-                    n: self.events,
+                    n,
                 });
             }
-            if self.at == self.answer.body.len() && self.head_sent && self.layout != Layout::Chunked
-            {
+            if self.progress.is_whole() && self.progress.layout != Layout::Chunked {
                 self.finish();
             }
             let answer = self.answer;
-            self.lay(&answer.body[piece]);
-            if self.pending.len() >= MOST_GATHERED && self.at < to {
+            self.lay(&answer.body[piece.bytes]);
+            if self.pending.len() >= MOST_GATHERED && self.progress.is_before(to) {
                 self.flush().await?;
             }
         }
@@ -359,10 +323,10 @@ impl Player<'_, '_, '_> {
     }
 
     fn lay(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() || self.layout == Layout::Bodyless {
+        if bytes.is_empty() || self.progress.layout == Layout::Bodyless {
             return;
         }
-        if self.layout == Layout::Chunked {
+        if self.progress.layout == Layout::Chunked {
             self.pending
                 .extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
             self.pending.extend_from_slice(bytes);
@@ -374,17 +338,12 @@ impl Player<'_, '_, '_> {
 
     /// Marks the answer as complete: its last byte is among those gathered.
     fn finish(&mut self) {
-        if std::mem::replace(&mut self.complete, true) {
-            return;
-        }
-        if self.layout == Layout::Chunked {
-            self.pending.extend_from_slice(b"0\r\n\r\n");
-        }
+        self.pending.extend_from_slice(self.progress.finish());
     }
 
     async fn flush(&mut self) -> io::Result<()> {
         let bytes = std::mem::take(&mut self.pending);
-        if !self.complete || self.flight.is_over() {
+        if !self.progress.complete || self.flight.is_over() {
             return self.send(&bytes).await;
         }
         // everything before the last bytes goes first: a slow reader is still being answered
@@ -416,45 +375,6 @@ impl Player<'_, '_, '_> {
             request: Some(self.request.id),
             fault: name.into(),
         });
-    }
-
-    fn end_of_event(&self, n: usize) -> usize {
-        end_of_event(&self.ends, self.answer, n)
-    }
-}
-
-/// Up to which offset of the body the step at this index may send. A cut, reset or stall that comes
-/// before `rest` must not come after a complete answer, where it would hit the next request of the
-/// connection: the last byte of a body with a length is kept back. A chunked body is incomplete
-/// until its last chunk, which only `rest` and the end of the plan send.
-pub(super) fn most(answer: &Answer, layout: Layout, index: usize) -> usize {
-    let whole = answer.body.len();
-    let later = answer.plan.steps.iter().skip(index + 1);
-    let mut ends = later
-        .skip_while(|step| !matches!(step, Step::Rest | Step::Stall | Step::Cut | Step::Reset));
-    match ends.next() {
-        Some(Step::Stall | Step::Cut | Step::Reset) if layout == Layout::Length => {
-            whole.saturating_sub(1)
-        }
-        _ => whole,
-    }
-}
-
-/// The offset at which the n-th event of the body ends, counted from 1.
-pub(super) fn end_of_event(ends: &[usize], answer: &Answer, n: usize) -> usize {
-    match n {
-        0 => 0,
-        n => ends.get(n - 1).copied().unwrap_or(answer.body.len()),
-    }
-}
-
-/// The body's part that a repetition sends again: the last event that was sent whole, or else what
-/// was sent of the first.
-pub(super) fn repeated(ends: &[usize], events: usize, at: usize) -> Range<usize> {
-    match events {
-        0 => 0..at,
-        1 => 0..ends[0],
-        n => ends[n - 2]..ends[n - 1],
     }
 }
 

@@ -6,33 +6,19 @@
 use bytes::Bytes;
 
 use super::Request;
-use super::answer::{Answer, Layout, head_text};
-use super::play::{MOST_AT_ONCE, begin_of_text, end_of_event, most, repeated};
+use super::answer::{Layout, head_text};
+use super::play::begin_of_text;
+use super::progress::Progress;
 use crate::plan::Step;
 use crate::tape::{Action, Budget, Data, MOST_KEPT};
 
 /// The largest number of writes that are listed one by one; further ones become one.
 const MOST_WRITES: usize = 2_000;
 
-/// Everything that will be done to send the answer.
-pub(super) fn script(
-    request: &Request,
-    answer: &Answer,
-    layout: Layout,
-    ends: &[usize],
-) -> Vec<Action> {
+/// Everything that will be done to send the answer of which nothing has been sent.
+pub(super) fn script(request: &Request, progress: Progress<'_>) -> Vec<Action> {
     let mut script = Script {
-        answer,
-        layout,
-        ends,
-        at: if layout == Layout::Bodyless {
-            answer.body.len()
-        } else {
-            0
-        },
-        events: 0,
-        head_sent: false,
-        complete: false,
+        progress,
         writes: 0,
         kept: Budget::default(),
         actions: Vec::new(),
@@ -44,15 +30,8 @@ pub(super) fn script(
 }
 
 struct Script<'a> {
-    answer: &'a Answer,
-    layout: Layout,
-    ends: &'a [usize],
-    /// How many bytes of the body have been written.
-    at: usize,
-    /// How many events of the body have been written whole.
-    events: usize,
-    head_sent: bool,
-    complete: bool,
+    /// What has been written.
+    progress: Progress<'a>,
     writes: usize,
     kept: Budget,
     actions: Vec<Action>,
@@ -61,9 +40,9 @@ struct Script<'a> {
 impl Script<'_> {
     /// Whether one of the steps ends the answer.
     fn steps(&mut self, request: &Request) -> bool {
-        let answer = self.answer;
+        let Progress { answer, layout, .. } = self.progress;
         for (index, step) in answer.plan.steps.iter().enumerate() {
-            let most = most(answer, self.layout, index);
+            let most = self.progress.most(index);
             match step {
                 Step::Hold(gate) => self.actions.push(Action::Hold { gate: gate.clone() }),
                 Step::Meet { name, count } => self.actions.push(Action::Meet {
@@ -73,14 +52,14 @@ impl Script<'_> {
                 Step::Pause { ms } => self.actions.push(Action::Pause { ms: *ms }),
                 Step::Drain => self.actions.push(Action::Drain),
                 Step::Head => {
-                    self.send(head_text(request, answer, self.layout), None);
-                    self.head_sent = true;
-                    if self.layout == Layout::Bodyless {
+                    self.send(head_text(request, answer, layout), None);
+                    self.progress.head_sent = true;
+                    if layout == Layout::Bodyless {
                         self.finish();
                     }
                 }
                 Step::DripHead { every_ms, finish } => {
-                    let text = head_text(request, answer, self.layout);
+                    let text = head_text(request, answer, layout);
                     let whole = if *finish {
                         text.as_str()
                     } else {
@@ -102,28 +81,25 @@ impl Script<'_> {
                         });
                         return true;
                     }
-                    self.head_sent = true;
+                    self.progress.head_sent = true;
                 }
-                Step::Events(n) => {
-                    let to = self.events.saturating_add(*n);
-                    self.advance(end_of_event(self.ends, answer, to).min(most));
-                }
-                Step::Bytes(n) => self.advance(self.at.saturating_add(*n).min(most)),
+                Step::Events(n) => self.advance(self.progress.after_events(*n, most)),
+                Step::Bytes(n) => self.advance(self.progress.after_bytes(*n, most)),
                 Step::Interlock(name) => {
-                    while self.at < most {
-                        if self.events > 0 {
+                    while self.progress.is_before(most) {
+                        if self.progress.events > 0 {
                             self.actions.push(Action::Acknowledged {
                                 interlock: name.clone(),
-                                event: self.events,
+                                event: self.progress.events,
                             });
                         }
-                        self.advance(end_of_event(self.ends, answer, self.events + 1).min(most));
+                        self.advance(self.progress.after_events(1, most));
                     }
                 }
                 Step::Drip { bytes, every_ms } => {
                     let mut pieces = Vec::new();
-                    while self.at < most {
-                        let to = self.at.saturating_add((*bytes).max(1)).min(most);
+                    while self.progress.is_before(most) {
+                        let to = self.progress.after_bytes((*bytes).max(1), most);
                         let mut piece = Vec::new();
                         while let Some((bytes, _)) = self.next_piece(to) {
                             piece.extend_from_slice(&bytes);
@@ -137,7 +113,7 @@ impl Script<'_> {
                     return true;
                 }
                 Step::Rest => {
-                    self.advance(answer.body.len());
+                    self.advance(self.progress.whole());
                     self.finish();
                 }
                 Step::Garbage(bytes) => self.send(bytes.clone(), None),
@@ -161,15 +137,11 @@ impl Script<'_> {
     /// Ends after the last step: a complete answer keeps the connection where its framing and its
     /// head permit it, and an incomplete one is cut.
     fn end(&mut self, request: &Request) {
-        if !self.head_sent || self.at < self.answer.body.len() {
+        if !self.progress.is_whole() {
             return self.actions.push(Action::Cut);
         }
         self.finish();
-        let keeps = matches!(
-            self.layout,
-            Layout::Chunked | Layout::Length | Layout::Bodyless
-        );
-        if !keeps || request.wants_close() {
+        if !self.progress.layout.keeps_connection() || request.wants_close() {
             self.actions.push(Action::Close);
         }
     }
@@ -183,21 +155,13 @@ impl Script<'_> {
     /// The next piece of the body up to the offset `to`, framed, and the number of the event that
     /// it ends. It is `None` if everything up to there has been taken.
     fn next_piece(&mut self, to: usize) -> Option<(Bytes, Option<usize>)> {
-        if self.at >= to {
-            return None;
-        }
-        let whole = self.answer.body.len();
-        let next = self.ends.get(self.events).copied().unwrap_or(whole);
-        let end = next.min(to).min(self.at + MOST_AT_ONCE);
-        let piece = self.answer.body.slice(self.at..end);
-        self.at = end;
-        let ends_event = self.ends.get(self.events) == Some(&end);
-        self.events += usize::from(ends_event);
-        Some((self.framed(piece), ends_event.then_some(self.events)))
+        let piece = self.progress.take(to)?;
+        let bytes = self.progress.answer.body.slice(piece.bytes);
+        Some((self.framed(bytes), piece.event))
     }
 
     fn framed(&self, piece: Bytes) -> Bytes {
-        match self.layout {
+        match self.progress.layout {
             Layout::Bodyless => Bytes::new(),
             Layout::Chunked => {
                 let size = format!("{:x}\r\n", piece.len());
@@ -210,16 +174,12 @@ impl Script<'_> {
     }
 
     fn finish(&mut self) {
-        if !std::mem::replace(&mut self.complete, true) && self.layout == Layout::Chunked {
-            self.send("0\r\n\r\n", None);
-        }
+        let last = self.progress.finish();
+        self.send(last, None);
     }
 
     fn repeat(&mut self, every_ms: u64) {
-        let event = self
-            .answer
-            .body
-            .slice(repeated(self.ends, self.events, self.at));
+        let event = self.progress.answer.body.slice(self.progress.repeated());
         let text = begin_of_text(&event);
         let (before, after) = event.split_at(text.unwrap_or(event.len()));
         let before = self.kept.keep(Bytes::copy_from_slice(before));
@@ -230,9 +190,9 @@ impl Script<'_> {
         self.actions.push(Action::Repeat {
             before,
             after,
-            from: self.events + 1,
+            from: self.progress.events + 1,
             every_ms,
-            chunked: self.layout == Layout::Chunked,
+            chunked: self.progress.layout == Layout::Chunked,
         });
     }
 
