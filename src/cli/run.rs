@@ -20,9 +20,12 @@ use super::CommandError;
 use super::select::{Selection, Shard};
 use super::table::Table;
 
-const BUNDLED: &str = include_str!("../../fixtures/targets/bundled.toml");
-/// The gateways of others whose target files are built in.
-const OTHERS: [(&str, &str); 5] = [
+/// The gateways whose target files are built in.
+const BUILT_IN: [(&str, &str); 6] = [
+    (
+        "bundled",
+        include_str!("../../fixtures/targets/bundled.toml"),
+    ),
     (
         "litellm",
         include_str!("../../fixtures/targets/litellm.toml"),
@@ -292,26 +295,17 @@ fn target(args: &Args) -> Result<Arc<dyn Target>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Returns the target file of a gateway that is built in by that name.
-fn other(name: &str) -> Option<&'static str> {
-    OTHERS
-        .iter()
-        .find_map(|(known, file)| (*known == name).then_some(*file))
-}
-
 /// Reads the target file that `--target` names; `manifest` describes the gateway at a URL.
 ///
 /// # Errors
 /// A sentence with the file, the reason and the remedy.
 pub(super) fn target_file(target: &str, manifest: Option<&Path>) -> Result<TargetFile, String> {
-    let file = match (target, manifest) {
-        ("bundled", _) => TargetFile::parse(BUNDLED, "bundled"),
-        (name, _) if other(name).is_some() => {
-            TargetFile::parse(other(name).unwrap_or_default(), name)
-        }
-        (url, Some(manifest)) => TargetFile::load_for_url(manifest, url),
-        (url, None) if url.contains("://") => Ok(TargetFile::for_url(url)),
-        (path, None) => TargetFile::load(Path::new(path)),
+    let built_in = BUILT_IN.iter().find(|(name, _)| *name == target);
+    let file = match (built_in, manifest) {
+        (Some((name, text)), _) => TargetFile::parse(text, name),
+        (None, Some(manifest)) => TargetFile::load_for_url(manifest, target),
+        (None, None) if target.contains("://") => Ok(TargetFile::for_url(target)),
+        (None, None) => TargetFile::load(Path::new(target)),
     };
     file.map_err(|error| error.to_string())
 }
