@@ -5,13 +5,13 @@
 //! case, and says what kind of requirement it is and what was seen by hand, with other tools. A
 //! failure without a note is shown as not yet checked by hand.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use gauntlet_harness::report::{RunRecord, duration};
 use gauntlet_harness::runner::Outcome;
+use indexmap::IndexMap;
 use serde::Deserialize;
 
 /// What people have found out by hand.
@@ -122,12 +122,7 @@ fn overview(page: &mut String, runs: &[RunRecord], notes: &Notes) {
          |---|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for run in runs {
-        let count = |word: &str| {
-            run.outcomes
-                .iter()
-                .filter(|outcome| outcome.word() == word)
-                .count()
-        };
+        let summary = run.summary();
         let charged: Vec<&Outcome> = run.outcomes.iter().filter(|it| is_charge(it)).collect();
         let seen = charged
             .iter()
@@ -139,14 +134,14 @@ fn overview(page: &mut String, runs: &[RunRecord], notes: &Notes) {
             version(run),
             run.started_at.strftime("%Y-%m-%d"),
             duration(run.duration_ms),
-            run.outcomes.len(),
-            count("passed"),
-            count("failed"),
-            count("warned"),
-            count("flaky"),
-            count("not-exercised"),
-            count("not-supported"),
-            count("not-run") + count("harness"),
+            summary.total,
+            summary.passed,
+            summary.failed,
+            summary.warned,
+            summary.flaky,
+            summary.not_exercised,
+            summary.not_supported,
+            summary.not_run + summary.harness,
             charged.len(),
             name = run.target.name,
         );
@@ -155,12 +150,11 @@ fn overview(page: &mut String, runs: &[RunRecord], notes: &Notes) {
 
 /// A row for each case that at least one gateway was examined by.
 fn matrix(page: &mut String, runs: &[RunRecord]) {
-    let mut rows: BTreeMap<usize, (&Outcome, Vec<&'static str>)> = BTreeMap::new();
-    let mut examined = BTreeSet::new();
+    let mut rows: IndexMap<&str, (&Outcome, Vec<&'static str>)> = IndexMap::new();
     for (column, run) in runs.iter().enumerate() {
-        for (index, outcome) in run.outcomes.iter().enumerate() {
+        for outcome in &run.outcomes {
             let row = rows
-                .entry(index)
+                .entry(&outcome.id)
                 .or_insert_with(|| (outcome, vec![""; runs.len()]));
             row.1[column] = match outcome.word() {
                 "passed" => "passed",
@@ -171,9 +165,6 @@ fn matrix(page: &mut String, runs: &[RunRecord]) {
                 "not-supported" => "",
                 _ => "not run",
             };
-            if !matches!(outcome.word(), "not-supported" | "not-run" | "harness") {
-                examined.insert(index);
-            }
         }
     }
     let names: Vec<&str> = runs.iter().map(|run| run.target.name.as_str()).collect();
@@ -184,8 +175,8 @@ fn matrix(page: &mut String, runs: &[RunRecord]) {
         names.join(" | "),
         "---|".repeat(runs.len())
     );
-    for (index, (outcome, cells)) in rows {
-        if examined.contains(&index) {
+    for (outcome, cells) in rows.values() {
+        if cells.iter().any(|cell| !matches!(*cell, "" | "not run")) {
             let _ = writeln!(
                 page,
                 "| {} | {} | {} |",
