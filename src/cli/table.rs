@@ -227,7 +227,7 @@ impl Table {
 /// Prints the levels that the gateway carries, and what it lacks of the others; a run that left
 /// cases out says nothing about them.
 fn levels(record: &RunRecord) {
-    let Some(levels) = record.levels.as_ref().filter(|levels| !levels.is_partial()) else {
+    let Some(levels) = record.whole_levels() else {
         return;
     };
     say!("\n{} {}", style("Levels").bold(), levels.set);

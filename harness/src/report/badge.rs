@@ -35,8 +35,8 @@ pub(super) fn render(record: &RunRecord) -> Option<(String, String)> {
 }
 
 fn badge(record: &RunRecord) -> Option<Badge> {
-    let levels = record.levels.as_ref()?;
-    if levels.is_partial() || record.why_invalid().is_some() {
+    let levels = record.whole_levels()?;
+    if record.why_invalid().is_some() {
         return None;
     }
     let day = |time: jiff::Timestamp| time.strftime("%Y-%m-%d").to_string();

@@ -115,10 +115,8 @@ pub(super) fn render(record: &RunRecord) -> Result<String, String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.add_filter("linked", |text: &str| Value::from_safe_string(linked(text)));
-    let levels = record.levels.as_ref();
-    let levels = levels.filter(|levels| !levels.is_partial());
     let context = Value::from_pairs([
-        ("levels", Value::from(Serde(levels))),
+        ("levels", Value::from(Serde(record.whole_levels()))),
         ("states", Value::from(Serde(states(record)))),
         ("faults", Value::from(Serde(record.faults()))),
         ("run", Value::from(Serde(record_without_tapes(record)))),
@@ -183,9 +181,6 @@ fn counts(record: &RunRecord) -> Vec<Count> {
 
 /// Returns each state with the number of cases that reached it; nothing if no case was examined.
 fn states(record: &RunRecord) -> Vec<(&'static str, usize, &'static str)> {
-    if record.outcomes.iter().all(|outcome| outcome.attempts == 0) {
-        return Vec::new();
-    }
     let row = |(state, cases): (State, usize)| (state.name(), cases, state.meaning());
     record.states().into_iter().map(row).collect()
 }

@@ -66,7 +66,7 @@ pub(super) fn render(record: &RunRecord) -> String {
 
 /// Lists the levels that the gateway carries; a run that left cases out says nothing about them.
 fn levels(text: &mut String, record: &RunRecord) {
-    let Some(levels) = record.levels.as_ref().filter(|levels| !levels.is_partial()) else {
+    let Some(levels) = record.whole_levels() else {
         return;
     };
     let _ = write!(
@@ -92,11 +92,12 @@ fn levels(text: &mut String, record: &RunRecord) {
 
 /// Lists the states that the run reached, and the faults that it met.
 fn reached(text: &mut String, record: &RunRecord) {
-    if record.outcomes.iter().all(|outcome| outcome.attempts == 0) {
+    let states = record.states();
+    if states.is_empty() {
         return;
     }
     text.push_str("\n## States reached\n\n| state | cases | how it is seen |\n|---|---|---|\n");
-    for (state, cases) in record.states() {
+    for (state, cases) in states {
         let _ = writeln!(
             text,
             "| {} | {cases} | {} |",

@@ -295,9 +295,18 @@ impl RunRecord {
         ))
     }
 
+    /// Returns the levels that the gateway carries; `None` for a run that left cases out, which
+    /// says nothing about them.
+    pub fn whole_levels(&self) -> Option<&Levels> {
+        self.levels.as_ref().filter(|levels| !levels.is_partial())
+    }
+
     /// Returns each state with the number of cases that reached it, in the order of the table of
-    /// states; a state that no case reached has 0.
+    /// states; a state that no case reached has 0. It is empty if no case was examined.
     pub fn states(&self) -> Vec<(State, usize)> {
+        if self.outcomes.iter().all(|outcome| outcome.attempts == 0) {
+            return Vec::new();
+        }
         let cases = |state: State| {
             let reached = |outcome: &&Outcome| outcome.states.contains(&state);
             self.outcomes.iter().filter(reached).count()
