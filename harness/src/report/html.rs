@@ -272,16 +272,9 @@ fn configurations(record: &RunRecord) -> Vec<Configuration<'_>> {
 /// Returns the record without its outcomes, which the template gets as rows.
 fn record_without_tapes(record: &RunRecord) -> RunRecord {
     RunRecord {
-        outcomes: Vec::new(),
-        target: record.target.clone(),
-        database: record.database.clone(),
         command: record.again(),
         selection: String::new(),
-        broken: record.broken.clone(),
-        baseline: record.baseline.clone(),
-        levels: record.levels.clone(),
-        gauntlet: record.gauntlet.clone(),
-        ..*record
+        ..record.head()
     }
 }
 

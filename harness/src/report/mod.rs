@@ -215,6 +215,22 @@ impl RunRecord {
         }
     }
 
+    /// Returns the record without its outcomes.
+    fn head(&self) -> Self {
+        Self {
+            outcomes: Vec::new(),
+            target: self.target.clone(),
+            database: self.database.clone(),
+            command: self.command.clone(),
+            selection: self.selection.clone(),
+            broken: self.broken.clone(),
+            baseline: self.baseline.clone(),
+            levels: self.levels.clone(),
+            gauntlet: self.gauntlet.clone(),
+            ..*self
+        }
+    }
+
     /// Counts the cases for each verdict.
     pub fn summary(&self) -> Summary {
         let mut summary = Summary {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::RunRecord;
-use super::words::texts_mut;
 use crate::runner::{Outcome, Setup};
 use crate::subject::Rendered;
 use crate::tape::{Action, Data, Entry, Event};
@@ -78,10 +77,7 @@ pub(super) fn redacted(record: &RunRecord) -> Result<RunRecord, serde_json::Erro
         }
         outcomes.push(safe);
     }
-    let mut head = serde_json::to_value(RunRecord {
-        outcomes: Vec::new(),
-        ..record.clone()
-    })?;
+    let mut head = serde_json::to_value(record.head())?;
     rewrite(&mut head, &without_passwords);
     Ok(RunRecord {
         outcomes,
@@ -123,9 +119,10 @@ fn without_secrets(outcome: &Outcome, secrets: &Secrets) -> Result<Outcome, serd
     serde_json::from_value(form)
 }
 
-/// The credentials of the cases of one gateway, word by word, in the order of their appearance.
+/// The credentials of the cases of one gateway, word by word, each with its number in the order of
+/// their appearance. The longest are first, so that none is masked as a part of another.
 #[derive(Default)]
-struct Secrets(Vec<String>);
+struct Secrets(Vec<(usize, String)>);
 
 impl Secrets {
     fn of(outcome: &Outcome) -> Self {
@@ -179,12 +176,18 @@ impl Secrets {
     }
 
     fn add(&mut self, secret: &str) {
-        if is_key(secret)
-            && !secret.contains("[secret")
-            && !self.0.iter().any(|known| known == secret)
-        {
-            self.0.push(secret.to_owned());
+        if is_key(secret) && !secret.contains("[secret") && self.number(secret).is_none() {
+            let number = self.0.len() + 1;
+            let at = self
+                .0
+                .partition_point(|(_, known)| known.len() >= secret.len());
+            self.0.insert(at, (number, secret.to_owned()));
         }
+    }
+
+    fn number(&self, secret: &str) -> Option<usize> {
+        let (number, _) = self.0.iter().find(|(_, known)| known == secret)?;
+        Some(*number)
     }
 
     fn add_tape(&mut self, tape: &[Entry]) {
@@ -216,7 +219,7 @@ impl Secrets {
     fn hide(&self, data: &mut Data) {
         let text = data.bytes();
         let cut = (!data.is_whole()).then(|| {
-            let begun = |secret: &String| {
+            let begun = |(_, secret): &(usize, String)| {
                 (4..secret.len())
                     .rev()
                     .find(|length| text.ends_with(&secret.as_bytes()[..*length]))
@@ -224,7 +227,7 @@ impl Secrets {
             self.0.iter().filter_map(begun).max().unwrap_or_default()
         });
         let mut bytes = text[..text.len() - cut.unwrap_or_default()].to_vec();
-        for (n, secret) in self.longest_first() {
+        for (n, secret) in &self.0 {
             bytes = replaced(
                 &bytes,
                 secret.as_bytes(),
@@ -247,7 +250,7 @@ impl Secrets {
                 answer[from..to].copy_from_slice(&of_length(&mask, to - from));
             }
         }
-        for (n, secret) in self.longest_first() {
+        for (n, secret) in &self.0 {
             let mask = of_length(&format!("[secret {n}]"), secret.len());
             answer = replaced(&answer, secret.as_bytes(), &mask);
         }
@@ -255,62 +258,42 @@ impl Secrets {
             return;
         }
         let mut at = 0;
-        for data in actions.iter_mut().flat_map(texts_mut) {
+        for data in actions.iter_mut().flat_map(Action::texts_mut) {
             let to = at + data.bytes().len();
             *data = std::mem::take(data).with_bytes(answer[at..to].to_vec());
             at = to;
         }
     }
 
-    /// The words with their numbers, so that none is masked as a part of another.
-    fn longest_first(&self) -> Vec<(usize, &String)> {
-        let mut secrets: Vec<_> = (1..).zip(&self.0).collect();
-        secrets.sort_by_key(|(_, secret)| std::cmp::Reverse(secret.len()));
-        secrets
-    }
-
     /// Returns the value of a secret header without its credentials.
     fn masked(&self, value: &str) -> String {
-        let words = words(value).map(|(name, secret)| {
-            match self.0.iter().position(|known| known == secret) {
-                Some(n) => format!("{name}[secret {}]", n + 1),
-                None if is_scheme(secret) => format!("{name}{secret}"),
-                None => format!("{name}[secret]"),
-            }
+        let words = words(value).map(|(name, secret)| match self.number(secret) {
+            Some(n) => format!("{name}[secret {n}]"),
+            None if is_scheme(secret) => format!("{name}{secret}"),
+            None => format!("{name}[secret]"),
         });
         words.collect::<Vec<_>>().join(" ")
     }
 
     /// Returns a text without these words.
     fn hidden(&self, text: &str) -> String {
-        self.longest_first()
-            .into_iter()
-            .fold(text.to_owned(), |text, (n, secret)| {
-                match text.contains(secret.as_str()) {
-                    true => text.replace(secret.as_str(), &format!("[secret {n}]")),
-                    false => text,
-                }
-            })
+        self.0.iter().fold(text.to_owned(), |text, (n, secret)| {
+            match text.contains(secret.as_str()) {
+                true => text.replace(secret.as_str(), &format!("[secret {n}]")),
+                false => text,
+            }
+        })
     }
 }
 
 /// The bytes of an answer that the tape has kept.
 fn joined(actions: &[Action]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for action in actions {
-        match action {
-            Action::Send { bytes: sent, .. } => bytes.extend_from_slice(sent.bytes()),
-            Action::Drip { pieces, .. } => pieces
-                .iter()
-                .for_each(|piece| bytes.extend_from_slice(piece.bytes())),
-            Action::Repeat { before, after, .. } => {
-                bytes.extend_from_slice(before.bytes());
-                bytes.extend_from_slice(after.as_ref().map_or(&[][..], Data::bytes));
-            }
-            _ => {}
-        }
-    }
-    bytes
+    let texts: Vec<&[u8]> = actions
+        .iter()
+        .flat_map(Action::texts)
+        .map(Data::bytes)
+        .collect();
+    texts.concat()
 }
 
 /// The fields of an answer's head: where each value begins and ends, and the name.

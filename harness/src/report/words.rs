@@ -35,17 +35,7 @@ pub(super) fn data_mut(event: &mut Event) -> Vec<&mut Data> {
         | Event::ClientAnswered { body, .. }
         | Event::ClientFailed { body, .. } => vec![body],
         Event::ClientChunk { data, .. } => vec![data],
-        Event::Planned { actions, .. } => actions.iter_mut().flat_map(texts_mut).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// The texts of an action, in the order in which they are written.
-pub(super) fn texts_mut(action: &mut Action) -> Vec<&mut Data> {
-    match action {
-        Action::Send { bytes, .. } => vec![bytes],
-        Action::Drip { pieces, .. } => pieces.iter_mut().collect(),
-        Action::Repeat { before, after, .. } => std::iter::once(before).chain(after).collect(),
+        Event::Planned { actions, .. } => actions.iter_mut().flat_map(Action::texts_mut).collect(),
         _ => Vec::new(),
     }
 }

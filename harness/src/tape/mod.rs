@@ -181,6 +181,28 @@ pub enum Action {
     Close,
 }
 
+impl Action {
+    /// The bytes that are written, in their order.
+    pub fn texts(&self) -> Vec<&Data> {
+        match self {
+            Self::Send { bytes, .. } => vec![bytes],
+            Self::Drip { pieces, .. } => pieces.iter().collect(),
+            Self::Repeat { before, after, .. } => std::iter::once(before).chain(after).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The bytes that are written, in their order, for a report that shortens or masks them.
+    pub fn texts_mut(&mut self) -> Vec<&mut Data> {
+        match self {
+            Self::Send { bytes, .. } => vec![bytes],
+            Self::Drip { pieces, .. } => pieces.iter_mut().collect(),
+            Self::Repeat { before, after, .. } => std::iter::once(before).chain(after).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// How a client dribbles: pieces of `piece` bytes, one each `every_ms` milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dribble {
