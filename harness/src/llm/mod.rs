@@ -54,7 +54,7 @@ mod stub;
 
 pub use matcher::{Matcher, anything, chat};
 pub use protocol::{Protocol, ollama, openai};
-pub use request::StubRequest;
+pub use request::{StubRequest, without_namespace};
 pub use responder::{
     Responder, call_sequence, echo, embeddings, error, raw, reply, sequence, tool_call, with,
 };

@@ -191,7 +191,7 @@ fn text_of(content: &Value) -> String {
 }
 
 /// The path without the namespace: `/t/CASE/v1/models` becomes `/v1/models`.
-pub(super) fn without_namespace(path: &str) -> &str {
+pub fn without_namespace(path: &str) -> &str {
     let Some(rest) = path.strip_prefix("/t/") else {
         return path;
     };

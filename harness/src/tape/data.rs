@@ -221,6 +221,12 @@ mod tests {
             assert!(!data.is_whole());
         }
         assert!(Data::keeping("aé€😀", 10).is_whole());
+        let read = |form| serde_json::from_value::<Data>(form).unwrap();
+        assert!(!read(json!({"text": "ab", "length": 9})).is_whole());
+        assert!(
+            read(json!("ab")).is_whole()
+                && read(json!({"latin1": "\u{ff}", "length": 1})).is_whole()
+        );
         let shorter = Data::keeping("abcdef", 4).shortened(2);
         assert_eq!((shorter.bytes(), shorter.length()), (&b"ab"[..], 6));
         let masked = shorter.with_bytes("xyz");

@@ -88,13 +88,7 @@ impl Gateway {
                 provider.userinfo = None;
             }
         }
-        let folder = folder.join("gateway");
-        std::fs::create_dir_all(&folder).map_err(|error| {
-            format!(
-                "cannot make the folder {}: {error}; give another one with --out",
-                folder.display()
-            )
-        })?;
+        let folder = super::make_folder(&folder.join("gateway"))?;
         let endpoints: IndexMap<String, String> = reproduction
             .providers
             .iter()
@@ -238,12 +232,7 @@ fn write(
         .map(|file| (folder.join(&file.name), fixed(&file.text)))
         .chain([(folder.join("start.sh"), script)]);
     for (path, text) in files {
-        std::fs::write(&path, text).map_err(|error| {
-            format!(
-                "cannot write {}: {error}; give another folder with --out",
-                path.display()
-            )
-        })?;
+        super::write_file(&path, &text)?;
     }
     Ok(())
 }

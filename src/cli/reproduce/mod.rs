@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use gauntlet_harness::case::Case;
+use gauntlet_harness::llm::without_namespace;
 use gauntlet_harness::report::RunRecord;
 use gauntlet_harness::runner::Outcome;
 use gauntlet_harness::spec::{Protocol, Spec};
+use gauntlet_harness::tape::{Action, Event};
 use gauntlet_harness::verdict::{Failure, FailureMode};
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -125,13 +127,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     };
     let reproduction =
         Reproduction::of(&record, outcome, Ports { gateway: args.port }).map_err(CommandError)?;
-    let made = std::fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
-    let folder = made.map_err(|error| {
-        CommandError(format!(
-            "cannot make the folder {}: {error}; give another one with --out",
-            folder.display()
-        ))
-    })?;
+    let folder = make_folder(&folder).map_err(CommandError)?;
     let gateway =
         Gateway::render(&reproduction, args.target.as_deref(), &folder).map_err(CommandError)?;
     reproduction
@@ -146,6 +142,27 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
         false => say!("next: configure the gateway as README.md says, and follow it from there"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a folder, and returns its path from the root.
+fn make_folder(folder: &Path) -> Result<PathBuf, String> {
+    let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
+    made.map_err(|error| {
+        format!(
+            "cannot make the folder {}: {error}; give another one with --out",
+            folder.display()
+        )
+    })
+}
+
+/// Writes a file of the folder.
+fn write_file(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| {
+        format!(
+            "cannot write {}: {error}; give another folder with --out",
+            path.display()
+        )
+    })
 }
 
 /// Returns the outcome of that id.
@@ -236,7 +253,7 @@ impl<'a> Reproduction<'a> {
                 name,
             })
             .collect();
-        let (missing, notes) = missing(&tape, outcome.failure());
+        let (missing, notes) = missing(outcome);
         Ok(Self {
             record,
             outcome,
@@ -329,13 +346,7 @@ impl<'a> Reproduction<'a> {
             files.push(("run.sh", RUN.to_string()));
         }
         for (name, text) in files {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(|error| {
-                format!(
-                    "cannot write {}: {error}; give another folder with --out",
-                    path.display()
-                )
-            })?;
+            write_file(&folder.join(name), &text)?;
         }
         Ok(())
     }
@@ -380,16 +391,21 @@ exit $code
 fn alone(entry: &mut Value, prefix: &str) {
     if entry["event"] == "request_read"
         && let Some(path) = entry["path"].as_str()
-        && let Some(rest) = path.strip_prefix("/t/")
     {
-        let path = rest.split_once('/').map_or("", |(_, path)| path);
-        entry["path"] = format!("/{path}").into();
+        entry["path"] = without_namespace(path).into();
     }
     // the bytes of an answer have a length, and no alias
     if entry["event"] == "planned" {
         return;
     }
-    let length = |entry: &Value| entry["body"].as_str().map(|body| body.len().to_string());
+    let length = |entry: &Value| {
+        let body = &entry["body"];
+        let length = match body["latin1"].as_str() {
+            Some(bytes) => bytes.chars().count(),
+            None => body.as_str()?.len(),
+        };
+        Some(length.to_string())
+    };
     let before = length(entry);
     without(entry, prefix);
     let (Some(before), Some(after)) = (before, length(entry)) else {
@@ -442,45 +458,38 @@ fn provider_of(entry: &Value) -> Option<&str> {
 
 /// Returns a sentence for each thing in the tape that the programs cannot play, and one for each
 /// that does not matter.
-fn missing(tape: &[Value], failure: Option<&Failure>) -> (Vec<String>, Vec<String>) {
+fn missing(outcome: &Outcome) -> (Vec<String>, Vec<String>) {
     let mut missing: Vec<String> = Vec::new();
     let mut notes = Vec::new();
-    let of_database = matches!(failure, Some(Failure::Violated { fact, .. })
+    let of_database = matches!(outcome.failure(), Some(Failure::Violated { fact, .. })
         if ["record", "row", "session", "database"].iter().any(|word| fact.contains(word)));
     let mut add = |text: &str| {
         if !missing.iter().any(|known| known == text) {
             missing.push(text.to_string());
         }
     };
-    for entry in tape {
-        match entry["event"].as_str() {
-            Some("note")
-                if entry["text"]
-                    .as_str()
-                    .is_some_and(|text| text.contains("left out")) =>
-            {
-                add(
-                    "The report keeps only the beginning and the end of this case's many requests; \
-                     those between them are not sent.",
-                );
-            }
-            Some("client_sent") if is_cut(&entry["body"]) => add(
+    let is_cut = |action: &Action| action.texts().iter().any(|text| !text.is_whole());
+    let mut sends = false;
+    for entry in &outcome.tape {
+        sends |= matches!(entry.event, Event::ClientSent { .. });
+        match &entry.event {
+            Event::Note { text } if text.contains("left out") => add(
+                "The report keeps only the beginning and the end of this case's many requests; \
+                 those between them are not sent.",
+            ),
+            Event::ClientSent { body, .. } if !body.is_whole() => add(
                 "The report keeps only the beginning of a large request, which is sent as it is \
                  there; its content-length promises more.",
             ),
-            Some("planned")
-                if entry["actions"]
-                    .as_array()
-                    .is_some_and(|all| all.iter().any(cut_in)) =>
-            {
+            Event::Planned { actions, .. } if actions.iter().any(is_cut) => {
                 add("The report keeps only the beginning of a large answer of an upstream.");
             }
-            Some("database") if of_database => {
+            Event::Database { .. } if of_database => {
                 add(
                     "What failed was seen in the gateway's database, which the programs do not read.",
                 );
             }
-            Some("database") if notes.is_empty() => notes.push(
+            Event::Database { .. } if notes.is_empty() => notes.push(
                 "The case also looked into the gateway's database, or disturbed it; the programs \
                  do neither."
                     .to_string(),
@@ -488,38 +497,17 @@ fn missing(tape: &[Value], failure: Option<&Failure>) -> (Vec<String>, Vec<Strin
             _ => {}
         }
     }
-    if !tape.iter().any(|entry| entry["event"] == "client_sent") {
+    if !sends {
         add("The report has no request of this case, so that there is nothing to send.");
     }
     (missing, notes)
-}
-
-/// Whether bytes of the tape are not whole.
-fn is_cut(data: &Value) -> bool {
-    let Some(length) = data["length"].as_u64() else {
-        return false;
-    };
-    let kept = match (data["text"].as_str(), data["latin1"].as_str()) {
-        (Some(text), _) => text.len(),
-        (None, Some(latin1)) => latin1.chars().count(),
-        (None, None) => 0,
-    };
-    u64::try_from(kept).unwrap_or(u64::MAX) < length
-}
-
-fn cut_in(action: &Value) -> bool {
-    match action {
-        Value::Object(fields) => fields.values().any(|value| is_cut(value) || cut_in(value)),
-        Value::Array(items) => items.iter().any(|value| is_cut(value) || cut_in(value)),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{alone, is_cut, mask};
+    use super::{alone, mask};
 
     #[test]
     fn an_entry_of_a_shared_gateway_becomes_one_of_a_gateway_of_its_own() {
@@ -537,15 +525,22 @@ mod tests {
             json!([["content-length", "16"], ["x-other", "24"]])
         );
 
+        let mut sent = json!({
+            "event": "client_sent",
+            "headers": [["content-length", "10"]],
+            "body": {"latin1": "time-02-a\u{ff}", "length": 10},
+        });
+        alone(&mut sent, "time-02-");
+        assert_eq!(sent["body"]["latin1"], "a\u{ff}");
+        assert_eq!(sent["headers"], json!([["content-length", "2"]]));
+
         let mut read = json!({"event": "request_read", "path": "/t/time-02-abc/v1/models"});
         alone(&mut read, "time-02-");
         assert_eq!(read["path"], "/v1/models");
     }
 
     #[test]
-    fn bytes_that_are_cut_and_masks_are_found() {
-        assert!(is_cut(&json!({"text": "ab", "length": 9})));
-        assert!(!is_cut(&json!("ab")) && !is_cut(&json!({"latin1": "\u{ff}", "length": 1})));
+    fn masks_are_found() {
         assert_eq!(mask("Bearer [secret 12]."), Some("[secret 12]"));
         assert_eq!(mask("Bearer x"), None);
     }

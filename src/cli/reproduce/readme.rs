@@ -3,8 +3,8 @@
 use gauntlet_harness::spec::{Spec, Timeouts};
 use serde_json::Value;
 
+use super::Reproduction;
 use super::gateway::{Gateway, quoted};
-use super::{Reproduction, is_cut};
 
 /// How many lines of the recorded order are shown.
 const LINES: usize = 40;
@@ -256,10 +256,11 @@ fn curl(reproduction: &Reproduction<'_>, gateway: &Gateway) -> String {
     let Some(sent) = sent else {
         return String::new();
     };
+    // bytes that are cut, or no text, are no plain string
     let (Some(path), Some(body)) = (sent["path"].as_str(), sent["body"].as_str()) else {
         return String::new();
     };
-    if is_cut(&sent["body"]) || body.len() > 4_096 {
+    if body.len() > 4_096 {
         return String::new();
     }
     let of_gateway = gateway.as_json();
