@@ -271,7 +271,12 @@ class Client:
         self.ids = {}
         self.unplayed = None
         self.patience = {"answer": ANSWER, "other": WAIT}
-        self.upstream = []
+        # how often each kind of observation has been awaited
+        self.wanted = {}
+        # the recorded answers so far, by client
+        self.answers = {}
+        # how much the upstreams had seen before the case, once it is known
+        self.first = None
         threading.Thread(target=self.follow, daemon=True).start()
 
     def headers_of(self, recorded):
@@ -297,7 +302,7 @@ class Client:
 
     def follow(self):
         """Adds what the upstreams see to what the client sees."""
-        seen = self.first = None
+        seen = None
         while True:
             try:
                 if seen is None:
@@ -338,7 +343,6 @@ class Client:
     def play(self):
         """Plays the recorded order: before each action what was seen before it is awaited."""
         seen_before, last_us, recorded = [], None, {}
-        self.answers = {}
         sent_at = {}
         for entry in self.case["tape"]:
             action = self.action(entry, recorded)
@@ -459,7 +463,6 @@ class Client:
     def await_like(self, seen):
         """Waits until something like the recorded observation has been seen as often."""
         like = kind_of(seen)
-        self.wanted = getattr(self, "wanted", {})
         self.wanted[like] = self.wanted.get(like, 0) + 1
         count = self.wanted[like]
         label = seen["side"].get("name")

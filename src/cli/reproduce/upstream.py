@@ -177,7 +177,6 @@ class Provider:
         self.generation = 0
         self.listener = None
         self.fillers = []
-        self.how = "serve"
         self.requests = self.connections = 0
         reads = {}
         self.answers = []
@@ -193,7 +192,6 @@ class Provider:
         """Changes what the port does with new connections."""
         with self.lock:
             self.generation += 1
-            self.how = how
             for old in [self.listener] + self.fillers:
                 if old is not None:
                     # a thread that accepts wakes up
@@ -540,7 +538,7 @@ def main():
         print("%-8s http://127.0.0.1:%d  (%s)" % (known["name"], known["port"], known["listen"]))
     Control(case["control_port"], providers, journal, gates).start()
     print("control  http://127.0.0.1:%d" % case["control_port"])
-    waits = sorted(set(re.findall(r'"(?:gate)": "([^"]+)"', json.dumps(case["tape"]))))
+    waits = sorted(set(re.findall(r'"gate": "([^"]+)"', json.dumps(case["tape"]))))
     if waits:
         print("gates    %s: an answer waits there until client.py, or a POST to /open/NAME of the "
               "control port, opens it" % ", ".join(waits))
