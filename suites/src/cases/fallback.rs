@@ -9,7 +9,7 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use super::CaseRow;
-use super::support::{asked_for, silent_if, silent_in, until_asked};
+use super::support::{asked_for, reports_error, silent_if, silent_in, until_asked};
 
 const FALLBACK: &[Capability] = &[Capability::Chat, Capability::Fallback];
 const STREAM: &[Capability] = &[Capability::Chat, Capability::Stream, Capability::Fallback];
@@ -359,9 +359,16 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
     // when
     let stream = ctx.client.streamed(ctx.prompt("pair", "capital")).await?;
     // then
+    once_and_reported(&stream)
+}
+
+/// The client must have the text once, and its end or the report that there is none.
+fn once_and_reported(stream: &Transcript) -> CaseResult {
     let cut = matches!(stream.end, End::Cut(_)) && stream.done_count == 0;
     let reported = stream.error.is_some() || cut;
     match stream.text.as_str() {
+        // no token has reached the client: STRM-02 alone demands those that came
+        "" if reports_error(stream) => Ok(()),
         "Par" => holds(
             "stream.error_event",
             reported,
@@ -371,21 +378,21 @@ async fn fall_04(ctx: &Ctx) -> CaseResult {
                 stream.done_count, stream.end
             ),
         )
-        .map_err(silent_in(&stream)),
+        .map_err(silent_in(stream)),
         "Paris" => holds(
             "stream.continued_end",
             stream.looks_complete() || reported,
             "a continued stream that ends properly",
             format_args!("the stream ended {}", stream.end),
         )
-        .map_err(silent_in(&stream)),
+        .map_err(silent_in(stream)),
         text => holds(
             "stream.text",
             false,
             "the text once",
             format_args!("{text:?}"),
         )
-        .map_err(silent_in(&stream)),
+        .map_err(silent_in(stream)),
     }
 }
 
@@ -627,4 +634,30 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
         "no key in the error",
         "a provider's key",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::support::tests::{read, violation};
+    use super::super::support::{DONE, chunk};
+    use super::*;
+
+    const ERROR: &str = r#"{"error": {"message": "broken", "type": "server_error"}}"#;
+
+    #[tokio::test]
+    async fn an_error_without_any_text_is_no_silent_end() {
+        let event = format!("data: {ERROR}\n\n");
+        assert_eq!(once_and_reported(&read(502, ERROR).await), Ok(()));
+        assert_eq!(once_and_reported(&read(200, &event).await), Ok(()));
+        let (fact, _) = violation(once_and_reported(&read(200, DONE).await));
+        assert_eq!(fact, "stream.text");
+    }
+
+    #[tokio::test]
+    async fn a_text_that_comes_twice_is_a_violation_whatever_follows() {
+        let event = format!("data: {ERROR}\n\n");
+        let twice = [chunk("Par", None), chunk("Paris", None), event].concat();
+        let (fact, _) = violation(once_and_reported(&read(200, &twice).await));
+        assert_eq!(fact, "stream.text");
+    }
 }

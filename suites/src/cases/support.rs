@@ -514,7 +514,7 @@ pub(super) fn with_tools(mut body: Value) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use gauntlet_harness::client::Client;
     use gauntlet_harness::llm::raw;
@@ -523,7 +523,7 @@ mod tests {
     use super::*;
 
     /// What a client reads of a gateway that answers with this status and body.
-    async fn read(status: u16, body: &str) -> Transcript {
+    pub(in crate::cases) async fn read(status: u16, body: &str) -> Transcript {
         let stub = Stub::openai().await.unwrap();
         let kind = if status == 200 {
             "text/event-stream"
@@ -535,7 +535,7 @@ mod tests {
         client.streamed(json!({"model": "m"})).await.unwrap()
     }
 
-    fn violation(result: CaseResult) -> (String, FailureMode) {
+    pub(in crate::cases) fn violation(result: CaseResult) -> (String, FailureMode) {
         match result.unwrap_err() {
             Failure::Violated { fact, mode, .. } => (fact, mode),
             other => panic!("{other}"),
