@@ -146,6 +146,17 @@ impl Reached {
     }
 }
 
+/// How the tape's sentences about a fault of the database begin.
+const DATABASE_FAULTS: [&str; 7] = [
+    "stalled",
+    "every connection",
+    "new connections",
+    "the harness makes",
+    "the administrator",
+    "the statement is held",
+    "the table",
+];
+
 /// Returns the states that a tape shows by itself.
 fn seen_on(tape: &[Entry]) -> BTreeSet<State> {
     let mut states = BTreeSet::new();
@@ -176,20 +187,10 @@ fn seen_on(tape: &[Entry]) -> BTreeSet<State> {
             } => Some(State::CallClosed),
             Event::Target { what } if what == "SIGTERM" => Some(State::DrainBegun),
             Event::Database { what } => {
-                let faults = [
-                    "stalled",
-                    "every connection",
-                    "new connections",
-                    "the harness makes",
-                ];
-                let faults = faults
-                    .iter()
-                    .chain(&["the administrator", "the statement is held"]);
-                let more = faults
-                    .chain(&["the table"])
-                    .any(|fault| what.starts_with(fault));
-                let broken = what.ends_with(" is cut") || what.ends_with(" is reset");
-                (more || broken).then_some(State::DatabaseFault)
+                let taken_away = DATABASE_FAULTS.iter().any(|words| what.starts_with(words))
+                    || what.ends_with(" is cut")
+                    || what.ends_with(" is reset");
+                taken_away.then_some(State::DatabaseFault)
             }
             _ => None,
         };
