@@ -1,6 +1,6 @@
 # Each target is a command that a person could type. `make` or `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test review lint fmt clippy clippy-gateway docs deny unused openapi field field-install field-run
+.PHONY: help run test review lint fmt clippy clippy-gateway clippy-stubs docs deny unused openapi field field-install field-run
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  \1  /' | expand -t 20
@@ -17,7 +17,7 @@ review:         ## look at changed snapshots one by one, and accept or reject ea
 	  echo "or accept every change with 'INSTA_UPDATE=always cargo test' and read 'git diff snapshots'."; exit 1; }
 	cargo insta review
 
-lint: fmt clippy clippy-gateway docs deny unused ## every check that runs no test
+lint: fmt clippy clippy-gateway clippy-stubs docs deny unused ## every check that runs no test
 
 fmt:            ## formatting
 	cargo fmt --all --check
@@ -27,6 +27,9 @@ clippy:         ## clippy; every warning is an error
 
 clippy-gateway: ## clippy on the gateway without harness and suites
 	cargo clippy --no-default-features -- -D warnings
+
+clippy-stubs:   ## clippy on what a user of the stubs alone compiles
+	cargo clippy -p gauntlet-harness --no-default-features -- -D warnings
 
 docs:           ## rustdoc; every warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps

@@ -35,6 +35,7 @@ impl Timeouts {
     };
 
     /// Returns the four timeouts with their names.
+    #[cfg(feature = "runner")]
     pub(crate) fn named(&self) -> [(&'static str, Option<u64>); 4] {
         [
             ("connect_ms", self.connect_ms),
@@ -259,6 +260,7 @@ impl Default for Spec {
 impl Spec {
     /// Returns the timeouts in force for each candidate of each alias: a model overrides its
     /// provider, and a provider the default.
+    #[cfg(feature = "runner")]
     pub(crate) fn timeouts_in_force(&self) -> impl Iterator<Item = (&ModelSpec, Timeouts)> {
         self.models.iter().flat_map(move |model| {
             model.candidates.iter().map(move |candidate| {
@@ -271,6 +273,7 @@ impl Spec {
     }
 
     /// Returns the provider of a candidate.
+    #[cfg(feature = "runner")]
     pub(crate) fn provider_of(&self, candidate: &CandidateSpec) -> Option<&ProviderSpec> {
         self.providers
             .iter()
