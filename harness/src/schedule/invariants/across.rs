@@ -17,7 +17,8 @@ fn is_clear_failure(action: Action) -> bool {
 
 /// Checks that a candidate is not asked before the cool-down is over, after as many clear failures
 /// in a row as open a breaker. A half-open breaker with several probes may wait for the failure of
-/// all of them before it opens again; such a breaker is judged until it may have opened once.
+/// all of them before it opens again; such a breaker is judged until it may have opened once. A
+/// failure whose client may have left before it was read opens such a breaker or does not.
 pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(), String> {
     let several_probes = schedule.settings.half_open_probes > 1;
     for candidate in 0..schedule.candidates.len() {
@@ -38,7 +39,10 @@ pub(super) fn breaker_rests(schedule: &Schedule, seen: &Observation) -> Result<(
             let action = schedule.action(candidate, call.call);
             in_a_row = match is_clear_failure(action) {
                 // the client may have left before the gateway had read the answer
-                true if exchange.ends.is_empty() => in_a_row,
+                true if exchange.ends.is_empty() => {
+                    certain &= !several_probes;
+                    in_a_row
+                }
                 true => in_a_row + 1,
                 false => {
                     certain &= !several_probes || action == Action::Answer;
@@ -102,18 +106,19 @@ mod tests {
     use super::*;
     use crate::schedule::observation::{Call, End, Exchange};
 
-    /// Makes three requests in a row that p1 answers with 503, and a fourth one at once. All have
-    /// an end but those in `without_end`.
-    fn four_calls(without_end: &[usize]) -> Result<(), Violation> {
+    /// Makes `count` requests, a millisecond apart, that p1 answers with 503, where three failures
+    /// open its breaker. All have an end but those in `without_end`.
+    fn requests(count: usize, without_end: &[usize], probes: u32) -> Result<(), Violation> {
         let mut schedule = Schedule::from_json(crate::schedule::tests::PLAN).unwrap();
+        schedule.settings.half_open_probes = probes;
         schedule.candidates[0].calls = vec![
             Action::Status {
                 status: 503,
                 retry_after_s: None
             };
-            4
+            count
         ];
-        schedule.requests = vec![schedule.requests[0]; 4];
+        schedule.requests = vec![schedule.requests[0]; count];
         let exchange = |n: usize| Exchange {
             ends: if without_end.contains(&n) {
                 Vec::new()
@@ -128,7 +133,7 @@ mod tests {
             ..Exchange::default()
         };
         let seen = Observation {
-            exchanges: (0..4).map(exchange).collect(),
+            exchanges: (0..count).map(exchange).collect(),
             ..Observation::default()
         };
         check_only(&[Invariant::BreakerRests], &schedule, &seen)
@@ -137,11 +142,20 @@ mod tests {
     #[test]
     fn a_failure_that_the_gateway_may_not_have_read_opens_no_breaker() {
         assert!(
-            four_calls(&[])
+            requests(4, &[], 1)
                 .unwrap_err()
                 .what
                 .contains("its breaker was open")
         );
-        assert_eq!(four_calls(&[1]), Ok(()));
+        assert_eq!(requests(4, &[1], 1), Ok(()));
+    }
+
+    /// A breaker that such a failure has opened may be half-open with one probe left, when the
+    /// failures that are certain are enough to open a closed breaker.
+    #[test]
+    fn with_several_probes_nothing_is_certain_after_a_failure_that_may_not_have_been_read() {
+        assert!(requests(5, &[], 2).is_err());
+        assert_eq!(requests(5, &[0], 2), Ok(()));
+        assert!(requests(5, &[0], 1).is_err());
     }
 }
