@@ -27,6 +27,7 @@ const OVERTAKES: Case = Case {
     remedy: "Forward each request as a task of its own.",
     needs: &[Capability::Chat],
     reaches: &[],
+    instances: &["plain"],
     spec: Spec::solo,
     run: &overtakes,
 };
@@ -38,6 +39,7 @@ async fn overtakes(ctx: &Ctx) -> CaseResult {
     provider.mount(chat().user_says("slow"), held).await;
     provider.answers(reply("at once"));
     // when
+    ctx.instance("plain");
     let slow = ctx.client.send_chat(ctx.prompt("solo", "slow")).await?;
     provider.held(1).await?;
     let quick = ctx.client.chat(ctx.prompt("solo", "quick")).await?;

@@ -24,6 +24,7 @@ fn outcome(id: &str, level: Level, verdict: Verdict) -> Outcome {
         log_tail: String::new(),
         faults: Vec::new(),
         states: Vec::new(),
+        instances: Vec::new(),
         setup: None,
     }
 }

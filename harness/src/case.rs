@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 
 use crate::client::Client;
 use crate::database::CaseDatabase;
-use crate::exercise::Reached;
+use crate::exercise::{Instances, Reached};
 use crate::gate::Gates;
 use crate::llm::Stub;
 use crate::rows::kinds;
@@ -59,6 +59,8 @@ pub struct Ctx {
     pub(crate) starter: Option<Starter>,
     /// The states that the case has reached by its own account; see [`Ctx::reached`].
     pub(crate) states: Reached,
+    /// The instances of the requirement to which the case has come; see [`Ctx::instance`].
+    pub(crate) instances: Instances,
     /// A text that is unique to this examination; prompts hold it, so that each request can be
     /// recognised.
     pub nonce: String,
@@ -163,6 +165,38 @@ impl Ctx {
         self.states.note(state);
     }
 
+    /// Notes that the case examines the instance of this name, which [`Case::instances`] lists.
+    pub fn instance(&self, name: &str) {
+        self.instances.examine(name);
+    }
+
+    /// Returns whether the target declares the capability that an instance needs. If it does, the
+    /// instance is noted as examined, and otherwise as left out.
+    pub fn instance_if(&self, needed: Capability, name: &str) -> bool {
+        let declared = self.declares(needed);
+        if declared {
+            self.instances.examine(name);
+        } else {
+            self.instances.leave_out(name);
+        }
+        declared
+    }
+
+    /// Examines an instance of the requirement, which [`Case::instances`] lists. Cancel safe if
+    /// `examination` is.
+    ///
+    /// # Errors
+    /// The failure of the examination; a violation names the instance.
+    pub async fn examine(
+        &self,
+        name: &str,
+        examination: impl Future<Output = CaseResult>,
+    ) -> CaseResult {
+        self.instances.examine(name);
+        let result = examination.await;
+        result.map_err(|failure| failure.in_instance(name))
+    }
+
     /// Returns the stub of the provider of that name.
     ///
     /// # Errors
@@ -211,6 +245,9 @@ pub struct Case {
     pub needs: &'static [Capability],
     /// The states that an examination must reach; one that passes without is *not exercised*.
     pub reaches: &'static [State],
+    /// The ways in which the requirement is shown, such as `streamed, status 503`. A case that
+    /// passes without having come to each of them is *not exercised*.
+    pub instances: &'static [&'static str],
     /// What the gateway has to be configured with.
     pub spec: fn() -> Spec,
     /// The function that examines the gateway.

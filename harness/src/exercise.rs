@@ -3,9 +3,9 @@
 //! A stub knows the faulty answers that it was given, and the wire counts each as *met* when its
 //! bytes come to the fault. A case that passes although one of its faults was never met, or that
 //! never reached a state which it is about (an open breaker, a limit that is full), has shown
-//! nothing: it is *not exercised*.
+//! nothing: it is *not exercised*. So is a case that leaves out one of its listed instances.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -146,6 +146,55 @@ impl Reached {
     }
 }
 
+/// The instances of a requirement that an examination has come to. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Instances(Arc<Mutex<BTreeMap<String, Instance>>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instance {
+    Examined,
+    /// The target does not declare what the instance needs.
+    LeftOut,
+}
+
+impl Instances {
+    /// Notes that the instance is examined.
+    pub fn examine(&self, name: &str) {
+        self.rows().insert(name.into(), Instance::Examined);
+    }
+
+    /// Notes that the instance is left out, because the target does not declare what it needs.
+    pub fn leave_out(&self, name: &str) {
+        self.rows().insert(name.into(), Instance::LeftOut);
+    }
+
+    /// Returns the instances that were examined, in the order of the list of the case.
+    pub fn examined(&self, listed: &[&str]) -> Vec<String> {
+        let rows = self.rows();
+        let examined = |name: &&&str| rows.get(**name) == Some(&Instance::Examined);
+        let names = listed.iter().filter(examined);
+        names.map(|name| (*name).to_string()).collect()
+    }
+
+    /// Returns the listed instances that were neither examined nor left out.
+    pub fn missing<'a>(&self, listed: &[&'a str]) -> Vec<&'a str> {
+        let rows = self.rows();
+        let missing = listed.iter().filter(|name| !rows.contains_key(**name));
+        missing.copied().collect()
+    }
+
+    /// Returns an instance that was noted, and that the case does not list.
+    pub fn unlisted(&self, listed: &[&str]) -> Option<String> {
+        let rows = self.rows();
+        let mut names = rows.keys();
+        names.find(|name| !listed.contains(&name.as_str())).cloned()
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<String, Instance>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How the tape's sentences about a fault of the database begin.
 const DATABASE_FAULTS: [&str; 7] = [
     "stalled",
@@ -204,6 +253,7 @@ pub fn lacking(
     faults: &[PlantedFault],
     needed: &[State],
     reached: &BTreeSet<State>,
+    missing: &[&str],
 ) -> Option<String> {
     let mut unmet: Vec<String> = Vec::new();
     for fault in faults.iter().filter(|fault| !fault.is_met()) {
@@ -217,6 +267,8 @@ pub fn lacking(
     }
     let missed = needed.iter().filter(|state| !reached.contains(state));
     unmet.extend(missed.map(|state| format!("the state \"{state}\" was never reached")));
+    let missing = missing.iter();
+    unmet.extend(missing.map(|name| format!("the instance \"{name}\" was not examined")));
     if unmet.is_empty() {
         return None;
     }
@@ -241,25 +293,47 @@ mod tests {
         planted.met(9);
         let faults = planted.faults("p1");
         assert_eq!(
-            lacking(&faults, &[], &BTreeSet::new()).unwrap(),
+            lacking(&faults, &[], &BTreeSet::new(), &[]).unwrap(),
             "nothing was wrong, but the requirement is not shown either: status 503 at p1 was met 1 \
              of 2 times"
         );
         planted.met(7);
-        assert_eq!(lacking(&planted.faults("p1"), &[], &BTreeSet::new()), None);
+        assert_eq!(
+            lacking(&planted.faults("p1"), &[], &BTreeSet::new(), &[]),
+            None
+        );
     }
 
     #[test]
     fn a_state_is_needed_until_it_is_reached() {
         let reached = Reached::default();
         let needed = [State::BreakerOpen];
-        let why = lacking(&[], &needed, &reached.with_tape(&[])).unwrap();
+        let why = lacking(&[], &needed, &reached.with_tape(&[]), &[]).unwrap();
         assert!(
             why.ends_with("the state \"breaker open\" was never reached"),
             "{why}"
         );
         reached.note(State::BreakerOpen);
-        assert_eq!(lacking(&[], &needed, &reached.with_tape(&[])), None);
+        assert_eq!(lacking(&[], &needed, &reached.with_tape(&[]), &[]), None);
+    }
+
+    #[test]
+    fn an_instance_is_examined_or_left_out_and_nothing_else_is_noted() {
+        let listed = ["plain", "streamed", "Ollama"];
+        let instances = Instances::default();
+        instances.examine("streamed");
+        instances.leave_out("Ollama");
+        assert_eq!(instances.examined(&listed), ["streamed"]);
+        let missing = instances.missing(&listed);
+        assert_eq!(missing, ["plain"]);
+        let why = lacking(&[], &[], &BTreeSet::new(), &missing).unwrap();
+        assert!(
+            why.ends_with("the instance \"plain\" was not examined"),
+            "{why}"
+        );
+        assert_eq!(instances.unlisted(&listed), None);
+        instances.examine("doubled");
+        assert_eq!(instances.unlisted(&listed), Some("doubled".into()));
     }
 
     #[test]

@@ -223,6 +223,7 @@ mod tests {
             log_tail: String::new(),
             faults: Vec::new(),
             states: Vec::new(),
+            instances: Vec::new(),
             setup: None,
         }
     }

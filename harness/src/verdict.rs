@@ -100,6 +100,27 @@ pub enum Verdict {
     Flaky { failure: Failure },
 }
 
+impl Failure {
+    /// The same failure; a violation names the instance of the requirement in which it was seen.
+    #[must_use]
+    pub fn in_instance(self, name: &str) -> Self {
+        match self {
+            Self::Violated {
+                fact,
+                expected,
+                observed,
+                mode,
+            } => Self::Violated {
+                fact,
+                expected,
+                observed: format!("{observed} (instance: {name})"),
+                mode,
+            },
+            other => other,
+        }
+    }
+}
+
 /// A fact that must hold: what was expected, and what was observed instead.
 ///
 /// `fact` is an id of dotted words, such as `answer.status`: it is unique within its case and does

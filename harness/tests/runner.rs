@@ -132,6 +132,7 @@ fn case(id: &'static str, run: for<'a> fn(&'a Ctx) -> BoxFuture<'a, CaseResult>)
         remedy: "d",
         needs: &[Capability::Chat],
         reaches: &[],
+        instances: &[],
         spec: Spec::solo,
         run: Box::leak(Box::new(run)),
     }
@@ -353,6 +354,57 @@ async fn a_case_that_never_reaches_its_state_is_not_exercised() {
         matches!(&open.verdict, Verdict::NotExercised { why } if why.ends_with("the state \"breaker open\" was never reached")),
         "{open:?}"
     );
+}
+
+#[tokio::test]
+async fn a_case_passes_only_if_it_came_to_each_of_its_instances() {
+    fn comes_to_two(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        async {
+            ctx.instance("plain");
+            assert!(!ctx.instance_if(Capability::Tools, "tool calls"));
+            ctx.examine("streamed", async { Ok(()) }).await
+        }
+        .boxed()
+    }
+    let listing = |instances: &'static [&'static str]| Case {
+        instances,
+        ..case("A-01", comes_to_two)
+    };
+    let whole = one(listing(&["plain", "streamed", "tool calls"])).await;
+    assert_eq!(
+        (whole.verdict, whole.instances),
+        (
+            Verdict::Passed,
+            vec!["plain".to_string(), "streamed".to_string()]
+        )
+    );
+    let one_is_missing = one(listing(&["plain", "streamed", "tool calls", "Ollama"])).await;
+    assert!(
+        matches!(&one_is_missing.verdict, Verdict::NotExercised { why } if why.ends_with("the instance \"Ollama\" was not examined")),
+        "{one_is_missing:?}"
+    );
+    let one_is_unlisted = one(listing(&["plain", "tool calls"])).await;
+    assert!(
+        matches!(&one_is_unlisted.verdict, Verdict::Failed { failure: Failure::Harness { what } } if what.contains("\"streamed\"")),
+        "{one_is_unlisted:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_violation_of_an_instance_names_it() {
+    fn breaks_streamed(ctx: &Ctx) -> BoxFuture<'_, CaseResult> {
+        ctx.examine("streamed", async {
+            holds("hang.test", false, "this", "that")
+        })
+        .boxed()
+    }
+    let outcome = one(Case {
+        instances: &["streamed"],
+        ..case("A-01", breaks_streamed)
+    })
+    .await;
+    let failure = outcome.failure().unwrap().to_string();
+    assert!(failure.contains("that (instance: streamed)"), "{failure}");
 }
 
 #[tokio::test]

@@ -65,6 +65,12 @@ fn of_case(text: &mut String, case: &Case) {
         .collect();
     section(text, "Why it matters", case.why);
     section(text, "How it is examined", case.shown);
+    let instances: Vec<String> = case.instances.iter().map(ToString::to_string).collect();
+    section(
+        text,
+        "Instances of the requirement that it examines",
+        &or_none(&instances),
+    );
     section(
         text,
         "Bugs of the reference gateway that it rejects",

@@ -77,6 +77,9 @@ fn as_json(row: &Requirement) -> Value {
         .iter()
         .map(|function| json!({"file": function.file, "name": function.name}))
         .collect();
+    let cases = gauntlet_suites::cases::all();
+    let case = cases.iter().find(|case| case.id == row.id);
+    let instances = case.map_or(&[][..], |case| case.instances);
     json!({
         "id": row.id,
         "keyword": row.keyword.name(),
@@ -84,6 +87,7 @@ fn as_json(row: &Requirement) -> Value {
         "text": row.text,
         "proof": proof_name(row.proof()),
         "functions": functions,
+        "instances": instances,
     })
 }
 

@@ -620,6 +620,7 @@ pub(crate) mod tests {
             log_tail: "INFO <started>".into(),
             faults: Vec::new(),
             states: Vec::new(),
+            instances: Vec::new(),
             setup: None,
         }
     }

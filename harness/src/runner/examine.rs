@@ -14,7 +14,7 @@ use super::{Outcome, Setup, not_started};
 use crate::case::{Case, Ctx, Starter};
 use crate::client::Client;
 use crate::database::{Database, Kind};
-use crate::exercise::{PlantedFault, Reached, lacking};
+use crate::exercise::{Instances, PlantedFault, Reached, lacking};
 use crate::gate::{bounded, hang_guard};
 use crate::spec::DatabaseNeed;
 use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError, without_colours};
@@ -146,6 +146,7 @@ pub(super) async fn run(
         database_wire: fixture.wire.take(),
         starter,
         states: Reached::default(),
+        instances: Instances::default(),
         nonce: fixture.nonce.clone(),
     };
     // every wait in a case has the hang guard; this bound is for a case that forgot it
@@ -181,10 +182,15 @@ pub(super) async fn run(
         .chain(wire.map(|wire| wire.faults()).unwrap_or_default())
         .collect();
     let states = ctx.states.with_tape(&tape.entries());
-    if verdict == Verdict::Passed
-        && let Some(why) = lacking(&faults, case.reaches, &states)
-    {
-        verdict = Verdict::NotExercised { why };
+    if verdict == Verdict::Passed {
+        let missing = ctx.instances.missing(case.instances);
+        if let Some(name) = ctx.instances.unlisted(case.instances) {
+            verdict = verdict_of(Failure::Harness {
+                what: format!("the case examined \"{name}\", which is none of its instances"),
+            });
+        } else if let Some(why) = lacking(&faults, case.reaches, &states, &missing) {
+            verdict = Verdict::NotExercised { why };
+        }
     }
     let ended = died(&target, case, &tape, &verdict).await;
     let log_tail = log.of_case(&target);
@@ -195,6 +201,7 @@ pub(super) async fn run(
             },
         };
     }
+    let instances = ctx.instances.examined(case.instances);
     // what the clean-up does is no evidence
     let seen = tape.entries();
     ctx.gates.open_all();
@@ -216,6 +223,7 @@ pub(super) async fn run(
         log_tail,
         faults,
         states: states.into_iter().collect(),
+        instances,
         setup: Some(setup),
         ..outcome
     }

@@ -49,6 +49,9 @@ pub struct Outcome {
     /// The states that the examination reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<State>,
+    /// The instances of the requirement that were examined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<String>,
     /// How the gateway was set up; `None` if it never started, and in a record of a case that
     /// passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +95,7 @@ impl Outcome {
             log_tail: String::new(),
             faults: Vec::new(),
             states: Vec::new(),
+            instances: Vec::new(),
             setup: None,
         }
     }

@@ -350,6 +350,7 @@ fn outcome(
         tape: fixture.tape.entries(),
         faults: Vec::new(),
         states: Vec::new(),
+        instances: Vec::new(),
         log_tail,
         setup: None,
     }

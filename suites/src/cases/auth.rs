@@ -20,6 +20,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 must be the only one that the provider saw.",
         remedy: "Check the key before the body is read, and answer 401 with the challenge of RFC 6750.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Keys],
+        instances: &[],
         spec: || Spec::solo().key("b", KEY),
         run: &auth_01,
     },
@@ -37,6 +38,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::OwnProviderKeys,
         ],
+        instances: &[],
         spec: || Spec::solo().key("b", KEY),
         run: &auth_03,
     },
@@ -51,6 +53,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Connect to configured addresses alone and with configured keys, and refuse line breaks \
                  in what becomes a header.",
         needs: &[Capability::Chat, Capability::OwnProviderKeys],
+        instances: &[],
         spec: Spec::solo,
         run: &auth_04,
     },
@@ -63,6 +66,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Put the tenant into the condition of every statement, and answer 404 for what belongs \
                  to somebody else.",
         needs: &[Capability::Query, Capability::Store, Capability::Keys],
+        instances: &[],
         spec: || query().key("curie", HERS).key("bohr", HIS),
         run: &auth_02,
     },

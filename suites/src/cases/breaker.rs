@@ -37,6 +37,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Count the consecutive failures of each candidate, and skip the candidate once they \
                  reach the threshold.",
         needs: PAIR,
+        instances: &[],
         spec: || with_breaker(Spec::pair(), 3, LONG_MS),
         run: &brkr_01,
     },
@@ -48,6 +49,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 and the first must never have two requests at once.",
         remedy: "Count the probes in flight under the same lock that changes the breaker's state.",
         needs: PAIR,
+        instances: &[],
         spec: || {
             let mut spec = with_breaker(Spec::pair(), 2, SHORT_MS);
             spec.timeouts.total_ms = Some(15_000);
@@ -65,6 +67,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 provider serves, it must serve all requests after its first success.",
         remedy: "Open for a whole cool-down after a failed probe, and close on success.",
         needs: PAIR,
+        instances: &[],
         spec: || with_breaker(Spec::pair(), 2, COOL_DOWN_MS),
         run: &brkr_03,
     },
@@ -76,6 +79,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 streamed, must be answered 503 with Retry-After, without a request to the provider.",
         remedy: "Answer 503 with the time until the first breaker lets a probe through.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Breaker],
+        instances: &[],
         spec: || with_breaker(Spec::solo(), 2, LONG_MS),
         run: &brkr_04,
     },
@@ -86,6 +90,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 provider, and another provider, must serve.",
         remedy: "Keep a breaker for each pair of provider and model.",
         needs: &[Capability::Chat, Capability::Breaker],
+        instances: &[],
         spec: neighbours,
         run: &brkr_05,
     },
@@ -101,6 +106,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Health,
             Capability::Metrics,
         ],
+        instances: &[],
         spec: || with_breaker(Spec::solo(), 2, LONG_MS),
         run: &brkr_06,
     },
@@ -114,6 +120,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Give the permit of a probe back however the probe ends, and count only failures of the \
                  provider.",
         needs: PAIR,
+        instances: &[],
         spec: || with_breaker(Spec::pair(), 2, SHORT_MS),
         run: &brkr_07,
     },

@@ -27,6 +27,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Watch the client's connection while the provider works, and drop the call when it \
                  closes.",
         needs: &[Capability::Chat, Capability::Stream],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &canc_01,
     },
@@ -39,6 +40,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Drop the provider's stream when a write to the client fails or its connection closes, \
                  and never read it to its end.",
         needs: &[Capability::Chat, Capability::Stream],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &canc_02,
     },
@@ -51,6 +53,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Run a query inside the request's own future, and record it when that future is \
                  dropped.",
         needs: STORED,
+        instances: &[],
         spec: || patient(query()),
         run: &canc_03,
     },
@@ -64,6 +67,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Drop the future of the call, and with it the connection, when its share of the \
                  deadline is over.",
         needs: STORED,
+        instances: &[],
         spec: || patient(query()),
         run: &canc_04,
     },

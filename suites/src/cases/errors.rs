@@ -27,6 +27,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Keep one table from the cause of a failure to status, type and code, and send every \
                  error through it.",
         needs: CHAT,
+        instances: &[],
         spec: || {
             let mut spec = Spec::solo()
                 .provider("p2", Protocol::OPENAI)
@@ -47,6 +48,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::OwnProviderKeys,
         ],
+        instances: &[],
         spec: Spec::solo,
         run: &err_02,
     },
@@ -59,6 +61,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Check a request before it is sent on, and give the framework's own errors the same \
                  envelope.",
         needs: CHAT,
+        instances: &[],
         spec: Spec::solo,
         run: &err_03,
     },
@@ -79,6 +82,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::OwnProviderKeys,
         ],
+        instances: &[],
         spec: with_a_key,
         run: &err_04,
     },
@@ -91,6 +95,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Take x-request-id or make one on arrival, and put it into the answer, the log, and the \
                  provider's request.",
         needs: &[Capability::Chat, Capability::RequestId],
+        instances: &[],
         spec: Spec::solo,
         run: &err_05,
     },

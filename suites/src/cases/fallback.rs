@@ -25,6 +25,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Ask the next candidate after every failure that is the provider's, and name the \
                  candidate that answered.",
         needs: FALLBACK,
+        instances: &[],
         spec: Spec::pair,
         run: &fall_01,
     },
@@ -36,6 +37,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 second provider's answer.",
         remedy: "Read the body before the status is believed.",
         needs: FALLBACK,
+        instances: &[],
         spec: Spec::pair,
         run: &fall_02,
     },
@@ -48,6 +50,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 answer has an id of its own, by which a splice is seen.",
         remedy: "Send nothing to the client before the first token of an attempt has come.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::pair,
         run: &fall_03,
     },
@@ -61,6 +64,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "After the first token, report the failure as an error event, and never begin another \
                  candidate's answer in the same stream.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::pair,
         run: &fall_04,
     },
@@ -72,6 +76,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 status must be 500 or more.",
         remedy: "Send the status line only when the outcome is known.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::pair,
         run: &fall_05,
     },
@@ -85,6 +90,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Pass a refusal of the request on to the client, and count only the provider's own \
                  failures.",
         needs: FALLBACK,
+        instances: &[],
         spec: || {
             let mut spec = Spec::pair();
             spec.breaker.failure_threshold = 2;
@@ -106,6 +112,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Ollama,
             Capability::Tools,
         ],
+        instances: &[],
         spec: || {
             Spec::default()
                 .provider("p1", Protocol::OPENAI)
@@ -126,6 +133,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Fallback,
             Capability::AttemptList,
         ],
+        instances: &[],
         spec: Spec::pair,
         run: &fall_08,
     },

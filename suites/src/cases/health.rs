@@ -23,6 +23,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 stalls, and while it is gone.",
         remedy: "Let liveness show that the process answers, and nothing else.",
         needs: &[Capability::Liveness, Capability::Store],
+        instances: &[],
         spec: || Spec {
             database: DatabaseNeed::Postgres,
             ..Spec::solo()
@@ -37,6 +38,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 after its return, until the status is 200.",
         remedy: "Ask the store in the readiness probe, within a timeout.",
         needs: &[Capability::Readiness, Capability::Store],
+        instances: &[],
         spec: || Spec {
             database: DatabaseNeed::Postgres,
             ..Spec::solo()
@@ -51,6 +53,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 must show both as up and the third as down.",
         remedy: "Probe all dependencies at once, each within its own timeout.",
         needs: STORED,
+        instances: &[],
         spec: || Spec {
             database: DatabaseNeed::Any,
             ..Spec::pair()
@@ -66,6 +69,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "64 calls ask for the detailed health at once. The provider counts its probes.",
         remedy: "Share the probe that is under way, and send its result again for a moment.",
         needs: &[Capability::Health],
+        instances: &[],
         spec: Spec::solo,
         run: &hlth_04,
     },

@@ -35,6 +35,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 still are.",
         remedy: "Count the requests in flight on arrival, and refuse with Retry-After beyond the limit.",
         needs: ADMISSION,
+        instances: &[],
         spec: limited,
         run: &load_01,
     },
@@ -47,6 +48,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Tie the permit of a request to its task, so that every way out of the task gives it \
                  back.",
         needs: ADMISSION,
+        instances: &[],
         spec: limited,
         run: &load_02,
     },
@@ -57,6 +59,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 chunks and no end. Both must get 413 before they send the rest.",
         remedy: "Check Content-Length before reading, count while reading, and answer 413 at the limit.",
         needs: &[Capability::Chat, Capability::BodyLimit],
+        instances: &[],
         spec: || Spec {
             limits: LimitSpec {
                 body_bytes: BODY as u64,
@@ -76,6 +79,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Bound the time of the headers and of the body as a whole; a timer between two reads is \
                  not enough.",
         needs: &[Capability::Chat, Capability::SlowClient],
+        instances: &[],
         spec: || Spec {
             limits: LimitSpec {
                 header_ms: 400,
@@ -95,6 +99,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Read the provider's next bytes when the client has taken the last ones, and bound \
                  every buffer between the two.",
         needs: &[Capability::Chat, Capability::Stream],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &load_07,
     },

@@ -42,6 +42,8 @@ struct CaseRow {
     remedy: &'static str,
     /// What a target declares to be examined by the case.
     needs: &'static [Capability],
+    /// The instances of the requirement that the case examines, such as `streamed, status 503`.
+    instances: &'static [&'static str],
     /// How the gateway is configured for the case.
     spec: fn() -> Spec,
     /// The examination.
@@ -91,6 +93,7 @@ pub fn all() -> Vec<Case> {
             remedy: row.remedy,
             needs: row.needs,
             reaches: reaches(row.id),
+            instances: row.instances,
             spec: row.spec,
             run: row.run,
         })

@@ -28,6 +28,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::TimeoutPerModel,
             Capability::Metrics,
         ],
+        instances: &[],
         spec: || {
             let short = Timeouts {
                 total_ms: Some(500),
@@ -50,6 +51,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 with a parent in W3C's form. The case does not look at spans.",
         remedy: "Send traceparent on with the trace id of the request.",
         needs: &[Capability::Chat],
+        instances: &[],
         spec: Spec::solo,
         run: &obs_02,
     },
@@ -65,6 +67,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Capability::Store,
             Capability::Metrics,
         ],
+        instances: &[],
         spec: query,
         run: &obs_03,
     },

@@ -30,6 +30,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Retry 429, 500, 502, 503, 504 and broken connections before the first token, and count \
                  the attempts of a request.",
         needs: RETRY,
+        instances: &[],
         spec: || attempts(3),
         run: &retry_01,
     },
@@ -41,6 +42,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 request once.",
         remedy: "Decide by the status whether a failure can pass by itself.",
         needs: RETRY,
+        instances: &[],
         spec: || attempts(3),
         run: &retry_02,
     },
@@ -55,6 +57,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Take Retry-After as the shortest backoff; where it does not fit into the deadline, end \
                  the attempts at this candidate.",
         needs: RETRY,
+        instances: &[],
         spec: || {
             let mut spec = attempts(2);
             spec.timeouts.total_ms = Some(120_000);
@@ -71,6 +74,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 bounds cannot show that there is jitter.",
         remedy: "Double the backoff with each attempt, up to its bound, and make a part of it random.",
         needs: RETRY,
+        instances: &[],
         spec: || {
             let mut spec = attempts(5);
             (spec.retry.base_ms, spec.retry.max_ms) = (400, 3_200);
@@ -86,6 +90,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 and after a further exchange the provider must have seen the request once.",
         remedy: "Commit to an attempt with its first token; report a later failure as an error event.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Retry],
+        instances: &[],
         spec: || attempts(3),
         run: &retry_05,
     },
@@ -97,6 +102,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 of 0.25 and a floor of 5, it may see at most 55 attempts.",
         remedy: "Give each provider a budget of retries as a share of its requests.",
         needs: &[Capability::Chat, Capability::Retry, Capability::RetryBudget],
+        instances: &[],
         spec: || {
             let mut spec = attempts(4);
             (spec.retry.budget_ratio, spec.retry.budget_floor) = (0.25, 5);
@@ -113,6 +119,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Take the client's key and encode the body when the request arrives, and not when an \
                  attempt is sent.",
         needs: RETRY,
+        instances: &[],
         spec: || attempts(3),
         run: &retry_07,
     },
@@ -126,6 +133,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Tie the attempts of a request to its client's connection, so that dropping one ends \
                  the other.",
         needs: RETRY,
+        instances: &[],
         spec: || {
             let mut spec = attempts(3);
             (spec.retry.base_ms, spec.retry.max_ms) = (300, 2_000);
@@ -141,6 +149,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 must have the client's key.",
         remedy: "Send the client's Idempotency-Key on with every attempt.",
         needs: RETRY,
+        instances: &[],
         spec: || attempts(3),
         run: &retry_11,
     },

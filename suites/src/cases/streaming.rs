@@ -25,6 +25,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Count a stream as finished only after its finish_reason; otherwise send an error event \
                  and no [DONE].",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_01,
     },
@@ -36,6 +37,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 read them.",
         remedy: "Forward what came, then an error event, and never make up a terminator.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_02,
     },
@@ -47,6 +49,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 gets by the published types.",
         remedy: "Forward an event only when its blank line has come.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_03,
     },
@@ -58,6 +61,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 second stream must be served afterwards.",
         remedy: "End the stream with an error event when an event cannot be read.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_04,
     },
@@ -69,6 +73,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 Ollama provider, where the target declares it, an error line.",
         remedy: "Look for an error in every event before it is forwarded, and keep its type and code.",
         needs: STREAM,
+        instances: &[],
         spec: with_ollama,
         run: &strm_05,
     },
@@ -79,6 +84,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The provider sends a whole answer, [DONE], one more chunk, and [DONE] again.",
         remedy: "Stop reading at [DONE].",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_06,
     },
@@ -89,6 +95,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The provider answers a streamed request with 200 and an HTML page.",
         remedy: "Look at the content type before the status line is sent to the client, and answer 502.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_07,
     },
@@ -101,6 +108,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Bound the size of one event (8 MiB is ample), and end the stream with an error beyond \
                  the bound.",
         needs: STREAM,
+        instances: &[],
         // a busy machine must not end the stream before the gateway does
         spec: || {
             Spec::solo().model_timeouts(
@@ -121,6 +129,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 text.",
         remedy: "Map a broken connection to 502 or 504, and in band to a server error.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_09,
     },
@@ -134,6 +143,7 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "End the stream with its error event, and do not pass on what the provider sends after \
                  one.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &strm_12,
     },
@@ -145,6 +155,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 answer with its usage. All chunks that the client gets must have one id.",
         remedy: "Make the id of a translated stream once, before its first chunk.",
         needs: STREAM,
+        instances: &[],
         spec: with_ollama,
         run: &strm_13,
     },

@@ -24,6 +24,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Remove or configure the limit: the connection pool, the number of workers, HTTP/2 \
                  streams, or a lock that is held over a call.",
         needs: &[Capability::Chat],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_01,
     },
@@ -35,6 +36,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 while it still holds them.",
         remedy: "Give each provider its own pool and its own queue.",
         needs: &[Capability::Chat],
+        instances: &[],
         spec: || {
             let spec = Spec::pair()
                 .model("stalled", &["p1"])
@@ -53,6 +55,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Write to each client from a task of its own, and read from the provider only what the \
                  client takes.",
         needs: &[Capability::Chat, Capability::Stream],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_03,
     },
@@ -65,6 +68,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Keep one count of the requests in flight at a provider, from the first byte of a \
                  request to the last byte of its answer.",
         needs: &[Capability::Chat, Capability::Bulkhead],
+        instances: &[],
         spec: || {
             let mut spec = Spec::solo()
                 .model_timeouts("solo", Timeouts::PATIENT)
@@ -83,6 +87,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 readiness must answer while it does.",
         remedy: "Answer health before any limit, pool or queue that requests pass through.",
         needs: &[Capability::Chat, Capability::Liveness],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_08,
     },
@@ -95,6 +100,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Keep nothing of a request outside its own task: no shared buffer, and no cache whose \
                  key is less than the whole request.",
         needs: &[Capability::Chat, Capability::Stream],
+        instances: &[],
         spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
         run: &para_09,
     },

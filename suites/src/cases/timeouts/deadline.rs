@@ -41,6 +41,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::Fallback,
             Capability::TotalDeadline,
         ],
+        instances: &[],
         spec: chain_of_three,
         run: &time_06,
     },
@@ -57,6 +58,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::TimeoutPerModel,
         ],
+        instances: &[],
         spec: late_in_every_way,
         run: &time_07,
     },
@@ -68,6 +70,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 configured. Both requests must end before an earlier request under the default.",
         remedy: "Take the smaller of the client's deadline and the configured one.",
         needs: &[Capability::Chat, Capability::ClientDeadline],
+        instances: &[],
         spec: || {
             clocked(Spec::solo().model("quick", &["p1"])).model_timeouts(
                 "quick",

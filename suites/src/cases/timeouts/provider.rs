@@ -35,6 +35,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         shown: "The provider's port never completes a connection, and every other timeout is a minute.",
         remedy: "Give the connection a timeout of its own, of one second or a few.",
         needs: &[Capability::Chat, Capability::ConnectTimeout],
+        instances: &[],
         spec: || {
             Spec::pair()
                 .model("solo", &["p1"])
@@ -52,6 +53,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Give each attempt a timeout until its first byte, and answer with an error when it \
                  passes.",
         needs: &[Capability::Chat],
+        instances: &[],
         spec: || {
             Spec::solo().model_timeouts(
                 "solo",
@@ -74,6 +76,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::HeadersTimeout,
         ],
+        instances: &[],
         spec: || {
             Spec::solo().model_timeouts(
                 "solo",
@@ -98,6 +101,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::IdleTimeout,
         ],
+        instances: &[],
         spec: || {
             Spec::solo().model_timeouts(
                 "solo",
@@ -121,6 +125,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::Stream,
             Capability::TotalDeadline,
         ],
+        instances: &[],
         spec: || {
             Spec::solo().model_timeouts(
                 "solo",
@@ -141,6 +146,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Drop the call with its connection when its time is over, and leave it to no task of \
                  its own.",
         needs: STREAM,
+        instances: &[],
         spec: || {
             Spec::solo().model_timeouts(
                 "solo",
@@ -161,6 +167,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Restart the idle timer with each read, and switch off the whole-body timeouts of client \
                  libraries.",
         needs: STREAM,
+        instances: &[],
         spec: || {
             let idle = Timeouts {
                 idle_ms: Some(1_500),
@@ -188,6 +195,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::FirstTokenTimeout,
             Capability::Fallback,
         ],
+        instances: &[],
         spec: || {
             let total = Timeouts {
                 total_ms: Some(60_000),

@@ -19,6 +19,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[CaseRow {
         Capability::Chat,
         Capability::Health,
     ],
+    instances: &[],
     spec: || soon_without_store(on_postgres()),
     run: &time_10,
 }];

@@ -26,6 +26,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             Capability::Tools,
             Capability::Ollama,
         ],
+        instances: &[],
         spec: || {
             Spec::solo()
                 .provider("p2", Protocol::OLLAMA)
@@ -42,6 +43,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Derive both forms from one reading of the provider's answer, or forward both \
                  untouched.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
+        instances: &[],
         spec: Spec::solo,
         run: &wire_13,
     },

@@ -22,6 +22,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 compares every field with what the provider sent.",
         remedy: "Forward the provider's answer instead of building a new one, or map every field of it.",
         needs: &[Capability::Chat, Capability::Tools],
+        instances: &[],
         spec: Spec::solo,
         run: &wire_01,
     },
@@ -34,6 +35,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Write each event to the client as it comes, and flush. Use no buffer that waits until \
                  it is full, and no compression over a stream.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &wire_02,
     },
@@ -46,6 +48,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Write the terminator at one point of the code, after the provider's own terminator has \
                  come.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &wire_03,
     },
@@ -56,6 +59,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 the provider sent.",
         remedy: "Forward chunks whose choices are empty.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &wire_04,
     },
@@ -68,6 +72,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Forward fragments as they are, with their index, and never parse one fragment by \
                  itself.",
         needs: &[Capability::Chat, Capability::Stream, Capability::Tools],
+        instances: &[],
         spec: Spec::solo,
         run: &wire_05,
     },
@@ -80,6 +85,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 the piece before.",
         remedy: "Decode at the end of a line or an event, never at the end of a read.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &wire_06,
     },
@@ -92,6 +98,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Read SSE by the standard's rules (WHATWG HTML, section 9.2.6), not by a prefix and a \
                  pair of line feeds.",
         needs: STREAM,
+        instances: &[],
         spec: Spec::solo,
         run: &wire_07,
     },
@@ -104,6 +111,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Keep the request as a document and change only what must change, or refuse unknown \
                  fields.",
         needs: &[Capability::Chat],
+        instances: &[],
         spec: Spec::solo,
         run: &wire_08,
     },
@@ -115,6 +123,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         remedy: "Answer {\"object\": \"list\", \"data\": [{\"id\", \"object\": \"model\", \"created\", \
                  \"owned_by\"}]}.",
         needs: &[Capability::Models],
+        instances: &[],
         spec: || Spec::solo().model("other", &["p1"]),
         run: &wire_09,
     },
