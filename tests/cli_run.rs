@@ -494,6 +494,41 @@ fn an_interrupt_during_the_preparation_is_reported_and_ends_it() {
 }
 
 #[test]
+fn a_run_that_is_killed_leaves_no_folder_and_no_gateway() {
+    let folder = tempfile::tempdir().unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    let mut child = command(
+        folder.path(),
+        &[
+            "run",
+            "WIRE-01",
+            "RETRY-04",
+            "--jobs",
+            "1",
+            "--database",
+            "sqlite",
+        ],
+    )
+    .env("TMPDIR", temporary.path())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::null())
+    .spawn()
+    .unwrap();
+    let left = || std::fs::read_dir(temporary.path()).unwrap().count();
+    // RETRY-04 takes seconds, and runs or is the next one when WIRE-01 is reported
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.by_ref().any(|line| line.unwrap().contains("WIRE-01")));
+    assert!(left() > 0, "the run has a folder");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while left() > 0 && std::time::Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    assert_eq!(left(), 0, "what the run left in its temporary folder");
+}
+
+#[test]
 fn an_interrupt_in_the_middle_reports_what_was_measured() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = command(

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         a_database_that_stalls_ends_every_call_in_time,
         a_stuck_statement_ends_in_time_and_writes_nothing_later,
         an_exhausted_pool_refuses_in_time_and_recovers,
+        locked_documents_keep_no_query_from_being_recorded,
         a_dropped_call_frees_its_connection,
         a_changed_schema_costs_no_call,
         a_schema_of_another_program_is_refused_by_name,
@@ -376,6 +377,35 @@ async fn an_exhausted_pool_refuses_in_time_and_recovers(db: TestStore) {
     lock.release().await.unwrap();
     busy.await.unwrap().unwrap();
     narrow.ping().await.unwrap();
+    narrow.close().await;
+    db.end().await;
+}
+
+/// Searches and documents that wait for a lock leave connections for the records of queries.
+async fn locked_documents_keep_no_query_from_being_recorded(db: TestStore) {
+    let bounds = StoreConfig {
+        max_connections: 2,
+        acquire_timeout: Duration::from_millis(300),
+        ..config(db.case.url())
+    };
+    let narrow = stores::open(&bounds).await.unwrap();
+    let lock = db.case.lock("documents").await.unwrap();
+    let stuck = tokio::spawn({
+        let narrow = narrow.clone();
+        async move { narrow.add_document("a", heron()).await }
+    });
+    db.case.until_waiting(1).await.unwrap();
+    let refused = guard("hang.test", "a search is refused", async {
+        narrow.search("a", "heron", 1).await
+    });
+    assert_eq!(
+        refused.await.unwrap().unwrap_err(),
+        StoreError::PoolExhausted(Duration::from_millis(300))
+    );
+    narrow.record_query(record()).await.unwrap();
+    assert!(!stuck.is_finished());
+    lock.release().await.unwrap();
+    stuck.await.unwrap().unwrap();
     narrow.close().await;
     db.end().await;
 }

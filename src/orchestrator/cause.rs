@@ -21,8 +21,10 @@ pub enum StepCause {
     BreakerOpen,
     /// Less time was left than the step's minimum, so that it was not started.
     Skipped,
-    /// The database cannot be reached, has no free connection, or takes no writes.
+    /// The database cannot be reached, or takes no writes.
     StoreUnavailable,
+    /// No connection of the store's pool became free in time.
+    StoreBusy,
 }
 
 impl StepCause {
@@ -36,6 +38,7 @@ impl StepCause {
             Self::BreakerOpen => "breaker_open",
             Self::Skipped => "skipped",
             Self::StoreUnavailable => "store_unavailable",
+            Self::StoreBusy => "store_busy",
         }
     }
 }
@@ -72,9 +75,8 @@ impl From<Cause> for StepCause {
 impl From<&StoreError> for StepCause {
     fn from(error: &StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_)
-            | StoreError::PoolExhausted(_)
-            | StoreError::NotWritable(_) => Self::StoreUnavailable,
+            StoreError::Unavailable(_) | StoreError::NotWritable(_) => Self::StoreUnavailable,
+            StoreError::PoolExhausted(_) => Self::StoreBusy,
             StoreError::Timeout(_) => Self::Timeout,
             StoreError::Rejected(_) | StoreError::Failed(_) => Self::Error,
         }

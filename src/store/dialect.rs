@@ -59,6 +59,8 @@ pub(super) enum Effect {
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     pub effect: Effect,
+    /// Whether the call leaves a part of the pool to the others; see [`Call::leaving_connections`].
+    pub leaves_connections: bool,
     pub statements: &'a [&'static str],
     pub values: Vec<Value<'a>>,
 }
@@ -67,9 +69,17 @@ impl<'a> Call<'a> {
     pub fn new(effect: Effect, statements: &'a [&'static str]) -> Self {
         Self {
             effect,
+            leaves_connections: false,
             statements,
             values: Vec::new(),
         }
+    }
+
+    /// Leaves a part of the pool to calls that are short: records, keys and health. It is for calls
+    /// whose time grows with what is stored, such as searches and listings.
+    pub fn leaving_connections(mut self) -> Self {
+        self.leaves_connections = true;
+        self
     }
 
     /// Adds the next value.

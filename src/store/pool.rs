@@ -2,7 +2,9 @@
 //!
 //! A call has one bound for its connection and one for its statements. A connection comes back to
 //! the pool only after a call that ended well; otherwise it is closed at once, and the server rolls
-//! back. A connection that died is replaced within the call where the call may be repeated.
+//! back. A connection that died is replaced within the call where the call may be repeated. Calls
+//! that may take long leave a part of the pool to the others, so that a table that is locked or
+//! large keeps no query from being recorded.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -145,6 +147,8 @@ pub(super) struct Pool<D: Dialect> {
     connections: deadpool::managed::Pool<Connector<D::Connection>>,
     /// The one call that writes holds its permit, where the database takes one writer at a time.
     writer: Option<Semaphore>,
+    /// Each call that leaves connections to others holds a permit.
+    long: Semaphore,
     bounds: Bounds,
 }
 
@@ -161,6 +165,7 @@ impl<D: Dialect> Pool<D> {
         Ok(Self {
             connections,
             writer,
+            long: Semaphore::new(size - kept_free(size)),
             bounds,
         })
     }
@@ -171,7 +176,14 @@ impl<D: Dialect> Pool<D> {
     /// when the call is dropped, its connection is closed and what was begun is rolled back.
     pub async fn call(&self, call: &Call<'_>) -> Result<Answer<D::Row>, StoreError> {
         let acquire_by = Instant::now() + self.bounds.acquire;
-        let _writer = self.writer(call.effect, acquire_by).await?;
+        let _long = match call.leaves_connections {
+            true => Some(self.permit(&self.long, acquire_by).await?),
+            false => None,
+        };
+        let _writer = match self.writer.as_ref().filter(|_| call.effect != Effect::Read) {
+            Some(writer) => Some(self.permit(writer, acquire_by).await?),
+            None => None,
+        };
         let mut lease = self.lease(acquire_by).await?;
         let mut is_reused = Pooled::<D>::metrics(&lease).recycle_count > 0;
         let answer_by = Instant::now() + self.bounds.statement;
@@ -222,16 +234,13 @@ impl<D: Dialect> Pool<D> {
         }
     }
 
-    async fn writer(
+    async fn permit<'s>(
         &self,
-        effect: Effect,
+        semaphore: &'s Semaphore,
         by: Instant,
-    ) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
-        let Some(writer) = self.writer.as_ref().filter(|_| effect != Effect::Read) else {
-            return Ok(None);
-        };
-        match timeout_at(by, writer.acquire()).await {
-            Ok(permit) => permit.map(Some).map_err(|_| closed()),
+    ) -> Result<SemaphorePermit<'s>, StoreError> {
+        match timeout_at(by, semaphore.acquire()).await {
+            Ok(permit) => permit.map_err(|_| closed()),
             Err(_) => Err(StoreError::PoolExhausted(self.bounds.acquire)),
         }
     }
@@ -259,6 +268,15 @@ impl<D: Dialect> Pool<D> {
         drop(self.connections.retain(|_, _| false));
         ***lease = self.connections.manager().connect(by, self.bounds).await?;
         Ok(())
+    }
+}
+
+/// The number of connections that long calls leave to short ones: a fifth, and at least one of two.
+const fn kept_free(connections: usize) -> usize {
+    match connections {
+        0 | 1 => 0,
+        2..=9 => 1,
+        more => more / 5,
     }
 }
 

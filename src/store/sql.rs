@@ -122,6 +122,7 @@ impl<D: Dialect> Documents for SqlStore<D> {
             created_at: now(),
         };
         let call = Call::new(Effect::IdempotentWrite, D::ADD_DOCUMENT)
+            .leaving_connections()
             .bind(document.id)
             .bind(tenant)
             .bind(&document.title)
@@ -134,9 +135,11 @@ impl<D: Dialect> Documents for SqlStore<D> {
 
     async fn document(&self, tenant: &str, id: Uuid) -> Result<Option<Document>, StoreError> {
         refuse_nul([("the tenant", tenant)])?;
-        let rows = self
-            .rows(Call::new(Effect::Read, &[DOCUMENT]).bind(tenant).bind(id))
-            .await?;
+        let call = Call::new(Effect::Read, &[DOCUMENT])
+            .leaving_connections()
+            .bind(tenant)
+            .bind(id);
+        let rows = self.rows(call).await?;
         rows.first().map(row::document).transpose()
     }
 
@@ -144,6 +147,7 @@ impl<D: Dialect> Documents for SqlStore<D> {
         refuse_nul([("the tenant", tenant)])?;
         self.change(
             Call::new(Effect::Write, &[DELETE_DOCUMENT])
+                .leaving_connections()
                 .bind(tenant)
                 .bind(id),
         )
@@ -163,6 +167,7 @@ impl<D: Dialect> Documents for SqlStore<D> {
         }
         let search = [D::SEARCH];
         let call = Call::new(Effect::Read, &search)
+            .leaving_connections()
             .bind(tenant)
             .bind(D::any_word(&words))
             .bind(i64::from(MAX_RERANKED));
@@ -205,6 +210,7 @@ impl<D: Dialect> Queries for SqlStore<D> {
             ("the status", status.unwrap_or_default()),
         ])?;
         let call = Call::new(Effect::Read, &[QUERIES])
+            .leaving_connections()
             .bind(tenant)
             .bind(status)
             .bind(listing.before)

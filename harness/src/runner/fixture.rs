@@ -9,6 +9,7 @@ use futures::FutureExt;
 use indexmap::IndexMap;
 use tempfile::TempDir;
 
+use super::scratch;
 use crate::database::{CaseDatabase, Database, End};
 use crate::gate::{Gates, bounded, hang_guard};
 use crate::llm::Stub;
@@ -98,13 +99,7 @@ impl CaseFixture {
             wire.as_ref()
                 .map_or_else(|| url.to_string(), |wire| wire.url(url))
         });
-        let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
-        let folder = folder.map_err(|error| Failure::Harness {
-            what: format!(
-                "cannot make a folder in {}: {error}",
-                std::env::temp_dir().display()
-            ),
-        })?;
+        let folder = scratch::folder()?;
         Ok(Self {
             id,
             spec,
@@ -153,20 +148,22 @@ impl CaseFixture {
 
     /// Opens all gates and drops the database.
     pub(super) async fn close(self) {
+        self.into_folder().await;
+    }
+
+    /// Does what [`Self::close`] does, but keeps the folder with what was rendered for the gateway,
+    /// whose path is returned.
+    pub(super) async fn keep(self) -> PathBuf {
+        scratch::keep(self.into_folder().await)
+    }
+
+    async fn into_folder(self) -> TempDir {
         self.gates.open_all();
         if let Some(database) = self.database {
             // a database that cannot be dropped now is removed at the end of the run
             let _ = database.finish(End::Drop).await;
         }
-    }
-
-    /// Does what [`Self::close`] does, but keeps the folder with what was rendered for the gateway,
-    /// whose path is returned.
-    pub(super) async fn keep(mut self) -> PathBuf {
-        self.folder.disable_cleanup(true);
-        let path = self.folder.path().to_path_buf();
-        self.close().await;
-        path
+        self.folder
     }
 }
 
@@ -216,12 +213,7 @@ async fn clone_of_template(
 /// leaves is the template. The gateway has the models of the first case that needs a database, and
 /// default settings.
 async fn migrate(target: &dyn Target, spec: Spec, url: String) -> Result<(), String> {
-    let folder = tempfile::tempdir().map_err(|error| {
-        format!(
-            "cannot make a folder in {}: {error}",
-            std::env::temp_dir().display()
-        )
-    })?;
+    let folder = scratch::folder().map_err(|failure| failure.to_string())?;
     let spec = Spec {
         providers: spec.providers,
         models: spec.models,

@@ -13,6 +13,7 @@ mod fixture;
 mod outcome;
 mod preflight;
 mod replay;
+mod scratch;
 mod shared;
 
 use std::collections::BTreeMap;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::examine::failed;
 use super::fixture::CaseFixture;
 use super::preflight::Preflight;
+use super::scratch;
 use super::{Board, Outcome, Progress, Run, in_a_task, judged, not_started};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
@@ -313,13 +314,7 @@ async fn start(
     cases: &[Prepared],
     preflight: Option<&Preflight>,
 ) -> Result<Gateway, Failure> {
-    let folder = tempfile::Builder::new().prefix("gauntlet-").tempdir();
-    let mut folder = folder.map_err(|error| Failure::Harness {
-        what: format!(
-            "cannot make a folder in {}: {error}",
-            std::env::temp_dir().display()
-        ),
-    })?;
+    let folder = scratch::folder()?;
     let rounds = || cases.iter().flat_map(|prepared| &prepared.rounds);
     let parts = || {
         let rounds = rounds().map(|(prefix, fixture)| (prefix.as_str(), fixture));
@@ -362,8 +357,7 @@ async fn start(
         }),
         Err(TargetError::NotSupported(why)) => Err(Failure::NotRun { why }),
         Err(error) => {
-            folder.disable_cleanup(true);
-            let what = not_started(&error.to_string(), folder.path());
+            let what = not_started(&error.to_string(), &scratch::keep(folder));
             Err(Failure::Target { what })
         }
     }

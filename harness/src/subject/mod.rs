@@ -8,7 +8,7 @@ mod file;
 mod prepare;
 mod probe;
 mod process;
-mod reaped;
+pub(crate) mod reaped;
 mod render;
 mod shared;
 mod stated;

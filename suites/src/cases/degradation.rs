@@ -17,7 +17,7 @@ use super::support::{
 use crate::agents;
 
 /// The causes by which a step of the store may be missing.
-const STORE_CAUSES: &[&str] = &["store_unavailable", "timeout", "error"];
+const STORE_CAUSES: &[&str] = &["store_unavailable", "store_busy", "timeout", "error"];
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
