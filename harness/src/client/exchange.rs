@@ -15,6 +15,7 @@ use crate::gate;
 use crate::tape::{Data, Event, Side, Tape};
 use crate::verdict::Failure;
 use crate::wire::http::message::{self, Body, ResponseHead};
+use crate::wire::queues::{drain, waiting};
 
 /// A request that has been written, and its connection. Dropping it closes the connection, as a
 /// client does that leaves.
@@ -111,7 +112,110 @@ impl Exchange {
         )
     }
 
+    /// Writes further bytes of the request, as much as the gateway takes.
+    ///
+    /// # Errors
+    /// A violation by a hang if the gateway neither takes them nor answers nor closes.
+    pub async fn write_more(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        gate::guard(
+            "hang.send",
+            "the gateway to take the rest of a request",
+            self.write(bytes),
+        )
+        .await
+    }
+
+    /// Shuts the sending side of the connection (FIN) and goes on reading.
+    pub async fn shut_sending(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            // a connection that has ended meanwhile is noticed by the next read
+            let _ = stream.shutdown().await;
+        }
+    }
+
+    /// Waits until the gateway has read every byte that was written, as far as the system shows its
+    /// queue. Cancel safe.
+    ///
+    /// # Errors
+    /// A violation by a hang if the gateway does not read them.
+    pub async fn taken(&self) -> Result<(), Failure> {
+        let Some(stream) = &self.stream else {
+            return Ok(());
+        };
+        let what = format!("the gateway to read what client {} has sent", self.label);
+        gate::guard("hang.taken", &what, drain(stream)).await?;
+        Ok(())
+    }
+
+    /// The number of bytes of the answer that lie in the buffers of the operating system; `None`
+    /// where the system does not show them.
+    pub fn in_buffers(&self) -> Option<u64> {
+        waiting(self.stream.as_ref()?)
+    }
+
+    /// Reads the next head of an answer without its body, an interim one (1xx) included, and
+    /// returns its status. An interim head is taken off; a final one is still there for
+    /// [`Exchange::reply`].
+    ///
+    /// # Errors
+    /// A violation if there is no head, or none within the hang guard.
+    pub async fn next_status(&mut self) -> Result<u16, Failure> {
+        let what = format!("the next status line for client {}", self.label);
+        let reading = async {
+            loop {
+                let head = message::next_status(&mut self.buffer)
+                    .map_err(|error| Transport::Malformed(error.to_string()))?;
+                if let Some(status) = head {
+                    return Ok(status);
+                }
+                match self.fill().await {
+                    Ok(true) => {}
+                    Ok(false) => return Err(Transport::NoAnswer("end of the connection".into())),
+                    Err(error) => return Err(Transport::NoAnswer(error.to_string())),
+                }
+            }
+        };
+        Ok(gate::guard("hang.status_line", &what, reading).await??)
+    }
+
+    /// Reads one whole answer and keeps the connection; the next answer on it is read by the next
+    /// call.
+    ///
+    /// # Errors
+    /// As [`Exchange::reply`].
+    pub async fn next_reply(&mut self) -> Result<Reply, Failure> {
+        let what = format!("the next whole answer to client {}", self.label);
+        let reply = gate::guard("hang.answer", &what, self.read_whole()).await??;
+        self.record(Event::ClientAnswered {
+            status: reply.status,
+            body: Data::new(reply.body.clone()),
+        });
+        Ok(reply)
+    }
+
+    /// Waits until the gateway has closed the connection, and returns the number of bytes that came
+    /// before.
+    ///
+    /// # Errors
+    /// A violation by a hang if it stays open.
+    pub async fn until_closed(&mut self) -> Result<usize, Failure> {
+        let what = format!("the end of the connection of client {}", self.label);
+        let closing = async { while let Ok(true) = self.fill().await {} };
+        gate::guard("hang.closed", &what, closing).await?;
+        self.finished = true;
+        Ok(self.buffer.len())
+    }
+
     async fn read_reply(&mut self) -> Result<Reply, Transport> {
+        let reply = self.read_whole().await?;
+        self.finish(Event::ClientAnswered {
+            status: reply.status,
+            body: Data::new(reply.body.clone()),
+        });
+        Ok(reply)
+    }
+
+    async fn read_whole(&mut self) -> Result<Reply, Transport> {
         let (head, mut body) = self.read_head().await?;
         let mut whole = BytesMut::new();
         loop {
@@ -148,16 +252,11 @@ impl Exchange {
                 }
             }
         }
-        let whole = whole.freeze();
-        self.finish(Event::ClientAnswered {
-            status: head.status,
-            body: Data::new(whole.clone()),
-        });
         Ok(Reply {
             label: self.label.clone(),
             status: head.status,
             headers: head.headers,
-            body: whole,
+            body: whole.freeze(),
         })
     }
 

@@ -309,6 +309,24 @@ impl Client {
         Ok(stream.map_err(|error| Transport::Connect(error.to_string()))?)
     }
 
+    /// Writes these bytes, whatever they are, and reads nothing yet: for heads that no well-behaved
+    /// client would write, several requests at once, or a part of one.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn send_raw(&self, bytes: &[u8]) -> Result<Exchange, Failure> {
+        let stream = self.raw().await?;
+        let mut exchange = self.exchange(stream, "POST");
+        exchange.record(self.raw_event(bytes, None));
+        exchange.write_more(bytes).await?;
+        Ok(exchange)
+    }
+
+    /// The root of the gateway as a request's target in absolute form has it, without a path.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
     /// Writes the bytes in pieces of `piece` bytes, one after each `every`, until all are written,
     /// the gateway answers, or it closes. Then reads the answer, if there is one. This is for
     /// clients that dribble their headers or body.
@@ -323,7 +341,11 @@ impl Client {
     ) -> Result<Result<Reply, Transport>, Failure> {
         let stream = self.raw().await?;
         let mut exchange = self.exchange(stream, "POST");
-        exchange.record(self.dribbled(bytes, piece, every));
+        let dribble = Dribble {
+            piece,
+            every_ms: u64::try_from(every.as_millis()).unwrap_or(u64::MAX),
+        };
+        exchange.record(self.raw_event(bytes, Some(dribble)));
         gate::guard(
             "hang.dribble",
             "an answer to a client that dribbles, or the end of its connection",
@@ -383,9 +405,9 @@ impl Client {
         bytes
     }
 
-    /// What the tape has of a request that goes out in pieces. Bytes that are no whole head are
-    /// all in the body.
-    fn dribbled(&self, bytes: &[u8], piece: usize, every: Duration) -> Event {
+    /// What the tape has of bytes that go out as they are, or in pieces. Bytes that are no whole
+    /// head are all in the body.
+    fn raw_event(&self, bytes: &[u8], dribbled: Option<Dribble>) -> Event {
         let mut rest = bytes.into();
         let (method, path, headers) = match message::take_request(&mut rest) {
             Ok(Some(head)) => {
@@ -400,10 +422,7 @@ impl Client {
             path,
             headers,
             body: rest.freeze().into(),
-            dribbled: Some(Dribble {
-                piece,
-                every_ms: u64::try_from(every.as_millis()).unwrap_or(u64::MAX),
-            }),
+            dribbled,
         }
     }
 

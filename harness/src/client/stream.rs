@@ -116,6 +116,17 @@ impl StreamReply {
         self.exchange.label()
     }
 
+    /// The number of bytes of the stream that lie in the buffers of the operating system; `None`
+    /// where the system does not show them.
+    pub fn in_buffers(&self) -> Option<u64> {
+        self.exchange.in_buffers()
+    }
+
+    /// The number of bytes of the stream that were read, without their framing.
+    pub fn read_bytes(&self) -> u64 {
+        self.raw.len() as u64
+    }
+
     /// The next event; `None` at the end, of which [`StreamReply::end`] gives the kind.
     ///
     /// # Errors

@@ -193,6 +193,19 @@ pub trait Process: Send + Sync {
             "this target is not a process that the harness started, so it cannot be killed".into(),
         ))
     }
+    /// Lets the process open at most `spare` file descriptors more than it has open now; `None` lets
+    /// it open as many as the system allows.
+    ///
+    /// # Errors
+    /// [`TargetError::NotSupported`] if the target is not a process of this machine whose limit can
+    /// be set, and [`TargetError::Died`] if it has ended.
+    async fn leave_descriptors(&self, _spare: Option<u64>) -> Result<(), TargetError> {
+        Err(TargetError::NotSupported(
+            "the limit of file descriptors can be set only for a process that the harness started \
+             on Linux"
+                .into(),
+        ))
+    }
     /// Waits for the end of the process and returns its exit code, or `None` if a signal ended it.
     /// Cancel safe.
     ///

@@ -4,12 +4,16 @@
 //! file, so that nothing is lost and no pipe has to be read. Dropping [`ChildProcess`] kills the
 //! whole group; if the run itself is killed and nothing is dropped, the reaper process kills it.
 
+#[cfg(target_os = "linux")]
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+#[cfg(target_os = "linux")]
+use rustix::process::{Resource, Rlimit, prlimit};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
@@ -135,6 +139,36 @@ impl Process for ChildProcess {
         self.wait().await.map(|_| ())
     }
 
+    #[cfg(target_os = "linux")]
+    async fn leave_descriptors(&self, spare: Option<u64>) -> Result<(), TargetError> {
+        let failed = |error: std::io::Error| {
+            TargetError::Died(format!(
+                "cannot limit the file descriptors of process {}: {error}",
+                self.pid
+            ))
+        };
+        let maximum = hardest_limit(self.pid).map_err(failed)?;
+        let current = match spare {
+            None => maximum,
+            Some(spare) => Some(limit_with(
+                spare,
+                &open_descriptors(self.pid).map_err(failed)?,
+            )),
+        };
+        let limit = Rlimit { current, maximum };
+        prlimit(self.group(), Resource::Nofile, limit).map_err(|error| failed(error.into()))?;
+        self.tape.record(
+            Side::Target,
+            Event::Target {
+                what: match spare {
+                    None => "may open file descriptors again".into(),
+                    Some(spare) => format!("may open {spare} more file descriptors"),
+                },
+            },
+        );
+        Ok(())
+    }
+
     async fn wait(&self) -> Result<Option<i32>, TargetError> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
@@ -195,6 +229,48 @@ async fn supervise(
         },
     );
     sender.send_replace(Some(Ended(code)));
+}
+
+/// The limit of open files that a process cannot exceed; `None` if there is none.
+#[cfg(target_os = "linux")]
+fn hardest_limit(pid: u32) -> std::io::Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let row = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    Ok(row
+        .and_then(|row| row.split_whitespace().nth(1))
+        .and_then(|limit| limit.parse().ok()))
+}
+
+/// The file descriptors that a process has open.
+#[cfg(target_os = "linux")]
+fn open_descriptors(pid: u32) -> std::io::Result<BTreeSet<u64>> {
+    let mut open = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        open.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<u64>().ok()),
+        );
+    }
+    Ok(open)
+}
+
+/// The limit below which exactly `spare` numbers are free: a limit bounds the highest number, and
+/// the free ones below it can be used.
+#[cfg(target_os = "linux")]
+fn limit_with(spare: u64, open: &BTreeSet<u64>) -> u64 {
+    let (mut limit, mut free) = (0, 0);
+    while free < spare || open.range(limit..).next().is_some() {
+        free += u64::from(!open.contains(&limit));
+        if free > spare {
+            break;
+        }
+        limit += 1;
+    }
+    limit
 }
 
 /// Removes the escape sequences of terminals (ECMA-48 CSI), which a report cannot show.
@@ -288,6 +364,40 @@ pub(super) mod tests {
         for pid in line.split_whitespace() {
             until_gone(pid).await;
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_limit_leaves_as_many_free_numbers_as_asked_for() {
+        for (open, spare, limit) in [
+            (&[0, 1, 2][..], 0, 3),
+            (&[0, 1, 2], 2, 5),
+            (&[0, 1, 3], 0, 2),
+            (&[0, 1, 3], 1, 4),
+            (&[0, 1, 3], 2, 5),
+        ] {
+            let set = open.iter().copied().collect();
+            assert_eq!(limit_with(spare, &set), limit, "{open:?}, {spare}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_descriptors_of_a_process_are_limited_and_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "echo ready; ulimit -Sn; while [ ! -e go ]; do :; done; ulimit -Sn";
+        let log = folder.path().join("log");
+        let arguments = ["-c".into(), format!("cd {:?}; {script}", folder.path())];
+        let process = ChildProcess::spawn("sh", &arguments, &[], &[], &log, &Tape::new()).unwrap();
+        let ready = poll_until(|| Some(process.log()).filter(|log| log.lines().count() == 2));
+        let before = guard("hang.ready", "the limit", ready).await.unwrap();
+        process.leave_descriptors(None).await.unwrap();
+        process.leave_descriptors(Some(0)).await.unwrap();
+        std::fs::write(folder.path().join("go"), "").unwrap();
+        process.until_ended().await;
+        let after = process.log();
+        assert_ne!(before.lines().last(), after.lines().last(), "{after}");
+        assert!(process.leave_descriptors(Some(0)).await.is_err());
     }
 
     #[test]

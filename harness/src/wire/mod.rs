@@ -8,7 +8,7 @@ pub mod http;
 mod port;
 #[cfg(feature = "postgres")]
 pub mod postgres;
-mod queues;
+pub(crate) mod queues;
 
 pub use self::http::control::{CONTROL_ROUTES, Controlled, control_routes};
 pub use self::http::{

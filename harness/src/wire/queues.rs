@@ -12,7 +12,7 @@ use crate::gate;
 
 /// What the drain barrier knows about the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drained {
+pub(crate) enum Drained {
     /// The peer has read everything.
     Read,
     /// The system does not show the peer's queue, so nobody knows whether the peer has read.
@@ -21,7 +21,7 @@ pub(super) enum Drained {
 
 /// Waits until the peer has read what was sent; waits forever for a peer that does not read. Cancel
 /// safe.
-pub(super) async fn drain(stream: &TcpStream) -> Drained {
+pub(crate) async fn drain(stream: &TcpStream) -> Drained {
     let (Ok(ours), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
         return Drained::Unseen;
     };
@@ -40,6 +40,21 @@ pub(super) async fn drain(stream: &TcpStream) -> Drained {
         None => Some(Drained::Unseen),
     })
     .await
+}
+
+/// How many bytes that the peer has written lie in the buffers of the system: in its send queue and
+/// in our receive queue. `None` where the system does not show them.
+pub(crate) fn waiting(stream: &TcpStream) -> Option<u64> {
+    let (ours, peer) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    between(peer, ours)
+}
+
+/// How many bytes from the first address to the second lie in the buffers of the system. Bytes that
+/// move from the one queue to the other meanwhile may be counted twice, and none is left out.
+pub(crate) fn between(from: SocketAddr, to: SocketAddr) -> Option<u64> {
+    let (unsent, _) = queues(from, to)?;
+    let (_, unread) = queues(to, from)?;
+    Some(unsent + unread)
 }
 
 /// Whether the system counts a connection that waits to be accepted at `listener`; also true where

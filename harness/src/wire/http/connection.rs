@@ -77,6 +77,27 @@ impl Drop for OpenConnection {
     }
 }
 
+/// Lists the addresses of a connection while it exists.
+struct Listed<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl<'a> Listed<'a> {
+    fn new(shared: &'a Shared, stream: &TcpStream, id: u64) -> Self {
+        if let (Ok(ours), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) {
+            shared.addresses().insert(id, (ours, peer));
+        }
+        Self { shared, id }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.shared.addresses().remove(&self.id);
+    }
+}
+
 /// Counts the request as in flight until [`InFlight::end`], or until it is dropped.
 pub(super) struct InFlight<'a> {
     shared: &'a Shared,
@@ -142,6 +163,7 @@ enum NoRequest {
 pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u64) {
     let shared = Arc::clone(open.shared());
     let _ = stream.set_nodelay(true);
+    let listed = Listed::new(&shared, &stream, id);
     let mut buffer = BytesMut::with_capacity(8 * 1024);
     let next = loop {
         let (mut read, mut write) = stream.split();
@@ -184,6 +206,7 @@ pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u
         }
         Next::KeepAlive | Next::Gone => {}
     }
+    drop(listed);
     drop(stream);
     drop(open);
 }

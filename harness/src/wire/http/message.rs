@@ -95,6 +95,25 @@ pub fn take_response(buffer: &mut BytesMut) -> Result<Option<ResponseHead>, Malf
     }
 }
 
+/// Gives the status of the next head of an answer; `None` as long as the head is not complete. An
+/// interim head (1xx) is taken off the buffer, and a final one stays in it.
+///
+/// # Errors
+/// As [`take_response`].
+pub fn next_status(buffer: &mut BytesMut) -> Result<Option<u16>, Malformed> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut fields);
+    let parsed = match response.parse(buffer) {
+        Ok(httparse::Status::Complete(length)) => Some((length, response.code.unwrap_or_default())),
+        Ok(httparse::Status::Partial) => None,
+        Err(error) => return Err(Malformed(error.to_string())),
+    };
+    match parsed {
+        Some((_, status)) if !(100..200).contains(&status) => Ok(Some(status)),
+        parsed => taken(buffer, parsed),
+    }
+}
+
 fn owned(headers: &[httparse::Header<'_>]) -> Vec<(String, String)> {
     headers
         .iter()

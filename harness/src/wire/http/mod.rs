@@ -19,9 +19,10 @@ mod play;
 mod progress;
 mod script;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use answer::Answer;
@@ -35,6 +36,7 @@ use crate::plan::Listen;
 use crate::tape::{Event, Side, Tape};
 use crate::verdict::{CaseResult, Failure};
 use crate::wire::port::Port;
+use crate::wire::queues::between;
 
 /// The header that marks a request which the wire passes on, so that a responder knows that its
 /// plan will be obeyed. Its value is the request's number on the tape.
@@ -128,6 +130,8 @@ struct Shared {
     retire: watch::Sender<()>,
     /// The number of bytes of answers that the system has taken.
     sent: AtomicU64,
+    /// Our address and the peer's of each connection that is being served.
+    addresses: Mutex<BTreeMap<u64, (SocketAddr, SocketAddr)>>,
 }
 
 impl Shared {
@@ -140,7 +144,14 @@ impl Shared {
             load: watch::Sender::new(Load::default()),
             retire: watch::Sender::new(()),
             sent: AtomicU64::new(0),
+            addresses: Mutex::default(),
         })
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, BTreeMap<u64, (SocketAddr, SocketAddr)>> {
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, event: Event) {
@@ -291,6 +302,16 @@ impl Wire {
     /// needs room for that.
     pub fn sent_bytes(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    /// The number of bytes of answers that lie in the buffers of the system, sent and not yet read
+    /// by their peers; `None` where the system does not show them.
+    pub fn in_buffers(&self) -> Option<u64> {
+        let addresses: Vec<_> = self.shared.addresses().values().copied().collect();
+        addresses
+            .into_iter()
+            .map(|(ours, peer)| between(ours, peer))
+            .sum()
     }
 
     /// Waits until [`Wire::sent_bytes`] has stopped growing, and returns it: the whole answer is
