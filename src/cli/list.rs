@@ -58,13 +58,19 @@ fn summary(requirements: &[&Requirement]) -> String {
         let of_kind = |row: &&&Requirement| proof_name(row.proof()) == kind;
         requirements.iter().filter(of_kind).count()
     };
+    let cases = gauntlet_suites::cases::all();
+    let listed = |id: &str| requirements.iter().any(|row| row.id == id);
+    let of_listed = cases.iter().filter(|case| listed(case.id));
+    let instances = of_listed.map(|case| case.instances.len()).sum();
     format!(
-        "{}: {} by a case against any gateway, {} by a property, {} by a test, {} not proven yet",
+        "{}: {} by a case against any gateway, {} by a property, {} by a test, {} not proven yet; \
+         the cases examine {}",
         counted(requirements.len(), "requirement", "requirements"),
         counted(proven("case"), "is proven", "are proven"),
         proven("property"),
         proven("test"),
         counted(proven("not yet"), "is", "are"),
+        counted(instances, "instance", "instances"),
     )
 }
 
