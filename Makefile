@@ -1,6 +1,6 @@
 # Each target is a command that a person could type. `make` or `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test review lint fmt clippy clippy-gateway clippy-stubs docs deny unused openapi field field-install field-run
+.PHONY: help run test review lint fmt clippy clippy-gateway clippy-stubs docs deny unused openapi field field-install field-run field-reproduce
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  \1  /' | expand -t 20
@@ -47,9 +47,10 @@ openapi:        ## validity of the OpenAPI document (needs Python 3)
 
 FIELD := $(CURDIR)/target/field
 FIELD_REPORTS := $(FIELD)/reports
+FIELD_GATEWAYS := litellm portkey lm-proxy modelswitch crabllm
 FIELD_RUN := cargo run --release -- run --database sqlite
-field: field-install field-run ## install other gateways into target/field, examine them, write docs/field.md (needs Python 3.11, Node 20)
-	cargo run --release --example field -- docs/field-notes.toml $(foreach g,litellm portkey lm-proxy modelswitch crabllm,$(FIELD_REPORTS)/$(g))
+field: field-install field-run field-reproduce ## install other gateways into target/field, examine them, write docs/field.md (needs Python 3.11, Node 20)
+	cargo run --release --example field -- docs/field-notes.toml $(foreach g,$(FIELD_GATEWAYS),$(FIELD_REPORTS)/$(g))
 
 field-install: # modelswitch 0.4.4 does not start with a newer FastAPI, nor Portkey with a newer server of Hono
 	python3 -m venv $(FIELD)/litellm && $(FIELD)/litellm/bin/pip install -q 'litellm[proxy]' opentelemetry-sdk opentelemetry-exporter-otlp
@@ -59,9 +60,17 @@ field-install: # modelswitch 0.4.4 does not start with a newer FastAPI, nor Port
 	npm install --prefix $(FIELD)/portkey --no-audit --no-fund
 	cargo install crabllm --locked --root $(FIELD)/crabllm
 
+field-run field-reproduce: export GAUNTLET_LITELLM = $(FIELD)/litellm/bin/litellm
+field-run field-reproduce: export GAUNTLET_PORTKEY = $(FIELD)/portkey/node_modules/@portkey-ai/gateway
+field-run field-reproduce: export GAUNTLET_LM_PROXY = $(FIELD)/lm-proxy/bin/python
+field-run field-reproduce: export GAUNTLET_MODELSWITCH = $(FIELD)/modelswitch/bin/modelswitch
+field-run field-reproduce: export GAUNTLET_CRABLLM = $(FIELD)/crabllm/bin/crabllm
+
 field-run: # the exit code of a run is 1 where a gateway fails a case
-	-GAUNTLET_LITELLM=$(FIELD)/litellm/bin/litellm $(FIELD_RUN) --target litellm --report $(FIELD_REPORTS)/litellm
-	-GAUNTLET_PORTKEY=$(FIELD)/portkey/node_modules/@portkey-ai/gateway $(FIELD_RUN) --target portkey --report $(FIELD_REPORTS)/portkey
-	-GAUNTLET_LM_PROXY=$(FIELD)/lm-proxy/bin/python $(FIELD_RUN) --target lm-proxy --report $(FIELD_REPORTS)/lm-proxy
-	-GAUNTLET_MODELSWITCH=$(FIELD)/modelswitch/bin/modelswitch $(FIELD_RUN) --target modelswitch --report $(FIELD_REPORTS)/modelswitch
-	-GAUNTLET_CRABLLM=$(FIELD)/crabllm/bin/crabllm $(FIELD_RUN) --target crabllm --report $(FIELD_REPORTS)/crabllm
+	-for g in $(FIELD_GATEWAYS); do $(FIELD_RUN) --target $$g --report $(FIELD_REPORTS)/$$g; done
+
+field-reproduce: # the exit code of each run.sh is 1 where a failure is reproduced
+	cargo build --release
+	-for g in $(FIELD_GATEWAYS); do \
+	  target/release/gauntlet reproduce $(FIELD_REPORTS)/$$g --all -o $(FIELD_REPORTS)/$$g/reproduce && sh $(FIELD_REPORTS)/$$g/reproduce/run.sh; \
+	done

@@ -1,5 +1,7 @@
 //! Writes docs/field.md from the reports of gateways, and from the notes of docs/field-notes.toml
-//! about their failures: `cargo run --example field -- docs/field-notes.toml REPORT…`.
+//! about their failures: `cargo run --example field -- docs/field-notes.toml REPORT…`. A report may
+//! have a folder `reproduce` beside it, by `gauntlet reproduce --all`: its results.tsv says of each
+//! failure whether it was reproduced.
 //!
 //! The verdicts are those of the reports. A note belongs to one version of a gateway and to one
 //! case, and says what kind of requirement it is and what was seen by hand, with other tools. A
@@ -83,14 +85,16 @@ fn page(notes: &str, reports: &[String]) -> Result<String, String> {
         std::fs::read_to_string(notes).map_err(|error| format!("cannot read {notes}: {error}"))?;
     let notes: Notes = toml::from_str(&text).map_err(|error| format!("{notes}: {error}"))?;
     let mut runs = Vec::new();
+    let mut reproductions = Vec::new();
     for report in reports {
         runs.push(RunRecord::read(&Path::new(report).join("report.json"))?);
+        reproductions.push(reproduced(Path::new(report)));
     }
     let mut page = String::from(INTRODUCTION);
-    overview(&mut page, &runs, &notes);
+    overview(&mut page, &runs, &reproductions, &notes);
     matrix(&mut page, &runs);
-    for run in &runs {
-        gateway(&mut page, run, &notes);
+    for (run, reproduced) in runs.iter().zip(&reproductions) {
+        gateway(&mut page, run, reproduced, &notes);
     }
     Ok(page)
 }
@@ -113,24 +117,39 @@ then.
 
 ";
 
-fn overview(page: &mut String, runs: &[RunRecord], notes: &Notes) {
+/// The ids of the failures of a report that were played, and what came of it.
+type Reproduced = IndexMap<String, String>;
+
+/// Reads what came of the reproductions of a report. A report without any has none.
+fn reproduced(report: &Path) -> Reproduced {
+    let text = std::fs::read_to_string(report.join("reproduce/results.tsv")).unwrap_or_default();
+    let rows = text.lines().filter_map(|line| line.split_once('\t'));
+    rows.map(|(id, word)| (id.to_string(), word.to_string()))
+        .collect()
+}
+
+fn overview(page: &mut String, runs: &[RunRecord], reproductions: &[Reproduced], notes: &Notes) {
     // writing to a String cannot fail
     let _ = writeln!(
         page,
         "| gateway | version | examined on | took | cases | passed | failed | warned | flaky | not \
-         exercised | not supported | not run | of the failed and warned, seen by hand |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|"
+         exercised | not supported | not run | of the failed and warned, reproduced | seen by hand |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
-    for run in runs {
+    for (run, reproduced) in runs.iter().zip(reproductions) {
         let summary = run.summary();
         let charged: Vec<&Outcome> = run.outcomes.iter().filter(|it| is_charge(it)).collect();
         let seen = charged
             .iter()
             .filter(|outcome| note(notes, run, outcome).is_some())
             .count();
+        let shown = reproduced
+            .values()
+            .filter(|word| *word == "reproduced")
+            .count();
         let _ = writeln!(
             page,
-            "| [{name}](#{name}) | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {seen} of {} |",
+            "| [{name}](#{name}) | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {shown} of {played} | {seen} of {} |",
             version(run),
             run.started_at.strftime("%Y-%m-%d"),
             duration(run.duration_ms),
@@ -143,6 +162,7 @@ fn overview(page: &mut String, runs: &[RunRecord], notes: &Notes) {
             summary.not_supported,
             summary.not_run + summary.harness,
             charged.len(),
+            played = reproduced.len(),
             name = run.target.name,
         );
     }
@@ -188,14 +208,15 @@ fn matrix(page: &mut String, runs: &[RunRecord]) {
     }
 }
 
-fn gateway(page: &mut String, run: &RunRecord, notes: &Notes) {
+fn gateway(page: &mut String, run: &RunRecord, reproduced: &Reproduced, notes: &Notes) {
     let name = &run.target.name;
     let _ = writeln!(
         page,
         "\n## {name}\n\nVersion {}, examined on {} with gauntlet {}. `{}` runs the cases again; \
-         `gauntlet reproduce target/field/reports/{name}/report.json ID -o DIR` writes what one needs \
-         to see a failure without Gauntlet.\n\n\
-         | case | expected and observed | measured by | seen by hand |\n|---|---|---|---|",
+         `gauntlet reproduce REPORT ID` writes what one needs to see a failure without Gauntlet, where \
+         REPORT is target/field/reports/{name}; the column *reproduced* says what came of it.\n\n\
+         | case | expected and observed | measured by | reproduced | seen by hand |\n\
+         |---|---|---|---|---|",
         version(run),
         run.started_at.strftime("%Y-%m-%d"),
         run.gauntlet,
@@ -211,10 +232,17 @@ fn gateway(page: &mut String, run: &RunRecord, notes: &Notes) {
         };
         let _ = writeln!(
             page,
-            "| {} ({}) | {} | {class} | {} |",
+            "| {} ({}) | {} | {class} | {}`gauntlet reproduce REPORT {}` | {} |",
             outcome.id,
             outcome.word(),
             cell(&shortened(&outcome.reason())),
+            match reproduced.get(&outcome.id).map(String::as_str) {
+                Some("reproduced") => "yes: ",
+                Some("undecided") => "a part of it cannot be played: ",
+                Some(_) => "no: ",
+                None => "",
+            },
+            outcome.id,
             cell(by_hand.trim())
         );
     }

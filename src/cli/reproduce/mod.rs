@@ -31,7 +31,8 @@ The folder holds README.md (what to do and what one sees), upstream.py (the prov
 byte), client.py (the requests, and the comparison with the report), case.json (the recorded bytes)
 and, where gauntlet starts the gateway, gateway/ (its configuration and start.sh). It needs Python
 3.8 or later; neither Rust nor gauntlet is needed to see the failure. `sh run.sh` does everything at
-once; its exit code is 1 if the failure is reproduced, and 0 if it is not.";
+once; its exit code is 1 if the failure is reproduced, and 0 if it is not. With --all the folder has
+such a folder for each failed case, and its run.sh plays one after the other.";
 
 /// Arguments of `gauntlet reproduce`.
 #[derive(Debug, clap::Args)]
@@ -41,9 +42,12 @@ pub(super) struct Args {
     #[arg(value_name = "REPORT")]
     report: PathBuf,
     /// The id of a case that failed, such as TIME-02
-    #[arg(value_name = "ID")]
-    id: String,
-    /// Write into this folder [default: reproduce-ID]
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    id: Option<String>,
+    /// Write a folder for each case that failed
+    #[arg(long, conflicts_with = "id")]
+    all: bool,
+    /// Write into this folder [default: reproduce-ID, or reproduce with --all]
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Let the gateway listen on this port, and the upstreams on those that follow
@@ -120,26 +124,67 @@ impl ProviderPort {
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let path = super::diff::record_path(&args.report);
     let record = RunRecord::read(&path).map_err(CommandError)?;
-    let outcome = failed(&record, &args.id, &path).map_err(CommandError)?;
+    let Some(id) = &args.id else {
+        return every(args, &record, &path).map_err(CommandError);
+    };
+    let outcome = failed(&record, id, &path).map_err(CommandError)?;
     let folder = match &args.out {
         Some(folder) => folder.clone(),
         None => PathBuf::from(format!("reproduce-{}", outcome.id)),
     };
-    let reproduction =
-        Reproduction::of(&record, outcome, Ports { gateway: args.port }).map_err(CommandError)?;
-    let folder = make_folder(&folder).map_err(CommandError)?;
-    let gateway =
-        Gateway::render(&reproduction, args.target.as_deref(), &folder).map_err(CommandError)?;
-    reproduction
-        .write(&folder, &gateway)
-        .map_err(CommandError)?;
+    let (folder, is_started) = one(args, &record, outcome, &folder).map_err(CommandError)?;
+    match is_started {
+        true => say!("next: sh {}", folder.join("run.sh").display()),
+        false => say!("next: configure the gateway as README.md says, and follow it from there"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the folder of one case. Returns its path, and whether its run.sh starts the gateway.
+fn one(
+    args: &Args,
+    record: &RunRecord,
+    outcome: &Outcome,
+    folder: &Path,
+) -> Result<(PathBuf, bool), String> {
+    let reproduction = Reproduction::of(record, outcome, Ports { gateway: args.port })?;
+    let folder = make_folder(folder)?;
+    let gateway = Gateway::render(&reproduction, args.target.as_deref(), &folder)?;
+    reproduction.write(&folder, &gateway)?;
     say!("{}", folder.join("README.md").display());
     for missing in reproduction.missing.iter().chain(&reproduction.notes) {
         say!("note: {missing}");
     }
-    match gateway.is_started {
-        true => say!("next: sh {}", folder.join("run.sh").display()),
-        false => say!("next: configure the gateway as README.md says, and follow it from there"),
+    Ok((folder, gateway.is_started))
+}
+
+/// Writes a folder for each case that failed, and one program that plays them all.
+fn every(args: &Args, record: &RunRecord, path: &Path) -> Result<ExitCode, String> {
+    let root = args.out.clone().unwrap_or_else(|| "reproduce".into());
+    let mut are_started = true;
+    let failures = record.outcomes.iter().filter(|one| one.failure().is_some());
+    let mut written = 0;
+    for outcome in failures {
+        match failed(record, &outcome.id, path) {
+            Ok(outcome) => {
+                let (_, is_started) = one(args, record, outcome, &root.join(&outcome.id))?;
+                are_started &= is_started;
+                written += 1;
+            }
+            Err(why) => say!("note: {why}"),
+        }
+    }
+    if written == 0 {
+        return Err(format!(
+            "the report {} has no failure of the gateway to reproduce",
+            path.display()
+        ));
+    }
+    if are_started {
+        write_file(&root.join("run.sh"), RUN_ALL)?;
+        say!("next: sh {}", root.join("run.sh").display());
+    } else {
+        say!("next: configure the gateway as each README.md says, and follow it from there");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -383,6 +428,28 @@ trap 'exit 2' INT TERM
 python3 client.py \"$@\"
 code=$?
 echo \"what the upstreams saw is in upstream.log, what the gateway wrote in gateway.log\"
+exit $code
+";
+
+/// Plays the cases of all folders.
+const RUN_ALL: &str = "\
+#!/bin/sh
+# Plays each case, one after the other, and writes results.tsv. Exit code 1: a failure is reproduced;
+# 2: none is, and a case could not be played whole; 0: none is reproduced.
+cd \"$(dirname \"$0\")\" || exit 2
+trap 'exit 2' INT TERM
+code=0
+: > results.tsv
+for run in */run.sh; do
+  id=$(dirname \"$run\")
+  sh \"$run\" > \"$id/output.txt\" 2>&1
+  case $? in
+    0) word='not reproduced' ;;
+    1) word=reproduced code=1 ;;
+    *) word=undecided; [ $code = 1 ] || code=2 ;;
+  esac
+  printf '%s\\t%s\\n' \"$id\" \"$word\" | tee -a results.tsv
+done
 exit $code
 ";
 
