@@ -396,8 +396,8 @@ impl Stub {
         self.inner.wire.sent_settles().await
     }
 
-    /// The number of bytes of its answers that the gateway has not read yet; `None` where the system
-    /// does not show its buffers. See [`Wire::in_buffers`].
+    /// The number of bytes of its answers that the gateway has not read yet; `None` where the
+    /// system does not show its buffers. See [`Wire::in_buffers`].
     pub fn in_buffers(&self) -> Option<u64> {
         self.inner.wire.in_buffers()
     }

@@ -193,8 +193,8 @@ pub trait Process: Send + Sync {
             "this target is not a process that the harness started, so it cannot be killed".into(),
         ))
     }
-    /// Lets the process open at most `spare` file descriptors more than it has open now; `None` lets
-    /// it open as many as the system allows.
+    /// Lets the process open at most `spare` file descriptors more than it has open now, or with
+    /// `None` as many as the system allows.
     ///
     /// # Errors
     /// [`TargetError::NotSupported`] if the target is not a process of this machine whose limit can

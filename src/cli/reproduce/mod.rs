@@ -419,11 +419,20 @@ const RUN: &str = "\
 # Starts the upstreams and the gateway, plays the case, and ends both. Exit code 1: the failure is
 # reproduced; 0: it is not; 2: the case could not be played whole.
 cd \"$(dirname \"$0\")\" || exit 2
+python3 client.py --ports-are-free || exit 2
 python3 upstream.py > upstream.log 2>&1 &
 upstream=$!
 sh gateway/start.sh > gateway.log 2>&1 &
 gateway=$!
-trap 'kill $upstream $gateway 2> /dev/null' EXIT
+# a gateway that does not end within 5 s is killed
+finish() {
+  kill $upstream $gateway 2> /dev/null
+  (sleep 5; kill -9 $gateway) > /dev/null 2>&1 &
+  impatient=$!
+  wait $upstream $gateway 2> /dev/null
+  kill $impatient 2> /dev/null
+}
+trap finish EXIT
 trap 'exit 2' INT TERM
 python3 client.py \"$@\"
 code=$?

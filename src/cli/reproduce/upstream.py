@@ -177,6 +177,8 @@ class Provider:
         self.generation = 0
         self.listener = None
         self.fillers = []
+        # the connections that wait for a request
+        self.idle = set()
         self.requests = self.connections = 0
         reads = {}
         self.answers = []
@@ -189,9 +191,15 @@ class Provider:
                 self.answers.append([key, entry["actions"], False])
 
     def listen(self, how):
-        """Changes what the port does with new connections."""
+        """Changes what the port does with new connections, and closes those that wait for a
+        request."""
         with self.lock:
             self.generation += 1
+            for waiting in self.idle:
+                try:
+                    waiting.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
             for old in [self.listener] + self.fillers:
                 if old is not None:
                     # a thread that accepts wakes up
@@ -255,6 +263,8 @@ class Provider:
         try:
             while True:
                 request = None
+                with self.lock:
+                    self.idle.add(connection)
                 method, path, headers, body = self.read(connection, buffer, generation)
                 with self.lock:
                     self.requests += 1
@@ -272,6 +282,8 @@ class Provider:
             self.journal.add("provider", self.name, "peer_closed", connection=number,
                              request=request)
         finally:
+            with self.lock:
+                self.idle.discard(connection)
             connection.close()
 
     def read(self, connection, buffer, generation):
@@ -319,6 +331,8 @@ class Provider:
                 continue
             if not piece:
                 raise Gone()
+            with self.lock:
+                self.idle.discard(connection)
             buffer += piece
             connection.settimeout(None)
             return
