@@ -329,20 +329,62 @@ defects! {
     FailedLookupIs401 = "DATA-10" by "unknown_key.status",
     /// Liveness asks the database.
     LivenessAsksStore = "HLTH-01" by "liveness.status",
+    /// Liveness asks the providers.
+    LivenessAsksProviders = "HLTH-01" by "liveness.provider",
     /// Readiness does not ask the database.
-    AlwaysReady = "HLTH-02" by "hang.unready",
+    AlwaysReady = "HLTH-02" by "hang.unready_without",
+    /// Readiness that was lost stays lost.
+    NeverReadyAgain = "HLTH-02" by "hang.ready_again",
+    /// A database that accepts connections counts as there, whether it answers or not.
+    ReadyWhileStalled = "HLTH-02" by "hang.unready_stalled",
     /// Health asks one dependency after the other.
-    ProbesInSequence = "HLTH-03" by "hang.states",
+    ProbesInSequence = "HLTH-03" by "hang.providers_together",
+    /// Health asks the providers once the store has answered.
+    ProbesStoreFirst = "HLTH-03" by "hang.together",
+    /// All probes share one timeout: if one has no answer, none has.
+    OneTimeoutForAll = "HLTH-03" by "hang.silent_provider",
+    /// A provider that answers its probe with an error is shown as up.
+    ErrorsAreUp = "HLTH-03" by "hang.failing_provider",
+    /// The store is always shown as up.
+    HidesLostStore = "HLTH-03" by "hang.stalled_store",
     /// Each call of health probes every dependency anew.
     ProbesEachCall = "HLTH-04" by "provider.probes",
+    /// The result of a probe that failed is not kept.
+    ProbesAgainAfterFailure = "HLTH-04" by "failing_provider.probes",
+    /// Each call of readiness asks the database anew.
+    ReadinessProbesEachCall = "HLTH-04" by "store.statements_of_readiness",
+    /// Readiness does not look whether the database takes writes.
+    HidesReadOnlyStore = "HLTH-05" by "hang.shown.read_only",
+    /// Readiness takes a full disk for a passing trouble.
+    HidesFullDisk = "HLTH-05" by "hang.shown.full",
+    /// A database that once took no writes is reported so from then on.
+    ReadOnlyEver = "HLTH-05" by "hang.cleared.read_only",
     /// SIGTERM ends the process at once.
     DropsOnTerm = "DRAIN-01" by "answer.whole",
     /// Readiness stays 200 while the gateway drains.
     ReadyWhileDraining = "DRAIN-01" by "hang.unready",
+    /// A stream whose first bytes were sent is no longer awaited.
+    DrainForgetsStreams = "DRAIN-01" by "waits_for.streamed",
+    /// The process ends with the code 1 after an orderly drain.
+    ExitsNonZero = "DRAIN-01" by "process.exit_code",
     /// The drain has no deadline.
     DrainsForever = "DRAIN-02" by "hang.stream",
     /// What the drain deadline cuts ends without a word.
     DrainCutsSilently = "DRAIN-02" by "stream.error_event",
+    /// What the drain deadline cuts is answered with 200.
+    DrainCutIs200 = "DRAIN-02" by "plain.status",
+    /// A query that was cut is not recorded.
+    CutUnrecorded = "DRAIN-02" by "records.statuses",
+    /// SIGHUP ends the process at once.
+    HangupEnds = "DRAIN-03" by "once.streamed",
+    /// SIGHUP makes the gateway drain, although its target states that it goes on.
+    HangupDrains = "DRAIN-03" by "new_request.status",
+    /// SIGHUP cuts what has not begun to answer.
+    HangupCutsPlain = "DRAIN-03" by "once.late_stream",
+    /// A second SIGHUP ends the process at once.
+    SecondHangupEnds = "DRAIN-03" by "again.streamed",
+    /// SIGHUP ends a drain at once.
+    HangupEndsDrain = "DRAIN-03" by "draining.streamed",
     /// Any key will do.
     TakesAnyKey = "AUTH-01" by "status.chat.unknown_key",
     /// Documents are open to whoever knows their ids.

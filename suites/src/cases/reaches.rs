@@ -45,8 +45,10 @@ const REACHES: &[(&str, &[State])] = &[
     ("HLTH-01", &[DatabaseFault]),
     ("HLTH-02", &[DatabaseFault]),
     ("HLTH-03", &[Together]),
+    ("HLTH-05", &[DatabaseFault]),
     ("DRAIN-01", &[Held, DrainBegun]),
     ("DRAIN-02", &[Held, DrainBegun]),
+    ("DRAIN-03", &[HungUp]),
 ];
 
 /// The states that the case of this id must reach.

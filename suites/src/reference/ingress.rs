@@ -23,6 +23,9 @@ use super::route::Route;
 use super::{ops, stream};
 use crate::defect::Defect;
 
+/// How long a key that the store has confirmed needs no other confirmation (AUTH-05).
+pub(super) const CACHED: Duration = Duration::from_millis(300);
+
 /// A response's body.
 pub(super) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
@@ -181,9 +184,19 @@ async fn dispatch(
             )),
         }
     };
+    let mut hung_up = gateway.hung_up.subscribe();
+    let hung_up = async {
+        if !gateway.has(Defect::HangupCutsPlain) || hung_up.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         response = work => known_tenant.and(response),
-        () = set(&mut cut) => Err(ErrorResponse::shutting_down()),
+        () = set(&mut cut) => match gateway.has(Defect::DrainCutIs200) {
+            true => Ok(json_response(200, &json!({}))),
+            false => Err(ErrorResponse::shutting_down()),
+        },
+        () = hung_up => Err(ErrorResponse::shutting_down()),
     }
 }
 
@@ -278,6 +291,11 @@ async fn complete(
     let mut response = match served.answer {
         Answer::Plain(completion) => Response::new(Full::new(completion.bytes).boxed_unsync()),
         Answer::Stream(stream) => {
+            if gateway.has(Defect::DrainForgetsStreams) {
+                gateway
+                    .in_flight
+                    .send_modify(|taken| *taken = taken.saturating_sub(1));
+            }
             event_stream(for_client(gateway, stream::events(*stream, permit)))
         }
     };

@@ -446,7 +446,7 @@ impl Query {
 
 impl Drop for Query {
     fn drop(&mut self) {
-        if self.over {
+        if self.over || self.gateway.has(Defect::CutUnrecorded) {
             return;
         }
         let nothing = json!({

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gauntlet_harness::spec::QuerySpec;
+use gauntlet_harness::subject::{Deployment, TargetError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool, Row as _, SqlitePool};
 use tokio::time::timeout;
 
 use crate::defect::Defect;
@@ -76,6 +77,8 @@ pub(super) struct Listing {
 #[derive(Debug)]
 pub(super) struct Store {
     database: Database,
+    /// Host and port of Postgres.
+    address: String,
     bound: Option<Duration>,
     /// For [`Defect::KeepsDeadConnection`].
     dead: AtomicBool,
@@ -150,8 +153,13 @@ impl Store {
                     .connect_lazy_with(options),
             )
         };
+        let address = url
+            .rsplit('@')
+            .next()
+            .and_then(|rest| rest.split('/').next());
         let this = Self {
             database,
+            address: address.unwrap_or_default().to_owned(),
             bound: (!endless).then_some(bound),
             dead: AtomicBool::new(false),
             defect,
@@ -174,6 +182,22 @@ impl Store {
     /// One cheap round trip.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         on!(self, pool => async { sqlx::query("SELECT 1").execute(pool).await.map(drop) })
+    }
+
+    /// For [`Defect::ReadyWhileStalled`]: whether something accepts connections at its address.
+    pub(super) async fn accepts(&self) -> bool {
+        tokio::net::TcpStream::connect(&self.address).await.is_ok()
+    }
+
+    /// Writes a row and takes it back.
+    pub(super) async fn takes_writes(&self) -> Result<(), StoreError> {
+        let sql = self.sql("INSERT INTO documents (id, tenant, title, text, created_at) VALUES ($1::text::uuid, '', '', '', 0)");
+        let id = uuid::Uuid::now_v7().to_string();
+        on!(self, pool => async {
+            let mut transaction = pool.begin().await?;
+            sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *transaction).await?;
+            transaction.rollback().await
+        })
     }
 
     /// Stores a document with its passages, in one transaction: all of it or nothing.
@@ -395,6 +419,22 @@ impl Store {
         }
         result
     }
+}
+
+/// Makes one statement on a connection of its own, as an operator does.
+pub(super) async fn by_hand(
+    deployment: &Deployment,
+    sql: &'static str,
+    values: &[&str],
+) -> Result<(), TargetError> {
+    let failed = |error: sqlx::Error| TargetError::Start(format!("the statement failed: {error}"));
+    let url = deployment.database_url.as_deref().unwrap_or_default();
+    let mut connection = sqlx::PgConnection::connect(url).await.map_err(failed)?;
+    let statement = values
+        .iter()
+        .fold(sqlx::query(sql), |statement, value| statement.bind(*value));
+    statement.execute(&mut connection).await.map_err(failed)?;
+    connection.close().await.map_err(failed)
 }
 
 fn classify(error: &sqlx::Error) -> StoreError {
