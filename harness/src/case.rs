@@ -121,10 +121,8 @@ impl Ctx {
     /// [`Failure::Target`] if the command fails; [`Failure::NotRun`] if several cases share the
     /// gateway.
     pub async fn add_key(&self, tenant: &str) -> Result<IssuedKey, Failure> {
-        let Starter {
-            target, deployment, ..
-        } = self.starter()?;
-        let added = target.add_key(deployment, tenant).await;
+        let (target, deployment) = self.of_operator()?;
+        let added = target.add_key(&deployment, tenant).await;
         let key = added.map_err(of_target)?;
         self.note_of_target(format!("a key of the tenant {tenant} is made"));
         Ok(key)
@@ -135,13 +133,22 @@ impl Ctx {
     /// # Errors
     /// As [`Ctx::add_key`].
     pub async fn revoke_key(&self, key: &IssuedKey) -> CaseResult {
-        let Starter {
-            target, deployment, ..
-        } = self.starter()?;
-        let revoked = target.revoke_key(deployment, key).await;
+        let (target, deployment) = self.of_operator()?;
+        let revoked = target.revoke_key(&deployment, key).await;
         revoked.map_err(of_target)?;
         self.note_of_target(format!("the key {} is revoked", key.id));
         Ok(())
+    }
+
+    /// The target, and the deployment as an operator sees it: his way to the database does not lead
+    /// through the wire, so that he reaches it while the gateway does not.
+    fn of_operator(&self) -> Result<(&Arc<dyn Target>, Deployment), Failure> {
+        let starter = self.starter()?;
+        let mut deployment = starter.deployment.clone();
+        if let Some(database) = &self.database {
+            deployment.database_url = Some(database.url().to_string());
+        }
+        Ok((&starter.target, deployment))
     }
 
     fn note_of_target(&self, what: String) {

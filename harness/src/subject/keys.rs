@@ -74,7 +74,7 @@ pub(super) async fn output(words: &[String]) -> Result<String, TargetError> {
         Some(Err(error)) => return Err(failed(format!("cannot be started: {error}"))),
         None => {
             return Err(failed(format!(
-                "did not end within {} s",
+                "has not ended within {} s",
                 LONGEST.as_secs()
             )));
         }

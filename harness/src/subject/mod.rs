@@ -174,7 +174,8 @@ pub trait Target: Send + Sync {
     /// Makes a key of a client of this tenant, as an operator does while the gateway runs.
     ///
     /// # Errors
-    /// [`TargetError::NotSupported`] if the target has no way to make keys; otherwise why it failed.
+    /// [`TargetError::NotSupported`] if the target has no way to make keys; otherwise why the
+    /// command failed.
     async fn add_key(
         &self,
         _deployment: &Deployment,

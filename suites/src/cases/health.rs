@@ -124,7 +124,7 @@ pub(super) const CASES: &[CaseRow] = &[
         shown: "The database becomes read-only, full, and then one in which the gateway may not insert. \
                 Each time a document is handed in, and readiness must differ from that of a healthy \
                 gateway, by its status or its words; afterwards it must be as before.",
-        remedy: "Show in readiness that the store takes no writes: turn 503, or stay 200 and say so, as \
+        remedy: "Show in readiness that the store takes no writes: answer 503, or stay 200 and say so, as \
                  your policy is.",
         needs: &[Capability::Readiness, Capability::Query, Capability::Store],
         instances: &["read-only", "full", "without the right to insert"],
@@ -189,10 +189,10 @@ async fn lives(ctx: &Ctx, fact: &str, name: &str) -> CaseResult {
 async fn hlth_02(ctx: &Ctx) -> CaseResult {
     let (wire, database) = (ctx.database_wire()?, ctx.database()?);
     let ready = &ctx.manifest.paths.ready;
-    let turns = async |fact: &str, status: u16| -> CaseResult {
+    let becomes = async |fact: &str, status: u16| -> CaseResult {
         until_status(ctx, fact, ready, status).await.map(drop)
     };
-    turns("hang.ready_at_first", 200).await?;
+    becomes("hang.ready_at_first", 200).await?;
     for (name, unready, ready) in [
         ("gone", "hang.unready_without", "hang.ready_again"),
         (
@@ -205,27 +205,27 @@ async fn hlth_02(ctx: &Ctx) -> CaseResult {
             // when
             wire.gone().await?;
             // then
-            turns(unready, 503).await?;
+            becomes(unready, 503).await?;
             // when
             wire.resume().await?;
             // then
-            turns(ready, 200).await
+            becomes(ready, 200).await
         })
         .await?;
     }
     ctx.examine("stalled", async {
         wire.stall();
-        turns("hang.unready_stalled", 503).await?;
+        becomes("hang.unready_stalled", 503).await?;
         wire.resume().await?;
-        turns("hang.ready_after_stall", 200).await
+        becomes("hang.ready_after_stall", 200).await
     })
     .await?;
     ctx.examine("lets nobody in", async {
         database.forbid_connections().await?;
         database.terminate_backends().await?;
-        turns("hang.unready_closed", 503).await?;
+        becomes("hang.unready_closed", 503).await?;
         database.allow_connections().await?;
-        turns("hang.ready_after_closed", 200).await
+        becomes("hang.ready_after_closed", 200).await
     })
     .await
 }

@@ -49,6 +49,8 @@ const REACHES: &[(&str, &[State])] = &[
     ("DRAIN-01", &[Held, DrainBegun]),
     ("DRAIN-02", &[Held, DrainBegun]),
     ("DRAIN-03", &[HungUp]),
+    ("AUTH-05", &[DatabaseFault]),
+    ("OBS-01", &[Held, StreamBroken, ClientLeft, CallClosed]),
 ];
 
 /// The states that the case of this id must reach.

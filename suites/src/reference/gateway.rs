@@ -59,6 +59,10 @@ pub(super) struct Gateway {
     pub was_lost: AtomicBool,
     /// How often SIGHUP has come.
     pub hung_up: watch::Sender<usize>,
+    /// For the defects that pass cookies on: the last one that a provider has set.
+    pub last_cookie: Mutex<Option<http::HeaderValue>>,
+    /// For [`Defect::SharesByIdempotencyKey`]: documents by that key.
+    pub by_idempotency_key: Mutex<HashMap<String, Value>>,
     /// The keys that the store has confirmed, and when.
     pub confirmed: Mutex<HashMap<String, (String, Instant)>>,
     lines: Mutex<String>,
@@ -75,6 +79,12 @@ pub(super) struct Permit {
 impl Gateway {
     pub(super) fn has(&self, defect: Defect) -> bool {
         self.defect == Some(defect)
+    }
+
+    /// The last cookie that a provider has set.
+    pub(super) fn cookie(&self) -> Option<http::HeaderValue> {
+        let last = self.last_cookie.lock();
+        last.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes a line to the log.
@@ -193,6 +203,8 @@ pub(super) async fn start(
         was_lost: AtomicBool::new(false),
         hung_up: watch::Sender::new(0),
         confirmed: Mutex::default(),
+        last_cookie: Mutex::default(),
+        by_idempotency_key: Mutex::default(),
         lines: Mutex::default(),
     });
     let stop = watch::Sender::new(false);

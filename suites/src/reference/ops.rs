@@ -88,7 +88,8 @@ impl Metrics {
             }
             Err(cause) => {
                 count("gauntlet_attempts_total", ("outcome", cause.name()));
-                if cause.is_timeout() && defect != Some(Defect::CountsNoTimeouts) {
+                let stall = cause == Cause::IdleTimeout && defect == Some(Defect::ForgetsStalls);
+                if cause.is_timeout() && defect != Some(Defect::CountsNoTimeouts) && !stall {
                     count("gauntlet_timeouts_total", ("cause", cause.name()));
                 }
             }

@@ -247,9 +247,16 @@ impl Store {
 
     /// Deletes the tenant's document; whether it existed.
     pub(super) async fn delete_document(&self, tenant: &str, id: &str) -> Result<bool, StoreError> {
-        let passages =
-            self.sql("DELETE FROM passages WHERE document = $1::text::uuid AND tenant = $2");
-        let document = self.sql("DELETE FROM documents WHERE id = $1::text::uuid AND tenant = $2");
+        let of = match self.defect {
+            Some(Defect::DeletesForeign) => "$2::text = $2",
+            _ => "tenant = $2",
+        };
+        let passages = self.sql(&format!(
+            "DELETE FROM passages WHERE document = $1::text::uuid AND {of}"
+        ));
+        let document = self.sql(&format!(
+            "DELETE FROM documents WHERE id = $1::text::uuid AND {of}"
+        ));
         on!(self, pool => async {
             let mut transaction = pool.begin().await?;
             sqlx::query(AssertSqlSafe(passages)).bind(id).bind(tenant).execute(&mut *transaction).await?;
@@ -267,10 +274,14 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Passage>, StoreError> {
         let asked = words(question);
-        let sql = self.sql(
+        let of = match self.defect {
+            Some(Defect::SearchesForAll) => "$1::text = $1",
+            _ => "passages.tenant = $1",
+        };
+        let sql = self.sql(&format!(
             "SELECT passages.document::text, documents.title, passages.text, passages.terms FROM passages
-             JOIN documents ON documents.id = passages.document WHERE passages.tenant = $1 ORDER BY passages.document DESC, passages.ordinal",
-        );
+             JOIN documents ON documents.id = passages.document WHERE {of} ORDER BY passages.document DESC, passages.ordinal",
+        ));
         let mut found = on!(self, pool => async {
             let mut found = Vec::new();
             for row in sqlx::query(AssertSqlSafe(sql)).bind(tenant).fetch_all(pool).await? {
@@ -343,7 +354,10 @@ impl Store {
             status,
             before,
         } = listing;
-        let any = self.any_tenant().replace("$2", "$1");
+        let any = match self.defect {
+            Some(Defect::ListsForAll) => "$1 = $1".to_owned(),
+            _ => self.any_tenant().replace("$2", "$1"),
+        };
         let filter = format!("{any} AND ($2 = '' OR status = $2) AND ($3 = '' OR id::text < $3)");
         let order = if self.defect == Some(Defect::ListsOutOfOrder) {
             "document::text"
@@ -353,7 +367,11 @@ impl Store {
         let list = self.sql(&format!(
             "SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $4 OFFSET $5"
         ));
-        let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {filter}"));
+        let counted = match self.defect {
+            Some(Defect::CountsForAll) => filter.replace("tenant = $1", "$1 = $1"),
+            _ => filter,
+        };
+        let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {counted}"));
         on!(self, pool => async {
             let rows = sqlx::query(AssertSqlSafe(list)).bind(tenant).bind(status).bind(before).bind(size).bind((page - 1) * size).fetch_all(pool).await?;
             let total = sqlx::query(AssertSqlSafe(count)).bind(tenant).bind(status).bind(before).fetch_one(pool).await?.try_get(0)?;
