@@ -212,16 +212,20 @@ impl Deviations {
         Self::default()
     }
 
-    /// Keeps the violation of a row, if it is one.
+    /// Keeps the violation of a row, if it is one. A hang ends the case with everything that was
+    /// noted: each further row could wait as long.
     ///
     /// # Errors
-    /// A failure that is no violation, such as one of the harness: the case ends with it. A row
-    /// that was not exercised ends the case with the violations of the rows before it, if there are
-    /// any: they were seen.
+    /// A hang, and a failure that is no violation, such as one of the harness: the case ends with
+    /// it. A row that was not exercised ends the case with the violations of the rows before it, if
+    /// there are any: they were seen.
     pub fn note(&mut self, row: CaseResult) -> CaseResult {
         match row {
-            Err(violated @ Failure::Violated { .. }) => {
+            Err(violated @ Failure::Violated { mode, .. }) => {
                 self.0.push(violated);
+                if mode == FailureMode::Hang {
+                    return std::mem::take(self).result();
+                }
                 Ok(())
             }
             Err(Failure::NotExercised { why }) if !self.0.is_empty() => {
@@ -327,6 +331,29 @@ mod tests {
             ("a", "1; the rest was not exercised: p1 was not asked")
         );
         assert_eq!(deviations.result(), Ok(()));
+    }
+
+    #[test]
+    fn a_hang_ends_the_case_with_what_was_noted_before() {
+        let mut deviations = Deviations::new();
+        assert_eq!(deviations.note(equal("a", "the number", 2, 1)), Ok(()));
+        let hung = Err(Failure::Violated {
+            fact: "hang.answer".into(),
+            expected: "an answer".into(),
+            observed: "none".into(),
+            mode: FailureMode::Hang,
+        });
+        let Err(Failure::Violated {
+            fact,
+            observed,
+            mode,
+            ..
+        }) = deviations.note(hung)
+        else {
+            unreachable!("a hang was noted")
+        };
+        assert_eq!((fact.as_str(), mode), ("a", FailureMode::Hang));
+        assert!(observed.contains("an answer"), "{observed}");
     }
 
     #[test]

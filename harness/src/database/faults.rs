@@ -134,6 +134,55 @@ impl CaseDatabase {
         .await
     }
 
+    /// Revokes the right to read a table, or every table, from the role of the gateway (SQLSTATE
+    /// 42501).
+    ///
+    /// # Errors
+    /// See [`Self::revoke_insert`].
+    pub async fn revoke_select(&self, table: Option<&str>) -> Result<(), DatabaseError> {
+        let role = quoted(self.server("revoke the right to read")?.role());
+        let tables = tables(table);
+        self.run(
+            "revoke the right to read",
+            format!("REVOKE SELECT ON {tables} FROM {role}"),
+        )
+        .await
+    }
+
+    /// Grants the right to read a table, or every table, again.
+    ///
+    /// # Errors
+    /// See [`Self::terminate_backends`].
+    pub async fn grant_select(&self, table: Option<&str>) -> Result<(), DatabaseError> {
+        let role = quoted(self.server("grant the right to read again")?.role());
+        let tables = tables(table);
+        self.run(
+            "grant the right to read again",
+            format!("GRANT SELECT ON {tables} TO {role}"),
+        )
+        .await
+    }
+
+    /// Drops every table, so that the database is as empty as a new one.
+    ///
+    /// # Errors
+    /// See [`Self::terminate_backends`].
+    pub async fn empty(&self) -> Result<(), DatabaseError> {
+        let server = self.server("drop its tables")?;
+        self.note("the harness makes it empty");
+        let mut connection = server.admin_of(self.name()).await?;
+        let sql = "DO $$ DECLARE name text; BEGIN
+                     FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
+                       EXECUTE format('DROP TABLE IF EXISTS public.%I CASCADE', name);
+                     END LOOP; END $$";
+        bounded(
+            "drop its tables",
+            sqlx::raw_sql(sql).execute(&mut connection),
+        )
+        .await
+        .map(|_| ())
+    }
+
     /// Makes each insert and update fail as on a full disk (SQLSTATE 53100), by a trigger on every
     /// table.
     ///
@@ -288,6 +337,13 @@ impl CaseDatabase {
             Location::Sqlite(_) => Err(DatabaseError::NotPostgres(what)),
         }
     }
+}
+
+/// A table, or every table, as SQL names them.
+fn tables(table: Option<&str>) -> String {
+    table.map_or("ALL TABLES IN SCHEMA public".into(), |table| {
+        format!("public.{}", quoted(table))
+    })
 }
 
 fn note(tape: Option<&crate::tape::Tape>, what: String) {
