@@ -426,9 +426,9 @@ mod tests {
         };
         let claim = |verdict| Claim {
             claim: "c".into(),
-            source: 1,
+            source: Some(1),
             verdict,
-            quote: "Radium".into(),
+            quote: Some("Radium".into()),
         };
         let attribution = |source| Attribution {
             sentence: 1,

@@ -41,8 +41,7 @@ pub trait StoreHealth: Send + Sync {
     ///
     /// # Errors
     /// The reason why the database gave no answer within the acquire and the statement timeouts, or
-    /// [`StoreError::NotWritable`] where it answers and takes no writes, or refused the last write
-    /// for that reason.
+    /// [`StoreError::NotWritable`] where it answers and takes no writes.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 

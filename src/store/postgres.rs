@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
@@ -65,7 +64,6 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<PostgresDialec
     let _ = timeout(bounds.statement, connection.close()).await;
     Ok(SqlStore {
         pool: Pool::new(connector, bounds)?,
-        refuses_writes: AtomicBool::new(false),
         keeper: Mutex::new(None),
         close_within: bounds.statement,
     })
@@ -88,14 +86,29 @@ impl Dialect for PostgresDialect {
         SELECT document.id, piece.ordinal, document.tenant, piece.value ->> 0, piece.value ->> 1
         FROM document,
              json_array_elements($6::text::json) WITH ORDINALITY AS piece (value, ordinal)"];
+    // `ts_rank` does not know how rare a word is: in a long document the many passages with words
+    // such as "the" would come before the one with the word that was asked for. So passages are
+    // ordered by the rarity of their words among the passages that were found.
     const SEARCH: &'static str = "
+        WITH found AS MATERIALIZED (
+            SELECT document, ordinal, vector FROM passages
+            WHERE tenant = $1 AND vector @@ $2::text::tsquery),
+        asked AS MATERIALIZED (
+            SELECT one.word::tsquery AS word,
+                   ln(1 + (SELECT count(*) FROM found)::float8
+                        / (SELECT 0.5 + count(*) FROM found WHERE vector @@ one.word::tsquery)
+                   ) AS rarity
+            FROM unnest(string_to_array($2::text, ' | ')) AS one (word)),
+        best AS (
+            SELECT document, ordinal,
+                   (SELECT sum(rarity) FROM asked WHERE found.vector @@ asked.word) AS rarity,
+                   ts_rank(vector, $2::text::tsquery) AS rank
+            FROM found ORDER BY rarity DESC, rank DESC, document DESC, ordinal LIMIT $3)
         SELECT passages.document::text, passages.ordinal::bigint, documents.title,
                passages.text, passages.terms
-        FROM passages JOIN documents ON documents.id = passages.document
-        WHERE passages.tenant = $1 AND passages.vector @@ $2::text::tsquery
-        ORDER BY ts_rank(passages.vector, $2::text::tsquery) DESC,
-                 passages.document DESC, passages.ordinal
-        LIMIT $3";
+        FROM best JOIN passages USING (document, ordinal)
+        JOIN documents ON documents.id = passages.document
+        ORDER BY best.rarity DESC, best.rank DESC, passages.document DESC, passages.ordinal";
 
     type Connection = PgConnection;
     type Row = PgRow;

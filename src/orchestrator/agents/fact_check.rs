@@ -1,10 +1,10 @@
 //! The fact check finds which claims the passages make about the question, and whether they support
 //! them. A claim whose quote is not in its passage never counts as supported, whatever the model
-//! replies.
+//! replies, and the quote is shown to nobody.
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::{Agent, InvalidOutput, Prompt, parse, passages, verbatim};
@@ -30,12 +30,23 @@ pub enum Verdict {
 pub struct Claim {
     /// The claim, as one sentence.
     pub claim: String,
-    /// The number of the source that speaks of the claim.
-    pub source: u32,
+    /// The number of the source that speaks of the claim; null if no source has the number that
+    /// the model gave.
+    #[serde(deserialize_with = "given")]
+    pub source: Option<u32>,
     /// What the source shows about the claim.
     pub verdict: Verdict,
-    /// The words of the source that show it.
-    pub quote: String,
+    /// The words of the source that show it; null if the source does not hold the words that the
+    /// model gave.
+    #[serde(deserialize_with = "given")]
+    pub quote: Option<String>,
+}
+
+/// Reads a value that a model has to give: it may be refused later, and must not be missing.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// The agent that checks facts.
@@ -100,10 +111,16 @@ impl Agent for FactCheck {
         }
         let Checked { mut claims } = parse(reply)?;
         for claim in &mut claims {
-            let quoted = findings.sources.iter().any(|source| {
-                source.n == claim.source && verbatim(&claim.quote, &source.passage.text)
-            });
-            if !quoted {
+            let source = findings
+                .sources
+                .iter()
+                .find(|source| Some(source.n) == claim.source);
+            claim.source = source.map(|source| source.n);
+            claim.quote = claim
+                .quote
+                .take()
+                .filter(|quote| source.is_some_and(|source| verbatim(quote, &source.passage.text)));
+            if claim.quote.is_none() {
                 claim.verdict = Verdict::Unclear;
             }
         }
