@@ -66,6 +66,10 @@ enum TrialResult {
     Broken(String),
 }
 
+/// The stack of a thread that examines, in bytes: without optimisation, a case and the gateway that
+/// it starts are deep.
+const STACK: usize = 16 << 20;
+
 /// What the trials share.
 struct KillMatrix {
     runtime: Runtime,
@@ -96,7 +100,11 @@ fn main() -> ExitCode {
 fn matrix() -> &'static KillMatrix {
     static MATRIX: OnceLock<KillMatrix> = OnceLock::new();
     MATRIX.get_or_init(|| KillMatrix {
-        runtime: Runtime::new().expect("a runtime"),
+        runtime: tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_stack_size(STACK)
+            .build()
+            .expect("a runtime"),
         permits: Semaphore::new(AT_ONCE),
         database: OnceCell::new(),
         matrix: Mutex::default(),
@@ -112,7 +120,10 @@ impl TrialResult {
 impl KillMatrix {
     /// The reference first, then every defect of the requirement, together.
     fn trial(&'static self, order: usize, case: Case) -> Result<(), Failed> {
-        let row = self.runtime.block_on(self.row(&case));
+        // on a thread of the runtime, whose stack is larger than that of a trial's own
+        let trial = self.runtime.spawn(async move { self.row(&case).await });
+        let row = self.runtime.block_on(trial);
+        let row = row.map_err(|error| Failed::from(format!("the trial ended: {error}")))?;
         let verdict = judge(&case, &row);
         self.matrix
             .lock()

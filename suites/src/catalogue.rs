@@ -161,13 +161,6 @@ const PROVEN_BY: &[(&str, Proof)] = &[
         )]),
     ),
     (
-        "DATA-07",
-        Proof::Test(&[function(
-            "tests/store.rs",
-            "replicas_that_start_together_migrate_once",
-        )]),
-    ),
-    (
         "DATA-09",
         Proof::Test(&[
             function("tests/store.rs", "a_document_comes_back_as_it_was"),
@@ -176,13 +169,6 @@ const PROVEN_BY: &[(&str, Proof)] = &[
                 "both_databases_find_the_same_in_the_same_order",
             ),
         ]),
-    ),
-    (
-        "CITE-01",
-        Proof::Test(&[function(
-            "tests/orchestrator.rs",
-            "bad_citations_are_dropped_and_counted_and_the_answer_stays",
-        )]),
     ),
     (
         "PROP-01",

@@ -149,8 +149,14 @@ defects! {
     RetrievesAfterEntities = "PARA-04" by "hang.answer",
     /// Synthesis starts beside fact check.
     SynthesisBesideFactCheck = "PARA-05" by "synthesis.order",
+    /// The fact check is not shown the passages.
+    ChecksWithoutPassages = "PARA-05" by "fact_check.passage",
+    /// Citation starts beside synthesis.
+    CitesBesideSynthesis = "PARA-05" by "citation.order",
     /// A failing step of the first phase cancels the other.
     FailureCancelsSiblings = "PARA-06" by "answer.sources",
+    /// A search that fails ends entity extraction.
+    LostSearchCancelsEntities = "PARA-06" by "entities.used",
     /// A provider's concurrency limit is not kept.
     NoBulkhead = "PARA-07" by "provider.in_flight",
     /// A provider is given one request at a time where it has a concurrency limit.
@@ -257,8 +263,18 @@ defects! {
     ReadsForNobody = "CANC-02" by "hang.peer_closed",
     /// A query runs to its end after its client has gone.
     FinishesLeftQuery = "CANC-03" by "hang.peer_closed",
+    /// The last agent is asked although the client has gone.
+    ReviewsForNobody = "CANC-03" by "later.calls",
+    /// A query whose client has gone is recorded twice, under two ids.
+    RecordsLeftTwice = "CANC-03" by "hang.listed",
     /// A query's deadline answers the client, but leaves the calls in flight.
     DeadlineLeavesCalls = "CANC-04" by "hang.peer_closed",
+    /// A query has no deadline of its own, only its steps have.
+    IgnoresConfiguredDeadline = "CANC-04" by "configured.order",
+    /// The deadline in the body of a query is not read.
+    IgnoresBodyDeadline = "CANC-04" by "body.order",
+    /// The deadline in the header of a query is not read.
+    IgnoresHeaderDeadline = "CANC-04" by "header.order",
     /// Requests beyond the limit wait in a queue without bound.
     QueuesWithoutBound = "LOAD-01" by "hang.answer",
     /// A refused request keeps a permit.
@@ -285,12 +301,20 @@ defects! {
     DropsRequestId = "ERR-05" by "answer.request_id",
     /// Entity extraction failing fails the query.
     EntitiesRequired = "DEGR-01" by "answer.status",
+    /// Every cause for which a step is missing is reported as an error.
+    HidesCauses = "DEGR-01" by "degraded.steps",
     /// A failure of retrieval is not reported, and costs no confidence.
     HidesLostRetrieval = "DEGR-03" by "query.status",
+    /// The marks of an answer without sources stay in it as citations.
+    CitesWithoutSources = "DEGR-03" by "answer.citations",
     /// Fact check failing leaves the answer marked as verified.
     UncheckedIsVerified = "DEGR-04" by "verified.without_check",
+    /// An answer is verified by any claim that was checked, also by one that is contradicted.
+    ContradictedIsVerified = "DEGR-04" by "verified.not_supported",
     /// Synthesis failing fails the query although there is evidence.
     NoExtract = "DEGR-05" by "answer.status",
+    /// An answer that quotes passages cites nothing.
+    QuotesWithoutCitations = "DEGR-05" by "answer.citations",
     /// Citation or review failing fails the query.
     ReviewRequired = "DEGR-06" by "answer.status",
     /// A failure of citation or review is not reported.
@@ -315,90 +339,50 @@ defects! {
     WritesPiecemeal = "DATA-02" by "rows.whole",
     /// A document that was lost with its connection is reported as stored.
     ReportsLostAsStored = "DATA-02" by "rows.as_answered",
+    /// Deletes a document and its passages without a transaction.
+    DeletesPiecemeal = "DATA-02" by "deletion.whole",
+    /// A query whose record was lost with its connection is reported as recorded.
+    ReportsLostAsRecorded = "DATA-02" by "record.as_answered",
     /// Waits for a free connection of the pool without a timeout.
     PoolWaitsForever = "DATA-03" by "hang.answer",
+    /// The first call that takes too long keeps its connection of the pool forever.
+    LeaksConnection = "DATA-03" by "hang.every_connection",
     /// Keeps the connection that broke, and never makes a new one.
     KeepsDeadConnection = "DATA-04" by "hang.record_after_sessions",
+    /// Once the database was gone, nothing is written any more.
+    WritesNoMore = "DATA-04" by "hang.written_again",
+    /// Makes its tables anew at each start.
+    RecreatesTables = "DATA-07" by "restart.document",
+    /// Makes the tables that are missing without a lock.
+    MigratesWithoutLock = "DATA-07" by "together.ready",
     /// Puts the text of a query into SQL by hand.
     BuildsSqlByHand = "DATA-08" by "question.recorded",
     /// Lists in the order of the text of the question, not of time.
     ListsOutOfOrder = "DATA-08" by "listing.complete",
+    /// Keeps the first 64 KiB of a document.
+    CutsLongTexts = "DATA-08" by "hostile_document.text",
     /// Any failure of the database is reported as 401.
     StoreFailureIs401 = "DATA-10" by "document.status",
     /// A key that the database cannot be asked about is reported as unknown.
     FailedLookupIs401 = "DATA-10" by "unknown_key.status",
+    /// A session that began while the database was read-only is kept.
+    StaysReadOnly = "DATA-10" by "hang.written_again",
     /// Liveness asks the database.
     LivenessAsksStore = "HLTH-01" by "liveness.status",
-    /// Liveness asks the providers.
-    LivenessAsksProviders = "HLTH-01" by "liveness.provider",
     /// Readiness does not ask the database.
-    AlwaysReady = "HLTH-02" by "hang.unready_without",
-    /// Readiness that was lost stays lost.
-    NeverReadyAgain = "HLTH-02" by "hang.ready_again",
-    /// A database that accepts connections counts as there, whether it answers or not.
-    ReadyWhileStalled = "HLTH-02" by "hang.unready_stalled",
+    AlwaysReady = "HLTH-02" by "hang.unready",
     /// Health asks one dependency after the other.
-    ProbesInSequence = "HLTH-03" by "hang.providers_together",
-    /// Health asks the providers once the store has answered.
-    ProbesStoreFirst = "HLTH-03" by "hang.together",
-    /// All probes share one timeout: if one has no answer, none has.
-    OneTimeoutForAll = "HLTH-03" by "hang.silent_provider",
-    /// A provider that answers its probe with an error is shown as up.
-    ErrorsAreUp = "HLTH-03" by "hang.failing_provider",
-    /// The store is always shown as up.
-    HidesLostStore = "HLTH-03" by "hang.stalled_store",
+    ProbesInSequence = "HLTH-03" by "hang.states",
     /// Each call of health probes every dependency anew.
     ProbesEachCall = "HLTH-04" by "provider.probes",
-    /// The result of a probe that failed is not kept.
-    ProbesAgainAfterFailure = "HLTH-04" by "failing_provider.probes",
-    /// Each call of readiness asks the database anew.
-    ReadinessProbesEachCall = "HLTH-04" by "store.statements_of_readiness",
-    /// Readiness does not look whether the database takes writes.
-    HidesReadOnlyStore = "HLTH-05" by "hang.shown.read_only",
-    /// Readiness takes a full disk for a passing trouble.
-    HidesFullDisk = "HLTH-05" by "hang.shown.full",
-    /// A database that once took no writes is reported so from then on.
-    ReadOnlyEver = "HLTH-05" by "hang.cleared.read_only",
     /// SIGTERM ends the process at once.
     DropsOnTerm = "DRAIN-01" by "answer.whole",
     /// Readiness stays 200 while the gateway drains.
     ReadyWhileDraining = "DRAIN-01" by "hang.unready",
-    /// A stream whose first bytes were sent is no longer awaited.
-    DrainForgetsStreams = "DRAIN-01" by "waits_for.streamed",
-    /// The process ends with the code 1 after an orderly drain.
-    ExitsNonZero = "DRAIN-01" by "process.exit_code",
     /// The drain has no deadline.
     DrainsForever = "DRAIN-02" by "hang.stream",
     /// What the drain deadline cuts ends without a word.
     DrainCutsSilently = "DRAIN-02" by "stream.error_event",
-    /// What the drain deadline cuts is answered with 200.
-    DrainCutIs200 = "DRAIN-02" by "plain.status",
-    /// A query that was cut is not recorded.
-    CutUnrecorded = "DRAIN-02" by "records.statuses",
-    /// SIGHUP ends the process at once.
-    HangupEnds = "DRAIN-03" by "once.streamed",
-    /// SIGHUP makes the gateway drain, although its target states that it goes on.
-    HangupDrains = "DRAIN-03" by "new_request.status",
-    /// SIGHUP cuts what has not begun to answer.
-    HangupCutsPlain = "DRAIN-03" by "once.late_stream",
-    /// A second SIGHUP ends the process at once.
-    SecondHangupEnds = "DRAIN-03" by "again.streamed",
-    /// SIGHUP ends a drain at once.
-    HangupEndsDrain = "DRAIN-03" by "draining.streamed",
-    /// A key is compared by its beginning.
-    TakesPartOfKey = "AUTH-01" by "status.chat.part_of_key",
-    /// The hash of a key is taken for the key.
-    TakesHashOfKey = "AUTH-01" by "status.chat.hash_of_key",
-    /// Keys are compared without upper and lower case.
-    IgnoresCaseOfKey = "AUTH-01" by "status.chat.upper_case",
-    /// The key that the gateway has at its provider opens the gateway.
-    TakesProvidersKey = "AUTH-01" by "status.chat.providers_key",
-    /// The list of models is open to everybody.
-    OpenModels = "AUTH-01" by "status.models.no_key",
-    /// The listing of queries is open to everybody.
-    OpenListing = "AUTH-01" by "status.listing.no_key",
-    /// 401 to an unknown key comes without WWW-Authenticate.
-    NoChallengeForUnknownKey = "AUTH-01" by "challenge.chat.unknown_key",
     /// Any key will do.
     TakesAnyKey = "AUTH-01" by "status.chat.unknown_key",
     /// Documents are open to whoever knows their ids.
@@ -409,98 +393,40 @@ defects! {
     NoChallenge = "AUTH-01" by "challenge.chat.no_key",
     /// Queries are found and listed whosever they are.
     ForgetsTenant = "AUTH-02" by "foreign_query.read",
-    /// A listing holds the queries of all tenants.
-    ListsForAll = "AUTH-02" by "foreign_query.listed",
-    /// The total of a listing counts the queries of all tenants.
-    CountsForAll = "AUTH-02" by "foreign_query.counted",
-    /// A document is deleted by its id, whosever it is.
-    DeletesForeign = "AUTH-02" by "foreign_document.status",
-    /// Retrieval searches the passages of all tenants.
-    SearchesForAll = "AUTH-02" by "foreign_document.sources",
-    /// The answer to a query is found by its idempotency key, whoever asks.
-    SharesByIdempotencyKey = "AUTH-02" by "foreign_answer.by_idempotency_key",
     /// The client's Authorization is sent to the provider.
     ForwardsAuthorization = "AUTH-03" by "provider.authorization",
-    /// The client's cookies are sent to the provider.
-    ForwardsCookies = "AUTH-03" by "client_credentials.at_provider",
-    /// Every provider is shown the key of the first one.
-    ShowsFirstKeyToAll = "AUTH-03" by "second_candidate.authorization",
-    /// The cookies of a provider's answer are passed on to the client.
-    PassesCookies = "AUTH-03" by "provider_cookie.at_client",
-    /// The cookies of a provider's error are passed on to the client.
-    PassesCookiesOfErrors = "AUTH-03" by "provider_cookie.at_client.with_error",
     /// A request's `api_base` decides where the gateway connects.
     ConnectsWhereRequested = "AUTH-04" by "foreign_host.connection",
-    /// A streamed request's `api_base` decides where the gateway connects.
-    StreamsWhereRequested = "AUTH-04" by "foreign_host.streamed",
-    /// The header `x-base-url` decides where the gateway connects.
-    ConnectsWhereHeaderSays = "AUTH-04" by "foreign_host.by_header",
-    /// The gateway fetches images itself.
-    FetchesImages = "AUTH-04" by "foreign_host.by_image",
-    /// The gateway connects to the host in the target of a request, as a proxy does.
-    ServesAsProxy = "AUTH-04" by "foreign_host.by_target",
-    /// Line breaks in the field `user` become headers of the provider's request.
-    SplitsHeaders = "AUTH-04" by "provider.smuggled_header",
     /// A request's `api_key` is what the provider is shown.
     TakesKeyFromRequest = "AUTH-04" by "provider.credentials",
-    /// Each use of a key that was confirmed starts its cache time anew.
-    UseExtendsCache = "AUTH-05" by "hang.refused.chat",
-    /// Queries take a key that was once confirmed.
-    QueriesTrustCache = "AUTH-05" by "hang.refused.query",
-    /// Listings take a key that was once confirmed.
-    ListingsTrustCache = "AUTH-05" by "hang.refused.listing",
-    /// While the database cannot be reached, a key that was once confirmed goes on.
-    CacheOutlivesStore = "AUTH-05" by "hang.refused_without_store.chat",
-    /// While the database gives no answer in time, a key that was once confirmed goes on.
-    CacheOutlivesSilence = "AUTH-05" by "hang.refused_with_silent_store.chat",
-    /// A revoked key is refused as if something had failed.
-    RevokedIs503 = "AUTH-05" by "revoked.status.chat",
-    /// Keys that were made while the gateway runs are forgotten after their cache time.
-    ForgetsIssuedKeys = "AUTH-05" by "kept.status",
     /// Attempts are counted once a request, however many there were.
     CountsRequestsAsAttempts = "OBS-01" by "metric.attempts",
-    /// Streams are not counted among the requests.
-    CountsNoStreams = "OBS-01" by "metric.requests",
-    /// A request whose client left is not counted.
-    ForgetsLeftRequests = "OBS-01" by "metric.requests_total",
-    /// An attempt whose client left is not counted.
-    ForgetsLeftAttempts = "OBS-01" by "metric.attempts_left",
-    /// A stream that breaks after its first text is not counted as an attempt.
-    ForgetsBrokenStreams = "OBS-01" by "metric.attempts_broken",
-    /// Retries are counted for plain requests alone.
-    ForgetsRetriesOfStreams = "OBS-01" by "metric.retries",
-    /// A fallback is counted only if it helps.
-    ForgetsFailedFallbacks = "OBS-01" by "metric.fallbacks_failed",
-    /// A stream that stalls is not counted as a timeout.
-    ForgetsStalls = "OBS-01" by "metric.timeouts_stalled",
-    /// The gauge of requests in flight forgets streams that have begun.
-    GaugeForgetsStreams = "OBS-01" by "metric.in_flight",
-    /// The gauge of requests in flight keeps a request whose client left.
-    GaugeKeepsLeft = "OBS-01" by "metric.in_flight_none",
     /// Time-outs are counted as errors like others.
     CountsNoTimeouts = "OBS-01" by "metric.timeouts",
     /// The metrics tell every breaker as closed.
     ReportsBreakersClosed = "OBS-01" by "metric.breaker_state",
     /// `traceparent` is not sent on.
     DropsTraceparent = "OBS-02" by "provider.traceparent",
-    /// `traceparent` is sent on with plain requests alone.
-    StreamsWithoutTrace = "OBS-02" by "provider.traceparent_streamed",
-    /// `traceparent` is sent on with the first attempt alone.
-    RetriesWithoutTrace = "OBS-02" by "provider.traceparent_again",
-    /// `traceparent` is sent on to the first candidate alone.
-    FallsBackWithoutTrace = "OBS-02" by "provider.traceparent_next",
     /// Usage is guessed from the length of the texts.
     GuessesUsage = "OBS-03" by "chat.usage",
-    /// The usage of a stream is guessed from the length of its text.
-    GuessesUsageOfStreams = "OBS-03" by "stream.usage",
-    /// The usage of a query is that of its first agent.
-    ReportsOneAgent = "OBS-03" by "query.usage",
-    /// The record of a query has no usage.
-    RecordsNoUsage = "OBS-03" by "record.usage",
-    /// A query that misses something reports no usage.
-    DegradedIsFree = "OBS-03" by "degraded.usage",
-    /// The tokens of streams are not counted.
-    CountsNoTokensOfStreams = "OBS-03" by "metric.tokens",
+    /// A citation may name any source.
+    KeepsUnknownSources = "CITE-01" by "citations.source",
+    /// A citation may quote what stands nowhere.
+    KeepsInventedQuotes = "CITE-01" by "citations.quote",
+    /// One citation that is wrong costs all the others.
+    DropsAllCitations = "CITE-01" by "citations.kept",
+    /// The marks in the answer are those of the model.
+    KeepsUnknownMarks = "CITE-01" by "answer.marks",
+    /// A claim shows the quote that the model gave for it, whether or not it stands anywhere.
+    ClaimsKeepQuotes = "CITE-01" by "claims.quote",
+    /// The first 64 passages of a document are indexed.
+    IndexesBeginning = "RETR-01" by "end.sources",
+    /// The fact check is shown the best passage alone.
+    ChecksBestPassage = "RETR-01" by "passages.fact_check",
+    /// Synthesis is shown the first 200 characters of each passage.
+    WritesFromOpenings = "RETR-01" by "passages.synthesis",
+    /// Citation is shown the passages in another order, and so under other numbers.
+    CitesInOtherOrder = "RETR-01" by "passages.citation",
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! CANC: nothing works any longer for a client that has left.
 
-use gauntlet_harness::case::{CaseResult, Ctx, equal, holds};
-use gauntlet_harness::llm::reply;
+use futures::future::join_all;
+use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, in_order};
+use gauntlet_harness::client::Reply;
+use gauntlet_harness::llm::{chat, reply, with};
 use gauntlet_harness::plan::{Plan, Step};
-use gauntlet_harness::spec::{Spec, Timeouts};
+use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
+use gauntlet_harness::tape::{Event, Side};
 
 use serde_json::json;
 
@@ -12,10 +15,16 @@ use super::CaseRow;
 use super::support::{
     QUERIES, STORED, does_its_part, healthy, known, listed, lost, patient, query, text,
 };
-use crate::agents::AGENTS;
+use crate::agents::{AGENTS, Agent};
 
-/// The deadline of a query whose agent never answers, in milliseconds.
-const DEADLINE_MS: u64 = 2_000;
+/// The deadline that a client sets for a query whose agent never answers, in milliseconds.
+const CLIENTS_MS: u64 = 1_500;
+/// The configured deadline of such a query, in milliseconds. No step has longer: some gateways
+/// refuse such a configuration.
+const CONFIGURED_MS: u64 = 2_500;
+/// The timeout of a chat beside the queries, in milliseconds: two steps that each took as long as
+/// the deadline would end later.
+const CLOCK_MS: u64 = 4_000;
 
 pub(super) const CASES: &[CaseRow] = &[
     CaseRow {
@@ -53,7 +62,13 @@ pub(super) const CASES: &[CaseRow] = &[
         remedy: "Run a query inside the request's own future, and record it when that future is \
                  dropped.",
         needs: STORED,
-        instances: &[],
+        instances: &[
+            "left during entities",
+            "left during fact_check",
+            "left during synthesis",
+            "left during citation",
+            "left during review",
+        ],
         spec: || patient(query()),
         run: &canc_03,
     },
@@ -61,14 +76,51 @@ pub(super) const CASES: &[CaseRow] = &[
         id: "CANC-04",
         why: "A timeout that answers the client but leaves the call running frees nothing: the \
               provider goes on, and so does the bill.",
-        shown: "For each agent, the agent never answers, with timeouts far beyond the query's deadline \
-                (in the body or in the header). The deadline must answer the client and close the \
-                connection.",
+        shown: "For each agent, the agent never answers, with timeouts far beyond the query's deadline: \
+                the configured one, one in the header, and one in the body, all at once. Each deadline \
+                must answer its client and close the connection, the short ones before the configured \
+                one. Where two agents are silent, the answer must come before two such times are over.",
         remedy: "Drop the future of the call, and with it the connection, when its share of the \
                  deadline is over.",
-        needs: STORED,
-        instances: &[],
-        spec: || patient(query()),
+        needs: &[Capability::Query, Capability::Store, Capability::Chat],
+        instances: &[
+            "configured, entities",
+            "configured, fact_check",
+            "configured, synthesis",
+            "configured, citation",
+            "configured, review",
+            "header, entities",
+            "header, fact_check",
+            "header, synthesis",
+            "header, citation",
+            "header, review",
+            "body, entities",
+            "body, fact_check",
+            "body, synthesis",
+            "body, citation",
+            "body, review",
+            "configured, two agents",
+        ],
+        spec: || {
+            let total_ms = Some(CLOCK_MS);
+            patient(query())
+                .with_query(|query| {
+                    query.deadline_ms = CONFIGURED_MS;
+                    query.step_ms = CONFIGURED_MS;
+                    query.store_ms = CONFIGURED_MS;
+                })
+                .provider("clock", Protocol::OPENAI)
+                .model("clock", &["clock"])
+                .model_timeouts(
+                    "clock",
+                    Timeouts {
+                        first_token_ms: total_ms,
+                        idle_ms: total_ms,
+                        total_ms,
+                        ..Timeouts::default()
+                    },
+                )
+        },
         run: &canc_04,
     },
 ];
@@ -119,84 +171,229 @@ async fn canc_02(ctx: &Ctx) -> CaseResult {
 }
 
 async fn canc_03(ctx: &Ctx) -> CaseResult {
+    let mut deviations = Deviations::new();
     // given
     known(ctx).await?;
     for (n, agent) in AGENTS.iter().enumerate() {
-        healthy(ctx)?;
-        let stub = ctx.stub(agent.name)?;
-        stub.answers(does_its_part(agent.name).plan(Plan::held("never")));
-        let question = format!("Who discovered radium, left at {}?", agent.name);
-        let body = json!({"question": format!("{question} [{}]", ctx.nonce)}).to_string();
-        // when
-        let json = [("content-type", "application/json")];
-        let asked = ctx
-            .client
-            .send("POST", QUERIES, &json, body.as_bytes())
-            .await?;
-        stub.held(1).await?;
-        asked.leave();
-        // then
-        stub.peer_closed(1).await?;
-        let cancelled = listed(ctx, "&status=cancelled", n + 1).await?;
-        holds(
-            "record.question",
-            text(&cancelled[0], "question").contains(&question),
-            format!("the query that was left at {} as cancelled", agent.name),
-            &cancelled[0],
-        )?;
-        for later in AGENTS.iter().filter(|later| later.phase > agent.phase) {
-            equal(
-                "later.calls",
-                &format!(
-                    "the number of calls of {} after the client left",
-                    later.name
-                ),
-                0,
-                ctx.stub(later.name)?.calls(&question).len(),
-            )?;
-        }
+        let name = format!("left during {}", agent.name);
+        deviations.note(ctx.examine(&name, left_during(ctx, n, agent)).await)?;
     }
-    Ok(())
+    deviations.result()
+}
+
+async fn left_during(ctx: &Ctx, n: usize, agent: &Agent) -> CaseResult {
+    healthy(ctx)?;
+    let stub = ctx.stub(agent.name)?;
+    stub.answers(does_its_part(agent.name).plan(Plan::held("never")));
+    let question = format!("Who discovered radium, left at {}?", agent.name);
+    let body = json!({"question": format!("{question} [{}]", ctx.nonce)}).to_string();
+    // when
+    let json = [("content-type", "application/json")];
+    let asked = ctx
+        .client
+        .send("POST", QUERIES, &json, body.as_bytes())
+        .await?;
+    stub.held(1).await?;
+    let calls = || -> Result<Vec<(&str, usize)>, Failure> {
+        let later = AGENTS.iter().filter(|later| later.phase > agent.phase);
+        later
+            .map(|later| Ok((later.name, ctx.stub(later.name)?.requests().len())))
+            .collect()
+    };
+    let before = calls()?;
+    asked.leave();
+    // then
+    stub.peer_closed(1).await?;
+    let cancelled = listed(ctx, "&status=cancelled", n + 1).await?;
+    let record = cancelled
+        .iter()
+        .find(|query| text(query, "question").contains(&question));
+    let Some(record) = record else {
+        return holds(
+            "record.question",
+            false,
+            format!("the query that was left at {} as cancelled", agent.name),
+            format_args!("{cancelled:?}"),
+        );
+    };
+    let path = format!("{QUERIES}/{}", text(record, "id"));
+    let read = ctx.client.get(&path).await?;
+    equal(
+        "record.document",
+        "the record of the query that was left",
+        record,
+        &read.json(),
+    )?;
+    equal(
+        "later.calls",
+        "the numbers of calls of the later agents after the client left",
+        before,
+        calls()?,
+    )
 }
 
 async fn canc_04(ctx: &Ctx) -> CaseResult {
+    let mut deviations = Deviations::new();
     // given
     known(ctx).await?;
-    for (n, agent) in AGENTS.iter().enumerate() {
-        healthy(ctx)?;
-        let stub = ctx.stub(agent.name)?;
-        stub.answers(does_its_part(agent.name).plan(Plan::silent()));
-        let question = format!("Who discovered radium? [{}]", ctx.nonce);
-        // when
-        let answer = if n % 2 == 0 {
-            let body = json!({"question": question, "deadline_ms": DEADLINE_MS});
-            ctx.client.post(QUERIES, body).await?
-        } else {
-            let deadline = DEADLINE_MS.to_string();
-            let client = ctx.client.with_header("x-request-timeout-ms", &deadline);
-            client.post(QUERIES, json!({"question": question})).await?
+    healthy(ctx)?;
+    // the mark of a question reaches every agent: by the question, or by the answer
+    ctx.stub("synthesis")?.answers(with(|request| {
+        let text = request.user_text();
+        let mark = text.split(MARK).nth(1).unwrap_or_default();
+        let end = mark.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let mark = &mark[..end.unwrap_or(mark.len())];
+        reply(&json!({"answer": format!("It is {MARK}{mark}. [1]")}).to_string())
+    }));
+    let ways = ["configured", "header", "body"];
+    for way in ways {
+        for agent in AGENTS {
+            let never = does_its_part(agent.name).plan(Plan::silent());
+            let mark = marked(way, agent);
+            ctx.stub(agent.name)?
+                .mount(chat().user_says(&mark), never)
+                .await;
+        }
+    }
+    let silent = || reply("").plan(Plan::silent());
+    ctx.stub("clock")?.answers(silent());
+    for agent in ["entities", "fact_check"] {
+        ctx.stub(agent)?
+            .mount(chat().user_says(TWO_AGENTS), silent().optional())
+            .await;
+    }
+    // when
+    let asked = ways.iter().flat_map(|way| {
+        AGENTS.iter().map(move |agent| async move {
+            let answer = silent_at(ctx, way, agent).await;
+            (*way, agent, answer)
+        })
+    });
+    let asked: Vec<_> = asked.collect();
+    let clock = ctx.client.labelled("clock");
+    let (answers, two_agents, _) = futures::join!(
+        join_all(asked),
+        two_agents(ctx),
+        clock.chat(ctx.prompt("clock", "how late is it?")),
+    );
+    // then
+    for (way, agent, answer) in answers {
+        let examined = async {
+            timed_out(agent, &answer?)?;
+            if way == "configured" {
+                return Ok(());
+            }
+            let answers = [way, "configured"].map(|way| answered(ctx, &marked(way, agent)));
+            in_order(
+                &format!("{way}.order"),
+                (
+                    &format!("the answer by the deadline in the {way}"),
+                    answers[0],
+                ),
+                ("the answer by the configured deadline", answers[1]),
+            )
         };
-        // then
+        let name = format!("{way}, {}", agent.name);
+        deviations.note(ctx.examine(&name, examined).await)?;
+    }
+    let examined = async {
+        let status = two_agents?.status;
         holds(
             "answer.status",
-            [200, 503].contains(&answer.status),
+            [200, 503].contains(&status),
             "a status of 200 or 503",
-            answer.status,
+            status,
         )?;
-        let document = answer.json();
-        let document = if answer.status == 200 {
-            &document
-        } else {
-            &document["query"]
-        };
-        let lost = lost(document);
-        holds(
-            "degraded.cause",
-            lost.contains(&(agent.name.to_owned(), "timeout".to_owned())),
-            format!("{} among the missing steps, by timeout", agent.name),
-            format_args!("{lost:?}"),
-        )?;
-        stub.peer_closed(1).await?;
+        in_order(
+            "configured.order",
+            (
+                "the answer by the configured deadline",
+                answered(ctx, TWO_AGENTS),
+            ),
+            ("the end of a longer chat", answered(ctx, "clock")),
+        )
+    };
+    deviations.note(ctx.examine("configured, two agents", examined).await)?;
+    for agent in AGENTS {
+        let closed = ctx.stub(agent.name)?.peer_closed(ways.len()).await;
+        deviations.note(closed.map(drop))?;
     }
-    Ok(())
+    deviations.result()
+}
+
+/// The mark of the question at which two agents never answer.
+const TWO_AGENTS: &str = "both_of_two_agents";
+
+/// Asks a question at which two agents never answer, with the configured deadline.
+async fn two_agents(ctx: &Ctx) -> Result<Reply, Failure> {
+    let question = format!("Who discovered radium? {TWO_AGENTS} [{}]", ctx.nonce);
+    let client = ctx.client.labelled(TWO_AGENTS);
+    client.post(QUERIES, json!({ "question": question })).await
+}
+
+/// What the mark of a question begins with.
+const MARK: &str = "mark_";
+
+/// The mark of the question at which this agent never answers.
+fn marked(way: &str, agent: &Agent) -> String {
+    format!("{MARK}{way}_{}", agent.name)
+}
+
+/// Asks a question at which the agent never answers, with a deadline that is set in this way.
+async fn silent_at(ctx: &Ctx, way: &str, agent: &Agent) -> Result<Reply, Failure> {
+    let mark = marked(way, agent);
+    let question = format!("Who discovered radium? {mark} [{}]", ctx.nonce);
+    let client = ctx.client.labelled(&mark);
+    match way {
+        "header" => {
+            let client = client.with_header("x-request-timeout-ms", &CLIENTS_MS.to_string());
+            client.post(QUERIES, json!({ "question": question })).await
+        }
+        "body" => {
+            let body = json!({"question": question, "deadline_ms": CLIENTS_MS});
+            client.post(QUERIES, body).await
+        }
+        _ => client.post(QUERIES, json!({ "question": question })).await,
+    }
+}
+
+/// The position on the tape at which the client of that label had its answer; after everything if
+/// it had none.
+fn answered(ctx: &Ctx, label: &str) -> u64 {
+    let answer = ctx.tape.first(|entry| {
+        matches!(&entry.side, Side::Client(name) if name == label)
+            && matches!(entry.event, Event::ClientAnswered { .. })
+    });
+    answer.map_or(u64::MAX, |entry| entry.seq)
+}
+
+/// The query must have been answered without the agent, whose time was over.
+fn timed_out(agent: &Agent, answer: &Reply) -> CaseResult {
+    holds(
+        "answer.status",
+        [200, 503].contains(&answer.status),
+        "a status of 200 or 503",
+        answer.status,
+    )?;
+    let document = answer.json();
+    let document = if answer.status == 200 {
+        &document
+    } else {
+        &document["query"]
+    };
+    let lost = lost(document);
+    if lost.contains(&(agent.name.to_owned(), "skipped".to_owned())) {
+        return Err(Failure::NotExercised {
+            why: format!(
+                "the agents before {} left it no time, so that it was never asked",
+                agent.name
+            ),
+        });
+    }
+    holds(
+        "degraded.cause",
+        lost.contains(&(agent.name.to_owned(), "timeout".to_owned())),
+        format!("{} among the missing steps, by timeout", agent.name),
+        format_args!("{lost:?}"),
+    )
 }

@@ -11,6 +11,7 @@ mod data;
 mod degradation;
 mod drain;
 mod errors;
+mod evidence;
 mod fallback;
 mod health;
 mod load;
@@ -71,6 +72,7 @@ const AREAS: &[&[CaseRow]] = &[
     drain::CASES,
     auth::CASES,
     observability::CASES,
+    evidence::CASES,
 ];
 
 /// The ids of the cases, in the order of their areas.

@@ -98,7 +98,11 @@ pub(super) fn read_entities(reply: &Value) -> Option<Value> {
 }
 
 /// Claims whose quote is not in its passage are unclear, whatever the model says.
-pub(super) fn read_claims(reply: &Value, sources: &[Passage]) -> Option<Vec<Value>> {
+pub(super) fn read_claims(
+    reply: &Value,
+    sources: &[Passage],
+    defect: Option<Defect>,
+) -> Option<Vec<Value>> {
     let mut claims = reply["claims"].as_array()?.clone();
     for claim in &mut claims {
         if !claim["claim"].is_string()
@@ -111,17 +115,27 @@ pub(super) fn read_claims(reply: &Value, sources: &[Passage]) -> Option<Vec<Valu
         }
         if !quoted(claim, sources) {
             claim["verdict"] = "unclear".into();
+            if defect != Some(Defect::ClaimsKeepQuotes) {
+                claim["quote"] = Value::Null;
+            }
         }
     }
     Some(claims)
 }
 
 /// The answer, without marks to sources that do not exist.
-pub(super) fn read_answer(reply: &Value, sources: &[Passage]) -> Option<String> {
+pub(super) fn read_answer(
+    reply: &Value,
+    sources: &[Passage],
+    defect: Option<Defect>,
+) -> Option<String> {
     let answer = reply["answer"]
         .as_str()
         .map(str::trim)
         .filter(|answer| !answer.is_empty())?;
+    if defect == Some(Defect::KeepsUnknownMarks) {
+        return Some(answer.to_owned());
+    }
     let mut kept = String::new();
     for piece in answer.split_inclusive(']') {
         match piece.rsplit_once('[') {
@@ -189,10 +203,14 @@ pub(super) fn conclude(question: &str, results: &Results, defect: Option<Defect>
         Some(Defect::HidesLostReview) => ["citation", "review"].contains(&step),
         _ => false,
     };
+    let shown = |cause| match defect {
+        Some(Defect::HidesCauses) => "error",
+        _ => cause,
+    };
     let degraded: Vec<Value> = by_step
         .iter()
         .filter(|(step, _)| !hidden(step))
-        .filter_map(|(step, given)| Some(degradation(step, given.err()?)))
+        .filter_map(|(step, given)| Some(degradation(step, shown(given.err()?))))
         .collect();
     let status = match &answer {
         None => "failed",
@@ -211,12 +229,20 @@ pub(super) fn conclude(question: &str, results: &Results, defect: Option<Defect>
         .filter(|claim| claim["verdict"] == "supported")
         .count();
     let unchecked = defect == Some(Defect::UncheckedIsVerified) && results.fact_check.is_err();
-    let (citations, dropped) = citations(results, sources, written.is_none());
+    let contradicted = defect == Some(Defect::ContradictedIsVerified) && !claims.is_empty();
+    let (mut citations, dropped) = citations(results, sources, written.is_none(), defect);
+    match defect {
+        Some(Defect::CitesWithoutSources) if sources.is_empty() => {
+            citations.push(json!({ "source": 1, "quote": null, "state": "unchecked" }));
+        }
+        Some(Defect::QuotesWithoutCitations) if written.is_none() => citations.clear(),
+        _ => {}
+    }
     let mut document = json!({
         "status": status,
         "answer": answer.filter(|_| !required),
         "confidence": if status == "failed" { 0.0 } else { confidence(&by_step) },
-        "verified": unchecked || (!claims.is_empty() && supported == claims.len()),
+        "verified": unchecked || contradicted || (!claims.is_empty() && supported == claims.len()),
         "sources": sources.iter().zip(1..).map(|(passage, n)| source(passage, n)).collect::<Vec<_>>(),
         "citations": citations,
         "dropped_citations": dropped,
@@ -242,7 +268,12 @@ fn source(passage: &Passage, n: usize) -> Value {
 }
 
 /// The citations that quote a passage that was found, in its own words. The others are counted.
-fn citations(results: &Results, sources: &[Passage], extractive: bool) -> (Vec<Value>, Value) {
+fn citations(
+    results: &Results,
+    sources: &[Passage],
+    extractive: bool,
+    defect: Option<Defect>,
+) -> (Vec<Value>, Value) {
     let mut dropped = json!({ "unknown_source": 0, "misattributed": 0, "not_found": 0 });
     let mut count = |why: &str| dropped[why] = (dropped[why].as_u64().unwrap_or(0) + 1).into();
     let mut kept = Vec::new();
@@ -256,10 +287,16 @@ fn citations(results: &Results, sources: &[Passage], extractive: bool) -> (Vec<V
                     .as_str()
                     .is_some_and(|quote| passage.text.contains(quote))
             };
-            if !known {
-                count("unknown_source");
-            } else if quoted(citation, sources) {
+            let right = known && quoted(citation, sources);
+            let believed = match defect {
+                Some(Defect::KeepsUnknownSources) => !known,
+                Some(Defect::KeepsInventedQuotes) => known,
+                _ => false,
+            };
+            if right || believed {
                 kept.push(json!({ "source": citation["source"], "quote": citation["quote"], "state": "found" }));
+            } else if !known {
+                count("unknown_source");
             } else {
                 count(if sources.iter().any(elsewhere) {
                     "misattributed"
@@ -267,6 +304,9 @@ fn citations(results: &Results, sources: &[Passage], extractive: bool) -> (Vec<V
                     "not_found"
                 });
             }
+        }
+        if defect == Some(Defect::DropsAllCitations) && kept.len() < given.len() {
+            kept.clear();
         }
     } else if extractive {
         let quotes = sources.iter().take(3).zip(1_u32..);

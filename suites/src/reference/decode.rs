@@ -246,11 +246,12 @@ impl Decoder {
         if self.has(Defect::KeepsOnlyText) {
             strip_to_text(&mut chunk);
         }
-        let guesses = self.has(Defect::GuessesUsage) || self.has(Defect::GuessesUsageOfStreams);
-        if guesses && chunk["usage"].is_object() {
+        if self.has(Defect::GuessesUsage) && chunk["usage"].is_object() {
             chunk["usage"] = protocol::guess(&self.text).document();
         }
-        let rewritten = self.has(Defect::KeepsOnlyText) || guesses || data.contains('\n');
+        let rewritten = self.has(Defect::KeepsOnlyText)
+            || self.has(Defect::GuessesUsage)
+            || data.contains('\n');
         let data = if rewritten {
             chunk.to_string()
         } else {

@@ -70,8 +70,6 @@ struct Query {
     deadline: Instant,
     steps: Mutex<Vec<Value>>,
     over: bool,
-    /// For [`Defect::SharesByIdempotencyKey`].
-    by_key: Option<String>,
 }
 
 /// `POST /api/v1/queries`.
@@ -80,15 +78,6 @@ pub(super) async fn ask(
     visit: &Visit,
     asked: StubRequest,
 ) -> Result<Response<Body>, ErrorResponse> {
-    let by_key = visit.headers.get("idempotency-key");
-    let by_key = by_key.and_then(|key| key.to_str().ok()).map(str::to_owned);
-    let by_key = by_key.filter(|_| gateway.has(Defect::SharesByIdempotencyKey));
-    if let Some(key) = &by_key {
-        let known = gateway.by_idempotency_key.lock();
-        if let Some(known) = known.unwrap_or_else(PoisonError::into_inner).get(key) {
-            return Ok(json_response(200, known));
-        }
-    }
     let spec = gateway.spec.query.clone().ok_or_else(|| {
         ErrorResponse::new(
             503,
@@ -97,9 +86,18 @@ pub(super) async fn ask(
             "queries are not configured",
         )
     })?;
-    let most = Duration::from_millis(spec.deadline_ms);
-    let configured = Instant::now() + asked.deadline.map_or(most, |own| own.min(most));
-    let deadline = own_deadline(&visit.headers)?.map_or(configured, |own| own.min(configured));
+    let most = if gateway.has(Defect::IgnoresConfiguredDeadline) {
+        Duration::from_secs(3_600)
+    } else {
+        Duration::from_millis(spec.deadline_ms)
+    };
+    let in_body = asked
+        .deadline
+        .filter(|_| !gateway.has(Defect::IgnoresBodyDeadline));
+    let configured = Instant::now() + in_body.map_or(most, |own| own.min(most));
+    let in_header =
+        own_deadline(&visit.headers)?.filter(|_| !gateway.has(Defect::IgnoresHeaderDeadline));
+    let deadline = in_header.map_or(configured, |own| own.min(configured));
     let query = Query {
         gateway: gateway.clone(),
         spec,
@@ -112,7 +110,6 @@ pub(super) async fn ask(
         deadline,
         steps: Mutex::default(),
         over: false,
-        by_key,
     };
     if gateway.has(Defect::FinishesLeftQuery) {
         let ended = gateway.outlive(query.answer()).await;
@@ -141,9 +138,6 @@ impl Query {
             if gateway.has(Defect::RecordsDraft) {
                 kept["review"] = Value::Null;
             }
-            if gateway.has(Defect::RecordsNoUsage) {
-                kept["usage"] = Value::Null;
-            }
             if gateway.has(Defect::RecordsTwice) {
                 self.record(&uuid::Uuid::now_v7().to_string(), kept.clone())
                     .await
@@ -159,15 +153,13 @@ impl Query {
                         "the query could not be recorded",
                     ));
                 }
-                if !gateway.has(Defect::ClaimsRecord) {
+                let claims = gateway.has(Defect::ClaimsRecord)
+                    || (gateway.has(Defect::ReportsLostAsRecorded)
+                        && matches!(error, StoreError::Unavailable(_)));
+                if !claims {
                     unrecorded(&mut document, store_cause(&error));
                 }
             }
-        }
-        if let Some(key) = self.by_key.take() {
-            let known = gateway.by_idempotency_key.lock();
-            let mut known = known.unwrap_or_else(PoisonError::into_inner);
-            known.insert(key, document.clone());
         }
         let status = document["status"].as_str().unwrap_or_default().to_owned();
         gateway
@@ -197,28 +189,46 @@ impl Query {
             .ok()
             .and_then(Option::as_ref)
             .unwrap_or(&none);
-        let material = json!({ "question": self.question, "passages": numbered(sources) });
+        let defect = self.gateway.defect;
+        let to_check =
+            json!({ "question": self.question, "passages": shown(sources, "fact_check", defect) });
+        let material =
+            json!({ "question": self.question, "passages": shown(sources, "synthesis", defect) });
         let check = async {
             if sources.is_empty() {
                 return self.not_applicable("fact_check");
             }
-            self.consult("fact_check", &material, |reply| {
-                agents::read_claims(reply, sources)
+            self.consult("fact_check", &to_check, |reply| {
+                agents::read_claims(reply, sources, defect)
             })
             .await
         };
         let write = self.consult("synthesis", &material, |reply| {
-            agents::read_answer(reply, sources)
+            agents::read_answer(reply, sources, defect)
         });
-        let (fact_check, synthesis) = if self.gateway.has(Defect::SynthesisBesideFactCheck) {
-            tokio::join!(check, write)
+        let beside = json!({ "question": self.question, "passages": numbered(sources) });
+        let (early, fact_check, synthesis) = if defect == Some(Defect::SynthesisBesideFactCheck) {
+            let (fact_check, synthesis) = tokio::join!(check, write);
+            (None, fact_check, synthesis)
         } else {
-            (check.await, write.await)
+            let fact_check = check.await;
+            let early = async {
+                if self.gateway.has(Defect::CitesBesideSynthesis) && !sources.is_empty() {
+                    let cited = self.consult("citation", &beside, agents::read_citations);
+                    return Some(cited.await);
+                }
+                None
+            };
+            let (early, synthesis) = tokio::join!(early, write);
+            (early, fact_check, synthesis)
         };
         let answer = synthesis.as_ref().ok().and_then(Option::as_ref);
         let material =
             json!({ "question": self.question, "answer": answer, "passages": numbered(sources) });
-        let citation = if answer.is_some() && !sources.is_empty() {
+        let citation = if let Some(early) = early {
+            early
+        } else if answer.is_some() && !sources.is_empty() {
+            let material = json!({ "question": self.question, "answer": answer, "passages": shown(sources, "citation", defect) });
             self.consult("citation", &material, agents::read_citations)
                 .await
         } else {
@@ -261,6 +271,17 @@ impl Query {
                     |cause| (Err(cause), Err("error")),
                     |(entities, passages)| (Ok(entities), Ok(passages)),
                 )
+            }
+            Some(Defect::LostSearchCancelsEntities) => {
+                let search = self.retrieve();
+                let (mut entities, mut search) = (std::pin::pin!(entities), std::pin::pin!(search));
+                tokio::select! {
+                    found = &mut search => match found {
+                        Err(cause) => (Err("error"), Err(cause)),
+                        found => (entities.await, found),
+                    },
+                    named = &mut entities => (named, search.await),
+                }
             }
             _ => tokio::join!(entities, self.retrieve()),
         }
@@ -334,8 +355,6 @@ impl Query {
             idempotency_key: format!("{}-{step}", self.id),
             traceparent: self.traceparent.clone(),
             authorization: None,
-            cookie: None,
-            base_url: None,
         };
         let gateway = self.gateway.clone();
         let asking = async move {
@@ -429,17 +448,10 @@ impl Query {
                 .filter_map(|report| report["usage"][kind].as_u64())
                 .sum()
         };
-        let mut usage = Usage {
+        let usage = Usage {
             prompt: sum("prompt_tokens"),
             completion: sum("completion_tokens"),
         };
-        let failed = |report: &Value| report["outcome"] == "failed";
-        if self.gateway.has(Defect::ReportsOneAgent) {
-            usage.prompt = steps[0]["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
-        }
-        if self.gateway.has(Defect::DegradedIsFree) && steps.iter().any(failed) {
-            usage = Usage::default();
-        }
         let mut document = json!({ "id": self.id, "status": "", "question": self.question.replace('\0', "\u{fffd}") });
         if let (Some(document), Value::Object(outcome)) = (document.as_object_mut(), outcome) {
             document.extend(outcome);
@@ -475,7 +487,7 @@ impl Query {
 
 impl Drop for Query {
     fn drop(&mut self) {
-        if self.over || self.gateway.has(Defect::CutUnrecorded) {
+        if self.over {
             return;
         }
         let nothing = json!({
@@ -490,7 +502,38 @@ impl Drop for Query {
             self.tenant.clone(),
             self.created_at,
         );
+        let review = self.gateway.has(Defect::ReviewsForNobody).then(|| {
+            let alias = self.spec.agents.get("review").cloned().unwrap_or_default();
+            let messages = agents::prompt("review", &json!({ "question": self.question }));
+            let fields = json!({ "model": alias, "messages": messages });
+            let call = Call {
+                early: Arc::default(),
+                fields: fields.as_object().cloned().unwrap_or_default(),
+                stream: false,
+                request_id: self.request_id.clone(),
+                deadline: None,
+                idempotency_key: self.id.clone(),
+                traceparent: None,
+                authorization: None,
+            };
+            (alias, call)
+        });
         let record = async move {
+            if let Some((alias, call)) = review
+                && let Some(route) = gateway.routes.find(&alias)
+            {
+                let asking = chat::ask(&gateway, route, &call, 0);
+                timeout_at(Instant::now() + Duration::from_millis(300), asking)
+                    .await
+                    .ok();
+            }
+            if gateway.has(Defect::RecordsLeftTwice)
+                && let Some(store) = &gateway.store
+            {
+                let id = uuid::Uuid::now_v7().to_string();
+                let again = store.record(&id, &tenant, "cancelled", created_at, &document);
+                again.await.ok();
+            }
             if let Some(store) = &gateway.store
                 && let Err(error) = store
                     .record(&id, &tenant, "cancelled", created_at, &document)
@@ -529,4 +572,21 @@ fn numbered(sources: &[Passage]) -> Value {
         .zip(1_u32..)
         .map(|(passage, n)| json!({ "n": n, "title": passage.title, "text": passage.text }))
         .collect()
+}
+
+/// The passages as an agent is shown them: the same to all, but for a defect.
+fn shown(sources: &[Passage], agent: &str, defect: Option<Defect>) -> Value {
+    let mut sources = sources.to_vec();
+    match (agent, defect) {
+        ("fact_check", Some(Defect::ChecksWithoutPassages)) => sources.clear(),
+        ("fact_check", Some(Defect::ChecksBestPassage)) => sources.truncate(1),
+        ("synthesis", Some(Defect::WritesFromOpenings)) => {
+            for passage in &mut sources {
+                passage.text = passage.text.chars().take(200).collect();
+            }
+        }
+        ("citation", Some(Defect::CitesInOtherOrder)) => sources.reverse(),
+        _ => {}
+    }
+    numbered(&sources)
 }

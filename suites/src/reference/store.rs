@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gauntlet_harness::spec::QuerySpec;
-use gauntlet_harness::subject::{Deployment, TargetError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, PgPool, Row as _, SqlitePool};
+use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::defect::Defect;
@@ -77,11 +77,14 @@ pub(super) struct Listing {
 #[derive(Debug)]
 pub(super) struct Store {
     database: Database,
-    /// Host and port of Postgres.
-    address: String,
     bound: Option<Duration>,
     /// For [`Defect::KeepsDeadConnection`].
     dead: AtomicBool,
+    /// For [`Defect::LeaksConnection`]: a permit for each connection, of which one is lost.
+    permits: Semaphore,
+    leaked: AtomicBool,
+    /// For [`Defect::WritesNoMore`].
+    was_gone: AtomicBool,
     defect: Option<Defect>,
 }
 
@@ -127,6 +130,7 @@ impl Store {
         let wrong =
             |error: sqlx::Error| StoreError::Failed(format!("the database URL is wrong: {error}"));
         let fresh = defect != Some(Defect::KeepsDeadConnection);
+        let stays = defect == Some(Defect::StaysReadOnly);
         let database = if url.starts_with("postgres") {
             let mut options = PgConnectOptions::from_str(url).map_err(wrong)?;
             if !endless {
@@ -138,6 +142,15 @@ impl Store {
                 PgPoolOptions::new()
                     .max_connections(most)
                     .test_before_acquire(fresh)
+                    .after_release(move |connection, _| {
+                        Box::pin(async move {
+                            // a session that began while the database was read-only stays so
+                            let sql = "SELECT current_setting('default_transaction_read_only')";
+                            let setting: String =
+                                sqlx::query_scalar(sql).fetch_one(connection).await?;
+                            Ok(setting == "off" || stays)
+                        })
+                    })
                     .acquire_timeout(acquire)
                     .connect_lazy_with(options),
             )
@@ -153,22 +166,48 @@ impl Store {
                     .connect_lazy_with(options),
             )
         };
-        let address = url
-            .rsplit('@')
-            .next()
-            .and_then(|rest| rest.split('/').next());
         let this = Self {
             database,
-            address: address.unwrap_or_default().to_owned(),
             bound: (!endless).then_some(bound),
             dead: AtomicBool::new(false),
+            permits: Semaphore::new(usize::try_from(most).unwrap_or(1)),
+            leaked: AtomicBool::new(false),
+            was_gone: AtomicBool::new(false),
             defect,
         };
-        for table in SCHEMA {
-            let sql = this.sql(table);
-            on!(this, pool => async { sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.map(drop) })?;
-        }
+        this.migrate().await?;
         Ok(this)
+    }
+
+    /// Makes the tables that are missing. Gateways that start together wait for each other.
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let unlocked = self.defect == Some(Defect::MigratesWithoutLock);
+        if let (Database::Postgres(pool), true) = (&self.database, unlocked) {
+            let known = sqlx::query_scalar("SELECT to_regclass('queries') IS NOT NULL");
+            if self.within(known.fetch_one(pool)).await? {
+                return Ok(());
+            }
+        }
+        let recreate = self.defect == Some(Defect::RecreatesTables);
+        let mut statements: Vec<String> = SCHEMA.iter().map(|table| self.sql(table)).collect();
+        if unlocked {
+            for statement in &mut statements {
+                *statement = statement.replace("IF NOT EXISTS ", "");
+            }
+        }
+        if recreate {
+            statements.insert(0, "DROP TABLE IF EXISTS documents".into());
+        }
+        if let (Database::Postgres(_), false) = (&self.database, unlocked) {
+            statements.insert(0, "SELECT pg_advisory_xact_lock(4711)".into());
+        }
+        on!(self, pool => async {
+            let mut transaction = pool.begin().await?;
+            for statement in statements {
+                sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+            }
+            transaction.commit().await
+        })
     }
 
     /// `postgres` or `sqlite`.
@@ -184,22 +223,6 @@ impl Store {
         on!(self, pool => async { sqlx::query("SELECT 1").execute(pool).await.map(drop) })
     }
 
-    /// For [`Defect::ReadyWhileStalled`]: whether something accepts connections at its address.
-    pub(super) async fn accepts(&self) -> bool {
-        tokio::net::TcpStream::connect(&self.address).await.is_ok()
-    }
-
-    /// Writes a row and takes it back.
-    pub(super) async fn takes_writes(&self) -> Result<(), StoreError> {
-        let sql = self.sql("INSERT INTO documents (id, tenant, title, text, created_at) VALUES ($1::text::uuid, '', '', '', 0)");
-        let id = uuid::Uuid::now_v7().to_string();
-        on!(self, pool => async {
-            let mut transaction = pool.begin().await?;
-            sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *transaction).await?;
-            transaction.rollback().await
-        })
-    }
-
     /// Stores a document with its passages, in one transaction: all of it or nothing.
     pub(super) async fn add_document(
         &self,
@@ -208,6 +231,16 @@ impl Store {
     ) -> Result<(), StoreError> {
         refuse_nul(&document.title)?;
         refuse_nul(&document.text)?;
+        self.writes()?;
+        let mut document = document.clone();
+        if self.defect == Some(Defect::CutsLongTexts) {
+            let end = document.text.floor_char_boundary(64 << 10);
+            document.text.truncate(end);
+        }
+        let indexed = match self.defect {
+            Some(Defect::IndexesBeginning) => 64,
+            _ => usize::MAX,
+        };
         let whole = self.sql("INSERT INTO documents (id, tenant, title, text, created_at) VALUES ($1::text::uuid, $2, $3, $4, $5)");
         let piece = self.sql("INSERT INTO passages (document, ordinal, tenant, text, terms) VALUES ($1::text::uuid, $2, $3, $4, $5)");
         if self.defect == Some(Defect::WritesPiecemeal) {
@@ -223,7 +256,7 @@ impl Store {
             if self.defect != Some(Defect::WritesPiecemeal) {
                 insert.bind(document.created_at).execute(&mut *transaction).await?;
             }
-            for (ordinal, text) in (0_i32..).zip(pieces(&document.text)) {
+            for (ordinal, text) in (0_i32..).zip(pieces(&document.text)).take(indexed) {
                 let terms = words(&format!("{} {text}", document.title)).join(" ");
                 let insert = sqlx::query(AssertSqlSafe(piece.clone())).bind(&document.id).bind(ordinal).bind(tenant).bind(text).bind(terms);
                 insert.execute(&mut *transaction).await?;
@@ -247,16 +280,18 @@ impl Store {
 
     /// Deletes the tenant's document; whether it existed.
     pub(super) async fn delete_document(&self, tenant: &str, id: &str) -> Result<bool, StoreError> {
-        let of = match self.defect {
-            Some(Defect::DeletesForeign) => "$2::text = $2",
-            _ => "tenant = $2",
-        };
-        let passages = self.sql(&format!(
-            "DELETE FROM passages WHERE document = $1::text::uuid AND {of}"
-        ));
-        let document = self.sql(&format!(
-            "DELETE FROM documents WHERE id = $1::text::uuid AND {of}"
-        ));
+        let passages =
+            self.sql("DELETE FROM passages WHERE document = $1::text::uuid AND tenant = $2");
+        let document = self.sql("DELETE FROM documents WHERE id = $1::text::uuid AND tenant = $2");
+        self.writes()?;
+        if self.defect == Some(Defect::DeletesPiecemeal) {
+            let (document, passages) = (document, passages);
+            return on!(self, pool => async {
+                let deleted = sqlx::query(AssertSqlSafe(document)).bind(id).bind(tenant).execute(pool).await?.rows_affected();
+                sqlx::query(AssertSqlSafe(passages)).bind(id).bind(tenant).execute(pool).await?;
+                Ok(deleted > 0)
+            });
+        }
         on!(self, pool => async {
             let mut transaction = pool.begin().await?;
             sqlx::query(AssertSqlSafe(passages)).bind(id).bind(tenant).execute(&mut *transaction).await?;
@@ -274,14 +309,10 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Passage>, StoreError> {
         let asked = words(question);
-        let of = match self.defect {
-            Some(Defect::SearchesForAll) => "$1::text = $1",
-            _ => "passages.tenant = $1",
-        };
-        let sql = self.sql(&format!(
+        let sql = self.sql(
             "SELECT passages.document::text, documents.title, passages.text, passages.terms FROM passages
-             JOIN documents ON documents.id = passages.document WHERE {of} ORDER BY passages.document DESC, passages.ordinal",
-        ));
+             JOIN documents ON documents.id = passages.document WHERE passages.tenant = $1 ORDER BY passages.document DESC, passages.ordinal",
+        );
         let mut found = on!(self, pool => async {
             let mut found = Vec::new();
             for row in sqlx::query(AssertSqlSafe(sql)).bind(tenant).fetch_all(pool).await? {
@@ -310,6 +341,7 @@ impl Store {
         document: &str,
     ) -> Result<(), StoreError> {
         refuse_nul(document)?;
+        self.writes()?;
         let sql = if self.defect == Some(Defect::BuildsSqlByHand) {
             format!(
                 "INSERT INTO queries (id, tenant, status, created_at, document) VALUES ('{id}', '{tenant}', '{status}', {created_at}, '{document}')"
@@ -354,10 +386,7 @@ impl Store {
             status,
             before,
         } = listing;
-        let any = match self.defect {
-            Some(Defect::ListsForAll) => "$1 = $1".to_owned(),
-            _ => self.any_tenant().replace("$2", "$1"),
-        };
+        let any = self.any_tenant().replace("$2", "$1");
         let filter = format!("{any} AND ($2 = '' OR status = $2) AND ($3 = '' OR id::text < $3)");
         let order = if self.defect == Some(Defect::ListsOutOfOrder) {
             "document::text"
@@ -367,11 +396,7 @@ impl Store {
         let list = self.sql(&format!(
             "SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $4 OFFSET $5"
         ));
-        let counted = match self.defect {
-            Some(Defect::CountsForAll) => filter.replace("tenant = $1", "$1 = $1"),
-            _ => filter,
-        };
-        let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {counted}"));
+        let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {filter}"));
         on!(self, pool => async {
             let rows = sqlx::query(AssertSqlSafe(list)).bind(tenant).bind(status).bind(before).bind(size).bind((page - 1) * size).fetch_all(pool).await?;
             let total = sqlx::query(AssertSqlSafe(count)).bind(tenant).bind(status).bind(before).fetch_one(pool).await?.try_get(0)?;
@@ -416,6 +441,15 @@ impl Store {
         }
     }
 
+    /// Refuses to write where [`Defect::WritesNoMore`] has seen the database gone.
+    fn writes(&self) -> Result<(), StoreError> {
+        let refuses = self.defect == Some(Defect::WritesNoMore);
+        if refuses && self.was_gone.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("the database was gone".into()));
+        }
+        Ok(())
+    }
+
     async fn within<T>(
         &self,
         call: impl Future<Output = Result<T, sqlx::Error>>,
@@ -423,13 +457,29 @@ impl Store {
         if self.dead.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the connection is closed".into()));
         }
-        let result = match self.bound {
-            Some(bound) => timeout(bound, call)
-                .await
-                .map_err(|_| StoreError::Timeout)?,
-            None => call.await,
+        let permit = match (self.defect, self.bound) {
+            (Some(Defect::LeaksConnection), Some(bound)) => {
+                let permit = timeout(bound, self.permits.acquire()).await;
+                permit.map_err(|_| StoreError::Busy)?.ok()
+            }
+            _ => None,
         };
-        let result = result.map_err(|error| classify(&error));
+        let result = match self.bound {
+            Some(bound) => timeout(bound, call).await,
+            None => Ok(call.await),
+        };
+        let result = match result {
+            Ok(result) => result.map_err(|error| classify(&error)),
+            Err(_) => Err(StoreError::Timeout),
+        };
+        if let (Some(permit), Err(StoreError::Timeout)) = (permit, &result)
+            && !self.leaked.swap(true, Ordering::SeqCst)
+        {
+            permit.forget();
+        }
+        if matches!(result, Err(StoreError::Unavailable(_))) {
+            self.was_gone.store(true, Ordering::SeqCst);
+        }
         if self.defect == Some(Defect::KeepsDeadConnection)
             && matches!(result, Err(StoreError::Unavailable(_)))
         {
@@ -437,22 +487,6 @@ impl Store {
         }
         result
     }
-}
-
-/// Makes one statement on a connection of its own, as an operator does.
-pub(super) async fn by_hand(
-    deployment: &Deployment,
-    sql: &'static str,
-    values: &[&str],
-) -> Result<(), TargetError> {
-    let failed = |error: sqlx::Error| TargetError::Start(format!("the statement failed: {error}"));
-    let url = deployment.database_url.as_deref().unwrap_or_default();
-    let mut connection = sqlx::PgConnection::connect(url).await.map_err(failed)?;
-    let statement = values
-        .iter()
-        .fold(sqlx::query(sql), |statement, value| statement.bind(*value));
-    statement.execute(&mut connection).await.map_err(failed)?;
-    connection.close().await.map_err(failed)
 }
 
 fn classify(error: &sqlx::Error) -> StoreError {
