@@ -65,16 +65,26 @@ defects! {
     RenamesCalls = "WIRE-01" by "tools.ids",
     /// Keeps the first tool call alone.
     KeepsFirstCall = "WIRE-01" by "tools.count",
+    /// Keeps the first choice alone.
+    KeepsFirstChoice = "WIRE-01" by "choices.count",
+    /// Keeps the counts of usage alone, without their details.
+    LosesUsageDetails = "WIRE-01" by "usage.details",
     /// Collects the whole stream before it sends the first chunk.
     BuffersStream = "WIRE-02" by "stream.text_while_held",
     /// Sends `[DONE]` twice: once with the last chunk, once at the end.
     SendsDoneTwice = "WIRE-03" by "stream.done_count",
     /// Leaves out the usage chunk, since its `choices` is empty.
     DropsUsageChunk = "WIRE-04" by "usage.chunks",
+    /// Keeps the counts of a stream's usage alone, without their details.
+    StreamLosesUsageDetails = "WIRE-04" by "usage.details",
+    /// A fragment belongs to the call that began last, whatever its index is.
+    FragmentsGoToLastCall = "WIRE-05" by "interleaved.calls",
     /// Forwards a fragment of tool-call arguments only if it is JSON by itself.
     DropsPartialArguments = "WIRE-05" by "tools.calls",
     /// Decodes each TCP read as UTF-8 by itself, replacing what is cut.
     DecodesEachRead = "WIRE-06" by "stream.text",
+    /// Decodes each read of a plain answer by itself, replacing what is cut.
+    PlainDecodesEachRead = "WIRE-06" by "plain.text",
     /// Reads SSE by `\n\n` and `data: ` alone: CRLF, `data:` without a space and data of many lines
     /// are not understood.
     ReadsSseByPrefix = "WIRE-07" by "stream.status",
@@ -82,6 +92,8 @@ defects! {
     DropsUnknownFields = "WIRE-08" by "provider.field",
     /// Lists the models as a bare array of names.
     ListsBareNames = "WIRE-09" by "list.object",
+    /// Lists an alias once for each of its candidates.
+    ListsEachCandidate = "WIRE-09" by "list.once",
     /// Passes Ollama's tool arguments on as an object, its `stop` as finish_reason of a tool call,
     /// and no usage.
     CopiesOllamaFields = "WIRE-12" by "plain.meaning",
@@ -89,8 +101,40 @@ defects! {
     TranslatesWithoutEnd = "WIRE-12" by "stream.done_count",
     /// A tool call that was translated has an empty id.
     TranslatesWithoutId = "WIRE-12" by "plain.tool_ids",
+    /// The index of a tool call begins anew with each record.
+    IndexRestartsEachRecord = "WIRE-12" by "calls.by_index",
+    /// The last record is lost where no newline follows it.
+    LosesUnendedRecord = "WIRE-12" by "unended.meaning",
+    /// The results of tool calls reach an Ollama provider without the call that they belong to.
+    ResultsWithoutCall = "WIRE-12" by "results.calls",
     /// Holds one piece of text back to look ahead, and forgets it at the end of the stream.
     StreamLosesLastText = "WIRE-13" by "stream.meaning",
+    /// Streams the first choice alone.
+    StreamsFirstChoice = "WIRE-13" by "choices.meaning",
+    /// Passes every finish_reason of a choice on.
+    PassesSecondFinish = "WIRE-14" by "finish.reasons",
+    /// Leaves out what a provider sends after the finish_reason.
+    StopsAtFinish = "WIRE-14" by "stream.text",
+    /// Passes an empty finish_reason on.
+    PassesEmptyFinish = "WIRE-14" by "finish.empty",
+    /// One finish_reason ends all choices: those of the others are left out.
+    OneFinishForAllChoices = "WIRE-14" by "finish.of_each_choice",
+    /// Leaves out an event with a second finish_reason, and the usage in it.
+    SecondFinishTakesUsage = "WIRE-14" by "usage.counts",
+    /// The text of an Ollama provider's last record is lost.
+    DropsTextOfLastRecord = "WIRE-14" by "ollama.text",
+    /// Each half of a surrogate pair that is cut becomes U+FFFD.
+    ReplacesHalfPairs = "WIRE-15" by "stream.replaced",
+    /// A text that ends in the middle of a surrogate pair breaks the stream.
+    HalfPairBreaksStream = "WIRE-15" by "stream.complete",
+    /// The halves of surrogate pairs are joined whichever choice they belong to.
+    JoinsHalvesAcrossChoices = "WIRE-15" by "choices.text",
+    /// A backslash before `ud83d` in a text is read as an escape once more.
+    UnescapesTwice = "WIRE-15" by "control.text",
+    /// Each half of a surrogate pair that is cut in tool arguments becomes U+FFFD.
+    ReplacesHalfPairsOfArguments = "WIRE-15" by "tools.arguments",
+    /// Surrogate pairs of a plain answer become U+FFFD.
+    PlainReplacesPairs = "WIRE-15" by "plain.text",
     /// Waits for a connection for as long as the system does.
     NoConnectTimeout = "TIME-01" by "hang.answer",
     /// Gives a connection up at a tenth of its timeout.
@@ -235,6 +279,10 @@ defects! {
     LeavingIsFailure = "BRKR-07" by "next.text",
     /// A stream that ends without finish_reason gets one, and `[DONE]`.
     InventsFinish = "STRM-01" by "stream.done_count",
+    /// A stream that ends in order without finish_reason ends without a word.
+    OrderlyEndIsSilent = "STRM-01" by "stream.error_event",
+    /// A stream that is reset ends with `[DONE]`.
+    ResetIsDone = "STRM-02" by "stream.done_count",
     /// A stream that is reset ends without a word.
     ResetEndsSilently = "STRM-02" by "stream.error_event",
     /// What stands in the buffer when the provider is gone is forwarded as an event.
@@ -245,6 +293,8 @@ defects! {
     SkipsInBandError = "STRM-05" by "stream.done_count",
     /// Every in-band error is reported as an internal error.
     InBandLosesClass = "STRM-05" by "error.class",
+    /// A member `error` that is null is an error.
+    NullErrorIsError = "STRM-05" by "control.complete",
     /// Reads on after `[DONE]` and forwards what comes.
     ReadsPastDone = "STRM-06" by "stream.text",
     /// The content type of a stream is not looked at; what is no event is skipped.
@@ -253,10 +303,32 @@ defects! {
     UnboundedEvent = "STRM-08" by "provider.bytes_taken",
     /// A cut in transit is reported as an invalid request.
     CutIsInvalidRequest = "STRM-09" by "plain.status",
+    /// After the last finish_reason waits for `[DONE]` for as long as for a text.
+    AwaitsDone = "STRM-10" by "silence.end",
+    /// Each heartbeat after the last finish_reason starts the grace anew.
+    HeartbeatsRestartGrace = "STRM-10" by "heartbeats.end",
+    /// Ends a stream at its last finish_reason, before usage may follow.
+    EndsAtFinish = "STRM-10" by "usage.after_finish",
+    /// Ends a stream when one of its choices is finished.
+    OneFinishIsTheEnd = "STRM-10" by "unfinished.end",
+    /// Leaves the provider's connection open after a stream that it ended by itself.
+    GraceKeepsConnection = "STRM-10" by "hang.peer_closed",
+    /// Heartbeats restart the idle timeout.
+    HeartbeatsRestartIdle = "STRM-11" by "hang.stream",
+    /// Once a heartbeat has come, no text restarts the idle timeout.
+    HeartbeatEndsIdleRestarts = "STRM-11" by "alive.text",
+    /// An event with empty data breaks the stream.
+    EmptyDataIsMalformed = "STRM-11" by "heartbeat.complete",
+    /// A comment before the first text reaches the client as data.
+    CommentBecomesData = "STRM-11" by "heartbeat.as_data",
+    /// An event without data ends a stream that has a text.
+    HeartbeatEndsStream = "STRM-11" by "heartbeat.text",
     /// Ends every stream with `[DONE]`, also after an error event.
     SendsDoneAfterError = "STRM-12" by "stream.done_after_error",
     /// Each chunk that was translated has an id of its own.
     TranslatesWithFreshIds = "STRM-13" by "stream.ids",
+    /// All chunks of all streams that were translated have one id.
+    TranslatesWithOneId = "STRM-13" by "streams.ids",
     /// The provider's answer is awaited to its end after the client has gone.
     AwaitsForNobody = "CANC-01" by "hang.peer_closed",
     /// The provider's stream is read to its end after the client has gone.

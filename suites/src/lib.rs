@@ -12,3 +12,4 @@ pub mod defect;
 pub mod properties;
 pub mod reference;
 pub mod requirements;
+mod utf16;

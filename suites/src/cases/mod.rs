@@ -14,11 +14,13 @@ mod errors;
 mod evidence;
 mod fallback;
 mod health;
+mod heartbeats;
 mod load;
 mod observability;
 mod parallelism;
 mod reaches;
 mod retry;
+mod rows;
 mod streaming;
 mod support;
 mod timeouts;
@@ -54,6 +56,7 @@ struct CaseRow {
 const AREAS: &[&[CaseRow]] = &[
     wire::openai::CASES,
     wire::equivalence::CASES,
+    wire::pieces::CASES,
     timeouts::provider::CASES,
     timeouts::deadline::CASES,
     timeouts::store::CASES,
@@ -63,6 +66,7 @@ const AREAS: &[&[CaseRow]] = &[
     fallback::CASES,
     breaker::CASES,
     streaming::CASES,
+    heartbeats::CASES,
     cancellation::CASES,
     load::CASES,
     errors::CASES,

@@ -29,6 +29,7 @@ const REACHES: &[(&str, &[State])] = &[
     ("STRM-02", &[StreamBroken]),
     ("STRM-03", &[StreamBroken]),
     ("STRM-09", &[StreamBroken]),
+    ("STRM-10", &[CallClosed]),
     ("CANC-01", &[Held, ClientLeft, CallClosed]),
     ("CANC-02", &[StreamBroken, ClientLeft, CallClosed]),
     ("CANC-03", &[Held, ClientLeft, CallClosed]),

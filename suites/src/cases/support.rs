@@ -1,13 +1,14 @@
 //! What cases share: specifications, queries and their answers, streams, requests and
 //! measurements.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::try_join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, json, silent};
 use gauntlet_harness::client::{End, Exchange, Reply, StreamEvent, Transcript};
 use gauntlet_harness::gate::{converge, gap, guard, hang_guard, poll_until, with_hang_guard};
-use gauntlet_harness::llm::{Responder, Stub, chat, reply};
+use gauntlet_harness::llm::{Responder, Stub, chat, raw, reply};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event, Side};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::agents;
 pub(super) use crate::agents::{ANSWER, PASSAGE};
+use crate::utf16;
 
 pub(super) const STORED: &[Capability] = &[Capability::Query, Capability::Store];
 
@@ -235,15 +237,120 @@ pub(super) const DONE: &str = "data: [DONE]\n\n";
 /// One event of OpenAI's stream.
 pub(super) fn chunk(text: &str, finish: Option<&str>) -> String {
     let delta = if text.is_empty() {
-        serde_json::json!({})
+        json!({})
     } else {
-        serde_json::json!({"content": text})
+        json!({"content": text})
     };
-    let chunk = serde_json::json!({
+    chunk_of(&[of_choice(0, delta, finish)])
+}
+
+/// One event of OpenAI's stream with these choices.
+pub(super) fn chunk_of(choices: &[Value]) -> String {
+    let chunk = json!({
         "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        "choices": choices,
     });
     format!("data: {chunk}\n\n")
+}
+
+/// The event with which a stream of OpenAI's begins: it has a role and no text.
+pub(super) fn role() -> String {
+    let delta = json!({"role": "assistant", "content": ""});
+    chunk_of(&[of_choice(0, delta, None)])
+}
+
+/// The part of an event that belongs to the choice of this index.
+pub(super) fn of_choice(index: u64, delta: Value, finish: Option<&str>) -> Value {
+    json!({"index": index, "delta": delta, "finish_reason": finish})
+}
+
+/// The usage event of OpenAI's stream: 12 tokens of the prompt, and 7 of the completion.
+pub(super) fn usage_chunk() -> String {
+    let usage = json!({"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19});
+    let chunk = json!({
+        "id": "chatcmpl-strm", "object": "chat.completion.chunk", "created": 1, "model": "m-p1",
+        "choices": [], "usage": usage,
+    });
+    format!("data: {chunk}\n\n")
+}
+
+/// One record of Ollama's stream.
+pub(super) fn record(text: &str, done: bool) -> String {
+    let message = json!({"role": "assistant", "content": text});
+    let mut record = json!({"model": "m-p2", "created_at": "2026-01-01T00:00:00Z",
+        "message": message, "done": done});
+    if done {
+        record["done_reason"] = "stop".into();
+    }
+    format!("{record}\n")
+}
+
+/// A streamed answer of Ollama's form in the provider's own bytes.
+pub(super) fn records(lines: impl IntoIterator<Item = String>) -> Responder {
+    let body: String = lines.into_iter().collect();
+    raw(200, "application/x-ndjson", body)
+}
+
+/// A streamed answer of OpenAI's form in the provider's own bytes.
+pub(super) fn events<T: AsRef<str>>(body: impl IntoIterator<Item = T>) -> Responder {
+    let body: String = body
+        .into_iter()
+        .map(|part| part.as_ref().to_owned())
+        .collect();
+    raw(200, "text/event-stream", body)
+}
+
+/// The request for so many choices.
+pub(super) fn with_choices(mut body: Value, n: u64) -> Value {
+    body["n"] = n.into();
+    body
+}
+
+/// What a client reads of one choice of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Choice {
+    /// The joined content. The halves of a surrogate pair that was cut over two events are joined,
+    /// as a client does whose strings are UTF-16.
+    pub text: String,
+    /// Every finish_reason that is a text, also an empty one.
+    pub finish: Vec<String>,
+    /// The tool calls by their index: name and joined arguments.
+    pub calls: BTreeMap<u64, (String, String)>,
+}
+
+/// What a client reads of each choice of a stream, by the index of the choice.
+pub(super) fn choices(stream: &Transcript) -> BTreeMap<u64, Choice> {
+    let mut read: BTreeMap<u64, Choice> = BTreeMap::new();
+    for event in &stream.events {
+        let Ok(chunk) = serde_json::from_str::<Value>(&utf16::readable(&event.data)) else {
+            continue;
+        };
+        for part in chunk["choices"].as_array().into_iter().flatten() {
+            let choice = read.entry(part["index"].as_u64().unwrap_or(0)).or_default();
+            choice.text.push_str(text(&part["delta"], "content"));
+            choice
+                .finish
+                .extend(part["finish_reason"].as_str().map(str::to_owned));
+            for call in part["delta"]["tool_calls"].as_array().into_iter().flatten() {
+                let index = call["index"].as_u64().unwrap_or(0);
+                let (name, arguments) = choice.calls.entry(index).or_default();
+                name.push_str(text(&call["function"], "name"));
+                arguments.push_str(text(&call["function"], "arguments"));
+            }
+        }
+    }
+    for choice in read.values_mut() {
+        choice.text = utf16::joined(&choice.text);
+        for (_, arguments) in choice.calls.values_mut() {
+            *arguments = utf16::joined(arguments);
+        }
+    }
+    read
+}
+
+/// Whether the gateway refused the request by itself: a gateway need not know every field.
+pub(super) fn refused_unasked(stream: &Transcript, stub: &Stub, prompt: &str) -> bool {
+    (400..500).contains(&stream.status) && stub.calls(prompt).is_empty()
 }
 
 /// The stream must look finished to a client, with this text.
@@ -517,7 +624,6 @@ pub(super) fn with_tools(mut body: Value) -> Value {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use gauntlet_harness::client::Client;
-    use gauntlet_harness::llm::raw;
     use gauntlet_harness::tape::Tape;
 
     use super::*;

@@ -45,6 +45,12 @@ impl Call {
         self.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The number of choices that the client asks for.
+    pub(super) fn choices(&self) -> usize {
+        let n = self.fields.get("n").and_then(Value::as_u64);
+        n.and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
+    }
+
     pub(super) fn include_usage(&self) -> bool {
         self.fields
             .get("stream_options")
@@ -524,7 +530,12 @@ async fn whole(
         let Some(chunk) = next else {
             return Ok(bytes.freeze());
         };
-        bytes.extend_from_slice(&chunk?);
+        let chunk = chunk?;
+        if defect == Some(Defect::PlainDecodesEachRead) {
+            bytes.extend_from_slice(String::from_utf8_lossy(&chunk).as_bytes());
+        } else {
+            bytes.extend_from_slice(&chunk);
+        }
         if bytes.len() > BOUND {
             return Err(AttemptError::new(
                 Cause::Oversized,

@@ -1,7 +1,7 @@
 //! Turns the bytes of a provider's stream into OpenAI's chunks. The result does not depend on how
 //! the bytes were split.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem;
 
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::error::{AttemptError, Cause};
 use super::protocol::{self, Protocol, Usage};
 use crate::defect::Defect;
+use crate::utf16;
 
 /// What a stream yields: any number of chunks, then one `Done` or one `Failed`.
 #[derive(Debug)]
@@ -30,15 +31,26 @@ pub(super) struct Decoder {
     protocol: Protocol,
     secret: String,
     include_usage: bool,
+    /// The number of choices that the client asks for.
+    wanted: usize,
     /// For [`Defect::IgnoresContentType`]: the head is not that of a stream.
     mislabelled: bool,
     defect: Option<Defect>,
     buffer: Vec<u8>,
     data: Option<String>,
+    /// The name of the event that is still to be completed.
+    name: String,
     after_cr: bool,
     started: bool,
     tools: usize,
+    /// For [`Defect::FragmentsGoToLastCall`].
+    last_call: u64,
     finished: bool,
+    /// The choices that have begun, and whether each is finished.
+    choices: BTreeMap<u64, bool>,
+    /// The first half of a surrogate pair with which a text ended, by its choice and, in arguments,
+    /// its tool call.
+    halves: HashMap<(u64, Option<u64>), char>,
     over: bool,
     usage: Option<Usage>,
     text: String,
@@ -52,7 +64,7 @@ impl Decoder {
     pub(super) fn new(
         protocol: Protocol,
         secret: &str,
-        include_usage: bool,
+        (include_usage, wanted): (bool, usize),
         mislabelled: bool,
         defect: Option<Defect>,
     ) -> Self {
@@ -60,14 +72,19 @@ impl Decoder {
             protocol,
             secret: secret.to_owned(),
             include_usage,
+            wanted,
             mislabelled,
             defect,
             buffer: Vec::new(),
             data: None,
+            name: String::new(),
             after_cr: false,
             started: false,
             tools: 0,
+            last_call: 0,
             finished: false,
+            choices: BTreeMap::new(),
+            halves: HashMap::new(),
             over: false,
             usage: None,
             text: String::new(),
@@ -80,6 +97,9 @@ impl Decoder {
         let mut chunk = self.made.clone();
         if self.has(Defect::TranslatesWithFreshIds) {
             chunk["id"] = uuid::Uuid::now_v7().to_string().into();
+        }
+        if self.has(Defect::TranslatesWithOneId) {
+            chunk["id"] = "chatcmpl-1".into();
         }
         chunk["model"] = model.into();
         chunk["choices"] = choices;
@@ -134,9 +154,39 @@ impl Decoder {
         }
     }
 
+    /// Whether every choice that was asked for is finished, so that nothing but usage can follow.
+    pub(super) fn is_complete(&self) -> bool {
+        if self.over || self.protocol == Protocol::Ollama {
+            return false;
+        }
+        if self.has(Defect::OneFinishIsTheEnd) {
+            return self.choices.values().any(|finished| *finished);
+        }
+        self.are_finished() && self.choices.len() >= self.wanted
+    }
+
+    fn are_finished(&self) -> bool {
+        self.finished
+            || (!self.choices.is_empty() && self.choices.values().all(|finished| *finished))
+    }
+
+    /// Whether a part of something that is no heartbeat has come, and not its end.
+    pub(super) fn is_inside_an_event(&self) -> bool {
+        let begun = self.buffer.get(..64).unwrap_or(&self.buffer);
+        match self.protocol {
+            Protocol::Ollama => !begun.trim_ascii().is_empty(),
+            Protocol::OpenAi => {
+                let data = begun.strip_prefix(b"data:").unwrap_or_default();
+                !data.trim_ascii().is_empty()
+                    || self.data.as_ref().is_some_and(|data| !data.is_empty())
+            }
+        }
+    }
+
     /// Ends the body in order: that is an end only after a finish_reason (STRM-01).
     pub(super) fn finish(&mut self, out: &mut VecDeque<Item>) {
-        if self.protocol == Protocol::Ollama && !self.buffer.is_empty() && !self.over {
+        let unended = self.protocol == Protocol::Ollama && !self.buffer.is_empty();
+        if unended && !self.over && !self.has(Defect::LosesUnendedRecord) {
             let line = mem::take(&mut self.buffer);
             self.line(&line, out);
         }
@@ -144,7 +194,9 @@ impl Decoder {
         if self.over {
             return;
         }
-        if self.finished || (self.mislabelled && self.has(Defect::IgnoresContentType)) {
+        let wanted = self.choices.len() >= self.wanted || self.finished;
+        let complete = (self.are_finished() && wanted) || self.is_complete();
+        if complete || (self.mislabelled && self.has(Defect::IgnoresContentType)) {
             self.done(out);
         } else if self.has(Defect::InventsFinish) && self.started {
             let choices = json!([{ "index": 0, "delta": {}, "finish_reason": "stop" }]);
@@ -177,15 +229,33 @@ impl Decoder {
             Protocol::Ollama if line.trim().is_empty() => {}
             Protocol::Ollama => self.record(line, out),
             Protocol::OpenAi if line.is_empty() => {
-                if let Some(data) = self.data.take() {
-                    self.event(&data, out);
+                let name = mem::take(&mut self.name);
+                match self.data.take() {
+                    Some(data) => self.event(&data, &name, out),
+                    None if self.has(Defect::HeartbeatEndsStream) && !self.text.is_empty() => {
+                        self.done(out)
+                    }
+                    None => {}
                 }
+            }
+            Protocol::OpenAi
+                if line.starts_with(':')
+                    && self.text.is_empty()
+                    && self.has(Defect::CommentBecomesData) =>
+            {
+                out.push_back(Item::Chunk {
+                    data: line.to_owned(),
+                    content: false,
+                });
             }
             Protocol::OpenAi => {
                 let line = line.strip_prefix('\u{feff}').unwrap_or(line);
                 let (field, value) = line.split_once(':').unwrap_or((line, ""));
+                let value = value.strip_prefix(' ').unwrap_or(value);
+                if field == "event" {
+                    self.name = value.to_owned();
+                }
                 if field == "data" {
-                    let value = value.strip_prefix(' ').unwrap_or(value);
                     match &mut self.data {
                         Some(data) => *data = format!("{data}\n{value}"),
                         None => self.data = Some(value.to_owned()),
@@ -196,7 +266,10 @@ impl Decoder {
     }
 
     /// One event of an OpenAI stream.
-    fn event(&mut self, data: &str, out: &mut VecDeque<Item>) {
+    fn event(&mut self, data: &str, name: &str, out: &mut VecDeque<Item>) {
+        if data.trim().is_empty() && !self.has(Defect::EmptyDataIsMalformed) {
+            return;
+        }
         self.started = true;
         if data.trim() == "[DONE]" {
             if self.has(Defect::ReadsPastDone) {
@@ -206,7 +279,7 @@ impl Decoder {
                 });
                 return;
             }
-            return match self.finished {
+            return match self.are_finished() {
                 true => self.done(out),
                 false => self.fail(
                     AttemptError::new(Cause::Truncated, "the stream ended without a finish_reason"),
@@ -214,14 +287,26 @@ impl Decoder {
                 ),
             };
         }
-        let Ok(mut chunk) = serde_json::from_str::<Value>(data) else {
+        let readable = if self.has(Defect::HalfPairBreaksStream) {
+            data.into()
+        } else {
+            utf16::readable(data)
+        };
+        let Ok(mut chunk) = serde_json::from_str::<Value>(&readable) else {
             return self.malformed(out);
         };
         if !chunk.is_object() {
             return self.malformed(out);
         }
-        if chunk.get("error").is_some_and(|error| !error.is_null()) {
+        let null_counts = self.has(Defect::NullErrorIsError);
+        if chunk
+            .get("error")
+            .is_some_and(|error| !error.is_null() || null_counts)
+        {
             return self.in_band(&chunk, out);
+        }
+        if name == "error" {
+            return self.in_band(&json!({ "error": chunk }), out);
         }
         self.usage = Usage::of(&chunk).or(self.usage);
         let choices = chunk["choices"]
@@ -231,33 +316,139 @@ impl Decoder {
         if choices.is_empty() && self.has(Defect::DropsUsageChunk) {
             return;
         }
-        self.finished |= choices
-            .iter()
-            .any(|choice| choice["finish_reason"].is_string());
         let content = choices.iter().any(is_content);
+        if self.has(Defect::StopsAtFinish) && content && self.is_complete() {
+            return;
+        }
         self.text.extend(
             choices
                 .iter()
                 .filter_map(|choice| choice["delta"]["content"].as_str()),
         );
-        if self.has(Defect::DropsPartialArguments) && choices.iter().any(has_partial_arguments) {
+        let has_partial_arguments = choices.iter().any(has_partial_arguments);
+        let mut changed = matches!(readable, std::borrow::Cow::Owned(_));
+        let mut again = false;
+        for choice in chunk["choices"].as_array_mut().into_iter().flatten() {
+            changed |= self.join_halves(choice);
+            let (ended, before) = self.end_choice(choice);
+            changed |= ended;
+            again |= before;
+        }
+        let takes_usage = again && chunk["usage"].is_object();
+        if takes_usage && self.has(Defect::SecondFinishTakesUsage) {
+            return;
+        }
+        if self.has(Defect::DropsPartialArguments) && has_partial_arguments {
             return;
         }
         if self.has(Defect::KeepsOnlyText) {
             strip_to_text(&mut chunk);
         }
-        if self.has(Defect::GuessesUsage) && chunk["usage"].is_object() {
+        let mut last_call = self.last_call;
+        if self.has(Defect::FragmentsGoToLastCall) {
+            let choices = chunk["choices"].as_array_mut().into_iter().flatten();
+            let calls = choices.filter_map(|choice| choice["delta"]["tool_calls"].as_array_mut());
+            for call in calls.flatten() {
+                match call["id"].is_string() {
+                    true => last_call = call["index"].as_u64().unwrap_or(0),
+                    false => call["index"] = last_call.into(),
+                }
+            }
+            self.last_call = last_call;
+            changed = true;
+        }
+        if self.has(Defect::StreamsFirstChoice)
+            && let Some(choices) = chunk["choices"].as_array_mut()
+        {
+            choices.retain(|choice| choice["index"].as_u64().unwrap_or(0) == 0);
+            changed = true;
+        }
+        if self.has(Defect::StreamLosesUsageDetails)
+            && let Some(usage) = Usage::of(&chunk)
+        {
+            chunk["usage"] = usage.document();
+            changed = true;
+        }
+        let guesses = self.has(Defect::GuessesUsage);
+        if guesses && chunk["usage"].is_object() {
             chunk["usage"] = protocol::guess(&self.text).document();
         }
-        let rewritten = self.has(Defect::KeepsOnlyText)
-            || self.has(Defect::GuessesUsage)
-            || data.contains('\n');
+        let rewritten =
+            self.has(Defect::KeepsOnlyText) || guesses || changed || data.contains('\n');
         let data = if rewritten {
             chunk.to_string()
         } else {
             data.to_owned()
         };
         self.emit(data, content, &chunk, out);
+    }
+
+    /// Joins the halves of surrogate pairs in the texts of a choice. Whether that changed the
+    /// choice.
+    fn join_halves(&mut self, choice: &mut Value) -> bool {
+        let index = if self.has(Defect::JoinsHalvesAcrossChoices) {
+            0
+        } else {
+            choice["index"].as_u64().unwrap_or(0)
+        };
+        let delta = &mut choice["delta"];
+        let mut changed = self.join_text((index, None), delta.get_mut("content"));
+        let calls = delta.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            let key = (index, call["index"].as_u64());
+            changed |= self.join_text(key, call.pointer_mut("/function/arguments"));
+        }
+        changed
+    }
+
+    /// Keeps back what the text ends with, if it is the first half of a surrogate pair, and puts
+    /// what was kept back before it. Whether that changed the text.
+    fn join_text(&mut self, key: (u64, Option<u64>), value: Option<&mut Value>) -> bool {
+        let Some(Value::String(text)) = value else {
+            return false;
+        };
+        if text.is_empty() {
+            return false;
+        }
+        let waiting = self.halves.remove(&key);
+        let mut joined: String = waiting.into_iter().chain(text.chars()).collect();
+        let replaces = self.has(Defect::ReplacesHalfPairs)
+            || (self.has(Defect::ReplacesHalfPairsOfArguments) && key.1.is_some());
+        if joined.ends_with(utf16::is_first_half) && !replaces {
+            self.halves.extend(joined.pop().map(|half| (key, half)));
+        }
+        let mut joined = utf16::joined(&joined);
+        if self.has(Defect::UnescapesTwice) {
+            joined = joined.replace("\\ud83d", "\u{fffd}");
+        }
+        let changed = joined != *text;
+        *text = joined;
+        changed
+    }
+
+    /// Notes the finish_reason of a choice. A second one, and one without text, becomes null.
+    /// Whether that changed the choice, and whether it was a second one.
+    fn end_choice(&mut self, choice: &mut Value) -> (bool, bool) {
+        let index = if self.has(Defect::OneFinishForAllChoices) {
+            0
+        } else {
+            choice["index"].as_u64().unwrap_or(0)
+        };
+        let finished = match choice["finish_reason"].as_str() {
+            Some("") if !self.has(Defect::PassesEmptyFinish) => {
+                choice["finish_reason"] = Value::Null;
+                self.choices.entry(index).or_insert(false);
+                return (true, false);
+            }
+            finish => finish.is_some(),
+        };
+        let known = self.choices.entry(index).or_insert(false);
+        let again = finished && std::mem::replace(known, *known || finished);
+        let mends = again && !self.has(Defect::PassesSecondFinish);
+        if mends {
+            choice["finish_reason"] = Value::Null;
+        }
+        (mends, again)
     }
 
     /// One line of an Ollama stream.
@@ -274,11 +465,20 @@ impl Decoder {
         if !mem::replace(&mut self.started, true) {
             delta["role"] = "assistant".into();
         }
-        if let Some(text) = message["content"].as_str().filter(|text| !text.is_empty()) {
+        let loses_text = record["done"] == true && self.has(Defect::DropsTextOfLastRecord);
+        if let Some(text) = message["content"]
+            .as_str()
+            .filter(|text| !text.is_empty() && !loses_text)
+        {
             delta["content"] = text.into();
             self.text.push_str(text);
         }
-        let calls = protocol::tool_calls(message, self.tools, self.defect);
+        let first = if self.has(Defect::IndexRestartsEachRecord) {
+            0
+        } else {
+            self.tools
+        };
+        let calls = protocol::tool_calls(message, first, self.defect);
         if !calls.is_empty() {
             self.tools += calls.len();
             delta["tool_calls"] = calls.into();
@@ -373,7 +573,7 @@ impl Decoder {
             if let Some(data) = event.trim_end().strip_prefix("data: ")
                 && !self.over
             {
-                self.event(data, out);
+                self.event(data, "", out);
             }
         }
     }

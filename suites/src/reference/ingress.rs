@@ -536,6 +536,14 @@ fn models(gateway: &Gateway, one: Option<&str>) -> Result<Response<Body>, ErrorR
         return Ok(json_response(200, &aliases.collect()));
     }
     match one {
+        None if gateway.has(Defect::ListsEachCandidate) => {
+            let routes = gateway.routes.routes.iter();
+            let each = |route: &Route| vec![model(&route.alias); route.candidates.len()];
+            Ok(json_response(
+                200,
+                &json!({ "object": "list", "data": routes.flat_map(each).collect::<Vec<_>>() }),
+            ))
+        }
         None => Ok(json_response(
             200,
             &json!({ "object": "list", "data": aliases.map(model).collect::<Vec<_>>() }),

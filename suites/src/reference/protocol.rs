@@ -184,6 +184,27 @@ pub(super) fn completion(
         }
         completion = Completion::of(document);
     }
+    if matches!(
+        defect,
+        Some(Defect::KeepsFirstChoice | Defect::LosesUsageDetails)
+    ) {
+        let mut document = completion.document.clone();
+        if defect == Some(Defect::LosesUsageDetails) {
+            document["usage"] = completion.usage.unwrap_or_default().document();
+        } else if let Some(choices) = document["choices"].as_array_mut() {
+            choices.truncate(1);
+        }
+        completion = Completion::of(document);
+    }
+    if defect == Some(Defect::PlainReplacesPairs) {
+        let mut document = completion.document.clone();
+        if let Some(content) = document.pointer_mut("/choices/0/message/content") {
+            let text = content.as_str().unwrap_or_default();
+            let replaced = |one: char| if one > '\u{ffff}' { '\u{fffd}' } else { one };
+            *content = text.chars().map(replaced).collect::<String>().into();
+        }
+        completion = Completion::of(document);
+    }
     if defect == Some(Defect::GuessesUsage) {
         let mut document = completion.document.clone();
         document["usage"] = guess(completion.text()).document();
@@ -385,7 +406,25 @@ fn messages_to_ollama(messages: &Value, defect: Option<Defect>) -> Value {
     if defect == Some(Defect::TranslatesLastMessageOnly) {
         messages = messages.pop().into_iter().collect();
     }
-    messages.iter().map(message_to_ollama).collect()
+    let named = |id: &Value| {
+        let calls = messages
+            .iter()
+            .filter_map(|message| message["tool_calls"].as_array());
+        let mut calls = calls.flatten();
+        calls
+            .find(|call| call["id"] == *id)
+            .map(|call| call["function"]["name"].clone())
+    };
+    let translated = |message: &Value| {
+        let mut translated = message_to_ollama(message);
+        let result = message.get("tool_call_id");
+        if let Some(id) = result.filter(|_| defect != Some(Defect::ResultsWithoutCall)) {
+            translated["tool_call_id"] = id.clone();
+            translated["tool_name"] = named(id).unwrap_or_default();
+        }
+        translated
+    };
+    messages.iter().map(translated).collect()
 }
 
 fn message_to_ollama(message: &Value) -> Value {
@@ -398,9 +437,6 @@ fn message_to_ollama(message: &Value) -> Value {
             json!({ "function": { "name": call["function"]["name"], "arguments": arguments } })
         };
         translated["tool_calls"] = calls.iter().map(call).collect();
-    }
-    if let Some(id) = message.get("tool_call_id") {
-        translated["tool_call_id"] = id.clone();
     }
     translated
 }

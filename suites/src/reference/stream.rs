@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::protocol::Protocol;
 use bytes::Bytes;
@@ -19,6 +20,9 @@ use super::route::CandidateState;
 use super::upstream::Body;
 use crate::defect::Defect;
 
+/// How long a stream waits for usage and `[DONE]` after its last choice is finished (STRM-10).
+const GRACE: Duration = Duration::from_millis(900);
+
 /// A stream that is known to be good. Dropping it closes the connection to the provider.
 pub(super) struct Committed {
     gateway: Arc<Gateway>,
@@ -30,6 +34,12 @@ pub(super) struct Committed {
     deadline: Instant,
     /// Since when the provider is silent.
     idle_from: Instant,
+    /// Whether the provider ended its body in order.
+    ended_in_order: bool,
+    /// Whether a heartbeat has come.
+    heartbeat: bool,
+    /// When a stream whose choices are finished ends without `[DONE]`.
+    grace: Option<Instant>,
     /// The permits of the breaker and of the provider, given back at the end.
     pub hold: Option<Hold>,
     /// For the defects that go on after a failure.
@@ -49,7 +59,7 @@ impl Committed {
         let decoder = Decoder::new(
             candidate.provider.protocol,
             &spec.api_key,
-            call.include_usage(),
+            (call.include_usage(), call.choices()),
             mislabelled,
             gateway.defect,
         );
@@ -63,6 +73,9 @@ impl Committed {
             items,
             deadline,
             idle_from: Instant::now(),
+            ended_in_order: false,
+            heartbeat: false,
+            grace: None,
             hold: None,
             again: true,
         }
@@ -110,8 +123,10 @@ impl Committed {
         }
     }
 
-    /// The next item, within the idle timeout and the deadline.
+    /// The next item, within the idle timeout, the grace and the deadline.
     async fn next(&mut self) -> Item {
+        // silence counts from here: a client that reads slowly is not the provider's silence
+        self.restart_idle();
         loop {
             if let Some(item) = self.items.pop_front() {
                 return self.settle(item);
@@ -120,34 +135,74 @@ impl Committed {
                 self.read().await;
                 continue;
             }
-            // silence counts from here: a client that reads slowly is not the provider's silence
-            if !self.gateway.has(Defect::IdleNeverRestarts) {
-                self.idle_from = Instant::now();
-            }
             let idle = self.idle_from + self.candidate.idle;
             let limit = if self.gateway.has(Defect::ChunksMoveDeadline) {
                 idle
             } else {
                 idle.min(self.deadline)
             };
-            if timeout_at(limit, self.read()).await.is_err() {
-                self.body = None;
-                let item = if self.gateway.has(Defect::StallIsDone) {
-                    Item::Done(None)
-                } else if limit == idle {
-                    Item::Failed(AttemptError::new(
-                        Cause::IdleTimeout,
-                        format!("the provider was silent for {:?}", self.candidate.idle),
-                    ))
-                } else {
-                    Item::Failed(AttemptError::new(
-                        Cause::DeadlineExceeded,
-                        "the deadline is over",
-                    ))
-                };
-                return self.settle(item);
+            let grace = self.grace();
+            let until = grace.map_or(limit, |grace| grace.min(limit));
+            if timeout_at(until, self.read()).await.is_ok() {
+                let heartbeat = self.items.is_empty() && !self.decoder.is_inside_an_event();
+                if heartbeat && self.gateway.has(Defect::HeartbeatsRestartGrace) {
+                    self.grace = None;
+                }
+                self.heartbeat |= heartbeat;
+                if !heartbeat || self.gateway.has(Defect::HeartbeatsRestartIdle) {
+                    self.restart_idle();
+                }
+                continue;
             }
+            let body = self.body.take();
+            if grace == Some(until) {
+                if self.gateway.has(Defect::GraceKeepsConnection) {
+                    tokio::spawn(async move {
+                        let _held = body;
+                        std::future::pending::<()>().await;
+                    });
+                }
+                self.decoder.finish(&mut self.items);
+                continue;
+            }
+            let item = if self.gateway.has(Defect::StallIsDone) {
+                Item::Done(None)
+            } else if limit == idle {
+                Item::Failed(AttemptError::new(
+                    Cause::IdleTimeout,
+                    format!("the provider was silent for {:?}", self.candidate.idle),
+                ))
+            } else {
+                Item::Failed(AttemptError::new(
+                    Cause::DeadlineExceeded,
+                    "the deadline is over",
+                ))
+            };
+            return self.settle(item);
         }
+    }
+
+    fn restart_idle(&mut self) {
+        let never = self.gateway.has(Defect::IdleNeverRestarts)
+            || (self.heartbeat && self.gateway.has(Defect::HeartbeatEndsIdleRestarts));
+        if !never {
+            self.idle_from = Instant::now();
+        }
+    }
+
+    /// When the stream ends, if all of its choices are finished.
+    fn grace(&mut self) -> Option<Instant> {
+        if !self.decoder.is_complete() || self.gateway.has(Defect::AwaitsDone) {
+            self.grace = None;
+        } else if self.grace.is_none() {
+            let grace = if self.gateway.has(Defect::EndsAtFinish) {
+                Duration::ZERO
+            } else {
+                GRACE
+            };
+            self.grace = Some(Instant::now() + grace);
+        }
+        self.grace
     }
 
     /// Reads once; what it completes stands in `items`. Cancel safe: bytes are decoded in the same
@@ -171,8 +226,14 @@ impl Committed {
             Some(Err(error)) if self.gateway.has(Defect::ResetEndsSilently) => {
                 self.items.push_back(Item::Failed(error))
             }
+            Some(Err(_)) if self.gateway.has(Defect::ResetIsDone) => {
+                self.items.push_back(Item::Done(None));
+            }
             Some(Err(error)) => self.decoder.cut(error, &mut self.items),
-            None => self.decoder.finish(&mut self.items),
+            None => {
+                self.ended_in_order = true;
+                self.decoder.finish(&mut self.items);
+            }
         }
     }
 
@@ -284,6 +345,11 @@ pub(super) fn events(
                 Item::Failed(error)
                     if gateway.has(Defect::ResetEndsSilently)
                         && error.cause == Cause::Truncated =>
+                {
+                    None
+                }
+                Item::Failed(_)
+                    if gateway.has(Defect::OrderlyEndIsSilent) && stream.ended_in_order =>
                 {
                     None
                 }

@@ -2,3 +2,4 @@
 
 pub(super) mod equivalence;
 pub(super) mod openai;
+pub(super) mod pieces;
