@@ -280,6 +280,33 @@ impl Spec {
             .find(|provider| provider.name == candidate.provider)
     }
 
+    /// Removes each alias with a candidate that is not kept, and the providers that then serve no
+    /// alias.
+    #[cfg(feature = "runner")]
+    pub(crate) fn keep_models(&mut self, kept: impl Fn(&ProviderSpec) -> bool) {
+        let removed: Vec<String> = self
+            .models
+            .iter()
+            .filter(|model| {
+                let providers = model
+                    .candidates
+                    .iter()
+                    .filter_map(|one| self.provider_of(one));
+                !providers.into_iter().all(|provider| kept(provider))
+            })
+            .map(|model| model.alias.clone())
+            .collect();
+        if removed.is_empty() {
+            return;
+        }
+        self.models.retain(|model| !removed.contains(&model.alias));
+        let models = &self.models;
+        self.providers.retain(|provider| {
+            let mut candidates = models.iter().flat_map(|model| &model.candidates);
+            candidates.any(|candidate| candidate.provider == provider.name)
+        });
+    }
+
     /// One provider `p1` that speaks OpenAI's protocol, behind the alias `solo`.
     pub fn solo() -> Self {
         Self::default()

@@ -257,7 +257,7 @@ async fn prepared(args: &Args) -> Result<Prepared, String> {
     };
     report::prepare(&args.report)?;
     let needed = cases.iter().any(|case| {
-        let spec = (case.spec)();
+        let spec = target.declared((case.spec)());
         spec.database != DatabaseNeed::None
             && case
                 .needs

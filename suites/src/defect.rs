@@ -145,6 +145,8 @@ defects! {
     WaitsForever = "TIME-02" by "hang.answer",
     /// Gives up when a tenth of the time is over.
     GivesUpEarly = "TIME-02" by "error.lower_bound",
+    /// A streamed request waits for its answer without any timeout.
+    StreamsWaitForever = "TIME-02" by "hang.head",
     /// Each byte of the answer's headers starts the timeout anew.
     HeaderBytesRestartTimer = "TIME-03" by "hang.head",
     /// A stream that stalls is ended with `[DONE]` when its idle timeout is over.
@@ -159,6 +161,8 @@ defects! {
     DeadlinePerCandidate = "TIME-06" by "deadline.over_candidates",
     /// A timeout is tried again, each time with the whole deadline.
     DeadlinePerRetry = "TIME-06" by "deadline.over_attempts",
+    /// A stream that has begun gets the whole total anew.
+    StreamsGetDeadlineAnew = "TIME-06" by "deadline.over_stream",
     /// A model's own connect timeout is read and not used.
     IgnoresOwnConnect = "TIME-07" by "own_timeout.connect",
     /// A model's own first-token timeout is read and not used.
@@ -171,6 +175,8 @@ defects! {
     IgnoresProvidersTimeouts = "TIME-07" by "own_timeout.of_provider",
     /// The client's deadline replaces the configured one, also where it is longer.
     ClientLengthensDeadline = "TIME-08" by "deadline.configured",
+    /// The client's deadline begins anew with each candidate.
+    ClientDeadlinePerCandidate = "TIME-08" by "deadline.over_candidates",
     /// The client's deadline is not read.
     IgnoresClientDeadline = "TIME-08" by "deadline.of_client",
     /// A timed-out attempt is left running in a task of its own, its connection open.
@@ -183,6 +189,12 @@ defects! {
     HeadersEndFirstToken = "TIME-12" by "hang.head",
     /// Gives a stream up at a tenth of its first-token timeout.
     FirstTokenTimeoutTooShort = "TIME-12" by "second.lower_bound",
+    /// A candidate may use up the whole deadline, whoever comes after it.
+    KeepsNoReserve = "TIME-13" by "second.status",
+    /// The first candidate leaves time for those after it, and no other candidate does.
+    KeepsReserveOnce = "TIME-13" by "third.status",
+    /// A candidate whose share of the deadline is over has answered with an empty text.
+    ShareIsEmptyAnswer = "TIME-13" by "answer.text",
     /// At most eight requests are at a provider at once, whatever is configured.
     PoolOfEight = "PARA-01" by "hang.rendezvous",
     /// All providers share one pool of 32 connections: a stalled one takes them all.
@@ -205,6 +217,8 @@ defects! {
     NoBulkhead = "PARA-07" by "provider.in_flight",
     /// A provider is given one request at a time where it has a concurrency limit.
     BulkheadOfOne = "PARA-07" by "hang.held",
+    /// A request that failed keeps its permit at the provider.
+    FailureKeepsPermit = "PARA-07" by "hang.held_again",
     /// Health waits until no request is in flight.
     HealthWaitsForRequests = "PARA-08" by "hang.answer",
     /// A request that comes while another of its model is in flight is asked with that one's
@@ -359,18 +373,34 @@ defects! {
     ReadsAhead = "LOAD-07" by "provider.bytes_taken",
     /// Every failure of a provider is a 500.
     EveryErrorIs500 = "ERR-01" by "status.provider_failure",
+    /// Every failure of a streamed request is a 500.
+    StreamedFailureIs500 = "ERR-01" by "status.streamed_failure",
     /// The provider's 401 and 403 are given to the client.
     PassesProviderAuth = "ERR-02" by "plain.status",
     /// Errors of the client are reported as plain text.
     SendsPlainText = "ERR-03" by "error.envelope",
     /// The final error holds the headers that were sent to the provider.
-    ShowsKey = "ERR-04" by "secret.in_answer",
+    ShowsKey = "ERR-04" by "secret.in_body",
+    /// The headers of a provider's error are passed on.
+    PassesHeaders = "ERR-04" by "secret.in_header",
+    /// An error event is passed on as the provider wrote it.
+    PassesErrorEvents = "ERR-04" by "secret.in_event",
     /// The error of a provider that cannot be reached holds its URL, credentials included.
     ShowsUrl = "ERR-04" by "secret.of_url",
     /// The log holds the headers that were sent to the provider.
     LogsKey = "ERR-04" by "secret.in_log",
     /// The client's request id is neither returned nor sent on.
     DropsRequestId = "ERR-05" by "answer.request_id",
+    /// A streamed answer does not hold the request id.
+    DropsRequestIdOfStreams = "ERR-05" by "stream.request_id",
+    /// A second attempt has a request id of its own.
+    RenamesSecondAttempt = "ERR-05" by "provider.request_id",
+    /// The words of a provider are read in OpenAI's form of an error alone.
+    ReadsOpenAiErrorsAlone = "ERR-06" by "words.plain",
+    /// The words of a provider are lost where a stream was asked for.
+    LosesWordsOfStreams = "ERR-06" by "words.streamed",
+    /// An error has the type that the provider gave, and an empty one where it gave none.
+    PassesEmptyType = "ERR-06" by "error.envelope",
     /// Entity extraction failing fails the query.
     EntitiesRequired = "DEGR-01" by "answer.status",
     /// Every cause for which a step is missing is reported as an error.

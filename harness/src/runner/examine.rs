@@ -93,7 +93,7 @@ pub(super) fn excused(
             capability: format!("the target does not declare `{missing}`{why}"),
         });
     }
-    let spec = (case.spec)();
+    let spec = target.declared((case.spec)());
     if let Err(why) = target.accepts(&spec) {
         return Some(Verdict::NotSupported { capability: why });
     }

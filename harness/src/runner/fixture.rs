@@ -41,7 +41,7 @@ impl CaseFixture {
         spec: Spec,
         database: Option<&Database>,
     ) -> Result<Self, Failure> {
-        let mut spec = target.adapted(spec);
+        let mut spec = target.adapted(target.declared(spec));
         if !target
             .manifest()
             .capabilities

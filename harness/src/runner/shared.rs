@@ -70,7 +70,7 @@ fn groups(waiting: &[(usize, Case)], target: &dyn Target) -> Vec<Vec<(usize, Cas
     let per_alias = &target.per_alias();
     let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
     for (index, case) in waiting {
-        let settings = settings(&target.adapted((case.spec)()), per_alias);
+        let settings = settings(&target.adapted(target.declared((case.spec)())), per_alias);
         match groups
             .iter_mut()
             .find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None)

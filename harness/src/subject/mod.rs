@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Spec, Timeouts};
+use crate::spec::{Protocol, Spec, Timeouts};
 use crate::tape::Tape;
 
 pub use behaviour::Behaviour;
@@ -147,6 +147,16 @@ pub trait Target: Send + Sync {
         false
     }
 
+    /// Returns the specification of a case without the aliases with a provider that speaks Ollama's
+    /// API, where this gateway does not declare that. A case that is about them needs the
+    /// capability; any other case leaves out their instances.
+    fn declared(&self, mut spec: Spec) -> Spec {
+        if !self.manifest().capabilities.contains(&Capability::Ollama) {
+            spec.keep_models(|provider| provider.protocol != Protocol::OLLAMA);
+        }
+        spec
+    }
+
     /// Checks whether the target can be configured as the specification asks.
     ///
     /// # Errors
@@ -259,5 +269,36 @@ impl RunningTarget {
     /// Returns the name under which clients ask for the alias.
     pub fn model(&self, alias: &str) -> String {
         format!("{}{alias}", self.model_prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_given_no_alias_of_a_protocol_that_it_does_not_declare() {
+        let spec = Spec::solo()
+            .provider("p3", Protocol::OLLAMA)
+            .model("local", &["p3", "p1"]);
+        let declared = |capabilities: &str| {
+            let file = format!(
+                "name = \"t\"\ncapabilities = [{capabilities}]\n[start]\ncommand = [\"x\"]\n"
+            );
+            let file = TargetFile::parse(&file, "t.toml").unwrap();
+            let target = CommandTarget::new(file, "gauntlet".into()).unwrap();
+            let spec = target.declared(spec.clone());
+            let aliases = spec.models.into_iter().map(|model| model.alias);
+            let providers = spec.providers.into_iter().map(|provider| provider.name);
+            (aliases.collect::<Vec<_>>(), providers.collect::<Vec<_>>())
+        };
+        assert_eq!(
+            declared("\"chat\""),
+            (vec!["solo".to_string()], vec!["p1".to_string()])
+        );
+        let (aliases, providers) = declared("\"chat\", \"ollama\"");
+        assert_eq!(aliases, ["solo", "local"]);
+        assert_eq!(providers, ["p1", "p3"]);
     }
 }

@@ -1,9 +1,10 @@
 //! CANC: nothing works any longer for a client that has left.
 
+use futures::FutureExt;
 use futures::future::join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, in_order};
 use gauntlet_harness::client::Reply;
-use gauntlet_harness::llm::{chat, reply, with};
+use gauntlet_harness::llm::{Responder, chat, error, raw, reply, tool_call, with};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
@@ -13,7 +14,8 @@ use serde_json::json;
 
 use super::CaseRow;
 use super::support::{
-    QUERIES, STORED, does_its_part, healthy, known, listed, lost, patient, query, text,
+    QUERIES, STORED, all_closed, applies, does_its_part, healthy, is_streamed, known, large_stream,
+    listed, lost, marked as mark_of, noted, patient, query, text, until_asked, with_tools,
 };
 use crate::agents::{AGENTS, Agent};
 
@@ -31,26 +33,45 @@ pub(super) const CASES: &[CaseRow] = &[
         id: "CANC-01",
         why: "Calls whose client had gone ran on for half an hour, and were billed \
               (https://github.com/BerriAI/litellm/issues/37140).",
-        shown: "The provider holds a plain and a streamed answer. Both clients leave, and the provider \
-                must see both connections close. No timeout is near.",
+        shown: "The provider holds plain and streamed answers, before and after their headers, and so \
+                does a second candidate. The clients leave, and the providers must see every \
+                connection close. No timeout is near.",
         remedy: "Watch the client's connection while the provider works, and drop the call when it \
                  closes.",
         needs: &[Capability::Chat, Capability::Stream],
-        instances: &[],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        instances: &[
+            "plain",
+            "streamed",
+            "plain, after the headers",
+            "streamed, after the headers",
+            "plain, within the answer",
+            "last candidate, plain",
+            "last candidate, streamed",
+            "Ollama, plain",
+            "Ollama, streamed",
+        ],
+        spec: two_protocols,
         run: &canc_01,
     },
     CaseRow {
         id: "CANC-02",
         why: "Streams went on token by token after their client had gone \
               (https://github.com/BerriAI/litellm/issues/13774).",
-        shown: "The client reads two pieces of text and leaves: once where the provider then is \
-                silent, and once where it repeats an event forever.",
+        shown: "The client reads the beginning of a stream and leaves: where the provider then is \
+                silent, where it repeats an event forever, and where the client had not read what \
+                has come.",
         remedy: "Drop the provider's stream when a write to the client fails or its connection closes, \
                  and never read it to its end.",
         needs: &[Capability::Chat, Capability::Stream],
-        instances: &[],
-        spec: || Spec::solo().model_timeouts("solo", Timeouts::PATIENT),
+        instances: &[
+            "streamed, then silence",
+            "streamed without an end",
+            "streamed, within a tool call",
+            "streamed, 48 MiB that nobody reads",
+            "last candidate, streamed",
+            "Ollama, streamed without an end",
+        ],
+        spec: two_protocols,
         run: &canc_02,
     },
     CaseRow {
@@ -125,49 +146,175 @@ pub(super) const CASES: &[CaseRow] = &[
     },
 ];
 
+/// The aliases `solo`, `pair`, and `local`, whose provider speaks Ollama's API, with no timeout
+/// near.
+fn two_protocols() -> Spec {
+    let spec = Spec::pair()
+        .model("solo", &["p1"])
+        .provider("p3", Protocol::OLLAMA)
+        .model("local", &["p3"]);
+    ["solo", "pair", "local"].iter().fold(spec, |spec, alias| {
+        spec.model_timeouts(alias, Timeouts::PATIENT)
+    })
+}
+
+/// The alias and the provider of an instance, by its name.
+fn asked_at(instance: &str) -> (&'static str, &'static str) {
+    match instance {
+        _ if instance.starts_with("Ollama") => ("local", "p3"),
+        _ if instance.starts_with("last candidate") => ("pair", "p2"),
+        _ => ("solo", "p1"),
+    }
+}
+
+/// Plants the answer of an instance at its provider; where that is the last candidate, the first
+/// one fails, if it is asked.
+async fn plant(ctx: &Ctx, instance: &str, answer: Responder) -> CaseResult {
+    let (_, provider) = asked_at(instance);
+    let says = || chat().user_says(&mark_of(instance));
+    ctx.stub(provider)?.mount(says(), answer).await;
+    if provider == "p2" {
+        ctx.stub("p1")?.mount(says(), error(503).optional()).await;
+    }
+    Ok(())
+}
+
 async fn canc_01(ctx: &Ctx) -> CaseResult {
     // given
-    let p1 = ctx.stub("p1")?;
-    p1.answers(reply("for nobody").plan(Plan::held("never")));
-    let plain = ctx.client.send_chat(ctx.prompt("solo", "plain")).await?;
-    let streamed = ctx
-        .client
-        .send_stream(ctx.prompt("solo", "streamed"))
-        .await?;
-    p1.held(2).await?;
+    let hold = || Step::Hold("never".into());
+    let held = |before: &[Step]| {
+        let steps = before.iter().cloned().chain([hold(), Step::Rest]);
+        reply("for nobody, and for nobody else").plan(Plan::of(steps))
+    };
+    let at_once = || reply("for nobody").plan(Plan::held("never"));
+    let instances = [
+        ("plain", at_once()),
+        ("streamed", at_once()),
+        ("plain, after the headers", held(&[Step::Head])),
+        ("streamed, after the headers", held(&[Step::Head])),
+        (
+            "plain, within the answer",
+            held(&[Step::Head, Step::Bytes(40)]),
+        ),
+        ("Ollama, plain", at_once()),
+        ("Ollama, streamed", at_once()),
+        ("last candidate, plain", at_once()),
+        ("last candidate, streamed", at_once()),
+    ];
+    let instances: Vec<_> = instances
+        .into_iter()
+        .filter(|(name, _)| applies(ctx, name))
+        .collect();
+    let mut clients = Vec::new();
+    for (name, answer) in &instances {
+        plant(ctx, name, answer.clone()).await?;
+        let (alias, provider) = asked_at(name);
+        let body = ctx.prompt(alias, &mark_of(name));
+        let asked = match is_streamed(name) {
+            true => ctx.client.send_stream(body).await?,
+            false => ctx.client.send_chat(body).await?,
+        };
+        clients.push((*name, provider, asked));
+    }
+    let at = |provider: &str| {
+        let at_provider = instances
+            .iter()
+            .filter(|(name, _)| asked_at(name).1 == provider);
+        at_provider.count()
+    };
+    for (name, stub) in &ctx.stubs {
+        stub.held(at(name)).await?;
+    }
     // when
-    plain.leave();
-    streamed.leave();
+    for (name, _, asked) in clients {
+        ctx.instance(name);
+        asked.leave();
+    }
     // then
-    p1.peer_closed(2).await.map(|_| ())
+    let mut deviations = Deviations::new();
+    let expected = ctx.stubs.iter().map(|(name, stub)| (stub, at(name)));
+    all_closed(&mut deviations, expected).await?;
+    deviations.result()
 }
 
 async fn canc_02(ctx: &Ctx) -> CaseResult {
     // given
-    let p1 = ctx.stub("p1")?;
     let then = |last: Step| {
         reply("")
             .tokens(["Par", "is"])
             .plan(Plan::of([Step::Head, Step::Events(3), last]))
     };
-    for (n, last) in [Step::Stall, Step::RepeatForever { every_ms: 20 }]
-        .into_iter()
-        .enumerate()
-    {
-        p1.answers(then(last));
-        let mut stream = ctx.client.stream(ctx.prompt("solo", "capital")).await?;
-        equal(
-            "stream.text",
-            "the text of the stream",
-            "Paris",
-            stream.text_of(5).await?.as_str(),
-        )?;
-        // when
-        stream.leave();
+    let forever = || Step::RepeatForever { every_ms: 20 };
+    let tool = tool_call("weather", json!({"city": "Paris", "days": 3}));
+    let (large, _) = large_stream();
+    let instances = [
+        ("streamed, then silence", then(Step::Stall)),
+        ("streamed without an end", then(forever())),
+        (
+            "streamed, within a tool call",
+            tool.plan(Plan::of([Step::Head, Step::Events(3), forever()])),
+        ),
+        (
+            "streamed, 48 MiB that nobody reads",
+            raw(200, "text/event-stream", large),
+        ),
+        ("Ollama, streamed without an end", then(forever())),
+        ("last candidate, streamed", then(forever())),
+    ];
+    let mut closed = [("p1", 0), ("p2", 0), ("p3", 0)];
+    let mut deviations = Deviations::new();
+    for (name, answer) in instances {
+        if !applies(ctx, name) {
+            continue;
+        }
+        plant(ctx, name, answer).await?;
+        let (alias, provider) = asked_at(name);
+        let left = async {
+            let mut body = ctx.prompt(alias, &mark_of(name));
+            let mut client = ctx.client.clone();
+            let unread = name.contains("nobody reads");
+            if name.contains("tool") {
+                body = with_tools(body);
+            }
+            if unread {
+                client = client.with_receive_buffer(8 << 10);
+            }
+            let mut stream = client.stream(body).await?;
+            if unread || name.contains("tool") {
+                stream.next().await?;
+            } else {
+                equal(
+                    "stream.text",
+                    "the text of the stream",
+                    "Paris",
+                    stream.text_of(5).await?.as_str(),
+                )?;
+            }
+            if unread {
+                ctx.stub(provider)?.sent_settles().await?;
+            }
+            // when
+            stream.leave();
+            Ok(())
+        };
+        noted(&mut deviations, ctx.examine(name, left.boxed()).await)?;
         // then
-        p1.peer_closed(n + 1).await?;
+        for (stub, count) in &mut closed {
+            *count += usize::from(*stub == provider);
+            if *stub == provider {
+                let closed = ctx.stub(stub)?.peer_closed(*count).await.map(drop);
+                noted(
+                    &mut deviations,
+                    closed.map_err(|failure| failure.in_instance(name)),
+                )?;
+            }
+        }
+        if provider == "p1" {
+            // a gateway may take a client that has left for a failure of its provider
+            until_asked(ctx, "solo", ctx.stub("p1")?).await?;
+        }
     }
-    Ok(())
+    deviations.result()
 }
 
 async fn canc_03(ctx: &Ctx) -> CaseResult {

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::future::try_join_all;
-use gauntlet_harness::case::{CaseResult, Ctx, Failure, FailureMode, equal, holds, json, silent};
-use gauntlet_harness::client::{End, Exchange, Reply, StreamEvent, Transcript};
+use futures::future::{join_all, try_join_all};
+use gauntlet_harness::case::{
+    CaseResult, Ctx, Deviations, Failure, FailureMode, equal, holds, json, silent,
+};
+use gauntlet_harness::client::{Client, End, Exchange, Reply, StreamEvent, Transcript, Transport};
 use gauntlet_harness::gate::{converge, gap, guard, hang_guard, poll_until, with_hang_guard};
 use gauntlet_harness::llm::{Responder, Stub, chat, raw, reply};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
@@ -22,6 +24,113 @@ pub(super) const STORED: &[Capability] = &[Capability::Query, Capability::Store]
 
 pub(super) const QUERIES: &str = "/api/v1/queries";
 pub(super) const DOCUMENTS: &str = "/api/v1/documents";
+
+/// Whether the target declares what the instance needs, by the words of its name. If it does not,
+/// the instance is left out.
+pub(super) fn applies(ctx: &Ctx, instance: &str) -> bool {
+    let needs = [
+        ("Ollama", Capability::Ollama),
+        ("streamed", Capability::Stream),
+        ("candidate", Capability::Fallback),
+        ("attempt", Capability::Retry),
+    ];
+    let mut needs = needs.iter().filter(|(word, _)| instance.contains(word));
+    needs.all(|(_, needed)| ctx.instance_if(*needed, instance))
+}
+
+/// The text of a prompt by which a stub knows the instance. No encoder of JSON escapes a character
+/// of it.
+pub(super) fn marked(instance: &str) -> String {
+    format!("({instance})")
+}
+
+/// Whether the instance is a streamed request, by its name.
+pub(super) fn is_streamed(instance: &str) -> bool {
+    instance.contains("streamed")
+}
+
+/// Examines the instances at the same time, and notes which of them deviate.
+pub(super) async fn together<'a, Examining: Future<Output = CaseResult> + Send + 'a>(
+    ctx: &'a Ctx,
+    deviations: &mut Deviations,
+    instances: impl IntoIterator<Item = (&'a str, Examining)>,
+) -> CaseResult {
+    let instances = instances.into_iter();
+    let rows = instances.map(|(name, examining)| ctx.examine(name, examining));
+    let rows = join_all(rows).await;
+    let hung = rows.iter().any(is_hang);
+    for row in rows {
+        deviations.note(row)?;
+    }
+    end_if(hung, deviations)
+}
+
+/// Notes what deviates. A case ends with its first hang, since each of them costs a whole guard.
+pub(super) fn noted(deviations: &mut Deviations, row: CaseResult) -> CaseResult {
+    let hung = is_hang(&row);
+    deviations.note(row)?;
+    end_if(hung, deviations)
+}
+
+fn is_hang(row: &CaseResult) -> bool {
+    let hang = FailureMode::Hang;
+    matches!(row, Err(Failure::Violated { mode, .. }) if *mode == hang)
+}
+
+fn end_if(hung: bool, deviations: &mut Deviations) -> CaseResult {
+    match hung {
+        true => std::mem::take(deviations).result(),
+        false => Ok(()),
+    }
+}
+
+/// Waits until the gateway has closed, at each of these stubs, so many connections with a request
+/// in flight.
+pub(super) async fn all_closed(
+    deviations: &mut Deviations,
+    stubs: impl IntoIterator<Item = (&Stub, usize)>,
+) -> CaseResult {
+    let stubs = stubs.into_iter();
+    let closed = stubs.map(|(stub, count)| async move {
+        let closed = stub.peer_closed(count).await.map(drop);
+        closed.map_err(|failure| failure.in_instance(stub.name()))
+    });
+    for row in join_all(closed).await {
+        deviations.note(row)?;
+    }
+    Ok(())
+}
+
+/// Sends the request, streamed or not; the client must get an error: a status or an event. Where
+/// the provider has begun a plain answer, the end of the connection is one, too: a gateway may have
+/// passed the beginning on.
+pub(super) async fn given_up(
+    client: &Client,
+    body: Value,
+    streamed: bool,
+    has_begun: bool,
+) -> CaseResult {
+    if streamed {
+        return broken(&client.streamed(body).await?);
+    }
+    match client.send_chat(body).await?.try_reply().await? {
+        Ok(reply) => refused(reply.status),
+        Err(Transport::Cut { .. }) if has_begun => Ok(()),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Sends the request, streamed or not, and waits for the end of its answer, whatever it is.
+pub(super) async fn ended(client: &Client, body: Value, streamed: bool) -> CaseResult {
+    if !streamed {
+        let answer = client.send_chat(body).await?.try_reply().await?;
+        return Ok(drop(answer));
+    }
+    match client.try_stream(body).await? {
+        Ok(stream) => stream.collect().await.map(drop),
+        Err(_) => Ok(()),
+    }
+}
 
 /// The answer of an agent that does its part.
 pub(super) fn does_its_part(agent: &str) -> Responder {
@@ -516,6 +625,25 @@ pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResu
     }))
 }
 
+/// The same failure; a violation of the fact `from` has the id `to`, which says more of where it
+/// was seen.
+pub(super) fn renamed(failure: Failure, from: &str, to: &str) -> Failure {
+    match failure {
+        Failure::Violated {
+            fact,
+            expected,
+            observed,
+            mode,
+        } if fact == from => Failure::Violated {
+            fact: to.into(),
+            expected,
+            observed,
+            mode,
+        },
+        other => other,
+    }
+}
+
 /// Makes a hang a case that was not exercised, where a wait only brings the gateway into the state
 /// that the case is about.
 pub(super) fn unexercised_if_hung(why: impl FnOnce() -> String) -> impl FnOnce(Failure) -> Failure {
@@ -557,15 +685,20 @@ pub(super) fn refused(status: u16) -> CaseResult {
     .map_err(silent)
 }
 
-/// The time from before the request with that label was written to after its answer had come.
+/// The time from before the request with that label was written to after its answer had come, or
+/// had been cut.
 pub(super) fn took(ctx: &Ctx, label: &str) -> Duration {
     let of_label = |entry: &Entry| matches!(&entry.side, Side::Client(name) if name == label);
     let sent = ctx
         .tape
         .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientSent { .. }));
-    let answered = ctx
-        .tape
-        .first(|entry| of_label(entry) && matches!(entry.event, Event::ClientAnswered { .. }));
+    let answered = ctx.tape.first(|entry| {
+        let ended = matches!(
+            entry.event,
+            Event::ClientAnswered { .. } | Event::ClientFailed { .. }
+        );
+        of_label(entry) && ended
+    });
     sent.zip(answered)
         .map_or(Duration::ZERO, |(sent, answered)| gap(&sent, &answered))
 }

@@ -110,6 +110,7 @@ pub(super) async fn ask(
     call: &Call,
     first: usize,
 ) -> Result<Served, Failure> {
+    let began = Instant::now();
     let deadline = deadline(gateway, route, call);
     let mut attempts = Vec::new();
     if gateway.has(Defect::CountsRequestsAsAttempts)
@@ -121,7 +122,9 @@ pub(super) async fn ask(
     }
     for (position, candidate) in route.candidates.iter().enumerate().skip(first) {
         if position > first {
-            if Instant::now() >= deadline && !gateway.has(Defect::DeadlinePerCandidate) {
+            let anew = gateway.has(Defect::DeadlinePerCandidate)
+                || gateway.has(Defect::ClientDeadlinePerCandidate);
+            if Instant::now() >= deadline && !anew {
                 break;
             }
             gateway
@@ -133,13 +136,24 @@ pub(super) async fn ask(
         } else {
             deadline
         };
-        let until = share(
-            deadline,
-            route.reserve,
-            route.candidates.len() - 1 - position,
-            gateway,
-        );
-        if let Some(answer) = ask_candidate(
+        let deadline = match call.deadline {
+            Some(own) if gateway.has(Defect::ClientDeadlinePerCandidate) => {
+                let anew = Instant::now() + own.saturating_duration_since(began);
+                anew.min(began + route.total)
+            }
+            _ => deadline,
+        };
+        let until = if gateway.has(Defect::KeepsReserveOnce) && position > first {
+            deadline
+        } else {
+            share(
+                deadline,
+                route.reserve,
+                route.candidates.len() - 1 - position,
+                gateway,
+            )
+        };
+        if let Some(mut answer) = ask_candidate(
             gateway,
             candidate,
             call,
@@ -148,6 +162,11 @@ pub(super) async fn ask(
         )
         .await
         {
+            if let Answer::Stream(stream) = &mut answer
+                && gateway.has(Defect::StreamsGetDeadlineAnew)
+            {
+                stream.ends_at(Instant::now() + route.total);
+            }
             return Ok(Served {
                 answer,
                 candidate: candidate.clone(),
@@ -180,7 +199,12 @@ fn deadline(gateway: &Gateway, route: &Route, call: &Call) -> Instant {
 /// The instant until which a candidate with `later` ones behind it may run: each of those keeps
 /// its reserve, or an equal share of what is left.
 fn share(deadline: Instant, reserve: Duration, later: usize, gateway: &Gateway) -> Instant {
-    if gateway.has(Defect::DeadlinePerCandidate) {
+    let whole = [
+        Defect::DeadlinePerCandidate,
+        Defect::ClientDeadlinePerCandidate,
+        Defect::KeepsNoReserve,
+    ];
+    if gateway.defect.is_some_and(|defect| whole.contains(&defect)) {
         return deadline;
     }
     let now = Instant::now();
@@ -210,6 +234,16 @@ async fn ask_candidate(
     let mut backoff = Duration::from_millis(retry.base_ms);
     candidate.provider.budget.request();
     for n in 1..=most {
+        let renamed;
+        let call = if n > 1 && gateway.has(Defect::RenamesSecondAttempt) {
+            renamed = Call {
+                request_id: uuid::Uuid::now_v7().to_string(),
+                ..call.clone()
+            };
+            &renamed
+        } else {
+            call
+        };
         let error = match attempt(gateway, candidate, call, until, deadline).await {
             Ok(answer) => return Some(answer),
             Err(error) => error,
@@ -373,10 +407,11 @@ async fn exchange(
         Defect::HeaderBytesRestartTimer,
         Defect::HeadersEndFirstToken,
     ];
-    let result = if gateway
+    let untimed = gateway
         .defect
         .is_some_and(|defect| untimed.contains(&defect))
-    {
+        || (call.stream && gateway.has(Defect::StreamsWaitForever));
+    let result = if untimed {
         work.await
     } else if gateway.has(Defect::AbandonsTimedOut) || gateway.has(Defect::AwaitsForNobody) {
         let task = tokio::spawn(work);
@@ -402,7 +437,8 @@ async fn exchange(
             Ok(Answer::Stream(stream))
         }
         Err(error)
-            if gateway.has(Defect::TimeoutIsEmptyAnswer)
+            if (gateway.has(Defect::TimeoutIsEmptyAnswer)
+                || gateway.has(Defect::ShareIsEmptyAnswer))
                 && error.cause.is_timeout()
                 && !call.stream =>
         {
@@ -416,6 +452,11 @@ async fn exchange(
         }
         Err(mut error) => {
             judge(call, deadline, &error, &mut hold);
+            if gateway.has(Defect::FailureKeepsPermit)
+                && let Some(permit) = hold._permit.take()
+            {
+                permit.forget();
+            }
             if gateway.has(Defect::ShowsUrl) && error.cause == Cause::Refused {
                 error.message = format!("{} at {}", error.message, candidate.provider.base_url);
             }
@@ -469,7 +510,18 @@ async fn converse(
         let body = whole(head, candidate.idle, gateway.defect)
             .await
             .unwrap_or_default();
-        return Err(protocol::refusal(status, &headers, &body, &spec.api_key));
+        let lost = call.stream && gateway.has(Defect::LosesWordsOfStreams);
+        let body = if lost { Bytes::new() } else { body };
+        let mut error = protocol::refusal(status, &headers, &body, &spec.api_key, gateway.defect);
+        if gateway.has(Defect::PassesHeaders) {
+            let passed = headers
+                .iter()
+                .filter(|(name, _)| name.as_str().starts_with("x-"));
+            error.passed = passed
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+        }
+        return Err(error);
     }
     if call.stream {
         let mislabelled = !protocol::is_stream(candidate.provider.protocol, &head.headers);

@@ -558,10 +558,12 @@ impl Decoder {
             self.finished = true;
             return;
         }
-        self.fail(
-            AttemptError::from_document(Cause::InBand, document, &self.secret),
-            out,
-        );
+        let secret = match self.has(Defect::PassesErrorEvents) {
+            true => "",
+            false => &self.secret,
+        };
+        let error = AttemptError::from_document(Cause::InBand, document, secret);
+        self.fail(error, out);
     }
 
     /// [`Defect::ReadsSseByPrefix`].

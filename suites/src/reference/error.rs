@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::defect::Defect;
@@ -102,6 +103,8 @@ pub(super) struct AttemptError {
     pub kind: Option<String>,
     pub code: Option<String>,
     pub param: Option<String>,
+    /// For [`Defect::PassesHeaders`].
+    pub passed: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl AttemptError {
@@ -114,30 +117,43 @@ impl AttemptError {
             kind: None,
             code: None,
             param: None,
+            passed: Vec::new(),
         }
     }
 
-    /// Reads the error that a provider sent inside `document`: OpenAI's object, or Ollama's
-    /// string.
+    /// Reads the error that a provider sent inside `document`, in whatever shape (ERR-06).
     pub(super) fn from_document(cause: Cause, document: &Value, secret: &str) -> Self {
-        let error = document.get("error").unwrap_or(&Value::Null);
-        let text = |key: &str| error.get(key).and_then(Value::as_str).map(str::to_owned);
-        let message = error
-            .as_str()
-            .map(str::to_owned)
-            .or_else(|| text("message"))
-            .unwrap_or_else(|| "the provider gives no reason".to_owned());
-        let message = if secret.is_empty() {
-            message
-        } else {
-            message.replace(secret, "[redacted]")
+        let clean = |text: &str| match secret {
+            "" => text.to_owned(),
+            _ => text.replace(secret, "[redacted]"),
         };
+        let error = document.get("error").unwrap_or(&Value::Null);
+        let text = |key: &str| error.get(key).and_then(Value::as_str).map(clean);
+        let message = words(document, 0).map(clean);
+        let message = message.unwrap_or_else(|| NO_REASON.to_owned());
         Self {
             kind: text("type"),
             code: text("code"),
             param: text("param"),
             ..Self::new(cause, message)
         }
+    }
+}
+
+/// The message of an error in which a provider gives no reason.
+pub(super) const NO_REASON: &str = "the provider gives no reason";
+
+/// The words of an error: a text, or the first text in the members that hold one.
+fn words(error: &Value, depth: usize) -> Option<&str> {
+    const MEMBERS: [&str; 5] = ["message", "detail", "msg", "error", "errors"];
+    match error {
+        _ if depth > 5 => None,
+        Value::String(text) => Some(text.trim()).filter(|text| !text.is_empty()),
+        Value::Array(items) => items.iter().find_map(|item| words(item, depth + 1)),
+        Value::Object(_) => MEMBERS
+            .iter()
+            .find_map(|name| words(error.get(name)?, depth + 1)),
+        _ => None,
     }
 }
 
@@ -212,6 +228,8 @@ pub(super) struct ErrorResponse {
     pub param: Option<String>,
     pub retry_after: Option<Duration>,
     pub attempts: Vec<Attempt>,
+    /// For [`Defect::PassesHeaders`].
+    pub passed: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl ErrorResponse {
@@ -224,6 +242,7 @@ impl ErrorResponse {
             param: None,
             retry_after: None,
             attempts: Vec::new(),
+            passed: Vec::new(),
         }
     }
 
@@ -265,7 +284,11 @@ impl ErrorResponse {
             response.param = error.param.clone();
         }
         response.retry_after = error.retry_after;
+        response.passed = error.passed.clone();
         match defect {
+            Some(Defect::PassesEmptyType) if error.cause == Cause::Rejected => {
+                response.kind = error.kind.clone().unwrap_or_default();
+            }
             Some(Defect::EveryErrorIs500) => {
                 (response.status, response.kind, response.code) =
                     (500, "server_error".into(), "internal_error".into())

@@ -49,7 +49,12 @@ pub(super) async fn answer(
         Ok(response) => response,
         Err(error) => respond(&gateway, &error),
     };
+    let is_stream = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     if !gateway.has(Defect::DropsRequestId)
+        && !(is_stream && gateway.has(Defect::DropsRequestIdOfStreams))
         && let Ok(value) = HeaderValue::from_str(&request_id)
     {
         response.headers_mut().insert("x-request-id", value);
@@ -273,8 +278,13 @@ async fn complete(
         .entry(alias)
         .or_default()
         .retain(|(id, _)| *id != visit.request_id);
-    let (served, first) =
-        result.map_err(|failure| ErrorResponse::from_failure(failure, gateway.defect))?;
+    let (served, first) = result.map_err(|failure| {
+        let defect = match gateway.defect {
+            Some(Defect::StreamedFailureIs500) if stream => Some(Defect::EveryErrorIs500),
+            defect => defect,
+        };
+        ErrorResponse::from_failure(failure, defect)
+    })?;
     let mut response = match served.answer {
         Answer::Plain(completion) => Response::new(Full::new(completion.bytes).boxed_unsync()),
         Answer::Stream(stream) => {
@@ -573,6 +583,7 @@ pub(super) fn respond(gateway: &Gateway, error: &ErrorResponse) -> Response<Body
     *response.status_mut() =
         http::StatusCode::from_u16(error.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
+    headers.extend(error.passed.iter().cloned());
     if let Some(wait) = error.retry_after {
         headers.insert(
             header::RETRY_AFTER,

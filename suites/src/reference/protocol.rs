@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value, json};
 
-use super::error::{AttemptError, Cause};
+use super::error::{AttemptError, Cause, NO_REASON};
 use crate::defect::Defect;
 
 /// Token counts as the provider sent them.
@@ -219,8 +219,20 @@ pub(super) fn refusal(
     headers: &HeaderMap,
     body: &[u8],
     secret: &str,
+    defect: Option<Defect>,
 ) -> AttemptError {
-    let document: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    let document: Value = serde_json::from_slice(body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(body);
+        let is_text = !text.trim_start().starts_with(['<', '{', '[']);
+        Value::from(if is_text { text.as_ref() } else { "" })
+    });
+    let document = match defect {
+        Some(Defect::ReadsOpenAiErrorsAlone) => {
+            let message = document.pointer("/error/message");
+            json!({ "error": {"message": message} })
+        }
+        _ => document,
+    };
     let error = AttemptError::from_document(Cause::Rejected, &document, secret);
     let quota = [&error.kind, &error.code]
         .into_iter()
@@ -248,7 +260,13 @@ pub(super) fn refusal(
         _ => AttemptError {
             status,
             retry_after,
-            ..AttemptError::new(cause, format!("the provider answered {code}"))
+            ..AttemptError::new(
+                cause,
+                match error.message.as_str() {
+                    NO_REASON => format!("the provider answered {code}"),
+                    words => format!("the provider answered {code}: {words}"),
+                },
+            )
         },
     }
 }

@@ -81,6 +81,11 @@ impl Committed {
         }
     }
 
+    /// For [`Defect::StreamsGetDeadlineAnew`].
+    pub(super) fn ends_at(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
     /// Reads until the first real content: until then every failure can still become a fallback or
     /// a real status.
     pub(super) async fn reach_commit_point(&mut self) -> Result<(), AttemptError> {
