@@ -318,7 +318,7 @@ async fn rows(ctx: &Ctx) -> Result<[i64; 2], Failure> {
 /// A document of several passages.
 fn long_document() -> Value {
     let paragraph = "Radium was discovered by Marie Curie in 1898. ".repeat(24);
-    let text = vec![paragraph.trim(); 3].join("\n\n");
+    let text = [paragraph.trim(); 3].join("\n\n");
     json!({"title": "Elements", "text": text})
 }
 
