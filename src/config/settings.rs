@@ -41,6 +41,7 @@ settings! {
         /// A request whose body is longer is answered with 413.
         "body_limit_bytes" => body_limit_bytes: u64, bytes(64, 1 << 30), Is(16 << 20);
         /// The gateway serves this many requests at a time and answers each further one with 503.
+        /// Where clients have keys, the last eighth of them is left to tenants that hold few.
         "max_in_flight" => max_in_flight: u32, count(1, 1_000_000), Is(1_024);
         /// The gateway holds this many connections of clients, and no more than half of the limit
         /// of open files. For a further one it ends the oldest connection without a request.

@@ -274,6 +274,16 @@ fn refused(refusal: &Refusal) -> Problem {
             format!("The gateway serves {limit} requests, which is its limit: try again soon."),
         )
         .wait(SOON),
+        Refusal::Share { limit } => Problem::new(
+            503,
+            UNAVAILABLE,
+            "too_many_in_flight",
+            format!(
+                "The gateway serves {limit} requests of this tenant, which is the tenant's limit: \
+                 try again soon."
+            ),
+        )
+        .wait(SOON),
         Refusal::Draining => Problem::new(
             503,
             UNAVAILABLE,

@@ -61,6 +61,12 @@ impl Keys {
         }
     }
 
+    /// Returns whether clients need a key.
+    #[must_use]
+    pub fn are_required(&self) -> bool {
+        self.required
+    }
+
     /// Returns the tenant to whom the request's key belongs. Cancel safe.
     ///
     /// # Errors

@@ -36,6 +36,11 @@ pub enum Refusal {
         /// How many requests are allowed.
         limit: u32,
     },
+    /// As many requests as one tenant is allowed are in flight.
+    Share {
+        /// How many requests a tenant is allowed.
+        limit: u32,
+    },
     /// The gateway is shutting down.
     Draining,
 }
@@ -128,7 +133,8 @@ pub async fn admit(
         Ok(request) => request,
         Err(refused) => return Ok(refused.into_response()),
     };
-    let in_flight = ingress.admission.enter()?;
+    let of_tenant = Some(&tenant).filter(|_| ingress.keys.are_required());
+    let in_flight = ingress.admission.enter(of_tenant)?;
     request.extensions_mut().insert(tenant);
     let cut = ingress.shutdown.cut_token();
     let mut response = tokio::select! {

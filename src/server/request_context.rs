@@ -112,8 +112,15 @@ pub(super) fn acceptable<'a>(
 /// Checks that the request has one `Host`, which names a host and perhaps a port, or nothing.
 fn one_host(headers: &HeaderMap) -> Result<(), InvalidHead> {
     let hosts = headers.get_all(header::HOST);
+    // the type of an authority allows a user, and any text as a port
+    let has_port_of_digits = |host: &Authority| match host.as_str().rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => true,
+    };
     let is_valid = |host: &[u8]| {
-        host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
+        host.is_empty()
+            || (!host.contains(&b'@')
+                && Authority::try_from(host).is_ok_and(|host| has_port_of_digits(&host)))
     };
     match hosts.iter().count() {
         1 if hosts.iter().all(|host| is_valid(host.as_bytes())) => Ok(()),

@@ -363,14 +363,64 @@ defects! {
     IgnoresHeaderDeadline = "CANC-04" by "header.order",
     /// Requests beyond the limit wait in a queue without bound.
     QueuesWithoutBound = "LOAD-01" by "hang.answer",
+    /// Nobody counts a stream after its first token.
+    StreamsHoldNoPermit = "LOAD-01" by "refused.status",
+    /// A refusal has no Retry-After.
+    RefusesWithoutWait = "LOAD-01" by "refused.retry_after",
+    /// Permits are given back when all requests have ended.
+    FreesPermitsTogether = "LOAD-01" by "hang.one_served",
     /// A refused request keeps a permit.
-    LeaksPermits = "LOAD-02" by "hang.served_again",
+    LeaksPermits = "LOAD-02" by "hang.after_refused",
+    /// An answered request keeps its permit.
+    LosesPermitOfAnswer = "LOAD-02" by "hang.after_answered",
+    /// A stream that came to its end keeps its permit.
+    LosesPermitOfStream = "LOAD-02" by "hang.after_streamed",
+    /// A request that the provider failed keeps its permit.
+    LosesPermitOfFailure = "LOAD-02" by "hang.after_failed",
+    /// A stream that failed before its first token keeps its permit.
+    LosesPermitOfFailedStream = "LOAD-02" by "hang.after_failed_streams",
+    /// A stream that broke keeps its permit.
+    LosesPermitOfBrokenStream = "LOAD-02" by "hang.after_broken",
+    /// A request whose client left keeps its permit.
+    LosesPermitOfLeaver = "LOAD-02" by "hang.after_left",
+    /// A stream whose client left keeps its permit.
+    LosesPermitOfLeftStream = "LOAD-02" by "hang.after_left_streams",
+    /// A request that is not JSON takes a permit and keeps it.
+    LosesPermitOfInvalid = "LOAD-02" by "hang.after_invalid",
+    /// A request for an unknown model keeps its permit.
+    LosesPermitOfUnknownModel = "LOAD-02" by "hang.after_unknown",
+    /// A request whose body was not sent whole takes a permit and keeps it.
+    LosesPermitOfHalfABody = "LOAD-02" by "hang.after_half",
+    /// Each permit is given back twice.
+    GivesPermitBackTwice = "LOAD-02" by "after.refused",
     /// The body is read whole before its size is looked at.
     ReadsBeforeMeasuring = "LOAD-04" by "hang.answer",
-    /// A client may take any time for its headers and body.
-    WaitsForSlowClient = "LOAD-05" by "hang.dribble",
+    /// A body of exactly the limit is refused.
+    RefusesAtTheLimit = "LOAD-04" by "at_limit.status",
+    /// A body of one byte more than the limit is taken.
+    AllowsOneByteMore = "LOAD-04" by "one_more.status",
+    /// A client may take any time for its headers.
+    WaitsForSlowClient = "LOAD-05" by "hang.stopped_headers",
+    /// A client may take any time for the headers of a later request of its connection.
+    WaitsOnKeptConnections = "LOAD-05" by "hang.kept_headers",
+    /// A client may take any time for its body.
+    WaitsForSlowBody = "LOAD-05" by "hang.stopped_body",
+    /// Each piece of a body restarts the time of the body.
+    BodyTimerRestarts = "LOAD-05" by "hang.slow_body",
     /// A provider's stream is read as fast as it comes, into memory without bound.
     ReadsAhead = "LOAD-07" by "provider.bytes_taken",
+    /// Each connection takes a permit, whether it has a request or not.
+    PermitForEachConnection = "LOAD-08" by "idle.status",
+    /// The first byte of a request takes the permit.
+    PermitAtFirstByte = "LOAD-08" by "headers.status",
+    /// The permit is taken before the body is read.
+    PermitBeforeBody = "LOAD-08" by "bodies.status",
+    /// Out of descriptors, the gateway answers that the provider failed.
+    ShortageIsProviders = "LOAD-09" by "short.status",
+    /// Out of descriptors, the provider's breaker opens.
+    ShortageOpensBreaker = "LOAD-09" by "after.answer",
+    /// One tenant may take every permit.
+    OneTenantTakesAll = "LOAD-11" by "other.status",
     /// Every failure of a provider is a 500.
     EveryErrorIs500 = "ERR-01" by "status.provider_failure",
     /// Every failure of a streamed request is a 500.
@@ -511,6 +561,78 @@ defects! {
     DropsTraceparent = "OBS-02" by "provider.traceparent",
     /// Usage is guessed from the length of the texts.
     GuessesUsage = "OBS-03" by "chat.usage",
+    /// A request without Host is served.
+    ServesWithoutHost = "EDGE-01" by "missing.status",
+    /// Of two headers Host the first one counts.
+    TakesFirstHost = "EDGE-01" by "doubled.status",
+    /// Any value of Host will do.
+    TakesAnyHost = "EDGE-01" by "invalid.status",
+    /// Host is looked at after the provider has been asked.
+    ChecksHostLate = "EDGE-01" by "provider.requests",
+    /// HTTP/1.0 needs a Host, too.
+    OldNeedsHost = "EDGE-01" by "http_1_0.status",
+    /// A coded body is read as JSON.
+    ReadsCodedAsJson = "EDGE-03" by "coded.status",
+    /// 415 comes without Accept-Encoding.
+    NoAcceptEncoding = "EDGE-03" by "coded.accept_encoding",
+    /// The coded bytes of a request are sent to the provider.
+    ForwardsCodedBodies = "EDGE-03" by "provider.body",
+    /// A body is decoded without a bound.
+    InflatesWithoutBound = "EDGE-03" by "bomb.status",
+    /// A body that its coding does not fit is taken as it is.
+    BelievesAnyCoding = "EDGE-03" by "corrupt.status",
+    /// A coding that is not known is not looked at.
+    IgnoresUnknownCodings = "EDGE-03" by "unknown.status",
+    /// Codings are asked for, and no answer is decoded.
+    InvitesCodings = "EDGE-04" by "coded.served",
+    /// Coded bytes reach the client without the header that names their coding.
+    StripsContentEncoding = "EDGE-04" by "coded.text",
+    /// A decoded answer still has the header of its coding.
+    KeepsContentEncoding = "EDGE-04" by "coded.agreement",
+    /// The usage of a coded answer is lost.
+    LosesCodedUsage = "EDGE-04" by "coded.usage",
+    /// A coded stream is decoded at its end.
+    InflatesAtEnd = "EDGE-04" by "hang.head",
+    /// A stream is gathered where its client accepts codings.
+    GathersForCodingClients = "EDGE-04" by "hang.event",
+    /// Headers of the client's connection are copied to the provider.
+    CopiesHopHeaders = "EDGE-05" by "provider.hop_headers",
+    /// A header that the client's Connection names is copied to the provider.
+    CopiesNamedHeaders = "EDGE-05" by "provider.named_headers",
+    /// Headers of the provider's connection are copied into answers.
+    CopiesHopHeadersOfAnswers = "EDGE-05" by "plain.hop_headers",
+    /// A header that the provider's Connection names is copied into answers.
+    CopiesNamedHeadersOfAnswers = "EDGE-05" by "plain.named_headers",
+    /// Headers of the provider's connection are copied into streams.
+    CopiesHopHeadersOfStreams = "EDGE-05" by "stream.hop_headers",
+    /// A header that the provider's Connection names is copied into streams.
+    CopiesNamedHeadersOfStreams = "EDGE-05" by "stream.named_headers",
+    /// Headers of the provider's connection are copied into errors.
+    CopiesHopHeadersOfErrors = "EDGE-05" by "error.hop_headers",
+    /// A header that the provider's Connection names is copied into errors.
+    CopiesNamedHeadersOfErrors = "EDGE-05" by "error.named_headers",
+    /// A request that awaits 100 is refused.
+    RefusesExpect = "EDGE-06" by "expect.status",
+    /// A body that is too large is awaited, and refused at its end.
+    ReadsWhatIsTooLargeAnyway = "EDGE-06" by "expect.too_large",
+    /// HTTP/1.0 is refused.
+    RefusesHttp10 = "EDGE-06" by "http_1_0.status",
+    /// The second request of a connection is refused.
+    ServesOncePerConnection = "EDGE-06" by "pipelining.answers",
+    /// A target in absolute form is not known.
+    RefusesAbsoluteForm = "EDGE-06" by "absolute_form.status",
+    /// A chunked request with trailers is refused.
+    ChokesOnTrailersOfClients = "EDGE-06" by "chunks.status",
+    /// Of two lengths of a request the first one counts.
+    TakesFirstLength = "EDGE-06" by "lengths.refused",
+    /// An answer with an interim one before it cannot be read.
+    ChokesOnInterimAnswers = "EDGE-06" by "interim.answer",
+    /// An answer whose chunks have extensions cannot be read.
+    ChokesOnExtensions = "EDGE-06" by "extensions.answer",
+    /// An answer with trailers cannot be read.
+    ChokesOnTrailers = "EDGE-06" by "trailers.answer",
+    /// Of two lengths of an answer the first one counts.
+    TakesFirstProviderLength = "EDGE-06" by "provider_lengths.answer",
     /// A citation may name any source.
     KeepsUnknownSources = "CITE-01" by "citations.source",
     /// A citation may quote what stands nowhere.

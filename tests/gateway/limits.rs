@@ -235,6 +235,8 @@ async fn a_host_that_is_missing_doubled_or_invalid_is_refused() {
         "host: a\r\nhost: a\r\n",
         "host: a b/\r\n",
         "host: u@a\r\n",
+        "host: a:port\r\n",
+        "host: [::1]:port\r\n",
     ] {
         let answer = ask(hosts, "HTTP/1.1").await;
         assert!(
@@ -246,6 +248,8 @@ async fn a_host_that_is_missing_doubled_or_invalid_is_refused() {
     for (hosts, version) in [
         ("host: a:80\r\n", "HTTP/1.1"),
         ("host: [::1]:80\r\n", "HTTP/1.1"),
+        ("host: [::1]\r\n", "HTTP/1.1"),
+        ("host: a:\r\n", "HTTP/1.1"),
         ("host:\r\n", "HTTP/1.1"),
         ("", "HTTP/1.0"),
     ] {

@@ -100,7 +100,7 @@ fn is_in_the_table(error: &ApiError) {
         },
         E::Refused(refusal) => match refusal {
             Refusal::MissingKey | Refusal::UnknownKey | Refusal::Store(_) => {}
-            Refusal::Busy { .. } | Refusal::Draining => {}
+            Refusal::Busy { .. } | Refusal::Share { .. } | Refusal::Draining => {}
         },
         E::Body(error) => match error {
             BodyError::TooLarge { .. } | BodyError::Timeout { .. } | BodyError::Broken => {}
@@ -184,6 +184,7 @@ fn err_01_the_whole_table() {
         ("MissingKey", ApiError::Refused(Refusal::MissingKey)),
         ("UnknownKey", ApiError::Refused(Refusal::UnknownKey)),
         ("Busy", ApiError::Refused(Refusal::Busy { limit: 8 })),
+        ("Share", ApiError::Refused(Refusal::Share { limit: 7 })),
         ("Draining", ApiError::Refused(Refusal::Draining)),
         (
             "BodyTooLarge",

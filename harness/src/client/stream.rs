@@ -122,9 +122,26 @@ impl StreamReply {
         self.exchange.in_buffers()
     }
 
-    /// The number of bytes of the stream that were read, without their framing.
-    pub fn read_bytes(&self) -> u64 {
-        self.raw.len() as u64
+    /// The bytes of the stream that were read, without their framing.
+    pub fn bytes(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// Reads until there are more bytes than there were, or the stream has ended; returns whether
+    /// there are. This is for streams that are no events, such as coded ones.
+    ///
+    /// # Errors
+    /// A violation by a hang.
+    pub async fn more(&mut self) -> Result<bool, Failure> {
+        let what = format!("more of the stream to client {}", self.exchange.label());
+        let before = self.raw.len();
+        let reading = async {
+            while self.raw.len() == before && self.end.is_none() {
+                self.read_some().await;
+            }
+        };
+        gate::guard("hang.bytes", &what, reading).await?;
+        Ok(self.raw.len() > before)
     }
 
     /// The next event; `None` at the end, of which [`StreamReply::end`] gives the kind.
@@ -235,28 +252,29 @@ impl StreamReply {
             if self.raw.len() > self.exchange.most {
                 return Err(self.too_large(format!("{} bytes", self.exchange.most)));
             }
-            match self.body.take(&mut self.exchange.buffer) {
-                Ok(bytes) => {
-                    self.raw.extend_from_slice(&bytes);
-                    if !bytes.is_empty() {
-                        continue;
-                    }
+            self.read_some().await;
+        }
+    }
+
+    /// Takes what has come, or else reads once.
+    async fn read_some(&mut self) {
+        match self.body.take(&mut self.exchange.buffer) {
+            Ok(bytes) => {
+                self.raw.extend_from_slice(&bytes);
+                if !bytes.is_empty() {
+                    return;
                 }
-                Err(error) => {
-                    self.ended(End::Cut(error.to_string()));
-                    continue;
-                }
             }
-            if self.body.is_done() {
-                self.ended(End::Orderly);
-                continue;
-            }
-            match self.exchange.fill().await {
-                Ok(true) => {}
-                Ok(false) if self.body.may_end_here() => self.ended(End::Orderly),
-                Ok(false) => self.ended(End::Cut("end of the connection".into())),
-                Err(error) => self.ended(End::Cut(error.to_string())),
-            }
+            Err(error) => return self.ended(End::Cut(error.to_string())),
+        }
+        if self.body.is_done() {
+            return self.ended(End::Orderly);
+        }
+        match self.exchange.fill().await {
+            Ok(true) => {}
+            Ok(false) if self.body.may_end_here() => self.ended(End::Orderly),
+            Ok(false) => self.ended(End::Cut("end of the connection".into())),
+            Err(error) => self.ended(End::Cut(error.to_string())),
         }
     }
 

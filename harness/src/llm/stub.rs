@@ -482,6 +482,13 @@ impl Source for Namespaced {
         self.source().counts(request)
     }
 
+    /// A case's requests have its namespace or none.
+    fn is_foreign(&self, request: &Request) -> bool {
+        request.path.starts_with("/t/")
+            && self.prefix.starts_with("/t/")
+            && !request.path.starts_with(&self.prefix)
+    }
+
     fn met(&self, fault: u64) {
         self.planted.met(fault);
     }

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -19,7 +21,13 @@ use tokio::sync::watch;
 
 use super::reaped::ReapedGroup;
 use super::{Process, TargetError};
+#[cfg(target_os = "linux")]
+use crate::gate;
 use crate::tape::{Event, Side, Tape};
+
+/// The most time for which a number of descriptors is awaited that no longer changes.
+#[cfg(target_os = "linux")]
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// The number of log lines that an error message or a report shows.
 const TAIL_LINES: usize = 25;
@@ -148,6 +156,9 @@ impl Process for ChildProcess {
             ))
         };
         let maximum = hardest_limit(self.pid).map_err(failed)?;
+        // a connection that its peer has closed is given back a moment later
+        let open = || open_descriptors(self.pid).map(|open| open.len()).ok();
+        gate::bounded(SETTLING, gate::settled(open)).await;
         let current = match spare {
             None => maximum,
             Some(spare) => Some(limit_with(

@@ -4,7 +4,7 @@ use futures::FutureExt;
 use futures::future::join_all;
 use gauntlet_harness::case::{CaseResult, Ctx, Deviations, Failure, equal, holds, in_order};
 use gauntlet_harness::client::Reply;
-use gauntlet_harness::llm::{Responder, chat, error, raw, reply, tool_call, with};
+use gauntlet_harness::llm::{Responder, chat, error, reply, tool_call, with};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
@@ -67,7 +67,7 @@ pub(super) const CASES: &[CaseRow] = &[
             "streamed, then silence",
             "streamed without an end",
             "streamed, within a tool call",
-            "streamed, 48 MiB that nobody reads",
+            "streamed, large, and nobody reads",
             "last candidate, streamed",
             "Ollama, streamed without an end",
         ],
@@ -246,7 +246,6 @@ async fn canc_02(ctx: &Ctx) -> CaseResult {
     };
     let forever = || Step::RepeatForever { every_ms: 20 };
     let tool = tool_call("weather", json!({"city": "Paris", "days": 3}));
-    let (large, _) = large_stream();
     let instances = [
         ("streamed, then silence", then(Step::Stall)),
         ("streamed without an end", then(forever())),
@@ -254,10 +253,7 @@ async fn canc_02(ctx: &Ctx) -> CaseResult {
             "streamed, within a tool call",
             tool.plan(Plan::of([Step::Head, Step::Events(3), forever()])),
         ),
-        (
-            "streamed, 48 MiB that nobody reads",
-            raw(200, "text/event-stream", large),
-        ),
+        ("streamed, large, and nobody reads", large_stream()),
         ("Ollama, streamed without an end", then(forever())),
         ("last candidate, streamed", then(forever())),
     ];

@@ -10,6 +10,7 @@ mod cancellation;
 mod data;
 mod degradation;
 mod drain;
+mod edge;
 mod errors;
 mod evidence;
 mod fallback;
@@ -76,6 +77,9 @@ const AREAS: &[&[CaseRow]] = &[
     drain::CASES,
     auth::CASES,
     observability::CASES,
+    edge::heads::CASES,
+    edge::coded::CASES,
+    edge::messages::CASES,
     evidence::CASES,
 ];
 

@@ -37,6 +37,7 @@ const REACHES: &[(&str, &[State])] = &[
     ("CANC-04", &[CallClosed]),
     ("LOAD-01", &[AdmissionFull]),
     ("LOAD-02", &[AdmissionFull]),
+    ("LOAD-11", &[AdmissionFull]),
     ("DEGR-01", &[BreakerOpen]),
     ("DEGR-03", &[DatabaseFault]),
     ("DEGR-08", &[DatabaseFault]),

@@ -8,9 +8,12 @@ use futures::future::{join_all, try_join_all};
 use gauntlet_harness::case::{
     CaseResult, Ctx, Deviations, Failure, FailureMode, equal, holds, json, silent,
 };
-use gauntlet_harness::client::{Client, End, Exchange, Reply, StreamEvent, Transcript, Transport};
+use gauntlet_harness::client::{
+    Client, End, Exchange, Reply, StreamEvent, StreamReply, Transcript, Transport,
+};
 use gauntlet_harness::gate::{converge, gap, guard, hang_guard, poll_until, with_hang_guard};
 use gauntlet_harness::llm::{Responder, Stub, chat, raw, reply};
+use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
 use gauntlet_harness::tape::{Entry, Event, Side};
@@ -716,13 +719,57 @@ pub(super) async fn taken(stub: &Stub) -> Result<u64, Failure> {
     stub.sent_settles().await
 }
 
-/// A stream of 48 MiB in events of 64 KiB that never finishes, and its length in bytes.
-pub(super) fn large_stream() -> (String, u64) {
-    let event = chunk(&"x".repeat(64 << 10), None);
-    let stream = event.repeat((48 << 20) / event.len());
-    let length = stream.len() as u64;
-    (stream, length)
+/// The number of bytes of an answer that the gateway holds itself once it takes no more, or once it
+/// holds [`TOO_MANY`]: without those that its client has read, and those in the buffers of the
+/// system on both sides.
+pub(super) async fn held_for(client: &StreamReply, stub: &Stub) -> Result<u64, Failure> {
+    let held = || {
+        // where the system does not show its buffers, they may be full
+        let unseen = || buffers_of_the_system() / 2;
+        let on_the_way = stub.in_buffers().unwrap_or_else(unseen)
+            + client.in_buffers().unwrap_or_else(unseen)
+            + client.bytes().len() as u64;
+        stub.wire().sent_bytes().saturating_sub(on_the_way)
+    };
+    tokio::select! {
+        taken = taken(stub) => taken.map(|_| held()),
+        held = poll_until(|| Some(held()).filter(|held| *held >= TOO_MANY)) => Ok(held),
+    }
 }
+
+/// How many bytes the buffers of the two connections of a gateway may hold, from the provider to a
+/// client that receives little.
+fn buffers_of_the_system() -> u64 {
+    let most = |name: &str| {
+        let limits = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
+        limits.split_whitespace().next_back()?.parse::<u64>().ok()
+    };
+    let (receive, send) = (most("tcp_rmem"), most("tcp_wmem"));
+    // the client's own buffer is small
+    receive.unwrap_or(6 << 20) + 2 * send.unwrap_or(4 << 20)
+}
+
+/// An answer without end, whose event is sent again and again.
+pub(super) fn endless(kind: &str, event: String) -> Responder {
+    let again = [
+        Step::Head,
+        Step::Events(1),
+        Step::RepeatForever { every_ms: 0 },
+    ];
+    raw(200, kind, event).plan(Plan::of(again))
+}
+
+/// A stream of OpenAI's without end, in events of 64 KiB.
+pub(super) fn large_stream() -> Responder {
+    endless("text/event-stream", chunk(&"x".repeat(64 << 10), None))
+}
+
+/// What no gateway may hold for one client that does not read, in bytes.
+pub(super) const TOO_MANY: u64 = 3 * AHEAD;
+
+/// The default bound in bytes on what a gateway takes from a provider for a client that does not
+/// read.
+pub(super) const AHEAD: u64 = 8 << 20;
 
 /// Reads the answers to requests that were sent.
 pub(super) async fn answers(asked: Vec<Exchange>) -> Result<Vec<Reply>, Failure> {

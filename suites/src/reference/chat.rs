@@ -1,11 +1,13 @@
 //! The LLM path: candidates one after the other, attempts at each with backoff, all under one
 //! deadline, until an answer is known to be good.
 
+use std::io::Read as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use flate2::read::GzDecoder;
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
@@ -36,6 +38,8 @@ pub(super) struct Call {
     /// For [`Defect::ForwardsRoleEarly`]: the chunks of a stream that failed before its first
     /// content.
     pub early: Arc<Mutex<Vec<Item>>>,
+    /// The client's headers, which only the defects that copy them read.
+    pub headers: HeaderMap,
     /// The client's own credentials, which only [`Defect::ForwardsAuthorization`] sends on.
     pub authorization: Option<HeaderValue>,
 }
@@ -481,7 +485,8 @@ pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: 
     let hurried =
         error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
     let clients = error.cause.is_clients() && !hold.gateway.has(Defect::RejectedOpensBreaker);
-    if clients || hurried || error.cause == Cause::Unsupported {
+    let short = error.cause == Cause::Shortage && !hold.gateway.has(Defect::ShortageOpensBreaker);
+    if clients || hurried || short || error.cause == Cause::Unsupported {
         admitted.says_nothing();
     } else {
         admitted.failed();
@@ -505,6 +510,26 @@ async fn converse(
     } else {
         sending.await?
     };
+    if COPYING.iter().any(|(defect, ..)| gateway.has(*defect)) {
+        *gateway
+            .copied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = head.headers.clone();
+    }
+    let coded = head.headers.get(header::CONTENT_ENCODING);
+    let is_coded = coded.is_some_and(|coding| coding != "identity");
+    let gzip = coded.is_some_and(|coding| coding == "gzip");
+    let decodes = gzip
+        && match call.stream {
+            true => gateway.has(Defect::InflatesAtEnd),
+            false => decodes(gateway),
+        };
+    if is_coded && !decodes && !gateway.has(Defect::StripsContentEncoding) {
+        return Err(AttemptError::new(
+            Cause::BadResponse,
+            "the provider's answer is in a coding that nobody asked for",
+        ));
+    }
     if !head.status.is_success() {
         let (status, headers) = (head.status, head.headers.clone());
         let body = whole(head, candidate.idle, gateway.defect)
@@ -542,18 +567,92 @@ async fn converse(
             mislabelled,
             deadline,
         );
+        stream.coded = decodes.then(Vec::new);
         if !gateway.has(Defect::CommitsOnHeaders) {
             stream.reach_commit_point().await?;
         }
         return Ok(Answer::Stream(Box::new(stream)));
     }
-    let bytes = whole(head, candidate.idle, gateway.defect).await?;
+    let mut bytes = whole(head, candidate.idle, gateway.defect).await?;
+    if decodes {
+        bytes = gunzipped(&bytes).into();
+    } else if is_coded {
+        return Ok(Answer::Plain(Completion {
+            bytes,
+            usage: None,
+            document: Value::Null,
+        }));
+    }
+    if is_coded && gateway.has(Defect::LosesCodedUsage) {
+        let mut document: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        document
+            .as_object_mut()
+            .map(|fields| fields.shift_remove("usage"));
+        bytes = document.to_string().into();
+    }
     Ok(Answer::Plain(protocol::completion(
         candidate.provider.protocol,
         bytes,
         &spec.api_key,
         gateway.defect,
     )?))
+}
+
+/// The defects that copy headers of a provider to the client: into which answers, and whether those
+/// that Connection names.
+pub(super) const COPYING: &[(Defect, Into, bool)] = &[
+    (Defect::CopiesHopHeadersOfAnswers, Into::Plain, false),
+    (Defect::CopiesNamedHeadersOfAnswers, Into::Plain, true),
+    (Defect::CopiesHopHeadersOfStreams, Into::Stream, false),
+    (Defect::CopiesNamedHeadersOfStreams, Into::Stream, true),
+    (Defect::CopiesHopHeadersOfErrors, Into::Error, false),
+    (Defect::CopiesNamedHeadersOfErrors, Into::Error, true),
+];
+
+/// An answer to a client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Into {
+    Plain,
+    Stream,
+    Error,
+}
+
+/// Copies what a defect copies.
+pub(super) fn copy_headers(gateway: &Gateway, into: Into, headers: &mut HeaderMap) {
+    let copying = COPYING.iter().find(|(defect, ..)| gateway.has(*defect));
+    let Some((_, _, named)) = copying.filter(|(_, answers, _)| *answers == into) else {
+        return;
+    };
+    let of = gateway
+        .copied
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    for (name, value) in of.iter() {
+        let hop = ["keep-alive", "proxy-connection", "proxy-authenticate"].contains(&name.as_str());
+        if (*named && name == "x-hop") || (!*named && hop) {
+            headers.insert(name, value.clone());
+        }
+    }
+}
+
+/// Whether a defect decodes the answers of providers, in gzip alone.
+fn decodes(gateway: &Gateway) -> bool {
+    let decoding = [
+        Defect::KeepsContentEncoding,
+        Defect::LosesCodedUsage,
+        Defect::InflatesAtEnd,
+    ];
+    gateway
+        .defect
+        .is_some_and(|defect| decoding.contains(&defect))
+}
+
+/// What gzip holds; empty if it is none.
+pub(super) fn gunzipped(coded: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    // what cannot be decoded is left out
+    GzDecoder::new(coded).read_to_end(&mut plain).ok();
+    plain
 }
 
 /// Reads the body to its end, with the idle timeout between two reads.
@@ -618,6 +717,24 @@ fn question(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
+    let codings = if gateway.has(Defect::InvitesCodings) || decodes(gateway) {
+        "gzip"
+    } else {
+        "identity"
+    };
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+    let copied: &[&str] = match gateway.defect {
+        Some(Defect::CopiesHopHeaders) => &["keep-alive", "proxy-authorization", "te"],
+        Some(Defect::CopiesNamedHeaders) => &["x-hop"],
+        _ => &[],
+    };
+    for name in copied {
+        headers.extend(
+            call.headers
+                .get(*name)
+                .map(|value| (header::HeaderName::from_static(name), value.clone())),
+        );
+    }
     let requested = fields.get("api_key").and_then(Value::as_str);
     let shown = requested
         .filter(|_| gateway.has(Defect::TakesKeyFromRequest))
@@ -671,5 +788,6 @@ fn question(
         body,
         connect: candidate.connect,
         silence,
+        short: gateway.short.load(Ordering::SeqCst),
     })
 }

@@ -28,6 +28,7 @@ pub(super) enum Cause {
     InBand,
     BreakerOpen,
     BulkheadFull,
+    Shortage,
     Unsupported,
 }
 
@@ -48,6 +49,7 @@ impl Cause {
             Self::BadResponse | Self::Truncated | Self::Oversized => "unreadable",
             Self::BreakerOpen => "resting",
             Self::BulkheadFull => "full",
+            Self::Shortage => "short",
             Self::Unsupported => "impossible",
         }
     }
@@ -86,7 +88,7 @@ impl Cause {
     pub(super) const fn was_sent(self) -> bool {
         !matches!(
             self,
-            Self::BreakerOpen | Self::BulkheadFull | Self::Unsupported
+            Self::BreakerOpen | Self::BulkheadFull | Self::Shortage | Self::Unsupported
         )
     }
 }
@@ -195,6 +197,7 @@ impl Failure {
         let decisive = any(Cause::Rejected)
             .or_else(|| any(Cause::RateLimited).filter(|_| sent.iter().all(patience)))
             .or_else(|| sent.last().copied())
+            .or_else(|| any(Cause::Shortage))
             .or_else(|| any(Cause::BreakerOpen))
             .or_else(|| any(Cause::BulkheadFull))
             .or_else(|| any(Cause::Unsupported))
@@ -268,7 +271,12 @@ impl ErrorResponse {
             | Cause::IdleTimeout
             | Cause::DeadlineExceeded => (504, "timed_out"),
             Cause::RateLimited | Cause::QuotaExhausted => (429, "slow_down"),
-            Cause::Overloaded | Cause::BreakerOpen | Cause::BulkheadFull => (503, "come_again"),
+            Cause::Shortage if defect == Some(Defect::ShortageIsProviders) => {
+                (502, "provider_failed")
+            }
+            Cause::Overloaded | Cause::BreakerOpen | Cause::BulkheadFull | Cause::Shortage => {
+                (503, "come_again")
+            }
             Cause::Rejected => (error.status.unwrap_or(400), "refused_request"),
             Cause::Unsupported => (400, "refused_request"),
             _ => (502, "provider_failed"),

@@ -1,7 +1,7 @@
 //! The running gateway: what all requests share, the listener, and the end on SIGTERM.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::{Deployment, Process, RunningTarget, TargetError};
 use gauntlet_harness::tape::{Event, Side, Tape};
+use http::HeaderMap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +25,7 @@ use super::ingress;
 use super::ops::Metrics;
 use super::route::{CandidateState, Routes};
 use super::store::Store;
+use super::upstream::Altered;
 use crate::defect::Defect;
 
 /// What all requests share.
@@ -44,6 +46,14 @@ pub(super) struct Gateway {
     pub cut: watch::Sender<bool>,
     /// Requests in flight.
     pub in_flight: watch::Sender<u32>,
+    /// How many of them each tenant has.
+    tenants: Mutex<HashMap<String, u32>>,
+    /// For [`Defect::FreesPermitsTogether`]: those that have ended while others have not.
+    ended: AtomicU32,
+    /// Whether the process has no file descriptor left.
+    pub short: AtomicBool,
+    /// The headers of the last answer of a provider, for the defects that copy them.
+    pub copied: Mutex<HeaderMap>,
     /// One pool for all requests, for [`Defect::HeadOfLine`] and [`Defect::WritesUnderLock`].
     pub line: Arc<Semaphore>,
     /// The requests in flight by alias: for [`Defect::SharesPrompts`].
@@ -62,6 +72,20 @@ type Prompt = (String, Value);
 /// A permit among the requests in flight; dropping it gives it back.
 pub(super) struct Permit {
     gateway: Arc<Gateway>,
+    tenant: String,
+    /// Whether the answer is a stream, and whether it has ended: for the defects that lose the
+    /// permit of a client that leaves.
+    pub streamed: bool,
+    pub ended: bool,
+}
+
+impl Permit {
+    /// Loses the permit, if the gateway has this bug.
+    pub(super) fn lost_by(self, defect: Defect) {
+        if self.gateway.has(defect) {
+            std::mem::forget(self);
+        }
+    }
 }
 
 impl Gateway {
@@ -97,9 +121,34 @@ impl Gateway {
         }
     }
 
-    /// Takes a permit, if the limit is not reached (LOAD-01).
-    pub(super) async fn enter(self: &Arc<Self>) -> Option<Permit> {
+    /// Whether all permits are taken.
+    pub(super) fn is_full(&self) -> bool {
+        *self.in_flight.borrow() >= self.spec.limits.max_in_flight
+            && !self.has(Defect::QueuesWithoutBound)
+    }
+
+    /// Takes a permit, if the limit is not reached (LOAD-01). An eighth of them is kept for tenants
+    /// that hold few (LOAD-11).
+    pub(super) async fn enter(self: &Arc<Self>, tenant: &str) -> Option<Permit> {
         let limit = self.spec.limits.max_in_flight;
+        if !self.spec.keys.is_empty() && !self.has(Defect::OneTenantTakesAll) {
+            let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = tenants.entry(tenant.to_owned()).or_default();
+            if *held >= limit - (limit / 8).max(1) {
+                return None;
+            }
+            *held += 1;
+        }
+        self.enter_any(tenant, limit).await
+    }
+
+    async fn enter_any(self: &Arc<Self>, tenant: &str, limit: u32) -> Option<Permit> {
+        let permit = Permit {
+            gateway: self.clone(),
+            tenant: tenant.to_owned(),
+            streamed: false,
+            ended: false,
+        };
         if self.has(Defect::QueuesWithoutBound) {
             let mut free = self.in_flight.subscribe();
             while !self.take_permit(limit) {
@@ -109,11 +158,16 @@ impl Gateway {
             if self.has(Defect::LeaksPermits) {
                 self.in_flight.send_modify(|taken| *taken += 1);
             }
+            permit.leave_tenant();
+            std::mem::forget(permit);
             return None;
         }
-        Some(Permit {
-            gateway: self.clone(),
-        })
+        Some(permit)
+    }
+
+    /// Loses a permit.
+    pub(super) fn lose(&self) {
+        self.in_flight.send_modify(|taken| *taken += 1);
     }
 
     fn take_permit(&self, limit: u32) -> bool {
@@ -129,11 +183,44 @@ impl Gateway {
     }
 }
 
+impl Permit {
+    fn leave_tenant(&self) {
+        let mut tenants = self
+            .gateway
+            .tenants
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = tenants.get_mut(&self.tenant) {
+            *held = held.saturating_sub(1);
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.leave_tenant();
+        let left = match self.gateway.defect {
+            Some(Defect::LosesPermitOfLeaver) => !self.streamed,
+            Some(Defect::LosesPermitOfLeftStream) => self.streamed,
+            _ => false,
+        };
+        if left && !self.ended {
+            return;
+        }
+        let mut given_back = 1;
+        if self.gateway.has(Defect::GivesPermitBackTwice) {
+            given_back = 2;
+        }
+        if self.gateway.has(Defect::FreesPermitsTogether) {
+            let ended = self.gateway.ended.fetch_add(1, Ordering::SeqCst) + 1;
+            if ended < *self.gateway.in_flight.borrow() {
+                return;
+            }
+            given_back = self.gateway.ended.swap(0, Ordering::SeqCst);
+        }
         self.gateway
             .in_flight
-            .send_modify(|taken| *taken = taken.saturating_sub(1));
+            .send_modify(|taken| *taken = taken.saturating_sub(given_back));
     }
 }
 
@@ -173,6 +260,10 @@ pub(super) async fn start(
         draining: AtomicBool::new(false),
         cut: watch::Sender::new(false),
         in_flight: watch::Sender::new(0),
+        tenants: Mutex::default(),
+        ended: AtomicU32::new(0),
+        short: AtomicBool::new(false),
+        copied: Mutex::default(),
         line: Arc::new(Semaphore::new(if defect == Some(Defect::HeadOfLine) {
             32
         } else {
@@ -248,16 +339,52 @@ async fn serve(
 }
 
 async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
-    let service = service_fn(|request| ingress::answer(gateway.clone(), request));
+    if gateway.has(Defect::PermitAtFirstByte) {
+        stream.peek(&mut [0]).await.ok();
+    }
+    let early = [Defect::PermitForEachConnection, Defect::PermitAtFirstByte];
+    let permit = match gateway.defect {
+        Some(defect) if early.contains(&defect) => gateway.enter("default").await,
+        _ => None,
+    };
+    let early = Mutex::new(permit);
+    let requests = AtomicU32::new(0);
+    let service = service_fn(|request| {
+        if gateway.has(Defect::PermitAtFirstByte) {
+            drop(early.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        let n = requests.fetch_add(1, Ordering::SeqCst);
+        ingress::answer(gateway.clone(), request, n)
+    });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new());
-    if gateway.has(Defect::WaitsForSlowClient) {
+    let header = Duration::from_millis(gateway.spec.limits.header_ms);
+    let untimed = [Defect::WaitsForSlowClient, Defect::WaitsOnKeptConnections];
+    if gateway
+        .defect
+        .is_some_and(|defect| untimed.contains(&defect))
+    {
         builder.header_read_timeout(None);
     } else {
-        builder.header_read_timeout(Duration::from_millis(gateway.spec.limits.header_ms));
+        builder.header_read_timeout(header);
     }
+    let first = async {
+        tokio::time::sleep(header).await;
+        let kept = requests.load(Ordering::SeqCst) > 0;
+        if kept || !gateway.has(Defect::WaitsOnKeptConnections) {
+            std::future::pending::<()>().await;
+        }
+    };
+    let stream = Altered {
+        stream,
+        changes: match gateway.defect {
+            Some(Defect::TakesFirstLength) => &[(b"\r\nContent-Length", b"\r\nX-ntent-Length")],
+            _ => &[],
+        },
+    };
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
+        () = first => {}
         // a client that left, or does not speak HTTP, needs no line in the log
         _ended = connection.as_mut() => {}
         () = set(&mut stop) => {
@@ -314,6 +441,11 @@ impl Process for InProcess {
         self.gateway.killed.send_replace(true);
         self.server.abort();
         self.exit.send_replace(Some(End::Killed));
+        Ok(())
+    }
+
+    async fn leave_descriptors(&self, spare: Option<u64>) -> Result<(), TargetError> {
+        self.gateway.short.store(spare.is_some(), Ordering::SeqCst);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::chat::{self, Answer, Call};
@@ -37,18 +38,40 @@ pub(super) struct Visit {
 pub(super) async fn answer(
     gateway: Arc<Gateway>,
     request: Request<Incoming>,
+    earlier: u32,
 ) -> Result<Response<Body>, Infallible> {
     let request_id = request_id(request.headers());
+    let no_host = hosts(&gateway, &request);
+    let unknown = unknown_form(&gateway, &request, earlier);
+    let closes = no_host.is_some();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut counted = Counted {
         gateway: &gateway,
         path: &path,
         status: 499,
     };
-    let mut response = match dispatch(&gateway, request, request_id.clone()).await {
-        Ok(response) => response,
-        Err(error) => respond(&gateway, &error),
+    let refused = no_host.or(unknown);
+    let result = match refused {
+        Some(error) if gateway.has(Defect::ChecksHostLate) => {
+            dispatch(&gateway, request, request_id.clone()).await.ok();
+            Err(error)
+        }
+        Some(error) => Err(error),
+        None => dispatch(&gateway, request, request_id.clone()).await,
     };
+    let mut response = match result {
+        Ok(response) => response,
+        Err(error) => {
+            let mut response = respond(&gateway, &error);
+            chat::copy_headers(&gateway, chat::Into::Error, response.headers_mut());
+            response
+        }
+    };
+    if closes {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let is_stream = response
         .headers()
         .get(header::CONTENT_TYPE)
@@ -71,6 +94,55 @@ pub(super) async fn answer(
     counted.status = status;
     drop(counted);
     Ok(response)
+}
+
+/// Refuses a request of HTTP/1.1 that does not name one host (EDGE-01).
+fn hosts(gateway: &Gateway, request: &Request<Incoming>) -> Option<ErrorResponse> {
+    if request.version() != http::Version::HTTP_11 && !gateway.has(Defect::OldNeedsHost) {
+        return None;
+    }
+    let hosts: Vec<&HeaderValue> = request.headers().get_all(header::HOST).iter().collect();
+    let names_one = |host: &HeaderValue| {
+        let text = host.to_str().unwrap_or("@");
+        let authority = text.parse::<http::uri::Authority>();
+        let port = text.rsplit_once(':').map_or("", |(_, port)| port);
+        let digits = port.ends_with(']') || port.bytes().all(|byte| byte.is_ascii_digit());
+        text.is_empty() || (!text.contains('@') && authority.is_ok() && digits)
+    };
+    let fine = match hosts.as_slice() {
+        [] => gateway.has(Defect::ServesWithoutHost),
+        [host] => names_one(host) || gateway.has(Defect::TakesAnyHost),
+        [..] => gateway.has(Defect::TakesFirstHost),
+    };
+    (!fine).then(|| {
+        ErrorResponse::new(
+            400,
+            "invalid_request_error",
+            "invalid_host",
+            "the request does not name one host",
+        )
+    })
+}
+
+/// Refuses what only a defect does not know.
+fn unknown_form(
+    gateway: &Gateway,
+    request: &Request<Incoming>,
+    earlier: u32,
+) -> Option<ErrorResponse> {
+    let status = match gateway.defect? {
+        Defect::RefusesExpect if request.headers().contains_key(header::EXPECT) => 417,
+        Defect::RefusesHttp10 if request.version() == http::Version::HTTP_10 => 505,
+        Defect::RefusesAbsoluteForm if request.uri().authority().is_some() => 404,
+        Defect::ServesOncePerConnection if earlier > 0 => 400,
+        _ => return None,
+    };
+    Some(ErrorResponse::new(
+        status,
+        "invalid_request_error",
+        "invalid_request",
+        "the gateway does not know this",
+    ))
 }
 
 /// Counts a request once: by its status, or as one whose client left.
@@ -149,31 +221,51 @@ async fn dispatch(
     if gateway.draining.load(Ordering::SeqCst) {
         return Err(refuse(gateway, body, ErrorResponse::shutting_down()));
     }
-    let Some(permit) = gateway.enter().await else {
-        let error = ErrorResponse {
-            retry_after: Some(Duration::from_secs(1)),
-            ..ErrorResponse::new(
-                503,
-                "come_again",
-                "too_many_in_flight",
-                "too many requests are in flight",
-            )
-        };
-        return Err(refuse(gateway, body, error));
+    let busy = || ErrorResponse {
+        retry_after: Some(Duration::from_secs(1))
+            .filter(|_| !gateway.has(Defect::RefusesWithoutWait)),
+        ..ErrorResponse::new(
+            503,
+            "come_again",
+            "too_many_in_flight",
+            "too many requests are in flight",
+        )
+    };
+    if gateway.is_full() && !gateway.has(Defect::LeaksPermits) {
+        return Err(refuse(gateway, body, busy()));
+    }
+    // a client that sends its body slowly holds no permit (LOAD-08)
+    let mut unread = Some(body);
+    let mut fields = None;
+    if head.method == Method::POST
+        && !gateway.has(Defect::PermitBeforeBody)
+        && let Some(body) = unread.take()
+    {
+        fields = Some(read(gateway, &visit.headers, body).await?);
+    }
+    let Some(permit) = gateway.enter(&visit.tenant).await else {
+        return Err(match unread {
+            Some(body) => refuse(gateway, body, busy()),
+            None => busy(),
+        });
+    };
+    let fields = async {
+        match (fields, unread) {
+            (Some(fields), _) => Ok(fields),
+            (None, Some(body)) => read(gateway, &visit.headers, body).await,
+            (None, None) => Ok(Map::new()),
+        }
     };
     let query = head.uri.query().unwrap_or_default().to_owned();
     let mut cut = gateway.cut.subscribe();
     let work = async {
         match (head.method, segments.as_slice()) {
-            (Method::POST, ["v1", ..]) => complete(gateway, &visit, body, permit).await,
+            (Method::POST, ["v1", ..]) => complete(gateway, &visit, fields.await?, permit).await,
             (Method::POST, ["api", "v1", "queries"]) => {
-                let fields = read(gateway, &visit.headers, body).await?;
+                let fields = fields.await?;
                 query::ask(gateway, &visit, StubRequest::read(&fields)?).await
             }
-            (Method::POST, _) => {
-                records::add_document(gateway, &visit, read(gateway, &visit.headers, body).await?)
-                    .await
-            }
+            (Method::POST, _) => records::add_document(gateway, &visit, fields.await?).await,
             (Method::GET, ["api", "v1", "queries"]) => records::list(gateway, &visit, &query).await,
             (Method::GET, ["api", "v1", "queries", id]) => records::one(gateway, &visit, id).await,
             (Method::DELETE, [.., id]) => records::delete_document(gateway, &visit, id).await,
@@ -196,10 +288,9 @@ async fn dispatch(
 async fn complete(
     gateway: &Arc<Gateway>,
     visit: &Visit,
-    body: Incoming,
-    permit: Permit,
+    fields: Map<String, Value>,
+    mut permit: Permit,
 ) -> Result<Response<Body>, ErrorResponse> {
-    let fields = read(gateway, &visit.headers, body).await?;
     let invalid = |param: &str, message: &str| ErrorResponse {
         param: Some(param.into()),
         ..ErrorResponse::new(400, "invalid_request_error", "invalid_request", message)
@@ -225,6 +316,7 @@ async fn complete(
         Some(_) => return Err(invalid("stream", "stream is neither true nor false")),
     };
     if gateway.routes.find(&alias).is_none() {
+        permit.lost_by(Defect::LosesPermitOfUnknownModel);
         return Err(ErrorResponse {
             param: Some("model".into()),
             ..ErrorResponse::new(
@@ -251,7 +343,7 @@ async fn complete(
                         ..
                     },
                     _,
-                )) => stream::events(*stream, permit).boxed(),
+                )) => stream::events(*stream, Some(permit)).boxed(),
                 Ok(_) => futures::stream::empty().boxed(),
                 Err(failure) => {
                     let error = ErrorResponse::from_failure(failure, this.defect);
@@ -278,17 +370,42 @@ async fn complete(
         .entry(alias)
         .or_default()
         .retain(|(id, _)| *id != visit.request_id);
-    let (served, first) = result.map_err(|failure| {
-        let defect = match gateway.defect {
-            Some(Defect::StreamedFailureIs500) if stream => Some(Defect::EveryErrorIs500),
-            defect => defect,
-        };
-        ErrorResponse::from_failure(failure, defect)
-    })?;
+    permit.ended = true;
+    let (served, first) = match result {
+        Ok(served) => served,
+        Err(failure) => {
+            permit.lost_by(match stream {
+                true => Defect::LosesPermitOfFailedStream,
+                false => Defect::LosesPermitOfFailure,
+            });
+            let defect = match gateway.defect {
+                Some(Defect::StreamedFailureIs500) if stream => Some(Defect::EveryErrorIs500),
+                defect => defect,
+            };
+            return Err(ErrorResponse::from_failure(failure, defect));
+        }
+    };
     let mut response = match served.answer {
-        Answer::Plain(completion) => Response::new(Full::new(completion.bytes).boxed_unsync()),
+        Answer::Plain(completion) => {
+            permit.lost_by(Defect::LosesPermitOfAnswer);
+            let mut response = Response::new(Full::new(completion.bytes).boxed_unsync());
+            if gateway.has(Defect::KeepsContentEncoding) {
+                let coding = HeaderValue::from_static("gzip");
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_ENCODING, coding);
+            }
+            chat::copy_headers(gateway, chat::Into::Plain, response.headers_mut());
+            response
+        }
         Answer::Stream(stream) => {
-            event_stream(for_client(gateway, stream::events(*stream, permit)))
+            (permit.streamed, permit.ended) = (true, false);
+            let codes = visit.headers.contains_key(header::ACCEPT_ENCODING);
+            let permit = Some(permit).filter(|_| !gateway.has(Defect::StreamsHoldNoPermit));
+            let events = stream::events(*stream, permit);
+            let mut response = event_stream(for_client(gateway, events, codes));
+            chat::copy_headers(gateway, chat::Into::Stream, response.headers_mut());
+            response
         }
     };
     if !response.headers().contains_key(header::CONTENT_TYPE) {
@@ -355,6 +472,7 @@ pub(super) fn call(
             .filter(|_| !gateway.has(Defect::IgnoresIdempotencyKey))
             .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned),
         traceparent: visit.headers.get("traceparent").cloned(),
+        headers: visit.headers.clone(),
         authorization: visit.headers.get(header::AUTHORIZATION).cloned(),
     })
 }
@@ -413,24 +531,65 @@ async fn read(
             format!("the body is larger than {} bytes", limits.body_bytes),
         )
     };
+    let coding = headers
+        .get(header::CONTENT_ENCODING)
+        .and_then(|value| value.to_str().ok())
+        .filter(|coding| *coding != "identity")
+        .map(str::to_owned);
+    let read_anyway = coding
+        .as_deref()
+        .is_none_or(|coding| reads(gateway, coding));
+    if !read_anyway {
+        return Err(refuse(
+            gateway,
+            body,
+            ErrorResponse::new(
+                415,
+                "invalid_request_error",
+                "unsupported_media_type",
+                "a body in a content coding is not taken",
+            ),
+        ));
+    }
     let early = !gateway.has(Defect::ReadsBeforeMeasuring);
-    if early && body.size_hint().lower() > limits.body_bytes {
+    let expects =
+        headers.contains_key(header::EXPECT) && gateway.has(Defect::ReadsWhatIsTooLargeAnyway);
+    let most = match gateway.defect {
+        Some(Defect::RefusesAtTheLimit) => limits.body_bytes - 1,
+        Some(Defect::AllowsOneByteMore) => limits.body_bytes + 1,
+        _ => limits.body_bytes,
+    };
+    if early && !expects && body.size_hint().lower() > most {
         return Err(refuse(gateway, body, large()));
     }
     let mut bytes = BytesMut::new();
     let mut too_large = false;
+    let broken = || {
+        ErrorResponse::new(
+            400,
+            "invalid_request_error",
+            "invalid_request",
+            "the body broke off",
+        )
+    };
+    let (came, mut more) = watch::channel(());
+    let half = Half {
+        gateway,
+        loses: gateway.has(Defect::LosesPermitOfHalfABody),
+    };
     let reading = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| {
-                ErrorResponse::new(
-                    400,
-                    "invalid_request_error",
-                    "invalid_request",
-                    "the body broke off",
-                )
-            })?;
+            if gateway.has(Defect::ChokesOnTrailersOfClients)
+                && frame.as_ref().is_ok_and(Frame::is_trailers)
+            {
+                return Err(broken());
+            }
+            let frame = frame.map_err(|_| broken())?;
             bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-            too_large = bytes.len() as u64 > limits.body_bytes;
+            too_large = bytes.len() as u64 > most;
+            if gateway.has(Defect::BodyTimerRestarts) {
+                came.send_replace(());
+            }
             if too_large && early {
                 break;
             }
@@ -438,21 +597,31 @@ async fn read(
         Ok(())
     };
     let time = Duration::from_millis(limits.body_ms);
-    if gateway.has(Defect::WaitsForSlowClient) {
+    let late = || {
+        ErrorResponse::new(
+            408,
+            "invalid_request_error",
+            "body_timeout",
+            format!("the body takes longer than {time:?}"),
+        )
+    };
+    if gateway.has(Defect::WaitsForSlowBody) {
         reading.await?;
+    } else if gateway.has(Defect::BodyTimerRestarts) {
+        let silent = async { while timeout(time, more.changed()).await.is_ok() {} };
+        tokio::select! {
+            read = reading => read?,
+            () = silent => return Err(late()),
+        }
     } else {
-        let late = |_| {
-            ErrorResponse::new(
-                408,
-                "invalid_request_error",
-                "body_timeout",
-                format!("the body takes longer than {time:?}"),
-            )
-        };
-        timeout(time, reading).await.map_err(late)??;
+        timeout(time, reading).await.map_err(|_| late())??;
     }
+    half.is_whole();
     if too_large {
         return Err(refuse(gateway, body, large()));
+    }
+    if let Some(coding) = &coding {
+        return decoded(gateway, coding, &bytes);
     }
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(fields)) => Ok(fields),
@@ -462,11 +631,92 @@ async fn read(
             "invalid_request",
             "the body is not a JSON object",
         )),
-        Err(error) => Err(ErrorResponse::new(
+        Err(error) => {
+            if gateway.has(Defect::LosesPermitOfInvalid) {
+                gateway.lose();
+            }
+            Err(ErrorResponse::new(
+                400,
+                "invalid_request_error",
+                "invalid_request",
+                format!("the body is not JSON: {error}"),
+            ))
+        }
+    }
+}
+
+/// A body that is being read. Dropping it before its end loses a permit, if it is to.
+struct Half<'g> {
+    gateway: &'g Gateway,
+    loses: bool,
+}
+
+impl Half<'_> {
+    fn is_whole(mut self) {
+        self.loses = false;
+    }
+}
+
+impl Drop for Half<'_> {
+    fn drop(&mut self) {
+        if self.loses {
+            self.gateway.lose();
+        }
+    }
+}
+
+/// Whether a defect reads a body in a content coding, which is otherwise refused (EDGE-03).
+fn reads(gateway: &Gateway, coding: &str) -> bool {
+    match gateway.defect {
+        Some(Defect::ReadsCodedAsJson | Defect::ForwardsCodedBodies) => true,
+        Some(Defect::InflatesWithoutBound | Defect::BelievesAnyCoding) => coding == "gzip",
+        Some(Defect::IgnoresUnknownCodings) => coding.starts_with("x-"),
+        _ => false,
+    }
+}
+
+/// What a defect takes a body in a content coding for.
+fn decoded(
+    gateway: &Gateway,
+    coding: &str,
+    bytes: &[u8],
+) -> Result<Map<String, Value>, ErrorResponse> {
+    let plain = match gateway.defect {
+        Some(Defect::InflatesWithoutBound | Defect::BelievesAnyCoding) if coding == "gzip" => {
+            chat::gunzipped(bytes)
+        }
+        _ => bytes.to_vec(),
+    };
+    let most = gateway.spec.limits.body_bytes;
+    if plain.len() as u64 > most && !gateway.has(Defect::InflatesWithoutBound) {
+        return Err(ErrorResponse::new(
+            413,
+            "invalid_request_error",
+            "body_too_large",
+            format!("the decoded body is larger than {most} bytes"),
+        ));
+    }
+    let plain = if plain.is_empty() && gateway.has(Defect::BelievesAnyCoding) {
+        bytes
+    } else {
+        &plain
+    };
+    if let Ok(Value::Object(fields)) = serde_json::from_slice(plain) {
+        return Ok(fields);
+    }
+    let alias = gateway.routes.routes.first().map(|route| &route.alias);
+    match alias.filter(|_| gateway.has(Defect::ForwardsCodedBodies)) {
+        Some(alias) => {
+            let content = String::from_utf8_lossy(bytes);
+            let fields =
+                json!({ "model": alias, "messages": [{ "role": "user", "content": content }] });
+            Ok(fields.as_object().cloned().unwrap_or_default())
+        }
+        None => Err(ErrorResponse::new(
             400,
             "invalid_request_error",
             "invalid_request",
-            format!("the body is not JSON: {error}"),
+            "the body is not JSON",
         )),
     }
 }
@@ -593,6 +843,10 @@ pub(super) fn respond(gateway: &Gateway, error: &ErrorResponse) -> Response<Body
     if error.status == 401 && !gateway.has(Defect::NoChallenge) {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    if error.status == 415 && !gateway.has(Defect::NoAcceptEncoding) {
+        let none = HeaderValue::from_static("identity");
+        headers.insert(header::ACCEPT_ENCODING, none);
+    }
     if error.status == 405 {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
     }
@@ -630,8 +884,12 @@ fn event_stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<
 fn for_client(
     gateway: &Arc<Gateway>,
     events: impl Stream<Item = Bytes> + Send + 'static,
+    codes: bool,
 ) -> futures::stream::BoxStream<'static, Bytes> {
     match gateway.defect {
+        Some(Defect::GathersForCodingClients) if codes => {
+            stream::read_ahead(events, gateway).boxed()
+        }
         Some(Defect::BuffersStream | Defect::ReadsForNobody | Defect::ReadsAhead) => {
             stream::read_ahead(events, gateway).boxed()
         }

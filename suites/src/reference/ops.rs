@@ -274,6 +274,7 @@ async fn provider_state(provider: &Provider) -> Value {
         headers.insert(header::AUTHORIZATION, key);
     }
     let question = Question {
+        short: false,
         method: Method::GET,
         url,
         headers,

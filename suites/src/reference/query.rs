@@ -346,6 +346,7 @@ impl Query {
         let alias = self.spec.agents.get(step).cloned().unwrap_or_default();
         let fields = json!({ "model": alias, "messages": agents::prompt(step, material) });
         let call = Call {
+            headers: http::HeaderMap::new(),
             early: Arc::default(),
             fields: fields.as_object().cloned().unwrap_or_default(),
             stream: false,
@@ -507,6 +508,7 @@ impl Drop for Query {
             let messages = agents::prompt("review", &json!({ "question": self.question }));
             let fields = json!({ "model": alias, "messages": messages });
             let call = Call {
+                headers: http::HeaderMap::new(),
                 early: Arc::default(),
                 fields: fields.as_object().cloned().unwrap_or_default(),
                 stream: false,

@@ -44,6 +44,8 @@ pub(super) struct Committed {
     pub hold: Option<Hold>,
     /// For the defects that go on after a failure.
     again: bool,
+    /// For the defects that decode a whole stream at its end: what has come of it.
+    pub coded: Option<Vec<u8>>,
 }
 
 impl Committed {
@@ -78,6 +80,7 @@ impl Committed {
             grace: None,
             hold: None,
             again: true,
+            coded: None,
         }
     }
 
@@ -227,6 +230,10 @@ impl Committed {
                 self.decoder.push(&bytes, &mut self.items);
                 self.decoder.swap_buffer(&mut shared);
             }
+            Some(Ok(bytes)) if self.coded.is_some() => {
+                let coded = self.coded.get_or_insert_default();
+                coded.extend_from_slice(&bytes);
+            }
             Some(Ok(bytes)) => self.decoder.push(&bytes, &mut self.items),
             Some(Err(error)) if self.gateway.has(Defect::ResetEndsSilently) => {
                 self.items.push_back(Item::Failed(error))
@@ -237,6 +244,9 @@ impl Committed {
             Some(Err(error)) => self.decoder.cut(error, &mut self.items),
             None => {
                 self.ended_in_order = true;
+                if let Some(coded) = self.coded.take() {
+                    self.decoder.push(&chat::gunzipped(&coded), &mut self.items);
+                }
                 self.decoder.finish(&mut self.items);
             }
         }
@@ -306,14 +316,14 @@ impl Committed {
 /// its connection.
 pub(super) fn events(
     stream: Committed,
-    permit: Permit,
+    permit: Option<Permit>,
 ) -> impl Stream<Item = Bytes> + Send + 'static {
     let gateway = stream.gateway.clone();
     let cut = gateway.cut.subscribe();
     unfold(Some((stream, permit, cut)), move |state| {
         let gateway = gateway.clone();
         async move {
-            let (mut stream, permit, mut cut) = state?;
+            let (mut stream, mut permit, mut cut) = state?;
             let item = loop {
                 let item = tokio::select! {
                     item = stream.next() => item,
@@ -329,6 +339,15 @@ pub(super) fn events(
                 }
                 break item;
             };
+            match &item {
+                Item::Chunk { .. } => {}
+                Item::Done(_) if gateway.has(Defect::LosesPermitOfStream) => gateway.lose(),
+                Item::Failed(_) if gateway.has(Defect::LosesPermitOfBrokenStream) => gateway.lose(),
+                Item::Done(_) | Item::Failed(_) => {}
+            }
+            if let Some(permit) = &mut permit {
+                permit.ended = !matches!(item, Item::Chunk { .. });
+            }
             match item {
                 Item::Chunk { data, .. } => Some((
                     format!("data: {data}\n\n").into(),
@@ -388,7 +407,7 @@ pub(super) fn read_ahead(
         let mut events = std::pin::pin!(events);
         let mut collected = Vec::new();
         while let Some(event) = events.next().await {
-            if gateway.has(Defect::BuffersStream) {
+            if gateway.has(Defect::BuffersStream) || gateway.has(Defect::GathersForCodingClients) {
                 collected.push(event);
             } else if sender.send(event).is_err() && !gateway.has(Defect::ReadsForNobody) {
                 return;

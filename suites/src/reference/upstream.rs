@@ -29,6 +29,8 @@ pub(super) struct Question {
     pub connect: Duration,
     /// For [`Defect::HeaderBytesRestartTimer`]: silence after which it gives up.
     pub silence: Duration,
+    /// Whether the process has no file descriptor left.
+    pub short: bool,
 }
 
 /// The head of an answer with its body to come. Dropping it closes the connection.
@@ -41,6 +43,7 @@ pub(super) struct Answer {
 /// The body as it comes. Dropping it closes the connection.
 pub(super) struct Body {
     incoming: Incoming,
+    defect: Option<Defect>,
     _connection: Connection,
 }
 
@@ -65,7 +68,17 @@ pub(super) async fn send(
             format!("the provider's URL is wrong: {error}"),
         )
     })?;
+    if question.short {
+        return Err(AttemptError::new(
+            Cause::Shortage,
+            "the gateway has no file descriptor left",
+        ));
+    }
     let stream = connect(&uri, &question, defect).await?;
+    let stream = Altered {
+        stream,
+        changes: changes(defect),
+    };
     let (reads, seen) = watch::channel(0_u64);
     let (mut sender, connection) = http1::handshake(TokioIo::new(Counted { stream, reads }))
         .await
@@ -92,6 +105,7 @@ pub(super) async fn send(
         headers: head.headers,
         body: Body {
             incoming,
+            defect,
             _connection: connection,
         },
     })
@@ -104,6 +118,12 @@ impl Body {
             let frame = self.incoming.frame().await?;
             match frame.map(hyper::body::Frame::into_data) {
                 Ok(Ok(bytes)) => return Some(Ok(bytes)),
+                Ok(Err(_trailers)) if self.defect == Some(Defect::ChokesOnTrailers) => {
+                    return Some(Err(AttemptError::new(
+                        Cause::BadResponse,
+                        "the answer has trailers",
+                    )));
+                }
                 Ok(Err(_trailers)) => {}
                 Err(error) => {
                     return Some(Err(AttemptError::new(
@@ -198,9 +218,65 @@ async fn silent(mut seen: watch::Receiver<u64>, silence: Duration) {
     }
 }
 
+/// What is read on a connection to a provider instead of what came.
+fn changes(defect: Option<Defect>) -> Changes {
+    match defect {
+        Some(Defect::ChokesOnInterimAnswers) => &[(b"HTTP/1.1 1", b"HTTP/9.9 1")],
+        Some(Defect::ChokesOnExtensions) => &[(b";gauntlet", b"!gauntlet")],
+        Some(Defect::TakesFirstProviderLength) => &[(b"\r\nContent-Length", b"\r\nX-ntent-Length")],
+        _ => &[],
+    }
+}
+
+/// Bytes, and others of the same length.
+type Changes = &'static [(&'static [u8], &'static [u8])];
+
+/// A connection that reads other bytes than came, for the defects of which an HTTP library has
+/// none.
+pub(super) struct Altered {
+    pub stream: TcpStream,
+    pub changes: Changes,
+}
+
+impl AsyncRead for Altered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = &mut buffer.filled_mut()[before..];
+        for (from, to) in self.changes {
+            while let Some(at) = read.windows(from.len()).position(|bytes| bytes == *from) {
+                read[at..at + to.len()].copy_from_slice(to);
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Altered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 /// A connection that counts its reads.
 struct Counted {
-    stream: TcpStream,
+    stream: Altered,
     reads: watch::Sender<u64>,
 }
 

@@ -190,8 +190,20 @@ pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u
                 break Next::Close;
             }
             Err(NoRequest::TooLarge) => {
-                refuse(&shared, &mut write).await;
+                let what = format!(
+                    "the body of a request is larger than {} MiB and was refused; send a smaller one",
+                    MOST_BODY >> 20
+                );
+                refuse(&mut write, &what).await;
+                shared.record(Event::Fault {
+                    request: None,
+                    fault: what,
+                });
                 break Next::Close;
+            }
+            Ok(request) if shared.source.is_foreign(&request) => {
+                refuse(&mut write, "the request belongs to another case").await;
+                break Next::Gone;
             }
             Ok(request) => match exchange(&shared, read, write, &mut buffer, &request).await {
                 Next::KeepAlive => {}
@@ -211,17 +223,9 @@ pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u
     drop(open);
 }
 
-/// Answers that the body is too large, with the harness's own status and never a provider's 413.
-async fn refuse(shared: &Shared, write: &mut WriteHalf<'_>) {
-    let what = format!(
-        "the body of a request is larger than {} MiB and was refused; send a smaller one",
-        MOST_BODY >> 20
-    );
+/// Refuses a request with the harness's own status, which no provider gives.
+async fn refuse(write: &mut WriteHalf<'_>, what: &str) {
     let text = format!("gauntlet: {what}\n");
-    shared.record(Event::Fault {
-        request: None,
-        fault: what,
-    });
     let head = format!(
         "HTTP/1.1 {HARNESS_STATUS} Unknown\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n",
         text.len()

@@ -95,6 +95,13 @@ pub trait Source: Send + Sync {
         true
     }
 
+    /// Whether the request is none of the case's: somebody who still knows an earlier owner of the
+    /// port sent it. It is refused, and the tape does not have it.
+    fn is_foreign(&self, request: &Request) -> bool {
+        let _ = request;
+        false
+    }
+
     /// Called when the bytes of an answer have come to its fault; `fault` is
     /// [`Answer::fault`].
     fn met(&self, fault: u64) {
