@@ -731,9 +731,19 @@ pub(super) async fn held_for(client: &StreamReply, stub: &Stub) -> Result<u64, F
             + client.bytes().len() as u64;
         stub.wire().sent_bytes().saturating_sub(on_the_way)
     };
+    // the buffers are looked at when so much more has been sent, since that costs time
+    let mut looked_at = 0;
+    let too_many = || {
+        let sent = stub.wire().sent_bytes();
+        if sent < looked_at + TOO_MANY {
+            return None;
+        }
+        looked_at = sent;
+        Some(held()).filter(|held| *held >= TOO_MANY)
+    };
     tokio::select! {
         taken = taken(stub) => taken.map(|_| held()),
-        held = poll_until(|| Some(held()).filter(|held| *held >= TOO_MANY)) => Ok(held),
+        held = poll_until(too_many) => Ok(held),
     }
 }
 

@@ -166,7 +166,7 @@ async fn old_plain(ctx: &Ctx) -> CaseResult {
     let answer = sent.next_reply().await?;
     served(ctx, "http_1_0.status", &answer, "old")?;
     unchunked(&answer.headers)?;
-    // a client that did not ask for it knows no connection that stays
+    // a client of HTTP/1.0 knows no connection that stays
     sent.until_closed().await?;
     Ok(())
 }
