@@ -200,6 +200,9 @@ async fn a_database_that_takes_no_writes_is_reported_and_still_reads(
     }
     let error = write.make(&db.store, there.id).await.unwrap_err();
     assert!(matches!(error, StoreError::NotWritable(_)), "{error}");
+    // HLTH-05
+    let error = db.store.ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::NotWritable(_)), "{error}");
     assert_eq!(
         db.store.document("a", there.id).await.unwrap(),
         Some(there.clone())
@@ -218,6 +221,7 @@ async fn a_database_that_takes_no_writes_is_reported_and_still_reads(
         _ => db.case.disk_free().await.unwrap(),
     }
     write.make(&db.store, there.id).await.unwrap();
+    db.store.ping().await.unwrap();
     db.end().await;
 }
 

@@ -13,8 +13,11 @@ use crate::gate::Gates;
 use crate::llm::Stub;
 use crate::rows::kinds;
 use crate::spec::Spec;
-use crate::subject::{Capability, Deployment, Manifest, Process, RunningTarget, Target};
+use crate::subject::{
+    Capability, Deployment, IssuedKey, Manifest, Process, RunningTarget, Target, TargetError,
+};
 use crate::tape::Tape;
+use crate::tape::{Event, Side};
 use crate::wire::postgres::DatabaseWire;
 
 pub use crate::exercise::State;
@@ -90,12 +93,7 @@ impl Ctx {
     /// [`Failure::Target`] if the gateway does not become ready; [`Failure::NotRun`] if several
     /// cases share the gateway.
     pub async fn start_another(&self) -> Result<Replica, Failure> {
-        let Some(starter) = &self.starter else {
-            return Err(Failure::NotRun {
-                why: "several cases share this gateway, so that a case cannot start another one"
-                    .into(),
-            });
-        };
+        let starter = self.starter()?;
         let n = starter.started.fetch_add(1, Ordering::Relaxed) + 2;
         let mut deployment = starter.deployment.clone();
         deployment.id = format!("{}-{n}", deployment.id);
@@ -113,6 +111,55 @@ impl Ctx {
         Ok(Replica {
             client: Client::of(&running, self.tape.clone())?,
             target: Arc::new(running),
+        })
+    }
+
+    /// Makes a key of a client of this tenant while the gateway runs. The case has to need
+    /// [`Capability::RevocableKeys`].
+    ///
+    /// # Errors
+    /// [`Failure::Target`] if the command fails; [`Failure::NotRun`] if several cases share the
+    /// gateway.
+    pub async fn add_key(&self, tenant: &str) -> Result<IssuedKey, Failure> {
+        let (target, deployment) = self.of_operator()?;
+        let added = target.add_key(&deployment, tenant).await;
+        let key = added.map_err(of_target)?;
+        self.note_of_target(format!("a key of the tenant {tenant} is made"));
+        Ok(key)
+    }
+
+    /// Revokes a key of [`Ctx::add_key`] while the gateway runs.
+    ///
+    /// # Errors
+    /// As [`Ctx::add_key`].
+    pub async fn revoke_key(&self, key: &IssuedKey) -> CaseResult {
+        let (target, deployment) = self.of_operator()?;
+        let revoked = target.revoke_key(&deployment, key).await;
+        revoked.map_err(of_target)?;
+        self.note_of_target(format!("the key {} is revoked", key.id));
+        Ok(())
+    }
+
+    /// The target, and the deployment as an operator sees it: his way to the database does not lead
+    /// through the wire, so that he reaches it while the gateway does not.
+    fn of_operator(&self) -> Result<(&Arc<dyn Target>, Deployment), Failure> {
+        let starter = self.starter()?;
+        let mut deployment = starter.deployment.clone();
+        if let Some(database) = &self.database {
+            deployment.database_url = Some(database.url().to_string());
+        }
+        Ok((&starter.target, deployment))
+    }
+
+    fn note_of_target(&self, what: String) {
+        self.tape.record(Side::Target, Event::Target { what });
+    }
+
+    fn starter(&self) -> Result<&Starter, Failure> {
+        self.starter.as_ref().ok_or_else(|| Failure::NotRun {
+            why: "several cases share this gateway, so that a case cannot start another one or \
+                  change its keys"
+                .into(),
         })
     }
 
@@ -173,13 +220,18 @@ impl Ctx {
     /// Returns whether the target declares the capability that an instance needs. If it does, the
     /// instance is noted as examined, and otherwise as left out.
     pub fn instance_if(&self, needed: Capability, name: &str) -> bool {
-        let declared = self.declares(needed);
-        if declared {
+        self.instance_where(self.declares(needed), name)
+    }
+
+    /// Returns whether an instance applies to the target, and notes it as examined if it does, and
+    /// otherwise as left out. It is for what a target states beside its capabilities.
+    pub fn instance_where(&self, applies: bool, name: &str) -> bool {
+        if applies {
             self.instances.examine(name);
         } else {
             self.instances.leave_out(name);
         }
-        declared
+        applies
     }
 
     /// Examines an instance of the requirement, which [`Case::instances`] lists. The examination is
@@ -225,6 +277,12 @@ impl Ctx {
     /// has a prefix for each case.
     pub fn model(&self, alias: &str) -> String {
         self.target.model(alias)
+    }
+}
+
+fn of_target(error: TargetError) -> Failure {
+    Failure::Target {
+        what: error.to_string(),
     }
 }
 

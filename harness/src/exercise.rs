@@ -44,6 +44,8 @@ kinds! {
         "The gateway had as many requests in flight as its limit, and further ones arrived."
     DrainBegun "drain begun"
         "The process was sent SIGTERM while requests were in flight."
+    HungUp "process hung up"
+        "The process was sent SIGHUP while requests were in flight."
     DatabaseFault "database taken away"
         "The harness took the database, or a part of it, away: stalled, gone, locked, read-only."
 }
@@ -235,6 +237,7 @@ fn seen_on(tape: &[Entry]) -> BTreeSet<State> {
                 request: Some(_), ..
             } => Some(State::CallClosed),
             Event::Target { what } if what == "SIGTERM" => Some(State::DrainBegun),
+            Event::Target { what } if what == "SIGHUP" => Some(State::HungUp),
             Event::Database { what } => {
                 let taken_away = DATABASE_FAULTS.iter().any(|words| what.starts_with(words))
                     || what.ends_with(" is cut")

@@ -45,7 +45,7 @@ enum Action {
     },
     /// List all keys, oldest first
     List,
-    /// Revoke a key; a running gateway may accept it for auth.cache_ms (milliseconds) longer
+    /// Revoke a key; a running gateway may remember it for auth.cache_ms and auth.without_store_ms
     Revoke {
         /// The id of the key, as `gauntlet keys list` shows it
         #[arg(value_parser = id)]

@@ -82,6 +82,8 @@ settings! {
             Derived("true if a key exists when the gateway starts, in [[auth.keys]] or the store");
         /// A key that was found in the store is remembered for this time, even if it is revoked.
         "cache_ms" => cache: Duration, TIME_OR_NONE, Is(5_000);
+        /// While the store does not answer, such a key is remembered for this time instead.
+        "without_store_ms" => without_store: Duration, TIME_OR_NONE, Is(300_000);
         array keys: ConfiguredKey;
     }
 

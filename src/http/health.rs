@@ -129,7 +129,7 @@ pub(super) async fn ready(State(health): State<Health>) -> Response {
         (false, Some("shutting down".to_owned()))
     } else {
         // A store that takes no writes serves chats, searches and queries, which say that they are
-        // not recorded.
+        // not recorded: the gateway stays ready, and the reason shows it.
         let store = health.store.look().await;
         let reason = store.error.or(store.warning);
         (store.up, reason.map(|reason| format!("store: {reason}")))

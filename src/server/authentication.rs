@@ -2,8 +2,10 @@
 //! configuration or from the store.
 //!
 //! A key that the store has confirmed is cached for `auth.cache_ms`, so that most requests cost no
-//! database call. While the store does not answer, a cached key stays valid for five minutes: a
-//! valid key is never refused as unknown because the database is gone.
+//! database call. While the store does not answer, a cached key stays valid for
+//! `auth.without_store_ms` since the store confirmed it, however often it is used: a valid key is
+//! never refused as unknown because the database is gone, and a revoked one does not outlive that
+//! time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,8 +25,6 @@ pub struct Tenant(pub Arc<str>);
 
 /// The cache holds at most this many keys; beyond it the oldest entry is removed.
 const CACHED_KEYS: usize = 4_096;
-/// How long a cached key stays valid while the store does not answer.
-const WITHOUT_STORE: Duration = Duration::from_secs(300);
 
 /// The keys of one gateway.
 pub struct Keys {
@@ -33,6 +33,7 @@ pub struct Keys {
     configured: Vec<(String, Tenant)>,
     store: Arc<dyn store::Keys>,
     cache_time: Duration,
+    without_store: Duration,
     cache: Mutex<HashMap<String, (Tenant, Instant)>>,
 }
 
@@ -57,6 +58,7 @@ impl Keys {
             configured,
             store,
             cache_time: auth.cache,
+            without_store: auth.without_store,
             cache: Mutex::default(),
         }
     }
@@ -100,7 +102,9 @@ impl Keys {
                 self.remove(&hash);
                 Err(Refusal::UnknownKey)
             }
-            (Err(_), Some((tenant, confirmed_at))) if confirmed_at.elapsed() < WITHOUT_STORE => {
+            (Err(_), Some((tenant, confirmed_at)))
+                if confirmed_at.elapsed() < self.without_store =>
+            {
                 Ok(tenant)
             }
             (Err(error), _) => Err(Refusal::Store(error)),

@@ -41,7 +41,8 @@ pub trait StoreHealth: Send + Sync {
     ///
     /// # Errors
     /// The reason why the database gave no answer within the acquire and the statement timeouts, or
-    /// [`StoreError::NotWritable`] where it answers and takes no writes.
+    /// [`StoreError::NotWritable`] where it answers and takes no writes, or refused the last write
+    /// for that reason.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
@@ -64,6 +65,7 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<PostgresDialec
     let _ = timeout(bounds.statement, connection.close()).await;
     Ok(SqlStore {
         pool: Pool::new(connector, bounds)?,
+        refuses_writes: AtomicBool::new(false),
         keeper: Mutex::new(None),
         close_within: bounds.statement,
     })

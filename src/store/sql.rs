@@ -3,6 +3,7 @@
 //! Every change is one statement or one transaction, so that a cut connection leaves either all of
 //! it or nothing. Statements are written for Postgres; SQLite reads them without the casts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(super) struct SqlStore<D: Dialect> {
     pub keeper: Mutex<Option<D::Connection>>,
     /// The longest wait for the keeper to close.
     pub close_within: Duration,
+    /// Whether the last write was refused because the database takes none.
+    pub refuses_writes: AtomicBool,
 }
 
 const DOCUMENT: &str = "
@@ -80,9 +83,15 @@ impl<D: Dialect> SqlStore<D> {
         Ok(self.pool.call(&call).await?.rows)
     }
 
-    /// Returns whether the call changed any row.
+    /// Returns whether the call changed any row, and notes whether the database takes writes.
     async fn change(&self, call: Call<'_>) -> Result<bool, StoreError> {
-        Ok(self.pool.call(&call).await?.changed > 0)
+        let changed = self.pool.call(&call).await;
+        match &changed {
+            Ok(_) => self.refuses_writes.store(false, Ordering::Relaxed),
+            Err(StoreError::NotWritable(_)) => self.refuses_writes.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        Ok(changed?.changed > 0)
     }
 }
 
@@ -270,9 +279,14 @@ impl<D: Dialect> StoreHealth for SqlStore<D> {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.rows(Call::new(Effect::Read, &[D::PING]))
-            .await
-            .map(drop)
+        self.rows(Call::new(Effect::Read, &[D::PING])).await?;
+        // a full disk and a missing right show in a write alone
+        if self.refuses_writes.load(Ordering::Relaxed) {
+            return Err(StoreError::NotWritable(
+                "the database refused the last write".into(),
+            ));
+        }
+        Ok(())
     }
 }
 

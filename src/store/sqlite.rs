@@ -6,6 +6,7 @@
 
 use std::str::FromStr;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
@@ -74,6 +75,7 @@ pub(super) async fn open(config: &StoreConfig) -> Result<SqlStore<SqliteDialect>
     };
     Ok(SqlStore {
         pool: Pool::new(connector, bounds)?,
+        refuses_writes: AtomicBool::new(false),
         keeper: Mutex::new(keeper),
         close_within: bounds.statement,
     })

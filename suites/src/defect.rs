@@ -521,20 +521,76 @@ defects! {
     StaysReadOnly = "DATA-10" by "hang.written_again",
     /// Liveness asks the database.
     LivenessAsksStore = "HLTH-01" by "liveness.status",
+    /// Liveness asks the providers.
+    LivenessAsksProviders = "HLTH-01" by "liveness.provider",
     /// Readiness does not ask the database.
-    AlwaysReady = "HLTH-02" by "hang.unready",
+    AlwaysReady = "HLTH-02" by "hang.unready_without",
+    /// Readiness that was lost stays lost.
+    NeverReadyAgain = "HLTH-02" by "hang.ready_again",
+    /// A database that accepts connections counts as there, whether it answers or not.
+    ReadyWhileStalled = "HLTH-02" by "hang.unready_stalled",
     /// Health asks one dependency after the other.
-    ProbesInSequence = "HLTH-03" by "hang.states",
+    ProbesInSequence = "HLTH-03" by "hang.providers_together",
+    /// Health asks the providers once the store has answered.
+    ProbesStoreFirst = "HLTH-03" by "hang.together",
+    /// All probes share one timeout: if one has no answer, none has.
+    OneTimeoutForAll = "HLTH-03" by "hang.silent_provider",
+    /// A provider that answers its probe with an error is shown as up.
+    ErrorsAreUp = "HLTH-03" by "hang.failing_provider",
+    /// The store is always shown as up.
+    HidesLostStore = "HLTH-03" by "hang.stalled_store",
     /// Each call of health probes every dependency anew.
     ProbesEachCall = "HLTH-04" by "provider.probes",
+    /// The result of a probe that failed is not kept.
+    ProbesAgainAfterFailure = "HLTH-04" by "failing_provider.probes",
+    /// Each call of readiness asks the database anew.
+    ReadinessProbesEachCall = "HLTH-04" by "store.statements_of_readiness",
+    /// Readiness does not look whether the database takes writes.
+    HidesReadOnlyStore = "HLTH-05" by "hang.shown.read_only",
+    /// Readiness takes a full disk for a passing trouble.
+    HidesFullDisk = "HLTH-05" by "hang.shown.full",
+    /// A database that once took no writes is reported so from then on.
+    ReadOnlyEver = "HLTH-05" by "hang.cleared.read_only",
     /// SIGTERM ends the process at once.
     DropsOnTerm = "DRAIN-01" by "answer.whole",
     /// Readiness stays 200 while the gateway drains.
     ReadyWhileDraining = "DRAIN-01" by "hang.unready",
+    /// A stream whose first bytes were sent is no longer awaited.
+    DrainForgetsStreams = "DRAIN-01" by "waits_for.streamed",
+    /// The process ends with the code 1 after an orderly drain.
+    ExitsNonZero = "DRAIN-01" by "process.exit_code",
     /// The drain has no deadline.
     DrainsForever = "DRAIN-02" by "hang.stream",
     /// What the drain deadline cuts ends without a word.
     DrainCutsSilently = "DRAIN-02" by "stream.error_event",
+    /// What the drain deadline cuts is answered with 200.
+    DrainCutIs200 = "DRAIN-02" by "plain.status",
+    /// A query that was cut is not recorded.
+    CutUnrecorded = "DRAIN-02" by "records.statuses",
+    /// SIGHUP ends the process at once.
+    HangupEnds = "DRAIN-03" by "once.streamed",
+    /// SIGHUP makes the gateway drain, although its target states that it goes on.
+    HangupDrains = "DRAIN-03" by "new_request.status",
+    /// SIGHUP cuts what has not begun to answer.
+    HangupCutsPlain = "DRAIN-03" by "once.late_stream",
+    /// A second SIGHUP ends the process at once.
+    SecondHangupEnds = "DRAIN-03" by "again.streamed",
+    /// SIGHUP ends a drain at once.
+    HangupEndsDrain = "DRAIN-03" by "draining.streamed",
+    /// A key is compared by its beginning.
+    TakesPartOfKey = "AUTH-01" by "status.chat.part_of_key",
+    /// The hash of a key is taken for the key.
+    TakesHashOfKey = "AUTH-01" by "status.chat.hash_of_key",
+    /// Keys are compared without upper and lower case.
+    IgnoresCaseOfKey = "AUTH-01" by "status.chat.upper_case",
+    /// The key that the gateway has at its provider opens the gateway.
+    TakesProvidersKey = "AUTH-01" by "status.chat.providers_key",
+    /// The list of models is open to everybody.
+    OpenModels = "AUTH-01" by "status.models.no_key",
+    /// The listing of queries is open to everybody.
+    OpenListing = "AUTH-01" by "status.listing.no_key",
+    /// 401 to an unknown key comes without WWW-Authenticate.
+    NoChallengeForUnknownKey = "AUTH-01" by "challenge.chat.unknown_key",
     /// Any key will do.
     TakesAnyKey = "AUTH-01" by "status.chat.unknown_key",
     /// Documents are open to whoever knows their ids.
@@ -545,22 +601,98 @@ defects! {
     NoChallenge = "AUTH-01" by "challenge.chat.no_key",
     /// Queries are found and listed whosever they are.
     ForgetsTenant = "AUTH-02" by "foreign_query.read",
+    /// A listing holds the queries of all tenants.
+    ListsForAll = "AUTH-02" by "foreign_query.listed",
+    /// The total of a listing counts the queries of all tenants.
+    CountsForAll = "AUTH-02" by "foreign_query.counted",
+    /// A document is deleted by its id, whosever it is.
+    DeletesForeign = "AUTH-02" by "foreign_document.status",
+    /// Retrieval searches the passages of all tenants.
+    SearchesForAll = "AUTH-02" by "foreign_document.sources",
+    /// The answer to a query is found by its idempotency key, whoever asks.
+    SharesByIdempotencyKey = "AUTH-02" by "foreign_answer.by_idempotency_key",
     /// The client's Authorization is sent to the provider.
     ForwardsAuthorization = "AUTH-03" by "provider.authorization",
+    /// The client's cookies are sent to the provider.
+    ForwardsCookies = "AUTH-03" by "client_credentials.at_provider",
+    /// Every provider is shown the key of the first one.
+    ShowsFirstKeyToAll = "AUTH-03" by "second_candidate.authorization",
+    /// The cookies of a provider's answer are passed on to the client.
+    PassesCookies = "AUTH-03" by "provider_cookie.at_client",
+    /// The cookies of a provider's error are passed on to the client.
+    PassesCookiesOfErrors = "AUTH-03" by "provider_cookie.at_client.with_error",
     /// A request's `api_base` decides where the gateway connects.
     ConnectsWhereRequested = "AUTH-04" by "foreign_host.connection",
+    /// A streamed request's `api_base` decides where the gateway connects.
+    StreamsWhereRequested = "AUTH-04" by "foreign_host.streamed",
+    /// The header `x-base-url` decides where the gateway connects.
+    ConnectsWhereHeaderSays = "AUTH-04" by "foreign_host.by_header",
+    /// The gateway fetches images itself.
+    FetchesImages = "AUTH-04" by "foreign_host.by_image",
+    /// The gateway connects to the host in the target of a request, as a proxy does.
+    ServesAsProxy = "AUTH-04" by "foreign_host.by_target",
+    /// Line breaks in the field `user` become headers of the provider's request.
+    SplitsHeaders = "AUTH-04" by "provider.smuggled_header",
     /// A request's `api_key` is what the provider is shown.
     TakesKeyFromRequest = "AUTH-04" by "provider.credentials",
+    /// Each use of a key that was confirmed starts its cache time anew.
+    UseExtendsCache = "AUTH-05" by "hang.refused.chat",
+    /// Queries take a key that was once confirmed.
+    QueriesTrustCache = "AUTH-05" by "hang.refused.query",
+    /// Listings take a key that was once confirmed.
+    ListingsTrustCache = "AUTH-05" by "hang.refused.listing",
+    /// While the database cannot be reached, a key that was once confirmed goes on.
+    CacheOutlivesStore = "AUTH-05" by "hang.refused_without_store.chat",
+    /// While the database gives no answer in time, a key that was once confirmed goes on.
+    CacheOutlivesSilence = "AUTH-05" by "hang.refused_with_silent_store.chat",
+    /// A revoked key is refused as if something had failed.
+    RevokedIs503 = "AUTH-05" by "revoked.status.chat",
+    /// Keys that were made while the gateway runs are forgotten after their cache time.
+    ForgetsIssuedKeys = "AUTH-05" by "kept.status",
     /// Attempts are counted once a request, however many there were.
     CountsRequestsAsAttempts = "OBS-01" by "metric.attempts",
+    /// Streams are not counted among the requests.
+    CountsNoStreams = "OBS-01" by "metric.requests",
+    /// A request whose client left is not counted.
+    ForgetsLeftRequests = "OBS-01" by "metric.requests_total",
+    /// An attempt whose client left is not counted.
+    ForgetsLeftAttempts = "OBS-01" by "metric.attempts_left",
+    /// A stream that breaks after its first text is not counted as an attempt.
+    ForgetsBrokenStreams = "OBS-01" by "metric.attempts_broken",
+    /// Retries are counted for plain requests alone.
+    ForgetsRetriesOfStreams = "OBS-01" by "metric.retries",
+    /// A fallback is counted only if it helps.
+    ForgetsFailedFallbacks = "OBS-01" by "metric.fallbacks_failed",
+    /// A stream that stalls is not counted as a timeout.
+    ForgetsStalls = "OBS-01" by "metric.timeouts_stalled",
+    /// The gauge of requests in flight forgets streams that have begun.
+    GaugeForgetsStreams = "OBS-01" by "metric.in_flight",
+    /// The gauge of requests in flight keeps a request whose client left.
+    GaugeKeepsLeft = "OBS-01" by "metric.in_flight_none",
     /// Time-outs are counted as errors like others.
     CountsNoTimeouts = "OBS-01" by "metric.timeouts",
     /// The metrics tell every breaker as closed.
     ReportsBreakersClosed = "OBS-01" by "metric.breaker_state",
     /// `traceparent` is not sent on.
     DropsTraceparent = "OBS-02" by "provider.traceparent",
+    /// `traceparent` is sent on with plain requests alone.
+    StreamsWithoutTrace = "OBS-02" by "provider.traceparent_streamed",
+    /// `traceparent` is sent on with the first attempt alone.
+    RetriesWithoutTrace = "OBS-02" by "provider.traceparent_again",
+    /// `traceparent` is sent on to the first candidate alone.
+    FallsBackWithoutTrace = "OBS-02" by "provider.traceparent_next",
     /// Usage is guessed from the length of the texts.
     GuessesUsage = "OBS-03" by "chat.usage",
+    /// The usage of a stream is guessed from the length of its text.
+    GuessesUsageOfStreams = "OBS-03" by "stream.usage",
+    /// The usage of a query is that of its first agent.
+    ReportsOneAgent = "OBS-03" by "query.usage",
+    /// The record of a query has no usage.
+    RecordsNoUsage = "OBS-03" by "record.usage",
+    /// A query that misses something reports no usage.
+    DegradedIsFree = "OBS-03" by "degraded.usage",
+    /// The tokens of streams are not counted.
+    CountsNoTokensOfStreams = "OBS-03" by "metric.tokens",
     /// A request without Host is served.
     ServesWithoutHost = "EDGE-01" by "missing.status",
     /// Of two headers Host the first one counts.

@@ -90,6 +90,20 @@ async fn without_the_store_a_key_is_never_called_invalid() {
     assert_eq!(chat_as(&gateway, "gk-stored").await.status, 200);
 }
 
+/// AUTH-05: nobody can say any more whether the key was revoked.
+#[tokio::test]
+async fn without_the_store_a_key_is_remembered_for_the_stated_time_alone() {
+    let no_time = format!("{NO_CACHE}without_store_ms = 0\n");
+    let (gateway, _) = with_stored_key(&no_time).await;
+    assert_eq!(chat_as(&gateway, "gk-stored").await.status, 200);
+    gateway.store.close().await;
+    let reply = chat_as(&gateway, "gk-stored").await;
+    assert_eq!(
+        (reply.status, code(&reply).as_str()),
+        (503, "store_unavailable")
+    );
+}
+
 #[tokio::test]
 async fn a_revoked_key_is_unknown() {
     let (gateway, key) = with_stored_key(NO_CACHE).await;

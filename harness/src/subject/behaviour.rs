@@ -25,6 +25,12 @@ stated! {
         "Each timeout of the gateway is a multiple of this number of milliseconds (1000 for whole \
          seconds). The timeouts of a case are rounded up to it, and a case in which two different \
          timeouts would become equal is *not supported*."
+    goes_on_after_sighup: bool = false
+        "SIGHUP ends nothing: the gateway goes on and takes new requests. Without it the gateway may \
+         also finish what is in flight and end."
+    revoked_key_ms: u64 = 0
+        "How long the gateway may accept a key of a client after its revocation, in milliseconds, \
+         also while its database does not answer: its stated cache time."
 }
 
 #[cfg(test)]

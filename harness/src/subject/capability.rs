@@ -67,6 +67,8 @@ kinds! {
         "Clients present a bearer key, and each key belongs to a tenant."
     StoredKeys "stored_keys"
         "A client's key that is not in the configuration is looked up in the gateway's database."
+    RevocableKeys "revocable_keys"
+        "An operator makes and revokes keys of clients while it runs, by the commands of `[keys]`."
     OwnProviderKeys "own_provider_keys"
         "The gateway presents configured keys of its own to providers, so a provider's 401 \
          never concerns the client's key."

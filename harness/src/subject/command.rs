@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use indexmap::IndexMap;
 
+use super::keys::{self, IssuedKey, KeyCommands};
 use super::prepare;
 use super::probe::{Seen, ask};
 use super::render::Renderer;
@@ -82,16 +83,15 @@ impl CommandTarget {
         Ok((rendered, headers))
     }
 
-    /// Renders everything that the gateway is given, and writes its files.
-    fn prepare(
+    /// Makes the renderer of a deployment, and names the files that its templates know.
+    fn renderer(
         &self,
         deployment: &Deployment,
         ports: &IndexMap<String, u16>,
-    ) -> Result<Prepared<'_>, TargetError> {
-        let start = &self.start;
+    ) -> Result<(Renderer<'_>, Vec<NamedFile<'_>>), TargetError> {
         let mut renderer = Renderer::new(&self.file, &self.gauntlet, deployment, ports)?;
         let mut files = Vec::new();
-        for file in &start.files {
+        for file in &self.start.files {
             for element in renderer.elements(file.each) {
                 let name = renderer.render_for(element.as_ref(), "start.files name", &file.name)?;
                 let path = deployment.folder.join(&name);
@@ -106,6 +106,39 @@ impl CommandTarget {
                 files.push((name, path, &file.template, element));
             }
         }
+        Ok((renderer, files))
+    }
+
+    /// Runs a command of `[keys]`, whose templates know one value more.
+    async fn key_command(
+        &self,
+        deployment: &Deployment,
+        command: impl Fn(&KeyCommands) -> &[String],
+        (name, value): (&str, serde_json::Value),
+    ) -> Result<(&KeyCommands, String), TargetError> {
+        let Some(keys) = &self.file.keys else {
+            return Err(TargetError::NotSupported(format!(
+                "target {}: it has no [keys]; add the commands that make and revoke a key",
+                self.file.name
+            )));
+        };
+        let (mut renderer, _) = self.renderer(deployment, &IndexMap::new())?;
+        renderer.know(name, value);
+        let words = command(keys)
+            .iter()
+            .map(|word| renderer.render("keys", word))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((keys, keys::output(&words).await?))
+    }
+
+    /// Renders everything that the gateway is given, and writes its files.
+    fn prepare(
+        &self,
+        deployment: &Deployment,
+        ports: &IndexMap<String, u16>,
+    ) -> Result<Prepared<'_>, TargetError> {
+        let start = &self.start;
+        let (renderer, files) = self.renderer(deployment, ports)?;
         let mut rendered = Rendered::default();
         for (name, path, template, element) in files {
             let what = format!("the template of {name}");
@@ -233,6 +266,15 @@ impl CommandTarget {
     }
 }
 
+/// A file that is written before the start: its name, path and template, and the element of the
+/// list that it is rendered for.
+type NamedFile<'a> = (
+    String,
+    PathBuf,
+    &'a String,
+    Option<(super::Each, serde_json::Value)>,
+);
+
 /// What a gateway is given, before it is started.
 struct Prepared<'a> {
     rendered: Rendered,
@@ -274,6 +316,34 @@ impl Target for CommandTarget {
 
     fn why_not(&self, capability: Capability) -> Option<String> {
         self.file.not_supported_reason.get(&capability).cloned()
+    }
+
+    async fn add_key(
+        &self,
+        deployment: &Deployment,
+        tenant: &str,
+    ) -> Result<IssuedKey, TargetError> {
+        let tenant = ("tenant", tenant.into());
+        let (keys, output) = self
+            .key_command(deployment, |keys| &keys.add, tenant)
+            .await?;
+        keys.issued(&output).map_err(|text| {
+            TargetError::Definition(format!(
+                "target file {}: keys.add wrote nothing after `{text}`; correct token_after and id_after",
+                self.file.origin
+            ))
+        })
+    }
+
+    async fn revoke_key(
+        &self,
+        deployment: &Deployment,
+        key: &IssuedKey,
+    ) -> Result<(), TargetError> {
+        let known = serde_json::json!({ "id": key.id, "token": key.token });
+        self.key_command(deployment, |keys| &keys.revoke, ("key", known))
+            .await
+            .map(drop)
     }
 
     async fn start(&self, deployment: Deployment) -> Result<RunningTarget, TargetError> {

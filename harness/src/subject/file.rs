@@ -13,6 +13,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+use super::keys::KeyCommands;
 use super::prepare::Prepare;
 use super::probe::Statuses;
 use super::words::{line_of, of_toml};
@@ -78,6 +79,9 @@ pub struct TargetFile {
     /// What a started gateway is asked once it is ready, in this order.
     #[serde(default)]
     pub prepare: Vec<Prepare>,
+    /// How an operator makes and revokes keys of clients while the gateway runs.
+    #[serde(default)]
+    pub keys: Option<KeyCommands>,
     /// Where the gateway answers about itself.
     #[serde(default)]
     pub paths: Paths,
@@ -327,6 +331,13 @@ impl TargetFile {
                 line(path)
             )));
         }
+        let revocable = self.capabilities.contains(&Capability::RevocableKeys);
+        if revocable && (self.keys.is_none() || self.start.is_none()) {
+            return Err(self.wrong(
+                "it declares revocable_keys, and has no [keys] beside [start]; add the commands that make \
+                 and revoke a key, or remove the capability",
+            ));
+        }
         let Some(start) = &self.start else {
             return match self
                 .headers
@@ -426,6 +437,7 @@ impl TargetFile {
                 ..Ready::default()
             },
             prepare: Vec::new(),
+            keys: None,
             paths: Paths::default(),
             metrics: MetricNames::default(),
             origin: url.to_string(),

@@ -5,6 +5,7 @@ mod behaviour;
 mod capability;
 mod command;
 mod file;
+mod keys;
 mod prepare;
 mod probe;
 mod process;
@@ -34,6 +35,7 @@ pub use behaviour::Behaviour;
 pub use capability::Capability;
 pub use command::CommandTarget;
 pub use file::{Each, FixedSettings, Ready, Start, StartFile, TargetFile};
+pub use keys::{IssuedKey, KeyCommands};
 pub use prepare::Prepare;
 pub use probe::Statuses;
 pub use process::ChildProcess;
@@ -179,6 +181,35 @@ pub trait Target: Send + Sync {
         None
     }
 
+    /// Makes a key of a client of this tenant, as an operator does while the gateway runs.
+    ///
+    /// # Errors
+    /// [`TargetError::NotSupported`] if the target has no way to make keys; otherwise why the
+    /// command failed.
+    async fn add_key(
+        &self,
+        _deployment: &Deployment,
+        _tenant: &str,
+    ) -> Result<IssuedKey, TargetError> {
+        Err(TargetError::NotSupported(
+            "this target has no way to make a key while it runs".into(),
+        ))
+    }
+
+    /// Revokes a key of [`Target::add_key`], as an operator does while the gateway runs.
+    ///
+    /// # Errors
+    /// As [`Target::add_key`].
+    async fn revoke_key(
+        &self,
+        _deployment: &Deployment,
+        _key: &IssuedKey,
+    ) -> Result<(), TargetError> {
+        Err(TargetError::NotSupported(
+            "this target has no way to revoke a key while it runs".into(),
+        ))
+    }
+
     /// Starts a gateway and waits until it is ready. Dropping the future ends what was started.
     ///
     /// # Errors
@@ -194,6 +225,18 @@ pub trait Process: Send + Sync {
     /// # Errors
     /// [`TargetError::Died`] if the process has ended before.
     async fn terminate(&self) -> Result<(), TargetError>;
+    /// Sends SIGHUP, as a service manager does to have the configuration read again, and as the
+    /// kernel does when a terminal is lost.
+    ///
+    /// # Errors
+    /// [`TargetError::NotSupported`] if the target is not a process that can be sent it;
+    /// [`TargetError::Died`] if the process has ended before.
+    async fn hang_up(&self) -> Result<(), TargetError> {
+        Err(TargetError::NotSupported(
+            "this target is not a process that the harness started, so it cannot be sent SIGHUP"
+                .into(),
+        ))
+    }
     /// Sends SIGKILL, as the out-of-memory killer does, and waits until the process is gone.
     ///
     /// # Errors

@@ -104,6 +104,20 @@ impl ChildProcess {
         }
     }
 
+    /// Sends a signal of this name to the process, and records it before it is sent.
+    fn signal(&self, name: &str, signal: Signal) -> Result<(), TargetError> {
+        let cannot = |why: String| TargetError::Died(format!("cannot send {name}{why}"));
+        if let Some(how) = self.ended() {
+            return Err(cannot(format!(": the gateway {how}")));
+        }
+        self.tape
+            .record(Side::Target, Event::Target { what: name.into() });
+        match self.group().map(|pid| kill_process(pid, signal)) {
+            Some(Err(error)) => Err(cannot(format!(" to process {}: {error}", self.pid))),
+            _ => Ok(()),
+        }
+    }
+
     fn group(&self) -> Option<Pid> {
         i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }
@@ -112,25 +126,11 @@ impl ChildProcess {
 #[async_trait]
 impl Process for ChildProcess {
     async fn terminate(&self) -> Result<(), TargetError> {
-        if self.ended.borrow().is_some() {
-            return Err(TargetError::Died(format!(
-                "cannot send SIGTERM: the gateway {}",
-                in_words(self.ended.borrow().and_then(|ended| ended.0))
-            )));
-        }
-        self.tape.record(
-            Side::Target,
-            Event::Target {
-                what: "SIGTERM".into(),
-            },
-        );
-        match self.group().map(|pid| kill_process(pid, Signal::TERM)) {
-            Some(Err(error)) => Err(TargetError::Died(format!(
-                "cannot send SIGTERM to process {}: {error}",
-                self.pid
-            ))),
-            _ => Ok(()),
-        }
+        self.signal("SIGTERM", Signal::TERM)
+    }
+
+    async fn hang_up(&self) -> Result<(), TargetError> {
+        self.signal("SIGHUP", Signal::HUP)
     }
 
     async fn kill(&self) -> Result<(), TargetError> {

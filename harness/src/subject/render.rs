@@ -77,6 +77,11 @@ impl<'a> Renderer<'a> {
         self.insert("captured", name, value);
     }
 
+    /// Adds one name that the templates to come know.
+    pub(super) fn know(&mut self, name: &str, value: serde_json::Value) {
+        self.context.insert(name.into(), value);
+    }
+
     fn insert(&mut self, map: &str, name: &str, value: serde_json::Value) {
         let map = self.context.get_mut(map);
         if let Some(map) = map.and_then(serde_json::Value::as_object_mut) {

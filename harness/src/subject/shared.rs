@@ -101,6 +101,10 @@ impl Process for Shared {
         self.0.terminate().await
     }
 
+    async fn hang_up(&self) -> Result<(), TargetError> {
+        self.0.hang_up().await
+    }
+
     async fn kill(&self) -> Result<(), TargetError> {
         self.0.kill().await
     }

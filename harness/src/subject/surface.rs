@@ -21,6 +21,8 @@ stated! {
     MetricNames;
     requests: String = "gauntlet_requests_total"
         "The counter of requests, with the labels `route` and `status`."
+    in_flight: String = "gauntlet_requests_in_flight"
+        "The gauge of the requests in flight that make a model work."
     attempts: String = "gauntlet_attempts_total"
         "The counter of attempts, with the label `provider`."
     retries: String = "gauntlet_retries_total"

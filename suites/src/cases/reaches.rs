@@ -48,8 +48,12 @@ const REACHES: &[(&str, &[State])] = &[
     ("HLTH-01", &[DatabaseFault]),
     ("HLTH-02", &[DatabaseFault]),
     ("HLTH-03", &[Together]),
+    ("HLTH-05", &[DatabaseFault]),
     ("DRAIN-01", &[Held, DrainBegun]),
     ("DRAIN-02", &[Held, DrainBegun]),
+    ("DRAIN-03", &[HungUp]),
+    ("AUTH-05", &[DatabaseFault]),
+    ("OBS-01", &[Held, StreamBroken, ClientLeft, CallClosed]),
 ];
 
 /// The states that the case of this id must reach.

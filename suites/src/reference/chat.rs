@@ -42,6 +42,10 @@ pub(super) struct Call {
     pub headers: HeaderMap,
     /// The client's own credentials, which only [`Defect::ForwardsAuthorization`] sends on.
     pub authorization: Option<HeaderValue>,
+    /// The client's cookies, which only [`Defect::ForwardsCookies`] sends on.
+    pub cookie: Option<HeaderValue>,
+    /// For [`Defect::ConnectsWhereHeaderSays`].
+    pub base_url: Option<String>,
 }
 
 impl Call {
@@ -53,6 +57,13 @@ impl Call {
     pub(super) fn choices(&self) -> usize {
         let n = self.fields.get("n").and_then(Value::as_u64);
         n.and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
+    }
+
+    fn without_trace(&self) -> Self {
+        Self {
+            traceparent: None,
+            ..self.clone()
+        }
     }
 
     pub(super) fn include_usage(&self) -> bool {
@@ -100,8 +111,14 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.admitted.is_some() {
+        if self.admitted.is_none() {
+            return;
+        }
+        if !self.gateway.has(Defect::ForgetsLeftAttempts) {
             self.gateway.attempted(&self.candidate, Ok("cancelled"));
+        }
+        if self.gateway.has(Defect::GaugeKeepsLeft) {
+            self.gateway.in_flight.send_modify(|taken| *taken += 1);
         }
     }
 }
@@ -131,10 +148,18 @@ pub(super) async fn ask(
             if Instant::now() >= deadline && !anew {
                 break;
             }
-            gateway
-                .metrics
-                .add("gauntlet_fallbacks_total", &[("model", &route.alias)], 1);
+            if !gateway.has(Defect::ForgetsFailedFallbacks) {
+                let model = [("model", route.alias.as_str())];
+                gateway.metrics.add("gauntlet_fallbacks_total", &model, 1);
+            }
         }
+        let without_trace;
+        let call = if position > first && gateway.has(Defect::FallsBackWithoutTrace) {
+            without_trace = call.without_trace();
+            &without_trace
+        } else {
+            call
+        };
         let deadline = if gateway.has(Defect::DeadlinePerCandidate) {
             Instant::now() + route.total
         } else {
@@ -170,6 +195,10 @@ pub(super) async fn ask(
                 && gateway.has(Defect::StreamsGetDeadlineAnew)
             {
                 stream.ends_at(Instant::now() + route.total);
+            }
+            if position > first && gateway.has(Defect::ForgetsFailedFallbacks) {
+                let model = [("model", route.alias.as_str())];
+                gateway.metrics.add("gauntlet_fallbacks_total", &model, 1);
             }
             return Ok(Served {
                 answer,
@@ -248,6 +277,13 @@ async fn ask_candidate(
         } else {
             call
         };
+        let without_trace;
+        let call = if n > 1 && gateway.has(Defect::RetriesWithoutTrace) {
+            without_trace = call.without_trace();
+            &without_trace
+        } else {
+            call
+        };
         let error = match attempt(gateway, candidate, call, until, deadline).await {
             Ok(answer) => return Some(answer),
             Err(error) => error,
@@ -291,14 +327,16 @@ async fn ask_candidate(
             return None;
         }
         sleep(wait).await;
-        gateway.metrics.add(
-            "gauntlet_retries_total",
-            &[
-                ("provider", &candidate.provider.spec.name),
-                ("model", &candidate.model),
-            ],
-            1,
-        );
+        if !(call.stream && gateway.has(Defect::ForgetsRetriesOfStreams)) {
+            gateway.metrics.add(
+                "gauntlet_retries_total",
+                &[
+                    ("provider", &candidate.provider.spec.name),
+                    ("model", &candidate.model),
+                ],
+                1,
+            );
+        }
         backoff = (backoff
             * if gateway.has(Defect::ConstantBackoff) {
                 1
@@ -503,6 +541,12 @@ async fn converse(
 ) -> Result<Answer, AttemptError> {
     let spec = &candidate.provider.spec;
     let silence = limit.saturating_duration_since(Instant::now());
+    if gateway.has(Defect::FetchesImages) {
+        let content = &call.fields["messages"][0]["content"];
+        let url = content[1]["image_url"]["url"].as_str().unwrap_or_default();
+        let host = url.split('/').nth(2).unwrap_or_default();
+        tokio::net::TcpStream::connect(host).await.ok();
+    }
     let sending = upstream::send(question(gateway, candidate, call, silence)?, gateway.defect);
     let head = if gateway.has(Defect::HeadersEndFirstToken) {
         let late = || AttemptError::new(Cause::FirstTokenTimeout, "no headers came in time");
@@ -529,6 +573,10 @@ async fn converse(
             Cause::BadResponse,
             "the provider's answer is in a coding that nobody asked for",
         ));
+    }
+    if let Some(cookie) = head.headers.get(header::SET_COOKIE) {
+        let last = gateway.last_cookie.lock();
+        *last.unwrap_or_else(PoisonError::into_inner) = Some(cookie.clone());
     }
     if !head.status.is_success() {
         let (status, headers) = (head.status, head.headers.clone());
@@ -706,10 +754,17 @@ fn question(
     let spec = &candidate.provider.spec;
     let mut fields = call.fields.clone();
     let mut base = candidate.provider.base_url.clone();
-    if gateway.has(Defect::ConnectsWhereRequested)
-        && let Some(Value::String(requested)) = fields.shift_remove("api_base")
-    {
+    let steered = match gateway.defect {
+        Some(Defect::ConnectsWhereRequested) => !call.stream,
+        Some(Defect::StreamsWhereRequested) => call.stream,
+        _ => false,
+    };
+    if steered && let Some(Value::String(requested)) = fields.shift_remove("api_base") {
         base = requested;
+    }
+    if let (Some(requested), true) = (&call.base_url, gateway.has(Defect::ConnectsWhereHeaderSays))
+    {
+        base.clone_from(requested);
     }
     let unfit = |_| AttemptError::new(Cause::Unsupported, "a header cannot be written");
     let mut headers = HeaderMap::new();
@@ -739,6 +794,11 @@ fn question(
     let shown = requested
         .filter(|_| gateway.has(Defect::TakesKeyFromRequest))
         .unwrap_or(&spec.api_key);
+    let first = gateway.spec.providers.first();
+    let shown = match first.filter(|_| gateway.has(Defect::ShowsFirstKeyToAll)) {
+        Some(first) => first.api_key.as_str(),
+        None => shown,
+    };
     let own = HeaderValue::from_str(&format!("Bearer {shown}")).map_err(unfit)?;
     let authorization = call
         .authorization
@@ -746,6 +806,13 @@ fn question(
         .filter(|_| gateway.has(Defect::ForwardsAuthorization))
         .unwrap_or(own);
     headers.insert(header::AUTHORIZATION, authorization);
+    if let (Some(cookie), true) = (&call.cookie, gateway.has(Defect::ForwardsCookies)) {
+        headers.insert(header::COOKIE, cookie.clone());
+    }
+    let user = fields.get("user").and_then(Value::as_str);
+    if gateway.has(Defect::SplitsHeaders) && user.is_some_and(|user| user.contains("\r\n")) {
+        headers.insert("x-smuggled", HeaderValue::from_static("1"));
+    }
     let fresh = uuid::Uuid::now_v7().to_string();
     let key = if gateway.has(Defect::FreshKeyPerAttempt) {
         &fresh
@@ -766,6 +833,7 @@ fn question(
         .traceparent
         .clone()
         .filter(|_| !gateway.has(Defect::DropsTraceparent))
+        .filter(|_| !(call.stream && gateway.has(Defect::StreamsWithoutTrace)))
     {
         headers.insert("traceparent", traceparent);
     }

@@ -369,7 +369,7 @@ impl Decoder {
             chunk["usage"] = usage.document();
             changed = true;
         }
-        let guesses = self.has(Defect::GuessesUsage);
+        let guesses = self.has(Defect::GuessesUsage) || self.has(Defect::GuessesUsageOfStreams);
         if guesses && chunk["usage"].is_object() {
             chunk["usage"] = protocol::guess(&self.text).document();
         }

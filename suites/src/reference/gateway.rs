@@ -63,6 +63,18 @@ pub(super) struct Gateway {
     /// What the last probes found, and when. It is sent again for a moment, and the one who probes
     /// holds the lock.
     pub probed: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
+    /// What readiness has last found of the store, and when.
+    pub store_probed: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
+    /// For [`Defect::NeverReadyAgain`] and [`Defect::ReadOnlyEver`].
+    pub was_lost: AtomicBool,
+    /// How often SIGHUP has come.
+    pub hung_up: watch::Sender<usize>,
+    /// For the defects that pass cookies on: the last one that a provider has set.
+    pub last_cookie: Mutex<Option<http::HeaderValue>>,
+    /// For [`Defect::SharesByIdempotencyKey`]: documents by that key.
+    pub by_idempotency_key: Mutex<HashMap<String, Value>>,
+    /// The keys that the store has confirmed, and when.
+    pub confirmed: Mutex<HashMap<String, (String, Instant)>>,
     lines: Mutex<String>,
 }
 
@@ -91,6 +103,12 @@ impl Permit {
 impl Gateway {
     pub(super) fn has(&self, defect: Defect) -> bool {
         self.defect == Some(defect)
+    }
+
+    /// The last cookie that a provider has set.
+    pub(super) fn cookie(&self) -> Option<http::HeaderValue> {
+        let last = self.last_cookie.lock();
+        last.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes a line to the log.
@@ -272,6 +290,12 @@ pub(super) async fn start(
         prompts: Mutex::default(),
         buffer: Mutex::default(),
         probed: tokio::sync::Mutex::default(),
+        store_probed: tokio::sync::Mutex::default(),
+        was_lost: AtomicBool::new(false),
+        hung_up: watch::Sender::new(0),
+        confirmed: Mutex::default(),
+        last_cookie: Mutex::default(),
+        by_idempotency_key: Mutex::default(),
         lines: Mutex::default(),
     });
     let stop = watch::Sender::new(false);
@@ -335,7 +359,8 @@ async fn serve(
         }
     };
     timeout(Duration::from_secs(2), ended).await.ok();
-    exit.send_replace(Some(End::Exited(0)));
+    let code = i32::from(gateway.has(Defect::ExitsNonZero));
+    exit.send_replace(Some(End::Exited(code)));
 }
 
 async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
@@ -404,6 +429,19 @@ struct InProcess {
     tape: Tape,
 }
 
+impl InProcess {
+    fn begin_drain(&self) {
+        self.gateway.draining.store(true, Ordering::SeqCst);
+        let drain = tokio::spawn(drain(self.gateway.clone(), self.stop.clone()));
+        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain.abort_handle());
+    }
+
+    fn end(&self) {
+        self.server.abort();
+        self.exit.send_replace(Some(End::Killed));
+    }
+}
+
 /// How the process ended.
 #[derive(Clone, Copy, Debug)]
 enum End {
@@ -425,9 +463,24 @@ impl Process for InProcess {
             self.exit.send_replace(Some(End::Exited(0)));
             return Ok(());
         }
-        self.gateway.draining.store(true, Ordering::SeqCst);
-        let drain = tokio::spawn(drain(self.gateway.clone(), self.stop.clone()));
-        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain.abort_handle());
+        self.begin_drain();
+        Ok(())
+    }
+
+    /// Changes nothing (DRAIN-03).
+    async fn hang_up(&self) -> Result<(), TargetError> {
+        let what = "SIGHUP".into();
+        self.tape.record(Side::Target, Event::Target { what });
+        self.gateway.hung_up.send_modify(|times| *times += 1);
+        let again = *self.gateway.hung_up.borrow() > 1;
+        let draining = self.gateway.draining.load(Ordering::SeqCst);
+        match self.gateway.defect {
+            Some(Defect::HangupDrains) => self.begin_drain(),
+            Some(Defect::HangupEnds) => self.end(),
+            Some(Defect::SecondHangupEnds) if again => self.end(),
+            Some(Defect::HangupEndsDrain) if draining => self.end(),
+            _ => {}
+        }
         Ok(())
     }
 

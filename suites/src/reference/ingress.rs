@@ -24,6 +24,9 @@ use super::route::Route;
 use super::{ops, stream};
 use crate::defect::Defect;
 
+/// How long a key that the store has confirmed needs no other confirmation (AUTH-05).
+pub(super) const CACHED: Duration = Duration::from_millis(300);
+
 /// A response's body.
 pub(super) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
@@ -49,6 +52,7 @@ pub(super) async fn answer(
         gateway: &gateway,
         path: &path,
         status: 499,
+        streams: false,
     };
     let refused = no_host.or(unknown);
     let result = match refused {
@@ -87,6 +91,8 @@ pub(super) async fn answer(
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    counted.streams = kind.is_some_and(|kind| kind == "text/event-stream");
     let status = response.status().as_u16();
     gateway.log(&format!(
         "request request_id={request_id} method={method} path={path} status={status}"
@@ -150,11 +156,19 @@ struct Counted<'r> {
     gateway: &'r Gateway,
     path: &'r str,
     status: u16,
+    streams: bool,
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.gateway.metrics.request(self.path, self.status);
+        let forgotten = match self.gateway.defect {
+            Some(Defect::CountsNoStreams) => self.streams,
+            Some(Defect::ForgetsLeftRequests) => self.status == 499,
+            _ => false,
+        };
+        if !forgotten {
+            self.gateway.metrics.request(self.path, self.status);
+        }
     }
 }
 
@@ -200,8 +214,24 @@ async fn dispatch(
         ["metrics"] => return Ok(ops::metrics(gateway)),
         _ => {}
     }
-    let known_tenant = tenant(gateway, &head.headers).await;
+    let trusting = match (segments.as_slice(), &head.method) {
+        (["api", "v1", "queries"], &Method::POST) => gateway.has(Defect::QueriesTrustCache),
+        (["api", "v1", "queries"], _) => gateway.has(Defect::ListingsTrustCache),
+        _ => false,
+    };
+    let known_tenant = tenant(gateway, &head.headers, trusting).await;
+    if let (true, Some(authority)) = (gateway.has(Defect::ServesAsProxy), head.uri.authority()) {
+        tokio::net::TcpStream::connect(authority.as_str())
+            .await
+            .ok();
+    }
     let known_tenant = match segments.as_slice() {
+        ["v1", "models", ..] if gateway.has(Defect::OpenModels) => Ok("default".into()),
+        ["api", "v1", "queries"]
+            if gateway.has(Defect::OpenListing) && head.method == Method::GET =>
+        {
+            Ok("default".into())
+        }
         ["api", "v1", "documents", _] if gateway.has(Defect::OpenDocuments) => Ok("default".into()),
         _ => known_tenant,
     };
@@ -278,9 +308,19 @@ async fn dispatch(
             )),
         }
     };
+    let mut hung_up = gateway.hung_up.subscribe();
+    let hung_up = async {
+        if !gateway.has(Defect::HangupCutsPlain) || hung_up.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         response = work => known_tenant.and(response),
-        () = set(&mut cut) => Err(ErrorResponse::shutting_down()),
+        () = set(&mut cut) => match gateway.has(Defect::DrainCutIs200) {
+            true => Ok(json_response(200, &json!({}))),
+            false => Err(ErrorResponse::shutting_down()),
+        },
+        () = hung_up => Err(ErrorResponse::shutting_down()),
     }
 }
 
@@ -399,6 +439,12 @@ async fn complete(
             response
         }
         Answer::Stream(stream) => {
+            if gateway.has(Defect::DrainForgetsStreams) || gateway.has(Defect::GaugeForgetsStreams)
+            {
+                gateway
+                    .in_flight
+                    .send_modify(|taken| *taken = taken.saturating_sub(1));
+            }
             (permit.streamed, permit.ended) = (true, false);
             let codes = visit.headers.contains_key(header::ACCEPT_ENCODING);
             let permit = Some(permit).filter(|_| !gateway.has(Defect::StreamsHoldNoPermit));
@@ -413,6 +459,11 @@ async fn complete(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
+    }
+    if gateway.has(Defect::PassesCookies)
+        && let Some(cookie) = gateway.cookie()
+    {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     let by = if gateway.has(Defect::NamesFirstCandidate) {
         first
@@ -474,6 +525,8 @@ pub(super) fn call(
         traceparent: visit.headers.get("traceparent").cloned(),
         headers: visit.headers.clone(),
         authorization: visit.headers.get(header::AUTHORIZATION).cloned(),
+        cookie: visit.headers.get(header::COOKIE).cloned(),
+        base_url: text("x-base-url").map(str::to_owned),
     })
 }
 
@@ -733,7 +786,11 @@ fn refuse(gateway: &Gateway, mut body: Incoming, error: ErrorResponse) -> ErrorR
 }
 
 /// Finds the tenant of a request (AUTH-01): by a configured key, or by one that the store knows.
-async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, ErrorResponse> {
+async fn tenant(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    trusting: bool,
+) -> Result<String, ErrorResponse> {
     if gateway.spec.keys.is_empty() {
         return Ok("default".into());
     }
@@ -748,13 +805,17 @@ async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, ErrorR
         .spec
         .keys
         .iter()
-        .find(|key| Some(key.token.as_str()) == token)
+        .find(|key| token.is_some_and(|token| is_key(gateway, &key.token, token)))
         .map(|key| key.tenant.clone());
+    let of_provider = |token| {
+        let mut all = gateway.spec.providers.iter();
+        all.any(|provider| provider.api_key == token)
+    };
+    if gateway.has(Defect::TakesProvidersKey) && token.is_some_and(of_provider) {
+        known = Some("default".into());
+    }
     if let (None, Some(token), Some(store)) = (&known, token, &gateway.store) {
-        known = match store.tenant(token).await {
-            Err(_) if gateway.has(Defect::FailedLookupIs401) => None,
-            found => found.map_err(|error| records::store_error(gateway, &error))?,
-        };
+        known = stored_key(gateway, store, token, trusting).await?;
     }
     match known {
         Some(tenant) => Ok(tenant),
@@ -771,6 +832,68 @@ async fn tenant(gateway: &Gateway, headers: &HeaderMap) -> Result<String, ErrorR
             "invalid_api_key",
             "the key is not known",
         )),
+    }
+}
+
+/// Whether a client that presents this token has the key.
+fn is_key(gateway: &Gateway, key: &str, token: &str) -> bool {
+    match gateway.defect {
+        Some(Defect::TakesPartOfKey) => key.starts_with(token) && !token.is_empty(),
+        Some(Defect::IgnoresCaseOfKey) => key.eq_ignore_ascii_case(token),
+        Some(Defect::TakesHashOfKey) => {
+            key == token || (token.len() == 64 && token.bytes().all(|b| b.is_ascii_hexdigit()))
+        }
+        _ => key == token,
+    }
+}
+
+/// The tenant of a key that the store knows. What it has confirmed holds for a short time, however
+/// often the key is used (AUTH-05).
+async fn stored_key(
+    gateway: &Gateway,
+    store: &super::store::Store,
+    token: &str,
+    trusting: bool,
+) -> Result<Option<String>, ErrorResponse> {
+    let confirmed = || {
+        gateway
+            .confirmed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    };
+    let cached = confirmed().get(token).cloned();
+    if let Some((tenant, at)) = &cached {
+        if at.elapsed() < CACHED || trusting {
+            if gateway.has(Defect::UseExtendsCache) {
+                confirmed().insert(token.into(), (tenant.clone(), Instant::now()));
+            }
+            return Ok(Some(tenant.clone()));
+        }
+        if gateway.has(Defect::ForgetsIssuedKeys) {
+            return Ok(None);
+        }
+    }
+    match store.tenant(token).await {
+        Ok(Some(tenant)) => {
+            confirmed().insert(token.into(), (tenant.clone(), Instant::now()));
+            Ok(Some(tenant))
+        }
+        Ok(None) if gateway.has(Defect::RevokedIs503) && cached.is_some() => {
+            Err(ErrorResponse::shutting_down())
+        }
+        Ok(None) => Ok(None),
+        Err(_) if gateway.has(Defect::FailedLookupIs401) => Ok(None),
+        Err(error) => {
+            let outlives = match gateway.defect {
+                Some(Defect::CacheOutlivesStore) => true,
+                Some(Defect::CacheOutlivesSilence) => store.accepts().await,
+                _ => false,
+            };
+            match cached.filter(|_| outlives) {
+                Some((tenant, _)) => Ok(Some(tenant)),
+                None => Err(records::store_error(gateway, &error)),
+            }
+        }
     }
 }
 
@@ -840,12 +963,18 @@ pub(super) fn respond(gateway: &Gateway, error: &ErrorResponse) -> Response<Body
             HeaderValue::from(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)),
         );
     }
-    if error.status == 401 && !gateway.has(Defect::NoChallenge) {
+    let unknown = gateway.has(Defect::NoChallengeForUnknownKey) && error.code == "invalid_api_key";
+    if error.status == 401 && !gateway.has(Defect::NoChallenge) && !unknown {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if error.status == 415 && !gateway.has(Defect::NoAcceptEncoding) {
         let none = HeaderValue::from_static("identity");
         headers.insert(header::ACCEPT_ENCODING, none);
+    }
+    if gateway.has(Defect::PassesCookiesOfErrors)
+        && let Some(cookie) = gateway.cookie()
+    {
+        headers.insert(header::SET_COOKIE, cookie);
     }
     if error.status == 405 {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));

@@ -29,7 +29,7 @@ use crate::defect::Defect;
 use async_trait::async_trait;
 use gauntlet_harness::spec::Spec;
 use gauntlet_harness::subject::{
-    Behaviour, Capability, Deployment, Manifest, RunningTarget, Target, TargetError,
+    Behaviour, Capability, Deployment, IssuedKey, Manifest, RunningTarget, Target, TargetError,
 };
 
 /// A correct gateway in this process, or the same gateway with one bug.
@@ -53,6 +53,11 @@ impl Reference {
                 name: "reference".into(),
                 version: None,
                 capabilities,
+                behaviour: Behaviour {
+                    goes_on_after_sighup: true,
+                    revoked_key_ms: ingress::CACHED.as_millis() as u64,
+                    ..Behaviour::default()
+                },
                 ..Manifest::default()
             },
         }
@@ -123,6 +128,29 @@ impl Target for Reference {
         &self.manifest
     }
 
+    async fn add_key(
+        &self,
+        deployment: &Deployment,
+        tenant: &str,
+    ) -> Result<IssuedKey, TargetError> {
+        let token = format!("sk-issued-{}", uuid::Uuid::new_v4().simple());
+        let sql = "INSERT INTO keys (token, tenant) VALUES ($1, $2)";
+        store::by_hand(deployment, sql, &[&token, tenant]).await?;
+        Ok(IssuedKey {
+            id: token.clone(),
+            token,
+        })
+    }
+
+    async fn revoke_key(
+        &self,
+        deployment: &Deployment,
+        key: &IssuedKey,
+    ) -> Result<(), TargetError> {
+        let sql = "DELETE FROM keys WHERE token = $1";
+        store::by_hand(deployment, sql, &[&key.token]).await
+    }
+
     async fn start(&self, mut deployment: Deployment) -> Result<RunningTarget, TargetError> {
         if let Some(fix) = self.fix {
             fix(&mut deployment.spec);
@@ -157,6 +185,7 @@ const CAPABILITIES: &[Capability] = &[
     Capability::SlowClient,
     Capability::Keys,
     Capability::StoredKeys,
+    Capability::RevocableKeys,
     Capability::OwnProviderKeys,
     Capability::UrlCredentials,
     Capability::RequestId,

@@ -18,6 +18,7 @@ use super::gateway::Gateway;
 use super::ingress::{Body, json_response};
 use super::protocol::{Protocol, Usage};
 use super::route::{CandidateState, Provider};
+use super::store::StoreError;
 use super::upstream::{self, Question};
 use crate::defect::Defect;
 
@@ -87,7 +88,8 @@ impl Metrics {
             }
             Err(cause) => {
                 count("gauntlet_attempts_total", ("outcome", cause.name()));
-                if cause.is_timeout() && defect != Some(Defect::CountsNoTimeouts) {
+                let stall = cause == Cause::IdleTimeout && defect == Some(Defect::ForgetsStalls);
+                if cause.is_timeout() && defect != Some(Defect::CountsNoTimeouts) && !stall {
                     count("gauntlet_timeouts_total", ("cause", cause.name()));
                 }
             }
@@ -161,10 +163,18 @@ pub(super) async fn live(gateway: &Gateway) -> Response<Body> {
     {
         return json_response(503, &json!({ "status": "dead", "reason": reason }));
     }
+    if gateway.has(Defect::LivenessAsksProviders) {
+        let providers = gateway.routes.providers.iter();
+        let found = join_all(providers.map(|provider| provider_state(gateway, provider))).await;
+        if found.iter().any(|finding| finding["up"] == false) {
+            return json_response(503, &json!({ "status": "dead" }));
+        }
+    }
     json_response(200, &json!({ "status": "live" }))
 }
 
-/// `GET /health/ready`: 503 while the gateway drains, and while its store is gone (HLTH-02).
+/// `GET /health/ready`: 503 while the gateway drains, and while its store is gone or takes no
+/// writes (HLTH-02, HLTH-05).
 pub(super) async fn ready(gateway: &Gateway) -> Response<Body> {
     quiet(gateway).await;
     if gateway.draining.load(Ordering::SeqCst) && !gateway.has(Defect::ReadyWhileDraining) {
@@ -173,13 +183,57 @@ pub(super) async fn ready(gateway: &Gateway) -> Response<Body> {
             &json!({ "status": "not_ready", "reason": "shutting down" }),
         );
     }
-    match store_state(gateway).await {
+    match store_for_ready(gateway).await {
         Err(reason) if !gateway.has(Defect::AlwaysReady) => json_response(
             503,
             &json!({ "status": "not_ready", "reason": format!("store: {reason}") }),
         ),
         _ => json_response(200, &json!({ "status": "ready" })),
     }
+}
+
+/// Asks the store whether it answers and takes writes; the result is sent again for a moment.
+async fn store_for_ready(gateway: &Gateway) -> Result<(), String> {
+    let Some(store) = &gateway.store else {
+        return Ok(());
+    };
+    let mut last = gateway.store_probed.lock().await;
+    match &*last {
+        Some((at, found))
+            if at.elapsed() < FRESH && !gateway.has(Defect::ReadinessProbesEachCall) =>
+        {
+            return found.clone();
+        }
+        _ => {}
+    }
+    let found = match store.ping().await {
+        Ok(()) if gateway.has(Defect::HidesReadOnlyStore) => Ok(()),
+        Ok(()) => store.takes_writes().await,
+        Err(error) => Err(error),
+    };
+    let found = match found {
+        Err(_) if gateway.has(Defect::ReadyWhileStalled) && store.accepts().await => Ok(()),
+        Err(StoreError::NotWritable(why))
+            if gateway.has(Defect::HidesFullDisk) && why.contains("space") =>
+        {
+            Ok(())
+        }
+        found => found,
+    };
+    let sticks = match &found {
+        Err(StoreError::NotWritable(_)) => gateway.has(Defect::ReadOnlyEver),
+        Err(_) => gateway.has(Defect::NeverReadyAgain),
+        Ok(()) => false,
+    };
+    if sticks {
+        gateway.was_lost.store(true, Ordering::SeqCst);
+    }
+    let found = match found {
+        Ok(()) if gateway.was_lost.load(Ordering::SeqCst) => Err("it was lost".to_owned()),
+        found => found.map_err(|error| error.reason().to_owned()),
+    };
+    *last = Some((Instant::now(), found.clone()));
+    found
 }
 
 /// `GET /health`: every dependency is probed at once, each with its own timeout (HLTH-03).
@@ -220,7 +274,13 @@ async fn probed(gateway: &Arc<Gateway>) -> Vec<Value> {
     }
     let mut last = gateway.probed.lock().await;
     match &*last {
-        Some((at, found)) if at.elapsed() < FRESH => found.clone(),
+        Some((at, found))
+            if at.elapsed() < FRESH
+                && !(gateway.has(Defect::ProbesAgainAfterFailure)
+                    && found.iter().any(|finding| finding["error"] == "status 500")) =>
+        {
+            found.clone()
+        }
         _ => {
             let found = probe(gateway).await;
             *last = Some((Instant::now(), found.clone()));
@@ -232,22 +292,41 @@ async fn probed(gateway: &Arc<Gateway>) -> Vec<Value> {
 async fn probe(gateway: &Arc<Gateway>) -> Vec<Value> {
     let store = async {
         let kind = gateway.store.as_ref().map_or("none", |store| store.kind());
-        finding("store", kind, store_state(gateway).await)
+        let state = store_state(gateway).await;
+        let state = state.or_else(|error| match gateway.has(Defect::HidesLostStore) {
+            true => Ok(()),
+            false => Err(error),
+        });
+        finding("store", kind, state)
     };
     let providers: Vec<_> = gateway
         .routes
         .providers
         .iter()
-        .map(|provider| provider_state(provider))
+        .map(|provider| provider_state(gateway, provider))
         .collect();
-    let (store, providers) = if gateway.has(Defect::ProbesInSequence) {
-        let mut found = Vec::new();
-        for provider in providers {
-            found.push(provider.await);
+    let (store, providers) = match gateway.defect {
+        Some(Defect::ProbesInSequence) => {
+            let mut found = Vec::new();
+            for provider in providers {
+                found.push(provider.await);
+            }
+            (store.await, found)
         }
-        (store.await, found)
-    } else {
-        tokio::join!(store, join_all(providers))
+        Some(Defect::ProbesStoreFirst) => (store.await, join_all(providers).await),
+        Some(Defect::OneTimeoutForAll) => {
+            let all = async { tokio::join!(store, join_all(providers)) };
+            // a little less than the timeout of each
+            timeout(PROBE / 2, all).await.unwrap_or_else(|_| {
+                let late = |name: &str| finding(name, "", Err("no answer".into()));
+                let all = gateway.routes.providers.iter();
+                (
+                    late("store"),
+                    all.map(|provider| late(&provider.spec.name)).collect(),
+                )
+            })
+        }
+        _ => tokio::join!(store, join_all(providers)),
     };
     std::iter::once(store).chain(providers).collect()
 }
@@ -263,7 +342,7 @@ async fn store_state(gateway: &Gateway) -> Result<(), String> {
 }
 
 /// Asks a provider for something that costs nothing: its list of models, or its version.
-async fn provider_state(provider: &Provider) -> Value {
+async fn provider_state(gateway: &Gateway, provider: &Provider) -> Value {
     let base = provider.base_url.trim_end_matches('/');
     let (kind, url) = match provider.protocol {
         Protocol::OpenAi => ("openai", format!("{base}/models")),
@@ -285,7 +364,7 @@ async fn provider_state(provider: &Provider) -> Value {
     let state = match timeout(PROBE, upstream::send(question, None)).await {
         Err(_) => Err(format!("no answer within {PROBE:?}")),
         Ok(Err(error)) => Err(error.message),
-        Ok(Ok(answer)) if answer.status.is_success() => Ok(()),
+        Ok(Ok(answer)) if answer.status.is_success() || gateway.has(Defect::ErrorsAreUp) => Ok(()),
         Ok(Ok(answer)) => Err(format!("status {}", answer.status.as_u16())),
     };
     finding(&provider.spec.name, kind, state)

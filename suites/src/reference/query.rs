@@ -70,6 +70,8 @@ struct Query {
     deadline: Instant,
     steps: Mutex<Vec<Value>>,
     over: bool,
+    /// For [`Defect::SharesByIdempotencyKey`].
+    by_key: Option<String>,
 }
 
 /// `POST /api/v1/queries`.
@@ -78,6 +80,15 @@ pub(super) async fn ask(
     visit: &Visit,
     asked: StubRequest,
 ) -> Result<Response<Body>, ErrorResponse> {
+    let by_key = visit.headers.get("idempotency-key");
+    let by_key = by_key.and_then(|key| key.to_str().ok()).map(str::to_owned);
+    let by_key = by_key.filter(|_| gateway.has(Defect::SharesByIdempotencyKey));
+    if let Some(key) = &by_key {
+        let known = gateway.by_idempotency_key.lock();
+        if let Some(known) = known.unwrap_or_else(PoisonError::into_inner).get(key) {
+            return Ok(json_response(200, known));
+        }
+    }
     let spec = gateway.spec.query.clone().ok_or_else(|| {
         ErrorResponse::new(
             503,
@@ -110,6 +121,7 @@ pub(super) async fn ask(
         deadline,
         steps: Mutex::default(),
         over: false,
+        by_key,
     };
     if gateway.has(Defect::FinishesLeftQuery) {
         let ended = gateway.outlive(query.answer()).await;
@@ -138,6 +150,9 @@ impl Query {
             if gateway.has(Defect::RecordsDraft) {
                 kept["review"] = Value::Null;
             }
+            if gateway.has(Defect::RecordsNoUsage) {
+                kept["usage"] = Value::Null;
+            }
             if gateway.has(Defect::RecordsTwice) {
                 self.record(&uuid::Uuid::now_v7().to_string(), kept.clone())
                     .await
@@ -160,6 +175,11 @@ impl Query {
                     unrecorded(&mut document, store_cause(&error));
                 }
             }
+        }
+        if let Some(key) = self.by_key.take() {
+            let known = gateway.by_idempotency_key.lock();
+            let mut known = known.unwrap_or_else(PoisonError::into_inner);
+            known.insert(key, document.clone());
         }
         let status = document["status"].as_str().unwrap_or_default().to_owned();
         gateway
@@ -356,6 +376,8 @@ impl Query {
             idempotency_key: format!("{}-{step}", self.id),
             traceparent: self.traceparent.clone(),
             authorization: None,
+            cookie: None,
+            base_url: None,
         };
         let gateway = self.gateway.clone();
         let asking = async move {
@@ -449,10 +471,17 @@ impl Query {
                 .filter_map(|report| report["usage"][kind].as_u64())
                 .sum()
         };
-        let usage = Usage {
+        let mut usage = Usage {
             prompt: sum("prompt_tokens"),
             completion: sum("completion_tokens"),
         };
+        let failed = |report: &Value| report["outcome"] == "failed";
+        if self.gateway.has(Defect::ReportsOneAgent) {
+            usage.prompt = steps[0]["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+        }
+        if self.gateway.has(Defect::DegradedIsFree) && steps.iter().any(failed) {
+            usage = Usage::default();
+        }
         let mut document = json!({ "id": self.id, "status": "", "question": self.question.replace('\0', "\u{fffd}") });
         if let (Some(document), Value::Object(outcome)) = (document.as_object_mut(), outcome) {
             document.extend(outcome);
@@ -488,7 +517,7 @@ impl Query {
 
 impl Drop for Query {
     fn drop(&mut self) {
-        if self.over {
+        if self.over || self.gateway.has(Defect::CutUnrecorded) {
             return;
         }
         let nothing = json!({

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gauntlet_harness::spec::QuerySpec;
+use gauntlet_harness::subject::{Deployment, TargetError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool, Row as _, SqlitePool};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -77,6 +78,8 @@ pub(super) struct Listing {
 #[derive(Debug)]
 pub(super) struct Store {
     database: Database,
+    /// Host and port of Postgres.
+    address: String,
     bound: Option<Duration>,
     /// For [`Defect::KeepsDeadConnection`].
     dead: AtomicBool,
@@ -166,8 +169,13 @@ impl Store {
                     .connect_lazy_with(options),
             )
         };
+        let address = url
+            .rsplit('@')
+            .next()
+            .and_then(|rest| rest.split('/').next());
         let this = Self {
             database,
+            address: address.unwrap_or_default().to_owned(),
             bound: (!endless).then_some(bound),
             dead: AtomicBool::new(false),
             permits: Semaphore::new(usize::try_from(most).unwrap_or(1)),
@@ -221,6 +229,22 @@ impl Store {
     /// One cheap round trip.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         on!(self, pool => async { sqlx::query("SELECT 1").execute(pool).await.map(drop) })
+    }
+
+    /// For [`Defect::ReadyWhileStalled`]: whether something accepts connections at its address.
+    pub(super) async fn accepts(&self) -> bool {
+        tokio::net::TcpStream::connect(&self.address).await.is_ok()
+    }
+
+    /// Writes a row and takes it back.
+    pub(super) async fn takes_writes(&self) -> Result<(), StoreError> {
+        let sql = self.sql("INSERT INTO documents (id, tenant, title, text, created_at) VALUES ($1::text::uuid, '', '', '', 0)");
+        let id = uuid::Uuid::now_v7().to_string();
+        on!(self, pool => async {
+            let mut transaction = pool.begin().await?;
+            sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *transaction).await?;
+            transaction.rollback().await
+        })
     }
 
     /// Stores a document with its passages, in one transaction: all of it or nothing.
@@ -280,9 +304,16 @@ impl Store {
 
     /// Deletes the tenant's document; whether it existed.
     pub(super) async fn delete_document(&self, tenant: &str, id: &str) -> Result<bool, StoreError> {
-        let passages =
-            self.sql("DELETE FROM passages WHERE document = $1::text::uuid AND tenant = $2");
-        let document = self.sql("DELETE FROM documents WHERE id = $1::text::uuid AND tenant = $2");
+        let of = match self.defect {
+            Some(Defect::DeletesForeign) => "$2::text = $2",
+            _ => "tenant = $2",
+        };
+        let passages = self.sql(&format!(
+            "DELETE FROM passages WHERE document = $1::text::uuid AND {of}"
+        ));
+        let document = self.sql(&format!(
+            "DELETE FROM documents WHERE id = $1::text::uuid AND {of}"
+        ));
         self.writes()?;
         if self.defect == Some(Defect::DeletesPiecemeal) {
             let (document, passages) = (document, passages);
@@ -309,10 +340,14 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Passage>, StoreError> {
         let asked = words(question);
-        let sql = self.sql(
+        let of = match self.defect {
+            Some(Defect::SearchesForAll) => "$1::text = $1",
+            _ => "passages.tenant = $1",
+        };
+        let sql = self.sql(&format!(
             "SELECT passages.document::text, documents.title, passages.text, passages.terms FROM passages
-             JOIN documents ON documents.id = passages.document WHERE passages.tenant = $1 ORDER BY passages.document DESC, passages.ordinal",
-        );
+             JOIN documents ON documents.id = passages.document WHERE {of} ORDER BY passages.document DESC, passages.ordinal",
+        ));
         let mut found = on!(self, pool => async {
             let mut found = Vec::new();
             for row in sqlx::query(AssertSqlSafe(sql)).bind(tenant).fetch_all(pool).await? {
@@ -386,7 +421,10 @@ impl Store {
             status,
             before,
         } = listing;
-        let any = self.any_tenant().replace("$2", "$1");
+        let any = match self.defect {
+            Some(Defect::ListsForAll) => "$1 = $1".to_owned(),
+            _ => self.any_tenant().replace("$2", "$1"),
+        };
         let filter = format!("{any} AND ($2 = '' OR status = $2) AND ($3 = '' OR id::text < $3)");
         let order = if self.defect == Some(Defect::ListsOutOfOrder) {
             "document::text"
@@ -396,7 +434,11 @@ impl Store {
         let list = self.sql(&format!(
             "SELECT document::text FROM queries WHERE {filter} ORDER BY {order} LIMIT $4 OFFSET $5"
         ));
-        let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {filter}"));
+        let counted = match self.defect {
+            Some(Defect::CountsForAll) => filter.replace("tenant = $1", "$1 = $1"),
+            _ => filter,
+        };
+        let count = self.sql(&format!("SELECT count(*) FROM queries WHERE {counted}"));
         on!(self, pool => async {
             let rows = sqlx::query(AssertSqlSafe(list)).bind(tenant).bind(status).bind(before).bind(size).bind((page - 1) * size).fetch_all(pool).await?;
             let total = sqlx::query(AssertSqlSafe(count)).bind(tenant).bind(status).bind(before).fetch_one(pool).await?.try_get(0)?;
@@ -487,6 +529,22 @@ impl Store {
         }
         result
     }
+}
+
+/// Makes one statement on a connection of its own, as an operator does.
+pub(super) async fn by_hand(
+    deployment: &Deployment,
+    sql: &'static str,
+    values: &[&str],
+) -> Result<(), TargetError> {
+    let failed = |error: sqlx::Error| TargetError::Start(format!("the statement failed: {error}"));
+    let url = deployment.database_url.as_deref().unwrap_or_default();
+    let mut connection = sqlx::PgConnection::connect(url).await.map_err(failed)?;
+    let statement = values
+        .iter()
+        .fold(sqlx::query(sql), |statement, value| statement.bind(*value));
+    statement.execute(&mut connection).await.map_err(failed)?;
+    connection.close().await.map_err(failed)
 }
 
 fn classify(error: &sqlx::Error) -> StoreError {

@@ -264,7 +264,15 @@ impl Committed {
             Item::Done(_) | Item::Failed(_) => self.hold.take(),
         };
         match (&item, hold) {
+            (Item::Done(_), Some(hold)) if self.gateway.has(Defect::CountsNoTokensOfStreams) => {
+                hold.succeeded(None)
+            }
             (Item::Done(usage), Some(hold)) => hold.succeeded(*usage),
+            (Item::Failed(_), Some(mut hold)) if self.gateway.has(Defect::ForgetsBrokenStreams) => {
+                if let Some(admitted) = hold.admitted.take() {
+                    admitted.failed();
+                }
+            }
             (Item::Failed(error), Some(mut hold)) => {
                 chat::judge(&self.call, self.deadline, error, &mut hold)
             }
