@@ -234,6 +234,18 @@ impl Ctx {
         applies
     }
 
+    /// Returns whether the gateway has the alias, which an instance needs. If it has, the instance
+    /// is noted as examined, and otherwise as left out; see [`crate::spec::ModelSpec::optional`].
+    pub fn instance_at(&self, alias: &str, name: &str) -> bool {
+        let has = self.spec.has_model(alias);
+        if has {
+            self.instances.examine(name);
+        } else {
+            self.instances.leave_out(name);
+        }
+        has
+    }
+
     /// Examines an instance of the requirement, which [`Case::instances`] lists. The examination is
     /// boxed, so that a case of many instances stays small on the stack. Cancel safe if
     /// `examination` is.

@@ -113,6 +113,10 @@ pub struct ModelSpec {
     /// [`crate::subject::AliasSetting::Breaker`].
     #[serde(default)]
     pub breaker: Option<BreakerSpec>,
+    /// Whether the case can do without the alias: a gateway that cannot have it, since it does not
+    /// speak the provider's protocol or has no address for it, is examined by the rest of the case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
 }
 
 /// How requests to providers are retried.
@@ -140,6 +144,10 @@ pub struct BreakerSpec {
     pub cool_down_ms: u64,
     /// The number of probes that a half-open breaker lets through at once.
     pub half_open_probes: u32,
+    /// Whether the gateway decides by the rule that it has by default, whatever stands in the other
+    /// settings: a target file then leaves all of them out.
+    #[serde(default)]
+    pub own_rule: bool,
 }
 
 /// The gateway's limits towards its clients.
@@ -242,6 +250,7 @@ impl Default for Spec {
                 failure_threshold: 1_000,
                 cool_down_ms: 60_000,
                 half_open_probes: 1,
+                own_rule: false,
             },
             limits: LimitSpec {
                 body_bytes: 16 << 20,
@@ -379,7 +388,40 @@ impl Spec {
             timeouts: Timeouts::default(),
             retry: None,
             breaker: None,
+            optional: false,
         });
+        self
+    }
+
+    /// Adds an alias, as [`Spec::model`] does, that the case can do without
+    /// ([`ModelSpec::optional`]).
+    #[must_use]
+    pub fn optional_model(mut self, alias: &str, providers: &[&str]) -> Self {
+        self = self.model(alias, providers);
+        if let Some(model) = self.models.last_mut() {
+            model.optional = true;
+        }
+        self
+    }
+
+    /// Returns whether there is an alias of this name.
+    pub fn has_model(&self, alias: &str) -> bool {
+        self.models.iter().any(|model| model.alias == alias)
+    }
+
+    /// Returns the specification without the optional aliases that fulfil this, and without the
+    /// providers that only they use.
+    #[cfg(feature = "runner")]
+    pub(crate) fn without_optional(mut self, such: impl Fn(&Self, &ModelSpec) -> bool) -> Self {
+        let goes = |model: &ModelSpec| model.optional && such(&self, model);
+        let (gone, kept): (Vec<_>, Vec<_>) = self.models.iter().cloned().partition(goes);
+        let uses = |models: &[ModelSpec], name: &str| {
+            let mut candidates = models.iter().flat_map(|model| &model.candidates);
+            candidates.any(|candidate| candidate.provider == name)
+        };
+        self.providers
+            .retain(|provider| !uses(&gone, &provider.name) || uses(&kept, &provider.name));
+        self.models = kept;
         self
     }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::protocol::{self, Protocol};
-use crate::wire::{self, WIRE_MARK};
+use crate::wire::{self, REUSE_MARK, WIRE_MARK};
 
 /// A request as matchers and responders see it, whether the wire or a wiremock server of your own
 /// passes it on.
@@ -21,6 +21,9 @@ pub struct StubRequest {
     pub(crate) body_error: Option<BodyError>,
     /// Its number on the tape; `None` if something else than the wire passes it on.
     pub(crate) request: Option<u64>,
+    /// Whether the connection that carries it had carried a request before; false if something
+    /// else than the wire passes it on.
+    pub reused: bool,
 }
 
 /// Why a body is not JSON.
@@ -39,6 +42,7 @@ impl StubRequest {
             .iter()
             .find(|(name, _)| name == WIRE_MARK)
             .and_then(|(_, id)| id.parse().ok());
+        let reused = headers.iter().any(|(name, _)| name == REUSE_MARK);
         let (json, body_error) = match serde_json::from_slice(body) {
             Ok(json) => (json, None),
             Err(_) if body.is_empty() => (Value::Null, Some(BodyError::Empty)),
@@ -51,6 +55,7 @@ impl StubRequest {
             json,
             body_error,
             request,
+            reused,
         }
     }
 
@@ -63,6 +68,7 @@ impl StubRequest {
         let asked = Self::new(&request.method, &request.path, headers, &request.body);
         Self {
             request: Some(request.id),
+            reused: request.reused,
             ..asked
         }
     }

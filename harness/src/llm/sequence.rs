@@ -96,6 +96,7 @@ mod tests {
         StubRequest::of_wire(&Request {
             connection: 1,
             id: 1,
+            reused: false,
             method: "POST".into(),
             path: "/v1/chat/completions".into(),
             headers: Vec::new(),

@@ -17,7 +17,7 @@ use super::request::StubRequest;
 use super::responder::{ErrorReply, Responder, template};
 use crate::plan::Plan;
 use crate::wire::http::FAULT_HEADER;
-use crate::wire::{Answer, PLAN_HEADER, Request, Source, UNMATCHED_HEADER, WIRE_MARK};
+use crate::wire::{Answer, PLAN_HEADER, REUSE_MARK, Request, Source, UNMATCHED_HEADER, WIRE_MARK};
 
 /// Headers that belong to a connection and not to a message (RFC 9110 section 7.6.1), and those
 /// that frame a body.
@@ -170,6 +170,9 @@ impl WiremockSource {
             if !PER_HOP.contains(&name.to_ascii_lowercase().as_str()) {
                 forward = forward.header(name, value);
             }
+        }
+        if request.reused {
+            forward = forward.header(REUSE_MARK, "1");
         }
         let forward = forward
             .header(WIRE_MARK, request.id)

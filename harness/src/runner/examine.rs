@@ -17,7 +17,9 @@ use crate::database::{Database, Kind};
 use crate::exercise::{Instances, PlantedFault, Reached, lacking};
 use crate::gate::{bounded, hang_guard};
 use crate::spec::DatabaseNeed;
-use crate::subject::{Capability, Manifest, RunningTarget, Target, TargetError, without_colours};
+use crate::subject::{
+    Capability, Manifest, RunningTarget, Target, TargetError, fitted, without_colours,
+};
 use crate::tape::{Event, Tape};
 use crate::verdict::{Failure, FailureMode, Verdict};
 
@@ -93,7 +95,7 @@ pub(super) fn excused(
             capability: format!("the target does not declare `{missing}`{why}"),
         });
     }
-    let spec = target.declared((case.spec)());
+    let spec = fitted(target, (case.spec)());
     if let Err(why) = target.accepts(&spec) {
         return Some(Verdict::NotSupported { capability: why });
     }

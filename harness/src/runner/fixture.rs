@@ -14,7 +14,7 @@ use crate::database::{CaseDatabase, Database, End};
 use crate::gate::{Gates, bounded, hang_guard};
 use crate::llm::Stub;
 use crate::spec::{DatabaseNeed, Spec};
-use crate::subject::{Capability, Deployment, Target};
+use crate::subject::{Capability, Deployment, Target, fitted};
 use crate::tape::Tape;
 use crate::verdict::Failure;
 use crate::wire::postgres::DatabaseWire;
@@ -41,7 +41,7 @@ impl CaseFixture {
         spec: Spec,
         database: Option<&Database>,
     ) -> Result<Self, Failure> {
-        let mut spec = target.adapted(target.declared(spec));
+        let mut spec = target.adapted(fitted(target.as_ref(), spec));
         if !target
             .manifest()
             .capabilities

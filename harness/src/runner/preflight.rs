@@ -317,7 +317,7 @@ fn spec<'a>(manifest: &Manifest, cases: impl Iterator<Item = &'a Case>) -> Spec 
         if spec.query.is_some() {
             continue;
         }
-        for model in &spec.models {
+        for model in spec.models.iter().filter(|model| !model.optional) {
             let first = model.candidates.first();
             let first = first.and_then(|candidate| spec.provider_of(candidate));
             let kind = first.map(|first| (first.protocol, model.candidates.len() > 1));

@@ -22,7 +22,8 @@ use super::{Board, Outcome, Progress, Run, in_a_task, judged, not_started};
 use crate::case::Case;
 use crate::spec::{DatabaseNeed, Spec};
 use crate::subject::{
-    Deployment, Process, Rendered, RunningTarget, Target, TargetError, merge, settings, share,
+    Deployment, Process, Rendered, RunningTarget, Target, TargetError, fitted, merge, settings,
+    share,
 };
 use crate::tape::Tape;
 use crate::verdict::Failure;
@@ -70,7 +71,7 @@ fn groups(waiting: &[(usize, Case)], target: &dyn Target) -> Vec<Vec<(usize, Cas
     let per_alias = &target.per_alias();
     let mut groups: Vec<(Spec, Vec<(usize, Case)>)> = Vec::new();
     for (index, case) in waiting {
-        let settings = settings(&target.adapted(target.declared((case.spec)())), per_alias);
+        let settings = settings(&target.adapted(fitted(target, (case.spec)())), per_alias);
         match groups
             .iter_mut()
             .find(|(known, _)| *known == settings && settings.database == DatabaseNeed::None)

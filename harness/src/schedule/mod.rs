@@ -293,6 +293,7 @@ impl Schedule {
                 failure_threshold: s.failure_threshold,
                 cool_down_ms: s.cool_down_ms,
                 half_open_probes: s.half_open_probes,
+                own_rule: false,
             },
             ..Spec::default()
         };

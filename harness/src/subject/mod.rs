@@ -315,6 +315,28 @@ impl RunningTarget {
     }
 }
 
+/// Returns the specification without the optional aliases that this gateway cannot have: those of a
+/// protocol that its target does not declare, those of several candidates where it declares no
+/// fallback, and all of them where it does not accept them all.
+#[cfg(feature = "runner")]
+pub(crate) fn fitted(target: &dyn Target, spec: Spec) -> Spec {
+    let declares = |capability| target.manifest().capabilities.contains(&capability);
+    let unspoken = |spec: &Spec, model: &crate::spec::ModelSpec| {
+        let mut providers = model
+            .candidates
+            .iter()
+            .filter_map(|candidate| spec.provider_of(candidate));
+        let of_ollama = providers.any(|provider| provider.protocol == Protocol::OLLAMA);
+        (of_ollama && !declares(Capability::Ollama))
+            || (model.candidates.len() > 1 && !declares(Capability::Fallback))
+    };
+    let spec = target.declared(spec).without_optional(unspoken);
+    if target.accepts(&spec).is_ok() {
+        return spec;
+    }
+    spec.without_optional(|_, _| true)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -35,6 +35,8 @@ stated! {
         "The gauge of a breaker's state (0 closed, 1 half-open, 2 open), with the label `provider`."
     tokens: String = "gauntlet_tokens_total"
         "The counter of tokens, with the label `kind`, which is `prompt` or `completion`."
+    empty_answers: String = "gauntlet_empty_answers_total"
+        "The counter of answers without content that reached a client, with the label `provider`."
 }
 
 #[cfg(test)]

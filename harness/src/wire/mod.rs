@@ -10,6 +10,7 @@ mod port;
 pub mod postgres;
 pub(crate) mod queues;
 
+pub(crate) use self::http::REUSE_MARK;
 pub use self::http::control::{CONTROL_ROUTES, Controlled, control_routes};
 pub use self::http::{
     Answer, HARNESS_STATUS, PLAN_HEADER, Request, Source, UNMATCHED_HEADER, WIRE_MARK, Wire,

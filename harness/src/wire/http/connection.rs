@@ -165,6 +165,7 @@ pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u
     let _ = stream.set_nodelay(true);
     let listed = Listed::new(&shared, &stream, id);
     let mut buffer = BytesMut::with_capacity(8 * 1024);
+    let mut reused = false;
     let next = loop {
         let (mut read, mut write) = stream.split();
         // a half-read request is dropped with the connection: it has not been answered yet
@@ -173,6 +174,10 @@ pub(super) async fn serve(mut open: OpenConnection, mut stream: TcpStream, id: u
             () = open.retired() => break Next::Close,
             request = read_request(&mut read, &mut write, &mut buffer, id) => request,
         };
+        let request = request.map(|request| Request {
+            reused: std::mem::replace(&mut reused, true),
+            ..request
+        });
         match request {
             Err(NoRequest::Left(how)) => {
                 shared.record(Event::PeerClosed {
@@ -302,6 +307,7 @@ async fn read_request(
     Ok(Request {
         connection,
         id,
+        reused: false,
         method: head.method,
         path: head.target,
         headers: head.headers,

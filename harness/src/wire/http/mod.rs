@@ -41,6 +41,9 @@ use crate::wire::queues::between;
 /// The header that marks a request which the wire passes on, so that a responder knows that its
 /// plan will be obeyed. Its value is the request's number on the tape.
 pub const WIRE_MARK: &str = "x-gauntlet-wire";
+/// The header in which the wire passes on that the connection of a request had carried a request
+/// before.
+pub(crate) const REUSE_MARK: &str = "x-gauntlet-reused";
 /// The header that carries a plan from a responder to the wire, as JSON; the wire removes it.
 pub const PLAN_HEADER: &str = "x-gauntlet-plan";
 /// The header that carries the number of a planted fault from a responder to the wire; the wire
@@ -59,6 +62,8 @@ pub struct Request {
     pub connection: u64,
     /// The number of the request, unique in the process.
     pub id: u64,
+    /// Whether its connection had carried a request before.
+    pub reused: bool,
     /// The method as the sender wrote it.
     pub method: String,
     /// Path and query as the sender wrote them.
