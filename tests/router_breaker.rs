@@ -179,7 +179,7 @@ async fn a_probe_that_streams(
     let Answer::Stream(stream) = served.answer else {
         panic!("a stream was asked for")
     };
-    let _read: Vec<StreamItem> = stream.take(items).collect().await;
+    let _read: Vec<StreamItem> = stream.items.take(items).collect().await;
     assert_eq!(router.health()[0].breaker, state);
     assert_eq!(sim.open(), 0);
 }

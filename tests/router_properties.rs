@@ -288,7 +288,7 @@ async fn client(router: &Router, asked: Request, seen: &mut Exchange, bug: Bug) 
             seen.text = completion.text().unwrap();
             seen.ends.push(End::Complete);
         }
-        Answer::Stream(stream) => read(router, stream, asked, seen, bug).await,
+        Answer::Stream(stream) => read(router, stream.items, asked, seen, bug).await,
     }
 }
 

@@ -127,9 +127,10 @@ async fn a_slow_client_holds_the_provider_back() {
         .chat(request(true), context(None))
         .await
         .unwrap_or_else(|_| panic!("committed"));
-    let Answer::Stream(mut stream) = served.answer else {
+    let Answer::Stream(stream) = served.answer else {
         panic!("a stream was asked for")
     };
+    let mut stream = stream.items;
     let mut text = String::new();
     loop {
         tokio::time::advance(5 * SECOND).await;

@@ -128,9 +128,7 @@ async fn answer(
         })?;
     let mut response = match served.answer {
         Answer::Plain(completion) => {
-            let empty = completion
-                .is_empty
-                .then(|| (EMPTY_ANSWER, HeaderValue::from_static("true")));
+            let empty = mark(completion.is_empty);
             let kind = [(header::CONTENT_TYPE, "application/json")];
             let mut response = (kind, completion.body).into_response();
             response.headers_mut().extend(empty);
@@ -141,11 +139,11 @@ async fn answer(
                 (header::CONTENT_TYPE, "text/event-stream"),
                 (header::CACHE_CONTROL, "no-cache"),
             ];
-            (
-                headers,
-                Body::new(Events::new(stream, app.ingress.shutdown.cut_token())),
-            )
-                .into_response()
+            let empty = mark(stream.is_empty);
+            let events = Events::new(stream.items, app.ingress.shutdown.cut_token());
+            let mut response = (headers, Body::new(events)).into_response();
+            response.headers_mut().extend(empty);
+            response
         }
     };
     response.headers_mut().extend(candidate(&served.by));
@@ -153,6 +151,11 @@ async fn answer(
         .headers_mut()
         .extend(attempt_counts(&served.attempts));
     Ok(response)
+}
+
+/// The mark of an answer without content.
+fn mark(is_empty: bool) -> Option<(HeaderName, HeaderValue)> {
+    is_empty.then(|| (EMPTY_ANSWER, HeaderValue::from_static("true")))
 }
 
 /// What the LLM path needs of the request's context.

@@ -205,8 +205,8 @@ pub struct Served {
 pub enum Answer {
     /// The complete document.
     Plain(Completion),
-    /// The stream, from its first event on. It is known to hold content.
-    Stream(ChatStream),
+    /// The stream, from its first event on.
+    Stream(CommittedStream),
 }
 
 /// An item of a committed stream. The stream yields any number of `Chunk`, then exactly one `Done`
@@ -221,6 +221,14 @@ pub enum StreamItem {
     Done(Option<Usage>),
     /// The stream broke after the commit point, so nothing is tried again.
     Failed(AttemptError),
+}
+
+/// A stream past its commit point.
+pub struct CommittedStream {
+    /// The items of the stream.
+    pub items: ChatStream,
+    /// Whether the answer is already complete and has no content; see [`Completion::is_empty`].
+    pub is_empty: bool,
 }
 
 /// A committed stream. Dropping it closes the connection to the provider.

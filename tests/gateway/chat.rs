@@ -226,7 +226,8 @@ async fn an_empty_answer_is_marked_and_counted() {
     let events = format!("{stop}\n\ndata: [DONE]\n\n");
     let stream = gauntlet_harness::llm::raw(200, "text/event-stream", events);
     gateway.stub.answers(stream);
-    gateway.client.streamed(question()).await.unwrap();
+    let marked = gateway.client.streamed(question()).await.unwrap();
+    assert_eq!(marked.header("x-gauntlet-empty-answer"), Some("true"));
     let metrics = gateway.get("/metrics").await.text();
     let line = metrics
         .lines()

@@ -410,7 +410,8 @@ pub async fn read(served: Served) -> Received {
             received.text = completion.text().unwrap_or_default();
             received.done = 1;
         }
-        Answer::Stream(mut stream) => {
+        Answer::Stream(stream) => {
+            let mut stream = stream.items;
             while let Some(item) = stream.next().await {
                 match item {
                     StreamItem::Chunk(data) => received.text.push_str(&content_of(&data)),

@@ -26,7 +26,7 @@ use tracing::Span;
 
 use super::attempt::{Admitted, Limit, transport_error};
 use crate::llm::cause::Cause;
-use crate::llm::chat::{AttemptError, ChatStream, StreamItem, Usage};
+use crate::llm::chat::{AttemptError, CommittedStream, StreamItem, Usage};
 use crate::llm::framing::DEFAULT_EVENT_LIMIT;
 use crate::llm::provider::{ChunkDecoder, Decoded};
 use crate::llm::transport::UpstreamBody;
@@ -120,9 +120,12 @@ pub(super) async fn open(
 
 impl Opened {
     /// Passes the commit point: from here on the client receives what arrives.
-    pub(super) fn committed(self, mut admitted: Admitted, deadline: Instant) -> ChatStream {
+    pub(super) fn committed(self, mut admitted: Admitted, deadline: Instant) -> CommittedStream {
         admitted.committed();
-        Box::pin(Committed(Some(Streaming {
+        let is_over = |decoded: &Decoded| matches!(decoded, Decoded::Done(_));
+        let is_complete = self.decoder.is_complete() || self.held.iter().any(is_over);
+        let is_empty = is_complete && self.decoder.is_empty();
+        let items = Box::pin(Committed(Some(Streaming {
             body: Some(self.body),
             decoder: self.decoder,
             admitted,
@@ -133,7 +136,8 @@ impl Opened {
             silence: None,
             complete_until: None,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
-        })))
+        })));
+        CommittedStream { items, is_empty }
     }
 }
 
