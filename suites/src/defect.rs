@@ -230,32 +230,114 @@ defects! {
     NeverRetries = "RETRY-01" by "answer.status",
     /// Tries a streamed request once.
     NeverRetriesStreams = "RETRY-01" by "stream.answer",
+    /// Tries a request that was limited (429) once.
+    NeverRetriesLimits = "RETRY-01" by "limited.answer",
+    /// A connection that is reset ends the attempts.
+    NeverRetriesResets = "RETRY-01" by "reset.answer",
+    /// A provider of another protocol is asked once.
+    NeverRetriesOllama = "RETRY-01" by "ollama.answer",
+    /// Candidates after the first one get one attempt each.
+    RetriesFirstCandidateOnly = "RETRY-01" by "second.answer",
+    /// Makes one attempt more than is configured.
+    TriesOnceMore = "RETRY-01" by "hopeless.attempts",
+    /// A connection that is refused ends the attempts.
+    NeverRetriesRefused = "RETRY-01" by "refused.attempts",
     /// Tries a refused request (400, 401, 404, 422 and so on) again.
     RetriesRejected = "RETRY-02" by "provider.attempts",
+    /// Tries a streamed request again that was refused.
+    RetriesRejectedStreams = "RETRY-02" by "stream.attempts",
+    /// Tries again where the provider does not take the gateway's key.
+    RetriesProviderAuth = "RETRY-02" by "auth.attempts",
+    /// Tries a request again that was refused at its second attempt.
+    RetriesRejectedLater = "RETRY-02" by "second.attempts",
     /// Retry-After is not read.
     IgnoresRetryAfter = "RETRY-03" by "retry_after.gap",
+    /// Retry-After is read in seconds alone, and not as a date.
+    IgnoresRetryAfterDates = "RETRY-03" by "date.gap",
+    /// Retry-After counts after 429 alone.
+    WaitsAfter429Only = "RETRY-03" by "overload.gap",
+    /// Retry-After counts after the first attempt alone.
+    IgnoresLaterRetryAfter = "RETRY-03" by "second.gap",
+    /// Retry-After counts up to two seconds.
+    CapsRetryAfter = "RETRY-03" by "retry_after.capped",
+    /// Waits as long as the provider asks for, beyond the deadline.
+    WaitsPastDeadline = "RETRY-03" by "hang.answer",
     /// Tries again at once, without backoff.
     RetriesAtOnce = "RETRY-04" by "retry.backoff",
     /// Waits as long before each retry as before the first.
     ConstantBackoff = "RETRY-04" by "retry.growth",
+    /// Tries a stream again at once, without backoff.
+    RetriesStreamsAtOnce = "RETRY-04" by "stream.backoff",
     /// Starts the stream again from its beginning after a failure in its middle.
     RestartsStream = "RETRY-05" by "stream.text",
+    /// Starts a stream again after a failure in the middle of a tool call.
+    RestartsToolCalls = "RETRY-05" by "tools.once",
     /// Retries have no budget.
     NoRetryBudget = "RETRY-06" by "provider.attempts",
+    /// Retries of streams have no budget.
+    StreamsHaveNoRetryBudget = "RETRY-06" by "stream.attempts",
+    /// Retries after a reset have no budget.
+    ResetsHaveNoRetryBudget = "RETRY-06" by "reset.attempts",
+    /// Retries at a later candidate have no budget.
+    FallbacksHaveNoRetryBudget = "RETRY-06" by "second.attempts",
     /// Every attempt has an idempotency key of its own.
     FreshKeyPerAttempt = "RETRY-07" by "idempotency_key.same",
     /// The body of each attempt holds an id of its own.
     StampsEachAttempt = "RETRY-07" by "attempt.body",
+    /// The second attempt of a stream is sent without the options of the stream.
+    StripsRetriedStreams = "RETRY-07" by "stream.body",
+    /// The next candidate is sent the request without its temperature.
+    StripsFallbacks = "RETRY-07" by "fallback.body",
     /// Goes on trying after the client has gone.
     RetriesForNobody = "RETRY-08" by "left.attempts",
+    /// Goes on trying a stream after the client has gone.
+    RetriesStreamsForNobody = "RETRY-08" by "stream.attempts",
+    /// Goes on to the next candidate after the client has gone.
+    FallsBackForNobody = "RETRY-08" by "second.attempts",
+    /// A kept connection that dies before the answer is a failed attempt.
+    NeverReplays = "RETRY-09" by "plain.status",
+    /// A kept connection that dies before a stream is a failed attempt.
+    NeverReplaysStreams = "RETRY-09" by "stream.status",
+    /// A request whose kept connection has died is sent over the next kept one.
+    ReplaysOnKeptConnections = "RETRY-09" by "several.status",
+    /// A kept connection that has died counts against the breaker, although the answer came.
+    ChargesReplays = "RETRY-09" by "provider.asked",
+    /// A request is sent again although a part of the answer's head had come.
+    ReplaysPartialHeads = "RETRY-09" by "partial.requests",
+    /// A new connection that dies is replaced as a kept one is.
+    ReplaysFreshConnections = "RETRY-09" by "fresh.requests",
+    /// `x-should-retry` is not read.
+    IgnoresShouldRetry = "RETRY-10" by "provider.attempts",
+    /// `x-should-retry` is obeyed for plain requests alone.
+    IgnoresShouldRetryOfStreams = "RETRY-10" by "stream.attempts",
+    /// `x-should-retry` is obeyed after the first attempt alone.
+    IgnoresLaterShouldRetry = "RETRY-10" by "second.attempts",
     /// The client's idempotency key is not read, and the attempts have one that the gateway made.
     IgnoresIdempotencyKey = "RETRY-11" by "provider.idempotency_key",
+    /// A stream has a key that the gateway made, and not the client's.
+    DropsKeyOfStreams = "RETRY-11" by "stream.idempotency_key",
+    /// Candidates after the first one get a key that the gateway made, and not the client's.
+    DropsKeyOfFallbacks = "RETRY-11" by "fallback.idempotency_key",
     /// Only the first candidate is ever asked.
     NoFallback = "FALL-01" by "answer.status",
     /// Names the first candidate as the one who served, whoever it was.
     NamesFirstCandidate = "FALL-01" by "answer.served_by",
+    /// A stream names the first candidate as the one who served.
+    NamesFirstCandidateOfStreams = "FALL-01" by "stream.served_by",
+    /// No other candidate is asked for a stream.
+    NoFallbackOfStreams = "FALL-01" by "stream.status",
+    /// A provider that is limited (429) has no other candidate.
+    NoFallbackAfterLimits = "FALL-01" by "limited.status",
+    /// A connection that is reset has no other candidate.
+    NoFallbackAfterResets = "FALL-01" by "reset.status",
+    /// The third candidate is never asked.
+    NoThirdCandidate = "FALL-01" by "third.status",
     /// Any 200 is an answer, whatever is in it.
     BelievesAny200 = "FALL-02" by "answer.text",
+    /// A document without any choice is an answer.
+    BelievesNoChoices = "FALL-02" by "choices.text",
+    /// Any 200 of an Ollama provider is an answer.
+    BelievesAnyOllama200 = "FALL-02" by "ollama.text",
     /// Answers the client as soon as the provider's headers have come: no fallback afterwards.
     CommitsOnHeaders = "FALL-03" by "stream.error_event",
     /// The role with which a stream begins reaches the client although the stream then fails, and
@@ -267,14 +349,40 @@ defects! {
     FailsInside200 = "FALL-05" by "stream.status",
     /// Asks the next candidate after a client error.
     FallsBackOnRejected = "FALL-06" by "second.requests",
+    /// Asks the next candidate for a stream after a client error.
+    FallsBackOnRejectedStreams = "FALL-06" by "stream.statuses",
     /// Client errors count against the provider's breaker.
     RejectedOpensBreaker = "FALL-06" by "answer.statuses",
     /// A provider of another protocol is sent the last message alone.
     TranslatesLastMessageOnly = "FALL-07" by "message.role",
+    /// Of several tool calls of one message, the first one alone is translated.
+    TranslatesFirstCallAlone = "FALL-07" by "earlier_call.arguments",
     /// The final error names the last cause alone.
     HidesAttempts = "FALL-08" by "attempts.providers",
+    /// An error inside of a choice is not looked for.
+    IgnoresErrorsInChoices = "FALL-09" by "choice.answer",
+    /// An error is looked for in the first choice alone.
+    ReadsFirstChoiceAlone = "FALL-09" by "later_choice.answer",
+    /// `finish_reason: "error"` is a finish like others.
+    IgnoresFinishReasonError = "FALL-09" by "finish.answer",
+    /// `"error": null` is an error.
+    TakesNullForAnError = "FALL-09" by "null.answer",
+    /// An error in a choice is not looked for once a text has come.
+    IgnoresLateErrors = "FALL-09" by "late.reported",
+    /// The class of an error in a choice is lost where its code is a number.
+    NumbersHaveNoClass = "FALL-09" by "class.plain",
+    /// An answer without any content is an answer like others.
+    KeepsEmptyAnswers = "FALL-10" by "plain.visible",
+    /// A stream without any content is an answer like others.
+    KeepsEmptyStreams = "FALL-10" by "stream.visible",
+    /// An answer without text is no answer, whatever else it has.
+    DropsAnswersWithoutText = "FALL-10" by "content.kept",
     /// The breaker never opens.
     BreakerNeverOpens = "BRKR-01" by "first.requests",
+    /// Failures of streams do not count.
+    BreakerIgnoresStreams = "BRKR-01" by "stream.requests",
+    /// Connections that are reset do not count.
+    BreakerIgnoresResets = "BRKR-01" by "reset.requests",
     /// Half-open lets everything through.
     HalfOpenLetsAllThrough = "BRKR-02" by "probes.at_once",
     /// A successful probe leaves the breaker open.
@@ -285,12 +393,24 @@ defects! {
     OpenIsBadGateway = "BRKR-04" by "answer.status",
     /// One breaker for all providers and models.
     OneBreakerForAll = "BRKR-05" by "neighbour_model.answer",
+    /// One breaker for all models of one name, whoever provides them.
+    OneBreakerForEachModel = "BRKR-05" by "namesake.answer",
     /// Health and metrics do not know breakers.
     HidesBreakers = "BRKR-06" by "state.before",
     /// A probe that its client left keeps its permit forever.
     LeftProbeWedges = "BRKR-07" by "hang.probe_after_left",
     /// A client that leaves counts as the provider's failure.
     LeavingIsFailure = "BRKR-07" by "next.text",
+    /// By default, failures are never forgotten, whatever succeeds between them.
+    OwnRuleCountsAllFailures = "BRKR-08" by "third.answers",
+    /// By default, five failures among the last ten requests open the breaker.
+    OwnRuleCountsTen = "BRKR-08" by "share.answers",
+    /// By default, five failures in a row open the breaker.
+    OwnRuleCountsInARow = "BRKR-08" by "bursts.answers",
+    /// By default, requests count when they end: stalls that end together look like an outage.
+    OwnRuleCountsAsTheyEnd = "BRKR-08" by "stalls.answers",
+    /// By default, a client that leaves its stream counts as the provider's failure.
+    OwnRuleCountsLeaving = "BRKR-08" by "left.answers",
     /// A stream that ends without finish_reason gets one, and `[DONE]`.
     InventsFinish = "STRM-01" by "stream.done_count",
     /// A stream that ends in order without finish_reason ends without a word.

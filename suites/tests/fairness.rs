@@ -161,7 +161,8 @@ async fn a_breaker_that_never_opens_is_charged_once() {
     let target: Arc<dyn Target> = Arc::new(Reference::new(Some(Defect::BreakerNeverOpens)));
     let of_breakers = cases::all()
         .into_iter()
-        .filter(|case| case.id.starts_with("BRKR-"));
+        // BRKR-08 is about a breaker that does not open
+        .filter(|case| case.id.starts_with("BRKR-") && case.id != "BRKR-08");
     let outcomes: Vec<_> = futures::stream::iter(of_breakers)
         .map(|case| {
             let target = Arc::clone(&target);

@@ -17,6 +17,7 @@ mod fallback;
 mod health;
 mod heartbeats;
 mod load;
+mod modes;
 mod observability;
 mod parallelism;
 mod reaches;

@@ -19,6 +19,7 @@ const REACHES: &[(&str, &[State])] = &[
     ("RETRY-05", &[StreamBroken]),
     ("RETRY-06", &[RetryBudgetSpent]),
     ("RETRY-08", &[Held, ClientLeft]),
+    ("RETRY-09", &[PooledConnection]),
     ("FALL-04", &[StreamBroken]),
     ("BRKR-01", &[BreakerOpen]),
     ("BRKR-02", &[BreakerOpen, HalfOpenWithWaiters]),

@@ -619,7 +619,7 @@ pub(super) async fn until_asked(ctx: &Ctx, alias: &str, stub: &Stub) -> CaseResu
         ctx.client.chat(ctx.prompt(alias, &text)).await?;
         Ok(Some(()).filter(|()| stub.calls(&text).len() > before))
     });
-    let asked = past_the_bench(ctx, asked).await;
+    let asked = past_the_bench(ctx, Box::pin(asked)).await;
     asked.map_err(unexercised_if_hung(|| {
         format!(
             "the gateway does not ask {} for {alias}, so that its failures were never met",

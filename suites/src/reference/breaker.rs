@@ -24,6 +24,8 @@ pub(super) struct Breaker {
 struct Inner {
     state: State,
     failures: u32,
+    /// By the gateway's own rule: the last results, and whether each was a failure.
+    recent: VecDeque<bool>,
     /// Grows with each change of state: the result of a request from an earlier state is ignored.
     generation: u64,
 }
@@ -52,6 +54,7 @@ impl Breaker {
             inner: Mutex::new(Inner {
                 state: State::Closed,
                 failures: 0,
+                recent: VecDeque::new(),
                 generation: 0,
             }),
         })
@@ -95,6 +98,18 @@ impl Breaker {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The gateway's own rule: of so many last results, so many failures open the breaker.
+    fn own_rule(&self) -> (usize, usize) {
+        match self.defect {
+            Some(Defect::OwnRuleCountsAllFailures) => (usize::MAX, 5),
+            Some(Defect::OwnRuleCountsTen) => (10, 5),
+            Some(Defect::OwnRuleCountsInARow) => (5, 5),
+            Some(Defect::OwnRuleCountsAsTheyEnd) => (24, 12),
+            Some(Defect::OwnRuleCountsLeaving) => (30, 8),
+            _ => (30, 24),
+        }
+    }
+
     fn open(&self, inner: &mut Inner) {
         inner.change(State::Open {
             until: Instant::now() + Duration::from_millis(self.spec.cool_down_ms),
@@ -103,9 +118,18 @@ impl Breaker {
 }
 
 impl Inner {
+    /// Remembers one of the last results.
+    fn remember(&mut self, failed: bool, last: usize) {
+        self.recent.push_back(failed);
+        while self.recent.len() > last {
+            self.recent.pop_front();
+        }
+    }
+
     fn change(&mut self, state: State) {
         self.state = state;
         self.failures = 0;
+        self.recent.clear();
         self.generation += 1;
     }
 }
@@ -122,7 +146,10 @@ impl Admitted {
                 self.breaker.open(&mut inner)
             }
             State::HalfOpen { .. } => inner.change(State::Closed),
-            State::Closed => inner.failures = 0,
+            State::Closed => {
+                inner.failures = 0;
+                inner.remember(false, self.breaker.own_rule().0);
+            }
             State::Open { .. } => {}
         }
     }
@@ -141,7 +168,14 @@ impl Admitted {
             State::Closed if self.breaker.defect == Some(Defect::BreakerNeverOpens) => {}
             State::Closed => {
                 inner.failures += 1;
-                if inner.failures >= self.breaker.spec.failure_threshold {
+                let (last, most) = self.breaker.own_rule();
+                inner.remember(true, last);
+                let opens = if self.breaker.spec.own_rule {
+                    inner.recent.iter().filter(|failed| **failed).count() >= most
+                } else {
+                    inner.failures >= self.breaker.spec.failure_threshold
+                };
+                if opens {
                     self.breaker.open(&mut inner);
                 }
             }
@@ -171,14 +205,19 @@ impl Drop for Admitted {
         if self.settled {
             return;
         }
+        let own_rule = self.breaker.spec.own_rule;
         match self.breaker.defect {
             Some(Defect::LeftProbeWedges) => {}
-            Some(Defect::LeavingIsFailure) => Self {
-                breaker: self.breaker.clone(),
-                generation: self.generation,
-                settled: true,
+            Some(Defect::LeavingIsFailure | Defect::OwnRuleCountsLeaving)
+                if own_rule == (self.breaker.defect == Some(Defect::OwnRuleCountsLeaving)) =>
+            {
+                Self {
+                    breaker: self.breaker.clone(),
+                    generation: self.generation,
+                    settled: true,
+                }
+                .failed()
             }
-            .failed(),
             _ => self.give_back(),
         }
     }

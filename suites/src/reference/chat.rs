@@ -17,7 +17,7 @@ use super::breaker::Admitted;
 use super::decode::Item;
 use super::error::{Attempt, AttemptError, Cause, Failure};
 use super::gateway::Gateway;
-use super::protocol::{self, Completion, Usage};
+use super::protocol::{self, Completion, Protocol, Usage};
 use super::route::{CandidateState, Route};
 use super::stream::Committed;
 use super::upstream::{self, Answer as Head, Question};
@@ -46,6 +46,9 @@ pub(super) struct Call {
     pub cookie: Option<HeaderValue>,
     /// For [`Defect::ConnectsWhereHeaderSays`].
     pub base_url: Option<String>,
+    /// The candidate that is asked, counted from 0, and the attempt at it, counted from 1.
+    pub candidate: usize,
+    pub attempt: u32,
 }
 
 impl Call {
@@ -83,6 +86,21 @@ pub(super) struct Served {
 pub(super) enum Answer {
     Plain(Completion),
     Stream(Box<Committed>),
+}
+
+impl Answer {
+    /// Whether it has no content at all (FALL-10).
+    fn is_empty(&self, gateway: &Gateway) -> bool {
+        let kept = gateway.has(Defect::KeepsEmptyAnswers)
+            || gateway.has(Defect::CommitsOnHeaders)
+            || gateway.has(Defect::BelievesAny200);
+        match self {
+            Self::Plain(completion) => !kept && completion.is_empty(gateway.defect),
+            Self::Stream(stream) => {
+                !kept && !gateway.has(Defect::KeepsEmptyStreams) && stream.is_empty()
+            }
+        }
+    }
 }
 
 /// What an attempt holds while it runs, and a stream holds until its end. Dropping it gives
@@ -185,12 +203,24 @@ pub(super) async fn ask(
         if let Some(mut answer) = ask_candidate(
             gateway,
             candidate,
-            call,
+            (call, position),
             (until, deadline, route.total),
             &mut attempts,
         )
         .await
         {
+            let later = route.candidates.len() > position + 1;
+            if later && answer.is_empty(gateway) {
+                attempts.push(Attempt {
+                    provider: candidate.provider.spec.name.clone(),
+                    model: candidate.model.clone(),
+                    error: Some(AttemptError::new(
+                        Cause::BadResponse,
+                        "the provider's answer has no content",
+                    )),
+                });
+                continue;
+            }
             if let Answer::Stream(stream) = &mut answer
                 && gateway.has(Defect::StreamsGetDeadlineAnew)
             {
@@ -209,9 +239,18 @@ pub(super) async fn ask(
             .last()
             .and_then(|attempt: &Attempt| attempt.error.as_ref())
             .map(|error| error.cause);
-        let clients =
-            last.is_some_and(Cause::is_clients) && !gateway.has(Defect::FallsBackOnRejected);
-        if clients || gateway.has(Defect::NoFallback) {
+        let asks_on = gateway.has(Defect::FallsBackOnRejected)
+            || (call.stream && gateway.has(Defect::FallsBackOnRejectedStreams));
+        let clients = last.is_some_and(Cause::is_clients) && !asks_on;
+        let ends = match gateway.defect {
+            Some(Defect::NoFallback) => true,
+            Some(Defect::NoFallbackOfStreams) => call.stream,
+            Some(Defect::NoFallbackAfterLimits) => last == Some(Cause::RateLimited),
+            Some(Defect::NoFallbackAfterResets) => last == Some(Cause::Reset),
+            Some(Defect::NoThirdCandidate) => position == 1,
+            _ => false,
+        };
+        if clients || ends {
             break;
         }
     }
@@ -252,39 +291,39 @@ fn share(deadline: Instant, reserve: Duration, later: usize, gateway: &Gateway) 
 async fn ask_candidate(
     gateway: &Arc<Gateway>,
     candidate: &Arc<CandidateState>,
-    call: &Call,
+    (call, position): (&Call, usize),
     (mut until, mut deadline, total): (Instant, Instant, Duration),
     attempts: &mut Vec<Attempt>,
 ) -> Option<Answer> {
     let retry = gateway.spec.retry;
     let most = if gateway.has(Defect::NeverRetries)
         || (call.stream && gateway.has(Defect::NeverRetriesStreams))
+        || (position > 0 && gateway.has(Defect::RetriesFirstCandidateOnly))
     {
         1
     } else {
-        retry.max_attempts.max(1)
+        retry.max_attempts.max(1) + u32::from(gateway.has(Defect::TriesOnceMore))
     };
     let mut backoff = Duration::from_millis(retry.base_ms);
     candidate.provider.budget.request();
     for n in 1..=most {
-        let renamed;
-        let call = if n > 1 && gateway.has(Defect::RenamesSecondAttempt) {
-            renamed = Call {
-                request_id: uuid::Uuid::now_v7().to_string(),
-                ..call.clone()
-            };
-            &renamed
-        } else {
-            call
+        let renamed = n > 1 && gateway.has(Defect::RenamesSecondAttempt);
+        let this = Call {
+            candidate: position,
+            attempt: n,
+            request_id: if renamed {
+                uuid::Uuid::now_v7().to_string()
+            } else {
+                call.request_id.clone()
+            },
+            ..call.clone()
         };
-        let without_trace;
-        let call = if n > 1 && gateway.has(Defect::RetriesWithoutTrace) {
-            without_trace = call.without_trace();
-            &without_trace
+        let this = if n > 1 && gateway.has(Defect::RetriesWithoutTrace) {
+            this.without_trace()
         } else {
-            call
+            this
         };
-        let error = match attempt(gateway, candidate, call, until, deadline).await {
+        let error = match attempt(gateway, candidate, &this, until, deadline).await {
             Ok(answer) => return Some(answer),
             Err(error) => error,
         };
@@ -300,13 +339,21 @@ async fn ask_candidate(
         ));
         candidate.provider.gone.store(true, Ordering::SeqCst);
         let late = gateway.has(Defect::DeadlinePerRetry) && error.cause.is_timeout();
-        let again = late
-            || error.cause.is_passing()
-            || (error.cause.is_clients() && gateway.has(Defect::RetriesRejected));
+        let again = may_be_repeated(gateway, candidate, &this, &error) || late;
         let asked = error
             .retry_after
             .filter(|_| !gateway.has(Defect::IgnoresRetryAfter))
+            .filter(|_| n == 1 || !gateway.has(Defect::IgnoresLaterRetryAfter))
+            .filter(|_| {
+                error.cause == Cause::RateLimited || !gateway.has(Defect::WaitsAfter429Only)
+            })
             .unwrap_or_default();
+        let asked = if gateway.has(Defect::CapsRetryAfter) {
+            asked.min(Duration::from_secs(2))
+        } else {
+            asked
+        };
+        let cause = error.cause;
         attempts.push(Attempt {
             provider: candidate.provider.spec.name.clone(),
             model: candidate.model.clone(),
@@ -315,15 +362,18 @@ async fn ask_candidate(
         // half of a backoff is random, so that requests that failed together are not repeated
         // together
         let jittered = backoff.mul_f64(rand::random_range(0.5..=1.0)).max(asked);
-        let wait = if gateway.has(Defect::RetriesAtOnce) {
-            asked
-        } else {
-            jittered
-        };
-        if n == most || !again || (Instant::now() + wait >= until && !late) {
+        let at_once = gateway.has(Defect::RetriesAtOnce)
+            || (call.stream && gateway.has(Defect::RetriesStreamsAtOnce));
+        let wait = if at_once { asked } else { jittered };
+        let fits = Instant::now() + wait < until || late || gateway.has(Defect::WaitsPastDeadline);
+        if n == most || !again || !fits {
             return None;
         }
-        if !gateway.has(Defect::NoRetryBudget) && !candidate.provider.budget.take() {
+        let free = gateway.has(Defect::NoRetryBudget)
+            || (call.stream && gateway.has(Defect::StreamsHaveNoRetryBudget))
+            || (cause == Cause::Reset && gateway.has(Defect::ResetsHaveNoRetryBudget))
+            || (position > 0 && gateway.has(Defect::FallbacksHaveNoRetryBudget));
+        if !free && !candidate.provider.budget.take() {
             return None;
         }
         sleep(wait).await;
@@ -350,6 +400,39 @@ async fn ask_candidate(
         }
     }
     None
+}
+
+/// Whether the same candidate is asked again after this failure.
+fn may_be_repeated(
+    gateway: &Gateway,
+    candidate: &CandidateState,
+    call: &Call,
+    error: &AttemptError,
+) -> bool {
+    let obeyed = match gateway.defect {
+        Some(Defect::IgnoresShouldRetry) => false,
+        Some(Defect::IgnoresShouldRetryOfStreams) => !call.stream,
+        Some(Defect::IgnoresLaterShouldRetry) => call.attempt == 1,
+        _ => true,
+    };
+    if error.no_retry && obeyed {
+        return false;
+    }
+    let never = match gateway.defect {
+        Some(Defect::NeverRetriesLimits) => error.cause == Cause::RateLimited,
+        Some(Defect::NeverRetriesResets) => error.cause == Cause::Reset,
+        Some(Defect::NeverRetriesRefused) => error.cause == Cause::Refused,
+        Some(Defect::NeverRetriesOllama) => candidate.provider.protocol == Protocol::Ollama,
+        _ => false,
+    };
+    let wrongly = match gateway.defect {
+        Some(Defect::RetriesRejected) => error.cause.is_clients(),
+        Some(Defect::RetriesRejectedStreams) => error.cause.is_clients() && call.stream,
+        Some(Defect::RetriesRejectedLater) => error.cause.is_clients() && call.attempt > 1,
+        Some(Defect::RetriesProviderAuth) => error.cause == Cause::ProviderAuth,
+        _ => false,
+    };
+    wrongly || (error.cause.is_passing() && !never)
 }
 
 /// Makes one attempt: a permit at the provider, a permit of the breaker, and the exchange within
@@ -524,7 +607,12 @@ pub(super) fn judge(call: &Call, deadline: Instant, error: &AttemptError, hold: 
         error.cause == Cause::DeadlineExceeded && call.deadline.is_some_and(|own| own <= deadline);
     let clients = error.cause.is_clients() && !hold.gateway.has(Defect::RejectedOpensBreaker);
     let short = error.cause == Cause::Shortage && !hold.gateway.has(Defect::ShortageOpensBreaker);
-    if clients || hurried || short || error.cause == Cause::Unsupported {
+    let ignored = match hold.gateway.defect {
+        Some(Defect::BreakerIgnoresStreams) => call.stream,
+        Some(Defect::BreakerIgnoresResets) => error.cause == Cause::Reset,
+        _ => false,
+    };
+    if clients || hurried || short || ignored || error.cause == Cause::Unsupported {
         admitted.says_nothing();
     } else {
         admitted.failed();
@@ -577,6 +665,12 @@ async fn converse(
     if let Some(cookie) = head.headers.get(header::SET_COOKIE) {
         let last = gateway.last_cookie.lock();
         *last.unwrap_or_else(PoisonError::into_inner) = Some(cookie.clone());
+    }
+    if head.replayed
+        && gateway.has(Defect::ChargesReplays)
+        && let Ok(charged) = candidate.breaker.admit()
+    {
+        charged.failed();
     }
     if !head.status.is_success() {
         let (status, headers) = (head.status, head.headers.clone());
@@ -814,7 +908,10 @@ fn question(
         headers.insert("x-smuggled", HeaderValue::from_static("1"));
     }
     let fresh = uuid::Uuid::now_v7().to_string();
-    let key = if gateway.has(Defect::FreshKeyPerAttempt) {
+    let own_key = gateway.has(Defect::FreshKeyPerAttempt)
+        || (call.stream && gateway.has(Defect::DropsKeyOfStreams))
+        || (call.candidate > 0 && gateway.has(Defect::DropsKeyOfFallbacks));
+    let key = if own_key {
         &fresh
     } else {
         &call.idempotency_key
@@ -843,6 +940,12 @@ fn question(
     if gateway.has(Defect::StampsEachAttempt) {
         fields.insert("user".into(), fresh.into());
     }
+    if gateway.has(Defect::StripsFallbacks) && call.candidate > 0 {
+        fields.shift_remove("temperature");
+    }
+    if gateway.has(Defect::StripsRetriedStreams) && call.stream && call.attempt > 1 {
+        fields.shift_remove("stream_options");
+    }
     let body = protocol::encode(
         candidate.provider.protocol,
         &candidate.model,
@@ -857,5 +960,8 @@ fn question(
         connect: candidate.connect,
         silence,
         short: gateway.short.load(Ordering::SeqCst),
+        pool: Some(candidate.provider.pool.clone()),
+        replays: !gateway.has(Defect::NeverReplays)
+            && !(call.stream && gateway.has(Defect::NeverReplaysStreams)),
     })
 }

@@ -54,6 +54,7 @@ pub(super) struct Decoder {
     over: bool,
     usage: Option<Usage>,
     text: String,
+    has_content: bool,
     held: Option<Item>,
     /// The id and the time of creation of the chunks that the gateway makes itself: the same on
     /// all.
@@ -88,6 +89,7 @@ impl Decoder {
             over: false,
             usage: None,
             text: String::new(),
+            has_content: false,
             held: None,
             made: protocol::envelope("chat.completion.chunk", "", &json!([])),
         }
@@ -108,6 +110,16 @@ impl Decoder {
 
     fn has(&self, defect: Defect) -> bool {
         self.defect == Some(defect)
+    }
+
+    /// Whether an answer has content so far: a text, a tool call, a refusal, or a content filter.
+    pub(super) fn has_content(&self) -> bool {
+        self.has_content
+    }
+
+    /// Whether any text has come; for [`Defect::RestartsToolCalls`].
+    pub(super) fn has_text(&self) -> bool {
+        !self.text.is_empty()
     }
 
     /// [`Defect::SharesBuffer`]: goes on with what another stream has left.
@@ -316,6 +328,12 @@ impl Decoder {
         if choices.is_empty() && self.has(Defect::DropsUsageChunk) {
             return;
         }
+        let late = self.has_text() && self.has(Defect::IgnoresLateErrors);
+        if let Some(choice) = protocol::failed_choice(choices, self.defect).filter(|_| !late) {
+            let error = protocol::choice_error(choice, &self.secret, self.defect);
+            return self.fail(error, out);
+        }
+        self.has_content |= choices.iter().any(has_answer);
         let content = choices.iter().any(is_content);
         if self.has(Defect::StopsAtFinish) && content && self.is_complete() {
             return;
@@ -491,6 +509,7 @@ impl Decoder {
         };
         let choices = json!([{ "index": 0, "delta": delta, "finish_reason": finish }]);
         let content = is_content(&choices[0]);
+        self.has_content |= has_answer(&choices[0]);
         let chunk = self.chunk(model, choices);
         self.emit(chunk.to_string(), content, &chunk, out);
         if done {
@@ -600,9 +619,14 @@ impl Decoder {
 /// Whether the chunk holds text, a tool call, a refusal, reasoning or a finish: an answer that
 /// holds one is known to be good.
 fn is_content(choice: &Value) -> bool {
+    choice["finish_reason"].is_string() || has_answer(choice)
+}
+
+/// Whether the chunk holds something that a client can use, or is filtered.
+fn has_answer(choice: &Value) -> bool {
     let delta = &choice["delta"];
     let filled = |key: &str| delta[key].as_str().is_some_and(|text| !text.is_empty());
-    choice["finish_reason"].is_string()
+    choice["finish_reason"] == "content_filter"
         || ["content", "refusal", "reasoning", "reasoning_content"]
             .into_iter()
             .any(filled)

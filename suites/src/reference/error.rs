@@ -101,6 +101,8 @@ pub(super) struct AttemptError {
     /// The provider's status, if one came.
     pub status: Option<u16>,
     pub retry_after: Option<Duration>,
+    /// Whether the provider has forbidden another attempt (RETRY-10).
+    pub no_retry: bool,
     /// `type`, `code` and `param` as the provider gave them.
     pub kind: Option<String>,
     pub code: Option<String>,
@@ -116,6 +118,7 @@ impl AttemptError {
             message: message.into(),
             status: None,
             retry_after: None,
+            no_retry: false,
             kind: None,
             code: None,
             param: None,
@@ -283,10 +286,12 @@ impl ErrorResponse {
         };
         let code = error.cause.name();
         let mut response = Self::new(status, kind, code, error.message.clone());
-        if matches!(
+        let in_a_choice = error.cause == Cause::RateLimited && error.status.is_none();
+        let own = matches!(
             error.cause,
             Cause::Rejected | Cause::InBand | Cause::Unsupported
-        ) {
+        );
+        if own || in_a_choice {
             response.kind = error.kind.clone().unwrap_or(response.kind);
             response.code = error.code.clone().unwrap_or(response.code);
             response.param = error.param.clone();

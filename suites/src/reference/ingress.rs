@@ -394,7 +394,14 @@ async fn complete(
         };
         return Ok(event_stream(futures::stream::once(late).flatten()));
     }
-    let result = if gateway.has(Defect::RetriesForNobody) {
+    let candidates = gateway
+        .routes
+        .find(&alias)
+        .map_or(0, |route| route.candidates.len());
+    let for_nobody = gateway.has(Defect::RetriesForNobody)
+        || (stream && gateway.has(Defect::RetriesStreamsForNobody))
+        || (candidates > 1 && gateway.has(Defect::FallsBackForNobody));
+    let result = if for_nobody {
         let (this, alias) = (gateway.clone(), alias.clone());
         let joined = tokio::spawn(async move { routed(&this, &alias, &call).await }).await;
         joined.map_err(|_| {
@@ -465,7 +472,9 @@ async fn complete(
     {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
-    let by = if gateway.has(Defect::NamesFirstCandidate) {
+    let misnamed = gateway.has(Defect::NamesFirstCandidate)
+        || (stream && gateway.has(Defect::NamesFirstCandidateOfStreams));
+    let by = if misnamed {
         first
     } else {
         served.candidate.provider.spec.name.clone()
@@ -527,6 +536,8 @@ pub(super) fn call(
         authorization: visit.headers.get(header::AUTHORIZATION).cloned(),
         cookie: visit.headers.get(header::COOKIE).cloned(),
         base_url: text("x-base-url").map(str::to_owned),
+        candidate: 0,
+        attempt: 1,
     })
 }
 

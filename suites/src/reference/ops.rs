@@ -360,6 +360,8 @@ async fn provider_state(gateway: &Gateway, provider: &Provider) -> Value {
         body: Bytes::new(),
         connect: PROBE,
         silence: PROBE,
+        pool: None,
+        replays: false,
     };
     let state = match timeout(PROBE, upstream::send(question, None)).await {
         Err(_) => Err(format!("no answer within {PROBE:?}")),

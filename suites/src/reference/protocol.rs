@@ -60,6 +60,22 @@ impl Completion {
         }
     }
 
+    /// Whether no choice has a text, a tool call, a refusal or a content filter.
+    pub(super) fn is_empty(&self, defect: Option<Defect>) -> bool {
+        let empty = |choice: &Value| {
+            let message = &choice["message"];
+            let filled = |key: &str| message[key].as_str().is_some_and(|text| !text.is_empty());
+            let calls = message["tool_calls"].as_array();
+            let other = filled("refusal")
+                || calls.is_some_and(|calls| !calls.is_empty())
+                || choice["finish_reason"] == "content_filter";
+            !filled("content") && (!other || defect == Some(Defect::DropsAnswersWithoutText))
+        };
+        let choices = self.document["choices"].as_array();
+        defect != Some(Defect::BelievesAnyOllama200)
+            && choices.is_some_and(|choices| !choices.is_empty() && choices.iter().all(empty))
+    }
+
     /// The text of the first choice.
     pub(super) fn text(&self) -> &str {
         self.document
@@ -131,7 +147,11 @@ pub(super) fn completion(
             document: parsed.unwrap_or(Value::Null),
         });
     }
-    let document = parsed.map_err(|_| bad("the provider's answer is not JSON"))?;
+    let believed = protocol == Protocol::Ollama && defect == Some(Defect::BelievesAnyOllama200);
+    let document = match parsed {
+        Err(_) if believed => json!({ "done": true }),
+        parsed => parsed.map_err(|_| bad("the provider's answer is not JSON"))?,
+    };
     if document.get("error").is_some_and(|error| !error.is_null()) {
         return Err(AttemptError::from_document(
             Cause::InBand,
@@ -145,7 +165,11 @@ pub(super) fn completion(
                 .get("choices")
                 .and_then(Value::as_array)
                 .ok_or_else(|| bad("the provider's answer has no choices"))?;
-            if choices.is_empty() || choices.iter().any(|choice| !choice["message"].is_object()) {
+            if let Some(choice) = failed_choice(choices, defect) {
+                return Err(choice_error(choice, secret, defect));
+            }
+            let none = choices.is_empty() && defect != Some(Defect::BelievesNoChoices);
+            if none || choices.iter().any(|choice| !choice["message"].is_object()) {
                 return Err(bad("the provider's answer has no message"));
             }
             Completion {
@@ -213,6 +237,43 @@ pub(super) fn completion(
     Ok(completion)
 }
 
+/// The first choice that reports an error, by a member `error` or by its finish_reason (FALL-09).
+pub(super) fn failed_choice(choices: &[Value], defect: Option<Defect>) -> Option<&Value> {
+    let read = match defect {
+        Some(Defect::ReadsFirstChoiceAlone) => 1,
+        _ => usize::MAX,
+    };
+    choices.iter().take(read).find(|choice| {
+        let error = choice.get("error");
+        let written = match defect {
+            Some(Defect::IgnoresErrorsInChoices) => false,
+            Some(Defect::TakesNullForAnError) => error.is_some(),
+            _ => error.is_some_and(|error| !error.is_null()),
+        };
+        let by_reason =
+            choice["finish_reason"] == "error" && defect != Some(Defect::IgnoresFinishReasonError);
+        written || by_reason
+    })
+}
+
+/// The error that a choice reports.
+pub(super) fn choice_error(choice: &Value, secret: &str, defect: Option<Defect>) -> AttemptError {
+    let error = AttemptError::from_document(Cause::InBand, choice, secret);
+    let number = choice["error"]["code"].as_u64();
+    let Some(number) = number.filter(|_| defect != Some(Defect::NumbersHaveNoClass)) else {
+        return error;
+    };
+    AttemptError {
+        cause: if number == 429 {
+            Cause::RateLimited
+        } else {
+            error.cause
+        },
+        code: Some(number.to_string()),
+        ..error
+    }
+}
+
 /// Reads a refusal: the cause by status and, for 429, by the provider's code.
 pub(super) fn refusal(
     status: StatusCode,
@@ -250,16 +311,21 @@ pub(super) fn refusal(
     };
     let code = status.as_u16();
     let status = Some(code);
-    let retry_after = retry_after(headers);
+    let retry_after = retry_after(headers, defect);
+    let no_retry = headers
+        .get("x-should-retry")
+        .is_some_and(|value| value == "false");
     match cause {
         Cause::Rejected => AttemptError {
             status,
             retry_after,
+            no_retry,
             ..error
         },
         _ => AttemptError {
             status,
             retry_after,
+            no_retry,
             ..AttemptError::new(
                 cause,
                 match error.message.as_str() {
@@ -272,7 +338,7 @@ pub(super) fn refusal(
 }
 
 /// `retry-after-ms`, or Retry-After in seconds or as an HTTP date (RFC 9110 section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn retry_after(headers: &HeaderMap, defect: Option<Defect>) -> Option<Duration> {
     let text = |name: &str| {
         headers
             .get(name)
@@ -285,6 +351,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = text("retry-after")?;
     match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) if defect == Some(Defect::IgnoresRetryAfterDates) => None,
         Err(_) => Some(
             httpdate::parse_http_date(text)
                 .ok()?
@@ -434,7 +501,7 @@ fn messages_to_ollama(messages: &Value, defect: Option<Defect>) -> Value {
             .map(|call| call["function"]["name"].clone())
     };
     let translated = |message: &Value| {
-        let mut translated = message_to_ollama(message);
+        let mut translated = message_to_ollama(message, defect);
         let result = message.get("tool_call_id");
         if let Some(id) = result.filter(|_| defect != Some(Defect::ResultsWithoutCall)) {
             translated["tool_call_id"] = id.clone();
@@ -445,7 +512,7 @@ fn messages_to_ollama(messages: &Value, defect: Option<Defect>) -> Value {
     messages.iter().map(translated).collect()
 }
 
-fn message_to_ollama(message: &Value) -> Value {
+fn message_to_ollama(message: &Value, defect: Option<Defect>) -> Value {
     let mut translated =
         json!({ "role": message["role"], "content": text_of(&message["content"]) });
     if let Some(calls) = message.get("tool_calls").and_then(Value::as_array) {
@@ -454,7 +521,11 @@ fn message_to_ollama(message: &Value) -> Value {
             let arguments: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
             json!({ "function": { "name": call["function"]["name"], "arguments": arguments } })
         };
-        translated["tool_calls"] = calls.iter().map(call).collect();
+        let most = match defect {
+            Some(Defect::TranslatesFirstCallAlone) => 1,
+            _ => usize::MAX,
+        };
+        translated["tool_calls"] = calls.iter().take(most).map(call).collect();
     }
     translated
 }

@@ -378,6 +378,8 @@ impl Query {
             authorization: None,
             cookie: None,
             base_url: None,
+            candidate: 0,
+            attempt: 1,
         };
         let gateway = self.gateway.clone();
         let asking = async move {

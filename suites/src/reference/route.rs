@@ -12,6 +12,7 @@ use gauntlet_harness::subject::{Deployment, TargetError};
 
 use super::breaker::{Breaker, Budget, Bulkhead};
 use super::protocol::Protocol;
+use super::upstream::Pool;
 use crate::defect::Defect;
 
 /// A configured provider.
@@ -21,6 +22,7 @@ pub(super) struct Provider {
     pub base_url: String,
     pub bulkhead: Bulkhead,
     pub budget: Budget,
+    pub pool: Arc<Pool>,
     /// For [`Defect::NeverForgives`].
     pub gone: AtomicBool,
     /// For [`Defect::TrustsPooledConnections`]: the connections that are kept.
@@ -106,6 +108,7 @@ impl Routes {
                 base_url,
                 bulkhead,
                 budget,
+                pool: Arc::default(),
                 gone: AtomicBool::new(false),
                 kept: Mutex::default(),
             }));
@@ -180,7 +183,9 @@ impl Routes {
         model: &str,
         defect: Option<Defect>,
     ) -> Arc<Breaker> {
-        let same = |(p, m, _): &&(String, String, Arc<Breaker>)| p == provider && m == model;
+        let by_model = defect == Some(Defect::OneBreakerForEachModel);
+        let same =
+            |(p, m, _): &&(String, String, Arc<Breaker>)| m == model && (p == provider || by_model);
         if let Some((_, _, breaker)) = self.breakers.iter().find(same) {
             return breaker.clone();
         }

@@ -89,6 +89,11 @@ impl Committed {
         self.deadline = deadline;
     }
 
+    /// Whether nothing with content has come up to the commit point.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.decoder.has_content()
+    }
+
     /// Reads until the first real content: until then every failure can still become a fallback or
     /// a real status.
     pub(super) async fn reach_commit_point(&mut self) -> Result<(), AttemptError> {
@@ -284,11 +289,12 @@ impl Committed {
         item
     }
 
-    /// For [`Defect::RestartsStream`] and [`Defect::SplicesStreams`]: a second stream instead of
-    /// the one that failed.
+    /// For [`Defect::RestartsStream`] and its like, and [`Defect::SplicesStreams`]: a second stream
+    /// instead of the one that failed.
     async fn start_again(&mut self) -> bool {
         let first = match self.gateway.defect {
             Some(Defect::RestartsStream) => 0,
+            Some(Defect::RestartsToolCalls) if !self.decoder.has_text() => 0,
             Some(Defect::SplicesStreams) => 1,
             _ => return false,
         };

@@ -1,12 +1,17 @@
-//! The way to a provider: one connection for each attempt, closed when the attempt is dropped.
+//! The way to a provider. A connection whose answer was read whole is kept for the next request,
+//! and one whose attempt is dropped is closed.
+//!
+//! A kept connection that ends before a byte of the answer is the end of an idle connection and no
+//! failure: the request is sent once more, over a connection that is made for it (RETRY-09).
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -31,6 +36,44 @@ pub(super) struct Question {
     pub silence: Duration,
     /// Whether the process has no file descriptor left.
     pub short: bool,
+    /// The connections that are kept, if one of them may carry the request.
+    pub pool: Option<Arc<Pool>>,
+    /// Whether a kept connection that dies is replaced.
+    pub replays: bool,
+}
+
+/// The connections to one provider that carry no request.
+#[derive(Default)]
+pub(super) struct Pool(Mutex<Vec<Line>>);
+
+/// A connection, and what has been read from it.
+struct Line {
+    sender: http1::SendRequest<Full<Bytes>>,
+    bytes: watch::Receiver<u64>,
+    _connection: Connection,
+}
+
+/// A connection that ended before the head of an answer.
+struct Died {
+    error: AttemptError,
+    /// Whether a byte of the answer had come.
+    answered: bool,
+}
+
+impl Pool {
+    /// A kept connection that still stands, as far as the gateway has noticed.
+    async fn take(&self) -> Option<Line> {
+        loop {
+            let mut line = self.lines().pop()?;
+            if line.sender.ready().await.is_ok() {
+                return Some(line);
+            }
+        }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The head of an answer with its body to come. Dropping it closes the connection.
@@ -38,13 +81,16 @@ pub(super) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Body,
+    /// Whether a kept connection had died before.
+    pub replayed: bool,
 }
 
 /// The body as it comes. Dropping it closes the connection.
 pub(super) struct Body {
     incoming: Incoming,
     defect: Option<Defect>,
-    _connection: Connection,
+    line: Option<Line>,
+    pool: Option<Arc<Pool>>,
 }
 
 /// The task that drives the connection; it ends with its owner.
@@ -74,40 +120,116 @@ pub(super) async fn send(
             "the gateway has no file descriptor left",
         ));
     }
-    let stream = connect(&uri, &question, defect).await?;
+    let pool = question.pool.clone();
+    let kept = match &pool {
+        Some(pool) => pool.take().await,
+        None => None,
+    };
+    let mut replayed = false;
+    if let Some(line) = kept {
+        match ask(line, &uri, &question, defect).await {
+            Err(died)
+                if question.replays
+                    && (!died.answered || defect == Some(Defect::ReplaysPartialHeads)) =>
+            {
+                replayed = true;
+            }
+            Err(died) => return Err(died.error),
+            Ok(answer) => return Ok(answer),
+        }
+    }
+    let another = match &pool {
+        Some(pool) if replayed && defect == Some(Defect::ReplaysOnKeptConnections) => {
+            pool.take().await
+        }
+        _ => None,
+    };
+    let line = match another {
+        Some(line) => line,
+        None => fresh(&uri, &question, defect).await?,
+    };
+    let asked = match ask(line, &uri, &question, defect).await {
+        Err(died) if !died.answered && defect == Some(Defect::ReplaysFreshConnections) => {
+            let line = fresh(&uri, &question, defect).await?;
+            ask(line, &uri, &question, defect).await
+        }
+        asked => asked,
+    };
+    let answer = asked.map_err(|died| died.error)?;
+    Ok(Answer { replayed, ..answer })
+}
+
+/// Makes a connection.
+async fn fresh(
+    uri: &Uri,
+    question: &Question,
+    defect: Option<Defect>,
+) -> Result<Line, AttemptError> {
+    let stream = connect(uri, question, defect).await?;
     let stream = Altered {
         stream,
         changes: changes(defect),
     };
-    let (reads, seen) = watch::channel(0_u64);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(Counted { stream, reads }))
+    let (reads, bytes) = watch::channel(0_u64);
+    let (sender, connection) = http1::handshake(TokioIo::new(Counted { stream, reads }))
         .await
         .map_err(|error| before_answer(&error))?;
     let connection = Connection(tokio::spawn(async move {
         // the request and the body report its errors
         connection.await.ok();
     }));
-    let request = request(question.method, &uri, question.headers, question.body)?;
-    let response = sender.send_request(request);
-    let response = if defect == Some(Defect::HeaderBytesRestartTimer) {
-        tokio::select! {
-            response = response => response,
-            () = silent(seen, question.silence) => return Err(AttemptError::new(Cause::FirstTokenTimeout, "the provider fell silent")),
-        }
-    } else {
-        response.await
+    Ok(Line {
+        sender,
+        bytes,
+        _connection: connection,
+    })
+}
+
+/// Sends the request over this connection and waits for the head of the answer.
+async fn ask(
+    mut line: Line,
+    uri: &Uri,
+    question: &Question,
+    defect: Option<Defect>,
+) -> Result<Answer, Died> {
+    let before = *line.bytes.borrow();
+    let asked = async {
+        let request = request(
+            question.method.clone(),
+            uri,
+            question.headers.clone(),
+            question.body.clone(),
+        )?;
+        let seen = line.bytes.clone();
+        let response = line.sender.send_request(request);
+        let response: Result<Response<Incoming>, hyper::Error> = if defect
+            == Some(Defect::HeaderBytesRestartTimer)
+        {
+            tokio::select! {
+                response = response => response,
+                () = silent(seen, question.silence) => return Err(AttemptError::new(Cause::FirstTokenTimeout, "the provider fell silent")),
+            }
+        } else {
+            response.await
+        };
+        response.map_err(|error| before_answer(&error))
     };
-    let (head, incoming) = response
-        .map_err(|error| before_answer(&error))?
-        .into_parts();
+    let asked = asked.await;
+    let response = asked.map_err(|error| Died {
+        error,
+        answered: *line.bytes.borrow() != before,
+    })?;
+    let (head, incoming) = response.into_parts();
     Ok(Answer {
         status: head.status,
         headers: head.headers,
         body: Body {
             incoming,
             defect,
-            _connection: connection,
+            line: Some(line),
+            pool: question.pool.clone(),
         },
+        replayed: false,
     })
 }
 
@@ -115,7 +237,12 @@ impl Body {
     /// The next bytes; `None` at the end that the provider meant.
     pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, AttemptError>> {
         loop {
-            let frame = self.incoming.frame().await?;
+            let Some(frame) = self.incoming.frame().await else {
+                if let (Some(line), Some(pool)) = (self.line.take(), &self.pool) {
+                    pool.lines().push(line);
+                }
+                return None;
+            };
             match frame.map(hyper::body::Frame::into_data) {
                 Ok(Ok(bytes)) => return Some(Ok(bytes)),
                 Ok(Err(_trailers)) if self.defect == Some(Defect::ChokesOnTrailers) => {
@@ -274,7 +401,7 @@ impl AsyncWrite for Altered {
     }
 }
 
-/// A connection that counts its reads.
+/// A connection that counts the bytes that are read from it.
 struct Counted {
     stream: Altered,
     reads: watch::Sender<u64>,
@@ -286,9 +413,11 @@ impl AsyncRead for Counted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if polled.is_ready() {
-            self.reads.send_modify(|reads| *reads += 1);
+        let read = buffer.filled().len() - before;
+        if read > 0 {
+            self.reads.send_modify(|bytes| *bytes += read as u64);
         }
         polled
     }
