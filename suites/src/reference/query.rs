@@ -548,6 +548,10 @@ impl Drop for Query {
                 idempotency_key: self.id.clone(),
                 traceparent: None,
                 authorization: None,
+                cookie: None,
+                base_url: None,
+                candidate: 0,
+                attempt: 1,
             };
             (alias, call)
         });
