@@ -301,7 +301,7 @@ impl Spec {
                     .candidates
                     .iter()
                     .filter_map(|one| self.provider_of(one));
-                !providers.into_iter().all(|provider| kept(provider))
+                !providers.into_iter().all(&kept)
             })
             .map(|model| model.alias.clone())
             .collect();

@@ -359,7 +359,7 @@ async fn err_01(ctx: &Ctx) -> CaseResult {
 
 /// Why a provider's failures say nothing about a gateway.
 fn not_together() -> String {
-    "the provider did not have all of the requests at once (PARA-01)".into()
+    "the provider never had all of the requests at once (PARA-01)".into()
 }
 
 /// The request of the instance must be answered with one of the statuses; a stream may report its

@@ -126,8 +126,9 @@ pub(super) async fn given_up(
 /// Sends the request, streamed or not, and waits for the end of its answer, whatever it is.
 pub(super) async fn ended(client: &Client, body: Value, streamed: bool) -> CaseResult {
     if !streamed {
-        let answer = client.send_chat(body).await?.try_reply().await?;
-        return Ok(drop(answer));
+        // whatever the answer is, it has come
+        let _answer = client.send_chat(body).await?.try_reply().await?;
+        return Ok(());
     }
     match client.try_stream(body).await? {
         Ok(stream) => stream.collect().await.map(drop),

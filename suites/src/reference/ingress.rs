@@ -80,10 +80,9 @@ pub(super) async fn answer(
         .headers()
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    if !gateway.has(Defect::DropsRequestId)
-        && !(is_stream && gateway.has(Defect::DropsRequestIdOfStreams))
-        && let Ok(value) = HeaderValue::from_str(&request_id)
-    {
+    let drops_id = gateway.has(Defect::DropsRequestId)
+        || (is_stream && gateway.has(Defect::DropsRequestIdOfStreams));
+    if !drops_id && let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert("x-request-id", value);
     }
     if gateway.draining.load(Ordering::SeqCst) {
