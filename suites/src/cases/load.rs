@@ -973,7 +973,7 @@ async fn stops_reading(ctx: &Ctx, provider: &str, alias: &str) -> CaseResult {
         .await?;
     // when
     stream.next().await?;
-    let held = held_for(&stream, stub).await?;
+    let held = held_for(&stream, stub, AHEAD + 1).await?;
     // then
     holds(
         "provider.bytes_taken",

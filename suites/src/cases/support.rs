@@ -721,9 +721,13 @@ pub(super) async fn taken(stub: &Stub) -> Result<u64, Failure> {
 }
 
 /// The number of bytes of an answer that the gateway holds itself once it takes no more, or once it
-/// holds [`TOO_MANY`]: without those that its client has read, and those in the buffers of the
+/// holds `too_many`: without those that its client has read, and those in the buffers of the
 /// system on both sides.
-pub(super) async fn held_for(client: &StreamReply, stub: &Stub) -> Result<u64, Failure> {
+pub(super) async fn held_for(
+    client: &StreamReply,
+    stub: &Stub,
+    too_many: u64,
+) -> Result<u64, Failure> {
     let held = || {
         // where the system does not show its buffers, they may be full
         let unseen = || buffers_of_the_system() / 2;
@@ -734,19 +738,38 @@ pub(super) async fn held_for(client: &StreamReply, stub: &Stub) -> Result<u64, F
     };
     // the buffers are looked at when so much more has been sent, since that costs time
     let mut looked_at = 0;
-    let too_many = || {
+    let exceeded = || {
         let sent = stub.wire().sent_bytes();
-        if sent < looked_at + TOO_MANY {
+        if sent < looked_at + too_many / 4 {
             return None;
         }
         looked_at = sent;
-        Some(held()).filter(|held| *held >= TOO_MANY)
+        Some(held()).filter(|held| *held >= too_many)
     };
-    tokio::select! {
-        taken = taken(stub) => taken.map(|_| held()),
-        held = poll_until(too_many) => Ok(held),
-    }
+    // on a busy machine the provider may rest, too: the gateway takes no more when something waits
+    let full = async {
+        loop {
+            taken(stub).await?;
+            if stub.in_buffers().is_none_or(|waiting| waiting >= WAITING) {
+                return Ok(held());
+            }
+        }
+    };
+    let what = format!(
+        "{} to be full, or the gateway to hold too much",
+        stub.name()
+    );
+    let ended = async {
+        tokio::select! {
+            held = full => held,
+            held = poll_until(exceeded) => Ok(held),
+        }
+    };
+    guard("hang.full", &what, ended).await?
 }
+
+/// Where at least so many bytes wait in the buffers of the system, nobody reads them.
+const WAITING: u64 = 8 << 10;
 
 /// How many bytes the buffers of the two connections of a gateway may hold, from the provider to a
 /// client that receives little.
@@ -776,7 +799,7 @@ pub(super) fn large_stream() -> Responder {
 }
 
 /// What no gateway may hold for one client that does not read, in bytes.
-pub(super) const TOO_MANY: u64 = 3 * AHEAD;
+pub(super) const TOO_MANY: u64 = 2 * AHEAD;
 
 /// The default bound in bytes on what a gateway takes from a provider for a client that does not
 /// read.

@@ -269,7 +269,7 @@ async fn para_03(ctx: &Ctx) -> CaseResult {
     let mut slow = reader.stream(ctx.prompt("solo", "large")).await?;
     slow.next().await?;
     // when
-    let taken = held_for(&slow, p1).await?;
+    let taken = held_for(&slow, p1, TOO_MANY).await?;
     let small = (0..OTHERS).map(|_| ctx.client.streamed(ctx.prompt("solo", "small")));
     let others = try_join_all(small).await?;
     // then
