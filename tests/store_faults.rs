@@ -388,7 +388,7 @@ async fn an_exhausted_pool_refuses_in_time_and_recovers(db: TestStore) {
 /// Searches and documents that wait for a lock leave connections for the records of queries.
 async fn locked_documents_keep_no_query_from_being_recorded(db: TestStore) {
     let bounds = StoreConfig {
-        max_connections: 2,
+        max_connections: 5,
         acquire_timeout: Duration::from_millis(300),
         ..config(db.case.url())
     };
@@ -396,9 +396,9 @@ async fn locked_documents_keep_no_query_from_being_recorded(db: TestStore) {
     let lock = db.case.lock("documents").await.unwrap();
     let stuck = tokio::spawn({
         let narrow = narrow.clone();
-        async move { narrow.add_document("a", heron()).await }
+        async move { join_all((0..4).map(|_| narrow.add_document("a", heron()))).await }
     });
-    db.case.until_waiting(1).await.unwrap();
+    db.case.until_waiting(4).await.unwrap();
     let refused = guard("hang.test", "a search is refused", async {
         narrow.search("a", "heron", 1).await
     });
@@ -409,7 +409,9 @@ async fn locked_documents_keep_no_query_from_being_recorded(db: TestStore) {
     narrow.record_query(record()).await.unwrap();
     assert!(!stuck.is_finished());
     lock.release().await.unwrap();
-    stuck.await.unwrap().unwrap();
+    for added in stuck.await.unwrap() {
+        added.unwrap();
+    }
     narrow.close().await;
     db.end().await;
 }

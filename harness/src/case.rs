@@ -12,7 +12,7 @@ use crate::exercise::{Instances, Reached};
 use crate::gate::Gates;
 use crate::llm::Stub;
 use crate::rows::kinds;
-use crate::spec::Spec;
+use crate::spec::{Protocol, Spec};
 use crate::subject::{
     Capability, Deployment, IssuedKey, Manifest, Process, RunningTarget, Target, TargetError,
 };
@@ -199,10 +199,23 @@ impl Ctx {
             })
     }
 
-    /// Returns whether the target declares this capability. A case asks it for what only such a
-    /// target can be held to, beyond the capabilities that the case needs.
+    /// Returns whether the target declares this capability, and has the optional aliases that are
+    /// about it ([`crate::spec::ModelSpec::optional`]): a gateway at a URL may have no address for
+    /// them. A case asks it for what only such a target can be held to, beyond the capabilities
+    /// that the case needs.
     pub fn declares(&self, capability: Capability) -> bool {
-        self.manifest.capabilities.contains(&capability)
+        let has = match capability {
+            Capability::Ollama => {
+                let mut providers = self.spec.providers.iter();
+                providers.any(|provider| provider.protocol == Protocol::OLLAMA)
+            }
+            Capability::Fallback => {
+                let mut models = self.spec.models.iter();
+                models.any(|model| model.candidates.len() > 1)
+            }
+            _ => true,
+        };
+        has && self.manifest.capabilities.contains(&capability)
     }
 
     /// Notes that the gateway, or what is around it, is in this state. A case that has shown it

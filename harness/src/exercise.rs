@@ -178,10 +178,14 @@ impl Instances {
         names.map(|name| (*name).to_string()).collect()
     }
 
-    /// Returns the listed instances that were neither examined nor left out.
+    /// Returns the listed instances that were neither examined nor left out; all of them if none was
+    /// examined.
     pub fn missing<'a>(&self, listed: &[&'a str]) -> Vec<&'a str> {
         let rows = self.rows();
-        let missing = listed.iter().filter(|name| !rows.contains_key(**name));
+        let idle = !rows.values().any(|how| *how == Instance::Examined);
+        let missing = listed
+            .iter()
+            .filter(|name| idle || !rows.contains_key(**name));
         missing.copied().collect()
     }
 

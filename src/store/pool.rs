@@ -271,13 +271,9 @@ impl<D: Dialect> Pool<D> {
     }
 }
 
-/// The number of connections that long calls leave to short ones: a fifth, and at least one of two.
+/// The number of connections that long calls leave to short ones: a fifth.
 const fn kept_free(connections: usize) -> usize {
-    match connections {
-        0 | 1 => 0,
-        2..=9 => 1,
-        more => more / 5,
-    }
+    connections / 5
 }
 
 fn closed() -> StoreError {

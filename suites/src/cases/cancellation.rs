@@ -152,7 +152,7 @@ fn two_protocols() -> Spec {
     let spec = Spec::pair()
         .model("solo", &["p1"])
         .provider("p3", Protocol::OLLAMA)
-        .model("local", &["p3"]);
+        .optional_model("local", &["p3"]);
     ["solo", "pair", "local"].iter().fold(spec, |spec, alias| {
         spec.model_timeouts(alias, Timeouts::PATIENT)
     })

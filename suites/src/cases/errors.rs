@@ -54,7 +54,7 @@ pub(super) const CASES: &[CaseRow] = &[
                 .provider("p2", Protocol::OPENAI)
                 .model("late", &["p2"])
                 .provider("p3", Protocol::OLLAMA)
-                .model("local", &["p3"])
+                .optional_model("local", &["p3"])
                 .model_timeouts("late", late)
         },
         run: &err_01,
@@ -85,7 +85,7 @@ pub(super) const CASES: &[CaseRow] = &[
             Spec::pair()
                 .model("solo", &["p1"])
                 .provider("p3", Protocol::OLLAMA)
-                .model("local", &["p3"])
+                .optional_model("local", &["p3"])
         },
         run: &err_02,
     },
@@ -196,7 +196,7 @@ pub(super) const CASES: &[CaseRow] = &[
             spec.retry.max_attempts = 2;
             spec.model("solo", &["p1"])
                 .model("pair", &["p1", "p2"])
-                .model("local", &["p3"])
+                .optional_model("local", &["p3"])
         },
         run: &err_05,
     },

@@ -149,7 +149,7 @@ pub(super) const CASES: &[CaseRow] = &[
         spec: || {
             Spec::solo()
                 .provider("p2", Protocol::OLLAMA)
-                .model("ollama", &["p2"])
+                .optional_model("ollama", &["p2"])
                 .model_timeouts("solo", Timeouts::PATIENT)
                 .model_timeouts("ollama", Timeouts::PATIENT)
         },
@@ -208,7 +208,7 @@ pub(super) const CASES: &[CaseRow] = &[
             let mut spec = Spec::pair()
                 .provider("p3", Protocol::OLLAMA)
                 .model("solo", &["p1"])
-                .model("ollama", &["p3"]);
+                .optional_model("ollama", &["p3"]);
             // one failure that is blamed on a provider would open its breaker for the whole case
             spec.breaker.failure_threshold = 1;
             spec

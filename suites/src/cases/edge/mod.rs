@@ -15,7 +15,7 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 fn both_protocols() -> Spec {
     Spec::solo()
         .provider("p2", Protocol::OLLAMA)
-        .model("ollama", &["p2"])
+        .optional_model("ollama", &["p2"])
         .model_timeouts("solo", Timeouts::PATIENT)
         .model_timeouts("ollama", Timeouts::PATIENT)
 }

@@ -135,7 +135,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
 fn two_protocols() -> Spec {
     Spec::solo()
         .provider("p3", Protocol::OLLAMA)
-        .model("local", &["p3"])
+        .optional_model("local", &["p3"])
         .model_timeouts("solo", Timeouts::PATIENT)
         .model_timeouts("local", Timeouts::PATIENT)
 }

@@ -145,7 +145,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
                 .provider("p3", Protocol::OPENAI)
                 .model("three", &["p1", "p3", "p2"])
                 .provider("p4", Protocol::OLLAMA)
-                .model("local", &["p4", "p2"]);
+                .optional_model("local", &["p4", "p2"]);
             ["pair", "three", "local"]
                 .iter()
                 .fold(spec, |spec, alias| spec.model_timeouts(alias, timeouts))

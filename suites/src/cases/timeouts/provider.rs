@@ -231,7 +231,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             };
             Spec::pair()
                 .provider("p3", Protocol::OLLAMA)
-                .model("local", &["p3", "p2"])
+                .optional_model("local", &["p3", "p2"])
                 .provider_timeouts("p1", slow)
                 .provider_timeouts("p3", slow)
                 .model_timeouts("pair", total)
@@ -247,7 +247,7 @@ fn with_timeouts(timeouts: Timeouts) -> Spec {
     let spec = Spec::pair()
         .model("solo", &["p1"])
         .provider("p3", Protocol::OLLAMA)
-        .model("local", &["p3"]);
+        .optional_model("local", &["p3"]);
     ["solo", "pair", "local"]
         .iter()
         .fold(spec, |spec, alias| spec.model_timeouts(alias, timeouts))

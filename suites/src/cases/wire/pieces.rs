@@ -42,7 +42,7 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
         spec: || {
             Spec::solo()
                 .provider("p2", Protocol::OLLAMA)
-                .model("local", &["p2"])
+                .optional_model("local", &["p2"])
         },
         run: &wire_14,
     },
