@@ -193,8 +193,8 @@ defects! {
     KeepsNoReserve = "TIME-13" by "second.status",
     /// The first candidate leaves time for those after it, and no other candidate does.
     KeepsReserveOnce = "TIME-13" by "third.status",
-    /// A candidate whose share of the deadline is over has answered with an empty text.
-    ShareIsEmptyAnswer = "TIME-13" by "answer.text",
+    /// Where the share of a candidate is over, the client is given an apology as its answer.
+    ShareIsApology = "TIME-13" by "answer.text",
     /// At most eight requests are at a provider at once, whatever is configured.
     PoolOfEight = "PARA-01" by "hang.rendezvous",
     /// All providers share one pool of 32 connections: a stalled one takes them all.

@@ -563,11 +563,17 @@ async fn exchange(
         }
         Err(error)
             if (gateway.has(Defect::TimeoutIsEmptyAnswer)
-                || gateway.has(Defect::ShareIsEmptyAnswer))
+                || gateway.has(Defect::ShareIsApology))
                 && error.cause.is_timeout()
                 && !call.stream =>
         {
-            let choices = serde_json::json!([{ "index": 0, "message": { "role": "assistant", "content": "" }, "finish_reason": "stop" }]);
+            let text = match gateway.has(Defect::ShareIsApology) {
+                true => "Sorry, that took too long.",
+                false => "",
+            };
+            let message = serde_json::json!({ "role": "assistant", "content": text });
+            let choices =
+                serde_json::json!([{ "index": 0, "message": message, "finish_reason": "stop" }]);
             let document = protocol::envelope("chat.completion", &candidate.model, &choices);
             Ok(Answer::Plain(Completion {
                 bytes: document.to_string().into(),
