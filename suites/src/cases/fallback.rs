@@ -190,7 +190,7 @@ pub(super) const CASES: &[CaseRow] = &[
         why: "The error of the last candidate alone hid why the first one had failed \
               (https://github.com/BerriAI/litellm/issues/27967).",
         shown: "One provider answers 503, another 500, and the last 200 with HTML. The error must list all in \
-                order, with a cause each, and hold no provider's key, although all send it.",
+                order, with a cause each, and hold no provider's key, although each sends its own.",
         remedy: "Collect the cause of each attempt, and take keys out of providers' messages.",
         needs: &[
             Capability::Chat,
@@ -976,21 +976,33 @@ async fn fall_08(ctx: &Ctx) -> CaseResult {
         .iter()
         .map(|provider| provider.api_key.clone())
         .collect();
-    let all = keys.join(" ");
+    // a provider knows its own key alone
+    let key = |name: &str| {
+        let mut providers = ctx.spec.providers.iter();
+        let provider = providers.find(|provider| provider.name == name);
+        provider.map_or_else(String::new, |provider| provider.api_key.clone())
+    };
     for (stub, failure) in [
         (
             "p1",
-            error(503).message(&format!("overloaded for key {all}")),
+            error(503).message(&format!("overloaded for key {}", key("p1"))),
         ),
         (
             "p2",
-            raw(200, "text/html", format!("<html>not for {all}</html>")),
+            raw(
+                200,
+                "text/html",
+                format!("<html>not for {}</html>", key("p2")),
+            ),
         ),
         (
             "p3",
-            error(503).message(&format!("overloaded for key {all}")),
+            error(503).message(&format!("overloaded for key {}", key("p3"))),
         ),
-        ("p4", error(500).message(&format!("broken for key {all}"))),
+        (
+            "p4",
+            error(500).message(&format!("broken for key {}", key("p4"))),
+        ),
     ] {
         if let Some(stub) = ctx.stubs.get(stub) {
             stub.answers(failure.optional());
