@@ -618,7 +618,7 @@ defects! {
     /// Waits for a free connection of the pool without a timeout.
     PoolWaitsForever = "DATA-03" by "hang.answer",
     /// The first call that takes too long keeps its connection of the pool forever.
-    LeaksConnection = "DATA-03" by "hang.every_connection",
+    LeaksConnection = "DATA-03" by "recovered.together",
     /// Keeps the connection that broke, and never makes a new one.
     KeepsDeadConnection = "DATA-04" by "hang.record_after_sessions",
     /// Once the database was gone, nothing is written any more.
