@@ -233,6 +233,7 @@ fn a_gateway_with_one_set_of_timeouts_or_whole_seconds_is_examined_by_all_other_
     let all: Vec<String> = Capability::ALL
         .iter()
         .filter(|capability| **capability != Capability::TimeoutPerModel)
+        .filter(|capability| **capability != Capability::RevocableKeys)
         .map(|capability| format!("\"{capability}\""))
         .collect();
     let refused = |unit: u64| -> Vec<&str> {

@@ -34,6 +34,15 @@ impl Timeouts {
         total_ms: Some(60_000),
     };
 
+    /// Also longer than any hang guard, and a wish alone: the case waits for nothing, so that it can
+    /// live with the timeouts that a gateway has already.
+    pub const UNHURRIED: Self = Self {
+        connect_ms: None,
+        first_token_ms: Some(45_000),
+        idle_ms: Some(45_000),
+        total_ms: Some(45_000),
+    };
+
     /// Returns the four timeouts with their names.
     #[cfg(feature = "runner")]
     pub(crate) fn named(&self) -> [(&'static str, Option<u64>); 4] {

@@ -81,8 +81,9 @@ impl UrlTarget {
         let has_own = spec.timeouts != usual
             || (spec.models.iter().map(|model| model.timeouts))
                 .chain(spec.providers.iter().map(|provider| provider.timeouts))
-                .any(|timeouts| timeouts != Timeouts::default());
+                .any(|timeouts| timeouts != Timeouts::default() && timeouts != Timeouts::UNHURRIED);
         for (model, needs) in spec.timeouts_in_force() {
+            let has_own = has_own && model.timeouts != Timeouts::UNHURRIED;
             for (n, (name, needed)) in needs.named().into_iter().enumerate() {
                 let (Some(needed), Some(has), Some(usual)) =
                     (needed, has.named()[n].1, usual.named()[n].1)

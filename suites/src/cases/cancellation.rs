@@ -103,7 +103,12 @@ pub(super) const CASES: &[CaseRow] = &[
                 one. Where two agents are silent, the answer must come before two such times are over.",
         remedy: "Drop the future of the call, and with it the connection, when its share of the \
                  deadline is over.",
-        needs: &[Capability::Query, Capability::Store, Capability::Chat],
+        needs: &[
+            Capability::Query,
+            Capability::Store,
+            Capability::Chat,
+            Capability::TimeoutPerModel,
+        ],
         instances: &[
             "configured, entities",
             "configured, fact_check",

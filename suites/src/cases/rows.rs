@@ -15,7 +15,7 @@ use super::support::{
 /// One provider of each protocol, and a second candidate behind one that fails. Every timeout is
 /// beyond the hang guard, so that a busy machine ends nothing.
 pub(super) fn everywhere() -> Spec {
-    everywhere_within(Timeouts::PATIENT)
+    everywhere_within(Timeouts::UNHURRIED)
 }
 
 /// The same with these timeouts for each alias.

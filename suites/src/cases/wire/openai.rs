@@ -78,7 +78,6 @@ pub(in crate::cases) const CASES: &[CaseRow] = &[
             "tool calls",
             "two choices",
             "usage asked for",
-            "provider without [DONE]",
             "second candidate",
             "Ollama, stop",
             "Ollama, length",
@@ -523,7 +522,6 @@ async fn wire_03(ctx: &Ctx) -> CaseResult {
             asked: with_usage,
             ..row("usage asked for", says(), "")
         },
-        row("provider without [DONE]", says().without_done(), ""),
         row("second candidate", says(), "").by(By::Second),
         row("Ollama, stop", says(), "").by(By::Ollama),
         row("Ollama, length", says().finish("length"), "").by(By::Ollama),
