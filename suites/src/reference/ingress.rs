@@ -679,7 +679,7 @@ async fn read(
     } else {
         timeout(time, reading).await.map_err(|_| late())??;
     }
-    half.is_whole();
+    half.ends_whole();
     if too_large {
         return Err(refuse(gateway, body, large()));
     }
@@ -715,7 +715,7 @@ struct Half<'g> {
 }
 
 impl Half<'_> {
-    fn is_whole(mut self) {
+    fn ends_whole(mut self) {
         self.loses = false;
     }
 }

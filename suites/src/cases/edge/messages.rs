@@ -251,6 +251,9 @@ async fn chunked_client(ctx: &Ctx) -> CaseResult {
     served(ctx, "chunks.status", &answer, "chunks")
 }
 
+/// An instance, its two headers, and its body.
+type Contradiction<'a> = (&'a str, [(&'a str, &'a str); 2], &'a str);
+
 /// What clients must not write, and is refused: nobody knows where the next request begins.
 async fn contradicting_clients(ctx: &Ctx, deviations: &mut Deviations) -> CaseResult {
     let p1 = ctx.stub("p1")?;
@@ -259,7 +262,7 @@ async fn contradicting_clients(ctx: &Ctx, deviations: &mut Deviations) -> CaseRe
     let list = format!("{length}, {other}");
     let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     let before = p1.requests().len();
-    let rows: [(&str, [(&str, &str); 2], &str); 3] = [
+    let rows: [Contradiction<'_>; 3] = [
         (
             "two lengths of a client",
             [("content-length", &length), ("Content-Length", &other)],
