@@ -42,12 +42,11 @@ pub(super) const CASES: &[CaseRow] = &[
         needs: PAIR,
         instances: &["plain, status 500", "streamed, status 503", "plain, reset"],
         spec: || {
-            let spec = with_breaker(Spec::pair(), 3, LONG_MS)
+            with_breaker(Spec::pair(), 3, LONG_MS)
                 .provider("p3", Protocol::OPENAI)
                 .optional_model("streams", &["p3", "p2"])
                 .provider("p4", Protocol::OPENAI)
-                .optional_model("resets", &["p4", "p2"]);
-            spec
+                .optional_model("resets", &["p4", "p2"])
         },
         run: &brkr_01,
     },

@@ -967,7 +967,7 @@ fn question(
         silence,
         short: gateway.short.load(Ordering::SeqCst),
         pool: Some(candidate.provider.pool.clone()),
-        replays: !gateway.has(Defect::NeverReplays)
-            && !(call.stream && gateway.has(Defect::NeverReplaysStreams)),
+        replays: !(gateway.has(Defect::NeverReplays)
+            || call.stream && gateway.has(Defect::NeverReplaysStreams)),
     })
 }
