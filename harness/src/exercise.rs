@@ -178,8 +178,8 @@ impl Instances {
         names.map(|name| (*name).to_string()).collect()
     }
 
-    /// Returns the listed instances that were neither examined nor left out; all of them if none was
-    /// examined.
+    /// Returns the listed instances that were neither examined nor left out; all of them if none
+    /// was examined.
     pub fn missing<'a>(&self, listed: &[&'a str]) -> Vec<&'a str> {
         let rows = self.rows();
         let idle = !rows.values().any(|how| *how == Instance::Examined);

@@ -34,8 +34,8 @@ impl Timeouts {
         total_ms: Some(60_000),
     };
 
-    /// Also longer than any hang guard, and a wish alone: the case waits for nothing, so that it can
-    /// live with the timeouts that a gateway has already.
+    /// Also longer than any hang guard, and a wish alone: the case waits for nothing, so that it
+    /// can live with the timeouts that a gateway has already.
     pub const UNHURRIED: Self = Self {
         connect_ms: None,
         first_token_ms: Some(45_000),

@@ -570,7 +570,7 @@ OWN = {"date", "server", "connection", "keep-alive", "content-length", "transfer
 def masked(text):
     """A text without numbers, ids and keys, which differ from run to run."""
     text = re.sub(r"\[secret( \d+)?\]\.*|\bsk-[\w-]+|\bBearer \S+", "#secret#", text)
-    text = re.sub(r"\b[0-9a-f]{8,}(-[0-9a-f]{4,})*\b", "#", text)
+    text = re.sub(r"(?<![0-9A-Za-z])[0-9a-f]{8,}(-[0-9a-f]{4,})*\b", "#", text)
     return re.sub(r"\d+(\.\d+)?", "#", text)
 
 

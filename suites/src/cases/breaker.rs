@@ -183,7 +183,7 @@ pub(super) const CASES: &[CaseRow] = &[
         spec: || {
             let mut spec = Spec::solo();
             spec.breaker.own_rule = true;
-            spec.timeouts.first_token_ms = Some(2_500);
+            spec.timeouts.first_token_ms = Some(2_000);
             for (alias, provider) in PARTIAL {
                 let protocol = if alias == "local" {
                     Protocol::OLLAMA

@@ -966,7 +966,8 @@ fn question(
         connect: candidate.connect,
         silence,
         short: gateway.short.load(Ordering::SeqCst),
-        pool: Some(candidate.provider.pool.clone()),
+        // a connection of the pool leads to the provider's own address
+        pool: (base == candidate.provider.base_url).then(|| candidate.provider.pool.clone()),
         replays: !(gateway.has(Defect::NeverReplays)
             || call.stream && gateway.has(Defect::NeverReplaysStreams)),
     })
