@@ -584,10 +584,12 @@ async fn the_preflight_asks_one_alias_of_each_kind_and_no_agent() {
             ..Spec::query(&["review"])
         }),
     ];
-    let target = Arc::new(Remembering {
+    let mut target = Remembering {
         at: stub,
         ..Remembering::new()
-    });
+    };
+    target.manifest.capabilities.insert(Capability::Ollama);
+    let target = Arc::new(target);
     run_on(&target, cases, |run| run.preflight = true).await;
     let deployments = target.deployments.lock().unwrap();
     let aliases: Vec<&str> = deployments[0]
