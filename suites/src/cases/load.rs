@@ -1116,7 +1116,10 @@ async fn load_09(ctx: &Ctx) -> CaseResult {
     let ollama = ctx.declares(Capability::Ollama);
     let pair = ctx.declares(Capability::Fallback);
     for (name, text) in [("p1", "one"), ("p2", "two"), ("p3", "three")] {
-        ctx.stub(name)?.answers(reply(text));
+        // a gateway may do without the alias of a provider
+        if let Some(stub) = ctx.stubs.get(name) {
+            stub.answers(reply(text));
+        }
     }
     let rows = [
         ("plain", "solo", false, None),

@@ -8,8 +8,8 @@ use gauntlet_harness::subject::Capability;
 use serde_json::{Value, json};
 
 use super::support::{
-    choices, chunk, chunk_of, of_choice, refused_unasked, role, silent_in, until_asked,
-    with_choices, with_tools,
+    choices, chunk, chunk_of, of_choice, refused_unasked, role, silent_in, streams_fall_back,
+    until_asked, with_choices, with_tools,
 };
 
 /// One provider of each protocol, and a second candidate behind one that fails. Every timeout is
@@ -116,10 +116,15 @@ impl Row {
         format!("({})", self.name)
     }
 
-    /// Whether the instance is examined; it is left out where the target lacks what it needs.
-    pub fn is_examined(&self, ctx: &Ctx) -> bool {
+    /// Whether the instance is examined; it is left out where the target lacks what it needs, and
+    /// where streams never reach a second candidate, which FALL-01 and FALL-03 judge.
+    pub async fn is_examined(&self, ctx: &Ctx) -> Result<bool, Failure> {
         let needed = self.by.needed();
-        needed.is_none_or(|needed| ctx.instance_if(needed, self.name))
+        if needed.is_some_and(|needed| !ctx.declares(needed)) {
+            return Ok(ctx.instance_where(false, self.name));
+        }
+        let reached = self.by != By::Second || streams_fall_back(ctx, "p3", "p1").await?;
+        Ok(ctx.instance_where(reached, self.name))
     }
 
     /// Lets the provider give the answer to the prompt of the row.
@@ -183,7 +188,7 @@ pub(super) async fn note_each(
     check: impl Fn(&Row, &Transcript) -> CaseResult + Send + Sync,
 ) -> CaseResult {
     for (n, row) in rows.iter().enumerate() {
-        if !row.is_examined(ctx) {
+        if !Box::pin(row.is_examined(ctx)).await? {
             continue;
         }
         // on the heap, because the examinations of tables are large

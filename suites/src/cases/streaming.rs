@@ -787,7 +787,7 @@ async fn strm_08(ctx: &Ctx) -> CaseResult {
         "Paris",
     )
     .by(By::Ollama);
-    if third.is_examined(ctx) {
+    if third.is_examined(ctx).await? {
         ctx.examine(third.name, endless(ctx, third, 2)).await?;
     }
     Ok(())
@@ -874,7 +874,7 @@ async fn strm_09(ctx: &Ctx) -> CaseResult {
     ];
     let mut deviations = Deviations::new();
     for (n, row) in plain.iter().enumerate() {
-        if !row.is_examined(ctx) {
+        if !row.is_examined(ctx).await? {
             continue;
         }
         let examination = async {
@@ -973,9 +973,7 @@ async fn strm_12(ctx: &Ctx) -> CaseResult {
     }
     let mut deviations = Deviations::new();
     for (n, row) in rows.iter().enumerate() {
-        let needed = row.by.needed();
-        if needed.is_some_and(|needed| !ctx.declares(needed)) {
-            row.is_examined(ctx);
+        if !Box::pin(row.is_examined(ctx)).await? {
             continue;
         }
         let examination = async {

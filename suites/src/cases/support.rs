@@ -12,7 +12,7 @@ use gauntlet_harness::client::{
     Client, End, Exchange, Reply, StreamEvent, StreamReply, Transcript, Transport,
 };
 use gauntlet_harness::gate::{converge, gap, guard, hang_guard, poll_until, with_hang_guard};
-use gauntlet_harness::llm::{Responder, Stub, chat, raw, reply};
+use gauntlet_harness::llm::{Responder, Stub, chat, error, raw, reply};
 use gauntlet_harness::plan::{Plan, Step};
 use gauntlet_harness::spec::{DatabaseNeed, Protocol, Spec, Timeouts};
 use gauntlet_harness::subject::Capability;
@@ -606,6 +606,32 @@ pub(super) fn repeats_at_once(ctx: &Ctx) -> CaseResult {
         });
     }
     Ok(())
+}
+
+/// The prompt of [`streams_fall_back`], whose requests are none of a case's own.
+pub(super) const DOES_IT_FALL_BACK: &str = "(does a stream fall back)";
+
+/// Whether a healthy stream comes from the second candidate of `pair` when the first one fails.
+/// Where it does not, FALL-01 and FALL-03 say so, and no other case.
+pub(super) async fn streams_fall_back(
+    ctx: &Ctx,
+    first: &str,
+    second: &str,
+) -> Result<bool, Failure> {
+    if !ctx.declares(Capability::Stream) {
+        return Ok(true);
+    }
+    let text = DOES_IT_FALL_BACK;
+    let failing = error(503).optional();
+    ctx.stub(first)?
+        .mount(chat().user_says(text), failing)
+        .await;
+    let served = reply("it falls back").optional();
+    ctx.stub(second)?
+        .mount(chat().user_says(text), served)
+        .await;
+    let stream = Box::pin(ctx.client.streamed(ctx.prompt("pair", text))).await?;
+    Ok(stream.text == "it falls back")
 }
 
 /// Sends requests until the alias asks this provider, which serves them. A gateway may leave a

@@ -181,9 +181,8 @@ async fn edge_01(ctx: &Ctx) -> CaseResult {
 
 async fn edge_05(ctx: &Ctx) -> CaseResult {
     // given
-    for name in ["p1", "p2"] {
-        ctx.stub(name)?
-            .answers(of_one_connection(reply("Paris is big.")));
+    for stub in ctx.stubs.values() {
+        stub.answers(of_one_connection(reply("Paris is big.")));
     }
     let mut deviations = Deviations::new();
     let ollama = ctx.declares(Capability::Ollama);

@@ -15,8 +15,8 @@ use serde_json::json;
 
 use crate::cases::CaseRow;
 use crate::cases::support::{
-    all_closed, applies, asked_for, broken, ended, given_up, is_streamed, marked, noted, together,
-    took, whole, with_tools,
+    DOES_IT_FALL_BACK, all_closed, applies, asked_for, broken, ended, given_up, is_streamed,
+    marked, noted, streams_fall_back, together, took, whole, with_tools,
 };
 
 /// A short timeout in milliseconds, and the same as a bound: long enough to reach the provider
@@ -352,6 +352,28 @@ async fn without_connection(ctx: &Ctx, instance: &str, dead: Dead) -> CaseResult
     )
 }
 
+/// Whether streams fall back from `p1` to `p2`. Nothing is asked before instances that need no second
+/// candidate, because a gateway may leave a provider alone after its first failure.
+async fn fall_back(ctx: &Ctx, first_instance: &str) -> Result<bool, Failure> {
+    let is_late = first_instance.contains("candidate");
+    if !is_late || !ctx.declares(Capability::Fallback) {
+        return Ok(true);
+    }
+    streams_fall_back(ctx, "p1", "p2").await
+}
+
+/// Whether the instance applies to the target. An answer that has begun is ended by a timeout that
+/// bounds more than the answer's headers.
+fn applies_here(ctx: &Ctx, instance: &str, fall_back: bool) -> bool {
+    let begun = instance.starts_with("plain, silent") || instance == "plain, within its answer";
+    let missing = (begun && !ctx.declares(Capability::FirstTokenTimeout))
+        || (!fall_back && instance.ends_with("candidate, streamed"));
+    match missing {
+        true => ctx.instance_where(false, instance),
+        false => applies(ctx, instance),
+    }
+}
+
 async fn time_02(ctx: &Ctx) -> CaseResult {
     // given
     let held = || Plan::held("late");
@@ -384,9 +406,10 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     ];
     let mut deviations = Deviations::new();
     for instances in [together_at_first.to_vec(), afterwards.to_vec()] {
+        let fall_back = fall_back(ctx, &instances[0].0).await?;
         let instances: Vec<_> = instances
             .into_iter()
-            .filter(|(name, ..)| applies(ctx, name))
+            .filter(|(name, ..)| applies_here(ctx, name, fall_back))
             .collect();
         for (name, plan, _) in &instances {
             plant(ctx, name, reply("too late to be read").plan(plan.clone())).await?;
@@ -421,7 +444,10 @@ async fn time_03(ctx: &Ctx) -> CaseResult {
         &["streamed", "Ollama, streamed", "first candidate, streamed"][..],
         &["last candidate, streamed"],
     ] {
-        let instances = instances.iter().filter(|name| applies(ctx, name));
+        let fall_back = fall_back(ctx, instances[0]).await?;
+        let instances = instances
+            .iter()
+            .filter(|name| applies_here(ctx, name, fall_back));
         let instances: Vec<&str> = instances.copied().collect();
         for name in &instances {
             plant(ctx, name, dripped()).await?;
@@ -609,9 +635,10 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
     ctx.stub("p2")?.answers(held().optional());
     let mut deviations = Deviations::new();
     for instances in [together_at_first, afterwards] {
+        let fall_back = fall_back(ctx, instances[0].0).await?;
         let instances: Vec<_> = instances
             .into_iter()
-            .filter(|(name, _)| applies(ctx, name))
+            .filter(|(name, _)| applies_here(ctx, name, fall_back))
             .collect();
         for (name, answer) in &instances {
             let answer = match asked_at(name).0 {
@@ -629,7 +656,8 @@ async fn time_09(ctx: &Ctx) -> CaseResult {
         together(ctx, &mut deviations, examined).await?;
         // then
         let stubs = ctx.stubs.values();
-        let asked = stubs.map(|stub| (stub, stub.calls(&ctx.nonce).len()));
+        let own = |stub: &Stub| stub.calls(&ctx.nonce).len() - stub.calls(DOES_IT_FALL_BACK).len();
+        let asked = stubs.map(|stub| (stub, own(stub)));
         all_closed(&mut deviations, asked).await?;
         for (name, _) in &instances {
             let (alias, provider) = asked_at(name);

@@ -311,7 +311,7 @@ async fn wire_13(ctx: &Ctx) -> CaseResult {
     ];
     let mut deviations = Deviations::new();
     for row in rows {
-        if row.is_examined(ctx) {
+        if Box::pin(row.is_examined(ctx)).await? {
             deviations.note(ctx.examine(row.name, same_in_both_forms(ctx, &row)).await)?;
         }
     }

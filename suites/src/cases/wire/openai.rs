@@ -287,7 +287,7 @@ async fn wire_01(ctx: &Ctx) -> CaseResult {
             name if name.contains("tool") => row.tools(),
             _ => row,
         };
-        if !row.is_examined(ctx) {
+        if !Box::pin(row.is_examined(ctx)).await? {
             continue;
         }
         let examination = async {
@@ -449,7 +449,7 @@ async fn wire_02(ctx: &Ctx) -> CaseResult {
     ];
     let mut deviations = Deviations::new();
     for (row, payloads, silent) in rows {
-        if row.is_examined(ctx) {
+        if Box::pin(row.is_examined(ctx)).await? {
             let examination = each_by_itself(ctx, &row, payloads, silent);
             deviations.note(ctx.examine(row.name, examination).await)?;
         }
@@ -1062,7 +1062,7 @@ async fn wire_08(ctx: &Ctx) -> CaseResult {
         if !possible {
             ctx.instance_if(Capability::Stream, name);
         }
-        if !possible || !row.is_examined(ctx) {
+        if !possible || !Box::pin(row.is_examined(ctx)).await? {
             continue;
         }
         for (field, value) in fields {
