@@ -352,8 +352,8 @@ async fn without_connection(ctx: &Ctx, instance: &str, dead: Dead) -> CaseResult
     )
 }
 
-/// Whether streams fall back from `p1` to `p2`. Nothing is asked before instances that need no second
-/// candidate, because a gateway may leave a provider alone after its first failure.
+/// Whether streams fall back from `p1` to `p2`. Nothing is asked before instances that need no
+/// second candidate, because a gateway may leave a provider alone after its first failure.
 async fn fall_back(ctx: &Ctx, first_instance: &str) -> Result<bool, Failure> {
     let is_late = first_instance.contains("candidate");
     if !is_late || !ctx.declares(Capability::Fallback) {
