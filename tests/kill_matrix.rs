@@ -178,7 +178,8 @@ impl KillMatrix {
     async fn examine_defect(&self, case: &Case, defect: Defect, guard: Duration) -> TrialResult {
         match self.examine(case, Some(defect), guard).await {
             TrialResult::Rejected { fact, hang, how }
-                if fact != defect.fact() || hang != defect.hangs() =>
+                // a later row of the same table may have hung, too
+                if fact != defect.fact() || (defect.hangs() && !hang) =>
             {
                 TrialResult::RejectedBeside { fact, how }
             }
