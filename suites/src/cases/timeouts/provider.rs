@@ -406,7 +406,7 @@ async fn time_02(ctx: &Ctx) -> CaseResult {
     ];
     let mut deviations = Deviations::new();
     for instances in [together_at_first.to_vec(), afterwards.to_vec()] {
-        let fall_back = fall_back(ctx, &instances[0].0).await?;
+        let fall_back = fall_back(ctx, instances[0].0).await?;
         let instances: Vec<_> = instances
             .into_iter()
             .filter(|(name, ..)| applies_here(ctx, name, fall_back))
